@@ -1,0 +1,250 @@
+"""The recipe tree: frozen, typed values that say everything about a run.
+
+This module imports neither torch nor any other room, so that `--help`, override parsing and
+checkpoint inspection cost nothing. Numbers are the papers' unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# --------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A pre-norm vision transformer (ALBEF §3.1: ViT-B/16)."""
+
+    image_size: int = 256
+    """Side of the square input in pixels; a multiple of `patch_size`."""
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+    stem: Literal["patch", "conv"] = "patch"
+    """`patch`: one strided projection, as published. `conv`: a small stack of 3×3 convolutions, which learns
+    from nothing far sooner (docs/decisions.md)."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A BERT whose last layers also attend to the image (ALBEF §3.1: BERT-base, 6 + 6 layers)."""
+
+    vocab_size: int = 30522
+    width: int = 768
+    layers: int = 12
+    """Text-only plus fusion layers."""
+    fusion_start: int = 6
+    """The first layer that has cross-attention; the layers before it see text only."""
+    heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+    norm_eps: float = 1e-12
+    norm: Literal["post", "pre"] = "post"
+    """Where the norms stand: `post` as in BERT, `pre` for training from nothing (docs/decisions.md)."""
+    dropout: float = 0.1
+    """On embeddings and on each sublayer's output."""
+    attention_dropout: float = 0.0
+    """On attention probabilities. BERT has 0.1; above 0 the fused kernel does not apply on a CPU."""
+
+
+@dataclass(frozen=True)
+class AlbefConfig:
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: int = 256
+    keep_padding: bool = False
+    """Compute padded text rows too, as the released code does. For parity tests; costs time, changes no valid row."""
+
+
+# --------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class AlbefPretrainConfig:
+    """ITC + ITM + MLM with a momentum teacher (ALBEF §3). A term's weight of 0 leaves the term out (Table 1)."""
+
+    itc: float = 1.0
+    itm: float = 1.0
+    mlm: float = 1.0
+    queue_size: int = 65536
+    temperature: float = 0.07
+    temperature_bounds: tuple[float, float] = (0.001, 0.5)
+    momentum: float = 0.995
+    alpha_itc: float = 0.4
+    """Weight of the teacher's pseudo-targets in ITC (MoD on ITC in Table 1)."""
+    alpha_mlm: float = 0.4
+    """Weight of the teacher's word distribution in MLM (MoD on MLM in Table 1)."""
+    alpha_start: float = 0.0
+    """Training progress, in epochs, before which alpha is 0. Published: 0."""
+    alpha_ramp: float = 1.0
+    """Epochs over which alpha then rises linearly to its value. Published: 1."""
+    mask_probability: float = 0.15
+    hard_negatives: bool = True
+    """False draws ITM's negatives uniformly (ablation in Table 1)."""
+    negatives_mask: Literal["before", "after"] = "before"
+    """Positives leave the sampling weights `before` the softmax, or `after` it as released, which crashes when
+    all that is left underflows (REFERENCE defect 1)."""
+    false_negatives: Literal["mask", "keep"] = "mask"
+    """Other captions of the same picture: `mask` them out of ITC and ITM, or `keep` them as negatives, as released (defect 2)."""
+    teacher_dropout: bool = False
+    """True runs the teacher with dropout, as released (defect 3)."""
+    mask_special_tokens: bool = False
+    """True lets MLM mask every special token but [CLS] and padding, as released (defect 13)."""
+
+
+# --------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Pictures composed from sprites, with captions; a pure function of (seed, index)."""
+
+    sprites: Literal["openmoji", "shapes"] = "openmoji"
+    names: Literal["curated", "full"] = "curated"
+    """`curated`: at least 100 clear nouns in groups. `full`: every usable sprite (at least 1,000)."""
+    language: str = "en"
+    """Language of the sprites' names, as shipped by the `emoji` package. Sentences are English only; other
+    languages get name lists."""
+    count: int = 100_000
+    """Training scenes in one epoch."""
+    evaluation_count: int = 1_000
+    """Scenes in the validation split and in the test split, each."""
+    size: int = 64
+    """Side of the picture in pixels."""
+    objects: tuple[int, int] = (1, 4)
+    """Least and most objects in a scene."""
+    noise: float = 0.0
+    """Share of training captions turned into web-like noise."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "scenes"
+    """A name of catalog.SOURCES: scenes, folder, jsonl, albef."""
+    path: str | None = None
+    """Folder, JSONL file or annotation list that the source reads."""
+    root: str | None = None
+    """Folder that relative picture paths start from; default: beside the annotation file."""
+    validation_path: str | None = None
+    """Annotations of the validation split; default: a share of `path`, chosen by the picture's identity."""
+    test_path: str | None = None
+    held_out: float = 0.05
+    """Share of pictures for validation, and as much again for test, where no such path is given."""
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    crop: tuple[float, float] = (0.2, 1.0)
+    """Area of the random resized crop as a share of the picture."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    flip_directional: bool = False
+    """True flips under texts that say left or right too, as released (defect 12)."""
+    randaugment: tuple[int, int] = (2, 7)
+    """Operations drawn and their magnitude of 10 (no colour operations); (0, 0) for none."""
+    max_tokens: int = 25
+    """Longest training text in tokens; longer ones are cut. Released: 25 in pre-training."""
+    max_tokens_evaluation: int = 30
+    max_words: int = 30
+    """Caption clean-up keeps this many words."""
+    bad_share: float = 0.01
+    """Training stops when more than this share of the records seen could not be read; evaluation allows none."""
+    workers: int = 1
+    """Loader processes beside the training process; 0 loads in it."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    vocabulary: str | None = None
+    """A vocab.txt, a folder that holds one, or None: learn word pieces from the run's own captions."""
+    size: int = 2000
+    """Pieces to learn when there is no vocabulary."""
+    separator: bool = False
+    """Close each text with [SEP]. The released ALBEF does not (defect 11); stock BERT does."""
+    lowercase: bool = True
+
+
+# --------------------------------------------------------------------------- optimisation and run
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 1e-4
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    decay: Literal["released", "repaired"] = "repaired"
+    """Which parameters decay. `released`: all but one-dimensional ones and biases, so temperature, class token,
+    positions and embeddings decay too. `repaired`: weight matrices and convolutions only."""
+    clip: float | None = None
+    """Largest gradient norm."""
+    accumulate: int = 1
+    """Micro-batches an optimiser step; each sees only its own negatives and the queue."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: Literal["cosine", "released"] = "cosine"
+    """`cosine`: linear warm-up, then cosine, by iteration. `released`: warm-up in steps of 100 iterations within the
+    first epoch only, then constant within an epoch (defect 8)."""
+    warmup_steps: int = 1000
+    warmup_lr: float = 1e-5
+    min_lr: float = 1e-5
+    warmup_epochs: int = 20
+    """For `released` only: its unit is 100 iterations."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    steps: int | None = None
+    """Optimiser steps in all; None: `epochs` decides."""
+    epochs: int = 30
+    batch_size: int = 512
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 multiplies in bfloat16; weights, optimiser, teacher and losses stay fp32."""
+    threads: int | None = None
+    """CPU threads; None leaves torch's choice."""
+    log_every: int = 10
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest ones kept beside the best."""
+    validate_every: int = 500
+    """Steps between validations; 0 for none."""
+    validation_items: int = 500
+    """Pictures at most in one validation."""
+    patience: int | None = None
+    """Stop after so many validations without a better one."""
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    rerank: int = 128
+    """Candidates that the fusion encoder re-ranks for each query (k_test: 256 COCO, 128 Flickr30k)."""
+    batch_size: int = 64
+    bootstrap: int = 1000
+    """Resamples behind the 95 % intervals."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a run. `name` finds the function in catalog.RECIPES."""
+
+    name: str
+    model: AlbefConfig
+    task: AlbefPretrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    init_from: str | None = None
+    """Checkpoint to start from: a run folder, a checkpoint folder or a published file. Not found is an error."""

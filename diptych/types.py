@@ -1,0 +1,126 @@
+"""The values that pass between rooms: batches, states, losses. Frozen; nothing here computes.
+
+B samples of a batch, L padded text length, T image tokens, D width, P pairs, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Movable = TypeVar("Movable")
+
+
+def to_device(value: Movable, device: torch.device | str) -> Movable:
+    """The same dataclass with every tensor (also of nested dataclasses) on `device`."""
+    assert is_dataclass(value) and not isinstance(value, type)
+    moved: dict[str, Any] = {}
+    for item in fields(value):
+        content = getattr(value, item.name)
+        if isinstance(content, Tensor):
+            moved[item.name] = content.to(device, non_blocking=True)
+        elif is_dataclass(content) and not isinstance(content, type):
+            moved[item.name] = to_device(content, device)
+    return replace(value, **moved)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token ids padded to the longest text of the batch. Padding is only storage: no result depends on it."""
+
+    input_ids: Int[Tensor, "B L"]
+    attention_mask: Bool[Tensor, "B L"]
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Image-text pairs: sample b is pixels[b] with texts[b]."""
+
+    pixels: Float[Tensor, "B 3 H W"]
+    texts: Texts
+    image_ids: Int[Tensor, "B"]
+    """Identity of each picture: equal numbers mean the same picture."""
+    records: tuple[str, ...] = ()
+    """Names of the records, for messages."""
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+
+@dataclass(frozen=True)
+class RowList:
+    """Rows asked of `fuse`: row r is position `position[r]` of pair `pair[r]` (position 0 is [CLS])."""
+
+    pair: Int[Tensor, "R"]
+    position: Int[Tensor, "R"]
+
+
+Rows = RowList | Literal["all"] | None
+"""What `fuse` returns beside the pooled [CLS] of each pair: listed rows, all rows, or nothing more."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What the fusion encoder made of P pairs."""
+
+    pooled: Float[Tensor, "P D"]
+    """One vector a pair for heads (ALBEF: the [CLS] row; VLMo: the pooler's output)."""
+    rows: Float[Tensor, "R D"] | Float[Tensor, "P L D"] | None
+    """The rows asked for; with `rows="all"` padded to the longest pair, `mask` says which are real."""
+    mask: Bool[Tensor, "P L"] | None = None
+    text_rows: Bool[Tensor, "P L"] | None = None
+    """Which rows are text (ALBEF: all real ones)."""
+    maps: Mapping[int, Tensor] = field(default_factory=dict)
+    """Attention maps by layer [P, heads, text, patches], in the graph."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A mean that can be added up: `sum` over `count` items. Both are tensors without dimensions."""
+
+    sum: Tensor
+    count: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, 0 when nothing was counted."""
+        return self.sum / self.count.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the training stands when a batch is seen."""
+
+    step: int
+    """Optimiser steps done."""
+    epoch: float
+    """Epochs done, with their fraction."""
+    seed: int = 0
+    micro: int = 0
+    """Micro-batch within the step."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weighted loss terms, measures to log, and what the task must remember after the step."""
+
+    terms: Mapping[str, tuple[float, Term]]
+    measures: Mapping[str, Term] = field(default_factory=dict)
+    carry: Any = None
+
+    @classmethod
+    def weighted(cls, *, measures: Mapping[str, Term] | None = None, carry: Any = None, **terms: tuple[float, Term]) -> Losses:
+        return cls(terms=terms, measures=measures or {}, carry=carry)
+
+    @property
+    def total(self) -> Tensor:
+        """The number to differentiate: the weighted sum of the terms' means."""
+        return torch.stack([weight * term.mean for weight, term in self.terms.values()]).sum()
