@@ -1,0 +1,78 @@
+"""Bootstrap intervals: how far a measured mean could move if other queries had been asked.
+
+G groups that are drawn together (the captions of one picture succeed and fail together, so the picture is the unit),
+M measures, S resamples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+BLOCK = 1 << 22
+"""Resampling weights held at once (32 MiB)."""
+
+
+class Interval(NamedTuple):
+    """Both ends of an interval, in the unit of what was measured."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:.1f} … {self.high:.1f}"
+
+
+def bootstrap_means(
+    sums: Float[np.ndarray, "G M"], counts: Float[np.ndarray, "G M"], resamples: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "S M"]:
+    """Means of M measures in each of S resamples of the groups.
+
+    Group g adds `sums[g, m]` over `counts[g, m]` items to measure m. All measures see the same resamples, so the
+    difference of two columns is a paired difference. The same seed gives the same resamples.
+
+    >>> hits = np.array([[1.0], [0.0], [1.0], [1.0]])
+    >>> bootstrap_means(hits, np.ones_like(hits), resamples=1000).shape
+    (1000, 1)
+    """
+    groups = len(sums)
+    if groups == 0:
+        raise ValueError("nothing to resample: the evaluation holds no query")
+    random = np.random.default_rng(seed)
+    means: list[np.ndarray] = []
+    step = max(1, BLOCK // groups)
+    for start in range(0, resamples, step):
+        drawn: Int[np.ndarray, "s G"] = random.multinomial(
+            groups, np.full(groups, 1 / groups), size=min(step, resamples - start)
+        )
+        weights = drawn.astype(np.float64)
+        means.append((weights @ sums) / np.maximum(weights @ counts, 1e-12))
+    return np.concatenate(means)
+
+
+def interval(means: Float[np.ndarray, "S"], level: float = 0.95) -> Interval:
+    """The central `level` of bootstrapped means (percentile method).
+
+    >>> print(interval(np.arange(101.0), level=0.9))
+    5.0 … 95.0
+    """
+    tail = 50.0 * (1.0 - level)
+    low, high = np.percentile(means, [tail, 100.0 - tail])
+    return Interval(float(low), float(high))
+
+
+def mean_interval(
+    values: Float[np.ndarray, "Q"], resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Interval of the mean of independent values. For a paired difference give the differences.
+
+    When all values are equal the interval has no width: a bootstrap cannot see what never happened.
+
+    >>> first, second = np.array([1.0, 1, 0, 1, 1, 0]), np.array([0.0, 1, 0, 1, 0, 0])
+    >>> mean_interval(first - second).low >= 0
+    True
+    """
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    return interval(bootstrap_means(column, np.ones_like(column), resamples, seed)[:, 0], level)

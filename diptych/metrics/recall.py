@@ -1,0 +1,108 @@
+"""Recall at k for retrieval: ranks first, then the share of ranks below k. Higher recall and lower ranks are better.
+
+Q queries, N candidates, I images, T texts. Ranks count from 0. Recalls are in percent, as in the papers' tables.
+
+Ties are pessimistic: an irrelevant candidate that scores the same as the best relevant one stands before it, and so
+does one whose score is not a number. So a model that gives every candidate the same score is ranked last, whatever the
+order of the candidates, and no sort is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LEVELS = (1, 5, 10)
+"""The k of the published tables."""
+
+
+def retrieval_ranks(scores: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"]) -> Int[Tensor, "Q"]:
+    """Rank of each query's best relevant candidate: how many irrelevant ones do not score below it. Lower is better.
+
+    An image with several captions thus gets the best rank of its captions. Raises ValueError for a query without any
+    relevant candidate.
+
+    >>> scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.2, 0.1]])
+    >>> relevant = torch.tensor([[False, True, True], [True, False, False]])
+    >>> retrieval_ranks(scores, relevant).tolist()  # 0.9 stands before 0.5; the tie of 0.2 counts against the query
+    [1, 1]
+    """
+    if not relevant.any(dim=1).all():
+        row = int((~relevant.any(dim=1)).nonzero()[0])
+        raise ValueError(f"query {row} has no relevant candidate, so it has no rank: leave such queries out")
+    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
+    return (~(scores < best) & ~relevant).sum(dim=1)
+
+
+def recall(ranks: Int[Tensor, "Q"], k: int) -> float:
+    """Percentage of the queries whose best relevant candidate is among the first k. Higher is better.
+
+    >>> recall(torch.tensor([0, 4, 1, 7]), k=2)
+    50.0
+    """
+    return 100.0 * (ranks < k).double().mean().item()
+
+
+def expected_recall(scores: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"], k: int) -> float:
+    """Recall at k in percent, averaged over all orders of tied candidates. Higher is better.
+
+    For judges whose scores tie by nature, such as a matcher that only compares sets of nouns. Constant scores give the
+    recall of chance.
+
+    >>> scores = torch.tensor([[1.0, 1.0, 0.0, 1.0]])
+    >>> round(expected_recall(scores, torch.tensor([[True, False, False, False]]), k=1), 1)  # one of three tied
+    33.3
+    >>> expected_recall(scores, torch.tensor([[False, False, True, False]]), k=3)  # all three stand before it
+    0.0
+    """
+    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
+    above = (scores > best).sum(dim=1)
+    tied_relevant = ((scores == best) & relevant).sum(dim=1)
+    tied_irrelevant = ((scores == best) & ~relevant).sum(dim=1)
+    return 100.0 * _hit_probability(k - above, tied_relevant, tied_irrelevant).mean().item()
+
+
+def chance_recall(relevant: Int[Tensor, "Q"], candidates: int, k: int) -> float:
+    """Recall at k in percent of a random order, for queries with `relevant[q]` right ones among `candidates`.
+
+    >>> round(chance_recall(torch.tensor([1, 1]), candidates=1000, k=10), 9)
+    1.0
+    """
+    return 100.0 * _hit_probability(torch.full_like(relevant, k), relevant, candidates - relevant).mean().item()
+
+
+def _hit_probability(
+    slots: Int[Tensor, "Q"], relevant: Int[Tensor, "Q"], irrelevant: Int[Tensor, "Q"]
+) -> Float[Tensor, "Q"]:
+    """Probability that `slots` draws without replacement hold at least one relevant item (hypergeometric)."""
+    drawn = torch.minimum(slots.clamp(min=0), irrelevant).double()
+    right, wrong = relevant.double(), irrelevant.double()
+    # log C(wrong, drawn) - log C(right + wrong, drawn); the factorial of `drawn` cancels.
+    log_miss = _log_falling(wrong, drawn) - _log_falling(right + wrong, drawn)
+    return torch.where(slots > irrelevant, 1.0, -torch.expm1(log_miss))
+
+
+def _log_falling(items: Float[Tensor, "Q"], drawn: Float[Tensor, "Q"]) -> Float[Tensor, "Q"]:
+    """log of items · (items - 1) · … with `drawn` factors."""
+    return torch.lgamma(items + 1) - torch.lgamma(items - drawn + 1)
+
+
+def retrieval_metrics(ranks: Mapping[str, Int[Tensor, "Q"]], levels: Sequence[int] = LEVELS) -> dict[str, float]:
+    """Recalls in percent of each direction, their mean over the levels, and the mean of those. Higher is better.
+
+    >>> ranks = {"image_to_text": torch.tensor([0, 3]), "text_to_image": torch.tensor([0, 0, 12, 7])}
+    >>> retrieval_metrics(ranks, levels=(1, 10))  # doctest: +NORMALIZE_WHITESPACE
+    {'image_to_text.recall@1': 50.0, 'image_to_text.recall@10': 100.0, 'image_to_text.mean_recall': 75.0,
+     'text_to_image.recall@1': 50.0, 'text_to_image.recall@10': 75.0, 'text_to_image.mean_recall': 62.5,
+     'mean_recall': 68.75}
+    """
+    found: dict[str, float] = {}
+    means: list[float] = []
+    for direction, ranked in ranks.items():
+        values = {f"{direction}.recall@{k}": recall(ranked, k) for k in levels}
+        means.append(sum(values.values()) / len(values))
+        found |= values | {f"{direction}.mean_recall": means[-1]}
+    return found | {"mean_recall": sum(means) / len(means)}

@@ -1,0 +1,25 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-albef",
+        type=Path,
+        default=GOLDEN / "albef",
+        help="folder with reference numbers of the released ALBEF",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_albef(request: pytest.FixtureRequest) -> Path:
+    """Folder of ALBEF's reference numbers; its layout is that of tests/golden/albef."""
+    folder: Path = request.config.getoption("--golden-albef")
+    return folder
