@@ -91,7 +91,7 @@ def test_95_percent_intervals_hold_the_true_mean_in_about_95_percent_of_repeats(
     random = np.random.default_rng(0)
     held = []
     for seed in range(300):
-        low, high = mean_interval(random.random(120) < 0.35, resamples=300, seed=seed)
+        low, high = mean_interval((random.random(120) < 0.35).astype(float), resamples=300, seed=seed)
         held.append(low <= 0.35 <= high)
     assert 0.90 <= np.mean(held) <= 0.985  # 300 repeats: standard error 1.3 points
 
