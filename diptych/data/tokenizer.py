@@ -1,0 +1,185 @@
+"""BERT WordPiece, from a vocabulary or learnt from captions. No torch here.
+
+A text becomes [CLS] + pieces, and [SEP] only where `separator` says so: the released ALBEF writes none, stock BERT
+writes one, and a checkpoint read with the wrong policy loses accuracy without a word (REFERENCE defect 11).
+`piece` is a vocabulary entry; one that continues a word starts with "##".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Engine
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from diptych.data.pieces import CONTINUES, count_words, learn_pieces
+
+PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""In the order of their ids in a learnt vocabulary; a given vocabulary has its own ids."""
+VOCABULARY_FILE = "vocab.txt"
+POLICY_FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Texts to ids and back. Two tokenizers are equal if they give every text the same ids."""
+
+    def __init__(self, vocabulary: Sequence[str], *, separator: bool = False, lowercase: bool = True) -> None:
+        """`vocabulary` lists the pieces by id. Raises ValueError if a special piece is missing or a piece occurs twice."""
+        self.vocabulary = tuple(vocabulary)
+        self.separator = separator
+        self.lowercase = lowercase
+        self._ids = {piece: number for number, piece in enumerate(self.vocabulary)}
+        self._check()
+        self._engine = _engine(self._ids, lowercase)
+
+    # ------------------------------------------------------------------ where tokenizers come from
+
+    @classmethod
+    def from_vocabulary(cls, path: str | Path, separator: bool = False, lowercase: bool = True) -> Tokenizer:
+        """From a file with one piece a line (its line is its id), or a folder that holds a vocab.txt."""
+        path = Path(path)
+        file = path / VOCABULARY_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise ValueError(f"no vocabulary at {file}: give a {VOCABULARY_FILE} or a folder that holds one")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not a vocabulary: one piece a line, in UTF-8 ({error})") from None
+        # Split at line ends only: str.splitlines also splits at characters that vocabularies hold as pieces.
+        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+        try:
+            return cls(lines, separator=separator, lowercase=lowercase)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int, separator: bool = False, lowercase: bool = True) -> Tokenizer:
+        """Learn at most `size` pieces from texts. The same texts, in any order, give the same pieces."""
+        words = count_words(texts, lowercase)
+        if not words:
+            raise ValueError("cannot learn word pieces: the captions hold no words")
+        return cls((*SPECIAL, *learn_pieces(words, size - len(SPECIAL))), separator=separator, lowercase=lowercase)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """What `save` wrote: the vocabulary together with its [SEP] policy."""
+        policy_file = Path(folder) / POLICY_FILE
+        try:
+            policy = json.loads(policy_file.read_text(encoding="utf-8"))
+            separator, lowercase = bool(policy["separator"]), bool(policy["lowercase"])
+        except FileNotFoundError:
+            raise ValueError(f"no tokenizer in {folder}: {POLICY_FILE} is missing") from None
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise ValueError(f"{policy_file} does not say `separator` and `lowercase`") from None
+        return cls.from_vocabulary(folder, separator=separator, lowercase=lowercase)
+
+    def save(self, folder: str | Path) -> None:
+        """Write vocab.txt and tokenizer.json (the [SEP] policy and letter case) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / VOCABULARY_FILE).write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8", newline="\n")
+        policy = {"kind": "wordpiece", "separator": self.separator, "lowercase": self.lowercase}
+        (folder / POLICY_FILE).write_text(json.dumps(policy, indent=1) + "\n", encoding="utf-8")
+
+    # ------------------------------------------------------------------ texts to ids and back
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        """[CLS] + pieces (+ [SEP]) for each text. Longer ones than `max_tokens` lose pieces from their end."""
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts, not one text")
+        extra = 2 if self.separator else 1
+        if max_tokens is not None and max_tokens < extra:
+            raise ValueError(f"max_tokens is {max_tokens}, but the special tokens alone take {extra}")
+        keep = None if max_tokens is None else max_tokens - extra
+        end = [self.sep_id] if self.separator else []
+        return [[self.cls_id, *ids[:keep], *end] for ids in self._encode(texts)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if len(texts) == 1:  # the engine's batch call costs more than it saves here
+            return [self._engine.encode(texts[0], add_special_tokens=False).ids]
+        return [encoding.ids for encoding in self._engine.encode_batch(list(texts), add_special_tokens=False)]
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of a text, without the special tokens that `encode` adds."""
+        return [self.vocabulary[number] for number in self._encode([text])[0]]
+
+    def token(self, number: int) -> str:
+        """The piece with this id."""
+        if not 0 <= number < len(self.vocabulary):
+            raise ValueError(f"id {number} is outside the vocabulary of {len(self.vocabulary)} pieces")
+        return self.vocabulary[number]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable words: pieces joined, special tokens other than [UNK] and [MASK] left out."""
+        silent = {self.pad_id, self.cls_id, self.sep_id}
+        words = " ".join(self.token(int(number)) for number in ids if int(number) not in silent)
+        return words.replace(" " + CONTINUES, "")
+
+    # ------------------------------------------------------------------ what others need to know
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def pad_id(self) -> int:
+        return self._ids[PAD]
+
+    @property
+    def unk_id(self) -> int:
+        return self._ids[UNK]
+
+    @property
+    def cls_id(self) -> int:
+        return self._ids[CLS]
+
+    @property
+    def sep_id(self) -> int:
+        return self._ids[SEP]
+
+    @property
+    def mask_id(self) -> int:
+        return self._ids[MASK]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+        return frozenset(self._ids[piece] for piece in SPECIAL)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} pieces, separator={self.separator}, lowercase={self.lowercase})"
+
+    @property
+    def _identity(self) -> tuple[tuple[str, ...], bool, bool]:
+        return self.vocabulary, self.separator, self.lowercase
+
+    def _check(self) -> None:
+        missing = [piece for piece in SPECIAL if piece not in self._ids]
+        if missing:
+            raise ValueError(
+                f"the vocabulary lacks {', '.join(missing)}: a BERT vocabulary lists one piece a line, special pieces included"
+            )
+        if len(self._ids) != len(self.vocabulary):
+            number, piece = next((n, p) for n, p in enumerate(self.vocabulary) if self._ids[p] != n)
+            raise ValueError(f"the vocabulary holds {piece!r} twice, in lines {number + 1} and {self._ids[piece] + 1}")
+
+
+def _engine(ids: dict[str, int], lowercase: bool) -> Engine:
+    """BERT's own clean-up (control characters, accents, Chinese characters apart), then longest match first."""
+    engine = Engine(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100, continuing_subword_prefix=CONTINUES))
+    engine.normalizer = BertNormalizer(lowercase=lowercase)  # strips accents exactly when it lowers
+    engine.pre_tokenizer = BertPreTokenizer()
+    # A literal "[SEP]" in a text is the special token, in capitals only (VQA answers are closed that way).
+    engine.add_special_tokens([AddedToken(piece, normalized=False) for piece in SPECIAL])
+    return engine
