@@ -145,6 +145,9 @@ class DataConfig:
     """True flips under texts that say left or right too, as released (defect 12)."""
     randaugment: tuple[int, int] = (2, 7)
     """Operations drawn and their magnitude of 10 (no colour operations); (0, 0) for none."""
+    augmentation: Literal["repaired", "released"] = "repaired"
+    """`released` keeps two overflows of the released operations: AutoContrast turns every picture white whose darkest
+    value is above 0, and Sharpness wraps around beyond black and white."""
     max_tokens: int = 25
     """Longest training text in tokens; longer ones are cut. Released: 25 in pre-training."""
     max_tokens_evaluation: int = 30
