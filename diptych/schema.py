@@ -43,6 +43,8 @@ class TextConfig:
     heads: int = 12
     intermediate: int = 3072
     max_positions: int = 512
+    pad_id: int = 0
+    """Its word vector gets no gradient as an input, as in BERT."""
     norm_eps: float = 1e-12
     norm: Literal["post", "pre"] = "post"
     """Where the norms stand: `post` as in BERT, `pre` for training from nothing (docs/decisions.md)."""
@@ -57,8 +59,21 @@ class AlbefConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 256
+    temperature: float = 0.07
+    """Start of the learnt temperature (ALBEF §3.2)."""
     keep_padding: bool = False
     """Compute padded text rows too, as the released code does. For parity tests; costs time, changes no valid row."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of a tokenizer's special tokens."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
 
 
 # --------------------------------------------------------------------------- tasks
@@ -72,7 +87,6 @@ class AlbefPretrainConfig:
     itm: float = 1.0
     mlm: float = 1.0
     queue_size: int = 65536
-    temperature: float = 0.07
     temperature_bounds: tuple[float, float] = (0.001, 0.5)
     momentum: float = 0.995
     alpha_itc: float = 0.4
@@ -234,6 +248,10 @@ class EvaluationConfig:
     batch_size: int = 64
     bootstrap: int = 1000
     """Resamples behind the 95 % intervals."""
+    keep_bytes: int = 2 << 30
+    """Encoded pictures are kept between the two stages if all fit into so many bytes; else they are encoded twice."""
+    tokens_per_call: int = 16_384
+    """Text tokens, over all pairs, of one call of the fusion encoder; bounds the memory of re-ranking."""
 
 
 @dataclass(frozen=True)

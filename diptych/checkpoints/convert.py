@@ -1,0 +1,146 @@
+"""Checkpoints under other names: an engine for rename tables that it is handed.
+
+A table is a list of rules, first match wins. Patterns are names with `{placeholders}`; a placeholder stands for one
+part between dots. Every tensor must be spoken for: what no rule names is an error, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rename:
+    """One tensor under two names, possibly turned (`transpose`) or stored with a leading 1 (`squeeze`)."""
+
+    published: str
+    ours: str
+    transpose: bool = False
+    squeeze: bool = False
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Several published tensors that we keep as one, laid end to end along dimension 0."""
+
+    published: tuple[str, ...]
+    ours: str
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A second published name of the tensor `of`. Must be equal to it; written again at export."""
+
+    published: str
+    of: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A published tensor that we do not need, and why."""
+
+    published: str
+    reason: str
+
+
+Rule = Rename | Stack | Alias | Drop
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of each published tensor."""
+
+    loaded: dict[str, str] = field(default_factory=dict)
+    """Published name → our name."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Published name → reason."""
+
+
+@cache
+def _matcher(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", pattern)
+    regex = "".join(re.escape(part) if i % 2 == 0 else f"(?P<{part}>[^.]+)" for i, part in enumerate(parts))
+    return re.compile(regex)
+
+
+def _fill(pattern: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], pattern)
+
+
+def _patterns(rule: Rule) -> tuple[str, ...]:
+    return rule.published if isinstance(rule, Stack) else (rule.published,)
+
+
+def find_rule(name: str, rules: Sequence[Rule]) -> tuple[Rule, int, dict[str, str]] | None:
+    """The first rule that names `name`, which of its patterns did, and the placeholders' values."""
+    for rule in rules:
+        for place, pattern in enumerate(_patterns(rule)):
+            if match := _matcher(pattern).fullmatch(name):
+                return rule, place, match.groupdict()
+    return None
+
+
+def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[str, Tensor], Report]:
+    """Our names for a published state. Raises ValueError that lists whatever no rule names or does not fit."""
+    report, ours, stacks, unknown = Report(), {}, {}, []
+    for name, tensor in state.items():
+        found = find_rule(name, rules)
+        if found is None:
+            unknown.append(name)
+            continue
+        rule, place, values = found
+        if isinstance(rule, Drop):
+            report.dropped[name] = rule.reason
+        elif isinstance(rule, Alias):
+            _check_alias(name, tensor, state.get(_fill(rule.of, values)))
+            report.dropped[name] = f"second name of {_fill(rule.of, values)}"
+        else:
+            target = _fill(rule.ours, values)
+            report.loaded[name] = target
+            if isinstance(rule, Stack):
+                stacks.setdefault((target, len(rule.published)), {})[place] = tensor
+            else:
+                tensor = tensor.squeeze() if rule.squeeze else tensor
+                ours[target] = tensor.t().contiguous() if rule.transpose else tensor
+    if unknown:
+        raise ValueError(f"{len(unknown)} tensors of the checkpoint are not known: " + ", ".join(sorted(unknown)[:10]))
+    for (target, parts), pieces in stacks.items():
+        if len(pieces) < parts:
+            raise ValueError(f"the checkpoint lacks a part of {target}")
+        ours[target] = torch.cat([pieces[i] for i in range(parts)])
+    return ours, report
+
+
+def _check_alias(name: str, tensor: Tensor, same: Tensor | None) -> None:
+    if same is None or not torch.equal(tensor, same):
+        raise ValueError(f"{name} should hold the same numbers as the tensor that it is tied to, and does not")
+
+
+def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Published names for our state: the inverse. Raises ValueError for tensors that have no published name."""
+    published: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        rule, values = _inverse(name, rules)
+        if isinstance(rule, Stack):
+            parts = tensor.chunk(len(rule.published))
+            published |= {_fill(pattern, values): part for pattern, part in zip(rule.published, parts, strict=True)}
+        else:
+            tensor = tensor.t().contiguous() if rule.transpose else tensor
+            published[_fill(rule.published, values)] = tensor[None] if rule.squeeze else tensor
+    for rule in rules:
+        if isinstance(rule, Alias) and rule.of in published:
+            published[rule.published] = published[rule.of]
+    return published
+
+
+def _inverse(name: str, rules: Sequence[Rule]) -> tuple[Rename | Stack, dict[str, str]]:
+    for rule in rules:
+        if isinstance(rule, Rename | Stack) and (match := _matcher(rule.ours).fullmatch(name)):
+            return rule, match.groupdict()
+    raise ValueError(f"{name} has no published name")

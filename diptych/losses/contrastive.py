@@ -1,0 +1,64 @@
+"""Image-text contrast (ITC).
+
+B queries, K candidates (the batch's momentum features, then the queue's), E embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.types import Term
+
+HIDDEN = -1e9
+"""A logit that no softmax gives any weight, yet finite: 0 · HIDDEN is 0, where 0 · −inf would be NaN."""
+
+
+def similarity(
+    query: Float[Tensor, "B E"], keys: Float[Tensor, "K E"], temperature: Float[Tensor, ""]
+) -> Float[Tensor, "B K"]:
+    """Logits s(query, key) / τ; their softmax is the similarity of the paper. In fp32 whatever the features' type."""
+    return query.float() @ keys.float().T / temperature  # ALBEF Eq. 1
+
+
+def itc_targets(
+    teacher_logits: Float[Tensor, "B K"], positives: Float[Tensor, "B K"], alpha: float
+) -> Float[Tensor, "B K"]:
+    """Soft targets: the labels mixed with the teacher's similarities.
+
+    Cross-entropy to this mixture has the gradient of (1 − α)·H(y, p) + α·KL(q‖p): KL differs from the soft
+    cross-entropy only by the entropy of the teacher.
+    """
+    return alpha * torch.softmax(teacher_logits, dim=1) + (1 - alpha) * positives  # ALBEF Eq. 6
+
+
+def soft_cross_entropy(logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
+    """−Σ targets · log softmax(logits) of each row."""
+    return -(targets * F.log_softmax(logits, dim=1)).sum(1)
+
+
+def contrastive_loss(
+    image_to_text: Float[Tensor, "B K"],
+    text_to_image: Float[Tensor, "B K"],
+    image_targets: Float[Tensor, "B K"],
+    text_targets: Float[Tensor, "B K"],
+) -> Term:
+    """Cross-entropy both ways, averaged (ALBEF §3.2)."""
+    rows = (soft_cross_entropy(image_to_text, image_targets) + soft_cross_entropy(text_to_image, text_targets)) / 2
+    return Term(rows.sum(), rows.new_tensor(len(rows)))  # ALBEF Eq. 2
+
+
+def hide(logits: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"] | None) -> Float[Tensor, "B K"]:
+    """The logits with candidates that are neither positive nor negative taken out."""
+    return logits if hidden is None else logits.masked_fill(hidden, HIDDEN)
+
+
+def information_bound(logits: Float[Tensor, "B K"], positives: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
+    """A lower bound, in nats, on the mutual information of two views: log N − InfoNCE, N the candidates not hidden.
+
+    Applied to image and text it is ITC seen as InfoNCE (Eq. 9).
+    """
+    candidates = (logits > HIDDEN / 2).sum(1)
+    return candidates.log() - soft_cross_entropy(logits, positives)  # ALBEF Eq. 8

@@ -1,0 +1,26 @@
+"""Momentum distillation (ALBEF §3.3): when the teacher counts, and its word distribution as a target.
+
+R hidden words, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych.losses.contrastive import soft_cross_entropy
+from diptych.types import Term
+
+
+def alpha_at(epoch: float, alpha: float, start: float = 0.0, ramp: float = 1.0) -> float:
+    """The teacher's weight at a time in epochs: 0 until `start`, then linear to `alpha` over `ramp` epochs."""
+    if ramp == 0:
+        return alpha if epoch >= start else 0.0
+    return alpha * min(max((epoch - start) / ramp, 0.0), 1.0)
+
+
+def mixed_word_loss(hard: Term, logits: Float[Tensor, "R V"], teacher_logits: Float[Tensor, "R V"], alpha: float) -> Term:
+    """(1 − α)·MLM + α·KL(teacher‖student) at the hidden words, the KL without the teacher's constant entropy."""
+    soft = soft_cross_entropy(logits.float(), torch.softmax(teacher_logits.float(), dim=1)).sum()
+    return Term((1 - alpha) * hard.sum + alpha * soft, hard.count)  # ALBEF Eq. 7

@@ -1,0 +1,55 @@
+"""Image-text matching (ITM) and its hard negatives.
+
+B pairs of a batch, P pairs to judge.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.types import Term
+
+
+def negative_weights(
+    logits: Float[Tensor, "B B"], positives: Bool[Tensor, "B B"], mask: Literal["before", "after"] = "before"
+) -> Float[Tensor, "B B"]:
+    """Sampling weights of the candidates of each row: their contrastive softmax, positives excluded (ALBEF §3.2).
+
+    `before` takes the positives out of the softmax: weights sum to 1 however sure the model is. `after` sets them to
+    0 behind it, as released: the same proportions until all that is left underflows (REFERENCE, defect 1).
+
+    Raises ValueError for a row without any negative.
+    """
+    if bool(positives.all(dim=1).any()):
+        raise ValueError(
+            "a pair has no negative: a batch needs pairs from at least two different pictures. "
+            "Use a larger batch, or data in which not every caption belongs to one picture."
+        )
+    if mask == "after":
+        return torch.softmax(logits, dim=1).masked_fill(positives, 0)
+    return torch.softmax(logits.masked_fill(positives, -torch.inf), dim=1)
+
+
+def draw_negatives(weights: Float[Tensor, "B B"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """One candidate a row by inverse distribution function: candidate k where `uniform` falls into its share.
+
+    All rows at once, without a device synchronisation a row. Raises ValueError where a row's weights are all 0.
+    """
+    cumulative = weights.double().cumsum(1)
+    total = cumulative[:, -1:]
+    if not bool((total > 0).all()):
+        raise ValueError("all negatives of a row have probability 0 (similarities too far apart for negatives_mask='after')")
+    drawn = torch.searchsorted(cumulative, uniform.double()[:, None] * total, right=True).squeeze(1)
+    last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(1)
+    return torch.minimum(drawn, last)
+
+
+def matching_loss(logits: Float[Tensor, "P 2"], labels: Int[Tensor, "P"]) -> Term:
+    """Cross-entropy of match (1) against no match (0)."""
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")  # ALBEF Eq. 4
+    return Term(loss, loss.new_tensor(len(labels)))

@@ -1,0 +1,593 @@
+"""ALBEF: align before fuse (Li et al., NeurIPS 2021, arXiv 2107.07651), in the order of the paper.
+
+The model (§3.1) behind the contract of a model with a task, its pre-training (§3.2, §3.3), and the names its parts have
+in published checkpoints.
+
+B samples, I images, T image tokens, L text length, N packed text rows, P pairs, R rows, D width, E embedding width,
+V vocabulary, K contrastive candidates (batch, then queue).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.checkpoints.convert import Alias, Drop, Rename, Rule, Stack
+from diptych.losses.contrastive import contrastive_loss, hide, information_bound, itc_targets, similarity
+from diptych.losses.distillation import alpha_at, mixed_word_loss
+from diptych.losses.masked_lm import IGNORED, MaskDraws, mask_words, masked_lm_loss
+from diptych.losses.matching import draw_negatives, matching_loss, negative_weights
+from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights
+from diptych.nn.embeddings import ImageEmbedding, WordEmbedding
+from diptych.nn.layout import Layout, Packed
+from diptych.nn.momentum import momentum_copy, move_towards
+from diptych.nn.queue import FeatureQueue
+from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
+from diptych.seeds import seed_of
+from diptych.task import Task
+from diptych.types import Batch, Joint, Losses, Progress, RowList, Rows, Term, Texts
+
+# --------------------------------------------------------------------------- states
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """Encoded images: all that fusion and alignment need of them."""
+
+    tokens: Float[Tensor, "I T D"]
+    maps: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: Tensor | slice) -> ImageState:
+        return ImageState(self.tokens[index])
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes
+
+    @classmethod
+    def cat(cls, states: Sequence[ImageState]) -> ImageState:
+        return cls(torch.cat([state.tokens for state in states]))
+
+
+@dataclass(frozen=True)
+class TextState:
+    """Encoded texts, packed: their rows lie end to end."""
+
+    hidden: Float[Tensor, "N D"]
+    packed: Packed
+    visible: Bool[Tensor, "N"] | None = None
+    """Rows that others may attend to; None: all (padding is not there, unless the model keeps it)."""
+
+    def __len__(self) -> int:
+        return len(self.packed.lengths)
+
+    def __getitem__(self, index: Tensor | slice) -> TextState:
+        if isinstance(index, slice):
+            index = torch.arange(len(self), device=self.hidden.device)[index]
+        packed, rows = self.packed.select(index)
+        return TextState(self.hidden[rows], packed, None if self.visible is None else self.visible[rows])
+
+    @property
+    def nbytes(self) -> int:
+        return self.hidden.nbytes
+
+    @classmethod
+    def cat(cls, states: Sequence[TextState]) -> TextState:
+        visible = [state.visible for state in states if state.visible is not None]
+        return cls(
+            torch.cat([state.hidden for state in states]),
+            Packed(torch.cat([state.packed.lengths for state in states])),
+            torch.cat(visible) if visible else None,
+        )
+
+
+# --------------------------------------------------------------------------- the model (§3.1)
+
+
+class VisionEncoder(nn.Module):
+    """ViT: patches and a class token through pre-norm blocks; every token normalised at the end."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.embedding = ImageEmbedding(config.image_size, config.patch_size, config.width, config.stem)
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        args = (config.width, config.heads, config.mlp_ratio, config.norm_eps)
+        self.blocks = nn.ModuleList(VisionBlock(*args, drop_path=rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.blocks.apply(init_weights)
+
+    def forward(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> ImageState:
+        hidden, kept = self.embedding(pixels), {}
+        for number, block in enumerate(self.blocks):
+            hidden, attention = block(hidden, number in maps)
+            if attention is not None:
+                kept[number] = attention[:, :, :1, 1:]
+        return ImageState(self.norm(hidden), kept)
+
+
+class TextEncoder(nn.Module):
+    """BERT in two parts: text only below `fusion_start`, with cross-attention to the image from there on."""
+
+    def __init__(self, config: TextConfig, image_width: int) -> None:
+        super().__init__()
+        self.fusion_start = config.fusion_start
+        self.embedding = WordEmbedding(
+            config.vocab_size, config.pad_id, config.max_positions, config.width, config.norm_eps, config.dropout
+        )
+        self.layers = nn.ModuleList(
+            TextBlock(
+                config.width, config.heads, config.intermediate, config.norm_eps, config.norm, config.dropout,
+                config.attention_dropout, image_width if number >= config.fusion_start else None,
+            )
+            for number in range(config.layers)
+        )  # fmt: skip
+        pre = config.norm == "pre"
+        self.text_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if pre else nn.Identity()
+        self.fusion_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if pre else nn.Identity()
+        self.layers.apply(init_weights)
+
+    def forward(self, ids: Int[Tensor, "N"], packed: Packed, visible: Bool[Tensor, "N"] | None) -> TextState:
+        """The text-only part."""
+        hidden = self.embedding(ids, packed.position)
+        frame = TextFrame(packed.layout, packed.layout.filled(visible))
+        for layer in self.layers[: self.fusion_start]:
+            hidden, _ = layer(hidden, frame)
+        return TextState(hidden, packed, visible)
+
+    def fuse(
+        self, hidden: Tensor, frame: TextFrame, image: Tensor, queried: Queried | None, maps: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The part with cross-attention. The last layer is computed at the `queried` rows only."""
+        kept: dict[int, Tensor] = {}
+        for number in range(self.fusion_start, len(self.layers)):
+            last = number == len(self.layers) - 1
+            hidden, attention = self.layers[number](hidden, frame, image, queried if last else None, number in maps)
+            if attention is not None:
+                kept[number] = attention[:, :, :, 1:]
+        return self.fusion_norm(hidden), kept
+
+
+class WordHead(nn.Module):
+    """BERT's word prediction; its matrix is the word table."""
+
+    def __init__(self, vocab_size: int, width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.apply(init_weights)
+
+    def forward(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
+        return F.linear(self.norm(F.gelu(self.dense(rows))), words, self.bias)
+
+
+class Albef(nn.Module):
+    """Both encoders, the fusion encoder and their heads, behind the contract that every task uses (§3.1)."""
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__()
+        if not 0 < config.text.fusion_start < config.text.layers:
+            raise ValueError(f"text.fusion_start must lie within 1..{config.text.layers - 1}")
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.text = TextEncoder(config.text, config.vision.width)
+        self.word_head = WordHead(config.text.vocab_size, config.text.width, config.text.norm_eps)
+        self.image_proj = nn.Linear(config.vision.width, config.embed_dim)
+        self.text_proj = nn.Linear(config.text.width, config.embed_dim)
+        self.match_head = nn.Linear(config.text.width, 2)
+        self.temp = nn.Parameter(torch.tensor(config.temperature))
+
+    def image_state(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> ImageState:
+        """Encode images of any square size that is a multiple of the patch.
+
+        `maps`: block numbers whose attention from [CLS] to the patches [I, heads, 1, patches] is kept in the graph.
+        """
+        return self.vision(pixels, maps)
+
+    def text_state(self, texts: Texts) -> TextState:
+        """Encode texts, without their padding. Raises ValueError for texts longer than the position table."""
+        mask = texts.attention_mask.bool()
+        if mask.shape[1] > self.config.text.max_positions:
+            raise ValueError(
+                f"a text of {mask.shape[1]} tokens is longer than the model's {self.config.text.max_positions} "
+                "positions: cut texts to that length"
+            )
+        kept = torch.ones_like(mask) if self.config.keep_padding else mask
+        flat = kept.flatten().nonzero().squeeze(1)
+        visible = mask.flatten()[flat] if self.config.keep_padding else None
+        return self.text(texts.input_ids.flatten()[flat], Packed(kept.sum(1)), visible)
+
+    def embed_image(self, state: ImageState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I E"]]:
+        """g_v of the image's [CLS], normalised."""
+        return {"main": F.normalize(self.image_proj(state.tokens[:, 0]).float(), dim=-1)}
+
+    def embed_text(self, state: TextState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "B E"]]:
+        """g_w of the text's [CLS], normalised."""
+        first = self.text.text_norm(state.hidden[state.packed.starts])
+        return {"main": F.normalize(self.text_proj(first).float(), dim=-1)}
+
+    def temperature(self, branch: str = "main") -> Float[Tensor, ""]:
+        """The learnt τ that similarities are divided by."""
+        return self.temp
+
+    def fuse(
+        self,
+        texts: TextState,
+        images: ImageState,
+        text_index: Int[Tensor, "P"],
+        image_index: Int[Tensor, "P"],
+        rows: Rows = None,
+        maps: Sequence[int] = (),
+    ) -> Joint:
+        """Fuse text text_index[p] with image image_index[p], for P pairs.
+
+        An image's keys and values are projected once, however many pairs it is in. The last layer is computed for
+        [CLS] and the `rows` only. `maps`: layer numbers, counted over the whole text stack, whose cross-attention
+        [P, heads, L, patches] is kept in the graph.
+        """
+        wrong = [number for number in maps if not self.config.text.fusion_start <= number < self.config.text.layers]
+        if wrong:
+            raise ValueError(f"layers {wrong} have no cross-attention; those from {self.config.text.fusion_start} on have")
+        packed, source = texts.packed.select(text_index)
+        visible = None if texts.visible is None else texts.visible[source]
+        image_of_row = image_index[packed.sequence]
+        frame = TextFrame(
+            packed.layout, packed.layout.filled(visible), Layout.of(image_of_row, len(images)), image_index
+        )
+        everything = rows == "all" or bool(maps)
+        queried = None if everything else self._queried(packed, image_of_row, len(images), rows)
+        hidden, kept = self.text.fuse(texts.hidden[source], frame, images.tokens, queried, maps)
+        if queried is not None:
+            pairs = len(text_index)
+            return Joint(hidden[:pairs], hidden[pairs:] if isinstance(rows, RowList) else None)
+        return self._joint(hidden, packed, rows, kept)
+
+    @staticmethod
+    def _queried(packed: Packed, image_of_row: Int[Tensor, "N"], images: int, rows: Rows) -> Queried:
+        """[CLS] of each pair, then the listed rows."""
+        wanted = packed.starts
+        if isinstance(rows, RowList):
+            wanted = torch.cat([wanted, packed.starts[rows.pair] + rows.position])
+        layout = Layout.of(packed.sequence[wanted], len(packed.lengths))
+        return Queried(wanted, layout, Layout.of(image_of_row[wanted], images))
+
+    @staticmethod
+    def _joint(hidden: Float[Tensor, "N D"], packed: Packed, rows: Rows, maps: Mapping[int, Tensor]) -> Joint:
+        """A Joint from all rows."""
+        pooled = hidden[packed.starts]
+        if isinstance(rows, RowList):
+            return Joint(pooled, hidden[packed.starts[rows.pair] + rows.position], maps=maps)
+        if rows is None:
+            return Joint(pooled, None, maps=maps)
+        grid = packed.layout.pad(hidden)
+        mask = packed.layout.filled()
+        mask = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device) if mask is None else mask
+        return Joint(pooled, grid, mask, mask, maps)
+
+    def match_logits(self, joint: Joint) -> Float[Tensor, "P 2"]:
+        """ITM: no match, match."""
+        return self.match_head(joint.pooled).float()
+
+    def word_logits(self, rows: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
+        """MLM: scores of each word at each row."""
+        return self.word_head(rows, self.text.embedding.words.weight)
+
+
+# --------------------------------------------------------------------------- pre-training (§3.2, §3.3)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random part of one forward. Recorded negatives may stand in for drawn ones."""
+
+    masked_ids: Int[Tensor, "B L"]
+    labels: Int[Tensor, "B L"]
+    uniform: Float[Tensor, "2 B"]
+    negative_image: Int[Tensor, "B"] | None = None
+    negative_text: Int[Tensor, "B"] | None = None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """All that the contrast of one batch with batch and queue gives."""
+
+    image_to_text: Float[Tensor, "B K"]
+    text_to_image: Float[Tensor, "B K"]
+    teacher_image_to_text: Float[Tensor, "B K"]
+    teacher_text_to_image: Float[Tensor, "B K"]
+    hidden: Bool[Tensor, "B K"]
+    """Candidates that are the same picture under another caption: neither positive nor negative."""
+    keys: tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]
+    """The teacher's image and text features of this batch, for the queue."""
+
+    @cached_property
+    def positives(self) -> Float[Tensor, "B K"]:
+        """Pair b's own other half."""
+        return torch.eye(*self.hidden.shape, device=self.hidden.device)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one pass made, for the losses and for whoever wants to look inside."""
+
+    contrast: Contrast
+    negative_image: Int[Tensor, "B"]
+    negative_text: Int[Tensor, "B"]
+    match_logits: Float[Tensor, "P 2"]
+    masked: RowList
+    """Hidden words, `pair` counting texts of the batch."""
+    labels: Int[Tensor, "R"]
+    word_logits: Float[Tensor, "R V"]
+    teacher_word_logits: Float[Tensor, "R V"] | None
+
+
+class AlbefPretraining(Task):
+    """ITC + ITM + MLM, learnt from pseudo-targets of a momentum teacher."""
+
+    model: Albef
+
+    def __init__(self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds) -> None:
+        super().__init__()
+        self.model, self.config, self.special = model, config, special
+        self.teacher = momentum_copy(model, without=("match_head", "temp"))
+        self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
+        self._freeze_unreached()
+        self.train()
+
+    def _freeze_unreached(self) -> None:
+        """A term of weight 0 reaches nothing: what only it would train is frozen."""
+        model, config = self.model, self.config
+        if not config.itc:
+            for part in (model.image_proj, model.text_proj, model.text.text_norm):
+                part.requires_grad_(False)
+            model.temp.requires_grad_(False)
+        if not config.itm:
+            model.match_head.requires_grad_(False)
+        if not config.mlm:
+            model.word_head.requires_grad_(False)
+        if not config.itm and not config.mlm:
+            model.text.layers[model.text.fusion_start :].requires_grad_(False)
+            model.text.fusion_norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> AlbefPretraining:
+        """The teacher stays in evaluation mode, so that its targets have no dropout (`teacher_dropout`: as released)."""
+        super().train(mode)
+        self.teacher.train(mode and self.config.teacher_dropout)
+        return self
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        self.model.temp.clamp_(*self.config.temperature_bounds)
+        move_towards(self.teacher, self.model, self.config.momentum)
+
+    def after_step(self, carries: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        for image, text, ids in carries:
+            self.queue.push(image, text, ids)
+
+    def draw(self, batch: Batch, progress: Progress) -> Draws:
+        """Masking and negatives as a pure function of (seed, step): independent of how far the texts are padded."""
+        generator = torch.Generator().manual_seed(seed_of(progress.seed, "pretrain", progress.step, progress.micro))
+        texts, vocabulary = batch.texts, self.model.config.text.vocab_size
+        size, length = texts.input_ids.shape
+        width = max(length, self.model.config.text.max_positions)
+        wide = MaskDraws.make(size, width, self.config.mask_probability, vocabulary, generator)
+        draws = MaskDraws(*(getattr(wide, name)[:, :length] for name in ("select", "replace", "randomise", "words")))
+        masked_ids, labels = self.mask(texts, draws)
+        return Draws(masked_ids, labels, torch.rand(2, size, generator=generator).to(masked_ids.device))
+
+    def mask(self, texts: Texts, draws: MaskDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+        """Hide words of the texts. Never [CLS] or padding; other special tokens only with `mask_special_tokens`."""
+        ids, special = texts.input_ids, self.special
+        kept = [special.cls, special.pad]
+        if not self.config.mask_special_tokens:
+            kept += [special.unk, special.sep, special.mask]
+        maskable = texts.attention_mask.bool() & ~torch.isin(ids, torch.tensor(kept, device=ids.device))
+        moved = MaskDraws(*(x.to(ids.device) for x in (draws.select, draws.replace, draws.randomise, draws.words)))
+        return mask_words(ids, maskable, special.mask, moved)
+
+    def forward(self, batch: Batch, progress: Progress, draws: Draws | None = None) -> Losses:
+        alpha = alpha_at(progress.epoch, 1.0, self.config.alpha_start, self.config.alpha_ramp)
+        made = self.run(batch, draws or self.draw(batch, progress), with_teacher_words=alpha * self.config.alpha_mlm > 0)
+        return self.losses(made, batch, alpha)
+
+    def run(self, batch: Batch, draws: Draws, with_teacher_words: bool = True) -> Forward:
+        """Every pass of a step: each image and each text once, then all fusions in one call."""
+        both = Texts(
+            torch.cat([batch.texts.input_ids, draws.masked_ids]), batch.texts.attention_mask.repeat(2, 1)
+        )
+        images, texts = self.model.image_state(batch.pixels), self.model.text_state(both)
+        where = (draws.labels != IGNORED).nonzero()
+        masked = RowList(where[:, 0], where[:, 1])
+        with torch.no_grad():
+            teacher_images = self.teacher.image_state(batch.pixels)
+            teacher_texts = self.teacher.text_state(both if with_teacher_words else batch.texts)
+            teacher_words = self._teacher_words(teacher_images, teacher_texts, masked) if with_teacher_words else None
+        contrast = self._contrast(images, texts, teacher_images, teacher_texts, batch.image_ids)
+        negative_image, negative_text = self._negatives(contrast, batch, draws)
+        matched, words = self._fuse(images, texts, negative_image, negative_text, masked)
+        labels = draws.labels[masked.pair, masked.position]
+        return Forward(contrast, negative_image, negative_text, matched, masked, labels, words, teacher_words)
+
+    def _teacher_words(self, images: ImageState, texts: TextState, masked: RowList) -> Float[Tensor, "R V"]:
+        """The teacher's word scores at the hidden words; the masked texts are the second half of `texts`."""
+        size = len(images)
+        here = torch.arange(size, device=images.tokens.device)
+        rows = self.teacher.fuse(texts, images, here + size, here, masked).rows
+        assert rows is not None
+        return self.teacher.word_logits(rows).float()
+
+    def _contrast(
+        self, images: ImageState, texts: TextState, teacher_images: ImageState, teacher_texts: TextState, ids: Tensor
+    ) -> Contrast:
+        """Similarities of the batch's images and texts with the teacher's features of batch and queue (§3.2)."""
+        size = len(images)
+        temperature = self.model.temperature()
+        image = self.model.embed_image(images)["main"]
+        text = self.model.embed_text(texts)["main"][:size]
+        with torch.no_grad():
+            image_key = self.teacher.embed_image(teacher_images)["main"]
+            text_key = self.teacher.embed_text(teacher_texts)["main"][:size]
+            queued_image, queued_text, queued_ids = self.queue.entries()
+            image_keys, text_keys = torch.cat([image_key, queued_image]), torch.cat([text_key, queued_text])
+            hidden = ids[:, None] == torch.cat([ids, queued_ids])[None]
+            hidden[:, :size].fill_diagonal_(False)
+            if self.config.false_negatives == "keep":
+                hidden.zero_()
+            teacher_i2t = hide(similarity(image_key, text_keys, temperature), hidden)
+            teacher_t2i = hide(similarity(text_key, image_keys, temperature), hidden)
+        i2t = hide(similarity(image, text_keys, temperature), hidden)
+        t2i = hide(similarity(text, image_keys, temperature), hidden)
+        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, (image_key, text_key))
+
+    def _negatives(self, contrast: Contrast, batch: Batch, draws: Draws) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
+        """For each text an image, for each image a text, as hard as the contrast finds them (§3.2)."""
+        if draws.negative_image is not None and draws.negative_text is not None:
+            return draws.negative_image, draws.negative_text
+        weights_image, weights_text = self.negative_weights(contrast, len(batch))
+        return draw_negatives(weights_image, draws.uniform[0]), draw_negatives(weights_text, draws.uniform[1])
+
+    @torch.no_grad()
+    def negative_weights(self, contrast: Contrast, size: int) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
+        """Sampling weights of images for each text, and of texts for each image, within the batch."""
+        positives = contrast.hidden[:, :size] | torch.eye(size, dtype=torch.bool, device=contrast.hidden.device)
+        scale = 1.0 if self.config.hard_negatives else 0.0
+        mask = self.config.negatives_mask
+        logits = contrast.text_to_image[:, :size] * scale, contrast.image_to_text[:, :size] * scale
+        return negative_weights(logits[0], positives, mask), negative_weights(logits[1], positives, mask)
+
+    def _fuse(
+        self, images: ImageState, texts: TextState, negative_image: Tensor, negative_text: Tensor, masked: RowList
+    ) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "R V"]]:
+        """One call for 4B pairs: positives, (text, hard image), (hard text, image), (masked text, image)."""
+        size = len(images)
+        here = torch.arange(size, device=images.tokens.device)
+        text_index = torch.cat([here, here, negative_text, here + size])
+        image_index = torch.cat([here, negative_image, here, here])
+        rows = RowList(masked.pair + 3 * size, masked.position)
+        joint = self.model.fuse(texts, images, text_index, image_index, rows)
+        assert joint.rows is not None
+        return self.model.match_logits(joint)[: 3 * size], self.model.word_logits(joint.rows).float()
+
+    def losses(self, made: Forward, batch: Batch, alpha: float) -> Losses:
+        """The terms of one pass; `alpha` in 0..1 is how far the teacher has been let in."""
+        config, contrast = self.config, made.contrast
+        itc_alpha, mlm_alpha = alpha * config.alpha_itc, alpha * config.alpha_mlm
+        itc = contrastive_loss(
+            contrast.image_to_text,
+            contrast.text_to_image,
+            itc_targets(contrast.teacher_image_to_text, contrast.positives, itc_alpha),
+            itc_targets(contrast.teacher_text_to_image, contrast.positives, itc_alpha),
+        )
+        itm = matching_loss(made.match_logits, match_labels(len(batch), made.match_logits.device))
+        mlm = hard_mlm = masked_lm_loss(made.word_logits, made.labels)
+        if made.teacher_word_logits is not None:
+            mlm = mixed_word_loss(hard_mlm, made.word_logits, made.teacher_word_logits, mlm_alpha)
+        terms = {"itc": (config.itc, itc), "itm": (config.itm, itm), "mlm": (config.mlm, mlm)}
+        terms = {name: term for name, term in terms.items() if term[0]}
+        measures = self._measures(made, hard_mlm, alpha)
+        return Losses.weighted(measures=measures, carry=(*contrast.keys, batch.image_ids), **terms)  # ALBEF Eq. 5
+
+    @torch.no_grad()
+    def _measures(self, made: Forward, hard_mlm: Term, alpha: float) -> dict[str, Term]:
+        """What tells whether the training is healthy. Bounds in nats, similarities as cosines."""
+        contrast, size = made.contrast, len(made.negative_image)
+        positives, here = contrast.positives, torch.arange(size, device=made.labels.device)
+        itc_bound = (  # ALBEF Eq. 9
+            information_bound(contrast.image_to_text, positives) + information_bound(contrast.text_to_image, positives)
+        ) / 2
+        uncertainty = torch.tensor(float(self.model.config.text.vocab_size), device=itc_bound.device).log()
+        mlm_bound = Term(uncertainty * hard_mlm.count - hard_mlm.sum, hard_mlm.count)  # ALBEF Eq. 10
+        cosine_i2t, cosine_t2i = (x * self.model.temp for x in (contrast.image_to_text, contrast.text_to_image))
+        labelled = torch.softmax(contrast.teacher_image_to_text, 1) + torch.softmax(contrast.teacher_text_to_image, 1)
+        hits = made.match_logits.argmax(1) == match_labels(size, made.labels.device)
+        return {
+            "mi_bound": _term(itc_bound),
+            "mi_bound_words": mlm_bound,
+            "temperature": _term(self.model.temp[None]),
+            "alpha": _term(positives.new_full((1,), alpha)),
+            "itm_accuracy": _term(hits.float()),
+            "mlm_accuracy": _term((made.word_logits.argmax(1) == made.labels).float()),
+            "positive_similarity": _term((cosine_i2t.diagonal() + cosine_t2i.diagonal()) / 2),
+            "negative_similarity": _term(
+                (cosine_t2i[here, made.negative_image] + cosine_i2t[here, made.negative_text]) / 2
+            ),
+            "teacher_label_probability": _term(labelled.diagonal() / 2),
+        }
+
+
+def match_labels(size: int, device: torch.device) -> Int[Tensor, "P"]:
+    """The labels of B positives, then 2B negatives."""
+    return (torch.arange(3 * size, device=device) < size).long()
+
+
+def _term(values: Float[Tensor, "n"]) -> Term:
+    return Term(values.sum(), values.new_tensor(len(values)))
+
+
+# --------------------------------------------------------------------------- published names
+
+
+def _model_rules(mark: str, ours: str) -> list[Rule]:
+    """Published names of one copy of the model: mark "" the student's, "_m" the teacher's."""
+    vision, bert = f"visual_encoder{mark}", f"text_encoder{mark}.bert"
+    layer, target = f"{bert}.encoder.layer.{{i}}", f"{ours}text.layers.{{i}}"
+    words = f"text_encoder{mark}.cls.predictions"
+    renames = {
+        f"{vision}.cls_token": "vision.embedding.cls_token",
+        f"{vision}.pos_embed": "vision.embedding.positions",
+        f"{vision}.patch_embed.proj.{{p}}": "vision.embedding.proj.{p}",
+        f"{vision}.blocks.{{i}}.attn.qkv.{{p}}": "vision.blocks.{i}.qkv.{p}",
+        f"{vision}.blocks.{{i}}.attn.proj.{{p}}": "vision.blocks.{i}.out.{p}",
+        f"{vision}.blocks.{{i}}.mlp.fc1.{{p}}": "vision.blocks.{i}.fc1.{p}",
+        f"{vision}.blocks.{{i}}.mlp.fc2.{{p}}": "vision.blocks.{i}.fc2.{p}",
+        f"{vision}.blocks.{{i}}.norm1.{{p}}": "vision.blocks.{i}.norm1.{p}",
+        f"{vision}.blocks.{{i}}.norm2.{{p}}": "vision.blocks.{i}.norm2.{p}",
+        f"{vision}.norm.{{p}}": "vision.norm.{p}",
+        f"{bert}.embeddings.word_embeddings.weight": "text.embedding.words.weight",
+        f"{bert}.embeddings.position_embeddings.weight": "text.embedding.positions.weight",
+        f"{bert}.embeddings.token_type_embeddings.weight": "text.embedding.types.weight",
+        f"{bert}.embeddings.LayerNorm.{{p}}": "text.embedding.norm.{p}",
+        f"{words}.transform.dense.{{p}}": "word_head.dense.{p}",
+        f"{words}.transform.LayerNorm.{{p}}": "word_head.norm.{p}",
+        f"{words}.bias": "word_head.bias",
+        f"vision_proj{mark}.{{p}}": "image_proj.{p}",
+        f"text_proj{mark}.{{p}}": "text_proj.{p}",
+    }
+    attention, cross = f"{layer}.attention", f"{layer}.crossattention"
+    return [
+        *(Rename(published, ours + name) for published, name in renames.items()),
+        Stack(tuple(f"{attention}.self.{n}.{{p}}" for n in ("query", "key", "value")), f"{target}.attention.qkv.{{p}}"),
+        Rename(f"{attention}.output.dense.{{p}}", f"{target}.attention.out.{{p}}"),
+        Rename(f"{attention}.output.LayerNorm.{{p}}", f"{target}.attention_norm.{{p}}"),
+        Rename(f"{cross}.self.query.{{p}}", f"{target}.cross.q.{{p}}"),
+        Stack(tuple(f"{cross}.self.{n}.{{p}}" for n in ("key", "value")), f"{target}.cross.kv.{{p}}"),
+        Rename(f"{cross}.output.dense.{{p}}", f"{target}.cross.out.{{p}}"),
+        Rename(f"{cross}.output.LayerNorm.{{p}}", f"{target}.cross_norm.{{p}}"),
+        Rename(f"{layer}.intermediate.dense.{{p}}", f"{target}.fc1.{{p}}"),
+        Rename(f"{layer}.output.dense.{{p}}", f"{target}.fc2.{{p}}"),
+        Rename(f"{layer}.output.LayerNorm.{{p}}", f"{target}.mlp_norm.{{p}}"),
+        Alias(f"{words}.decoder.weight", of=f"{bert}.embeddings.word_embeddings.weight"),
+        Alias(f"{words}.decoder.bias", of=f"{words}.bias"),
+        Drop(f"{bert}.embeddings.position_ids", "consecutive numbers, counted when needed"),
+    ]
+
+
+PUBLISHED_PRETRAINING: list[Rule] = [
+    *_model_rules("", "model."),
+    *_model_rules("_m", "teacher."),
+    Rename("temp", "model.temp"),
+    Rename("itm_head.{p}", "model.match_head.{p}"),
+    Rename("image_queue", "queue.image", transpose=True),
+    Rename("text_queue", "queue.text", transpose=True),
+    Rename("queue_ptr", "queue.pointer", squeeze=True),
+]
+"""Names in the released pre-training checkpoint (`model` entry) → names in AlbefPretraining's state."""

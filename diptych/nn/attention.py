@@ -1,0 +1,102 @@
+"""Attention over padded grids, and the two attention layers of a text that lies packed.
+
+G groups, Q query places, K key places, H heads, D width, N rows, R queried rows, I images, T image tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.nn.layout import Layout
+
+
+def split_heads(x: Float[Tensor, "G L D"], heads: int) -> Float[Tensor, "G H L d"]:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(
+    query: Float[Tensor, "G Q D"],
+    key: Float[Tensor, "G K D"],
+    value: Float[Tensor, "G K D"],
+    heads: int,
+    visible: Bool[Tensor, "G K"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "G Q D"]:
+    """Scaled dot-product attention through torch's fused kernel. Keys that are not `visible` are left out."""
+    mask = None if visible is None else visible[:, None, None, :]
+    q, k, v = (split_heads(x, heads) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+
+
+def attend_with_map(
+    query: Float[Tensor, "G Q D"], key: Float[Tensor, "G K D"], value: Float[Tensor, "G K D"], heads: int
+) -> tuple[Float[Tensor, "G Q D"], Float[Tensor, "G H Q K"]]:
+    """The same, written out, so that the probabilities stay in the graph (Grad-CAM differentiates them)."""
+    q, k, v = (split_heads(x, heads) for x in (query, key, value))
+    probabilities = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
+    return (probabilities @ v).transpose(1, 2).flatten(2), probabilities
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention of packed sequences."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "N D"],
+        layout: Layout,
+        visible: Bool[Tensor, "G L"] | None,
+        queried: tuple[Int[Tensor, "R"], Layout] | None = None,
+    ) -> Float[Tensor, "R D"]:
+        """Rows attend within their sequence. `queried`: the rows wanted and their layout, if not all are."""
+        dropout = self.dropout if self.training else 0.0
+        if queried is None:
+            query, key, value = layout.pad(self.qkv(hidden)).chunk(3, dim=-1)
+            return self.out(layout.unpad(attend(query, key, value, self.heads, visible, dropout)))
+        rows, row_layout = queried
+        width = hidden.shape[-1]
+        query = row_layout.pad(F.linear(hidden[rows], self.qkv.weight[:width], self.qkv.bias[:width]))
+        key, value = layout.pad(F.linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:])).chunk(2, dim=-1)
+        return self.out(row_layout.unpad(attend(query, key, value, self.heads, visible, dropout)))
+
+
+class CrossAttention(nn.Module):
+    """Packed text rows attend to the tokens of their image. Keys and values are projected once an image."""
+
+    def __init__(self, width: int, image_width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(image_width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, hidden: Float[Tensor, "N D"], by_image: Layout, image: Float[Tensor, "I T Dv"]
+    ) -> Float[Tensor, "N D"]:
+        """`by_image` groups the rows by the image that they attend to."""
+        key, value = self.kv(image).chunk(2, dim=-1)
+        query = by_image.pad(self.q(hidden))
+        dropout = self.dropout if self.training else 0.0
+        return self.out(by_image.unpad(attend(query, key, value, self.heads, dropout=dropout)))
+
+    def with_map(
+        self,
+        hidden: Float[Tensor, "N D"],
+        by_pair: Layout,
+        image: Float[Tensor, "I T Dv"],
+        image_index: Int[Tensor, "P"],
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "P H L T"]]:
+        """The same result, and the probabilities of each pair."""
+        key, value = self.kv(image)[image_index].chunk(2, dim=-1)
+        mixed, probabilities = attend_with_map(by_pair.pad(self.q(hidden)), key, value, self.heads)
+        return self.out(by_pair.unpad(mixed)), probabilities

@@ -1,0 +1,133 @@
+"""Transformer blocks: of images (pre-norm, dense) and of text (BERT's, packed, with or without cross-attention).
+
+B images, T tokens, D width, N packed text rows, R queried rows, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_with_map
+from diptych.nn.layout import Layout
+from diptych.nn.lean import norm_linear, norm_mlp
+
+
+def init_weights(module: nn.Module) -> None:
+    """BERT's and ViT's start: normal with deviation 0.02, biases 0, norms 1."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Leave out a residual branch for whole samples (dimension 0), scaling the others up."""
+    if probability == 0 or not training:
+        return x
+    kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= probability
+    return x * kept / (1 - probability)
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float, drop_path: float) -> None:
+        super().__init__()
+        self.heads, self.drop_path = heads, drop_path
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
+        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], want_map: bool = False
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"] | None]:
+        query, key, value = norm_linear(x, self.norm1, self.qkv).chunk(3, dim=-1)
+        if want_map:
+            mixed, attention_map = attend_with_map(query, key, value, self.heads)
+        else:
+            mixed, attention_map = attend(query, key, value, self.heads), None
+        x = x + drop_path(self.out(mixed), self.drop_path, self.training)
+        x = x + drop_path(norm_mlp(x, self.norm2, self.fc1, self.fc2), self.drop_path, self.training)
+        return x, attention_map
+
+
+@dataclass(frozen=True)
+class TextFrame:
+    """How the packed rows of a layer hang together; made once, used by all layers."""
+
+    layout: Layout
+    visible: Bool[Tensor, "P L"] | None
+    by_image: Layout | None = None
+    """Rows grouped by image; None in layers without cross-attention."""
+    image_index: Int[Tensor, "P"] | None = None
+
+
+@dataclass(frozen=True)
+class Queried:
+    """The only rows whose output is wanted, with their own layouts."""
+
+    rows: Int[Tensor, "R"]
+    layout: Layout
+    by_image: Layout | None
+
+
+class TextBlock(nn.Module):
+    """BERT's layer; in fusion layers, cross-attention stands between self-attention and feed-forward (ALBEF §3.1)."""
+
+    def __init__(
+        self, width: int, heads: int, intermediate: int, norm_eps: float, norm: Literal["post", "pre"],
+        dropout: float, attention_dropout: float, image_width: int | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.norm_place, self.dropout = norm, dropout
+        self.attention = SelfAttention(width, heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        if image_width is not None:
+            self.cross = CrossAttention(width, image_width, heads, attention_dropout)
+            self.cross_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.fc1 = nn.Linear(width, intermediate)
+        self.fc2 = nn.Linear(intermediate, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "N D"],
+        frame: TextFrame,
+        image: Float[Tensor, "I T Dv"] | None = None,
+        queried: Queried | None = None,
+        want_map: bool = False,
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "P H L T"] | None]:
+        """The layer's output at all rows, or at the `queried` ones. A map wants all rows."""
+        before = self.attention_norm(hidden) if self.norm_place == "pre" else hidden
+        which = None if queried is None else (queried.rows, queried.layout)
+        mixed = self.attention(before, frame.layout, frame.visible, which)
+        hidden = self._add(hidden if queried is None else hidden[queried.rows], mixed, self.attention_norm)
+        attention_map = None
+        if image is not None:
+            before = self.cross_norm(hidden) if self.norm_place == "pre" else hidden
+            if want_map:
+                assert queried is None and frame.image_index is not None
+                mixed, attention_map = self.cross.with_map(before, frame.layout, image, frame.image_index)
+            else:
+                by_image = frame.by_image if queried is None else queried.by_image
+                assert by_image is not None
+                mixed = self.cross(before, by_image, image)
+            hidden = self._add(hidden, mixed, self.cross_norm)
+        if self.norm_place == "pre":
+            mixed = norm_mlp(hidden, self.mlp_norm, self.fc1, self.fc2)
+        else:
+            mixed = self.fc2(F.gelu(self.fc1(hidden)))
+        return self._add(hidden, mixed, self.mlp_norm), attention_map
+
+    def _add(self, hidden: Tensor, branch: Tensor, norm: nn.LayerNorm) -> Tensor:
+        total = hidden + F.dropout(branch, self.dropout, self.training)
+        return norm(total) if self.norm_place == "post" else total

@@ -1,0 +1,85 @@
+"""From pixels and word ids to the first hidden states.
+
+B images, S grid side, T = S² + 1 tokens, D width, N packed text rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.nn.blocks import init_weights
+
+
+def resize_positions(table: Float[Tensor, "1 T D"], side: int) -> Float[Tensor, "1 T2 D"]:
+    """The position table for a side × side grid: the class row kept, the square grid resized bicubically.
+
+    ALBEF §3.1 (pre-training at 256 px, fine-tuning at 384 px); corners not aligned, no antialiasing.
+    """
+    old = round((table.shape[1] - 1) ** 0.5)
+    if old == side:
+        return table
+    grid = table[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
+
+
+class ImageEmbedding(nn.Module):
+    """Patches, a class token in front, learnt positions."""
+
+    def __init__(self, image_size: int, patch_size: int, width: int, stem: Literal["patch", "conv"]) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size) if stem == "patch" else conv_stem(patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + 1, width))
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
+        """Any square size that is a multiple of the patch: positions are resized to it."""
+        side, rest = divmod(pixels.shape[-1], self.patch_size)
+        if rest or pixels.shape[-1] != pixels.shape[-2]:
+            raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not a square of multiples of {self.patch_size}")
+        patches = self.proj(pixels).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1)
+        return tokens + resize_positions(self.positions, side)
+
+
+def conv_stem(patch_size: int, width: int) -> nn.Sequential:
+    """log2(patch) 3×3 convolutions of stride 2 that double the channels up to `width`, then a 1×1 one."""
+    halvings = patch_size.bit_length() - 1
+    if 2**halvings != patch_size:
+        raise ValueError(f"the conv stem needs a patch_size that is a power of two, not {patch_size}")
+    layers: list[nn.Module] = []
+    channels = 3
+    for step in range(halvings):
+        wider = max(width >> (halvings - 1 - step), 16)
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.GroupNorm(1, wider), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
+
+
+class WordEmbedding(nn.Module):
+    """BERT's embeddings: words + positions (from 0) + type 0, normalised, dropped out."""
+
+    def __init__(
+        self, vocab_size: int, pad_id: int, max_positions: int, width: int, norm_eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, width, padding_idx=pad_id)
+        self.positions = nn.Embedding(max_positions, width)
+        self.types = nn.Embedding(2, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = dropout
+        self.apply(init_weights)
+
+    def forward(self, ids: Int[Tensor, "N"], positions: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
+        hidden = self.words(ids) + self.positions(positions) + self.types.weight[0]
+        return F.dropout(self.norm(hidden), self.dropout, self.training)

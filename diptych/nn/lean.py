@@ -1,0 +1,109 @@
+"""Pre-norm sublayers that keep little for the backward pass.
+
+Autograd keeps a norm's input *and* its output, and a GELU's input *and* its output. Here each sublayer is one function that
+keeps the normalised rows and the pre-activations only. The norm's weight and bias are folded into the linear layer behind it
+(W·(x̂∘w + b) = (W∘w)·x̂ + W·b), which also saves a pass over the rows; GELU's output is formed again in the backward pass,
+element by element, beside the derivative that needs the same terms. No matrix product is done twice.
+
+N rows, D width, O output width, F hidden width of the MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def norm_linear(x: Float[Tensor, "*N D"], norm: nn.LayerNorm, linear: nn.Linear) -> Float[Tensor, "*N O"]:
+    """`linear(norm(x))`, exactly, with half of the memory kept."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = _NormLinear.apply(rows, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, compute_dtype(x))
+    return out.unflatten(0, x.shape[:-1])
+
+
+def norm_mlp(x: Float[Tensor, "*N D"], norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Float[Tensor, "*N D"]:
+    """`fc2(gelu(fc1(norm(x))))` with the exact (erf) GELU."""
+    rows = x.reshape(-1, x.shape[-1])
+    parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    return _NormMlp.apply(rows, *parameters, norm.eps, compute_dtype(x)).unflatten(0, x.shape[:-1])
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that matrix products of `x` run in: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _normalise(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Normalised rows x̂ in `dtype` and 1/σ of each row in fp32."""
+    xhat, _, rstd = torch.native_layer_norm(x, [x.shape[-1]], None, None, eps)
+    return xhat.to(dtype), rstd
+
+
+def _fold(xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The linear layer of x̂∘w + b."""
+    return F.linear(xhat, (weight * w).to(xhat.dtype), torch.addmv(bias, weight, b).to(xhat.dtype))
+
+
+def _unfold(g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 but the first."""
+    g_bias = g.sum(0, dtype=torch.float32)
+    g_folded = (g.t() @ xhat).float()
+    g_w = torch.einsum("od,od->d", g_folded, weight)
+    g_weight = g_folded.mul_(w).addr_(g_bias, b)
+    g_xhat = g @ (weight * w).to(g.dtype)
+    return g_xhat, g_w, g_bias @ weight, g_weight, g_bias
+
+
+def _norm_backward(g_xhat: Tensor, xhat: Tensor, rstd: Tensor) -> Tensor:
+    """From x̂'s gradient to x's. The rows are normalised already: mean 0, deviation 1, then the outer factor 1/σ."""
+    zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
+    wanted = [True, False, False]
+    args = (g_xhat.float(), xhat.float(), [xhat.shape[-1]], zero, one, None, None, wanted)
+    return torch.ops.aten.native_layer_norm_backward(*args)[0].mul_(rstd)
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            xhat, rstd = _normalise(x, eps, dtype)
+            ctx.save_for_backward(xhat, rstd, w, b, weight)
+            ctx.input_dtype = x.dtype
+            return _fold(xhat, w, b, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        xhat, rstd, w, b, weight = ctx.saved_tensors
+        g_xhat, *g_parameters = _unfold(g, xhat, w, b, weight)
+        return _norm_backward(g_xhat, xhat, rstd).to(ctx.input_dtype), *g_parameters, None, None
+
+
+class _NormMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
+        eps: float, dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        with torch.autocast(x.device.type, enabled=False):
+            xhat, rstd = _normalise(x, eps, dtype)
+            hidden = _fold(xhat, w, b, weight1, bias1)
+            ctx.save_for_backward(xhat, rstd, hidden, w, b, weight1, weight2)
+            ctx.input_dtype = x.dtype
+            return F.linear(F.gelu(hidden), weight2.to(dtype), bias2.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        xhat, rstd, hidden, w, b, weight1, weight2 = ctx.saved_tensors
+        g_weight2 = (g.t() @ F.gelu(hidden)).float()
+        g_bias2 = g.sum(0, dtype=torch.float32)
+        g_hidden = torch.ops.aten.gelu_backward(g @ weight2.to(g.dtype), hidden)
+        g_xhat, *g_first = _unfold(g_hidden, xhat, w, b, weight1)
+        return _norm_backward(g_xhat, xhat, rstd).to(ctx.input_dtype), *g_first, g_weight2, g_bias2, None, None

@@ -1,0 +1,26 @@
+"""A slow copy of a module: the momentum teacher (ALBEF §3.2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def momentum_copy(module: nn.Module, without: Sequence[str] = ()) -> nn.Module:
+    """A copy that no gradient reaches, lacking the attributes `without` (set to None)."""
+    teacher = copy.deepcopy(module)
+    for name in without:
+        setattr(teacher, name, None)
+    return teacher.requires_grad_(False)
+
+
+@torch.no_grad()
+def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher ← momentum · teacher + (1 − momentum) · student, in place: nothing is allocated."""
+    current = dict(student.named_parameters())
+    names = [name for name, _ in teacher.named_parameters()]
+    slow = [parameter for _, parameter in teacher.named_parameters()]
+    torch._foreach_lerp_(slow, [current[name] for name in names], 1 - momentum)

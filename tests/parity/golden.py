@@ -1,0 +1,89 @@
+"""Reading a golden folder, and comparing with it under its own stated tolerance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diptych.schema import AlbefConfig, SpecialIds, TextConfig, VisionConfig
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file; bfloat16, exact storage, becomes float32."""
+    return {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in load_file(path).items()}
+
+
+def tolerance(scale: float) -> float:
+    """The folder's suggestion: 1e-5 × max(1, scale), and 1e-4 × scale for small tensors."""
+    return 1e-4 * scale if scale < 0.1 else 1e-5 * max(1.0, scale)
+
+
+@dataclass
+class Golden:
+    """One file of a golden folder. Remembers which of its tensors were compared."""
+
+    folder: Path
+    name: str
+    used: set[str] = field(default_factory=set)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return read_tensors(self.folder / f"{self.name}.safetensors")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.folder / "manifest.json").read_text())["files"][f"{self.name}.safetensors"]
+
+    def __getitem__(self, key: str) -> Tensor:
+        self.used.add(key)
+        return self.tensors[key]
+
+    def keys(self, prefix: str) -> list[str]:
+        return [key for key in self.tensors if key.startswith(prefix)]
+
+    def check(self, key: str, ours: Tensor, within: float | None = None) -> None:
+        """Fail unless `ours` equals the stored tensor: integers exactly, others within the tolerance."""
+        theirs = self[key]
+        assert ours.shape == theirs.shape, f"{key}: shape {tuple(ours.shape)}, stored {tuple(theirs.shape)}"
+        if not theirs.is_floating_point():
+            assert torch.equal(ours.to(theirs.dtype), theirs), f"{key}: integers differ"
+            return
+        limit = tolerance(self.manifest[key]["scale"]) if within is None else within
+        error = (ours.detach().float() - theirs).abs().max().item() if theirs.numel() else 0.0
+        assert error <= limit, f"{key}: off by {error:.2e}, allowed {limit:.2e}"
+
+
+def check_number(name: str, ours: float, theirs: float, relative: float = 1e-5) -> None:
+    limit = relative * max(1.0, abs(theirs))
+    assert abs(ours - theirs) <= limit, f"{name}: {ours} and {theirs} differ by {abs(ours - theirs):.2e} > {limit:.1e}"
+
+
+def albef_config(folder: Path) -> AlbefConfig:
+    """The model whose sizes the folder's config.json gives, with padded rows computed as in the released code."""
+    sizes = json.loads((folder / "config.json").read_text())
+    bert = sizes["bert_config"]
+    vision = VisionConfig(
+        image_size=sizes["image_res"], patch_size=sizes["patch_size"], width=sizes["vit_dim"],
+        depth=sizes["vit_depth"], heads=sizes["vit_heads"], mlp_ratio=float(sizes["vit_mlp_ratio"]),
+        norm_eps=sizes["vit_layer_norm_eps"],
+    )  # fmt: skip
+    text = TextConfig(
+        vocab_size=bert["vocab_size"], width=bert["hidden_size"], layers=bert["num_hidden_layers"],
+        fusion_start=bert["fusion_layer"], heads=bert["num_attention_heads"], intermediate=bert["intermediate_size"],
+        max_positions=bert["max_position_embeddings"], pad_id=bert["pad_token_id"], norm_eps=bert["layer_norm_eps"],
+        dropout=bert["hidden_dropout_prob"], attention_dropout=bert["attention_probs_dropout_prob"],
+    )  # fmt: skip
+    assert bert["encoder_width"] == vision.width
+    return AlbefConfig(vision, text, sizes["embed_dim"], sizes["temp"], keep_padding=True)
+
+
+def special_ids(folder: Path) -> SpecialIds:
+    ids = json.loads((folder / "config.json").read_text())["special_token_ids"]
+    return SpecialIds(ids["[PAD]"], ids["[UNK]"], ids["[CLS]"], ids["[SEP]"], ids["[MASK]"])
