@@ -32,7 +32,7 @@ def identity_number(image_id: str) -> int:
 
 
 def pad_texts(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Texts:
-    """Texts as one matrix, padded at their end to the longest one, or to `length`. Raises ValueError if one is longer."""
+    """Texts as one matrix, padded at their end to the longest, or to `length`. Raises ValueError if one is longer."""
     longest = max((len(text) for text in ids), default=0)
     if length is not None and longest > length:
         raise ValueError(f"a text has {longest} tokens, but the length to pad to is {length}")

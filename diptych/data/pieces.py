@@ -39,7 +39,9 @@ def learn_pieces(words: Mapping[str, int], size: int) -> list[str]:
     spelling |= {CONTINUES + letter for letter in letters if letter.isalpha()}  # for the words of later queries
     pieces = dict.fromkeys([*letters, *sorted(spelling.difference(letters))])
     if len(pieces) > size:
-        raise ValueError(f"the captions hold {len(letters)} characters: tokenizer.size must be at least {len(pieces) + 5}")
+        raise ValueError(
+            f"the captions hold {len(letters)} characters: tokenizer.size must be at least {len(pieces) + 5}"
+        )
     merges = _Merges([_spell(word) for word in spelt], [words[word] for word in spelt])
     while len(pieces) < size and (pair := merges.best()):
         pieces.setdefault(_joined(pair))

@@ -38,7 +38,9 @@ class TrainTransform:
     def __init__(self, config: DataConfig, image_size: int) -> None:
         low, high = config.crop
         if not 0 < low <= high <= 1:
-            raise ValueError(f"data.crop is {config.crop}: it takes two shares of the picture's area, 0 < low <= high <= 1")
+            raise ValueError(
+                f"data.crop is {config.crop}: it takes two shares of the picture's area, 0 < low <= high <= 1"
+            )
         self.config = config
         self.image_size = image_size
         self.augment = RandAugment(*config.randaugment, released=config.augmentation == "released")

@@ -1,0 +1,291 @@
+"""Batches of pairs, from any step on, exactly.
+
+An item is a pure function of (seed, epoch, index): which caption, which crop, whether flipped. The order of an epoch
+is a function of (seed, epoch). So a resumed run needs no state of loader or workers: it asks for the batches from its
+step on.
+Records that cannot be read are left out of their batch, counted and named; nothing replaces them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diptych.data.cleanup import clean_caption
+from diptych.data.collate import Sample, collate
+from diptych.data.record import BadRecord, Record, Source
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import EvaluationTransform, TrainTransform
+from diptych.schema import DataConfig
+from diptych.types import Batch
+
+NAMED = 10
+"""Bad records that a message lists."""
+SMALL_SOURCE_TOLERANCE = 10
+"""Bad records that training always tolerates, up to a quarter of the source, where `bad_share` is above 0."""
+Key = tuple[int, int]
+"""(epoch, index in the source)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch with the records it came from, in its order, and those that could not be read."""
+
+    batch: Batch
+    records: tuple[Record, ...]
+    skipped: tuple[BadRecord, ...]
+    epoch: int
+
+
+class SkipLedger:
+    """Which records could not be used, and whether there are too many.
+
+    The share is judged against the whole source, each record counted once however often it is met. One per cent of a
+    handful of pictures is less than one picture, so a source is always allowed some: up to a quarter, at most ten.
+    """
+
+    def __init__(self, limit_share: float, total: int, at_opening: Iterable[BadRecord] = ()) -> None:
+        """`total` records were found, `at_opening` those among them that could not even be opened."""
+        self.limit_share = limit_share
+        self.total = total
+        self.seen = 0
+        self.bad: dict[str, BadRecord] = {}
+        self.note(0, at_opening)
+
+    @property
+    def allowed(self) -> int:
+        """The most bad records that training tolerates."""
+        if self.limit_share <= 0:
+            return 0
+        return max(int(self.limit_share * self.total), min(SMALL_SOURCE_TOLERANCE, self.total // 4))
+
+    def note(self, seen: int, skipped: Iterable[BadRecord]) -> None:
+        """Another `seen` records were asked for, of which these were `skipped`."""
+        self.seen += seen
+        for error in skipped:
+            self.bad.setdefault(error.record, error)
+
+    def check(self) -> None:
+        """Raises ValueError, naming the first few, if more records are bad than the limit allows."""
+        if len(self.bad) > self.allowed:
+            raise ValueError(
+                f"{len(self.bad)} of {self.total} records could not be used, more than the {self.allowed} that"
+                f" data.bad_share={self.limit_share:g} allows:\n{_listing(list(self.bad.values()))}\n"
+                "Repair or remove them, or raise data.bad_share."
+            )
+
+    def summary(self) -> str:
+        """One line for people: how many were skipped, and why."""
+        if not self.bad:
+            return "no record was skipped"
+        reasons = Counter(error.reason for error in self.bad.values()).most_common()
+        return f"{len(self.bad)} of {self.total} records skipped: " + ", ".join(f"{n} × {why}" for why, n in reasons)
+
+
+def _listing(errors: Sequence[BadRecord]) -> str:
+    lines = [f"  {error}" for error in errors[:NAMED]]
+    if len(errors) > NAMED:
+        lines.append(f"  and {len(errors) - NAMED} more")
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """What a worker sends: `Loaded`, but for a batch of which nothing could be read."""
+
+    batch: Batch | None
+    records: tuple[Record, ...]
+    skipped: tuple[BadRecord, ...]
+    epoch: int
+
+
+class PairDataset(Dataset[Sample]):
+    """Samples by (epoch, index). Without state: any process makes the same sample of the same key."""
+
+    def __init__(
+        self, source: Source, transform: TrainTransform, tokenizer: Tokenizer, config: DataConfig, seed: int
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.tokenizer = tokenizer
+        self.config = config
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Raises BadRecord."""
+        epoch, index = key
+        return self._sample(self.source.record(index), epoch, index)
+
+    def _sample(self, record: Record, epoch: int, index: int) -> Sample:
+        rng = random.Random(f"{self.seed}/{epoch}/{index}")
+        caption = rng.choice(record.captions)
+        text = clean_caption(caption, self.config.max_words)
+        if not text:
+            raise BadRecord(record.id, "caption empty")
+        return Sample(
+            pixels=self.transform(self.source.picture(record), caption, rng),
+            input_ids=self.tokenizer.encode([text], self.config.max_tokens)[0],
+            image_id=record.image_id,
+            record=record.id,
+        )
+
+    def __getitems__(self, keys: Sequence[Key]) -> _Fetched:
+        """A whole batch at once (torch's loader calls this where it exists), so that workers collate."""
+        samples: list[Sample] = []
+        records: list[Record] = []
+        skipped: list[BadRecord] = []
+        for epoch, index in keys:
+            record = self.source.record(index)
+            try:
+                samples.append(self._sample(record, epoch, index))
+                records.append(record)
+            except BadRecord as error:
+                skipped.append(error)
+        batch = collate(samples, self.tokenizer.pad_id) if samples else None
+        return _Fetched(batch, tuple(records), tuple(skipped), keys[0][0])
+
+
+class PairLoader:
+    """Training batches, epoch after epoch; what an epoch has beyond whole batches is left out of that epoch.
+
+    `ledger` counts what was skipped, and iterating raises ValueError once it is more than `config.bad_share` allows.
+    """
+
+    def __init__(
+        self, source: Source, tokenizer: Tokenizer, config: DataConfig, image_size: int, batch_size: int, seed: int
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"run.batch_size is {batch_size}: it must be at least 1")
+        if len(source) < batch_size:
+            raise ValueError(
+                f"the training split has {len(source)} records, fewer than one batch of {batch_size}:"
+                f" lower run.batch_size (to {max(1, len(source) // 2)}, say) or give more data"
+            )
+        self.dataset = PairDataset(source, TrainTransform(config, image_size), tokenizer, config, seed)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.workers = config.workers
+        self.ledger = SkipLedger(config.bad_share, len(source) + len(source.skipped), source.skipped)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.dataset.source) // self.batch_size
+
+    def batches(self, start_step: int = 0) -> Iterator[Loaded]:
+        """Batches `start_step`, `start_step` + 1, … without end. Close the iterator (or drop it) to end the workers."""
+        self.ledger.check()
+        for fetched in self._fetch(start_step):
+            self.ledger.note(len(fetched.records) + len(fetched.skipped), fetched.skipped)
+            self.ledger.check()
+            if fetched.batch is None:
+                raise ValueError(f"no record of a batch could be read:\n{_listing(fetched.skipped)}")
+            yield Loaded(fetched.batch, fetched.records, fetched.skipped, fetched.epoch)
+
+    def keys(self, start_step: int = 0) -> Iterator[list[Key]]:
+        """(epoch, index) of each batch's items, from `start_step` on, without end."""
+        epoch, first = divmod(start_step, self.steps_per_epoch)
+        while True:
+            order = epoch_order(len(self.dataset.source), self.seed, epoch)
+            for step in range(first, self.steps_per_epoch):
+                indices = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+                yield [(epoch, index) for index in indices]
+            epoch, first = epoch + 1, 0
+
+    def _fetch(self, start_step: int) -> Iterator[_Fetched]:
+        if self.workers == 0:
+            yield from map(self.dataset.__getitems__, self.keys(start_step))
+            return
+        yield from DataLoader(
+            self.dataset,
+            batch_sampler=_Keys(self, start_step),
+            num_workers=self.workers,
+            prefetch_factor=4,
+            collate_fn=_as_is,
+            worker_init_fn=_quiet_worker,
+            # A fork starts in milliseconds and works from scripts without a `__main__` guard. It is safe here:
+            # workers use one thread, no OpenMP and no GPU. Elsewhere than on Linux the platform's own way.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            # Its own generator: a loader must not move the global one, on which dropout depends.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """`PairLoader.keys` as something that can be iterated again."""
+
+    loader: PairLoader
+    start_step: int
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self.loader.keys(self.start_step)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(count), a function of (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _as_is(fetched: Any) -> Any:
+    """The worker has collated already."""
+    return fetched
+
+
+def _quiet_worker(_: int) -> None:
+    """Leave Ctrl-C and the first SIGTERM to the training process, which saves and then ends its workers.
+
+    Both often reach the whole process group; a worker that died of them would take the step being saved with it.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+# --------------------------------------------------------------------------- evaluation
+
+
+def evaluation_items(
+    source: Source, image_size: int, limit: int | None = None
+) -> Iterator[tuple[Record, Float[Tensor, "3 H W"]]]:
+    """The records of an evaluation split with their pixels, in order, the first `limit` at most.
+
+    A measure must not depend on which files happen to be readable: at the first bad record the rest is read through,
+    and a ValueError names them all.
+    """
+    transform = EvaluationTransform(image_size)
+    end = len(source) if limit is None else min(limit, len(source))
+    for index in range(end):
+        record = source.record(index)
+        try:
+            image = source.picture(record)
+        except BadRecord as error:
+            bad = [error, *unreadable(source, range(index + 1, end))]
+            names = "\n".join(f"  {error}" for error in bad)
+            raise ValueError(
+                f"{len(bad)} of {end} evaluation records cannot be read; evaluation tolerates none:\n{names}"
+            ) from None
+        yield record, transform(image)
+
+
+def unreadable(source: Source, indices: Iterable[int]) -> Iterator[BadRecord]:
+    """The records among `indices` whose picture cannot be made."""
+    for index in indices:
+        try:
+            source.picture(source.record(index))
+        except BadRecord as error:
+            yield error
