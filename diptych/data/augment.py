@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -32,7 +33,7 @@ Operation = Callable[[Image.Image, float], Image.Image]
 def autocontrast(image: Image.Image, *, released: bool = False) -> Image.Image:
     """Stretch each channel to 0..255; a channel of one value stays."""
     table: list[int] = []
-    for low, high in image.getextrema():
+    for low, high in cast("tuple[tuple[int, int], ...]", image.getextrema()):
         if high <= low:
             table += range(256)
             continue

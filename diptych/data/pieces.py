@@ -29,7 +29,7 @@ def count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
 
 
 def learn_pieces(words: Mapping[str, int], size: int) -> list[str]:
-    """At most `size` pieces: every character (letters also as continuation), then the most frequent merges in their order.
+    """At most `size` pieces: every character (letters also as continuation), then the most frequent merges.
 
     Raises ValueError if `size` does not even hold the characters.
     """
@@ -40,7 +40,7 @@ def learn_pieces(words: Mapping[str, int], size: int) -> list[str]:
     pieces = dict.fromkeys([*letters, *sorted(spelling.difference(letters))])
     if len(pieces) > size:
         raise ValueError(
-            f"the captions hold {len(letters)} characters: tokenizer.size must be at least {len(pieces) + 5}"
+            f"the captions hold {len(letters)} different characters: tokenizer.size must be at least {len(pieces) + 5}"
         )
     merges = _Merges([_spell(word) for word in spelt], [words[word] for word in spelt])
     while len(pieces) < size and (pair := merges.best()):

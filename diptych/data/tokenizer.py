@@ -29,7 +29,7 @@ class Tokenizer:
     """Texts to ids and back. Two tokenizers are equal if they give every text the same ids."""
 
     def __init__(self, vocabulary: Sequence[str], *, separator: bool = False, lowercase: bool = True) -> None:
-        """`vocabulary` lists the pieces by id. Raises ValueError if a special piece is missing or a piece occurs twice."""
+        """`vocabulary` lists the pieces by id. Raises ValueError if it lacks a special piece or holds one twice."""
         self.vocabulary = tuple(vocabulary)
         self.separator = separator
         self.lowercase = lowercase
@@ -168,7 +168,8 @@ class Tokenizer:
         missing = [piece for piece in SPECIAL if piece not in self._ids]
         if missing:
             raise ValueError(
-                f"the vocabulary lacks {', '.join(missing)}: a BERT vocabulary lists one piece a line, special pieces included"
+                f"the vocabulary lacks {', '.join(missing)}:"
+                " a BERT vocabulary lists one piece a line, the special ones included"
             )
         if len(self._ids) != len(self.vocabulary):
             number, piece = next((n, p) for n, p in enumerate(self.vocabulary) if self._ids[p] != n)

@@ -96,7 +96,7 @@ def says_left_or_right(text: str) -> bool:
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
     """RGB bytes to normalised channels."""
     bytes_HWC = np.asarray(image)
-    assert bytes_HWC.dtype == np.uint8 and bytes_HWC.shape[2] == 3, "pictures are RGB here"
+    assert image.mode == "RGB", "sources give RGB pictures"
     pixels = np.empty((3, *bytes_HWC.shape[:2]), np.float32)
     np.multiply(bytes_HWC.transpose(2, 0, 1), _SCALE, out=pixels)
     pixels += _SHIFT
