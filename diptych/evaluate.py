@@ -1,0 +1,281 @@
+"""Evaluation of retrieval: contrastive search, then re-ranking by the fusion encoder (ALBEF §4), with intervals.
+
+I images, T texts, E embedding width, Q queries (I or T), K candidates of a query, S resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych.metrics.intervals import Interval, bootstrap_means, interval
+from diptych.metrics.recall import LEVELS, chance_recall, recall, retrieval_metrics, retrieval_ranks
+from diptych.schema import EvaluationConfig
+from diptych.search.contract import PairModel, State, evaluating
+from diptych.search.index import CosineIndex
+from diptych.search.rerank import Reranked, rerank
+from diptych.types import Texts, to_device
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with a stage's name, the items done and, where it is known, their number."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured value in percent with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What became of the queries of one direction."""
+
+    contrastive_ranks: Int[Tensor, "Q"]
+    """Rank of the best right answer by similarity alone, from 0."""
+    ranks: Int[Tensor, "Q"]
+    """The same after re-ranking. A query whose right answers were not among the candidates keeps its first rank."""
+    reranked: Reranked
+    recall: dict[int, Score]
+    contrastive_recall: dict[int, Score]
+    chance: dict[int, float]
+    """Recall in percent of a random order."""
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Two-stage retrieval among `images` pictures and `texts` texts. Recalls are in percent; higher is better."""
+
+    images: int
+    texts: int
+    image_to_text: Retrieved
+    text_to_image: Retrieved
+    rerank_gain: Score
+    """Re-ranked minus contrastive recall@1, mean of both directions, in points, with its paired interval."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat names. `image_to_text.recall@10` and the like are the final, re-ranked values."""
+        found: dict[str, Any] = {"unit": "percent", "images": self.images, "texts": self.texts}
+        for direction in DIRECTIONS:
+            one: Retrieved = getattr(self, direction)
+            found[f"{direction}.candidates"] = one.reranked.candidates.shape[1]
+            for prefix, scores in (("", one.recall), ("contrastive.", one.contrastive_recall)):
+                for k, score in scores.items():
+                    found[f"{prefix}{direction}.recall@{k}"] = score.value
+                    found[f"{prefix}{direction}.recall@{k}.interval"] = list(score.interval)
+            found |= {f"chance.{direction}.recall@{k}": value for k, value in one.chance.items()}
+            found[f"{direction}.median_rank"] = 1 + int(one.ranks.median())
+        gain = self.rerank_gain
+        return found | {"rerank_gain.recall@1": gain.value, "rerank_gain.interval": list(gain.interval)}
+
+
+def evaluate_retrieval(
+    model: PairModel,
+    pixels: Iterable[Float[Tensor, "_ 3 H W"]],
+    texts: Texts,
+    image_of_text: Int[Tensor, "T"],
+    config: EvaluationConfig,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> RetrievalResult:
+    """Find the texts of each picture and the picture of each text among all, in two stages.
+
+    `pixels` gives the I pictures in batches and can be walked through twice (a list or a loader, no generator):
+    encoded pictures are kept between the stages only if all fit into `config.keep_bytes`. Text t belongs to picture
+    image_of_text[t]. Memory: the encoded texts, that many bytes, one batch of pictures and one call's pairs.
+
+    Raises ValueError for a picture without a text, and for embeddings that are not finite.
+    """
+    if iter(pixels) is pixels:
+        raise ValueError("pictures are needed twice: give a list of batches or a loader, not a generator")
+    with evaluating(model):
+        text_vectors, text_states = _encode_texts(model, texts, config.batch_size, device, True, on_progress)
+        image_vectors, image_states = _encode_images(model, pixels, device, config.keep_bytes, on_progress)
+        owner = _owners(image_of_text, len(image_vectors), len(text_vectors))
+        to_text, to_image = CosineIndex(text_vectors), CosineIndex(image_vectors)
+        ranks = _contrastive_ranks(to_text, to_image, owner)
+        scored = rerank(
+            model,
+            text_states,
+            texts.attention_mask.sum(dim=1).cpu(),
+            _counted(image_states or _states(model, pixels, device), len(image_vectors), on_progress),
+            to_text.search(image_vectors, config.rerank),
+            to_image.search(text_vectors, config.rerank),
+            config.tokens_per_call,
+            device,
+        )
+    return _result(ranks, scored, owner, config.bootstrap, seed)
+
+
+def contrastive_recall(
+    model: PairModel,
+    pixels: Iterable[Float[Tensor, "_ 3 H W"]],
+    texts: Texts,
+    image_of_text: Int[Tensor, "T"],
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Recalls in percent of the first stage alone, for validation during training; names as in `retrieval_metrics`."""
+    with evaluating(model):
+        text_vectors, _ = _encode_texts(model, texts, batch_size, device, False, None)
+        image_vectors, _ = _encode_images(model, pixels, device, 0, None)
+    owner = _owners(image_of_text, len(image_vectors), len(text_vectors))
+    ranks = _contrastive_ranks(CosineIndex(text_vectors), CosineIndex(image_vectors), owner)
+    return retrieval_metrics(dict(zip(DIRECTIONS, ranks, strict=True)))
+
+
+# --------------------------------------------------------------------------- encoding
+
+
+def _encode_texts(
+    model: PairModel,
+    texts: Texts,
+    batch_size: int,
+    device: torch.device | str,
+    keep: bool,
+    on_progress: OnProgress | None,
+) -> tuple[Float[Tensor, "T E"], Any]:
+    """Embeddings of all texts, and their states if they are to be kept."""
+    vectors: list[Tensor] = []
+    states: list[State] = []
+    for start in range(0, len(texts), batch_size):
+        batch = Texts(*(getattr(texts, item.name)[start : start + batch_size] for item in fields(texts)))
+        state = model.text_state(to_device(batch, device))
+        vectors.append(model.embed_text(state)["main"])
+        if keep:
+            states.append(state)
+        if on_progress:
+            on_progress("texts", min(start + batch_size, len(texts)), len(texts))
+    if not vectors:
+        raise ValueError("nothing to evaluate: there is no text")
+    return torch.cat(vectors), type(states[0]).cat(states) if keep else None
+
+
+def _encode_images(
+    model: PairModel,
+    pixels: Iterable[Tensor],
+    device: torch.device | str,
+    keep_bytes: int,
+    on_progress: OnProgress | None,
+) -> tuple[Float[Tensor, "I E"], list[State] | None]:
+    """Embeddings of all pictures, and their states if all of them fit into `keep_bytes`."""
+    vectors: list[Tensor] = []
+    kept: list[State] | None = []
+    room, done = keep_bytes, 0
+    for state in _states(model, pixels, device):
+        vectors.append(model.embed_image(state)["main"])
+        room -= state.nbytes
+        if room < 0:
+            kept = None
+        if kept is not None:
+            kept.append(state)
+        done += len(state)
+        if on_progress:
+            on_progress("pictures", done, None)
+    if not vectors:
+        raise ValueError("nothing to evaluate: there is no picture")
+    return torch.cat(vectors), kept
+
+
+def _states(model: PairModel, pixels: Iterable[Tensor], device: torch.device | str) -> Iterator[State]:
+    for batch in pixels:
+        yield model.image_state(batch.to(device, non_blocking=True))
+
+
+def _counted(states: Iterable[State], total: int, on_progress: OnProgress | None) -> Iterator[State]:
+    """The states, each reported when the work on it is done."""
+    done = 0
+    for state in states:
+        yield state
+        done += len(state)
+        if on_progress:
+            on_progress("re-ranking", done, total)
+
+
+# --------------------------------------------------------------------------- ranks and recalls
+
+
+def _owners(image_of_text: Int[Tensor, "T"], images: int, texts: int) -> Int[Tensor, "T"]:
+    """`image_of_text` on the CPU, after a check that it fits and leaves no picture out."""
+    owner = image_of_text.cpu().long()
+    if len(owner) != texts or int(owner.min()) < 0 or int(owner.max()) >= images:
+        raise ValueError(f"image_of_text must name one of the {images} pictures for each of the {texts} texts")
+    without = (torch.bincount(owner, minlength=images) == 0).nonzero()
+    if len(without):
+        raise ValueError(f"{len(without)} of {images} pictures have no text (picture {int(without[0])}, for one)")
+    return owner
+
+
+def _contrastive_ranks(to_text: CosineIndex, to_image: CosineIndex, owner: Int[Tensor, "T"]) -> list[Tensor]:
+    """Ranks by similarity, image → text and text → image, without a table of all similarities."""
+    images = torch.arange(len(to_image))
+    ways = ((to_text, to_image.vectors, images, owner), (to_image, to_text.vectors, owner, images))
+    return [
+        torch.cat(
+            [
+                retrieval_ranks(similarity.cpu(), of_query[rows, None] == of_candidate)
+                for rows, similarity in index.blocks(queries)
+            ]
+        )
+        for index, queries, of_query, of_candidate in ways
+    ]
+
+
+def _final_ranks(scored: Reranked, relevant: Tensor, contrastive: Int[Tensor, "Q"]) -> Int[Tensor, "Q"]:
+    """Ranks after re-ranking: by match logit among the candidates; where no right answer is among them, the first
+    stage's rank, which is then at least K."""
+    reached = relevant.any(dim=1)
+    ranks = contrastive.clone()
+    ranks[reached] = retrieval_ranks(scored.match[reached], relevant[reached])
+    return ranks
+
+
+def _result(
+    contrastive: Sequence[Tensor], scored: Sequence[Reranked], owner: Int[Tensor, "T"], resamples: int, seed: int
+) -> RetrievalResult:
+    images = torch.arange(len(contrastive[0]))
+    of_query = (images, owner)  # the picture of each query, by direction
+    relevant = (owner[scored[0].candidates] == images[:, None], scored[1].candidates == owner[:, None])
+    ranks = {("contrastive", way): contrastive[way] for way in (0, 1)}
+    ranks |= {("final", way): _final_ranks(scored[way], relevant[way], contrastive[way]) for way in (0, 1)}
+    resampled = {
+        (stage, way, k): column
+        for (stage, way), ranked in ranks.items()
+        for k, column in zip(LEVELS, _resampled(ranked, of_query[way], resamples, seed), strict=True)
+    }
+    scores = {key: Score(recall(ranks[key[:2]], key[2]), interval(column)) for key, column in resampled.items()}
+    right = (torch.bincount(owner), torch.ones_like(owner))
+    retrieved = [
+        Retrieved(
+            contrastive_ranks=ranks["contrastive", way],
+            ranks=ranks["final", way],
+            reranked=scored[way],
+            recall={k: scores["final", way, k] for k in LEVELS},
+            contrastive_recall={k: scores["contrastive", way, k] for k in LEVELS},
+            chance={k: chance_recall(right[way], len(of_query[1 - way]), k) for k in LEVELS},
+        )
+        for way in (0, 1)
+    ]
+    gain = Score(
+        sum(scores["final", way, 1].value - scores["contrastive", way, 1].value for way in (0, 1)) / 2,
+        interval(sum(resampled["final", way, 1] - resampled["contrastive", way, 1] for way in (0, 1)) / 2),
+    )
+    return RetrievalResult(len(images), len(owner), retrieved[0], retrieved[1], gain)
+
+
+def _resampled(
+    ranks: Int[Tensor, "Q"], picture: Int[Tensor, "Q"], resamples: int, seed: int
+) -> Iterator[Float[np.ndarray, "S"]]:
+    """Recalls in percent at each level over resamples of the pictures; one seed, so equal draws for all measures."""
+    hits = [torch.bincount(picture, weights=(ranks < k).double()) for k in LEVELS]
+    queries = torch.bincount(picture).double()[:, None].expand(-1, len(LEVELS))
+    yield from 100 * bootstrap_means(torch.stack(hits, dim=1).numpy(), queries.numpy(), resamples, seed).T

@@ -1,0 +1,133 @@
+"""Two-stage retrieval: similarity picks each query's candidates, the fusion encoder's match logit orders them.
+
+I images, T texts, Q queries, N candidates in all, K candidates of a query, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych.search.contract import PairModel, State
+from diptych.search.index import Neighbours
+
+UNSELECTED = -100.0
+"""The released evaluation's score of a candidate that the first stage did not pick."""
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """The candidates of each query in the order of the first stage, with the scores of both stages."""
+
+    candidates: Int[Tensor, "Q K"]
+    similarity: Float[Tensor, "Q K"]
+    """Cosine similarity, descending."""
+    match: Float[Tensor, "Q K"]
+    """Logit of "these belong together"; it alone decides the final order."""
+
+    def ordered(self) -> Reranked:
+        """Best match first; equal ones stay in the order of the first stage."""
+        match, order = self.match.sort(dim=1, descending=True, stable=True)
+        return Reranked(self.candidates.gather(1, order), self.similarity.gather(1, order), match)
+
+    def dense(self, candidates: int) -> Float[Tensor, "Q N"]:
+        """The match logits as a table over all candidates, `UNSELECTED` where there is none."""
+        table = self.match.new_full((len(self.match), candidates), UNSELECTED)
+        return table.scatter(1, self.candidates, self.match)
+
+
+@torch.no_grad()
+def rerank(
+    model: PairModel,
+    texts: State,
+    text_lengths: Int[Tensor, "T"],
+    images: Iterable[State],
+    to_text: Neighbours,
+    to_image: Neighbours,
+    tokens_per_call: int = 16_384,
+    device: torch.device | str = "cpu",
+) -> tuple[Reranked, Reranked]:
+    """Match logits of the candidates of both directions: (image → text, text → image).
+
+    A pair that both directions ask for is fused once, and the pairs of an image go into as few calls as the memory
+    allows, so that what the model computes for an image (ALBEF: the cross-attention's keys and values) is shared.
+
+    `texts` holds all T texts, `text_lengths` their tokens; `images` gives the I images in their order, in portions, of
+    which one is alive at a time. `to_text` [I, K] are the texts picked for each image, `to_image` [T, K] the images
+    picked for each text. `tokens_per_call` bounds the text tokens (padding between images included) of a `fuse` call.
+    """
+    count = len(text_lengths)
+    keys, places = _union(to_text, to_image, count)
+    image, text = keys // count, keys % count
+    logits = torch.empty(len(keys))
+    start = 0
+    for state in images:
+        bounds = torch.tensor([start * count, (start + len(state)) * count])
+        first, last = torch.searchsorted(keys, bounds).tolist()
+        for call in plan_calls(image[first:last], text_lengths[text[first:last]], tokens_per_call):
+            pairs = call + first
+            logits[pairs] = match_pairs(model, texts, state, text[pairs], image[pairs] - start, device)
+        start += len(state)
+    assert start == len(to_text.indices), f"{len(to_text.indices)} images have candidates, {start} came"
+    scores = logits[places].split([to_text.indices.numel(), to_image.indices.numel()])
+    return _with_match(to_text, scores[0]), _with_match(to_image, scores[1])
+
+
+def match_pairs(
+    model: PairModel,
+    texts: Any,
+    images: Any,
+    text_index: Int[Tensor, "P"],
+    image_index: Int[Tensor, "P"],
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "P"]:
+    """The match logits (class 1 of ITM) of pairs, on the CPU. Only the texts and images that occur are handed on."""
+    text_used, text_local = text_index.to(device).unique(return_inverse=True)
+    image_used, image_local = image_index.to(device).unique(return_inverse=True)
+    joint = model.fuse(texts[text_used], images[image_used], text_index=text_local, image_index=image_local)
+    return model.match_logits(joint)[:, 1].float().cpu()
+
+
+def plan_calls(image: Int[Tensor, "P"], tokens: Int[Tensor, "P"], budget: int) -> list[Int[Tensor, "p"]]:
+    """Pairs sorted by `image`, cut into calls of about `budget` tokens; each pair is in one call.
+
+    An image's pairs stay together where they fit. Images of like numbers of pairs share a call, because the attention
+    pads each image's rows to the longest: images × the largest image's tokens stay within the budget.
+
+    >>> image, tokens = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([4, 4, 4, 4, 4])
+    >>> [call.tolist() for call in plan_calls(image, tokens, budget=16)]
+    [[2, 0, 1], [3, 4]]
+    """
+    before = tokens.cumsum(0) - tokens
+    _, image_place, image_pairs = image.unique_consecutive(return_inverse=True, return_counts=True)
+    first_pair = image_pairs.cumsum(0) - image_pairs
+    piece = (before - before[first_pair][image_place]) // budget  # which part of an image too large for one call
+    items = torch.stack([image_place, piece], dim=1)
+    _, item, sizes = items.unique_consecutive(dim=0, return_inverse=True, return_counts=True)
+    weight = torch.zeros(len(sizes), dtype=tokens.dtype).index_add(0, item, tokens)
+    parts = torch.arange(len(image)).split(sizes.tolist())
+    calls: list[list[Tensor]] = []
+    for place in weight.argsort(stable=True).tolist():
+        # Ascending weights: the newest item is the largest of its call.
+        if not calls or (len(calls[-1]) + 1) * int(weight[place]) > budget:
+            calls.append([])
+        calls[-1].append(parts[place])
+    return [torch.cat(call) for call in calls]
+
+
+def _union(to_text: Neighbours, to_image: Neighbours, texts: int) -> tuple[Int[Tensor, "P"], Int[Tensor, "p"]]:
+    """The pairs of both directions as image · texts + text, ascending, each once; and the place of each asked pair."""
+    images = torch.arange(len(to_text.indices))[:, None] * texts
+    from_image = images + to_text.indices.cpu()
+    from_text = to_image.indices.cpu() * texts + torch.arange(len(to_image.indices))[:, None]
+    return torch.cat([from_image.flatten(), from_text.flatten()]).unique(return_inverse=True)
+
+
+def _with_match(found: Neighbours, match: Float[Tensor, "p"]) -> Reranked:
+    indices = found.indices.cpu()
+    return Reranked(indices, found.scores.cpu(), match.view(indices.shape))

@@ -1,0 +1,302 @@
+"""Search, re-ranking and evaluation against brute force, with a model whose arithmetic is exact."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from diptych.evaluate import DIRECTIONS, contrastive_recall, evaluate_retrieval
+from diptych.metrics.recall import recall, retrieval_ranks
+from diptych.schema import EvaluationConfig
+from diptych.search.index import CosineIndex, top_k
+from diptych.search.rerank import UNSELECTED, plan_calls, rerank
+from diptych.types import Joint, Texts
+
+WIDTH = 4
+
+
+class Vectors:
+    """The state of the fake model: one vector an item."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: torch.Tensor) -> Vectors:
+        return Vectors(self.values[index])
+
+    @classmethod
+    def cat(cls, states: list[Vectors]) -> Vectors:
+        return cls(torch.cat([state.values for state in states]))
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+
+@dataclass
+class Call:
+    pairs: list[tuple[float, float]]
+    images: int
+
+
+class FakeModel(nn.Module):
+    """Vectors come from the inputs as they are; match logits are integers, so that no order of work can change them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.frozen = nn.Linear(1, 1)
+        self.calls: list[Call] = []
+        self.alive: weakref.WeakSet[Vectors] = weakref.WeakSet()
+        self.most_alive = 0
+        self.encoded = 0
+
+    def image_state(self, pixels: torch.Tensor) -> Vectors:
+        state = Vectors(self.dropout(pixels.flatten(1)[:, :WIDTH]))
+        self.alive.add(state)
+        self.most_alive = max(self.most_alive, sum(len(one) for one in self.alive))
+        self.encoded += len(state)
+        return state
+
+    def text_state(self, texts: Texts) -> Vectors:
+        return Vectors(texts.input_ids[:, :WIDTH].float())
+
+    def embed_image(self, state: Vectors) -> dict[str, torch.Tensor]:
+        return {"main": nn.functional.normalize(state.values, dim=1)}
+
+    embed_text = embed_image
+
+    def fuse(self, texts: Vectors, images: Vectors, text_index: torch.Tensor, image_index: torch.Tensor) -> Joint:
+        assert not torch.is_grad_enabled()
+        rows = torch.cat([texts.values[text_index], images.values[image_index]], dim=1)
+        self.calls.append(Call([tuple(row) for row in rows.tolist()], len(images)))
+        return Joint(pooled=rows, rows=None)
+
+    def match_logits(self, joint: Joint) -> torch.Tensor:
+        text, image = joint.pooled.split(WIDTH, dim=1)
+        logit = (text * image.roll(1, dims=1)).sum(dim=1) % 17 - 8
+        return torch.stack([-logit, logit], dim=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    pixels: torch.Tensor
+    texts: Texts
+    owner: torch.Tensor
+
+    def batches(self, size: int = 3) -> list[torch.Tensor]:
+        return list(self.pixels.split(size))
+
+
+def make_case(images: int = 7, captions: int = 2, seed: int = 0) -> Case:
+    random = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(-9, 10, (images, 3, 2, 2), generator=random).float()
+    pixels[:, 0, 0, 0] = torch.arange(images) + 1  # no two alike, none zero
+    owner = torch.arange(images).repeat_interleave(captions)
+    ids = torch.randint(1, 20, (len(owner), 9), generator=random)
+    lengths = torch.randint(WIDTH, 10, (len(owner), 1), generator=random)
+    return Case(pixels, Texts(ids, torch.arange(9)[None] < lengths), owner)
+
+
+def brute_force(case: Case, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score tables of the procedure as the paper tells it: every pair alone, candidates by a plain sort."""
+    model = FakeModel().eval()
+    images = model.image_state(case.pixels)
+    texts = model.text_state(case.texts)
+    cosine = nn.functional.normalize(images.values, dim=1) @ nn.functional.normalize(texts.values, dim=1).T
+    tables = torch.full_like(cosine, UNSELECTED), torch.full_like(cosine.T, UNSELECTED)
+    for table, similarity, flip in ((tables[0], cosine, False), (tables[1], cosine.T, True)):
+        for query, row in enumerate(similarity.tolist()):
+            for candidate in sorted(range(len(row)), key=lambda c: (-row[c], c))[:k]:
+                image, text = (candidate, query) if flip else (query, candidate)
+                pair = Joint(torch.cat([texts.values[text], images.values[image]])[None], None)
+                table[query, candidate] = model.match_logits(pair)[0, 1]
+    return tables
+
+
+def two_stage(case: Case, k: int, budget: int, batch: int, model: FakeModel | None = None):
+    model = (model or FakeModel()).eval()
+    texts = model.text_state(case.texts)
+    images = [model.image_state(pixels) for pixels in case.batches(batch)]
+    to_text, to_image = CosineIndex(texts.values), CosineIndex(Vectors.cat(images).values)
+    lengths = case.texts.attention_mask.sum(1)
+    found = to_text.search(to_image.vectors, k), to_image.search(to_text.vectors, k)
+    return rerank(model, texts, lengths, images, *found, tokens_per_call=budget)
+
+
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 200), st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_reranking_gives_the_scores_of_every_pair_alone(seed: int, k: int, budget: int, batch: int) -> None:
+    case = make_case(seed=seed)
+    to_text, to_image = two_stage(case, k, budget, batch)
+    expected = brute_force(case, k)
+    assert to_text.dense(len(case.owner)).equal(expected[0])
+    assert to_image.dense(len(case.pixels)).equal(expected[1])
+
+
+def test_more_candidates_asked_for_than_there_are_means_all_of_them() -> None:
+    case = make_case()
+    to_text, to_image = two_stage(case, k=1000, budget=100, batch=3)
+    assert to_text.candidates.shape == (7, 14)
+    assert to_image.candidates.shape == (14, 7)
+    assert (to_text.dense(14) != UNSELECTED).all()
+
+
+def test_a_pair_that_both_directions_want_is_fused_once() -> None:
+    model = FakeModel()
+    to_text, to_image = two_stage(make_case(), k=4, budget=60, batch=3, model=model)
+    fused = [pair for call in model.calls for pair in call.pairs]
+    wanted = {(i, t) for i, row in enumerate(to_text.candidates.tolist()) for t in row}
+    wanted |= {(i, t) for t, row in enumerate(to_image.candidates.tolist()) for i in row}
+    assert len(fused) == len(set(fused)) == len(wanted)
+
+
+def test_all_pairs_of_an_image_share_one_call_when_the_budget_allows() -> None:
+    model = FakeModel()
+    two_stage(make_case(), k=1000, budget=10_000, batch=3, model=model)
+    assert [call.images for call in model.calls] == [3, 3, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=40), st.integers(1, 60))
+@settings(max_examples=80, deadline=None)
+def test_calls_hold_each_pair_once_and_keep_to_the_budget(pairs: list[tuple[int, int]], budget: int) -> None:
+    image, tokens = torch.tensor(sorted(pairs)).T
+    calls = plan_calls(image, tokens, budget)
+    assert torch.cat(calls).sort().values.tolist() == list(range(len(pairs)))
+    for call in calls:
+        of_image = [tokens[call][image[call] == one].sum() for one in image[call].unique()]
+        padded = len(of_image) * max(of_image)
+        # One image alone may pass the budget by less than its last text.
+        assert padded <= budget or (len(of_image) == 1 and padded < budget + tokens[call].max())
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_top_k_of_ties_takes_the_lower_number(rows: list[list[int]], k: int) -> None:
+    found = top_k(torch.tensor(rows).float(), k)
+    expected = [sorted(range(6), key=lambda c: (-row[c], c))[:k] for row in rows]
+    assert found.indices.tolist() == expected
+    assert found.scores.tolist() == [[row[c] for c in order] for row, order in zip(rows, expected, strict=True)]
+
+
+def test_an_index_finds_the_same_in_blocks_of_any_size(monkeypatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    index = CosineIndex(torch.randn(50, 8, generator=random))
+    queries = torch.randn(20, 8, generator=random)
+    expected = index.search(queries, 7).indices
+    monkeypatch.setattr("diptych.search.index.BLOCK", 150)
+    assert index.search(queries, 7).indices.equal(expected)
+    assert index.search(queries[:0], 7).indices.shape == (0, 7)
+
+
+def test_vectors_that_are_not_finite_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="candidate 1 is not finite"):
+        CosineIndex(torch.tensor([[1.0, 0.0], [torch.nan, 0.0]]))
+
+
+# --------------------------------------------------------------------------- evaluation
+
+CONFIG = EvaluationConfig(rerank=4, batch_size=5, bootstrap=200, tokens_per_call=50)
+
+
+def evaluated(case: Case, config: EvaluationConfig = CONFIG, model: FakeModel | None = None, **options):
+    return evaluate_retrieval(model or FakeModel(), case.batches(), case.texts, case.owner, config, **options)
+
+
+def test_recalls_are_those_of_the_brute_force_tables() -> None:
+    case = make_case(images=30)
+    result = evaluated(case, replace(CONFIG, rerank=12)).to_json()
+    relevant = case.owner[None] == torch.arange(30)[:, None]
+    for direction, table, right in zip(DIRECTIONS, brute_force(case, 12), (relevant, relevant.T), strict=True):
+        # At and above k = 12 candidates all ranks are past 10, where the tables know no order.
+        expected = {k: recall(retrieval_ranks(table, right), k) for k in (1, 5, 10)}
+        assert {k: result[f"{direction}.recall@{k}"] for k in expected} == pytest.approx(expected)
+        for k in expected:
+            low, high = result[f"{direction}.recall@{k}.interval"]
+            assert low <= expected[k] <= high
+
+
+def test_the_gain_is_the_difference_of_the_two_stages() -> None:
+    result = evaluated(make_case(images=30))
+    stages = [
+        (one.recall[1].value - one.contrastive_recall[1].value) for one in (result.image_to_text, result.text_to_image)
+    ]
+    assert result.rerank_gain.value == pytest.approx(sum(stages) / 2)
+    assert result.rerank_gain.interval.low <= result.rerank_gain.value <= result.rerank_gain.interval.high
+
+
+def test_a_query_whose_answer_is_no_candidate_keeps_its_first_rank() -> None:
+    result = evaluated(make_case(images=30), replace(CONFIG, rerank=2))
+    for one in (result.image_to_text, result.text_to_image):
+        unreached = one.contrastive_ranks >= 2
+        assert unreached.any()
+        assert one.ranks[unreached].equal(one.contrastive_ranks[unreached])
+        assert (one.ranks[one.contrastive_ranks < 2] < 2).all()
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 1}, {"tokens_per_call": 1}, {"keep_bytes": 0}])
+def test_how_the_work_is_cut_never_changes_a_result(change: dict[str, int]) -> None:
+    case = make_case(images=12)
+    assert evaluated(case, replace(CONFIG, **change)).to_json() == evaluated(case).to_json()
+
+
+def test_pictures_that_do_not_fit_are_encoded_again_and_never_held_together() -> None:
+    case = make_case(images=12)
+    streaming, keeping = FakeModel(), FakeModel()
+    evaluated(case, replace(CONFIG, keep_bytes=4 * 4 * WIDTH), streaming)
+    evaluated(case, CONFIG, keeping)
+    assert (streaming.encoded, keeping.encoded) == (24, 12)
+    # Three fit; a batch of three comes beside them, and the next one is made before the last is let go.
+    assert streaming.most_alive <= 6
+    assert keeping.most_alive == 12
+
+
+def test_every_module_is_afterwards_in_the_mode_it_was_in() -> None:
+    model = FakeModel().train()
+    model.frozen.eval()
+    evaluated(make_case(), model=model)
+    assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
+    broken = replace(make_case(), pixels=torch.full((7, 3, 2, 2), torch.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        evaluated(broken, model=model)
+    assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
+
+
+def test_validation_sees_the_first_stage_of_the_evaluation() -> None:
+    case = make_case(images=20)
+    quick = contrastive_recall(FakeModel().train(), case.batches(), case.texts, case.owner, batch_size=3)
+    full = evaluated(case).to_json()
+    assert {k: v for k, v in quick.items() if "@" in k} == pytest.approx(
+        {f"{d}.recall@{k}": full[f"contrastive.{d}.recall@{k}"] for d in DIRECTIONS for k in (1, 5, 10)}
+    )
+
+
+def test_progress_is_told_for_every_stage() -> None:
+    told: list[tuple[str, int, int | None]] = []
+    evaluated(make_case(), on_progress=lambda *news: told.append(news))
+    assert {stage: (done, total) for stage, done, total in told} == {
+        "texts": (14, 14),
+        "pictures": (7, None),
+        "re-ranking": (7, 7),
+    }
+
+
+def test_what_cannot_be_evaluated_is_said_in_the_users_words() -> None:
+    case = make_case()
+    with pytest.raises(ValueError, match="not a generator"):
+        evaluate_retrieval(FakeModel(), iter(case.batches()), case.texts, case.owner, CONFIG)
+    with pytest.raises(ValueError, match=r"1 of 7 pictures have no text \(picture 6"):
+        evaluated(replace(case, owner=case.owner.clamp(max=5)))
+    with pytest.raises(ValueError, match="one of the 7 pictures for each of the 14 texts"):
+        evaluated(replace(case, owner=case.owner + 1))
+    with pytest.raises(ValueError, match="no picture"):
+        evaluate_retrieval(FakeModel(), [], case.texts, case.owner, CONFIG)
