@@ -1,0 +1,102 @@
+"""Recipes to JSON values and back, strictly: nothing unknown, missing or ill-typed passes. No torch here."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import jsonargparse
+
+from diptych.schema import Recipe
+
+Config = TypeVar("Config")
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain JSON values, every field written out."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return plain
+
+
+def from_dict(plain: Mapping[str, Any]) -> Recipe:
+    """The recipe that `to_dict` wrote. A missing, unknown or ill-typed field is a ValueError that names it."""
+    return _built(Recipe, plain, ())
+
+
+def _built(cls: type[Config], plain: Any, path: tuple[str, ...]) -> Config:
+    hints, where = field_types(cls), ".".join(path) or "recipe"
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{where}: expected the fields {', '.join(hints)}, got {plain!r}")
+    for key in plain:
+        if key not in hints:
+            raise ValueError(unknown_name(cls, key, path))
+    if missing := [key for key in hints if key not in plain]:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    values = {}
+    for key, hint in hints.items():
+        name = (*path, key)
+        values[key] = _built(hint, plain[key], name) if is_config(hint) else typed(hint, plain[key], ".".join(name))
+    return cls(**values)
+
+
+def typed(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type `hint`; text is read as a user would write it (`none`, `true`, `1e-3`, `0.5,1`)."""
+    given = value
+    if isinstance(value, str):
+        if type(None) in get_args(hint) and value.lower() in ("none", "null"):
+            return None
+        if get_origin(hint) is tuple:
+            value = f"[{value.strip().strip('()[]')}]"
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        if isinstance(value, str):
+            return parser.parse_args([f"--value={value}"]).value
+        return parser.parse_object({"value": value}).value
+    except jsonargparse.ArgumentError:
+        raise ValueError(f"{name}: expected {spelled(hint)}, got {given!r}") from None
+
+
+def is_config(hint: Any) -> TypeGuard[type[Any]]:
+    """Whether a declared type is itself a group of fields."""
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The declared type of each field of a config."""
+    hints = get_type_hints(cls)
+    return {item.name: hints[item.name] for item in fields(cls)}
+
+
+def unknown_name(cls: type, key: str, above: tuple[str, ...]) -> str:
+    """The complaint about field `key` of `cls`, which stands at `above`, with what may have been meant."""
+    known = field_types(cls)
+    nearest = [name for name in _leaves(cls) if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1)
+    suggestion = f" Did you mean {' or '.join('.'.join((*above, name)) for name in nearest)}?" if nearest else ""
+    level = f" in '{'.'.join(above)}'" if above else ""
+    return f"unknown name '{key}'{level}.{suggestion} Known there: {', '.join(sorted(known))}"
+
+
+def _leaves(cls: type) -> list[str]:
+    """Dotted names of all values below `cls`."""
+    names = []
+    for key, hint in field_types(cls).items():
+        names += [f"{key}.{inner}" for inner in _leaves(hint)] if is_config(hint) else [key]
+    return names
+
+
+def spelled(hint: Any) -> str:
+    """A type as a user would say it: 'int or none', 'one of fp32, bf16'."""
+    arguments = get_args(hint)
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return " or ".join("none" if part is type(None) else spelled(part) for part in arguments)
+    if origin is tuple:
+        return f"{len(arguments)} values ({', '.join(spelled(part) for part in arguments)})"
+    if arguments:
+        return "one of " + ", ".join(str(choice) for choice in arguments)
+    return {"bool": "true or false", "str": "text"}.get(hint.__name__, hint.__name__)
