@@ -13,7 +13,8 @@ from torch import nn
 
 from diptych.evaluate import DIRECTIONS, contrastive_recall, evaluate_retrieval
 from diptych.metrics.recall import recall, retrieval_ranks
-from diptych.schema import EvaluationConfig
+from diptych.models.albef import Albef
+from diptych.schema import AlbefConfig, EvaluationConfig, TextConfig, VisionConfig
 from diptych.search.index import CosineIndex, top_k
 from diptych.search.rerank import UNSELECTED, plan_calls, rerank
 from diptych.types import Joint, Texts
@@ -300,3 +301,49 @@ def test_what_cannot_be_evaluated_is_said_in_the_users_words() -> None:
         evaluated(replace(case, owner=case.owner + 1))
     with pytest.raises(ValueError, match="no picture"):
         evaluate_retrieval(FakeModel(), [], case.texts, case.owner, CONFIG)
+
+
+# --------------------------------------------------------------------------- the real model
+
+
+def albef() -> Albef:
+    config = AlbefConfig(
+        vision=VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2),
+        text=TextConfig(vocab_size=20, width=24, layers=4, fusion_start=2, heads=2, intermediate=48, max_positions=12),
+        embed_dim=8,
+    )
+    torch.manual_seed(0)
+    model = Albef(config)
+    for weight in model.parameters():  # far from the start, so that scores differ visibly
+        torch.nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else None
+    return model
+
+
+def test_albef_scores_the_same_pairs_the_same_in_any_cut() -> None:
+    case = make_case(images=9)
+    pixels = torch.randn(9, 3, 16, 16, generator=torch.Generator().manual_seed(1)).split(4)
+    model = albef().train()  # dropout would show
+    cuts = [CONFIG, replace(CONFIG, batch_size=1, tokens_per_call=1, keep_bytes=0), replace(CONFIG, batch_size=99)]
+    results = [evaluate_retrieval(model, pixels, case.texts, case.owner, cut) for cut in cuts]
+    for one in results[1:]:
+        for direction in DIRECTIONS:
+            first, other = getattr(results[0], direction).reranked, getattr(one, direction).reranked
+            assert other.candidates.equal(first.candidates)
+            torch.testing.assert_close(other.match, first.match, rtol=1e-4, atol=1e-4)
+    assert results[0].image_to_text.reranked.match.std() > 0.1
+
+
+def test_albef_pairs_of_the_ranking_score_as_they_do_alone() -> None:
+    case = make_case(images=5)
+    pixels = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    model = albef().eval()
+    scored = evaluate_retrieval(model, [pixels], case.texts, case.owner, replace(CONFIG, rerank=3)).text_to_image
+    with torch.no_grad():
+        for text, row in enumerate(scored.reranked.candidates.tolist()):
+            length = int(case.texts.attention_mask[text].sum())
+            alone = Texts(case.texts.input_ids[[text], :length], case.texts.attention_mask[[text], :length])
+            zero = torch.zeros(1, dtype=torch.long)
+            for place, image in enumerate(row):
+                states = model.text_state(alone), model.image_state(pixels[[image]])
+                logit = model.match_logits(model.fuse(*states, zero, zero))[0, 1]
+                torch.testing.assert_close(scored.reranked.match[text, place], logit, rtol=1e-4, atol=1e-4)
