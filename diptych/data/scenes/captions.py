@@ -1,8 +1,9 @@
 """Captions made of facts, and the English sentences that say them.
 
-A caption is *said* only where it is plainly true: exact counts, a size that all of a kind share, a relation that holds clearly between
-all of two kinds. It *counts as true* of another scene as soon as a generous reader could say so: at least so many, any
-member of either kind, however slightly to the left. What is true of one scene alone under the generous reading is so under any.
+A caption is *said* only where it is plainly true: exact counts, a size that all of a kind share, a relation that holds
+clearly between all of two kinds. It *counts as true* of another scene as soon as a generous reader could say so: at
+least so many, any member of either kind, however slightly to the left. What is true of one scene alone under the
+generous reading is so under any.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -33,7 +32,7 @@ class EvaluationSet:
 
 
 class _Builder:
-    """Takes scenes one by one, keeping every caption true of exactly one scene. Scenes and captions are indexed by name."""
+    """Takes scenes one by one and keeps every caption true of exactly one of them. Indexed by name."""
 
     def __init__(self) -> None:
         self.scenes: list[Scene] = []
@@ -63,22 +62,23 @@ class _Builder:
 def evaluation_set(config: ScenesConfig, split: Split) -> EvaluationSet:
     """The split's scenes in the order drawn, without those that no caption of their own could be found for.
 
-    Captions name everything in the scene and there are two objects or more (where the configuration allows two): one thing
-    alone is hardly ever one scene's own. A larger `evaluation_count` only adds scenes. Raises ValueError when the
-    configuration allows too few scenes that differ.
+    Captions name everything in the scene. Scenes of one object are left out where the configuration allows more: one
+    thing alone is hardly ever one scene's own. A larger `evaluation_count` only adds scenes. Raises ValueError when
+    the configuration allows too few scenes that differ.
     """
-    least, most = config.objects
-    wanted = replace(config, objects=(max(least, min(2, most)), most))
+    fewest = min(2, config.objects[1])
     builder = _Builder()
     for index in range(_DRAWS * config.evaluation_count):
-        scene = make_scene(wanted, split, index)
-        caption = None if builder.already_said(scene) else _own_caption(builder, scene, config)
+        scene = make_scene(config, split, index)
+        if len(scene.objects) < fewest or builder.already_said(scene):
+            continue
+        caption = _own_caption(builder, scene, config)
         if caption:
             builder.add(scene, caption)
         if len(builder.scenes) == config.evaluation_count:
             return EvaluationSet(tuple(builder.scenes), tuple(builder.captions))
     raise ValueError(
-        f"only {len(builder.scenes)} of {config.evaluation_count} {split} scenes have a caption that is true of no other: "
+        f"only {len(builder.scenes)} of {config.evaluation_count} {split} scenes have a caption true of no other: "
         "allow more objects (scenes.objects) or names (scenes.names=full), or ask for fewer (scenes.evaluation_count)"
     )
 
@@ -96,13 +96,14 @@ def _own_caption(builder: _Builder, scene: Scene, config: ScenesConfig) -> Capti
 def noun_set_ceiling(scenes: Sequence[Scene], captions: Sequence[Caption]) -> dict[str, float]:
     """Recall, in [0, 1], that a matcher reaches which sees of each side only the set of its nouns, expected over ties.
 
-    It ranks by the overlap of the two sets (Jaccard), which puts a caption of the same nouns first. With b better ones and t
-    tied ones (the right one among them), the right one's rank is uniform on b+1 … b+t. Keys as in the evaluation:
+    It ranks by the overlap of the two sets (Jaccard), which puts a caption of the same nouns first. With b better ones
+    and t tied ones (the right one among them), the right one's rank is uniform on b+1 … b+t. Keys as in the evaluation:
     `image_to_text.recall@1`, … `text_to_image.recall@10`. Caption i belongs to scene i.
     """
-    vocabulary = {
-        name: column for column, name in enumerate(sorted({name for scene in scenes for name in scene.kinds}))
+    names = {name for scene in scenes for name in scene.kinds} | {
+        name for caption in captions for name in caption.names
     }
+    vocabulary = {name: column for column, name in enumerate(sorted(names))}
     images_NV = _one_hot([list(scene.kinds) for scene in scenes], vocabulary)
     texts_NV = _one_hot([list(caption.names) for caption in captions], vocabulary)
     shared_NN = images_NV @ texts_NV.T

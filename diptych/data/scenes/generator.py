@@ -1,9 +1,9 @@
 """Scenes: what stands where, as a pure function of (seed, split, index), and their pictures.
 
-**Splits never share a scene.** What a scene shows (which things, how many of each, on which background) decides by its checksum
-which split it may stand in: one content of twenty is validation's, one is test's, the others are training's. An index
-draws contents until one falls into its split. So no combination of things on a background met in training comes again in a
-test, whatever the seeds.
+**Splits never share a scene.** What a scene shows (which things, how many of each, on which background) decides by its
+checksum which split it may stand in: one content of twenty is validation's, one is test's, the others are training's.
+An index draws contents until one falls into its split. So no combination of things on a background that was met in
+training comes again in a test, whatever the seeds.
 
 Lengths are pixels; boxes are x, y of the top left corner, width, height.
 """
@@ -120,7 +120,7 @@ class Scene:
 
 
 def relation_between(ours: tuple[SceneObject, ...], theirs: tuple[SceneObject, ...]) -> Relation | None:
-    """How all of ours stand to all of theirs, when anybody would say so: apart along one axis, and further so than on the other."""
+    """How all of ours stand to all of theirs, when anybody would say so: well apart on one axis, less on the other."""
     found: Relation | None = None
     for a in ours:
         for b in theirs:
@@ -141,7 +141,7 @@ def relation_between(ours: tuple[SceneObject, ...], theirs: tuple[SceneObject, .
 
 
 def stream(seed: int, split: Split, index: int, purpose: int) -> Random:
-    """Random numbers for one purpose of one index. Only `Random.random()` is drawn, which Python keeps the same for ever."""
+    """Random numbers for one purpose of one index. Draw only `random()` from it: that alone Python promises to keep."""
     number = ((seed % 2**64) << 72) | (index << 8) | (purpose << 2) | SPLITS.index(split)
     return Random(number)
 

