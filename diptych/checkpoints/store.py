@@ -103,6 +103,8 @@ def _write(folder: Path, content: CheckpointState) -> None:
     save_file(_separate(content.optimizer), folder / "optimizer.safetensors")
     (folder / "state.json").write_text(json.dumps(content.state, indent=1))
     (folder / "recipe.json").write_text(json.dumps(content.recipe, indent=1))
+    for name in ("weights.safetensors", "optimizer.safetensors"):  # which would be the owner's alone
+        shutil.copymode(folder / "state.json", folder / name)
     if content.save_tokenizer is not None:
         (folder / "tokenizer").mkdir()
         content.save_tokenizer(folder / "tokenizer")

@@ -1,0 +1,80 @@
+"""What protects a run: the same bits on every run, a stop that saves, no number that is not finite."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.types import Batch
+
+
+@contextmanager
+def reproducible(threads: int | None) -> Iterator[None]:
+    """The same bits from the same inputs, with `threads` CPU threads (None: as they are).
+
+    Without it the gradient of `x[index]` adds up in whatever order two threads arrive. Where a device has only one,
+    irreproducible, way to compute something, torch warns and computes.
+    """
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    filling: Any = torch.utils.deterministic
+    fill = filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    filling.fill_uninitialized_memory = False  # costs time and finds bugs only
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1], warn_only=True)
+        filling.fill_uninitialized_memory = fill
+
+
+class StopSignals:
+    """Notes the first Ctrl-C or SIGTERM, so that the step can be finished and saved; the second one stops at once."""
+
+    def __init__(self) -> None:
+        self.caught: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            raise KeyboardInterrupt
+        self.caught = signal.Signals(number)
+
+    @property
+    def exit_status(self) -> int:
+        """130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
+        assert self.caught is not None
+        return 128 + self.caught
+
+
+def require_finite(what: str, value: Tensor, step: int, batches: Sequence[Batch]) -> None:
+    """Raises ValueError naming the records if `value` is not finite. `step`: optimiser steps done before."""
+    if torch.isfinite(value):
+        return
+    names = ", ".join(name for batch in batches for name in batch.records)
+    raise ValueError(
+        f"the {what} of step {step + 1} is {float(value)}; the weights are still those of step {step}."
+        " Look at the records of its batch, lower optim.lr or set optim.clip, and go on from the last checkpoint."
+        f" Records: {names}"
+    )

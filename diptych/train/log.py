@@ -1,0 +1,206 @@
+"""What a run says while it trains: `metrics.jsonl` always, a bar or plain lines, TensorBoard when asked for.
+
+Every line of `metrics.jsonl` has `step`, `epoch`, and, counted from the start of the run, `pairs` and `seconds`.
+A training line adds means since the one before: `lr`, `pairs_per_second`, `gradient_norm`, `loss`, `losses: {name: …}`
+(each without its weight), `measures: {name: …}`. A validation line adds `validation: {name: …}`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from diptych.schema import RunConfig
+from diptych.train.state import Plan, RunState
+from diptych.types import Losses, Term
+
+PLAIN_SECONDS = 15.0
+"""Least time between two lines where there is no terminal for a bar."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step."""
+
+    lr: float
+    gradient_norm: Tensor
+    losses: Sequence[Losses]
+    """One a micro-batch, out of the graph."""
+    pairs: int
+    seconds: float
+    """From asking for the data to the end of the step."""
+
+
+def detached(losses: Losses) -> Losses:
+    """The same numbers without the graph, and without what the task carries."""
+    terms = {name: (weight, _plain(term)) for name, (weight, term) in losses.terms.items()}
+    return Losses(terms, {name: _plain(term) for name, term in losses.measures.items()})
+
+
+def _plain(term: Term) -> Term:
+    return Term(term.sum.detach(), term.count.detach())
+
+
+class Window:
+    """Means over the steps since the last line. Sums stay on the device: reading them out is what costs."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, str], Term] = {}
+        self.pairs = 0
+        self.seconds = 0.0
+
+    def add(self, report: StepReport) -> None:
+        one = torch.ones(())
+        self._add("", "gradient_norm", Term(report.gradient_norm, one))
+        for losses in report.losses:
+            self._add("", "loss", Term(losses.total, one))
+            for name, (_, term) in losses.terms.items():
+                self._add("losses", name, term)
+            for name, term in losses.measures.items():
+                self._add("measures", name, term)
+        self.pairs += report.pairs
+        self.seconds += report.seconds
+
+    def _add(self, group: str, name: str, term: Term) -> None:
+        previous = self.sums.get((group, name))
+        self.sums[group, name] = Term(previous.sum + term.sum, previous.count + term.count) if previous else term
+
+    def line(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"pairs_per_second": self.pairs / max(self.seconds, 1e-9)}
+        groups: dict[str, dict[str, float]] = {"losses": {}, "measures": {}}
+        for (group, name), term in self.sums.items():
+            groups.get(group, values)[name] = float(term.mean)
+        return {**values, **groups}
+
+
+class Curves(Protocol):
+    """What is used of TensorBoard's writer."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """Writes a run's metrics and shows its progress. Lines after `step`, left by a killed process, are dropped."""
+
+    def __init__(self, folder: Path, plan: Plan, state: RunState, config: RunConfig) -> None:
+        self.path = folder / "metrics.jsonl"
+        _drop_after(self.path, state.step)
+        self.file = self.path.open("a")
+        self.curves = _curves(folder, state.step) if config.tensorboard else None
+        self.plan = plan
+        self.every = config.log_every
+        self.window = Window()
+        self.display = Display(state.step, plan.steps)
+
+    def __enter__(self) -> RunLog:
+        self.display.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.bar.stop()
+        self.file.close()
+        if self.curves:
+            self.curves.close()
+
+    def step(self, report: StepReport, state: RunState) -> None:
+        self.window.add(report)
+        if state.step % self.every == 0:
+            line = self._write(state, {"lr": report.lr, **self.window.line()})
+            self.window = Window()
+            self.display.show(state.step, line)
+
+    def validation(self, measures: Mapping[str, float], state: RunState) -> None:
+        self._write(state, {"validation": dict(measures)})
+        best = " (best so far)" if state.improved else ""
+        self.say(f"step {state.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in measures.items()) + best)
+
+    def say(self, text: str) -> None:
+        self.display.say(text)
+
+    def _write(self, state: RunState, content: Mapping[str, Any]) -> dict[str, Any]:
+        where = {"step": state.step, "epoch": self.plan.epoch(state.step)}
+        line = {**where, "pairs": state.pairs, "seconds": round(state.seconds, 3), **content}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        if self.curves:
+            for name, value in _flat(content):
+                self.curves.add_scalar(name, value, state.step)
+        return line
+
+
+class Display:
+    """A bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.console = Console(stderr=True)
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task: TaskID = self.bar.add_task("", total=steps, completed=step)
+        self.first, self.steps = step, steps
+        self.began = time.monotonic()
+        self.last_line = float("-inf")
+
+    def show(self, step: int, line: Mapping[str, Any]) -> None:
+        losses = " ".join(f"{name} {value:.3f}" for name, value in line["losses"].items())
+        text = f"loss {line['loss']:.3f} ({losses})  {line['pairs_per_second']:.0f} pairs/s"
+        self.bar.update(self.task, completed=step, description=text)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line >= PLAIN_SECONDS:
+            self.last_line = now
+            left = (now - self.began) / (step - self.first) * (self.steps - step)
+            self.say(f"step {step}/{self.steps}  {text}  {left / 60:.1f} min left")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _flat(content: Mapping[str, Any]) -> list[tuple[str, float]]:
+    values = []
+    for name, value in content.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        values += [(f"{name}/{key}".rstrip("/"), number) for key, number in inner]
+    return values
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Removes the lines of steps that a resumed run will do again, and a line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("".join(kept))
+    unfinished.replace(path)
+
+
+def _curves(folder: Path, step: int) -> Curves:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "run.tensorboard is on, but TensorBoard is not installed: pip install 'diptych[track]', or leave it off"
+        ) from None
+    writer: Curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return writer
