@@ -27,7 +27,7 @@ class Sample:
 
 def identity_number(image_id: str) -> int:
     """A stable 63-bit number for a picture's identity: the same in every process and on every machine."""
-    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
