@@ -46,25 +46,6 @@ def recall(ranks: Int[Tensor, "Q"], k: int) -> float:
     return 100.0 * (ranks < k).double().mean().item()
 
 
-def expected_recall(scores: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"], k: int) -> float:
-    """Recall at k in percent, averaged over all orders of tied candidates. Higher is better.
-
-    For judges whose scores tie by nature, such as a matcher that only compares sets of nouns. Constant scores give the
-    recall of chance.
-
-    >>> scores = torch.tensor([[1.0, 1.0, 0.0, 1.0]])
-    >>> round(expected_recall(scores, torch.tensor([[True, False, False, False]]), k=1), 1)  # one of three tied
-    33.3
-    >>> expected_recall(scores, torch.tensor([[False, False, True, False]]), k=3)  # all three stand before it
-    0.0
-    """
-    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
-    above = (scores > best).sum(dim=1)
-    tied_relevant = ((scores == best) & relevant).sum(dim=1)
-    tied_irrelevant = ((scores == best) & ~relevant).sum(dim=1)
-    return 100.0 * _hit_probability(k - above, tied_relevant, tied_irrelevant).mean().item()
-
-
 def chance_recall(relevant: Int[Tensor, "Q"], candidates: int, k: int) -> float:
     """Recall at k in percent of a random order, for queries with `relevant[q]` right ones among `candidates`.
 
