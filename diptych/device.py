@@ -1,0 +1,16 @@
+"""The one place that knows devices by name."""
+
+from __future__ import annotations
+
+import torch
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU. Raises ValueError for a device that is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    if not present.get(name.split(":")[0], False):
+        choices = ", ".join(["auto", *(kind for kind, there in present.items() if there)])
+        raise ValueError(f"no device '{name}' on this machine: choose one of {choices}")
+    return torch.device(name)
