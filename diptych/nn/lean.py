@@ -54,7 +54,7 @@ def _unfold(g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor) -> tu
     """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 but the first."""
     g_bias = g.sum(0, dtype=torch.float32)
     g_folded = (g.t() @ xhat).float()
-    g_w = torch.einsum("od,od->d", g_folded, weight)
+    g_w = (g_folded * weight).sum(0)
     g_weight = g_folded.mul_(w).addr_(g_bias, b)
     g_xhat = g @ (weight * w).to(g.dtype)
     return g_xhat, g_w, g_bias @ weight, g_weight, g_bias

@@ -1,0 +1,251 @@
+"""ALBEF's published procedure, written plainly: the yardstick of the benchmarks.
+
+Texts padded, every pair with its own keys and values, the scores of all words at all positions, attention written out, the
+teacher's parameters made anew each step. Parameters bear their published names, so that the golden states load as they are;
+tests/parity/test_plain.py holds this implementation to the same numbers as the library.
+
+B pairs, L padded text length, T image tokens, D width, K contrastive candidates.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.schema import AlbefConfig, TextConfig
+
+
+class Module(nn.Module):
+    """A module whose children are given by name."""
+
+    def __init__(self, /, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention written out; `mask` [B, 1, 1, K] is added to the scores."""
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    probabilities = (scores if mask is None else scores + mask).softmax(-1)
+    return (probabilities @ value).transpose(1, 2).flatten(2)
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.attn = Module(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width))
+        self.mlp = Module(fc1=nn.Linear(width, hidden), fc2=nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.attn.qkv(self.norm1(x)).chunk(3, dim=-1)
+        x = x + self.attn.proj(attention(query, key, value, self.heads))
+        return x + self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__()
+        v = config.vision
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, v.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (v.image_size // v.patch_size) ** 2 + 1, v.width))
+        self.patch_embed = Module(proj=nn.Conv2d(3, v.width, v.patch_size, v.patch_size))
+        hidden = int(v.width * v.mlp_ratio)
+        self.blocks = nn.ModuleList(VisionBlock(v.width, v.heads, hidden, v.norm_eps) for _ in range(v.depth))
+        self.norm = nn.LayerNorm(v.width, v.norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patch_embed.proj(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def bert_attention(width: int, key_width: int, eps: float) -> Module:
+    projections = {name: nn.Linear(size, width) for name, size in (("query", width), ("key", key_width), ("value", key_width))}
+    output = Module(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps))
+    return Module(**{"self": Module(**projections), "output": output})
+
+
+class BertLayer(nn.Module):
+    def __init__(self, t: TextConfig, image_width: int | None) -> None:
+        super().__init__()
+        self.heads = t.heads
+        self.attention = bert_attention(t.width, t.width, t.norm_eps)
+        if image_width is not None:
+            self.crossattention = bert_attention(t.width, image_width, t.norm_eps)
+        self.intermediate = Module(dense=nn.Linear(t.width, t.intermediate))
+        self.output = Module(dense=nn.Linear(t.intermediate, t.width), LayerNorm=nn.LayerNorm(t.width, t.norm_eps))
+
+    def attend(self, part: nn.Module, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        inner = getattr(part, "self")
+        mixed = attention(inner.query(x), inner.key(keys), inner.value(keys), self.heads, mask)
+        return part.output.LayerNorm(x + part.output.dense(mixed))
+
+    def forward(self, x: Tensor, mask: Tensor, image: Tensor | None) -> Tensor:
+        x = self.attend(self.attention, x, x, mask)
+        if image is not None:
+            x = self.attend(self.crossattention, x, image, None)
+        return self.output.LayerNorm(x + self.output.dense(F.gelu(self.intermediate.dense(x))))
+
+
+class Bert(nn.Module):
+    def __init__(self, t: TextConfig, image_width: int) -> None:
+        super().__init__()
+        self.start = t.fusion_start
+        self.embeddings = Module(
+            word_embeddings=nn.Embedding(t.vocab_size, t.width, padding_idx=t.pad_id),
+            position_embeddings=nn.Embedding(t.max_positions, t.width),
+            token_type_embeddings=nn.Embedding(2, t.width),
+            LayerNorm=nn.LayerNorm(t.width, t.norm_eps),
+        )
+        widths = [image_width if i >= t.fusion_start else None for i in range(t.layers)]
+        self.encoder = Module(layer=nn.ModuleList(BertLayer(t, width) for width in widths))
+
+    def text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        e = self.embeddings
+        x = e.word_embeddings(ids) + e.position_embeddings.weight[: ids.shape[1]] + e.token_type_embeddings.weight[0]
+        return self.run(e.LayerNorm(x), mask, None, range(self.start))
+
+    def fuse(self, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+        return self.run(x, mask, image, range(self.start, len(self.encoder.layer)))
+
+    def run(self, x: Tensor, mask: Tensor, image: Tensor | None, layers: range) -> Tensor:
+        hidden = (1 - mask[:, None, None].float()) * -10000
+        for i in layers:
+            x = self.encoder.layer[i](x, hidden, image)
+        return x
+
+
+class TextModel(nn.Module):
+    """BERT with its word prediction, tied to the word table."""
+
+    def __init__(self, t: TextConfig, image_width: int) -> None:
+        super().__init__()
+        self.bert = Bert(t, image_width)
+        transform = Module(dense=nn.Linear(t.width, t.width), LayerNorm=nn.LayerNorm(t.width, t.norm_eps))
+        self.cls = Module(predictions=Module(transform=transform))
+        self.cls.predictions.bias = nn.Parameter(torch.zeros(t.vocab_size))
+
+    def words(self, x: Tensor) -> Tensor:
+        head = self.cls.predictions
+        x = head.transform.LayerNorm(F.gelu(head.transform.dense(x)))
+        return F.linear(x, self.bert.embeddings.word_embeddings.weight, head.bias)
+
+
+@dataclass(frozen=True)
+class PlainLosses:
+    mlm: Tensor
+    itc: Tensor
+    itm: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.mlm + self.itc + self.itm
+
+
+class PlainAlbef(nn.Module):
+    """The model, its momentum copies and queue, and one pre-training forward."""
+
+    def __init__(self, config: AlbefConfig, queue_size: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum, self.queue_size = momentum, queue_size
+        self.visual_encoder = VisionTransformer(config)
+        self.text_encoder = TextModel(config.text, config.vision.width)
+        self.vision_proj = nn.Linear(config.vision.width, config.embed_dim)
+        self.text_proj = nn.Linear(config.text.width, config.embed_dim)
+        self.itm_head = nn.Linear(config.text.width, 2)
+        self.temp = nn.Parameter(torch.tensor(config.temperature))
+        self.copied = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+        for name in self.copied:
+            self.add_module(f"{name}_m", copy.deepcopy(getattr(self, name)).requires_grad_(False))
+        self.register_buffer("image_queue", F.normalize(torch.randn(config.embed_dim, queue_size), dim=0))
+        self.register_buffer("text_queue", F.normalize(torch.randn(config.embed_dim, queue_size), dim=0))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    @torch.no_grad()
+    def move_teacher(self) -> None:
+        for name in self.copied:
+            pairs = zip(getattr(self, f"{name}_m").parameters(), getattr(self, name).parameters(), strict=True)
+            for slow, current in pairs:
+                slow.data = slow.data * self.momentum + current.data * (1 - self.momentum)
+
+    def forward(
+        self, pixels: Tensor, ids: Tensor, mask: Tensor, masked_ids: Tensor, labels: Tensor, alpha: float,
+        negatives: tuple[Tensor, Tensor] | None = None,
+    ) -> PlainLosses:  # fmt: skip
+        size, text = len(pixels), self.text_encoder
+        with torch.no_grad():
+            self.temp.clamp_(0.001, 0.5)
+        image_hidden, text_hidden = self.visual_encoder(pixels), text.bert.text(ids, mask)
+        image = F.normalize(self.vision_proj(image_hidden[:, 0]), dim=-1)
+        words = F.normalize(self.text_proj(text_hidden[:, 0]), dim=-1)
+        with torch.no_grad():
+            self.move_teacher()
+            image_hidden_m = self.visual_encoder_m(pixels)
+            image_m = F.normalize(self.vision_proj_m(image_hidden_m[:, 0]), dim=-1)
+            words_m = F.normalize(self.text_proj_m(self.text_encoder_m.bert.text(ids, mask)[:, 0]), dim=-1)
+            image_keys = torch.cat([image_m.T, self.image_queue], dim=1)
+            text_keys = torch.cat([words_m.T, self.text_queue], dim=1)
+            labelled = torch.eye(size, text_keys.shape[1], device=pixels.device)
+            i2t_targets = alpha * (image_m @ text_keys / self.temp).softmax(1) + (1 - alpha) * labelled
+            t2i_targets = alpha * (words_m @ image_keys / self.temp).softmax(1) + (1 - alpha) * labelled
+        i2t, t2i = image @ text_keys / self.temp, words @ image_keys / self.temp
+        itc = -(i2t.log_softmax(1) * i2t_targets).sum(1).mean() / 2 - (t2i.log_softmax(1) * t2i_targets).sum(1).mean() / 2
+        self.enqueue(image_m, words_m)
+        negative_image, negative_text = negatives or self.draw(i2t[:, :size], t2i[:, :size])
+        itm = self.match(image_hidden, text_hidden, mask, negative_image, negative_text)
+        mlm = self.predict(image_hidden, image_hidden_m, masked_ids, mask, labels, alpha)
+        return PlainLosses(mlm, itc, itm)
+
+    @torch.no_grad()
+    def enqueue(self, image: Tensor, words: Tensor) -> None:
+        start = int(self.queue_ptr)
+        self.image_queue[:, start : start + len(image)] = image.T
+        self.text_queue[:, start : start + len(words)] = words.T
+        self.queue_ptr[0] = (start + len(image)) % self.queue_size
+
+    @torch.no_grad()
+    def draw(self, i2t: Tensor, t2i: Tensor) -> tuple[Tensor, Tensor]:
+        image_weights, text_weights = t2i.softmax(1).fill_diagonal_(0), i2t.softmax(1).fill_diagonal_(0)
+        drawn = [[int(torch.multinomial(row, 1)) for row in weights] for weights in (image_weights, text_weights)]
+        return torch.tensor(drawn[0]), torch.tensor(drawn[1])
+
+    def match(self, image: Tensor, text: Tensor, mask: Tensor, negative_image: Tensor, negative_text: Tensor) -> Tensor:
+        bert = self.text_encoder.bert
+        positive = bert.fuse(text, mask, image)
+        texts = torch.cat([text, text[negative_text]])
+        masks = torch.cat([mask, mask[negative_text]])
+        negative = bert.fuse(texts, masks, torch.cat([image[negative_image], image]))
+        logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
+        labels = torch.cat([torch.ones(len(text)), torch.zeros(2 * len(text))]).long()
+        return F.cross_entropy(logits, labels)
+
+    def predict(
+        self, image: Tensor, image_m: Tensor, masked_ids: Tensor, mask: Tensor, labels: Tensor, alpha: float
+    ) -> Tensor:
+        logits = self.words_of(self.text_encoder, masked_ids, mask, image)
+        with torch.no_grad():
+            target = self.words_of(self.text_encoder_m, masked_ids, mask, image_m).softmax(-1)
+        hard = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        soft = -(logits.log_softmax(-1) * target).sum(-1)[labels != -100].mean()
+        return (1 - alpha) * hard + alpha * soft
+
+    @staticmethod
+    def words_of(text: nn.Module, ids: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+        return text.words(text.bert.fuse(text.bert.text(ids, mask), mask, image))
+
+    @torch.no_grad()
+    def rerank(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """ITM logits of class 1 of one encoded image [T, D] with each of B encoded texts [B, L, D]."""
+        fused = self.text_encoder.bert.fuse(text, mask, image.expand(len(text), -1, -1))
+        return self.itm_head(fused[:, 0])[:, 1]
