@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 
-from diptych.recipes import albef
-from diptych.schema import Recipe
+from diptych.data.record import Source, Split
+from diptych.data.sources import albef as albef_lists
+from diptych.data.sources import folder, jsonl, scenes
+from diptych.models import albef as albef_model
+from diptych.recipes import albef as albef_recipes
+from diptych.schema import DataConfig, Recipe
+
+MODELS = {
+    "albef": albef_model.Albef,
+}
+
+TASKS = {
+    "albef_pretraining": albef_model.AlbefPretraining,
+}
+
+SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
+    "scenes": scenes.open_scenes,
+    "folder": folder.open_folder,
+    "jsonl": jsonl.open_jsonl,
+    "albef": albef_lists.open_albef,
+}
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "albef_tiny": albef.albef_tiny,
-    "albef_small": albef.albef_small,
-    "albef_base": albef.albef_base,
+    "albef_tiny": albef_recipes.albef_tiny,
+    "albef_small": albef_recipes.albef_small,
+    "albef_base": albef_recipes.albef_base,
 }
+
+
+def find_recipe(name: str) -> Recipe:
+    """Raises ValueError listing the known recipes."""
+    if name not in RECIPES:
+        raise ValueError(_unknown("recipe", name, RECIPES))
+    return RECIPES[name]()
+
+
+def open_source(config: DataConfig, split: Split) -> Source:
+    """The split of the source that `data.source` names. Raises ValueError listing the known sources."""
+    if config.source not in SOURCES:
+        raise ValueError(_unknown("data.source", config.source, SOURCES))
+    return SOURCES[config.source](config, split)
+
+
+def _unknown(what: str, name: str, table: Mapping[str, object]) -> str:
+    nearest = difflib.get_close_matches(name, table, n=1)
+    return (
+        f"no {what} '{name}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "") + f" Known: {', '.join(table)}"
+    )

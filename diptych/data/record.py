@@ -45,8 +45,10 @@ class BadRecord(ValueError):
 class Source(Protocol):
     """An ordered set of records. Cheap to index; pictures are made or decoded only on request. Picklable."""
 
-    skipped: tuple[BadRecord, ...]
-    """What could not become a record when the source was opened (broken lines, missing files, empty captions)."""
+    @property
+    def skipped(self) -> tuple[BadRecord, ...]:
+        """What could not become a record when the source was opened (broken lines, missing files, empty captions)."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -21,6 +21,7 @@ from diptych.checkpoints import store
 from diptych.data.loader import SkipLedger
 from diptych.data.record import BadRecord
 from diptych.schema import Recipe
+from diptych.serialize import to_dict
 from diptych.task import Task
 from diptych.train.optim import load_optimizer_state, optimizer_state
 
@@ -119,7 +120,7 @@ class RunStore:
     def open(self, resume: bool) -> RunState:
         """Marks the folder as this run's, or puts back the state of its last checkpoint (none yet: the beginning)."""
         check_folder(self.folder, resume)
-        recipe = _plain(self.recipe)
+        recipe = to_dict(self.recipe)
         if not resume:
             _write(self.folder / "recipe.json", recipe)
             return RunState()
@@ -160,7 +161,7 @@ class RunStore:
                 weights=self.task.state_dict(),
                 optimizer=optimizer_state(self.task, self.optimizer),
                 state=content,
-                recipe=_plain(self.recipe),
+                recipe=to_dict(self.recipe),
                 save_tokenizer=self.save_tokenizer,
             ),
         )
@@ -180,11 +181,6 @@ def check_folder(folder: Path, resume: bool) -> None:
 def versions() -> dict[str, str]:
     """Of what decides a run's bits."""
     return {"diptych": diptych.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return plain
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

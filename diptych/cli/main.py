@@ -1,0 +1,78 @@
+"""`diptych VERB …`. Only the verb that runs is imported, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from diptych import __version__
+
+VERBS = {
+    "demo": ("diptych.cli.demo", "make pictures, train, evaluate, report: minutes on a CPU"),
+    "train": ("diptych.cli.train", "train a recipe: train RECIPE [name=value …]"),
+    "resume": ("diptych.cli.resume", "go on with a run that was stopped or killed"),
+    "evaluate": ("diptych.cli.evaluate", "measure a trained run on its test split"),
+    "report": ("diptych.cli.report", "write a run's report.html"),
+    "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
+    "recipes": ("diptych.cli.recipes", "list the recipes, or every field of one"),
+    "where": ("diptych.cli.where", 'find the code of a paper\'s equation: where "ALBEF Eq. 6"'),
+}
+"""Verb → (its module, which has `run(arguments)`, and one line of help)."""
+
+USAGE = 2
+"""Exit status after a mistake of the user's."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit status. A user's mistake is one line on stderr; DIPTYCH_DEBUG=1 shows where."""
+    verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if verb == "--version":
+        print(f"diptych {__version__}")
+        return 0
+    if verb not in VERBS:
+        nearest = difflib.get_close_matches(verb, VERBS, n=1)
+        return complain(
+            f"no verb '{verb}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "") + " See diptych --help"
+        )
+    try:
+        import_module(VERBS[verb][0]).run(rest)
+    except BrokenPipeError:  # as in `diptych recipes | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        if os.environ.get("DIPTYCH_DEBUG"):
+            raise
+        return complain(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def help_text() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: diptych VERB …",
+            "",
+            "Vision-language pre-training: images and texts are first aligned, then fused.",
+            "",
+            *lines,
+            "",
+            "diptych VERB --help says more.",
+        ]
+    )
+
+
+def complain(message: str) -> int:
+    print(f"diptych: {message}", file=sys.stderr)
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""`diptych report RUN`"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diptych report", description="Write RUN/report.html: curves, retrieval, queries with the pictures found."
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    given = parser.parse_args(arguments)
+
+    from diptych import pipeline
+
+    print(pipeline.report(given.run))

@@ -1,0 +1,24 @@
+"""`diptych resume RUN`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diptych resume",
+        description="Go on with a run from its last checkpoint. It ends with the same bits as if it had never stopped.",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    folder = parser.parse_args(arguments).run
+
+    from diptych import pipeline
+    from diptych.serialize import from_dict
+    from diptych.train.state import check_folder
+
+    check_folder(folder, resume=True)
+    pipeline.train(from_dict(json.loads((folder / "recipe.json").read_text())), folder, resume=True)
