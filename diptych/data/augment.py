@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 
 FILL = (128, 128, 128)
 """What comes in from outside the picture."""
-LARGEST = 10.0
+LARGEST = 10
 """Magnitudes are of 10."""
 Affine = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): output pixel (x, y) is input pixel (ax + by + c, dx + ey + f), counted at pixel centres."""
@@ -87,26 +87,26 @@ def _table(scale: float, offset: float) -> list[int]:
 
 
 def shear_x(image: Image.Image, factor: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
-    return warp(image, (1, -factor, 0, 0, 1, 0), fill)
+    return warp(image, (1.0, -factor, 0.0, 0.0, 1.0, 0.0), fill)
 
 
 def shear_y(image: Image.Image, factor: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
-    return warp(image, (1, 0, 0, -factor, 1, 0), fill)
+    return warp(image, (1.0, 0.0, 0.0, -factor, 1.0, 0.0), fill)
 
 
 def translate_x(image: Image.Image, pixels: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
     """To the left by a number of pixels."""
-    return _translate(image, pixels, 0, fill)
+    return _translate(image, pixels, 0.0, fill)
 
 
 def translate_y(image: Image.Image, pixels: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
     """Upwards by a number of pixels."""
-    return _translate(image, 0, pixels, fill)
+    return _translate(image, 0.0, pixels, fill)
 
 
 def _translate(image: Image.Image, left: float, up: float, fill: tuple[int, int, int]) -> Image.Image:
     if left != int(left) or up != int(up):
-        return warp(image, (1, 0, left, 0, 1, up), fill)
+        return warp(image, (1.0, 0.0, left, 0.0, 1.0, up), fill)
     moved = Image.new("RGB", image.size, fill)  # whole pixels, the usual case, need no interpolation
     moved.paste(image, (-int(left), -int(up)))
     return moved
@@ -142,7 +142,7 @@ def warp(image: Image.Image, affine: Affine, fill: tuple[int, int, int] = FILL) 
 # --------------------------------------------------------------------------- the random sequence
 
 
-def operations(magnitude: float, *, released: bool = False) -> dict[str, Callable[[Image.Image, int], Image.Image]]:
+def operations(magnitude: int, *, released: bool = False) -> dict[str, Callable[[Image.Image, int], Image.Image]]:
     """The ten operations at a magnitude of 10, each as `operation(image, sign)`."""
     level = magnitude / LARGEST
     factor = 0.1 + 1.8 * level
@@ -169,7 +169,7 @@ def draw(names: Sequence[str], count: int, rng: random.Random) -> list[tuple[str
 class RandAugment:
     """`count` operations at `magnitude` of 10 (ALBEF: 2 at 7). Picklable; draws from the generator it is handed."""
 
-    def __init__(self, count: int, magnitude: float, *, released: bool = False) -> None:
+    def __init__(self, count: int, magnitude: int, *, released: bool = False) -> None:
         self.count, self.magnitude, self.released = count, magnitude, released
         self._operations = operations(magnitude, released=released)
         self._names = tuple(self._operations)
@@ -179,9 +179,9 @@ class RandAugment:
             image = self._operations[name](image, sign)
         return image
 
-    def __reduce__(self) -> tuple[Callable[..., RandAugment], tuple[int, float, bool]]:
+    def __reduce__(self) -> tuple[Callable[..., RandAugment], tuple[int, int, bool]]:
         return _rand_augment, (self.count, self.magnitude, self.released)
 
 
-def _rand_augment(count: int, magnitude: float, released: bool) -> RandAugment:
+def _rand_augment(count: int, magnitude: int, released: bool) -> RandAugment:
     return RandAugment(count, magnitude, released=released)
