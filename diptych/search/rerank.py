@@ -71,26 +71,27 @@ def rerank(
         first, last = torch.searchsorted(keys, bounds).tolist()
         for call in plan_calls(image[first:last], text_lengths[text[first:last]], tokens_per_call):
             pairs = call + first
-            logits[pairs] = match_pairs(model, texts, state, text[pairs], image[pairs] - start, device)
+            both = match_logits(model, texts, state, text[pairs], image[pairs] - start, device)
+            logits[pairs] = both[:, 1]  # as released: the raw logit of class 1, whatever class 0 has
         start += len(state)
     assert start == len(to_text.indices), f"{len(to_text.indices)} images have candidates, {start} came"
     scores = logits[places].split([to_text.indices.numel(), to_image.indices.numel()])
     return _with_match(to_text, scores[0]), _with_match(to_image, scores[1])
 
 
-def match_pairs(
+def match_logits(
     model: PairModel,
     texts: Any,
     images: Any,
     text_index: Int[Tensor, "P"],
     image_index: Int[Tensor, "P"],
     device: torch.device | str = "cpu",
-) -> Float[Tensor, "P"]:
-    """The match logits (class 1 of ITM) of pairs, on the CPU. Only the texts and images that occur are handed on."""
+) -> Float[Tensor, "P 2"]:
+    """ITM's logits (no match, match) of pairs, on the CPU. Only the texts and images that occur are handed on."""
     text_used, text_local = text_index.to(device).unique(return_inverse=True)
     image_used, image_local = image_index.to(device).unique(return_inverse=True)
     joint = model.fuse(texts[text_used], images[image_used], text_index=text_local, image_index=image_local)
-    return model.match_logits(joint)[:, 1].float().cpu()
+    return model.match_logits(joint).float().cpu()
 
 
 def plan_calls(image: Int[Tensor, "P"], tokens: Int[Tensor, "P"], budget: int) -> list[Int[Tensor, "p"]]:

@@ -32,7 +32,7 @@ def _read(path: str, config: DataConfig) -> Found:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: data.source=folder reads pictures with texts of the same name")
-    files = list(_files(folder))
+    files = list(files_below(folder))
     if (folder / CAPTIONS_FILE).is_file():
         return _captioned(folder, files, config.max_words)
     return _side_cars(folder, files, config.max_words)
@@ -82,7 +82,7 @@ def _first_line(file: Path) -> str:
         raise BadRecord(str(file), "text unreadable", str(error)) from None
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Every file below, relative to `folder`, in the order of names."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))

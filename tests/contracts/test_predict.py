@@ -1,0 +1,199 @@
+"""What users do with a trained model, on a real checkpoint of a tiny ALBEF with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diptych.checkpoints.store import CheckpointError, CheckpointState, save_checkpoint
+from diptych.data.cleanup import clean_caption
+from diptych.data.collate import pad_texts
+from diptych.data.record import BadRecord
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import EvaluationTransform
+from diptych.models.albef import Albef
+from diptych.predict import Predictor, load, search_folder
+from diptych.schema import AlbefConfig, AlbefPretrainConfig, EvaluationConfig, Recipe, TextConfig, VisionConfig
+from diptych.serialize import to_dict
+
+MODELS = {AlbefConfig: Albef}
+CAPTIONS = ["a red fox left of a car", "two dogs on the beach", "a boat", "a small bird above a tree"]
+RECIPE = Recipe(
+    name="test",
+    model=AlbefConfig(
+        vision=VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2),
+        text=TextConfig(vocab_size=60, width=24, layers=4, fusion_start=2, heads=2, intermediate=48, max_positions=40),
+        embed_dim=8,
+    ),
+    task=AlbefPretrainConfig(),
+    evaluation=EvaluationConfig(rerank=4, batch_size=3, tokens_per_call=40),
+)
+
+
+def tiny_model() -> Albef:
+    torch.manual_seed(0)
+    model = Albef(RECIPE.model)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    model, tokenizer = tiny_model(), Tokenizer.train(CAPTIONS, size=60)
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    weights["queue.pointer"] = torch.zeros((), dtype=torch.long)  # the task's own state is no concern of a predictor
+    content = CheckpointState(weights, {}, {"step": 7}, to_dict(RECIPE), tokenizer.save)
+    save_checkpoint(folder / "checkpoints", 7, content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> Predictor:
+    return load(run, MODELS, device="cpu")
+
+
+def painted(seed: int, size: tuple[int, int] = (20, 16)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight pictures, one of them deeper down, and what else people keep in folders."""
+    (tmp_path / "more").mkdir()
+    for number in range(7):
+        painted(number).save(tmp_path / f"{number}.png")
+    painted(7).save(tmp_path / "more" / "7.PNG")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("not a picture")
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "notes.txt").write_text("a red fox")
+    return tmp_path
+
+
+def probability(image: Image.Image, text: str, tokenizer: Tokenizer) -> float:
+    """The match probability computed with nothing of predict.py."""
+    model, zero = tiny_model(), torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        images = model.image_state(EvaluationTransform(16)(image)[None])
+        texts = model.text_state(pad_texts(tokenizer.encode([clean_caption(text, 30)]), tokenizer.pad_id))
+        return model.match_logits(model.fuse(texts, images, zero, zero)).softmax(1)[0, 1].item()
+
+
+def test_match_gives_the_models_probability_for_every_pair(predictor: Predictor) -> None:
+    images = [painted(seed) for seed in range(5)]
+    found = predictor.match(images, CAPTIONS)
+    expected = [[probability(image, text, predictor.tokenizer) for text in CAPTIONS] for image in images]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert found.std() > 0.05
+
+
+def test_one_or_many_of_any_kind_of_picture_give_the_same_vectors(predictor: Predictor, folder: Path) -> None:
+    image = Image.open(folder / "1.png")
+    kinds = [folder / "1.png", str(folder / "1.png"), image, np.asarray(image)]
+    many = predictor.embed_images(kinds)
+    for row, one in zip(many, kinds, strict=True):
+        torch.testing.assert_close(predictor.embed_images(one)[0], row, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(row, many[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(many.norm(dim=1), torch.ones(4))
+
+
+def test_texts_are_read_as_in_evaluation_whatever_their_batch(predictor: Predictor) -> None:
+    many = predictor.embed_texts(["A red FOX, left of a car!", *CAPTIONS])
+    torch.testing.assert_close(many[0], many[1])
+    torch.testing.assert_close(predictor.embed_texts(CAPTIONS[0])[0], many[1], rtol=1e-5, atol=1e-6)
+
+
+def test_rank_orders_the_nearest_by_probability(predictor: Predictor) -> None:
+    images = [painted(seed) for seed in range(9)]
+    text = CAPTIONS[0]
+    similarity = predictor.embed_images(images) @ predictor.embed_texts(text)[0]
+    nearest = similarity.argsort(descending=True)[:4].tolist()  # evaluation.rerank of the recipe
+    chance = {place: probability(images[place], text, predictor.tokenizer) for place in nearest}
+    hits = predictor.rank(text, images, k=3)
+    assert [hit.index for hit in hits] == sorted(nearest, key=chance.__getitem__, reverse=True)[:3]
+    assert [hit.match for hit in hits] == pytest.approx([chance[hit.index] for hit in hits], abs=1e-5)
+    plain = predictor.rank(text, images, k=3, rerank=False)
+    assert [hit.index for hit in plain] == nearest[:3]
+    assert all(hit.match is None for hit in plain)
+
+
+def test_a_folder_with_broken_pictures_is_searched_and_they_are_named(predictor: Predictor, folder: Path) -> None:
+    result = search_folder(predictor, "a red fox left of a car", folder, k=5)
+    assert result.searched == 8
+    assert {Path(error.record).name: error.reason for error in result.skipped} == {
+        "empty.jpg": "picture empty",
+        "text.png": "not a picture",
+        "cut.png": "picture truncated",
+    }
+    readable = [f"{number}.png" for number in range(7)] + ["more/7.PNG"]
+    expected = predictor.rank("a red fox left of a car", [folder / name for name in readable], k=5)
+    assert [(hit.name, hit.match) for hit in result.hits] == [
+        (readable[hit.index], pytest.approx(hit.match, abs=1e-5)) for hit in expected
+    ]
+    shown = str(result)
+    assert "3 could not be read" in shown
+    assert all(hit.name in shown for hit in result.hits)
+
+
+def test_fewer_pictures_than_asked_for_are_all_shown(predictor: Predictor, folder: Path) -> None:
+    assert len(search_folder(predictor, "a boat", folder, k=100).hits) == 8
+
+
+def test_words_that_cannot_be_read_are_pointed_out(predictor: Predictor, folder: Path) -> None:
+    result = search_folder(predictor, "a fox 狐", folder)
+    assert result.unknown_words == ("狐",)
+    assert "words the model cannot read: 狐" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("query", "place", "message"),
+    [
+        ("a fox", "nowhere", "no folder"),
+        ("a fox", "none", "no pictures in"),
+        ("a fox", "broken", "none of the 1 pictures"),
+        ("...", ".", "holds no words"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(
+    predictor: Predictor, folder: Path, query: str, place: str, message: str
+) -> None:
+    (folder / "none").mkdir()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "x.png").touch()
+    with pytest.raises(ValueError, match=message):
+        search_folder(predictor, query, folder / place)
+
+
+def test_wrong_inputs_are_named(predictor: Predictor, folder: Path) -> None:
+    with pytest.raises(BadRecord, match=r"empty\.jpg: picture empty"):
+        predictor.rank("a fox", [folder / "0.png", folder / "empty.jpg"])
+    with pytest.raises(ValueError, match="give uint8"):
+        predictor.embed_images(np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="no pictures given"):
+        predictor.match([], "a fox")
+    with pytest.raises(ValueError, match="no texts given"):
+        predictor.embed_texts([])
+    with pytest.raises(ValueError, match="at least one picture"):
+        predictor.rank("a fox", painted(0), k=0)
+
+
+def test_loading_refuses_what_does_not_fit(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load(tmp_path / "nothing", MODELS)
+    wide = replace(RECIPE, model=replace(RECIPE.model, embed_dim=9))
+    weights = {f"model.{name}": value for name, value in tiny_model().state_dict().items()}
+    content = CheckpointState(weights, {}, {"step": 1}, to_dict(wide), Tokenizer.train(CAPTIONS, size=60).save)
+    save_checkpoint(tmp_path / "checkpoints", 1, content)
+    with pytest.raises(CheckpointError, match="image_proj"):
+        load(tmp_path, MODELS)
+    with pytest.raises(ValueError, match="no device 'tpu'"):
+        load(run, MODELS, device="tpu")
