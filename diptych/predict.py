@@ -1,6 +1,6 @@
 """What a user does with a trained model: embed, match and rank pictures and texts, search a folder.
 
-    predictor = load("runs/demo", MODELS)
+    predictor = load("runs/demo")
     print(search_folder(predictor, "a fox left of a red car", "pictures"))
 
 N pictures, M texts, E embedding width.
@@ -8,8 +8,8 @@ N pictures, M texts, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.checkpoints import store
 from diptych.data.cleanup import clean_caption
@@ -28,8 +28,9 @@ from diptych.data.sources.folder import files_below
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
-from diptych.schema import DataConfig, Recipe
-from diptych.search.contract import evaluating
+from diptych.models.albef import Albef
+from diptych.schema import AlbefConfig, DataConfig, Recipe
+from diptych.search.contract import PairModel, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import match_logits, plan_calls
 from diptych.serialize import from_dict
@@ -84,7 +85,7 @@ class SearchResult:
 class Predictor:
     """A trained model with all that its inputs need. Takes one or many pictures or texts, in batches of its own."""
 
-    model: Any
+    model: PairModel
     tokenizer: Tokenizer
     transform: EvaluationTransform
     recipe: Recipe
@@ -192,26 +193,32 @@ class Predictor:
         return (pictures[start : start + size] for start in range(0, len(pictures), size))
 
 
-def load(path: str | Path, models: Mapping[type, Callable[[Any], nn.Module]], device: str = "auto") -> Predictor:
+def load(path: str | Path, device: str = "auto") -> Predictor:
     """The model of a run (its best checkpoint, else its latest) or of a checkpoint folder, ready to use.
 
-    `models` builds a model from its part of the recipe, by that part's type (catalog.MODELS). Raises ValueError for a
-    folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
+    Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
     """
     checkpoint = store.load(store.find(path))
     recipe = from_dict(checkpoint.recipe)
-    model = models[type(recipe.model)](recipe.model)
+    tokenizer = Tokenizer.load(checkpoint.tokenizer)
+    model = build_model(recipe.model, tokenizer)
     weights = {k.removeprefix("model."): v for k, v in checkpoint.weights().items() if k.startswith("model.")}
     store.load_into(model, weights, checkpoint.folder)
     place = find_device(device)
     return Predictor(
         model=model.to(place).eval(),
-        tokenizer=Tokenizer.load(checkpoint.tokenizer),
+        tokenizer=tokenizer,
         transform=EvaluationTransform(recipe.model.vision.image_size),
         recipe=recipe,
         device=place,
         origin=checkpoint.folder,
     )
+
+
+def build_model(config: AlbefConfig, tokenizer: Tokenizer) -> Albef:
+    """The model that a recipe describes, with as many words as the tokenizer has; its weights are fresh."""
+    text = replace(config.text, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
+    return Albef(replace(config, text=text))
 
 
 def search_folder(

@@ -17,17 +17,16 @@ from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.models.albef import Albef
-from diptych.predict import Predictor, load, search_folder
+from diptych.predict import Predictor, build_model, load, search_folder
 from diptych.schema import AlbefConfig, AlbefPretrainConfig, EvaluationConfig, Recipe, TextConfig, VisionConfig
 from diptych.serialize import to_dict
 
-MODELS = {AlbefConfig: Albef}
 CAPTIONS = ["a red fox left of a car", "two dogs on the beach", "a boat", "a small bird above a tree"]
 RECIPE = Recipe(
     name="test",
     model=AlbefConfig(
         vision=VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2),
-        text=TextConfig(vocab_size=60, width=24, layers=4, fusion_start=2, heads=2, intermediate=48, max_positions=40),
+        text=TextConfig(width=24, layers=4, fusion_start=2, heads=2, intermediate=48, max_positions=40),
         embed_dim=8,
     ),
     task=AlbefPretrainConfig(),
@@ -37,7 +36,7 @@ RECIPE = Recipe(
 
 def tiny_model() -> Albef:
     torch.manual_seed(0)
-    model = Albef(RECIPE.model)
+    model = build_model(RECIPE.model, Tokenizer.train(CAPTIONS, size=60))
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.3)
@@ -57,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(run: Path) -> Predictor:
-    return load(run, MODELS, device="cpu")
+    return load(run, device="cpu")
 
 
 def painted(seed: int, size: tuple[int, int] = (20, 16)) -> Image.Image:
@@ -188,12 +187,12 @@ def test_wrong_inputs_are_named(predictor: Predictor, folder: Path) -> None:
 
 def test_loading_refuses_what_does_not_fit(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
-        load(tmp_path / "nothing", MODELS)
+        load(tmp_path / "nothing")
     wide = replace(RECIPE, model=replace(RECIPE.model, embed_dim=9))
     weights = {f"model.{name}": value for name, value in tiny_model().state_dict().items()}
     content = CheckpointState(weights, {}, {"step": 1}, to_dict(wide), Tokenizer.train(CAPTIONS, size=60).save)
     save_checkpoint(tmp_path / "checkpoints", 1, content)
     with pytest.raises(CheckpointError, match="image_proj"):
-        load(tmp_path, MODELS)
+        load(tmp_path)
     with pytest.raises(ValueError, match="no device 'tpu'"):
-        load(run, MODELS, device="tpu")
+        load(run, device="tpu")
