@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
 
 from diptych.data.record import Source, Split
 from diptych.data.sources import albef as albef_lists
 from diptych.data.sources import folder, jsonl, scenes
 from diptych.models import albef as albef_model
 from diptych.recipes import albef as albef_recipes
-from diptych.schema import DataConfig, Recipe
+from diptych.schema import AlbefConfig, AlbefPretrainConfig, DataConfig, Recipe
+from diptych.task import Task
 
-MODELS = {
-    "albef": albef_model.Albef,
+MODELS: dict[type, Callable[[Any], nn.Module]] = {
+    AlbefConfig: albef_model.Albef,
 }
+"""What builds a model, by the type of a recipe's `model`."""
 
-TASKS = {
-    "albef_pretraining": albef_model.AlbefPretraining,
+TASKS: dict[type, Callable[..., Task]] = {
+    AlbefPretrainConfig: albef_model.AlbefPretraining,
 }
+"""What builds a task from (model, config, special ids), by the type of a recipe's `task`."""
 
 SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "scenes": scenes.open_scenes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 EXAMPLES = """\
@@ -26,11 +27,20 @@ def run(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="a name that `diptych recipes` lists")
-    parser.add_argument("--folder", type=Path, help="where the run goes (default: a new folder under runs/)")
+    parser.add_argument("--folder", type=Path, help="where the run goes (default: a new one, runs/RECIPE)")
     given, assignments = parser.parse_known_args(arguments)
 
     from diptych import pipeline
     from diptych.catalog import find_recipe
     from diptych.recipes.override import override, parse_assignments
 
-    pipeline.train(override(find_recipe(given.recipe), parse_assignments(assignments)), given.folder)
+    recipe = override(find_recipe(given.recipe), parse_assignments(assignments))
+    folder = given.folder or _free(recipe.name)
+    print(f"{recipe.name} in {folder}")
+    pipeline.train(recipe, folder)
+
+
+def _free(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 … that is not there."""
+    folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(folder for folder in folders if not folder.exists())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -42,6 +42,7 @@ class BadRecord(ValueError):
         return type(self), (self.record, self.reason, self.detail)
 
 
+@runtime_checkable
 class Source(Protocol):
     """An ordered set of records. Cheap to index; pictures are made or decoded only on request. Picklable."""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -83,6 +83,7 @@ class Window:
         return {**values, **groups}
 
 
+@runtime_checkable
 class Curves(Protocol):
     """What is used of TensorBoard's writer."""
 

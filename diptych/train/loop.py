@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -25,6 +25,7 @@ from diptych.train.state import Plan, RunState, RunStore
 from diptych.types import Batch, Losses, Progress, to_device
 
 
+@runtime_checkable
 class Loader(Protocol):
     """What the loop needs of a loader (data.loader.PairLoader)."""
 

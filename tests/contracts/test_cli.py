@@ -1,0 +1,116 @@
+"""The command line: help at once, mistakes in one line, the README's commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import diptych
+from diptych.catalog import find_recipe
+from diptych.cli.main import VERBS, main
+from diptych.recipes.override import override, parse_assignments
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_help_imports_no_verb_no_catalog_and_nothing_heavy() -> None:
+    run = python(
+        "import sys; from diptych.cli.main import main; status = main(['--help']);"
+        "own = [m for m in sys.modules if m.startswith('diptych')];"
+        "heavy = {'torch', 'numpy', 'jsonargparse', 'rich', 'PIL'} & set(sys.modules);"
+        "print(status, sorted(own), heavy)"
+    )
+    assert run.stdout.splitlines()[-1] == "0 ['diptych', 'diptych.cli', 'diptych.cli.main'] set()"
+    assert all(verb in run.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_without_torch(verb: str) -> None:
+    run = python(
+        "import sys; from diptych.cli.main import main\n"
+        f"try: main([{verb!r}, '--help'])\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    assert run.stdout.splitlines()[-1] == "0 False", run.stderr
+
+
+def test_every_module_of_a_verb_is_in_the_table() -> None:
+    files = {file.stem for file in (ROOT / "diptych" / "cli").glob("*.py")} - {"__init__", "main"}
+    assert files == {module.rpartition(".")[2] for module, _ in VERBS.values()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "no verb 'trian'. Did you mean 'train'?"),
+        (["train", "albef_tny"], "no recipe 'albef_tny'. Did you mean 'albef_tiny'?"),
+        (["train", "albef_tiny", "data.pth=x"], "unknown name 'pth' in 'data'. Did you mean data.path?"),
+        (["train", "albef_tiny", "photos"], "'photos' is no override"),
+        (["resume", "nowhere"], "nowhere holds no run to resume"),
+        (["recipes", "albef"], "no recipe 'albef'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"diptych: {message}")
+    assert captured.err.count("\n") == 1
+
+
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIPTYCH_DEBUG", "1")
+    with pytest.raises(ValueError, match="no recipe 'albef'"):
+        main(["recipes", "albef"])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"diptych {diptych.__version__}\n"
+
+
+def test_recipes_lists_every_field_as_train_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "albef_base"]) == 0
+    fields = [line for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"[a-z_.]+=.*", line)]
+    recipe = find_recipe("albef_tiny")
+    assert override(recipe, parse_assignments(fields)) == find_recipe("albef_base")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `diptych …` lines of a page's code, without their comments, as arguments."""
+    lines = re.findall(r"(?:^|`)\$? ?diptych ((?!VERB)[a-z][^`\n]*)", text, flags=re.MULTILINE)
+    return [re.findall(r'"[^"]*"|\S+', line.partition("  #")[0]) for line in lines]
+
+
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"diptych/recipes/{file.name}" for file in (ROOT / "diptych/recipes").glob("*.py")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_pages_show_can_be_parsed(page: str) -> None:
+    for verb, *rest in commands((ROOT / page).read_text()):
+        assert verb in VERBS, f"{page} shows diptych {verb}"
+        import_module(VERBS[verb][0])
+        if verb == "train":
+            override(find_recipe(rest[0]), parse_assignments([word for word in rest[1:] if "=" in word]))
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_that_pages_show_exist(page: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    shown = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / page).read_text(), flags=re.MULTILINE))
+    assert shown
+    assert shown <= targets

@@ -1,0 +1,124 @@
+"""Imports point down the rooms of the house only, and never sideways."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import diptych
+
+ROOT = Path(diptych.__file__).parent
+
+FLOORS = (
+    ("cli",),
+    ("app", "serve"),
+    ("ablate",),
+    ("pipeline",),
+    ("catalog",),
+    ("recipes",),
+    ("train",),
+    ("evaluate", "report"),
+    ("predict",),
+    ("search",),
+    ("tasks",),
+    ("models",),
+    ("losses", "metrics"),
+    ("data",),
+    ("checkpoints",),
+    ("nn",),
+    ("task",),
+    ("types",),
+    ("schema", "serialize", "seeds", "device"),
+)
+"""Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
+ALONE = ("models", "tasks")
+"""Rooms whose files do not import each other."""
+MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "pipeline"}
+WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
+WITHOUT_TORCH = ("schema", "serialize", "seeds", "data.record", "cli.main")
+
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+BOTTOM = len(FLOORS) - 1
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+MODULES = {module_name(file): file for file in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(source: str) -> list[str]:
+    """Every imported dotted name, wherever in the file it stands; `from a import b` gives `a.b`."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import: write the whole name"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def own_imports(source: str) -> list[str]:
+    """Modules of this package that a source imports, without the package's name."""
+    inside = [name.removeprefix("diptych.") for name in imports(source) if name.startswith("diptych.")]
+    return [name if name in MODULES else name.rpartition(".")[0] for name in inside if not name.startswith("__")]
+
+
+def offence(importer: str, imported: str) -> str | None:
+    """What is wrong with one module importing another, or None."""
+    room, other = importer.partition(".")[0], imported.partition(".")[0]
+    if room == other:
+        return "files of this room stand alone" if room in ALONE and importer != imported else None
+    if other not in LEVEL or room not in LEVEL:
+        return "no such room: add it to its floor"
+    if LEVEL[other] < LEVEL[room]:
+        return "imports up"
+    if LEVEL[other] == LEVEL[room] != BOTTOM:
+        return "imports sideways"
+    if other == "catalog" and room not in MAY_IMPORT_CATALOG:
+        return "may not know the catalog"
+    return None
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_imports_point_down_only(name: str) -> None:
+    found = {imported: offence(name, imported) for imported in own_imports(MODULES[name].read_text()) if imported}
+    assert not {imported: why for imported, why in found.items() if why}
+
+
+@pytest.mark.parametrize(
+    ("importer", "source", "why"),
+    [
+        ("losses.matching", "from diptych.models.albef import Albef", "imports up"),
+        ("losses.matching", "def f():\n    from diptych import catalog", "imports up"),
+        ("losses.matching", "import diptych.metrics.recall", "imports sideways"),
+        ("models.vlmo", "from diptych.models import albef", "files of this room stand alone"),
+        ("kitchen", "from diptych.nn import queue", "no such room: add it to its floor"),
+        ("train.loop", "from diptych.data.loader import Loaded", None),
+        ("cli.train", "from diptych.catalog import RECIPES", None),
+    ],
+)
+def test_the_walk_sees_each_kind_of_offence(importer: str, source: str, why: str | None) -> None:
+    assert [offence(importer, name) for name in own_imports(source)] == [why]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.partition(".")[0] not in ("app", "serve")])
+def test_web_dependencies_stay_in_the_web_rooms(name: str) -> None:
+    assert not WEB & {imported.partition(".")[0] for imported in imports(MODULES[name].read_text())}
+
+
+def test_what_help_touches_does_not_lead_to_torch() -> None:
+    waiting, seen = list(WITHOUT_TORCH), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        source = MODULES[name].read_text()
+        assert not {"torch", "numpy", "jaxtyping"} & {found.partition(".")[0] for found in imports(source)}, name
+        waiting += [imported for imported in own_imports(source) if imported]
+    assert "schema" in seen

@@ -1,0 +1,146 @@
+"""Recipes build; overrides are typed and strict; a recipe survives its way to JSON."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diptych.catalog import MODELS, RECIPES, SOURCES, TASKS, find_recipe, open_source
+from diptych.models.albef import Albef, AlbefPretraining
+from diptych.recipes.override import override, parse_assignments
+from diptych.schema import Recipe, SpecialIds
+from diptych.serialize import from_dict, to_dict
+from diptych.train.optim import build_optimizer
+from diptych.train.state import Plan
+
+
+def tiny() -> Recipe:
+    return find_recipe("albef_tiny")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_its_model_task_and_optimiser(name: str) -> None:
+    recipe = find_recipe(name)
+    with torch.device("meta"):
+        task = TASKS[type(recipe.task)](
+            MODELS[type(recipe.model)](recipe.model), recipe.task, SpecialIds(0, 1, 2, 3, 4)
+        )
+    assert recipe.name == name
+    assert build_optimizer(task, recipe.optim).param_groups
+    assert Plan.of(recipe, batches_per_epoch=1000).steps > recipe.schedule.warmup_steps
+
+
+def test_the_base_recipe_has_the_size_that_the_paper_states() -> None:
+    with torch.device("meta"):
+        model = Albef(find_recipe("albef_base").model)
+    assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(210e6, rel=0.01)  # ALBEF: 210 M
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_command_cost_and_expected_result(name: str) -> None:
+    text = RECIPES[name].__doc__ or ""
+    assert all(word in text for word in ("Command:", "Cost:", "Expected:"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name: str) -> None:
+    assert from_dict(to_dict(find_recipe(name))) == find_recipe(name)
+
+
+def test_catalog_entries_are_what_their_names_say() -> None:
+    assert set(SOURCES) == {"scenes", "folder", "jsonl", "albef"}
+    assert MODELS[type(tiny().model)] is Albef
+    assert TASKS[type(tiny().task)] is AlbefPretraining
+    with pytest.raises(ValueError, match=r"no data\.source 'foldr'\. Did you mean 'folder'\? Known: scenes, "):
+        open_source(replace(tiny().data, source="foldr"), "train")
+    with pytest.raises(ValueError, match=r"no recipe 'albef_tny'\. Did you mean 'albef_tiny'\?"):
+        find_recipe("albef_tny")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("data.path", "photos", "photos"),
+        ("data.path", "123", "123"),
+        ("data.path", "none", None),
+        ("run.steps", "none", None),
+        ("run.steps", "7", 7),
+        ("optim.lr", "3e-4", 3e-4),
+        ("optim.lr", "1", 1.0),
+        ("data.crop", "0.5,1", (0.5, 1.0)),
+        ("data.crop", "[0.5, 1]", (0.5, 1.0)),
+        ("data.randaugment", "(0, 0)", (0, 0)),
+        ("run.tensorboard", "true", True),
+        ("run.precision", "bf16", "bf16"),
+        ("data.scenes.sprites", "shapes", "shapes"),
+        ("model.vision.depth", "3", 3),
+    ],
+)
+def test_typed_text_becomes_the_declared_type(name: str, text: str, value: object) -> None:
+    found: object = override(tiny(), {name: text})
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_python_values_and_groups_are_taken_too() -> None:
+    recipe = override(tiny(), {"data.crop": (0.3, 1.0), "optim": {"lr": 0.1}, "schedule": '{"warmup_steps": 3}'})
+    assert (recipe.data.crop, recipe.optim.lr, recipe.schedule.warmup_steps) == ((0.3, 1.0), 0.1, 3)
+    assert recipe.optim == replace(tiny().optim, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data.pth": "x"},
+            r"unknown name 'pth' in 'data'\. Did you mean data\.path\? Known there: .*bad_share, crop, ",
+        ),
+        ({"steps": "3"}, r"unknown name 'steps'\. Did you mean run\.steps\? Known there: .*data, evaluation, "),
+        ({"data.scenes.sizee": "3"}, r"unknown name 'sizee' in 'data\.scenes'\. Did you mean data\.scenes\.size\?"),
+        ({"optim": {"lrr": 1}}, r"unknown name 'lrr' in 'optim'\. Did you mean optim\.lr\?"),
+        ({"run.steps": "many"}, r"run\.steps: expected int or none, got 'many'"),
+        ({"run.steps": 2.5}, r"run\.steps: expected int or none, got 2\.5"),
+        ({"run.precision": "fp16"}, r"run\.precision: expected one of fp32, bf16, got 'fp16'"),
+        ({"data.crop": "0.5"}, r"data\.crop: expected 2 values \(float, float\), got '0\.5'"),
+        ({"run.tensorboard": "maybe"}, r"run\.tensorboard: expected true or false, got 'maybe'"),
+        ({"optim": "fast"}, r"optim is a group of fields: name one of them, as in optim\.FIELD=VALUE"),
+        ({"optim.lr.base": "1"}, r"optim\.lr is a value \(float\) and has no field 'base'"),
+    ],
+)
+def test_a_wrong_override_says_what_is_known_or_expected(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(tiny(), changes)
+
+
+def test_assignments_have_three_spellings() -> None:
+    given = parse_assignments(["a.b=1", "--c.d=x=y", "--e", "--f"])
+    assert given == {"a.b": "1", "c.d": "x=y", "e": "--f"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos"], "'photos' is no override: write name=value"),
+        (["--data.path"], "--data.path needs a value"),
+        (["a=1", "--a=2"], "a is given twice"),
+    ],
+)
+def test_a_wrong_assignment_is_an_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_assignments(arguments)
+
+
+def test_a_stored_recipe_must_be_complete_known_and_typed() -> None:
+    stored = to_dict(tiny())
+    with pytest.raises(ValueError, match="run: missing seed"):
+        from_dict({**stored, "run": {key: value for key, value in stored["run"].items() if key != "seed"}})
+    with pytest.raises(ValueError, match=r"unknown name 'sed' in 'run'"):
+        from_dict({**stored, "run": {**stored["run"], "sed": 1}})
+    with pytest.raises(ValueError, match=r"run\.seed: expected int, got 'x'"):
+        from_dict({**stored, "run": {**stored["run"], "seed": "x"}})
+    with pytest.raises(ValueError, match="run: expected the fields steps, "):
+        from_dict({**stored, "run": 3})
