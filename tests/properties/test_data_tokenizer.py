@@ -182,7 +182,7 @@ def test_a_piece_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) ->
 
 
 def test_missing_and_unreadable_files_are_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no vocabulary at .*vocab.txt"):
+    with pytest.raises(ValueError, match=r"no vocabulary at .*vocab\.txt"):
         Tokenizer.from_vocabulary(tmp_path)
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="UTF-8"):

@@ -1,0 +1,270 @@
+"""The loader: exact from any step, honest about what it skipped, out of the way of signals."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diptych.data.loader import Loaded, PairDataset, PairLoader, SkipLedger, epoch_order, evaluation_items
+from diptych.data.record import BadRecord, Record
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import TrainTransform
+from diptych.schema import DataConfig
+
+SIZE = 16
+CONFIG = DataConfig(workers=0, bad_share=0.5)
+TOKENIZER = Tokenizer.train(["a red fox", "the blue car left of a tree", "number one two three"], 200)
+
+
+@dataclass(frozen=True)
+class MadeSource:
+    """Pictures of noise; record i has two captions. Pictures in `broken` cannot be read."""
+
+    count: int
+    broken: frozenset[int] = frozenset()
+    skipped: tuple[BadRecord, ...] = ()
+    captions: tuple[str, ...] = ("a red fox", "the blue car")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def record(self, index: int) -> Record:
+        return Record(f"r{index}", index, self.captions, f"picture {index // 2}")
+
+    def picture(self, record: Record) -> Image.Image:
+        if record.image in self.broken:
+            raise BadRecord(record.id, "picture truncated", f"{record.image}.jpg")
+        values = np.random.default_rng(record.image).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        return Image.fromarray(values)
+
+
+def loader(source: MadeSource, config: DataConfig = CONFIG, batch: int = 4, seed: int = 3) -> PairLoader:
+    return PairLoader(source, TOKENIZER, config, SIZE, batch, seed)
+
+
+def take(pairs: PairLoader, count: int, start: int = 0) -> list[Loaded]:
+    batches = pairs.batches(start)
+    try:
+        return list(itertools.islice(batches, count))
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+def same(one: Loaded, other: Loaded) -> bool:
+    tensors = [
+        (one.batch.pixels, other.batch.pixels),
+        (one.batch.texts.input_ids, other.batch.texts.input_ids),
+        (one.batch.texts.attention_mask, other.batch.texts.attention_mask),
+        (one.batch.image_ids, other.batch.image_ids),
+    ]
+    return all(torch.equal(a, b) for a, b in tensors) and one.records == other.records and one.epoch == other.epoch
+
+
+# --------------------------------------------------------------------------- order and exactness
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_from_any_step_on_are_those_of_the_whole_run(workers: int) -> None:
+    source = MadeSource(18, broken=frozenset({5}))
+    whole = take(loader(source), 12)
+    config = DataConfig(workers=workers, bad_share=0.5)
+    for start in (0, 3, 4, 7):  # an epoch has 4 steps
+        for late, early in zip(take(loader(source, config), 5, start), whole[start:], strict=False):
+            assert same(late, early)
+
+
+def test_an_epoch_shows_every_record_once_and_drops_what_fills_no_batch() -> None:
+    pairs = loader(MadeSource(18))
+    assert pairs.steps_per_epoch == 4
+    for epoch in (0, 1):
+        batches = take(pairs, 4, start=4 * epoch)
+        assert {loaded.epoch for loaded in batches} == {epoch}
+        seen = [record.id for loaded in batches for record in loaded.records]
+        assert len(seen) == len(set(seen)) == 16
+
+
+def test_orders_differ_between_epochs_and_between_seeds() -> None:
+    orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_index() -> None:
+    def dataset(seed: int) -> PairDataset:
+        return PairDataset(MadeSource(9), TrainTransform(CONFIG, SIZE), TOKENIZER, CONFIG, seed)
+
+    item = dataset(1)[0, 5]
+    again = dataset(1)[0, 5]
+    assert torch.equal(item.pixels, again.pixels)
+    assert item.input_ids == again.input_ids
+    for other in (dataset(1)[1, 5], dataset(1)[0, 6], dataset(2)[0, 5]):
+        assert not torch.equal(item.pixels, other.pixels)
+
+
+def test_every_caption_of_a_record_is_shown_in_time_as_clean_text() -> None:
+    source = MadeSource(4, captions=("A red fox!", "The blue CAR."))
+    dataset = PairDataset(source, TrainTransform(CONFIG, SIZE), TOKENIZER, CONFIG, 0)
+    shown = Counter(TOKENIZER.decode(dataset[epoch, 0].input_ids) for epoch in range(60))
+    assert set(shown) == {"a red fox", "the blue car"}
+    assert min(shown.values()) > 15
+
+
+def test_the_direction_is_sought_in_the_caption_shown() -> None:
+    """A record may have one caption that says left and one that does not: only under the other it is flipped."""
+    source = MadeSource(1, captions=("the fox left of a tree", "a red fox"))
+    config = DataConfig(workers=0, crop=(1.0, 1.0), randaugment=(0, 0))
+    dataset = PairDataset(source, TrainTransform(config, SIZE), TOKENIZER, config, 0)
+    shown: dict[str, set[bytes]] = {}
+    for epoch in range(60):
+        item = dataset[epoch, 0]
+        shown.setdefault(TOKENIZER.decode(item.input_ids), set()).add(item.pixels.sum(1).numpy().tobytes())
+    assert len(shown["the fox left of a tree"]) < len(shown["a red fox"])
+
+
+def test_texts_are_cut_to_the_configured_tokens() -> None:
+    config = DataConfig(workers=0, max_tokens=3)
+    batch = take(loader(MadeSource(4, captions=("a red fox the blue car",)), config), 1)[0].batch
+    assert batch.texts.input_ids.shape == (4, 3)
+    assert batch.texts.attention_mask.all()
+
+
+def test_loading_leaves_the_global_random_numbers_alone() -> None:
+    for workers in (0, 1):
+        before = torch.get_rng_state()
+        take(loader(MadeSource(8), DataConfig(workers=workers)), 2)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_split_smaller_than_a_batch_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"3 records, fewer than one batch of 4: lower run\.batch_size"):
+        loader(MadeSource(3))
+
+
+# --------------------------------------------------------------------------- bad records
+
+
+def test_a_bad_record_shrinks_its_batch_and_is_named() -> None:
+    pairs = loader(MadeSource(16, broken=frozenset({5})))
+    batches = take(pairs, 4)
+    assert sorted(len(loaded.batch) for loaded in batches) == [3, 4, 4, 4]
+    (short,) = [loaded for loaded in batches if loaded.skipped]
+    assert [(error.record, error.reason) for error in short.skipped] == [("r5", "picture truncated")]
+    assert "r5" not in short.batch.records
+    assert short.batch.records == tuple(record.id for record in short.records)
+    assert pairs.ledger.summary() == "1 of 16 records skipped: 1 × picture truncated"
+    assert pairs.ledger.seen == 16
+
+
+def test_a_caption_of_punctuation_only_is_a_bad_record() -> None:
+    dataset = PairDataset(MadeSource(1, captions=("!?",)), TrainTransform(CONFIG, SIZE), TOKENIZER, CONFIG, 0)
+    with pytest.raises(BadRecord, match="r0: caption empty"):
+        dataset[0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_stops_when_more_is_bad_than_tolerated_and_names_the_records(workers: int) -> None:
+    source = MadeSource(200, broken=frozenset(range(0, 24, 2)))
+    pairs = loader(source, DataConfig(workers=workers, bad_share=0.02), batch=8)
+    with pytest.raises(ValueError, match=r"11 of 200 records .* 10 that data\.bad_share=0\.02 allows") as stopped:
+        take(pairs, 100)
+    message = str(stopped.value)
+    assert message.count("picture truncated") == 10
+    assert "and 1 more" in message
+    assert "raise data.bad_share" in message
+
+
+def test_a_record_met_in_every_epoch_counts_once() -> None:
+    pairs = loader(MadeSource(20, broken=frozenset({1, 2})), DataConfig(workers=0, bad_share=0.1))
+    take(pairs, 30)
+    assert len(pairs.ledger.bad) == 2
+
+
+def test_a_batch_without_any_readable_record_stops_with_its_names() -> None:
+    source = MadeSource(8, broken=frozenset(range(8)))
+    with pytest.raises(ValueError, match="no record of a batch could be read") as stopped:
+        take(loader(source, DataConfig(workers=0, bad_share=1.0)), 1)
+    assert str(stopped.value).count("picture truncated") == 4
+
+
+def test_what_was_skipped_at_opening_counts_too() -> None:
+    lost = tuple(BadRecord(f"list:{line}", "line is not JSON") for line in range(15))
+    pairs = loader(MadeSource(85, skipped=lost), DataConfig(workers=0, bad_share=0.1))
+    with pytest.raises(ValueError, match="15 of 100 records"):
+        take(pairs, 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "allowed"),
+    [(0.01, 100_000, 1000), (0.01, 2000, 20), (0.01, 100, 10), (0.01, 20, 5), (0.01, 3, 0), (0.0, 100, 0)],
+)
+def test_a_small_source_is_allowed_a_few_and_a_share_of_zero_none(share: float, total: int, allowed: int) -> None:
+    ledger = SkipLedger(share, total)
+    assert ledger.allowed == allowed
+    errors = [BadRecord(f"r{n}", "picture missing") for n in range(allowed + 1)]
+    ledger.note(allowed, errors[:allowed])
+    ledger.check()
+    ledger.note(1, errors[allowed:])
+    with pytest.raises(ValueError, match=f"{allowed + 1} of {total} records"):
+        ledger.check()
+
+
+# --------------------------------------------------------------------------- workers
+
+
+def _workers() -> list[int]:
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+
+
+def test_workers_outlive_the_signals_that_the_training_process_answers() -> None:
+    """Ctrl-C and a first SIGTERM reach the whole process group: the batch under way must still arrive."""
+    before = set(_workers())
+    pairs = loader(MadeSource(16), DataConfig(workers=1))
+    batches = pairs.batches()
+    received = [next(batches)]
+    (worker,) = set(_workers()) - before
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        os.kill(worker, number)
+        received += itertools.islice(batches, 8)
+    assert all(same(ours, theirs) for ours, theirs in zip(received, take(loader(MadeSource(16)), 25), strict=True))
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_closing_the_batches_ends_the_workers() -> None:
+    before = set(_workers())
+    batches = loader(MadeSource(16), DataConfig(workers=2)).batches()
+    next(batches)
+    assert len(set(_workers()) - before) == 2
+    batches.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while set(_workers()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(_workers()) - before
+
+
+# --------------------------------------------------------------------------- evaluation
+
+
+def test_evaluation_goes_through_the_split_in_order_up_to_its_limit() -> None:
+    source = MadeSource(7)
+    assert [record.id for record, _ in evaluation_items(source, SIZE)] == [f"r{n}" for n in range(7)]
+    items = list(evaluation_items(source, SIZE, limit=3))
+    assert len(items) == 3
+    assert items[0][1].shape == (3, SIZE, SIZE)
+    assert len(list(evaluation_items(source, SIZE, limit=99))) == 7
+
+
+def test_evaluation_tolerates_no_bad_record_and_names_them_all() -> None:
+    items = evaluation_items(MadeSource(9, broken=frozenset({2, 5, 8})), SIZE)
+    with pytest.raises(ValueError, match="3 of 9 evaluation records cannot be read") as stopped:
+        list(items)
+    assert all(name in str(stopped.value) for name in ("r2", "r5", "r8"))
