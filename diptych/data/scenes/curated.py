@@ -2,7 +2,8 @@
 
 Each was looked at on a contact sheet at 20 to 28 pixels. Left out: thin grey things (spoon, needle), faces of people,
 what exists twice (dog and dog face, bus and trolleybus), what looks like another at this size (tomato and apple,
-taxi and car), and what has no plain singular (grapes, scissors, bread). Few words, so that a tiny model can learn them.
+taxi and car), what is a kind of another (palm and tree), and what has no plain singular (grapes, scissors, bread).
+Few words, so that a tiny model can learn them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ CURATED: dict[str, str] = {
     "🍄 mushroom, 🥚 egg, 🍕 pizza, 🍔 hamburger, 🍩 donut, 🍪 cookie, 🎂 cake, 🍭 lollipop, ☕ cup, 🍆 eggplant, "
     "🥨 pretzel, 🎃 pumpkin",
     "vehicle": "🚗 car, 🚜 tractor, 🚲 bicycle, 🚂 train, ✈ airplane, 🚁 helicopter, 🚀 rocket, ⛵ sailboat",
-    "plant": "🌳 tree, 🌴 palm, 🌵 cactus, 🌹 rose, 🌻 sunflower, 🍁 leaf",
+    "plant": "🌳 tree, 🌵 cactus, 🌹 rose, 🌻 sunflower, 🍁 leaf",
     "object": "⏰ clock, 🔑 key, 🕯 candle, 📕 book, ✏ pencil, ☂ umbrella, ☎ phone, 📷 camera, 🔨 hammer, 🔔 bell, "
     "🎈 balloon, 🎁 gift, 🧲 magnet, 🔒 padlock, ✉ envelope, 🪑 chair, 🚪 door, 🪣 bucket, ⚓ anchor, 👑 crown, "
     "💎 diamond",

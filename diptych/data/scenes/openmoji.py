@@ -27,7 +27,7 @@ _LOOK_EM, _LOOK = 64, 16
 _SAME_LOOK = 16.0
 """Sprites whose 8-bit values differ by less than this (root mean square) look the same."""
 
-_FLAGS = {0x1F3C1, 0x1F3F3, 0x1F3F4, 0x1F38C, 0x1F6A9, 0x1F6D7}
+_FLAGS = {0x1F3C1, 0x1F3F3, 0x1F3F4, 0x1F38C, 0x1F6A9}
 _LETTERS = [
     (0x00A9, 0x00AE),  # copyright, registered
     (0x203C, 0x2049),  # doubled exclamation marks

@@ -22,8 +22,11 @@ from diptych.data.scenes.nouns import Noun, english
 from diptych.data.scenes.shapes import draw_shape, shape_entries
 from diptych.schema import ScenesConfig
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise when the drawing changes, so that kept pixels are drawn anew."""
+
+Drawn = dict[str, np.ndarray]
+"""What is kept on disk: `keys` [N], `extents` [N, 2] (width, height), `pixels` [N, S, S, 4]."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,13 @@ def _sprite_set(kind: str, curated: bool, language: str, side: int) -> SpriteSet
     wanted = [key for key, _, _ in entries]
     digest = zlib.crc32("|".join(wanted).encode())
     path = cache_folder() / f"sprites{_FORMAT}-{kind}-{versions}-{side}-{digest:08x}.npz"
-    keys, pixels = _load(path) or _draw_and_keep(path, kind, wanted, side)
+    drawn = _load(path)
+    if drawn is None:
+        drawn = _draw(kind, wanted, side)
+        _keep(path, drawn)
     by_key = {key: Sprite(key, english(name), group) for key, name, group in entries}
-    opaque = pixels[..., 3] > 0
-    extents = np.stack([opaque.any(axis=1).sum(axis=1), opaque.any(axis=2).sum(axis=1)], axis=1)
-    return SpriteSet(tuple(by_key[key] for key in keys), pixels, tuple((int(w), int(h)) for w, h in extents))
+    extents = tuple((width, height) for width, height in drawn["extents"].tolist())
+    return SpriteSet(tuple(by_key[key] for key in drawn["keys"].tolist()), drawn["pixels"], extents)
 
 
 def cache_folder() -> Path:
@@ -95,16 +100,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
 
 
-def _load(path: Path) -> tuple[list[str], np.ndarray] | None:
+def _load(path: Path) -> Drawn | None:
     """What was kept, or None when there is nothing readable."""
     try:
         with np.load(path) as archive:
-            return [str(key) for key in archive["keys"]], archive["pixels"]
+            return {name: archive[name] for name in ("keys", "extents", "pixels")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _draw_and_keep(path: Path, kind: str, wanted: list[str], side: int) -> tuple[list[str], np.ndarray]:
+def _draw(kind: str, wanted: list[str], side: int) -> Drawn:
     if kind == "shapes":
         drawn = [(key, openmoji.fit(_cut(draw_shape(key, 2 * side)), side)) for key in wanted]
     else:
@@ -112,22 +117,21 @@ def _draw_and_keep(path: Path, kind: str, wanted: list[str], side: int) -> tuple
     pixels = np.zeros((len(drawn), side, side, 4), dtype=np.uint8)
     for row, (_, picture) in zip(pixels, drawn, strict=True):
         row[: picture.height, : picture.width] = np.asarray(picture)
-    keys = [key for key, _ in drawn]
-    _keep(path, keys, pixels)
-    return keys, pixels
+    keys, pictures = zip(*drawn, strict=True)
+    return {"keys": np.array(keys), "extents": np.array([picture.size for picture in pictures]), "pixels": pixels}
 
 
 def _cut(picture: Image.Image) -> Image.Image:
     return picture.crop(picture.getbbox())
 
 
-def _keep(path: Path, keys: list[str], pixels: np.ndarray) -> None:
+def _keep(path: Path, drawn: Drawn) -> None:
     """Write atomically. A cache that cannot be written only costs the next start its time."""
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
-            np.savez(file, keys=np.array(keys), pixels=pixels)
+            np.savez(file, keys=drawn["keys"], extents=drawn["extents"], pixels=drawn["pixels"])
         part.replace(path)
     except OSError:
         with suppress(OSError):
