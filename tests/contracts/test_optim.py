@@ -1,0 +1,108 @@
+"""Which parameters decay, what clipping does, and the optimiser's memory by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from diptych.models.albef import Albef, AlbefPretraining
+from diptych.recipes.albef import albef_tiny
+from diptych.schema import OptimConfig, SpecialIds
+from diptych.train.optim import (
+    build_optimizer,
+    gradient_norm,
+    load_optimizer_state,
+    optimizer_state,
+    parameter_groups,
+)
+
+
+def albef() -> nn.Module:
+    recipe = albef_tiny()
+    with torch.device("meta"):
+        return AlbefPretraining(Albef(recipe.model), recipe.task, SpecialIds(0, 1, 2, 3, 4)).model
+
+
+def decayed(module: nn.Module, rule: str) -> set[str]:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = parameter_groups(module, 0.02, rule)
+    return {names[id(parameter)] for group in groups if group["weight_decay"] for parameter in group["params"]}
+
+
+def test_every_trainable_parameter_is_in_one_group() -> None:
+    model = albef()
+    for rule in ("released", "repaired"):
+        grouped = [id(parameter) for group in parameter_groups(model, 0.02, rule) for parameter in group["params"]]
+        assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_the_released_rule_decays_what_does_not_multiply_too() -> None:
+    spared = decayed(albef(), "released") - decayed(albef(), "repaired")
+    assert "temp" in spared
+    for table in ("word", "position", "cls"):
+        assert any(table in name for name in spared), f"no {table} in {spared}"
+
+
+def test_the_repaired_rule_keeps_every_linear_and_convolution_weight() -> None:
+    model = albef()
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    assert decayed(model, "repaired") == {f"{name}.weight" for name in layers}
+
+
+def test_a_tied_table_is_an_embedding() -> None:
+    model = nn.Module()
+    model.words, model.scores = nn.Embedding(5, 3), nn.Linear(3, 5)
+    model.scores.weight = model.words.weight
+    assert decayed(model, "repaired") == set()
+
+
+def test_frozen_parameters_are_left_out_and_an_all_frozen_module_is_an_error() -> None:
+    model = nn.Linear(3, 3)
+    model.bias.requires_grad_(False)
+    assert [group["params"] for group in parameter_groups(model, 0.1, "released")] == [[model.weight]]
+    with pytest.raises(ValueError, match="nothing to train"):
+        build_optimizer(model.requires_grad_(False), OptimConfig())
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(None, 5.0), (2.0, 2.0), (10.0, 5.0)])
+def test_clipping_bounds_the_gradient_and_tells_what_it_was(clip: float | None, expected: float) -> None:
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert gradient_norm(model, clip).item() == pytest.approx(5.0)
+    assert model.weight.grad.norm().item() == pytest.approx(expected, rel=1e-5)
+
+
+def stepped(model: nn.Module, steps: int) -> torch.optim.Optimizer:
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1))
+    for number in range(steps):
+        model(torch.full((1, 2), float(number))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer
+
+
+def test_memory_put_back_by_name_continues_as_if_never_lost() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    optimizer = stepped(model, 3)
+    copy = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    copy.load_state_dict(model.state_dict())
+    stored = optimizer_state(model, optimizer)
+    assert "exp_avg_sq/0.weight" in stored
+    restored = build_optimizer(copy, OptimConfig(lr=0.1))
+    load_optimizer_state(copy, restored, stored)
+    for one, its in ((model, optimizer), (copy, restored)):
+        one(torch.ones(1, 2)).square().sum().backward()
+        its.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+
+
+def test_memory_of_another_model_is_refused() -> None:
+    stored = optimizer_state(model := nn.Linear(2, 2), stepped(model, 1))
+    other = nn.Linear(2, 2, bias=False)
+    with pytest.raises(ValueError, match="is of another model: 'bias' is no trainable parameter"):
+        load_optimizer_state(other, build_optimizer(other, OptimConfig()), stored)
+    wider = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=r"weight is \(2, 2\), not \(3, 2\)"):
+        load_optimizer_state(wider, build_optimizer(wider, OptimConfig()), stored)
