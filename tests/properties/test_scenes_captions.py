@@ -203,8 +203,8 @@ def test_more_evaluated_scenes_only_add_to_fewer() -> None:
 
 
 def test_too_few_different_scenes_are_reported_with_the_way_out() -> None:
-    config = replace(SHAPES, objects=(1, 1), evaluation_count=200)
-    with pytest.raises(ValueError, match=r"of 200 test scenes have a caption true of no other: allow more objects"):
+    config = replace(SHAPES, objects=(1, 1), evaluation_count=120)
+    with pytest.raises(ValueError, match=r"of 120 test scenes have a caption true of no other: allow more objects"):
         open_scenes(DataConfig(scenes=config), "test").record(0)
 
 
@@ -218,11 +218,11 @@ def test_the_noun_set_ceiling_is_the_mean_over_broken_ties() -> None:
     for way in ("image_to_text", "text_to_image"):
         rows = overlap if way == "image_to_text" else [list(column) for column in zip(*overlap, strict=True)]
         for k in (1, 5, 10):
-            assert ceiling[f"{way}.recall@{k}"] == pytest.approx(_simulated(rows, k), abs=0.01)
+            assert ceiling[f"{way}.recall@{k}"] == pytest.approx(_simulated(rows, k), abs=0.015)
     assert ceiling["image_to_text.recall@1"] < 1 == ceiling["image_to_text.recall@10"]
 
 
-def _simulated(rows: list[list[float]], k: int, trials: int = 400) -> float:
+def _simulated(rows: list[list[float]], k: int, trials: int = 150) -> float:
     """Recall@k with ties broken at random, averaged."""
     random, hits = Random(0), 0
     for _ in range(trials):
@@ -239,17 +239,17 @@ def _simulated(rows: list[list[float]], k: int, trials: int = 400) -> float:
 def test_the_noisy_share_is_as_asked_and_the_clean_caption_stays(share: float) -> None:
     clean = open_scenes(DataConfig(scenes=CURATED), "train")
     noisy = open_scenes(DataConfig(scenes=replace(CURATED, noise=share)), "train")
-    count = 1000
+    count = 600
     changed = 0
     for index in range(count):
-        was, record = clean.record(index).captions, noisy.record(index)
+        was, record = clean.record(index), noisy.record(index)
         if record.clean:
             changed += 1
-            assert record.clean == was != record.captions
+            assert record.clean == was.captions != record.captions
             assert record.captions[0].strip()
         else:
-            assert record.captions == was
-        assert record.image == clean.record(index).image
+            assert record.captions == was.captions
+        assert record.image == was.image
     # A word cannot be dropped from, nor another caption differ from, every caption: hence a little below the share.
     deviation = (share * (1 - share) / count) ** 0.5
     assert share - 4 * deviation - 0.02 <= changed / count <= share + 4 * deviation
