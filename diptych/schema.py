@@ -149,7 +149,8 @@ class DataConfig:
     """Annotations of the validation split; default: a share of `path`, chosen by the picture's identity."""
     test_path: str | None = None
     held_out: float = 0.05
-    """Share of pictures for validation, and as much again for test, where no such path is given."""
+    """Share of pictures for validation, and as much again for test, where no such path is given; three each at least,
+    if the source has twelve or more."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     crop: tuple[float, float] = (0.2, 1.0)
     """Area of the random resized crop as a share of the picture."""
@@ -168,7 +169,8 @@ class DataConfig:
     max_words: int = 30
     """Caption clean-up keeps this many words."""
     bad_share: float = 0.01
-    """Training stops when more than this share of the records seen could not be read; evaluation allows none."""
+    """Training stops when more than this share of the source's records cannot be read. A small source is always
+    allowed some, up to a quarter and at most ten records, unless this is 0. Evaluation allows none."""
     workers: int = 1
     """Loader processes beside the training process; 0 loads in it."""
 

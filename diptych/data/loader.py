@@ -214,7 +214,7 @@ class PairLoader:
             self.dataset,
             batch_sampler=_Keys(self, start_step),
             num_workers=self.workers,
-            prefetch_factor=4,
+            prefetch_factor=2,
             collate_fn=_as_is,
             worker_init_fn=_quiet_worker,
             # A fork starts in milliseconds and works from scripts without a `__main__` guard. It is safe here:

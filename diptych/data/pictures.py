@@ -73,7 +73,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         try:
             image = Image.open(path, formats=_formats())
         except UnidentifiedImageError:
-            raise _Refused("not a picture", str(path)) from None
+            raise _Refused("not a picture", f"{path}: none of the formats that Pillow reads") from None
         except Image.DecompressionBombError as error:
             raise _Refused("picture too large", str(error)) from None
         with image:

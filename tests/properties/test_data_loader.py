@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections import Counter
@@ -237,6 +238,15 @@ def test_workers_outlive_the_signals_that_the_training_process_answers() -> None
         received += itertools.islice(batches, 8)
     assert all(same(ours, theirs) for ours, theirs in zip(received, take(loader(MadeSource(16)), 25), strict=True))
     batches.close()  # type: ignore[attr-defined]
+
+
+def test_a_dataset_sent_to_another_process_makes_the_same_samples() -> None:
+    """Where processes cannot be forked, workers get it pickled."""
+    dataset = loader(MadeSource(6)).dataset
+    again = pickle.loads(pickle.dumps(dataset))
+    for key in ((0, 1), (4, 5)):
+        assert torch.equal(again[key].pixels, dataset[key].pixels)
+        assert again[key].input_ids == dataset[key].input_ids
 
 
 def test_closing_the_batches_ends_the_workers() -> None:

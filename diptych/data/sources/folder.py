@@ -17,6 +17,8 @@ from diptych.data.sources.jsonl import read_lines
 from diptych.schema import DataConfig
 
 CAPTIONS_FILE = "captions.jsonl"
+LONGEST_LINE = 1 << 16
+"""Bytes that are read of a text file's first line."""
 
 
 def open_folder(config: DataConfig, split: Split) -> FileSource:
@@ -59,7 +61,7 @@ def _side_cars(folder: Path, files: list[Path], max_words: int) -> Found:
             found.skipped.append(BadRecord(name, "picture without text", f"no {picture.with_suffix('.txt').name}"))
             continue
         try:
-            caption = _first_line(folder / text)
+            caption = _first_line(folder / text, name)
         except BadRecord as error:
             found.skipped.append(error)
             continue
@@ -71,15 +73,15 @@ def _side_cars(folder: Path, files: list[Path], max_words: int) -> Found:
     return found
 
 
-def _first_line(file: Path) -> str:
-    """Raises BadRecord if the file cannot be read as UTF-8."""
+def _first_line(file: Path, name: str) -> str:
+    """Raises BadRecord, naming the picture, if the line is not UTF-8."""
     try:
-        with file.open(encoding="utf-8-sig") as stream:
-            return stream.readline()
-    except UnicodeDecodeError as error:
-        raise BadRecord(str(file), "text is not UTF-8", str(error)) from None
+        with file.open("rb") as stream:
+            return stream.readline(LONGEST_LINE).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadRecord(name, "text is not UTF-8", file.name) from None
     except OSError as error:
-        raise BadRecord(str(file), "text unreadable", str(error)) from None
+        raise BadRecord(name, "text unreadable", str(error)) from None
 
 
 def files_below(folder: Path) -> Iterator[Path]:
