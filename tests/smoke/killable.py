@@ -1,0 +1,92 @@
+"""A process that trains on request and can be killed at any moment: `python -m tests.smoke.killable`.
+
+It imports and warms up once, then forks for each request, one JSON line `{"folder", "resume", "kill_at"}` on stdin. The
+child kills itself with SIGKILL when Python has entered or left its `kill_at`-th function: so a kill falls anywhere, in
+a step, in a validation, in the writing of a checkpoint or of a log line, and a test can repeat it. The answer is a line
+`{"status", "moments"}`: the exit status, -9 for a kill, and how many such moments the whole run had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from diptych import pipeline
+from diptych.catalog import find_recipe
+from diptych.recipes.override import override
+
+OVERRIDES = {
+    "model.vision": {"image_size": 32, "patch_size": 16, "width": 32, "depth": 1, "heads": 2},
+    "model.text": {"width": 32, "layers": 2, "fusion_start": 1, "heads": 2, "intermediate": 64, "dropout": 0.1},
+    "model.embed_dim": 16,
+    "task.queue_size": 20,
+    "data.scenes": {"sprites": "shapes", "size": 32, "count": 40, "evaluation_count": 16},
+    "tokenizer.size": 150,
+    "optim.accumulate": 2,
+    "schedule.warmup_steps": 5,
+    "run": {
+        "steps": 12, "batch_size": 6, "log_every": 1, "checkpoint_every": 4, "validate_every": 5,
+        "validation_items": 16, "threads": 1,
+    },
+}  # fmt: skip
+"""Small, but with all that has memory: dropout, accumulation, a queue that wraps, a worker, validations, a best one."""
+
+
+RECIPE = override(find_recipe("albef_tiny"), OVERRIDES)
+
+
+def count_moments(kill_at: int | None) -> Callable[[], int]:
+    """Counts from now on, and kills this process at the given count. Returns what tells the count."""
+    moments, process = 0, os.getpid()
+
+    def moment(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal moments
+        moments += 1
+        if moments == kill_at and os.getpid() == process:  # not in a loader's worker, which inherits this
+            os.kill(process, signal.SIGKILL)
+
+    sys.setprofile(moment)
+    return lambda: moments
+
+
+def child(request: dict[str, Any], answer: int) -> None:
+    moments = count_moments(request["kill_at"])
+    pipeline.train(RECIPE, Path(request["folder"]), resume=request["resume"])
+    sys.setprofile(None)
+    os.write(answer, str(moments()).encode())
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # whatever is imported on first use is imported now
+        pipeline.train(RECIPE, Path(folder) / "warm")
+    for line in sys.stdin:
+        reading, writing = os.pipe()
+        process = os.fork()
+        if process == 0:
+            status = 1
+            try:
+                child(json.loads(line), writing)
+                status = 0
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        _, status = os.waitpid(process, 0)
+        os.close(writing)
+        os.set_blocking(reading, False)  # a killed child's loader holds the other end until it notices
+        try:
+            moments = int(os.read(reading, 100) or 0)
+        except BlockingIOError:
+            moments = 0
+        os.close(reading)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status), "moments": moments}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
