@@ -1,0 +1,20 @@
+"""`report.html`: what a run learnt, on one page without any file or network beside it.
+
+write_report(folder, collect(folder, ceiling=…, examples=Examples(query_examples(…), …)))
+"""
+
+from diptych.report.collect import collect
+from diptych.report.data import Examples, ReportData
+from diptych.report.examples import negative_examples, query_examples, teacher_examples
+from diptych.report.page import render, write_report
+
+__all__ = [
+    "Examples",
+    "ReportData",
+    "collect",
+    "negative_examples",
+    "query_examples",
+    "render",
+    "teacher_examples",
+    "write_report",
+]

@@ -1,0 +1,191 @@
+"""From a run's folder to what its report shows: curves of metrics.jsonl, the sums of eval.json and recipe.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diptych.report.charts import number
+from diptych.report.data import Chart, Examples, ReportData, Series
+
+
+@dataclass(frozen=True)
+class ChartSpec:
+    """Which measures of metrics.jsonl share a chart, under which names."""
+
+    title: str
+    unit: str
+    names: Mapping[str, str]
+    note: str = ""
+    scale: float = 1.0
+
+
+CHARTS = (
+    ChartSpec(
+        "Losses",
+        "nats",
+        {
+            "losses.itc": "contrastive (ITC)",
+            "losses.itm": "matching (ITM)",
+            "losses.mlm": "words (MLM)",
+        },
+        "Each without its weight. Before training, ITC is about log N and MLM about the log of the vocabulary's size.",
+    ),
+    ChartSpec(
+        "Mutual information, lower bounds",
+        "nats",
+        {"measures.mi_bound": "picture and text", "measures.mi_bound_words": "word and its context"},
+        "What the objectives maximise (ALBEF §4). The first, log N less the hard-label ITC loss, cannot pass log N.",
+    ),
+    ChartSpec(
+        "Validation recall",
+        "%",
+        {
+            "validation.text_to_image.recall@10": "text → image @10",
+            "validation.image_to_text.recall@10": "image → text @10",
+            "validation.text_to_image.recall@1": "text → image @1",
+            "validation.image_to_text.recall@1": "image → text @1",
+        },
+        "By similarity alone, on pictures that are not trained on.",
+    ),
+    ChartSpec(
+        "Accuracy of matching and of words",
+        "%",
+        {"measures.itm_accuracy": "matching (ITM)", "measures.mlm_accuracy": "hidden words (MLM)"},
+        "Two of three pairs do not match, so always saying no gives 66.7 % of ITM.",
+        100.0,
+    ),
+    ChartSpec(
+        "How hard the negatives are",
+        "cosine",
+        {"measures.positive_similarity": "right pairs", "measures.negative_similarity": "negatives drawn"},
+        "The closer the curves, the harder it is to tell the negatives from the right pairs.",
+    ),
+    ChartSpec(
+        "The teacher",
+        "0 to 1",
+        {
+            "measures.teacher_label_probability": "probability of the label",
+            "measures.alpha": "let in (ramp of α)",
+        },
+        "How much the teacher believes the label among all candidates, and how far it has been let in (ALBEF §3.3).",
+    ),
+    ChartSpec("Temperature", "τ", {"measures.temperature": "learnt τ"}, "Similarities are divided by it."),
+    ChartSpec("Learning rate", "", {"lr": "rate"}),
+    ChartSpec("Norm of the gradient", "", {"gradient_norm": "norm"}, "Before clipping."),
+    ChartSpec("Speed", "pairs/s", {"pairs_per_second": "pairs per second"}),
+)
+UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss", "validation.")
+"""Numbers that get no chart of their own: the axes, the total, and recalls beside the chosen ones."""
+
+
+def collect(
+    folder: Path, *, ceiling: Mapping[str, float] | None = None, examples: Examples | None = None
+) -> ReportData:
+    """What a run's folder tells; parts that it does not have yet are left out.
+
+    `ceiling`: see ReportData. Raises ValueError for a folder without metrics.jsonl.
+    """
+    recipe = _json(folder / "recipe.json") or {}
+    lines = read_metrics(folder / "metrics.jsonl")
+    return ReportData(
+        title=f"{recipe.get('name', 'run')} in {folder.name}",
+        facts=facts(recipe, lines),
+        charts=charts(lines, recipe),
+        evaluation=_json(folder / "eval.json"),
+        ceiling=ceiling or {},
+        recipe=recipe,
+        examples=examples or Examples(),
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Lines with flat names (`losses.itc`). A last line cut short by a kill is left out."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: a report needs a run's folder, with what its training logged")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [dict(_flat(json.loads(line))) for line in lines if line.endswith("\n")]
+
+
+def _flat(content: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, float]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", math.nan if value is None else float(value)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+# --------------------------------------------------------------------------- curves
+
+
+def charts(lines: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]) -> tuple[Chart, ...]:
+    """The curves that the lines hold: those of CHARTS, then what else was measured, each for itself."""
+    known = {name for spec in CHARTS for name in spec.names}
+    others = dict.fromkeys(name for line in lines for name in line if name not in known)
+    extra = [ChartSpec(name, "", {name: name}) for name in others if not name.startswith(UNCHARTED)]
+    drawn = [_chart(spec, lines, recipe) for spec in (*CHARTS, *extra)]
+    return tuple(chart for chart in drawn if chart.series)
+
+
+def _chart(spec: ChartSpec, lines: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]) -> Chart:
+    series = []
+    for name, title in spec.names.items():
+        points = [(line["step"], spec.scale * line[name]) for line in lines if name in line]
+        if points:
+            steps, values = zip(*points, strict=True)
+            series.append(Series(title, steps, values))
+    references: tuple[tuple[str, float], ...] = ()
+    if "measures.mi_bound" in spec.names and (candidates := _candidates(recipe)):
+        references = ((f"log N = {math.log(candidates):.2f}", math.log(candidates)),)
+    return Chart(spec.title, spec.unit, tuple(series), spec.note, references)
+
+
+def _candidates(recipe: Mapping[str, Any]) -> int | None:
+    """N of the bound once the queue is full: a batch and the queue."""
+    queue, batch = recipe.get("task", {}).get("queue_size"), recipe.get("run", {}).get("batch_size")
+    return queue + batch if queue is not None and batch else None
+
+
+# --------------------------------------------------------------------------- summary
+
+
+def facts(recipe: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> tuple[tuple[str, str], ...]:
+    """Name and value of what sums the run up."""
+    found: list[tuple[str, str]] = []
+    if recipe:
+        data = recipe["data"]
+        found.append(("Recipe", recipe["name"]))
+        found.append(("Data", f"{data['source']} {data['path'] or ''}".strip()))
+        found.append(("Picture side", f"{recipe['model']['vision']['image_size']} pixels"))
+        found.append(("Batch", f"{recipe['run']['batch_size']} pairs"))
+    if lines:
+        last = lines[-1]
+        found.append(("Steps", f"{last['step']:,.0f}"))
+        found.append(("Pairs seen", f"{last['pairs']:,.0f}"))
+        found.append(("Epochs", number(last["epoch"])))
+        found.append(("Time", duration(last["seconds"])))
+    return tuple(found)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units.
+
+    >>> duration(42.0), duration(605.0), duration(7322.0)
+    ('42 s', '10 min 5 s', '2 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
