@@ -17,6 +17,5 @@ def run(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
 
     from diptych import predict
-    from diptych.catalog import MODELS
 
-    print(predict.search_folder(predict.load(given.run, MODELS, given.device), given.text, given.images, k=given.top))
+    print(predict.search_folder(predict.load(given.run, given.device), given.text, given.images, k=given.top))

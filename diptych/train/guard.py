@@ -74,7 +74,7 @@ def require_finite(what: str, value: Tensor, step: int, batches: Sequence[Batch]
         return
     names = ", ".join(name for batch in batches for name in batch.records)
     raise ValueError(
-        f"the {what} of step {step + 1} is {float(value)}; the weights are still those of step {step}."
+        f"the {what} of step {step + 1} is {value.item()}; the weights are still those of step {step}."
         " Look at the records of its batch, lower optim.lr or set optim.clip, and go on from the last checkpoint."
         f" Records: {names}"
     )

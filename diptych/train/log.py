@@ -196,12 +196,18 @@ def _drop_after(path: Path, step: int) -> None:
     unfinished.replace(path)
 
 
-def _curves(folder: Path, step: int) -> Curves:
+def require_tensorboard() -> None:
+    """Raises ValueError where TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise ValueError(
             "run.tensorboard is on, but TensorBoard is not installed: pip install 'diptych[track]', or leave it off"
         ) from None
+
+
+def _curves(folder: Path, step: int) -> Curves:
+    from torch.utils.tensorboard import SummaryWriter
+
     writer: Curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
     return writer

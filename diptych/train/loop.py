@@ -19,7 +19,7 @@ from diptych.schema import Recipe, RunConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.train.guard import StopSignals, reproducible, require_finite
-from diptych.train.log import RunLog, StepReport, detached
+from diptych.train.log import RunLog, StepReport, detached, require_tensorboard
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
 from diptych.train.state import Plan, RunState, RunStore
 from diptych.types import Batch, Losses, Progress, to_device
@@ -61,6 +61,8 @@ def train(
     weights), too many unreadable records, a full disk. Ctrl-C and SIGTERM save, say how to go on and raise SystemExit.
     """
     plan = Plan.of(recipe, loader.steps_per_epoch)
+    if recipe.run.tensorboard:
+        require_tensorboard()
     optimizer = build_optimizer(task, recipe.optim)
     store = RunStore(folder, recipe, task, optimizer, loader.ledger, save_tokenizer)
     state = store.open(resume)

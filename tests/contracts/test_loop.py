@@ -1,0 +1,379 @@
+"""The training loop on a task of six numbers: what it calls, when it stops, what it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diptych.checkpoints import store
+from diptych.data.loader import Loaded, SkipLedger
+from diptych.data.record import BadRecord
+from diptych.recipes.albef import albef_tiny
+from diptych.recipes.override import override
+from diptych.schema import Recipe
+from diptych.task import Task
+from diptych.train.guard import StopSignals, reproducible
+from diptych.train.loop import Validation, train
+from diptych.train.optim import learning_rate
+from diptych.types import Batch, Losses, Progress, Term, Texts
+
+PER_EPOCH = 4
+
+
+def recipe(**changes: Any) -> Recipe:
+    small = {"run": {"steps": 6, "batch_size": 2, "log_every": 1, "validate_every": 0, "seed": 3}, "optim.lr": 0.01}
+    return override(
+        albef_tiny(), {**small, "schedule.warmup_steps": 2, **{k.replace("__", "."): v for k, v in changes.items()}}
+    )
+
+
+class Loader:
+    """Batch n holds two records whose numbers depend on n alone."""
+
+    steps_per_epoch = PER_EPOCH
+
+    def __init__(self, skipped: Iterable[int] = ()) -> None:
+        self.ledger = SkipLedger(1.0, 100)
+        self.skipped = set(skipped)
+
+    def batches(self, start_step: int) -> Iterator[Loaded]:
+        number = start_step
+        while True:
+            bad = (BadRecord(f"bad{number}", "truncated"),) if number in self.skipped else ()
+            self.ledger.note(2, bad)
+            yield Loaded(batch(number), (), bad, number // PER_EPOCH)
+            number += 1
+
+
+def batch(number: int) -> Batch:
+    pixels = torch.randn(2, 3, 1, 1, generator=torch.Generator().manual_seed(number))
+    texts = Texts(torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1, dtype=torch.bool))
+    return Batch(pixels, texts, torch.arange(2), (f"r{number}a", f"r{number}b"))
+
+
+class Toy(Task):
+    """Two linear maps of three numbers, a noisy squared loss, and a memory that counts."""
+
+    memory: Tensor
+
+    def __init__(self, poison: int | None = None, where: str = "loss") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Linear(3, 2, bias=False)
+        self.register_buffer("memory", torch.zeros(()))
+        self.calls: list[Any] = []
+        self.poison, self.where = poison, where
+        self.hook: Callable[[Progress], None] = lambda progress: None
+
+    def before_step(self) -> None:
+        self.calls.append("before")
+
+    def forward(self, batch: Batch, progress: Progress) -> Losses:
+        self.calls.append((progress.step, progress.micro))
+        self.hook(progress)
+        out = self.model(batch.pixels.flatten(1)) + 0.1 * torch.rand(2, 2)
+        if progress.step == self.poison:
+            out = out * float("nan") if self.where == "loss" else (out - out).abs().sqrt()
+        count = torch.tensor(2.0)
+        return Losses.weighted(
+            a=(1.0, Term(out.square().sum(), count)),
+            b=(0.5, Term(self.model.weight.abs().sum(), torch.tensor(1.0))),
+            measures={"accuracy": Term(torch.tensor(1.0), count)},
+            carry=batch.records[0],
+        )
+
+    def after_step(self, carries: Iterable[Any]) -> None:
+        names = list(carries)
+        self.calls.append(names)
+        self.memory += len(names)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(checkpoint: Path) -> dict[str, Tensor]:
+    return store.load(checkpoint).weights()
+
+
+def test_a_step_calls_the_task_in_order_and_hands_it_what_it_carries(tmp_path: Path) -> None:
+    task = Toy()
+    train(task, Loader(), recipe(run__steps=2, optim__accumulate=2), tmp_path / "run")
+    assert task.calls == [
+        "before", (0, 0), (0, 1), ["r0a", "r1a"],
+        "before", (1, 0), (1, 1), ["r2a", "r3a"],
+    ]  # fmt: skip
+
+
+def test_weights_end_where_a_plain_loop_ends(tmp_path: Path) -> None:
+    """Accumulation averages, clipping comes before the step, the rate is the schedule's."""
+    changes = {"optim.accumulate": 2, "optim.clip": 0.5, "optim.weight_decay": 0.1}
+    config = override(recipe(), changes)
+    checkpoint = train(Toy(), Loader(), config, tmp_path / "run")
+    plain = Toy()
+    optimizer = torch.optim.AdamW([plain.model.weight], lr=1.0, weight_decay=0.1, foreach=False)
+    noise = recorded_noise(config)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, config.optim.lr, config.schedule, 6, PER_EPOCH // 2)
+        loss = torch.zeros(())
+        for micro in range(2):
+            out = plain.model(batch(2 * step + micro).pixels.flatten(1)) + 0.1 * noise[step, micro]
+            loss = loss + (out.square().sum() / 2 + 0.5 * plain.model.weight.abs().sum()) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([plain.model.weight], 0.5)
+        optimizer.step()
+    torch.testing.assert_close(weights(checkpoint)["model.weight"], plain.model.weight.detach(), atol=1e-6, rtol=1e-6)
+
+
+def recorded_noise(config: Recipe) -> dict[tuple[int, int], Tensor]:
+    """What `torch.rand` gave in each forward of a run that starts with another global seed."""
+    from diptych.seeds import seed_of
+
+    drawn = {}
+    for step in range(6):
+        for micro in range(2):
+            torch.manual_seed(seed_of(config.run.seed, "step", step, micro))
+            drawn[step, micro] = torch.rand(2, 2)
+    return drawn
+
+
+def test_random_draws_do_not_depend_on_what_was_drawn_before(tmp_path: Path) -> None:
+    one = train(Toy(), Loader(), recipe(), tmp_path / "one")
+    torch.manual_seed(99)
+    other = train(
+        Toy(), Loader(), recipe(), tmp_path / "other", validation=Validation(lambda: {"x": torch.rand(1).item()}, "x")
+    )
+    assert torch.equal(weights(one)["model.weight"], weights(other)["model.weight"])
+
+
+def test_metrics_hold_the_means_since_the_line_before(tmp_path: Path) -> None:
+    train(Toy(), Loader(), recipe(), tmp_path / "each")
+    train(Toy(), Loader(), recipe(run__log_every=3), tmp_path / "third")
+    each, third = lines(tmp_path / "each"), lines(tmp_path / "third")
+    assert [line["step"] for line in each] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in third] == [3, 6]
+    assert [line["pairs"] for line in third] == [6, 12]
+    assert third[1]["epoch"] == 6 / PER_EPOCH
+    assert third[0]["losses"]["a"] == pytest.approx(sum(line["losses"]["a"] for line in each[:3]) / 3, rel=1e-5)
+    assert third[1]["loss"] == pytest.approx(sum(line["loss"] for line in each[3:]) / 3, rel=1e-5)
+    assert each[0]["loss"] == pytest.approx(each[0]["losses"]["a"] + 0.5 * each[0]["losses"]["b"])
+    assert each[0]["measures"] == {"accuracy": 0.5}
+    config = recipe()
+    rates = [learning_rate(step, config.optim.lr, config.schedule, 6, PER_EPOCH) for step in range(6)]
+    assert [line["lr"] for line in each] == pytest.approx(rates)
+    assert all(line["pairs_per_second"] > 0 and line["gradient_norm"] > 0 for line in each)
+    assert [line["seconds"] for line in each] == sorted(line["seconds"] for line in each)
+
+
+@pytest.mark.parametrize(("where", "what"), [("loss", "loss"), ("gradient", "gradient's norm")])
+def test_what_is_not_finite_stops_before_the_weights_and_names_the_records(
+    tmp_path: Path, where: str, what: str
+) -> None:
+    task = Toy(poison=3, where=where)
+    with pytest.raises(ValueError, match=rf"the {what} of step 4 is nan; .* those of step 3\..*Records: r3a, r3b"):
+        train(task, Loader(), recipe(), tmp_path / "run")
+    three = train(Toy(), Loader(), recipe(run__steps=3, schedule__min_lr=0.01), tmp_path / "three")
+    assert not torch.isnan(task.model.weight).any()
+    assert store.load(three).state["step"] == 3
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    tmp_path: Path, number: int, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(Toy(), Loader(), recipe(), tmp_path / "whole")
+    task, folder = Toy(), tmp_path / "run"
+    task.hook = lambda progress: os.kill(os.getpid(), number) if progress.step == 2 else None
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        train(task, Loader(), recipe(), folder)
+    assert stop.value.code == status
+    assert signal.getsignal(number) is before
+    assert f"step 3 is saved. Go on with: diptych resume {folder}" in capsys.readouterr().err
+    assert store.latest(folder / "checkpoints") == folder / "checkpoints" / "step-00000003"
+    resumed = train(Toy(), Loader(), recipe(), folder, resume=True)
+    assert all(torch.equal(weights(whole)[name], value) for name, value in weights(resumed).items())
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.caught is signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def measures(values: Iterable[float]) -> Callable[[], Mapping[str, float]]:
+    remaining = iter(values)
+    return lambda: {"recall": next(remaining)}
+
+
+def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tmp_path: Path) -> None:
+    config = recipe(
+        run__steps=40, run__validate_every=2, run__patience=3, run__checkpoint_every=1, run__keep_checkpoints=2
+    )
+    validation = Validation(measures([0.1, 0.5, 0.4, 0.5, 0.3, 9.0]), "recall")
+    last = train(Toy(), Loader(), config, tmp_path / "run", validation=validation)
+    assert last.name == "step-00000010"
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000009", "step-00000010"]
+    assert store.best(tmp_path / "run" / "checkpoints") == tmp_path / "run" / "checkpoints" / "step-00000004"
+    validated = [(line["step"], line["validation"]) for line in lines(tmp_path / "run") if "validation" in line]
+    assert validated == [
+        (2, {"recall": 0.1}),
+        (4, {"recall": 0.5}),
+        (6, {"recall": 0.4}),
+        (8, {"recall": 0.5}),
+        (10, {"recall": 0.3}),
+    ]
+    again = train(Toy(), Loader(), config, tmp_path / "run", validation=validation, resume=True)
+    assert again == last, "a run out of patience stays ended"
+
+
+def test_the_end_is_validated_and_the_task_is_in_evaluation_mode_meanwhile(tmp_path: Path) -> None:
+    task, modes = Toy(), []
+    task.hook = lambda progress: modes.append(task.training)
+    validation = Validation(lambda: {"recall": float(modes.append(task.training) or torch.is_grad_enabled())}, "recall")
+    train(task, Loader(), recipe(run__steps=3, run__validate_every=2), tmp_path / "run", validation=validation)
+    assert modes == [True, True, False, True, False]
+    assert [line["validation"] for line in lines(tmp_path / "run") if "validation" in line] == [{"recall": 0.0}] * 2
+
+
+def test_a_folder_holds_one_run(tmp_path: Path) -> None:
+    train(Toy(), Loader(), recipe(), tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run: go on with `diptych resume"):
+        train(Toy(), Loader(), recipe(), tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        train(Toy(), Loader(), recipe(), tmp_path / "other", resume=True)
+    with pytest.raises(ValueError, match=r"another recipe; resuming cannot change data\.flip, optim\.lr"):
+        train(Toy(), Loader(), recipe(optim__lr=0.5, data__flip=0.1), tmp_path / "run", resume=True)
+
+
+def test_lines_after_the_checkpoint_and_a_line_cut_short_are_dropped_on_resuming(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    task = Toy(poison=5)
+    with pytest.raises(ValueError, match="is nan"):
+        train(task, Loader(), recipe(run__checkpoint_every=3), folder)
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    train(Toy(), Loader(), recipe(run__checkpoint_every=3), folder, resume=True)
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_skipped_is_remembered_over_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Toy(poison=4)
+    with pytest.raises(ValueError, match="is nan"):
+        train(task, Loader(skipped=[1]), recipe(run__checkpoint_every=2), tmp_path / "run")
+    loader = Loader(skipped=[5])
+    train(Toy(), loader, recipe(run__checkpoint_every=2), tmp_path / "run", resume=True)
+    assert sorted(loader.ledger.bad) == ["bad1", "bad5"]
+    assert loader.ledger.seen == 12
+    assert "6 steps, 2 of 100 records skipped: 2 × truncated" in capsys.readouterr().err
+
+
+def test_a_checkpoint_says_what_made_it(tmp_path: Path) -> None:
+    checkpoint = store.load(train(Toy(), Loader(), recipe(), tmp_path / "run", save_tokenizer=lambda folder: None))
+    assert set(checkpoint.state["versions"]) == {"diptych", "torch", "python"}
+    assert checkpoint.recipe == json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert checkpoint.weights()["memory"] == 6
+    assert checkpoint.tokenizer.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run__steps": 0}, "run.steps must be at least 1"),
+        (
+            {"run__log_every": 0, "run__keep_checkpoints": 0},
+            "run.log_every and run.keep_checkpoints must be at least 1",
+        ),
+        ({"optim__accumulate": 5}, "an epoch has 4 batches, fewer than optim.accumulate=5"),
+    ],
+)
+def test_impossible_plans_are_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(Toy(), Loader(), recipe(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_count_where_no_steps_are_given(tmp_path: Path) -> None:
+    last = train(Toy(), Loader(), recipe(run__steps=None, run__epochs=2), tmp_path / "run")
+    assert store.load(last).state["epoch"] == 2.0
+    assert store.load(last).state["step"] == 2 * PER_EPOCH
+
+
+def test_bf16_multiplies_in_bfloat16_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
+    found: list[torch.dtype] = []
+    task = Toy()
+    task.hook = lambda progress: found.append(task.model(torch.ones(1, 3)).dtype)
+    checkpoint = train(task, Loader(), recipe(run__precision="bf16"), tmp_path / "run")
+    assert set(found) == {torch.bfloat16}
+    stored = store.load(checkpoint)
+    assert {value.dtype for value in {**stored.weights(), **stored.optimizer()}.values()} == {torch.float32}
+
+
+def test_tensorboard_by_field(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(Toy(), Loader(), recipe(run__tensorboard=True), tmp_path / "run")
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    curves.Reload()
+    stored = [(event.step, event.value) for event in curves.Scalars("losses/a")]
+    logged = [(line["step"], line["losses"]["a"]) for line in lines(tmp_path / "run")]
+    assert [step for step, _ in stored] == [step for step, _ in logged]
+    assert [value for _, value in stored] == pytest.approx([value for _, value in logged])
+
+
+def test_missing_tensorboard_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    task = Toy()
+    with pytest.raises(ValueError, match=r"TensorBoard is not installed: pip install 'diptych\[track\]'"):
+        train(task, Loader(), recipe(run__tensorboard=True), tmp_path / "run")
+    assert task.calls == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_threads_give_the_same_gradient_every_time() -> None:
+    """Without `reproducible` this gradient changes from run to run, as torch adds up where two threads meet."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(50, 64, generator=generator, requires_grad=True)
+    index = torch.randint(0, 50, (40_000,), generator=generator)
+    factor = torch.randn(40_000, 64, generator=generator)
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad((table[index] * factor).sum(), table)[0]
+
+    threads = torch.get_num_threads()
+    with reproducible(threads=2):
+        assert torch.get_num_threads() == 2
+        first = gradient()
+        assert all(torch.equal(first, gradient()) for _ in range(10))
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_changed_seed_changes_the_run_and_the_same_one_does_not(tmp_path: Path) -> None:
+    one = weights(train(Toy(), Loader(), recipe(), tmp_path / "1"))["model.weight"]
+    same = weights(train(Toy(), Loader(), recipe(), tmp_path / "2"))["model.weight"]
+    config = recipe()
+    other = weights(train(Toy(), Loader(), replace(config, run=replace(config.run, seed=4)), tmp_path / "3"))[
+        "model.weight"
+    ]
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
