@@ -26,7 +26,7 @@ def pages() -> list[Path]:
 
 
 def broken_links(page: Path) -> Iterator[str]:
-    """Relative links of a page that lead nowhere. Links to other sites are not followed: docs build without a network."""
+    """Relative links of a page that lead nowhere. Other sites are not asked: docs build without a network."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for match in LINK.finditer(text):
         target = match[1] or match[2]

@@ -17,13 +17,13 @@ TINY = [
     "data.scenes.sprites=shapes",
     "data.scenes.count=32",
     "data.scenes.evaluation_count=8",
+    "data.workers=0",
     "tokenizer.size=120",
+    "model.vision.width=32",
+    "model.text.width=32",
     "run.steps=2",
     "run.batch_size=8",
     "run.validation_items=8",
-    "model.vision.width=32",
-    "model.text.width=32",
-    "data.workers=0",
 ]
 
 
