@@ -130,13 +130,14 @@ def _down(value: float, y: Sequence[float]) -> float:
 def number(value: float) -> str:
     """A value with three digits that count, without needless zeros.
 
-    >>> [number(v) for v in (0.0, 0.123456, 12.5, 1500.0, 200000.0, 0.00001)]
-    ['0', '0.123', '12.5', '1500', '200k', '1e-05']
+    >>> [number(v) for v in (0.0, 0.123456, 12.5, 1500.0, 200000.0, -2.5e7, 0.00001)]
+    ['0', '0.123', '12.5', '1500', '200k', '-25M', '1e-05']
     """
     if not math.isfinite(value):
         return "–"
-    if abs(value) >= 10_000:
-        return f"{value / 1000:.4g}k"
-    if abs(value) >= 100:
+    for least, unit, sign in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if least <= abs(value) < 1e9:
+            return f"{float(f'{value:.3g}') / unit:g}{sign}"
+    if 100 <= abs(value) < 1e4:
         return f"{value:.0f}"
-    return f"{value:.3g}" if value and abs(value) > 1e-12 else "0"
+    return f"{value:.3g}"

@@ -23,7 +23,8 @@ class Html(str):
     __slots__ = ()
 
 
-Content = Html | str | Iterable["Content"]
+Content = str | Iterable[str]
+"""Markup (Html), text that is escaped (any other str), or a row of both."""
 
 
 def raw(markup: str) -> Html:
@@ -31,13 +32,13 @@ def raw(markup: str) -> Html:
     return Html(markup)
 
 
-def text_of(content: Content) -> Html:
-    """Markup as it is, other text escaped, and sequences of both put together."""
+def markup_of(content: Content) -> Html:
+    """Markup as it is, other text escaped, and rows of both put together."""
     if isinstance(content, Html):
         return content
     if isinstance(content, str):
         return Html(escape(content))
-    return Html("".join(text_of(part) for part in content))
+    return Html("".join(map(markup_of, content)))
 
 
 def tag(name: str, /, *content: Content, **attributes: str | int | float | None) -> Html:
@@ -53,7 +54,7 @@ def tag(name: str, /, *content: Content, **attributes: str | int | float | None)
     )
     opening = f"<{name}{''.join(pairs)}"
     # SVG's elements do not close themselves as HTML's do, hence the slash.
-    return Html(f"{opening}/>" if name in VOID else f"{opening}>{text_of(content)}</{name}>")
+    return Html(f"{opening}/>" if name in VOID else f"{opening}>{''.join(map(markup_of, content))}</{name}>")
 
 
 def picture(image: Image.Image, alt: str) -> Html:

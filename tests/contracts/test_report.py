@@ -1,0 +1,397 @@
+"""The report: true to its data, safe with any text, and complete without a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diptych.data.tokenizer import SPECIAL, Tokenizer
+from diptych.data.transforms import EvaluationTransform
+from diptych.report import (
+    Examples,
+    ReportData,
+    collect,
+    negative_examples,
+    query_examples,
+    render,
+    teacher_examples,
+    write_report,
+)
+from diptych.report.charts import MOST_POINTS, draw, number, thin, ticks
+from diptych.report.data import (
+    Chart,
+    NegativeExample,
+    QueryExample,
+    Series,
+    Shown,
+    TeacherExample,
+    TextGuess,
+    WordGuess,
+)
+from diptych.report.html import picture
+from diptych.search.rerank import Reranked
+from diptych.types import Batch, RowList, Texts
+
+VOID = {"img", "meta", "line", "polyline"}
+NASTY = """</script><script>alert("1")</script> & 'fox' <img src=x onerror=alert(2)> &lt;b&gt;"""
+
+
+class Page(HTMLParser):
+    """A page taken apart; fails on elements that are not closed in order."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(markup)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID or tag == "path"
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self.open and self.open[-1] in ("script", "style") else self.texts).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+    def all(self, tag: str, kind: str | None = None) -> list[dict[str, str | None]]:
+        found = [attributes for name, attributes in self.elements if name == tag]
+        return [one for one in found if kind is None or kind in (one.get("class") or "").split()]
+
+
+def painted(seed: int, side: int = 8) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def evaluation(gain: tuple[float, float] = (0.5, 2.5)) -> dict[str, object]:
+    found: dict[str, object] = {"unit": "percent", "images": 1000, "texts": 1200}
+    for way in ("text_to_image", "image_to_text"):
+        found[f"{way}.candidates"] = 64
+        for k in (1, 5, 10):
+            found[f"{way}.recall@{k}"] = 30.25 + k
+            found[f"{way}.recall@{k}.interval"] = [28.5 + k, 31.75 + k]
+            found[f"contrastive.{way}.recall@{k}"] = 21.5 + k
+            found[f"chance.{way}.recall@{k}"] = k / 10
+    return found | {"rerank_gain.recall@1": sum(gain) / 2, "rerank_gain.interval": list(gain)}
+
+
+def everything(text: str) -> ReportData:
+    """A report in which every text is `text`."""
+    shown = (Shown(painted(1), False, 0.5, 1.5), Shown(painted(2), True, 0.4, None))
+    return ReportData(
+        title=text,
+        facts=((text, text),),
+        charts=(Chart(text, text, (Series(text, (1.0, 2.0), (0.5, 0.7)),), text, ((text, 0.6),)),),
+        evaluation=evaluation(),
+        ceiling={"text_to_image.recall@1": 44.125},
+        recipe={"name": text, "model": {"width": text}},
+        examples=Examples(
+            queries=(QueryExample(text, shown, 1, 4, painted(2), 9),),
+            negatives=(NegativeExample(painted(1), text, text, 0.31, painted(2), 0.27, 64),),
+            teacher=(
+                TeacherExample(
+                    painted(1),
+                    text,
+                    text,
+                    (WordGuess(text, text, text, ((text, 0.75), (text + "?", 0.2))),),
+                    (TextGuess(text, 0.5, True), TextGuess(text, 0.25, False)),
+                ),
+            ),
+        ),
+    )
+
+
+def test_the_page_loads_nothing() -> None:
+    markup = render(everything("a fox"))
+    for forbidden in ("http:", "https:", "//www", "@import", "url(", "<link", "<iframe", "fetch(", "XMLHttp"):
+        assert forbidden not in markup, forbidden
+    page = Page(markup)
+    references = [one[key] for _, one in page.elements for key in ("src", "href", "srcset", "data") if key in one]
+    assert references
+    assert all((reference or "").startswith(("data:image/", "#")) for reference in references)
+    anchors = {one["id"] for one in page.all("section")}
+    assert {one["href"] for one in page.all("a")} == {f"#{anchor}" for anchor in anchors}
+
+
+def test_text_stays_text_whatever_it_holds() -> None:
+    page, harmless = Page(render(everything(NASTY))), Page(render(everything("a fox")))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in harmless.elements]
+    assert all(not key.startswith("on") for _, one in page.elements for key in one)
+    assert page.text.count(" ".join(NASTY.split())) == harmless.text.count("a fox")
+    data = json.loads(page.scripts[1])  # after the style: the numbers of the chart
+    assert data["series"][0]["name"] == NASTY
+
+
+def test_the_table_holds_the_numbers_of_the_evaluation() -> None:
+    page = Page(render(everything("a fox")))
+    for shown in ("0.1", "22.5", "31.2", "29.5 … 32.8", "44.1", "1,000 unseen pictures and 1,200 captions"):
+        assert shown in page.text, shown
+    final = [one["style"] for one in page.all("i", "final") if "style" in one]
+    assert final == [f"left:{30.25 + k:.2f}%" for k in (1, 5, 10)] * 2
+    assert len(page.all("i", "ceiling")) == 2  # one row has it, and the key
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"), [((0.5, 2.5), "above 0"), ((-1.5, 2.5), "inside the noise"), ((-2.5, -0.5), "below 0")]
+)
+def test_the_gain_is_called_what_its_interval_allows(interval: tuple[float, float], verdict: str) -> None:
+    text = Page(render(replace(everything("a fox"), evaluation=evaluation(interval)))).text
+    others = {"above 0", "inside the noise", "below 0"} - {verdict}
+    assert verdict in text
+    assert not any(other in text for other in others)
+
+
+def test_parts_without_data_are_left_out() -> None:
+    page = Page(render(ReportData("a run", (("Steps", "5"),), ())))
+    assert [one["id"] for one in page.all("section")] == ["run"]
+
+
+def test_the_right_picture_is_framed_once_and_set_apart_when_it_was_not_found() -> None:
+    def frames(query: QueryExample) -> list[str | None]:
+        page = Page(render(replace(ReportData("a run", (), ()), examples=Examples(queries=(query,)))))
+        return [one.get("class") for one in page.all("figure")]
+
+    found = QueryExample(
+        "a fox", (Shown(painted(1), False, 0.5, 1.5), Shown(painted(2), True, 0.4, 1.0)), 1, 1, painted(2), 9
+    )
+    assert frames(found) == [None, "right"]
+    missed = replace(found, found=(replace(found.found[0]),), rank=7)
+    assert frames(missed) == [None, "right apart"]
+
+
+def test_pictures_are_in_the_page_small_ones_without_loss() -> None:
+    small, large = painted(3), painted(4, side=700)
+    page = Page(picture(small, "a") + picture(large, "b"))
+    stored = [Image.open(io.BytesIO(base64.b64decode((one["src"] or "").partition(",")[2]))) for one in page.all("img")]
+    assert np.array_equal(np.asarray(stored[0].convert("RGB")), np.asarray(small))
+    assert max(stored[1].size) == 320
+
+
+def test_a_report_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
+    first = write_report(tmp_path / "run", everything("old"))
+    assert write_report(tmp_path / "run", everything("new")) == first
+    assert "new" in first.read_text()
+    assert [file.name for file in first.parent.iterdir()] == ["report.html"]
+
+
+# --------------------------------------------------------------------------- curves
+
+
+@given(st.floats(-1e6, 1e6, allow_nan=False), st.floats(1e-4, 1e6, allow_nan=False), st.integers(3, 6))
+@settings(max_examples=200, deadline=None)
+def test_ticks_are_few_even_and_enclose_the_values(low: float, width: float, about: int) -> None:
+    found = ticks(low, low + width, about)
+    slack = 1e-6 * (abs(low) + width)
+    assert found[0] <= low + slack
+    assert found[-1] >= low + width - slack
+    assert 2 <= len(found) <= about + 2
+    steps = np.diff(found)
+    assert np.allclose(steps, steps[0], rtol=1e-3)
+
+
+def test_a_constant_curve_has_an_axis_too() -> None:
+    for value in (0.0, 5.0, -3.0):
+        markup = draw(Chart("c", "", (Series("s", (1.0, 2.0), (value, value)),)))
+        assert "nan" not in markup
+        assert len(set(ticks(value, value, 4))) > 1
+
+
+def test_curves_stand_where_their_values_are() -> None:
+    page = Page(draw(Chart("c", "", (Series("s", (0.0, 50.0, 100.0), (0.0, math.nan, 10.0)),))))
+    (curve,) = page.all("polyline")
+    assert curve["points"] == "0.00,100.00 100.00,0.00"  # what is not a number is left out
+
+
+def test_long_curves_are_averaged_and_keep_their_end() -> None:
+    steps = tuple(float(i) for i in range(10_001))
+    series = thin(Series("s", steps, tuple(2 * step for step in steps)))
+    assert len(series.steps) <= MOST_POINTS + 1
+    assert (series.steps[-1], series.values[-1]) == (10_000.0, 20_000.0)
+    assert all(value == pytest.approx(2 * step) for step, value in zip(series.steps, series.values, strict=True))
+
+
+@given(st.floats(-1e9, 1e9, allow_nan=False))
+@settings(max_examples=200, deadline=None)
+def test_numbers_are_shown_within_a_percent(value: float) -> None:
+    shown = number(value)
+    unit = {"k": 1e3, "M": 1e6}.get(shown[-1], 1.0)
+    read = float(shown.rstrip("kM")) * unit
+    assert read == pytest.approx(value, rel=0.01, abs=1e-300)
+    assert len(shown) <= 10
+
+
+# --------------------------------------------------------------------------- what a run's folder tells
+
+
+def metrics_line(step: int, **more: object) -> str:
+    return json.dumps({"step": step, "epoch": step / 100, "pairs": 64 * step, "seconds": step / 2, **more}) + "\n"
+
+
+def run_folder(folder: Path) -> Path:
+    recipe = {
+        "name": "albef_tiny",
+        "model": {"vision": {"image_size": 64}},
+        "task": {"queue_size": 936},
+        "data": {"source": "folder", "path": "photos"},
+        "run": {"batch_size": 64},
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    lines = [
+        metrics_line(s, lr=0.1, losses={"itc": 5.0 - s / 100}, measures={"mi_bound": s / 100, "surprise": 7.0})
+        for s in (10, 20, 30)
+    ]
+    lines.append(metrics_line(30, validation={"text_to_image.recall@10": 12.5, "mean_recall": 9.0}))
+    (folder / "metrics.jsonl").write_text("".join(lines) + metrics_line(40)[:20])
+    return folder
+
+
+def test_curves_are_those_of_the_metrics_file(tmp_path: Path) -> None:
+    data = collect(run_folder(tmp_path))
+    curves = {one.name: one for chart in data.charts for one in chart.series}
+    assert curves["contrastive (ITC)"] == Series("contrastive (ITC)", (10.0, 20.0, 30.0), (4.9, 4.8, 4.7))
+    assert curves["text → image @10"] == Series("text → image @10", (30.0,), (12.5,))
+    assert "measures.surprise" in curves, "a measure that no chart was made for is drawn for itself"
+    bound = next(chart for chart in data.charts if chart.title.startswith("Mutual"))
+    assert bound.references == ((f"log N = {math.log(1000):.2f}", math.log(1000)),)
+    assert dict(data.facts) == {
+        "Recipe": "albef_tiny",
+        "Data": "folder photos",
+        "Picture side": "64 pixels",
+        "Batch": "64 pairs",
+        "Steps": "30",
+        "Pairs seen": "1,920",
+        "Epochs": "0.3",
+        "Time": "15 s",
+    }
+    assert data.evaluation is None
+    Page(render(data))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape("metrics.jsonl does not exist")):
+        collect(tmp_path)
+
+
+# --------------------------------------------------------------------------- examples
+
+TOKENIZER = Tokenizer([*SPECIAL, "a", "fox", "red", "car", "dog", "##s", "of", "left"])
+FOX, RED, CAR, DOG = (TOKENIZER.encode([word])[0][1] for word in ("fox", "red", "car", "dog"))
+
+
+@dataclass(frozen=True)
+class Seen:
+    negative_text_index: torch.Tensor
+    negative_text_probability: torch.Tensor
+    negative_image_index: torch.Tensor
+    negative_image_probability: torch.Tensor
+    masked: RowList
+    labels: torch.Tensor
+    teacher_words: torch.Tensor
+    teacher_word_probabilities: torch.Tensor
+    teacher_texts: torch.Tensor
+    teacher_text_probabilities: torch.Tensor
+
+
+def small_batch() -> tuple[Batch, list[Image.Image], Seen]:
+    pictures = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
+    ids = TOKENIZER.encode(["a red fox", "a dog left of a car", "foxs"])
+    width = max(map(len, ids))
+    mask = torch.tensor([[i < len(one) for i in range(width)] for one in ids])
+    padded = torch.tensor([one + [TOKENIZER.pad_id] * (width - len(one)) for one in ids])
+    batch = Batch(torch.stack([EvaluationTransform(4)(one) for one in pictures]), Texts(padded, mask), torch.arange(3))
+    seen = Seen(
+        negative_text_index=torch.tensor([1, 2, 0]),
+        negative_text_probability=torch.tensor([0.75, 0.5, 0.25]),
+        negative_image_index=torch.tensor([2, 0, 1]),
+        negative_image_probability=torch.tensor([0.5, 0.25, 0.125]),
+        masked=RowList(torch.tensor([1, 1, 1, 0]), torch.tensor([2, 6, 3, 3])),
+        labels=torch.tensor([DOG, CAR, padded[1, 3], FOX]),
+        teacher_words=torch.tensor([[FOX, DOG], [CAR, RED], [RED, CAR], [DOG, FOX]]),
+        teacher_word_probabilities=torch.tensor([[0.5, 0.25], [0.5, 0.125], [0.5, 0.25], [0.75, 0.125]]),
+        teacher_texts=torch.tensor([[1, 0], [1, 2], [0, 1]]),
+        teacher_text_probabilities=torch.tensor([[0.5, 0.25], [0.5, 0.25], [0.5, 0.25]]),
+    )
+    return batch, pictures, seen
+
+
+def test_negatives_are_shown_with_the_pair_they_were_drawn_for() -> None:
+    batch, pictures, seen = small_batch()
+    first, second = negative_examples(seen, batch, TOKENIZER, count=2)
+    assert (first.caption, first.negative_caption, first.caption_probability) == (
+        "a red fox",
+        "a dog left of a car",
+        0.75,
+    )
+    assert (second.caption, second.negative_caption, second.picture_probability) == (
+        "a dog left of a car",
+        "foxs",
+        0.25,
+    )
+    assert [list(one.tobytes()) for one in (first.picture, first.negative_picture, second.negative_picture)] == [
+        list(pictures[i].tobytes()) for i in (0, 2, 0)
+    ]
+    assert first.batch == 3
+
+
+def test_the_teachers_words_stand_at_the_place_of_the_hidden_one() -> None:
+    batch, _, seen = small_batch()
+    first, second = teacher_examples(seen, batch, TOKENIZER, clean=[None, "a dog", None])
+    assert first.words == (WordGuess("a red", "fox", "", (("dog", 0.75), ("fox", 0.125))),)
+    assert first.texts == (TextGuess("a dog left of a car", 0.5, False), TextGuess("a red fox", 0.25, True))
+    assert second.words[:2] == (
+        WordGuess("a", "dog", "left of a car", (("fox", 0.5), ("dog", 0.25))),
+        WordGuess("a dog left of a", "car", "", (("car", 0.5), ("red", 0.125))),
+    )
+    assert (first.clean, second.clean) == (None, "a dog")
+    assert len(second.words) == 2, "two hidden words are shown, the third is not"
+
+
+def test_queries_show_pictures_in_their_final_order() -> None:
+    pictures = [painted(seed) for seed in range(8)]
+    reranked = Reranked(
+        candidates=torch.tensor([[4, 1, 6], [3, 2, 7]]),
+        similarity=torch.tensor([[0.9, 0.8, 0.7], [0.5, 0.4, 0.3]]),
+        match=torch.tensor([[-1.0, 2.0, 3.0], [1.0, 0.0, 2.0]]),
+    )
+    first, second = query_examples(
+        ["one", "two"],
+        torch.tensor([1, 5]),
+        torch.tensor([1, 6]),
+        torch.tensor([1, 6]),
+        reranked,
+        pictures.__getitem__,
+        8,
+    )
+    assert [(one.picture, one.right, round(one.similarity, 3), one.match) for one in first.found] == [
+        (pictures[6], False, 0.7, 3.0),
+        (pictures[1], True, 0.8, 2.0),
+        (pictures[4], False, 0.9, -1.0),
+    ]
+    assert not any(one.right for one in second.found)
+    assert (second.rank, second.right_picture, second.candidates) == (6, pictures[5], 8)
