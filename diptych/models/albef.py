@@ -249,7 +249,7 @@ class Albef(nn.Module):
         if queried is not None:
             pairs = len(text_index)
             return Joint(hidden[:pairs], hidden[pairs:] if isinstance(rows, RowList) else None)
-        return self._joint(hidden, packed, rows, kept)
+        return self._joint(hidden, packed, visible, rows, kept)
 
     @staticmethod
     def _queried(packed: Packed, image_of_row: Int[Tensor, "N"], images: int, rows: Rows) -> Queried:
@@ -261,7 +261,9 @@ class Albef(nn.Module):
         return Queried(wanted, layout, Layout.of(image_of_row[wanted], images))
 
     @staticmethod
-    def _joint(hidden: Float[Tensor, "N D"], packed: Packed, rows: Rows, maps: Mapping[int, Tensor]) -> Joint:
+    def _joint(
+        hidden: Float[Tensor, "N D"], packed: Packed, visible: Tensor | None, rows: Rows, maps: Mapping[int, Tensor]
+    ) -> Joint:
         """A Joint from all rows."""
         pooled = hidden[packed.starts]
         if isinstance(rows, RowList):
@@ -269,7 +271,7 @@ class Albef(nn.Module):
         if rows is None:
             return Joint(pooled, None, maps=maps)
         grid = packed.layout.pad(hidden)
-        mask = packed.layout.filled()
+        mask = packed.layout.filled(visible)
         mask = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device) if mask is None else mask
         return Joint(pooled, grid, mask, mask, maps)
 
@@ -328,6 +330,26 @@ class Forward:
     labels: Int[Tensor, "R"]
     word_logits: Float[Tensor, "R V"]
     teacher_word_logits: Float[Tensor, "R V"] | None
+
+
+@dataclass(frozen=True)
+class AlbefInspection:
+    """What one pass shows to a reader: the negatives that were drawn, and what the teacher would have said.
+
+    Texts and images are counted within the batch; k best guesses, best first.
+    """
+
+    negative_text_index: Int[Tensor, "B"]
+    negative_text_probability: Float[Tensor, "B"]
+    """With which the text was drawn, 0..1."""
+    negative_image_index: Int[Tensor, "B"]
+    negative_image_probability: Float[Tensor, "B"]
+    masked: RowList
+    labels: Int[Tensor, "R"]
+    teacher_words: Int[Tensor, "R k"]
+    teacher_word_probabilities: Float[Tensor, "R k"]
+    teacher_texts: Int[Tensor, "B k"]
+    teacher_text_probabilities: Float[Tensor, "B k"]
 
 
 class AlbefPretraining(Task):
@@ -477,6 +499,22 @@ class AlbefPretraining(Task):
         assert joint.rows is not None
         return self.model.match_logits(joint)[: 3 * size], self.model.word_logits(joint.rows).float()
 
+    @torch.no_grad()
+    def inspect(self, batch: Batch, progress: Progress, guesses: int = 5) -> AlbefInspection:
+        """A pass in evaluation mode, for a report. Changes nothing."""
+        training, here = self.training, torch.arange(len(batch), device=batch.pixels.device)
+        made = self.eval().run(batch, self.draw(batch, progress))
+        self.train(training)
+        image_weights, text_weights = self.negative_weights(made.contrast, len(batch))
+        assert made.teacher_word_logits is not None
+        words = made.teacher_word_logits.softmax(1).topk(min(guesses, made.teacher_word_logits.shape[1]))
+        texts = made.contrast.teacher_image_to_text[:, : len(batch)].softmax(1).topk(min(guesses, len(batch)))
+        return AlbefInspection(
+            made.negative_text, text_weights[here, made.negative_text],
+            made.negative_image, image_weights[here, made.negative_image],
+            made.masked, made.labels, words.indices, words.values, texts.indices, texts.values,
+        )  # fmt: skip
+
     def losses(self, made: Forward, batch: Batch, alpha: float) -> Losses:
         """The terms of one pass; `alpha` in 0..1 is how far the teacher has been let in."""
         config, contrast = self.config, made.contrast
@@ -536,9 +574,12 @@ def _term(values: Float[Tensor, "n"]) -> Term:
 # --------------------------------------------------------------------------- published names
 
 
-def _model_rules(mark: str, ours: str) -> list[Rule]:
-    """Published names of one copy of the model: mark "" the student's, "_m" the teacher's."""
-    vision, bert = f"visual_encoder{mark}", f"text_encoder{mark}.bert"
+def _model_rules(mark: str, ours: str, bert: str = ".bert") -> list[Rule]:
+    """Published names of one copy of the model: mark "" the student's, "_m" the teacher's.
+
+    `bert`: what stands between the text encoder's name and its parts; nothing in fine-tuned models without words.
+    """
+    vision, bert = f"visual_encoder{mark}", f"text_encoder{mark}{bert}"
     layer, target = f"{bert}.encoder.layer.{{i}}", f"{ours}text.layers.{{i}}"
     words = f"text_encoder{mark}.cls.predictions"
     renames = {
@@ -581,13 +622,25 @@ def _model_rules(mark: str, ours: str) -> list[Rule]:
     ]
 
 
-PUBLISHED_PRETRAINING: list[Rule] = [
-    *_model_rules("", "model."),
-    *_model_rules("_m", "teacher."),
+_SHARED: list[Rule] = [
     Rename("temp", "model.temp"),
     Rename("itm_head.{p}", "model.match_head.{p}"),
     Rename("image_queue", "queue.image", transpose=True),
     Rename("text_queue", "queue.text", transpose=True),
     Rename("queue_ptr", "queue.pointer", squeeze=True),
 ]
+
+PUBLISHED_PRETRAINING: list[Rule] = [
+    *_model_rules("", "model."),
+    *_model_rules("_m", "teacher."),
+    *_SHARED,
+]
 """Names in the released pre-training checkpoint (`model` entry) → names in AlbefPretraining's state."""
+
+PUBLISHED_RETRIEVAL: list[Rule] = [
+    *_model_rules("", "model.", bert=""),
+    *_model_rules("_m", "teacher.", bert=""),
+    *_SHARED,
+    Rename("idx_queue", "queue.ids", squeeze=True),
+]
+"""Names in the released retrieval checkpoint, which has no word prediction."""
