@@ -74,7 +74,15 @@ class RetrievalResult:
             found |= {f"chance.{direction}.recall@{k}": value for k, value in one.chance.items()}
             found[f"{direction}.median_rank"] = 1 + int(one.ranks.median())
         gain = self.rerank_gain
-        return found | {"rerank_gain.recall@1": gain.value, "rerank_gain.interval": list(gain.interval)}
+        found |= {"rerank_gain.recall@1": gain.value, "rerank_gain.interval": list(gain.interval)}
+        return {name: _rounded(value) for name, value in found.items()}
+
+
+def _rounded(value: Any) -> Any:
+    """Without the last digits of binary fractions: 1.1 and not 1.0999999999999999."""
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def evaluate_retrieval(

@@ -252,7 +252,7 @@ class EvaluationConfig:
     """Resamples behind the 95 % intervals."""
     keep_bytes: int = 2 << 30
     """Encoded pictures are kept between the two stages if all fit into so many bytes; else they are encoded twice."""
-    tokens_per_call: int = 16_384
+    tokens_per_call: int = 4_096
     """Text tokens, over all pairs, of one call of the fusion encoder; bounds the memory of re-ranking."""
 
 

@@ -49,7 +49,7 @@ def rerank(
     images: Iterable[State],
     to_text: Neighbours,
     to_image: Neighbours,
-    tokens_per_call: int = 16_384,
+    tokens_per_call: int = 4_096,
     device: torch.device | str = "cpu",
 ) -> tuple[Reranked, Reranked]:
     """Match logits of the candidates of both directions: (image → text, text → image).
