@@ -20,6 +20,7 @@ from PIL import Image
 
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.transforms import EvaluationTransform
+from diptych.models.albef import Albef, AlbefPretraining
 from diptych.report import (
     Examples,
     ReportData,
@@ -42,8 +43,9 @@ from diptych.report.data import (
     WordGuess,
 )
 from diptych.report.html import picture
+from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
 from diptych.search.rerank import Reranked
-from diptych.types import Batch, RowList, Texts
+from diptych.types import Batch, Progress, RowList, Texts
 
 VOID = {"img", "meta", "line", "polyline"}
 NASTY = """</script><script>alert("1")</script> & 'fox' <img src=x onerror=alert(2)> &lt;b&gt;"""
@@ -395,3 +397,35 @@ def test_queries_show_pictures_in_their_final_order() -> None:
     ]
     assert not any(one.right for one in second.found)
     assert (second.rank, second.right_picture, second.candidates) == (6, pictures[5], 8)
+
+
+def test_a_look_into_real_pretraining_gives_examples() -> None:
+    batch, _, _ = small_batch()
+    config = AlbefConfig(
+        vision=VisionConfig(image_size=4, patch_size=2, width=8, depth=1, heads=2),
+        text=TextConfig(
+            vocab_size=TOKENIZER.vocab_size,
+            width=8,
+            layers=2,
+            fusion_start=1,
+            heads=2,
+            intermediate=16,
+            max_positions=16,
+        ),
+        embed_dim=4,
+    )
+    ids = SpecialIds(TOKENIZER.pad_id, TOKENIZER.unk_id, TOKENIZER.cls_id, TOKENIZER.sep_id, TOKENIZER.mask_id)
+    task = AlbefPretraining(Albef(config), AlbefPretrainConfig(queue_size=4, mask_probability=0.9), ids)
+    seen = task.inspect(batch, Progress(step=0, epoch=0.0), guesses=3)
+    negatives = negative_examples(seen, batch, TOKENIZER)
+    teacher = teacher_examples(seen, batch, TOKENIZER, clean=[None] * 3)
+    captions = [TOKENIZER.decode(one) for one in batch.texts.input_ids.tolist()]
+    assert [one.caption for one in negatives] == captions
+    assert all(one.negative_caption != one.caption for one in negatives)
+    assert teacher
+    for lesson in teacher:
+        assert {guess.text for guess in lesson.texts} == set(captions)
+        assert sum(guess.probability for guess in lesson.texts) == pytest.approx(1)
+        for word in lesson.words:
+            assert " ".join(filter(None, (word.before, word.label, word.after))) in (lesson.caption, "fox ##s")
+    Page(render(ReportData("a run", (), (), examples=Examples(negatives=negatives, teacher=teacher))))
