@@ -20,7 +20,7 @@ MOST_POINTS = 240
 def draw(chart: Chart) -> Html:
     """A figure with legend (last values), axes and, with a pointer over it, the values at a step."""
     series = [thin(one) for one in chart.series if one.steps]
-    x = ticks(min(one.steps[0] for one in series), max(one.steps[-1] for one in series), 5)
+    x = ticks(0.0, max(one.steps[-1] for one in series), 5)
     shown = [value for one in series for value in one.values if math.isfinite(value)]
     y = ticks(*_range([*shown, *(value for _, value in chart.references)]), 4)
     return tag(
@@ -66,7 +66,8 @@ def _lines(chart: Chart, series: Sequence[Series], x: Sequence[float], y: Sequen
 
 def _points(series: Series, x: Sequence[float], y: Sequence[float]) -> str:
     pairs = zip(series.steps, series.values, strict=True)
-    return " ".join(f"{_along(step, x):.2f},{_down(value, y):.2f}" for step, value in pairs if math.isfinite(value))
+    points = [f"{_along(step, x):.2f},{_down(value, y):.2f}" for step, value in pairs if math.isfinite(value)]
+    return " ".join(points * 2 if len(points) == 1 else points)  # a line from a point to itself is a dot
 
 
 def _values(chart: Chart, series: Sequence[Series], x: Sequence[float]) -> Html:

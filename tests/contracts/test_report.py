@@ -230,6 +230,11 @@ def test_curves_stand_where_their_values_are() -> None:
     assert curve["points"] == "0.00,100.00 100.00,0.00"  # what is not a number is left out
 
 
+def test_a_single_value_is_a_dot() -> None:
+    (curve,) = Page(draw(Chart("c", "", (Series("s", (50.0,), (1.0,)),)))).all("polyline")
+    assert curve["points"] == "100.00,50.00 100.00,50.00"
+
+
 def test_long_curves_are_averaged_and_keep_their_end() -> None:
     steps = tuple(float(i) for i in range(10_001))
     series = thin(Series("s", steps, tuple(2 * step for step in steps)))
