@@ -26,6 +26,8 @@ from diptych.types import Losses, Term
 
 PLAIN_SECONDS = 15.0
 """Least time between two lines where there is no terminal for a bar."""
+DRAW_SECONDS = 0.2
+"""Least time between two drawings of the bar."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,16 @@ class RunLog:
 
     def step(self, report: StepReport, state: RunState) -> None:
         self.window.add(report)
+        self.display.advance(state.step)
         if state.step % self.every == 0:
             line = self._write(state, {"lr": report.lr, **self.window.line()})
             self.window = Window()
             self.display.show(state.step, line)
 
-    def validation(self, measures: Mapping[str, float], state: RunState) -> None:
+    def validation(self, measures: Mapping[str, float], maximised: str, state: RunState) -> None:
         self._write(state, {"validation": dict(measures)})
-        best = " (best so far)" if state.improved else ""
-        self.say(f"step {state.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in measures.items()) + best)
+        best = ", the best so far" if state.improved else ""
+        self.say(f"step {state.step}: {maximised} {measures[maximised]:.4g}{best}")
 
     def say(self, text: str) -> None:
         self.display.say(text)
@@ -154,16 +157,24 @@ class Display:
             TextColumn("{task.description}"),
             TimeRemainingColumn(compact=True),
         )
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        # Drawn by hand after a step: a thread that draws would be forked with the loader's workers.
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal, auto_refresh=False)
         self.task: TaskID = self.bar.add_task("", total=steps, completed=step)
         self.first, self.steps = step, steps
         self.began = time.monotonic()
-        self.last_line = float("-inf")
+        self.last_line = self.last_drawn = float("-inf")
+
+    def advance(self, step: int) -> None:
+        self.bar.update(self.task, completed=step)
+        now = time.monotonic()
+        if now - self.last_drawn >= DRAW_SECONDS or step == self.steps:
+            self.last_drawn = now
+            self.bar.refresh()
 
     def show(self, step: int, line: Mapping[str, Any]) -> None:
         losses = " ".join(f"{name} {value:.3f}" for name, value in line["losses"].items())
         text = f"loss {line['loss']:.3f} ({losses})  {line['pairs_per_second']:.0f} pairs/s"
-        self.bar.update(self.task, completed=step, description=text)
+        self.bar.update(self.task, description=text)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line >= PLAIN_SECONDS:
             self.last_line = now

@@ -77,7 +77,7 @@ def train(
                 began = time.monotonic()
                 measures = measure(task, validation)
                 state = state.after_validation(measures[validation.maximise], time.monotonic() - began)
-                log.validation(measures, state)
+                log.validation(measures, validation.maximise, state)
             if plan.saves(state) or stop.caught:
                 store.save(state, plan.epoch(state.step))
             if stop.caught and not plan.ended(state):
