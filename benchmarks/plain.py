@@ -1,8 +1,8 @@
 """ALBEF's published procedure, written plainly: the yardstick of the benchmarks.
 
-Texts padded, every pair with its own keys and values, the scores of all words at all positions, attention written out, the
-teacher's parameters made anew each step. Parameters bear their published names, so that the golden states load as they are;
-tests/parity/test_plain.py holds this implementation to the same numbers as the library.
+Texts padded, every pair with its own keys and values, the scores of all words at all positions, attention written
+out, the teacher's parameters made anew each step. Parameters bear their published names, so that the golden states load
+as they are; tests/parity/test_plain.py holds this implementation to the same numbers as the library.
 
 B pairs, L padded text length, T image tokens, D width, K contrastive candidates.
 """
@@ -71,9 +71,12 @@ class VisionTransformer(nn.Module):
 
 
 def bert_attention(width: int, key_width: int, eps: float) -> Module:
-    projections = {name: nn.Linear(size, width) for name, size in (("query", width), ("key", key_width), ("value", key_width))}
+    projections = {
+        name: nn.Linear(size, width) for name, size in (("query", width), ("key", key_width), ("value", key_width))
+    }
     output = Module(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps))
-    return Module(**{"self": Module(**projections), "output": output})
+    parts: dict[str, nn.Module] = {"self": Module(**projections), "output": output}  # `self` is its published name
+    return Module(**parts)
 
 
 class BertLayer(nn.Module):
@@ -87,7 +90,7 @@ class BertLayer(nn.Module):
         self.output = Module(dense=nn.Linear(t.intermediate, t.width), LayerNorm=nn.LayerNorm(t.width, t.norm_eps))
 
     def attend(self, part: nn.Module, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        inner = getattr(part, "self")
+        inner = part.get_submodule("self")
         mixed = attention(inner.query(x), inner.key(keys), inner.value(keys), self.heads, mask)
         return part.output.LayerNorm(x + part.output.dense(mixed))
 
@@ -200,7 +203,9 @@ class PlainAlbef(nn.Module):
             i2t_targets = alpha * (image_m @ text_keys / self.temp).softmax(1) + (1 - alpha) * labelled
             t2i_targets = alpha * (words_m @ image_keys / self.temp).softmax(1) + (1 - alpha) * labelled
         i2t, t2i = image @ text_keys / self.temp, words @ image_keys / self.temp
-        itc = -(i2t.log_softmax(1) * i2t_targets).sum(1).mean() / 2 - (t2i.log_softmax(1) * t2i_targets).sum(1).mean() / 2
+        itc = (
+            -(i2t.log_softmax(1) * i2t_targets).sum(1).mean() / 2 - (t2i.log_softmax(1) * t2i_targets).sum(1).mean() / 2
+        )
         self.enqueue(image_m, words_m)
         negative_image, negative_text = negatives or self.draw(i2t[:, :size], t2i[:, :size])
         itm = self.match(image_hidden, text_hidden, mask, negative_image, negative_text)

@@ -7,29 +7,38 @@ same pieces together otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress as RichProgress
+from rich.progress import TaskID
 from torch import Tensor
 
 from diptych import catalog
 from diptych.checkpoints import store
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
-from diptych.data.loader import PairLoader, evaluation_items
-from diptych.data.record import Record, Source
+from diptych.data.loader import PairDataset, PairLoader, evaluation_items
+from diptych.data.record import BadRecord, Record, Source
+from diptych.data.scenes.evaluation import noun_set_ceiling
+from diptych.data.sources.scenes import Scenes
 from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import TrainTransform, to_picture
 from diptych.device import find_device
-from diptych.evaluate import RetrievalResult, contrastive_recall, evaluate_retrieval
-from diptych.models.albef import Albef, AlbefPretraining
+from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval
+from diptych.models.albef import AlbefPretraining
+from diptych.predict import Predictor, build_model, load
+from diptych.report import Examples, collect, negative_examples, query_examples, teacher_examples, write_report
 from diptych.schema import Recipe, SpecialIds
 from diptych.seeds import seed_of
-from diptych.task import Task
+from diptych.serialize import from_dict
 from diptych.train import loop
-from diptych.types import Texts
+from diptych.train.start import start_from
+from diptych.types import Progress, Texts, to_device
 
 CAPTIONS_READ = 20_000
 """Captions from which a vocabulary is learnt, at most."""
@@ -61,9 +70,8 @@ def make_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
 
 def make_task(recipe: Recipe, tokenizer: Tokenizer) -> AlbefPretraining:
     """The recipe's task on its device, with as many words as the tokenizer has; weights drawn from the run's seed."""
-    text = replace(recipe.model.text, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
     torch.manual_seed(seed_of(recipe.run.seed, "weights"))
-    model = Albef(replace(recipe.model, text=text))
+    model = build_model(recipe.model, tokenizer)
     special = SpecialIds(tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
     return AlbefPretraining(model, recipe.task, special).to(find_device(recipe.run.device))
 
@@ -93,14 +101,191 @@ def make_validation(recipe: Recipe, task: AlbefPretraining, tokenizer: Tokenizer
     return loop.Validation(measure, MAXIMISED)
 
 
-def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
-    """Trains a recipe in its run folder. Returns the last checkpoint."""
+def train(recipe: Recipe, folder: Path | None = None, resume: bool = False) -> Path:
+    """Trains a recipe in its run folder (default: the next free one under runs/). Returns that folder."""
+    folder = folder or _free_folder(recipe.name)
     source = catalog.open_source(recipe.data, "train")
-    tokenizer = make_tokenizer(recipe, source)
+    tokenizer = _first_tokenizer(recipe, source)
     task = make_task(recipe, tokenizer)
+    if recipe.init_from and not resume:
+        print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
     image_size = recipe.model.vision.image_size
     loader = PairLoader(source, tokenizer, recipe.data, image_size, recipe.run.batch_size, recipe.run.seed)
+    _say_skipped("training", source.skipped)
     validation = make_validation(recipe, task, tokenizer)
-    return loop.train(
-        task, loader, recipe, folder, validation=validation, save_tokenizer=tokenizer.save, resume=resume
+    loop.train(task, loader, recipe, folder, validation=validation, save_tokenizer=tokenizer.save, resume=resume)
+    return folder
+
+
+def _free_folder(name: str) -> Path:
+    """runs/NAME-1, or the first number that is free."""
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _first_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
+    """The tokenizer of the checkpoint that the run starts from, where it has one; else the recipe's."""
+    if recipe.init_from and not recipe.tokenizer.vocabulary:
+        return Tokenizer.load(store.load(store.find(recipe.init_from)).tokenizer)
+    return make_tokenizer(recipe, source)
+
+
+def _say_skipped(split: str, skipped: Sequence[BadRecord], shown: int = 5) -> None:
+    """What could not become a record, by name."""
+    if not skipped:
+        return
+    print(f"{len(skipped)} records of the {split} data are left out:")
+    for error in skipped[:shown]:
+        print(f"  {error}")
+    if len(skipped) > shown:
+        print(f"  and {len(skipped) - shown} more")
+
+
+# --------------------------------------------------------------------------- evaluation and report
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run's model, measured on its test split."""
+
+    folder: Path
+    predictor: Predictor
+    split: Retrieval
+    result: RetrievalResult
+    ceiling: dict[str, float]
+    """Recalls of a matcher that knows only the set of nouns; empty for data other than scenes."""
+
+    def to_json(self) -> dict[str, Any]:
+        ceiling = {f"nouns_only.{name}": value for name, value in self.ceiling.items()}
+        return {"checkpoint": self.predictor.origin.name} | self.result.to_json() | ceiling
+
+
+def measure(path: Path) -> Evaluated:
+    """Measures a run's best checkpoint, or the checkpoint given, and writes `eval.json` into the run's folder."""
+    predictor = load(path)
+    recipe = predictor.recipe
+    source = catalog.open_source(recipe.data, "test")
+    _say_skipped("test", source.skipped)
+    split = read_retrieval(recipe, source, predictor.tokenizer)
+    with RichProgress(transient=True) as bars:
+        result = evaluate_retrieval(
+            predictor.model, split.pixels, split.texts, split.image_of_text, recipe.evaluation, predictor.device,
+            on_progress=_bars(bars),
+        )  # fmt: skip
+    ceiling = {}
+    if isinstance(source, Scenes):
+        shares = noun_set_ceiling(source.evaluation.scenes, source.evaluation.captions)
+        ceiling = {name: 100 * share for name, share in shares.items()}
+    evaluated = Evaluated(predictor.origin.parent.parent, predictor, split, result, ceiling)
+    (evaluated.folder / "eval.json").write_text(json.dumps(evaluated.to_json(), indent=1))
+    return evaluated
+
+
+def _bars(bars: RichProgress) -> OnProgress:
+    """A bar a stage."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(stage: str, done: int, total: int | None) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done)
+
+    return show
+
+
+def evaluate(path: Path) -> dict[str, Any]:
+    """`measure`, as the numbers of eval.json."""
+    return measure(path).to_json()
+
+
+def report(folder: Path) -> Path:
+    """Measures a run and writes its `report.html` with examples. Returns the page."""
+    return write(measure(folder))
+
+
+def write(evaluated: Evaluated) -> Path:
+    """The report of a run that has been measured."""
+    split, result = evaluated.split, evaluated.result
+    picture = [to_picture(pixels) for batch in split.pixels for pixels in batch]
+    found = result.text_to_image
+    queries = query_examples(
+        split.captions, split.image_of_text, found.ranks, found.contrastive_ranks, found.reranked,
+        picture.__getitem__, len(picture),
+    )  # fmt: skip
+    negatives, teacher = _looks_inside(evaluated)
+    examples = Examples(queries, negatives, teacher)
+    folder = evaluated.folder
+    return write_report(folder, collect(folder, ceiling=evaluated.ceiling, examples=examples))
+
+
+def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
+    """Hard negatives and the teacher's answers for the first training pairs, with the whole task of the checkpoint."""
+    predictor = evaluated.predictor
+    recipe, tokenizer = predictor.recipe, predictor.tokenizer
+    source = catalog.open_source(recipe.data, "train")
+    dataset = PairDataset(
+        source, TrainTransform(recipe.data, recipe.model.vision.image_size), tokenizer, recipe.data, 0
     )
+    fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
+    if fetched.batch is None:
+        return (), ()
+    task = make_task(recipe, tokenizer)
+    checkpoint = store.load(predictor.origin)
+    store.load_into(task, checkpoint.weights(), predictor.origin)
+    seen = task.inspect(to_device(fetched.batch, predictor.device), Progress(0, checkpoint.state["epoch"]))
+    clean = [record.clean[0] if record.clean else None for record in fetched.records]
+    return (
+        negative_examples(seen, fetched.batch, tokenizer),
+        teacher_examples(seen, fetched.batch, tokenizer, clean),
+    )
+
+
+# --------------------------------------------------------------------------- demo
+
+DEMO_PICTURES = 200
+DEMO_QUERIES = ("a fox", "two cats", "a car on a pink background", "a banana left of a dog")
+
+
+def demo(folder: Path) -> Path:
+    """Made pictures, a model trained on them from nothing, its measures and its report. A stopped one goes on."""
+    recipe, begun = catalog.find_recipe("albef_tiny"), (folder / "recipe.json").exists()
+    if begun:
+        recipe = from_dict(json.loads((folder / "recipe.json").read_text()))
+        print(f"{folder} holds a run already: going on with it")
+    train(recipe, folder, resume=begun)
+    evaluated = measure(folder)
+    page = write(evaluated)
+    pictures = _save_pictures(evaluated, folder / "pictures")
+    print(summary(evaluated))
+    print(f"\nReport:    {page}\nPictures:  {pictures} ({DEMO_PICTURES} unseen scenes)\n\nTry next:")
+    for query in DEMO_QUERIES:
+        print(f'  diptych search {folder} "{query}" --images {pictures}')
+    print("  diptych train albef_tiny data.source=folder data.path=YOUR_PHOTOS run.batch_size=16")
+    return page
+
+
+def _save_pictures(evaluated: Evaluated, folder: Path) -> Path:
+    """The first test pictures as files, to search in."""
+    folder.mkdir(exist_ok=True)
+    pixels = (one for batch in evaluated.split.pixels for one in batch)
+    for number, one in enumerate(islice(pixels, DEMO_PICTURES)):
+        to_picture(one).save(folder / f"{number:04d}.png")
+    return folder
+
+
+def summary(evaluated: Evaluated) -> str:
+    """The measures as a few lines of text."""
+    found = evaluated.to_json()
+    lines = [f"\nRetrieval among {found['images']} unseen pictures and {found['texts']} captions, in %"]
+    for direction in ("image_to_text", "text_to_image"):
+        recalls = "  ".join(f"R@{k} {found[f'{direction}.recall@{k}']:5.1f}" for k in (1, 5, 10))
+        first = found[f"contrastive.{direction}.recall@1"]
+        chance = found[f"chance.{direction}.recall@10"]
+        lines.append(f"  {direction:14} {recalls}   (R@1 without re-ranking {first:.1f}; chance R@10 {chance:.1f})")
+    low, high = found["rerank_gain.interval"]
+    gain = found["rerank_gain.recall@1"]
+    verdict = "above the noise" if low > 0 else "below 0" if high < 0 else "inside the noise"
+    lines.append(f"  re-ranking changes R@1 by {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}")
+    return "\n".join(lines)

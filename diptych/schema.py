@@ -104,7 +104,8 @@ class AlbefPretrainConfig:
     """Positives leave the sampling weights `before` the softmax, or `after` it as released, which crashes when
     all that is left underflows (REFERENCE defect 1)."""
     false_negatives: Literal["mask", "keep"] = "mask"
-    """Other captions of the same picture: `mask` them out of ITC and ITM, or `keep` them as negatives, as released (defect 2)."""
+    """Other captions of the same picture: `mask` them out of ITC and ITM, or `keep` them as negatives, as released
+    (defect 2)."""
     teacher_dropout: bool = False
     """True runs the teacher with dropout, as released (defect 3)."""
     mask_special_tokens: bool = False
@@ -270,4 +271,4 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     init_from: str | None = None
-    """Checkpoint to start from: a run folder, a checkpoint folder or a published file. Not found is an error."""
+    """Checkpoint to start from: a run folder or a checkpoint folder. Not found is an error."""

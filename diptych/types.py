@@ -18,7 +18,8 @@ Movable = TypeVar("Movable")
 
 def to_device(value: Movable, device: torch.device | str) -> Movable:
     """The same dataclass with every tensor (also of nested dataclasses) on `device`."""
-    assert is_dataclass(value) and not isinstance(value, type)
+    assert is_dataclass(value)
+    assert not isinstance(value, type)
     moved: dict[str, Any] = {}
     for item in fields(value):
         content = getattr(value, item.name)
@@ -117,7 +118,9 @@ class Losses:
     carry: Any = None
 
     @classmethod
-    def weighted(cls, *, measures: Mapping[str, Term] | None = None, carry: Any = None, **terms: tuple[float, Term]) -> Losses:
+    def weighted(
+        cls, *, measures: Mapping[str, Term] | None = None, carry: Any = None, **terms: tuple[float, Term]
+    ) -> Losses:
         return cls(terms=terms, measures=measures or {}, carry=carry)
 
     @property

@@ -88,7 +88,9 @@ def find_rule(name: str, rules: Sequence[Rule]) -> tuple[Rule, int, dict[str, st
 
 def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[str, Tensor], Report]:
     """Our names for a published state. Raises ValueError that lists whatever no rule names or does not fit."""
-    report, ours, stacks, unknown = Report(), {}, {}, []
+    report, unknown = Report(), list[str]()
+    ours: dict[str, Tensor] = {}
+    stacks: dict[tuple[str, int], dict[int, Tensor]] = {}
     for name, tensor in state.items():
         found = find_rule(name, rules)
         if found is None:
@@ -133,9 +135,8 @@ def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
         else:
             tensor = tensor.t().contiguous() if rule.transpose else tensor
             published[_fill(rule.published, values)] = tensor[None] if rule.squeeze else tensor
-    for rule in rules:
-        if isinstance(rule, Alias) and rule.of in published:
-            published[rule.published] = published[rule.of]
+    aliases = [rule for rule in rules if isinstance(rule, Alias)]
+    published |= {alias.published: published[alias.of] for alias in aliases if alias.of in published}
     return published
 
 

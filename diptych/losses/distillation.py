@@ -20,7 +20,9 @@ def alpha_at(epoch: float, alpha: float, start: float = 0.0, ramp: float = 1.0) 
     return alpha * min(max((epoch - start) / ramp, 0.0), 1.0)
 
 
-def mixed_word_loss(hard: Term, logits: Float[Tensor, "R V"], teacher_logits: Float[Tensor, "R V"], alpha: float) -> Term:
+def mixed_word_loss(
+    hard: Term, logits: Float[Tensor, "R V"], teacher_logits: Float[Tensor, "R V"], alpha: float
+) -> Term:
     """(1 − α)·MLM + α·KL(teacher‖student) at the hidden words, the KL without the teacher's constant entropy."""
     soft = soft_cross_entropy(logits.float(), torch.softmax(teacher_logits.float(), dim=1)).sum()
     return Term((1 - alpha) * hard.sum + alpha * soft, hard.count)  # ALBEF Eq. 7

@@ -28,8 +28,10 @@ class MaskDraws:
     words: Int[Tensor, "B L"]
 
     @classmethod
-    def make(cls, texts: int, length: int, probability: float, vocab_size: int, generator: torch.Generator) -> MaskDraws:
-        """15 % selected (`probability`); of these 80 % replaced; of the rest half randomised (ALBEF §3.2, after BERT)."""
+    def make(
+        cls, texts: int, length: int, probability: float, vocab_size: int, generator: torch.Generator
+    ) -> MaskDraws:
+        """A share selected; of these 80 % replaced by [MASK], half of the rest randomised (ALBEF §3.2)."""
         select, replace, randomise = torch.rand(3, texts, length, generator=generator)
         words = torch.randint(vocab_size, (texts, length), generator=generator)
         return cls(select < probability, replace < 0.8, randomise < 0.5, words)

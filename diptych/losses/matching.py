@@ -43,7 +43,9 @@ def draw_negatives(weights: Float[Tensor, "B B"], uniform: Float[Tensor, "B"]) -
     cumulative = weights.double().cumsum(1)
     total = cumulative[:, -1:]
     if not bool((total > 0).all()):
-        raise ValueError("all negatives of a row have probability 0 (similarities too far apart for negatives_mask='after')")
+        raise ValueError(
+            "all negatives of a row have probability 0 (similarities too far apart for negatives_mask='after')"
+        )
     drawn = torch.searchsorted(cumulative, uniform.double()[:, None] * total, right=True).squeeze(1)
     last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(1)
     return torch.minimum(drawn, last)

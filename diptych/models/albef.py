@@ -236,7 +236,9 @@ class Albef(nn.Module):
         """
         wrong = [number for number in maps if not self.config.text.fusion_start <= number < self.config.text.layers]
         if wrong:
-            raise ValueError(f"layers {wrong} have no cross-attention; those from {self.config.text.fusion_start} on have")
+            raise ValueError(
+                f"layers {wrong} have no cross-attention; those from {self.config.text.fusion_start} on have"
+            )
         packed, source = texts.packed.select(text_index)
         visible = None if texts.visible is None else texts.visible[source]
         image_of_row = image_index[packed.sequence]
@@ -356,6 +358,7 @@ class AlbefPretraining(Task):
     """ITC + ITM + MLM, learnt from pseudo-targets of a momentum teacher."""
 
     model: Albef
+    teacher: Albef
 
     def __init__(self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds) -> None:
         super().__init__()
@@ -381,7 +384,7 @@ class AlbefPretraining(Task):
             model.text.fusion_norm.requires_grad_(False)
 
     def train(self, mode: bool = True) -> AlbefPretraining:
-        """The teacher stays in evaluation mode, so that its targets have no dropout (`teacher_dropout`: as released)."""
+        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
         super().train(mode)
         self.teacher.train(mode and self.config.teacher_dropout)
         return self
@@ -418,14 +421,14 @@ class AlbefPretraining(Task):
 
     def forward(self, batch: Batch, progress: Progress, draws: Draws | None = None) -> Losses:
         alpha = alpha_at(progress.epoch, 1.0, self.config.alpha_start, self.config.alpha_ramp)
-        made = self.run(batch, draws or self.draw(batch, progress), with_teacher_words=alpha * self.config.alpha_mlm > 0)
+        made = self.run(
+            batch, draws or self.draw(batch, progress), with_teacher_words=alpha * self.config.alpha_mlm > 0
+        )
         return self.losses(made, batch, alpha)
 
     def run(self, batch: Batch, draws: Draws, with_teacher_words: bool = True) -> Forward:
         """Every pass of a step: each image and each text once, then all fusions in one call."""
-        both = Texts(
-            torch.cat([batch.texts.input_ids, draws.masked_ids]), batch.texts.attention_mask.repeat(2, 1)
-        )
+        both = Texts(torch.cat([batch.texts.input_ids, draws.masked_ids]), batch.texts.attention_mask.repeat(2, 1))
         images, texts = self.model.image_state(batch.pixels), self.model.text_state(both)
         where = (draws.labels != IGNORED).nonzero()
         masked = RowList(where[:, 0], where[:, 1])

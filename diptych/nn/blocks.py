@@ -115,7 +115,8 @@ class TextBlock(nn.Module):
         if image is not None:
             before = self.cross_norm(hidden) if self.norm_place == "pre" else hidden
             if want_map:
-                assert queried is None and frame.image_index is not None
+                assert queried is None
+                assert frame.image_index is not None
                 mixed, attention_map = self.cross.with_map(before, frame.layout, image, frame.image_index)
             else:
                 by_image = frame.by_image if queried is None else queried.by_image

@@ -1,7 +1,7 @@
 """Ragged sequences without their padding.
 
-Rows of all sequences lie end to end in one [N, D] matrix, so that every linear layer works on real rows only; attention,
-which needs sequences side by side, sees a padded [G, L, D] view that a `Layout` fills and empties.
+Rows of all sequences lie end to end in one [N, D] matrix, so that every linear layer works on real rows only;
+attention, which needs sequences side by side, sees a padded [G, L, D] view that a `Layout` fills and empties.
 
 N rows in all, G groups (sequences, or the rows that share an image), L the longest group, D width.
 """

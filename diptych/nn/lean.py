@@ -1,9 +1,9 @@
 """Pre-norm sublayers that keep little for the backward pass.
 
-Autograd keeps a norm's input *and* its output, and a GELU's input *and* its output. Here each sublayer is one function that
-keeps the normalised rows and the pre-activations only. The norm's weight and bias are folded into the linear layer behind it
-(W·(x̂∘w + b) = (W∘w)·x̂ + W·b), which also saves a pass over the rows; GELU's output is formed again in the backward pass,
-element by element, beside the derivative that needs the same terms. No matrix product is done twice.
+Autograd keeps a norm's input *and* its output, and a GELU's input *and* its output. Here each sublayer is one function
+that keeps the normalised rows and the pre-activations only. The norm's weight and bias are folded into the linear layer
+behind it (W·(x̂∘w + b) = (W∘w)·x̂ + W·b), which also saves a pass over the rows; GELU's output is formed again in the
+backward pass, element by element, beside the derivative that needs the same terms. No matrix product is done twice.
 
 N rows, D width, O output width, F hidden width of the MLP.
 """
@@ -50,7 +50,9 @@ def _fold(xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> T
     return F.linear(xhat, (weight * w).to(xhat.dtype), torch.addmv(bias, weight, b).to(xhat.dtype))
 
 
-def _unfold(g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _unfold(
+    g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 but the first."""
     g_bias = g.sum(0, dtype=torch.float32)
     g_folded = (g.t() @ xhat).float()
@@ -70,7 +72,9 @@ def _norm_backward(g_xhat: Tensor, xhat: Tensor, rstd: Tensor) -> Tensor:
 
 class _NormLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             xhat, rstd = _normalise(x, eps, dtype)
             ctx.save_for_backward(xhat, rstd, w, b, weight)

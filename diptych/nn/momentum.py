@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def momentum_copy(module: nn.Module, without: Sequence[str] = ()) -> nn.Module:
+def momentum_copy(module: Module, without: Sequence[str] = ()) -> Module:
     """A copy that no gradient reaches, lacking the attributes `without` (set to None)."""
     teacher = copy.deepcopy(module)
     for name in without:
@@ -22,5 +25,5 @@ def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> Non
     """teacher ← momentum · teacher + (1 − momentum) · student, in place: nothing is allocated."""
     current = dict(student.named_parameters())
     names = [name for name, _ in teacher.named_parameters()]
-    slow = [parameter for _, parameter in teacher.named_parameters()]
+    slow: list[Tensor] = [parameter for _, parameter in teacher.named_parameters()]
     torch._foreach_lerp_(slow, [current[name] for name in names], 1 - momentum)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +65,13 @@ ALPHAS = {"a04": 0.4, "a00": 0.0}
 
 
 @pytest.fixture(scope="module", params=list(ALPHAS))
-def case(request: pytest.FixtureRequest, golden: Golden) -> Iterator[tuple[str, AlbefPretraining, Forward, Losses]]:
+def case(request: pytest.FixtureRequest, golden: Golden) -> tuple[str, AlbefPretraining, Forward, Losses]:
     sizes = json.loads((golden.folder / "config.json").read_text())
     alpha = {**ALPHAS, "a04": sizes["alpha_of_case_a04"]}[request.param]
     task = build(golden.folder)
     made, losses = step(task, batch_of(golden), draws_of(golden), alpha)
     losses.total.backward()
-    yield request.param, task, made, losses
+    return request.param, task, made, losses
 
 
 def test_features_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPretraining, Forward, Losses]) -> None:
@@ -163,9 +162,7 @@ def test_gradient_norms_are_the_released_ones(golden: Golden, term: str, keep_pa
 def test_momentum_parameters_move_as_released(golden: Golden) -> None:
     task = build(golden.folder)
     task.before_step()
-    published = to_published(
-        {f"teacher.{n}": p for n, p in task.teacher.named_parameters()}, PUBLISHED_PRETRAINING
-    )
+    published = to_published({f"teacher.{n}": p for n, p in task.teacher.named_parameters()}, PUBLISHED_PRETRAINING)
     for key in golden.keys("a04.after."):
         if "queue" not in key:
             golden.check(key, published[key.removeprefix("a04.after.")])
@@ -289,9 +286,7 @@ def comparable(task: AlbefPretraining) -> dict[str, Tensor]:
     return {k: v for k, v in task.state_dict().items() if k not in ("queue.ids", "queue.filled")}
 
 
-def train(
-    task: AlbefPretraining, optimizer: torch.optim.Optimizer, golden: Golden, steps: int, run: str
-) -> Tensor:
+def train(task: AlbefPretraining, optimizer: torch.optim.Optimizer, golden: Golden, steps: int, run: str) -> Tensor:
     """The recorded steps; checks the temperature after each. Returns MLM, ITC and ITM losses [steps, 3]."""
     losses = []
     for s in range(steps):
@@ -299,7 +294,9 @@ def train(
         texts = Texts(golden["in.input_ids"][which], golden["in.attention_mask"][which].bool())
         batch = Batch(golden["in.image"][which], texts, which)
         negatives = golden["in.neg_image_idx"][s], golden["in.neg_text_idx"][s]
-        draws = Draws(golden["in.masked_input_ids"][s], golden["in.mlm_labels"][s], torch.zeros(2, len(which)), *negatives)
+        draws = Draws(
+            golden["in.masked_input_ids"][s], golden["in.mlm_labels"][s], torch.zeros(2, len(which)), *negatives
+        )
         _, made = step(task, batch, draws, golden["in.alpha"][s].item())
         optimizer.zero_grad()
         made.total.backward()

@@ -23,7 +23,8 @@ def build(folder: Path, keep_padding: bool) -> Albef:
     state, _ = from_published(read_tensors(folder / "state" / "retrieval.safetensors"), PUBLISHED_RETRIEVAL)
     student = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     missing, unexpected = model.load_state_dict(student, strict=False)
-    assert not unexpected and all(name.startswith("word_head.") for name in missing)
+    assert not unexpected
+    assert all(name.startswith("word_head.") for name in missing)
     return model.eval()
 
 
