@@ -18,10 +18,17 @@ from diptych.nn.layout import Layout
 from diptych.nn.lean import norm_linear, norm_mlp
 
 
+PUBLISHED_WIDTH = 768
+
+
 def init_weights(module: nn.Module) -> None:
-    """BERT's and ViT's start: normal with deviation 0.02, biases 0, norms 1."""
+    """BERT's and ViT's start: normal with deviation 0.02, biases 0, norms 1.
+
+    0.02 is for the published width of 768; narrower layers start larger, so that a layer's gain is the same.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        width = module.embedding_dim if isinstance(module, nn.Embedding) else min(module.weight.shape)
+        nn.init.trunc_normal_(module.weight, std=0.02 * (PUBLISHED_WIDTH / width) ** 0.5)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 

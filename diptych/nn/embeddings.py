@@ -53,15 +53,15 @@ class ImageEmbedding(nn.Module):
 
 
 def conv_stem(patch_size: int, width: int) -> nn.Sequential:
-    """log2(patch) 3×3 convolutions of stride 2 that double the channels up to `width`, then a 1×1 one."""
+    """log2(patch) 3×3 convolutions of stride 2, from 32 channels doubling up to `width`, then a 1×1 one."""
     halvings = patch_size.bit_length() - 1
     if 2**halvings != patch_size:
         raise ValueError(f"the conv stem needs a patch_size that is a power of two, not {patch_size}")
     layers: list[nn.Module] = []
     channels = 3
     for step in range(halvings):
-        wider = max(width >> (halvings - 1 - step), 16)
-        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.GroupNorm(1, wider), nn.GELU()]
+        wider = min(width, 32 << step)
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.GroupNorm(8, wider), nn.GELU()]
         channels = wider
     return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
 

@@ -48,7 +48,7 @@ def test_scores_and_recalls_are_the_released_ones(golden_albef: Path, keep_paddi
     found = result.to_json()
     for released, ours in (("txt", "image_to_text"), ("img", "text_to_image")):
         for k in (1, 5, 10):
-            check_number(f"{ours}@{k}", found[f"{ours}.recall@{k}"], stored["reranked"][f"{released}_r{k}"], 1e-9)
+            check_number(f"{ours}@{k}", found[f"{ours}.recall@{k}"], stored["reranked"][f"{released}_r{k}"], 1e-6)
             first = found[f"contrastive.{ours}.recall@{k}"]
-            check_number(f"contrastive {ours}@{k}", first, stored["first_stage_only"][f"{released}_r{k}"], 1e-9)
+            check_number(f"contrastive {ours}@{k}", first, stored["first_stage_only"][f"{released}_r{k}"], 1e-6)
     assert {key for key in golden.tensors if not key.startswith("big.")} <= golden.used

@@ -1,0 +1,114 @@
+"""What the machine can do at best, and a fair way to time things against each other."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+SIZES = (1024, 2048, 4096)
+ROUNDS = 5
+
+
+def peak(dtype: torch.dtype) -> float:
+    """FLOP/s of the best square matrix product of 1024 to 4096."""
+    best = 0.0
+    for size in SIZES:
+        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ b
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for it: without them bf16 is emulated and slow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median seconds over the rounds, and all of them."""
+
+    seconds: float
+    rounds: tuple[float, ...]
+
+
+def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, Measured]:
+    """Times the jobs in turn, A B C A B C …, after one turn that does not count, so that all see the same machine."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            gc.collect()
+            start = time.perf_counter()
+            job()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: Measured(median(taken), tuple(taken)) for name, taken in times.items()}
+
+
+def ratio(one: Measured, other: Measured) -> float:
+    """How many times faster `other` is: the median of the ratios of neighbours."""
+    return median(a / b for a, b in zip(one.rounds, other.rounds, strict=True))
+
+
+def flops(job: Callable[[], object]) -> int:
+    """Floating-point operations in matrix products, convolutions and attention, backward included."""
+    with FlopCounterMode(display=False) as counter:
+        job()
+    return counter.get_total_flops()
+
+
+class PeakMemory:
+    """Most resident memory within the block beyond what was resident at its start, in bytes. Linux only."""
+
+    grown: int
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        _trim()
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.grown = _status("VmHWM") - self.before
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {name} in /proc/self/status")
+
+
+def _trim() -> None:
+    """Gives freed memory back to the system, so that what is resident is what is used."""
+    import ctypes
+
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def describe() -> str:
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    model = names[0] if names else "unknown processor"
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
