@@ -1,11 +1,10 @@
-"""The command line: help at once, mistakes in one line, the README's commands."""
+"""The command line: help at once, mistakes in one line, every field by its name."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -84,33 +83,3 @@ def test_recipes_lists_every_field_as_train_takes_it(capsys: pytest.CaptureFixtu
     fields = [line for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"[a-z_.]+=.*", line)]
     recipe = find_recipe("albef_tiny")
     assert override(recipe, parse_assignments(fields)) == find_recipe("albef_base")
-
-
-def commands(text: str) -> list[list[str]]:
-    """The `diptych …` lines of a page's code, without their comments, as arguments."""
-    lines = re.findall(r"(?:^|`)\$? ?diptych ((?!VERB)[a-z][^`\n]*)", text, flags=re.MULTILINE)
-    return [re.findall(r'"[^"]*"|\S+', line.partition("  #")[0]) for line in lines]
-
-
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(f"diptych/recipes/{file.name}" for file in (ROOT / "diptych/recipes").glob("*.py")),
-]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_that_pages_show_can_be_parsed(page: str) -> None:
-    for verb, *rest in commands((ROOT / page).read_text()):
-        assert verb in VERBS, f"{page} shows diptych {verb}"
-        import_module(VERBS[verb][0])
-        if verb == "train":
-            override(find_recipe(rest[0]), parse_assignments([word for word in rest[1:] if "=" in word]))
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_make_targets_that_pages_show_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    shown = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / page).read_text(), flags=re.MULTILINE))
-    assert shown
-    assert shown <= targets

@@ -1,0 +1,165 @@
+"""What the README shows is so: its commands run in its order, its Python runs, its map of the paper is the code's."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diptych
+from diptych import pipeline
+from diptych.catalog import find_recipe
+from diptych.cli import where
+from diptych.cli.main import VERBS, main
+from diptych.recipes.override import override, parse_assignments
+from diptych.schema import Recipe
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"diptych/recipes/{file.name}" for file in (ROOT / "diptych/recipes").glob("*.py")),
+]
+SHRUNK = {
+    "model.vision.depth": 1,
+    "model.text.layers": 2,
+    "model.text.fusion_start": 1,
+    "data.scenes.sprites": "shapes",
+    "data.scenes.count": 256,
+    "data.scenes.evaluation_count": 24,
+    "data.workers": 0,
+    "run.steps": 4,
+    "run.device": "cpu",
+}
+"""What makes a training of the README one of seconds; nothing that it shows depends on it."""
+BASE = "albef_base"
+"""Recipes of this size are parsed, not run."""
+BROKEN = 5
+"""More than a held-out split holds, so that training meets one."""
+COLOURS = ("red", "green", "blue", "black", "white", "yellow")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `diptych …` lines of a page's code, without their comments, as arguments."""
+    lines = re.findall(r"(?:^|`)\$? ?diptych ((?!VERB)[a-z][^`\n]*)", text, flags=re.MULTILINE)
+    return [
+        [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', re.split(r"\s+#", line, maxsplit=1)[0])]
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_pages_show_can_be_parsed(page: str) -> None:
+    for verb, *rest in commands((ROOT / page).read_text(encoding="utf-8")):
+        assert verb in VERBS, f"{page} shows diptych {verb}"
+        import_module(VERBS[verb][0])
+        if verb == "train":
+            override(find_recipe(rest[0]), parse_assignments([word for word in rest[1:] if "=" in word]))
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_that_pages_show_exist(page: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    shown = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert shown
+    assert shown <= targets
+
+
+# --------------------------------------------------------------------------- a walk through the page
+
+
+def save_photos(folder: Path) -> None:
+    """Forty pictures with texts, some broken, and one without a text."""
+    folder.mkdir()
+    for number in range(40):
+        colour = COLOURS[number % len(COLOURS)]
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a {colour} car\n")
+    for number in range(BROKEN):
+        (folder / f"broken{number}.jpg").write_bytes(b"no picture")
+        (folder / f"broken{number}.txt").write_text("a red car")
+    Image.new("RGB", (8, 8)).save(folder / "silent.png")
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which a reader did `make demo`, with small trainings."""
+    place = tmp_path_factory.mktemp("reader")
+    save_photos(place / "photos")
+    train = pipeline.train
+
+    def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
+        return train(override(recipe, SHRUNK), *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(pipeline, "train", train_small)
+        pipeline.demo(Path("runs/demo"))
+        yield place
+
+
+def test_every_command_runs_in_the_order_of_the_page(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [command for command in commands(README) if BASE not in command]
+    assert {verb for verb, *_ in shown} >= {"train", "resume", "evaluate", "report", "search", "recipes", "where"}
+    said = {}
+    for command in shown:
+        status = main(command)
+        printed = capsys.readouterr()
+        assert status == 0, f"{command}: {printed.err}"
+        said[" ".join(command)] = printed.out + printed.err
+    training = next(text for command, text in said.items() if "data.source=folder" in command)
+    assert "silent.png: picture without text" in training
+    assert re.search(r"records skipped: .*\d × not a picture", training)
+    assert "albef_tiny in runs/albef_tiny" in training
+    for file in ("recipe.json", "metrics.jsonl", "eval.json", "report.html"):
+        assert (walked / "runs/albef_tiny" / file).is_file()
+
+
+def test_the_python_example_runs(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split("% ")[1] for line in lines) == [
+        "runs/demo/pictures/0000.png",
+        "runs/demo/pictures/0001.png",
+    ]
+
+
+def test_the_example_script_searches_photographs(
+    walked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["search_photos.py", "runs/demo", "photos", "a red car", "a blue car"])
+    runpy.run_path(str(ROOT / "examples" / "search_photos.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("among 41 pictures in photos") == 2
+    assert printed.count(".png") == 2 * 5
+
+
+def test_load_is_there_and_nothing_else_by_chance() -> None:
+    assert diptych.load is import_module("diptych.predict").load
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        diptych.laod  # noqa: B018
+
+
+# --------------------------------------------------------------------------- the map of the paper
+
+
+def test_the_map_of_the_paper_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| §[^|]*(Eq\. \d+) \|[^|]*\|[^|]*\]\((diptych/[^)]*)\) \|$", README, flags=re.MULTILINE)
+    tagged = {
+        tag.name.removeprefix("ALBEF "): tag.file.relative_to(ROOT).as_posix()
+        for tag in where.tags(ROOT / "diptych")
+        if tag.name.startswith("ALBEF Eq.")
+    }
+    assert dict(rows) == tagged
+    assert len(rows) == len(tagged)
