@@ -135,8 +135,9 @@ def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
         else:
             tensor = tensor.t().contiguous() if rule.transpose else tensor
             published[_fill(rule.published, values)] = tensor[None] if rule.squeeze else tensor
-    aliases = [rule for rule in rules if isinstance(rule, Alias)]
-    published |= {alias.published: published[alias.of] for alias in aliases if alias.of in published}
+    for alias in (rule for rule in rules if isinstance(rule, Alias)):
+        same = {name: _matcher(alias.of).fullmatch(name) for name in published}
+        published |= {_fill(alias.published, m.groupdict()): published[name] for name, m in same.items() if m}
     return published
 
 

@@ -1,6 +1,6 @@
 """Image-text matching (ITM) and its hard negatives.
 
-B pairs of a batch, P pairs to judge.
+B pairs of a batch, K candidates of a draw, P pairs to judge.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def negative_weights(
     return torch.softmax(logits.masked_fill(positives, -torch.inf), dim=1)
 
 
-def draw_negatives(weights: Float[Tensor, "B B"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """One candidate a row by inverse distribution function: candidate k where `uniform` falls into its share.
 
     All rows at once, without a device synchronisation a row. Raises ValueError where a row's weights are all 0.

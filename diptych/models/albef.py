@@ -110,7 +110,7 @@ class VisionEncoder(nn.Module):
         for number, block in enumerate(self.blocks):
             hidden, attention = block(hidden, number in maps)
             if attention is not None:
-                kept[number] = attention[:, :, :1, 1:]
+                kept[number] = attention
         return ImageState(self.norm(hidden), kept)
 
 
@@ -152,7 +152,7 @@ class TextEncoder(nn.Module):
             last = number == len(self.layers) - 1
             hidden, attention = self.layers[number](hidden, frame, image, queried if last else None, number in maps)
             if attention is not None:
-                kept[number] = attention[:, :, :, 1:]
+                kept[number] = attention
         return self.fusion_norm(hidden), kept
 
 
@@ -338,7 +338,7 @@ class Forward:
 class AlbefInspection:
     """What one pass shows to a reader: the negatives that were drawn, and what the teacher would have said.
 
-    Texts and images are counted within the batch; k best guesses, best first.
+    Texts and images are counted within the batch; k best words and n best texts, best first.
     """
 
     negative_text_index: Int[Tensor, "B"]
@@ -350,8 +350,8 @@ class AlbefInspection:
     labels: Int[Tensor, "R"]
     teacher_words: Int[Tensor, "R k"]
     teacher_word_probabilities: Float[Tensor, "R k"]
-    teacher_texts: Int[Tensor, "B k"]
-    teacher_text_probabilities: Float[Tensor, "B k"]
+    teacher_texts: Int[Tensor, "B n"]
+    teacher_text_probabilities: Float[Tensor, "B n"]
 
 
 class AlbefPretraining(Task):
@@ -577,12 +577,12 @@ def _term(values: Float[Tensor, "n"]) -> Term:
 # --------------------------------------------------------------------------- published names
 
 
-def _model_rules(mark: str, ours: str, bert: str = ".bert") -> list[Rule]:
+def _model_rules(mark: str, ours: str, with_words: bool = True) -> list[Rule]:
     """Published names of one copy of the model: mark "" the student's, "_m" the teacher's.
 
-    `bert`: what stands between the text encoder's name and its parts; nothing in fine-tuned models without words.
+    `with_words`: has word prediction; the text encoder's parts then stand one level deeper.
     """
-    vision, bert = f"visual_encoder{mark}", f"text_encoder{mark}{bert}"
+    vision, bert = f"visual_encoder{mark}", f"text_encoder{mark}" + (".bert" if with_words else "")
     layer, target = f"{bert}.encoder.layer.{{i}}", f"{ours}text.layers.{{i}}"
     words = f"text_encoder{mark}.cls.predictions"
     renames = {
@@ -600,12 +600,16 @@ def _model_rules(mark: str, ours: str, bert: str = ".bert") -> list[Rule]:
         f"{bert}.embeddings.position_embeddings.weight": "text.embedding.positions.weight",
         f"{bert}.embeddings.token_type_embeddings.weight": "text.embedding.types.weight",
         f"{bert}.embeddings.LayerNorm.{{p}}": "text.embedding.norm.{p}",
-        f"{words}.transform.dense.{{p}}": "word_head.dense.{p}",
-        f"{words}.transform.LayerNorm.{{p}}": "word_head.norm.{p}",
-        f"{words}.bias": "word_head.bias",
         f"vision_proj{mark}.{{p}}": "image_proj.{p}",
         f"text_proj{mark}.{{p}}": "text_proj.{p}",
     }
+    word_head: list[Rule] = [
+        Rename(f"{words}.transform.dense.{{p}}", f"{ours}word_head.dense.{{p}}"),
+        Rename(f"{words}.transform.LayerNorm.{{p}}", f"{ours}word_head.norm.{{p}}"),
+        Rename(f"{words}.bias", f"{ours}word_head.bias"),
+        Alias(f"{words}.decoder.weight", of=f"{bert}.embeddings.word_embeddings.weight"),
+        Alias(f"{words}.decoder.bias", of=f"{words}.bias"),
+    ]
     attention, cross = f"{layer}.attention", f"{layer}.crossattention"
     return [
         *(Rename(published, ours + name) for published, name in renames.items()),
@@ -619,9 +623,8 @@ def _model_rules(mark: str, ours: str, bert: str = ".bert") -> list[Rule]:
         Rename(f"{layer}.intermediate.dense.{{p}}", f"{target}.fc1.{{p}}"),
         Rename(f"{layer}.output.dense.{{p}}", f"{target}.fc2.{{p}}"),
         Rename(f"{layer}.output.LayerNorm.{{p}}", f"{target}.mlp_norm.{{p}}"),
-        Alias(f"{words}.decoder.weight", of=f"{bert}.embeddings.word_embeddings.weight"),
-        Alias(f"{words}.decoder.bias", of=f"{words}.bias"),
         Drop(f"{bert}.embeddings.position_ids", "consecutive numbers, counted when needed"),
+        *(word_head if with_words else []),
     ]
 
 
@@ -641,8 +644,8 @@ PUBLISHED_PRETRAINING: list[Rule] = [
 """Names in the released pre-training checkpoint (`model` entry) → names in AlbefPretraining's state."""
 
 PUBLISHED_RETRIEVAL: list[Rule] = [
-    *_model_rules("", "model.", bert=""),
-    *_model_rules("_m", "teacher.", bert=""),
+    *_model_rules("", "model.", with_words=False),
+    *_model_rules("_m", "teacher.", with_words=False),
     *_SHARED,
     Rename("idx_queue", "queue.ids", squeeze=True),
 ]

@@ -34,12 +34,23 @@ def attend(
 
 
 def attend_with_map(
-    query: Float[Tensor, "G Q D"], key: Float[Tensor, "G K D"], value: Float[Tensor, "G K D"], heads: int
-) -> tuple[Float[Tensor, "G Q D"], Float[Tensor, "G H Q K"]]:
-    """The same, written out, so that the probabilities stay in the graph (Grad-CAM differentiates them)."""
+    query: Float[Tensor, "G Q D"],
+    key: Float[Tensor, "G K D"],
+    value: Float[Tensor, "G K D"],
+    heads: int,
+    rows: int | None = None,
+) -> tuple[Float[Tensor, "G Q D"], Float[Tensor, "G H Q2 K2"]]:
+    """The same, written out, and the probabilities of the first `rows` queries (None: all) to all keys but [CLS].
+
+    The result is computed from that very map, so that Grad-CAM can differentiate by it: a slice taken afterwards
+    would be a side branch of the graph.
+    """
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
     probabilities = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
-    return (probabilities @ v).transpose(1, 2).flatten(2), probabilities
+    rows = q.shape[2] if rows is None else rows
+    shown, others = probabilities[:, :, :rows, 1:], probabilities[:, :, rows:]
+    probabilities = torch.cat([torch.cat([probabilities[:, :, :rows, :1], shown], dim=3), others], dim=2)
+    return (probabilities @ v).transpose(1, 2).flatten(2), shown
 
 
 class SelfAttention(nn.Module):
@@ -95,8 +106,8 @@ class CrossAttention(nn.Module):
         by_pair: Layout,
         image: Float[Tensor, "I T Dv"],
         image_index: Int[Tensor, "P"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "P H L T"]]:
-        """The same result, and the probabilities of each pair."""
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "P H L patches"]]:
+        """The same result, and the probabilities from each pair's text to the patches."""
         key, value = self.kv(image)[image_index].chunk(2, dim=-1)
         mixed, probabilities = attend_with_map(by_pair.pad(self.q(hidden)), key, value, self.heads)
         return self.out(by_pair.unpad(mixed)), probabilities

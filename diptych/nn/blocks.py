@@ -17,7 +17,6 @@ from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_w
 from diptych.nn.layout import Layout
 from diptych.nn.lean import norm_linear, norm_mlp
 
-
 PUBLISHED_WIDTH = 768
 
 
@@ -56,10 +55,11 @@ class VisionBlock(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "B T D"], want_map: bool = False
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"] | None]:
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H 1 patches"] | None]:
+        """The block's output; the map goes from [CLS] to the patches."""
         query, key, value = norm_linear(x, self.norm1, self.qkv).chunk(3, dim=-1)
         if want_map:
-            mixed, attention_map = attend_with_map(query, key, value, self.heads)
+            mixed, attention_map = attend_with_map(query, key, value, self.heads, rows=1)
         else:
             mixed, attention_map = attend(query, key, value, self.heads), None
         x = x + drop_path(self.out(mixed), self.drop_path, self.training)
@@ -112,7 +112,7 @@ class TextBlock(nn.Module):
         image: Float[Tensor, "I T Dv"] | None = None,
         queried: Queried | None = None,
         want_map: bool = False,
-    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "P H L T"] | None]:
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "P H L patches"] | None]:
         """The layer's output at all rows, or at the `queried` ones. A map wants all rows."""
         before = self.attention_norm(hidden) if self.norm_place == "pre" else hidden
         which = None if queried is None else (queried.rows, queried.layout)

@@ -39,9 +39,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _normalise(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Normalised rows x̂ in `dtype` and 1/σ of each row in fp32."""
-    xhat, _, rstd = torch.native_layer_norm(x, [x.shape[-1]], None, None, eps)
+    """Normalised rows x̂ in `dtype` and 1/σ of each row in fp32 at least."""
+    xhat, _, rstd = torch.native_layer_norm(_at_least_fp32(x), [x.shape[-1]], None, None, eps)
     return xhat.to(dtype), rstd
 
 
@@ -53,9 +57,10 @@ def _fold(xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> T
 def _unfold(
     g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 but the first."""
-    g_bias = g.sum(0, dtype=torch.float32)
-    g_folded = (g.t() @ xhat).float()
+    """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 at least but the first."""
+    w, b, weight = _at_least_fp32(w), _at_least_fp32(b), _at_least_fp32(weight)
+    g_bias = g.sum(0, dtype=weight.dtype)
+    g_folded = (g.t() @ xhat).to(weight.dtype)
     g_w = (g_folded * weight).sum(0)
     g_weight = g_folded.mul_(w).addr_(g_bias, b)
     g_xhat = g @ (weight * w).to(g.dtype)
@@ -66,7 +71,7 @@ def _norm_backward(g_xhat: Tensor, xhat: Tensor, rstd: Tensor) -> Tensor:
     """From x̂'s gradient to x's. The rows are normalised already: mean 0, deviation 1, then the outer factor 1/σ."""
     zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
     wanted = [True, False, False]
-    args = (g_xhat.float(), xhat.float(), [xhat.shape[-1]], zero, one, None, None, wanted)
+    args = (g_xhat.to(rstd.dtype), xhat.to(rstd.dtype), [xhat.shape[-1]], zero, one, None, None, wanted)
     return torch.ops.aten.native_layer_norm_backward(*args)[0].mul_(rstd)
 
 
@@ -106,8 +111,8 @@ class _NormMlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         xhat, rstd, hidden, w, b, weight1, weight2 = ctx.saved_tensors
-        g_weight2 = (g.t() @ F.gelu(hidden)).float()
-        g_bias2 = g.sum(0, dtype=torch.float32)
+        g_weight2 = _at_least_fp32(g.t() @ F.gelu(hidden))
+        g_bias2 = g.sum(0, dtype=g_weight2.dtype)
         g_hidden = torch.ops.aten.gelu_backward(g @ weight2.to(g.dtype), hidden)
         g_xhat, *g_first = _unfold(g_hidden, xhat, w, b, weight1)
         return _norm_backward(g_xhat, xhat, rstd).to(ctx.input_dtype), *g_first, g_weight2, g_bias2, None, None
