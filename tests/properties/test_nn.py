@@ -1,0 +1,190 @@
+"""Building blocks against their definitions: lean sublayers, ragged layouts, the draw of negatives, maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.losses.matching import draw_negatives
+from diptych.nn.attention import attend, attend_with_map
+from diptych.nn.layout import Layout, Packed
+from diptych.nn.lean import norm_linear, norm_mlp
+from tests.tiny import shake, uniform
+
+# --------------------------------------------------------------------------- lean sublayers
+
+
+def parts(dtype: torch.dtype) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
+    """With an epsilon that shows and neither weights of 1 nor biases of 0."""
+    torch.manual_seed(0)
+    made = nn.LayerNorm(6, eps=0.1), nn.Linear(6, 10), nn.Linear(10, 6)
+    for seed, part in enumerate(made):
+        shake(part, seed)
+        part.to(dtype)
+    return made
+
+
+def lean(kind: str, x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    return norm_linear(x, norm, fc1) if kind == "linear" else norm_mlp(x, norm, fc1, fc2)
+
+
+def plain(kind: str, x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    return fc1(norm(x)) if kind == "linear" else fc2(F.gelu(fc1(norm(x))))
+
+
+def rows(dtype: torch.dtype, contiguous: bool = True) -> Tensor:
+    """[2, 5, 6], rows of unequal size and mean."""
+    shape = (2, 5, 6) if contiguous else (6, 5, 2)
+    x = (uniform(*shape, seed=4) * 3 + 1).to(dtype)
+    return (x if contiguous else x.transpose(0, 2)).detach().requires_grad_()
+
+
+def results(function: object, kind: str, x: Tensor, made: tuple[nn.Module, ...], autocast: bool) -> list[Tensor]:
+    """The output, then the gradients of a weighted sum of it by x and every parameter that is reached."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = function(kind, x, *made)
+    wanted = [p for part in (made[:2] if kind == "linear" else made) for p in part.parameters() if p.requires_grad]
+    loss = (out * uniform(*out.shape, seed=5).to(out.dtype)).sum()
+    return [out, *torch.autograd.grad(loss, [x, *wanted] if x.requires_grad else wanted)]
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_lean_sublayers_are_the_plain_ones_in_values_and_gradients(kind: str, contiguous: bool) -> None:
+    for dtype, within in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        x, made = rows(dtype, contiguous), parts(dtype)
+        ours, theirs = (results(f, kind, x, made, False) for f in (lean, plain))
+        assert len(ours) == (6 if kind == "linear" else 8)
+        torch.testing.assert_close(ours, theirs, rtol=within, atol=within)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_gradients_of_lean_sublayers_are_the_numerical_ones(kind: str) -> None:
+    made = parts(torch.float64)
+    parameters = [p for part in made for p in part.parameters()]
+    assert torch.autograd.gradcheck(lambda x, *_: lean(kind, x, *made), (rows(torch.float64), *parameters))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_under_autocast_lean_sublayers_are_near_the_exact_ones(kind: str, dtype: torch.dtype) -> None:
+    x, made = rows(dtype), parts(torch.float32)
+    ours = results(lean, kind, x, made, True)
+    exact = results(plain, kind, x.detach().float().requires_grad_(), made, False)
+    assert ours[0].dtype == torch.bfloat16
+    assert ours[1].dtype == dtype
+    assert all(gradient.dtype == torch.float32 for gradient in ours[2:])
+    for our, their in zip(ours, exact, strict=True):
+        assert (our.float() - their).norm() < 0.02 * their.norm()
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_frozen_parts_of_lean_sublayers_get_no_gradient_and_change_no_other(kind: str) -> None:
+    x, made = rows(torch.float32), parts(torch.float32)
+    every = results(lean, kind, x, made, False)
+    made[0].requires_grad_(False)
+    some = results(lean, kind, x, made, False)
+    torch.testing.assert_close(some, [*every[:2], *every[4:]])
+    fixed = results(lean, kind, x.detach(), made, False)
+    torch.testing.assert_close(fixed, [every[0], *every[4:]])
+    with torch.no_grad():
+        assert torch.equal(lean(kind, x, *made), every[0])
+
+
+# --------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("rows", [1, 3, None])
+def test_attention_with_its_map_gives_the_same_and_the_map_is_what_it_is_computed_from(rows: int | None) -> None:
+    query, key, value = uniform(2, 5, 8, seed=1), uniform(2, 7, 8, seed=2), uniform(2, 7, 8, seed=3)
+    out, shown = attend_with_map(query.requires_grad_(), key, value, 2, rows)
+    torch.testing.assert_close(out, attend(query, key, value, 2))
+    assert shown.shape == (2, 2, rows or 5, 6)
+    by_map = torch.autograd.grad(out[:, : rows or 5].sum(), shown)[0]
+    expected = value[:, 1:].unflatten(-1, (2, 4)).sum(-1).transpose(1, 2)[:, :, None].expand_as(by_map)
+    torch.testing.assert_close(by_map, expected)
+
+
+def test_invisible_keys_weigh_nothing() -> None:
+    query, key, value = uniform(2, 5, 8, seed=1), uniform(2, 7, 8, seed=2), uniform(2, 7, 8, seed=3)
+    visible = torch.arange(7) < torch.tensor([[4], [7]])
+    out = attend(query, key, value, 2, visible)
+    torch.testing.assert_close(out[:1], attend(query[:1], key[:1, :4], value[:1, :4], 2))
+    torch.testing.assert_close(out[1:], attend(query[1:], key[1:], value[1:], 2))
+
+
+# --------------------------------------------------------------------------- layouts
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> tuple[list[int], int]:
+    groups = draw(st.integers(1, 5))
+    return draw(st.lists(st.integers(0, groups - 1), min_size=1, max_size=20)), groups
+
+
+@given(grouped())
+def test_a_layout_puts_each_row_behind_the_earlier_ones_of_its_group(case: tuple[list[int], int]) -> None:
+    group, groups = case
+    layout = Layout.of(torch.tensor(group), groups)
+    expected = [[n for n, g in enumerate(group) if g == which] for which in range(groups)]
+    length = max(map(len, expected))
+    assert (layout.groups, layout.length) == (groups, length)
+    marks = torch.arange(1, len(group) + 1)
+    assert layout.pad(marks).tolist() == [[n + 1 for n in row] + [0] * (length - len(row)) for row in expected]
+    filled = layout.filled()
+    assert (layout.pad(marks) > 0).equal(torch.ones(groups, length, dtype=torch.bool) if filled is None else filled)
+    odd = marks % 2 == 1
+    assert layout.filled(odd).equal(layout.pad(marks) % 2 == 1)
+
+
+@given(grouped())
+def test_rows_come_back_from_their_grid_and_so_do_gradients(case: tuple[list[int], int]) -> None:
+    layout = Layout.of(torch.tensor(case[0]), case[1])
+    rows = uniform(len(case[0]), 2, 3).requires_grad_()
+    back = layout.unpad(layout.pad(rows))
+    assert torch.equal(back, rows)
+    weights = uniform(*rows.shape, seed=1)
+    assert torch.equal(torch.autograd.grad((back * weights).sum(), rows)[0], weights)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.data())
+def test_packed_sequences_are_what_lists_of_lists_are(lengths: list[int], data: st.DataObject) -> None:
+    packed = Packed(torch.tensor(lengths))
+    sequences = [[100 * s + p for p in range(length)] for s, length in enumerate(lengths)]
+    rows = torch.tensor([row for sequence in sequences for row in sequence])
+    assert torch.equal(packed.sequence * 100 + packed.position, rows)
+    assert rows[packed.starts].tolist() == [sequence[0] for sequence in sequences]
+    assert torch.equal(packed.layout.pad(rows), Layout.of(packed.sequence, len(lengths)).pad(rows))
+    assert (packed.layout.index is None) == (len(set(lengths)) == 1)
+    which = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8))
+    chosen, taken = packed.select(torch.tensor(which))
+    assert chosen.lengths.tolist() == [lengths[s] for s in which]
+    assert rows[taken].tolist() == [row for s in which for row in sequences[s]]
+
+
+# --------------------------------------------------------------------------- the draw of negatives
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1e-30, 0.2, 1.0, 3e8]), min_size=1, max_size=7).filter(any),
+    st.sampled_from([0.0, 1e-9, 0.3, 0.5, 1 - 2**-24]),
+)
+def test_a_candidate_of_weight_zero_is_never_drawn(weights: list[float], uniform: float) -> None:
+    drawn = int(draw_negatives(torch.tensor([weights]), torch.tensor([uniform])))
+    assert weights[drawn] > 0
+
+
+def test_negatives_are_drawn_as_often_as_their_weights_say() -> None:
+    """Evenly spread numbers fall into each share in proportion, to one draw exactly."""
+    weights, count = torch.tensor([0.0, 0.5, 0.125, 0.0, 0.375, 0.0]), 8000
+    spread = (torch.arange(count) + 0.5) / count
+    drawn = draw_negatives(3 * weights.expand(count, -1), spread)
+    assert torch.bincount(drawn, minlength=6).tolist() == (weights * count).tolist()
+
+
+def test_each_row_is_drawn_from_its_own_weights() -> None:
+    assert draw_negatives(torch.eye(5), uniform(5)).tolist() == [0, 1, 2, 3, 4]
