@@ -171,7 +171,7 @@ def test_packed_sequences_are_what_lists_of_lists_are(lengths: list[int], data: 
 
 @given(
     st.lists(st.sampled_from([0.0, 1e-30, 0.2, 1.0, 3e8]), min_size=1, max_size=7).filter(any),
-    st.sampled_from([0.0, 1e-9, 0.3, 0.5, 1 - 2**-24]),
+    st.sampled_from([0.0, 1e-9, 0.3, 0.5, 1 - 2**-24, 1.0]),
 )
 def test_a_candidate_of_weight_zero_is_never_drawn(weights: list[float], uniform: float) -> None:
     drawn = int(draw_negatives(torch.tensor([weights]), torch.tensor([uniform])))
