@@ -1,4 +1,4 @@
-"""Evaluation of retrieval: contrastive search, then re-ranking by the fusion encoder (ALBEF §4), with intervals.
+"""Evaluation of retrieval: contrastive search, then re-ranking by the fusion encoder (ALBEF §5), with intervals.
 
 I images, T texts, E embedding width, Q queries (I or T), K candidates of a query, S resamples.
 """

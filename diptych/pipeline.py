@@ -92,6 +92,7 @@ def make_validation(recipe: Recipe, task: AlbefPretraining, tokenizer: Tokenizer
     if not recipe.run.validate_every:
         return None
     source = catalog.open_source(recipe.data, "validation")
+    _say_skipped("validation", source.skipped)
     split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
     device = find_device(recipe.run.device)
 
@@ -101,9 +102,8 @@ def make_validation(recipe: Recipe, task: AlbefPretraining, tokenizer: Tokenizer
     return loop.Validation(measure, MAXIMISED)
 
 
-def train(recipe: Recipe, folder: Path | None = None, resume: bool = False) -> Path:
-    """Trains a recipe in its run folder (default: the next free one under runs/). Returns that folder."""
-    folder = folder or _free_folder(recipe.name)
+def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
+    """Trains a recipe in its run folder. Returns that folder."""
     source = catalog.open_source(recipe.data, "train")
     tokenizer = _first_tokenizer(recipe, source)
     task = make_task(recipe, tokenizer)
@@ -114,14 +114,6 @@ def train(recipe: Recipe, folder: Path | None = None, resume: bool = False) -> P
     _say_skipped("training", source.skipped)
     validation = make_validation(recipe, task, tokenizer)
     loop.train(task, loader, recipe, folder, validation=validation, save_tokenizer=tokenizer.save, resume=resume)
-    return folder
-
-
-def _free_folder(name: str) -> Path:
-    """runs/NAME-1, or the first number that is free."""
-    number = 1
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        number += 1
     return folder
 
 
@@ -136,7 +128,7 @@ def _say_skipped(split: str, skipped: Sequence[BadRecord], shown: int = 5) -> No
     """What could not become a record, by name."""
     if not skipped:
         return
-    print(f"{len(skipped)} records of the {split} data are left out:")
+    print(f"left out of the {split} data, {len(skipped)} in all:")
     for error in skipped[:shown]:
         print(f"  {error}")
     if len(skipped) > shown:
@@ -259,7 +251,7 @@ def demo(folder: Path) -> Path:
     page = write(evaluated)
     pictures = _save_pictures(evaluated, folder / "pictures")
     print(summary(evaluated))
-    print(f"\nReport:    {page}\nPictures:  {pictures} ({DEMO_PICTURES} unseen scenes)\n\nTry next:")
+    print(f"\nReport:    {page}\nPictures:  {pictures} (unseen scenes)\n\nTry next:")
     for query in DEMO_QUERIES:
         print(f'  diptych search {folder} "{query}" --images {pictures}')
     print("  diptych train albef_tiny data.source=folder data.path=YOUR_PHOTOS run.batch_size=16")

@@ -97,6 +97,9 @@ class AlbefPretrainConfig:
     """Training progress, in epochs, before which alpha is 0. Published: 0."""
     alpha_ramp: float = 1.0
     """Epochs over which alpha then rises linearly to its value. Published: 1."""
+    fuse_start: float = 0.0
+    """Training progress, in epochs, before which only ITC trains: align, then fuse. Published: 0, from encoders that
+    were trained before; from nothing, ITM and MLM drown the contrast (docs/decisions.md)."""
     mask_probability: float = 0.15
     hard_negatives: bool = True
     """False draws ITM's negatives uniformly (ablation in Table 1)."""

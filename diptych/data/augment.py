@@ -1,4 +1,4 @@
-"""RandAugment without colour operations (ALBEF §3.4: captions name colours), on PIL.
+"""RandAugment without colour operations (ALBEF §3.5: captions name colours), on PIL.
 
 Each operation takes and gives an RGB picture of the same size. They compute what the released operations (OpenCV)
 compute, within 1 grey level at a few pixels (tests/parity/test_images.py), but for two overflows of those:

@@ -121,7 +121,13 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.fusion_start = config.fusion_start
         self.embedding = WordEmbedding(
-            config.vocab_size, config.pad_id, config.max_positions, config.width, config.norm_eps, config.dropout
+            config.vocab_size,
+            config.pad_id,
+            config.max_positions,
+            config.width,
+            config.norm_eps,
+            config.norm,
+            config.dropout,
         )
         self.layers = nn.ModuleList(
             TextBlock(
@@ -421,10 +427,22 @@ class AlbefPretraining(Task):
 
     def forward(self, batch: Batch, progress: Progress, draws: Draws | None = None) -> Losses:
         alpha = alpha_at(progress.epoch, 1.0, self.config.alpha_start, self.config.alpha_ramp)
-        made = self.run(
-            batch, draws or self.draw(batch, progress), with_teacher_words=alpha * self.config.alpha_mlm > 0
-        )
+        if progress.epoch < self.config.fuse_start:
+            return self.align(batch, alpha)
+        draws = draws or self.draw(batch, progress)
+        made = self.run(batch, draws, with_teacher_words=alpha * self.config.alpha_mlm > 0)
         return self.losses(made, batch, alpha)
+
+    def align(self, batch: Batch, alpha: float) -> Losses:
+        """ITC alone, with nothing computed for the other terms (`fuse_start`)."""
+        images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
+        with torch.no_grad():
+            keys = self.teacher.image_state(batch.pixels), self.teacher.text_state(batch.texts)
+        contrast = self._contrast(images, texts, *keys, batch.image_ids)
+        itc = (self.config.itc, self._itc(contrast, alpha))
+        return Losses.weighted(
+            measures=self._contrast_measures(contrast, alpha), carry=_carry(contrast, batch), itc=itc
+        )
 
     def run(self, batch: Batch, draws: Draws, with_teacher_words: bool = True) -> Forward:
         """Every pass of a step: each image and each text once, then all fusions in one call."""
@@ -521,53 +539,68 @@ class AlbefPretraining(Task):
     def losses(self, made: Forward, batch: Batch, alpha: float) -> Losses:
         """The terms of one pass; `alpha` in 0..1 is how far the teacher has been let in."""
         config, contrast = self.config, made.contrast
-        itc_alpha, mlm_alpha = alpha * config.alpha_itc, alpha * config.alpha_mlm
-        itc = contrastive_loss(
-            contrast.image_to_text,
-            contrast.text_to_image,
-            itc_targets(contrast.teacher_image_to_text, contrast.positives, itc_alpha),
-            itc_targets(contrast.teacher_text_to_image, contrast.positives, itc_alpha),
-        )
         itm = matching_loss(made.match_logits, match_labels(len(batch), made.match_logits.device))
         mlm = hard_mlm = masked_lm_loss(made.word_logits, made.labels)
         if made.teacher_word_logits is not None:
-            mlm = mixed_word_loss(hard_mlm, made.word_logits, made.teacher_word_logits, mlm_alpha)
-        terms = {"itc": (config.itc, itc), "itm": (config.itm, itm), "mlm": (config.mlm, mlm)}
+            mlm = mixed_word_loss(hard_mlm, made.word_logits, made.teacher_word_logits, alpha * config.alpha_mlm)
+        terms = {"itc": (config.itc, self._itc(contrast, alpha)), "itm": (config.itm, itm), "mlm": (config.mlm, mlm)}
         terms = {name: term for name, term in terms.items() if term[0]}
-        measures = self._measures(made, hard_mlm, alpha)
-        return Losses.weighted(measures=measures, carry=(*contrast.keys, batch.image_ids), **terms)  # ALBEF Eq. 5
+        measures = self._contrast_measures(contrast, alpha) | self._fusion_measures(made, hard_mlm)
+        return Losses.weighted(measures=measures, carry=_carry(contrast, batch), **terms)  # ALBEF Eq. 5
+
+    def _itc(self, contrast: Contrast, alpha: float) -> Term:
+        """The contrastive loss against labels and teacher."""
+        alpha = alpha * self.config.alpha_itc
+        return contrastive_loss(
+            contrast.image_to_text,
+            contrast.text_to_image,
+            itc_targets(contrast.teacher_image_to_text, contrast.positives, alpha),
+            itc_targets(contrast.teacher_text_to_image, contrast.positives, alpha),
+        )
 
     @torch.no_grad()
-    def _measures(self, made: Forward, hard_mlm: Term, alpha: float) -> dict[str, Term]:
-        """What tells whether the training is healthy. Bounds in nats, similarities as cosines."""
-        contrast, size = made.contrast, len(made.negative_image)
-        positives, here = contrast.positives, torch.arange(size, device=made.labels.device)
-        itc_bound = (  # ALBEF Eq. 9
+    def _contrast_measures(self, contrast: Contrast, alpha: float) -> dict[str, Term]:
+        """Whether the contrast is healthy. The bound in nats, the similarity as a cosine."""
+        positives = contrast.positives
+        bound = (  # ALBEF Eq. 9
             information_bound(contrast.image_to_text, positives) + information_bound(contrast.text_to_image, positives)
         ) / 2
-        uncertainty = torch.tensor(float(self.model.config.text.vocab_size), device=itc_bound.device).log()
-        mlm_bound = Term(uncertainty * hard_mlm.count - hard_mlm.sum, hard_mlm.count)  # ALBEF Eq. 10
-        cosine_i2t, cosine_t2i = (x * self.model.temp for x in (contrast.image_to_text, contrast.text_to_image))
+        cosine = (contrast.image_to_text.diagonal() + contrast.text_to_image.diagonal()) / 2 * self.model.temp
         labelled = torch.softmax(contrast.teacher_image_to_text, 1) + torch.softmax(contrast.teacher_text_to_image, 1)
-        hits = made.match_logits.argmax(1) == match_labels(size, made.labels.device)
         return {
-            "mi_bound": _term(itc_bound),
-            "mi_bound_words": mlm_bound,
+            "mi_bound": _term(bound),
             "temperature": _term(self.model.temp[None]),
             "alpha": _term(positives.new_full((1,), alpha)),
+            "positive_similarity": _term(cosine),
+            "teacher_label_probability": _term(labelled.diagonal() / 2),
+        }
+
+    @torch.no_grad()
+    def _fusion_measures(self, made: Forward, hard_mlm: Term) -> dict[str, Term]:
+        """Whether fusion learns, and how hard its negatives are (as a cosine, beside `positive_similarity`)."""
+        size, device = len(made.negative_image), made.labels.device
+        here, vocabulary = torch.arange(size, device=device), self.model.config.text.vocab_size
+        uncertainty = torch.tensor(float(vocabulary), device=device).log()
+        mlm_bound = Term(uncertainty * hard_mlm.count - hard_mlm.sum, hard_mlm.count)  # ALBEF Eq. 10
+        negative_text = made.contrast.image_to_text[here, made.negative_text]
+        negative_image = made.contrast.text_to_image[here, made.negative_image]
+        hits = made.match_logits.argmax(1) == match_labels(size, device)
+        return {
+            "mi_bound_words": mlm_bound,
             "itm_accuracy": _term(hits.float()),
             "mlm_accuracy": _term((made.word_logits.argmax(1) == made.labels).float()),
-            "positive_similarity": _term((cosine_i2t.diagonal() + cosine_t2i.diagonal()) / 2),
-            "negative_similarity": _term(
-                (cosine_t2i[here, made.negative_image] + cosine_i2t[here, made.negative_text]) / 2
-            ),
-            "teacher_label_probability": _term(labelled.diagonal() / 2),
+            "negative_similarity": _term((negative_text + negative_image) / 2 * self.model.temp),
         }
 
 
 def match_labels(size: int, device: torch.device) -> Int[Tensor, "P"]:
     """The labels of B positives, then 2B negatives."""
     return (torch.arange(3 * size, device=device) < size).long()
+
+
+def _carry(contrast: Contrast, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the queue takes after the step."""
+    return (*contrast.keys, batch.image_ids)
 
 
 def _term(values: Float[Tensor, "n"]) -> Term:

@@ -67,16 +67,27 @@ def conv_stem(patch_size: int, width: int) -> nn.Sequential:
 
 
 class WordEmbedding(nn.Module):
-    """BERT's embeddings: words + positions (from 0) + type 0, normalised, dropped out."""
+    """BERT's embeddings: words + positions (from 0) + type 0, normalised, dropped out.
+
+    Pre-norm blocks normalise for themselves: without the norm here [CLS] starts small, so that what it gathers from
+    the words shows at once (docs/decisions.md).
+    """
 
     def __init__(
-        self, vocab_size: int, pad_id: int, max_positions: int, width: int, norm_eps: float, dropout: float
+        self,
+        vocab_size: int,
+        pad_id: int,
+        max_positions: int,
+        width: int,
+        norm_eps: float,
+        norm: Literal["post", "pre"],
+        dropout: float,
     ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocab_size, width, padding_idx=pad_id)
         self.positions = nn.Embedding(max_positions, width)
         self.types = nn.Embedding(2, width)
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm == "post" else nn.Identity()
         self.dropout = dropout
         self.apply(init_weights)
 
