@@ -252,5 +252,5 @@ class PlainAlbef(nn.Module):
     @torch.no_grad()
     def rerank(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """ITM logits of class 1 of one encoded image [T, D] with each of B encoded texts [B, L, D]."""
-        fused = self.text_encoder.bert.fuse(text, mask, image.expand(len(text), -1, -1))
+        fused = self.text_encoder.bert.fuse(text, mask, image.repeat(len(text), 1, 1))
         return self.itm_head(fused[:, 0])[:, 1]
