@@ -93,13 +93,15 @@ class AlbefPretrainConfig:
     """Weight of the teacher's pseudo-targets in ITC (MoD on ITC in Table 1)."""
     alpha_mlm: float = 0.4
     """Weight of the teacher's word distribution in MLM (MoD on MLM in Table 1)."""
-    alpha_start: float = 0.0
-    """Training progress, in epochs, before which alpha is 0. Published: 0."""
     alpha_ramp: float = 1.0
-    """Epochs over which alpha then rises linearly to its value. Published: 1."""
-    fuse_start: float = 0.0
-    """Training progress, in epochs, before which only ITC trains: align, then fuse. Published: 0, from encoders that
-    were trained before; from nothing, ITM and MLM drown the contrast (docs/decisions.md)."""
+    """Epochs over which alpha rises linearly to its value. Published: 1."""
+    teacher_start: int = 0
+    """Optimiser steps before which the teacher follows but is not asked: ITC's keys are the student's own features, and
+    alpha is 0. Published: 0, from encoders that were trained before; from nothing, keys that lag behind by two steps
+    double the time until the contrast finds its first nouns (docs/decisions.md)."""
+    fuse_start: int = 0
+    """Optimiser steps before which only ITC trains: align, then fuse. Published: 0; with ITM and MLM from the first
+    step the contrast takes off later (docs/decisions.md)."""
     mask_probability: float = 0.15
     hard_negatives: bool = True
     """False draws ITM's negatives uniformly (ablation in Table 1)."""
@@ -136,6 +138,14 @@ class ScenesConfig:
     """Side of the picture in pixels."""
     objects: tuple[int, int] = (1, 4)
     """Least and most objects in a scene."""
+    complete: float = 0.6
+    """Share of training captions that name every kind of thing in the picture; validation's and test's all do."""
+    size_said: float = 0.35
+    """Chance that a small or large thing is called so."""
+    background_said: float = 0.35
+    """Share of captions that say the background's colour, which a model learns before any noun (docs/decisions.md)."""
+    relation_said: float = 0.55
+    """Share of captions that say who stands where, if two things stand clearly apart."""
     noise: float = 0.0
     """Share of training captions turned into web-like noise."""
     seed: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -151,6 +152,30 @@ def test_every_caption_parses_and_is_true_of_its_scene(config: ScenesConfig) -> 
         seen.update(what for what, is_so in said.items() if is_so)
     assert len(seen) == 7, seen
     assert min(seen.values()) > 15, seen
+
+
+@pytest.mark.parametrize(
+    ("field", "detail"),
+    [
+        ("complete", lambda reading, scene: len(reading.things) == len(scene.kinds)),
+        ("background_said", lambda reading, scene: reading.background is not None),
+        ("size_said", lambda reading, scene: any(size for *_, size in reading.things)),
+        ("relation_said", lambda reading, scene: bool(reading.sides)),
+    ],
+)
+def test_how_often_a_detail_is_said_is_a_field(field: str, detail: Callable[[Reading, Scene], bool]) -> None:
+    reader, share = Reader(CURATED), {}
+    for value in (0.0, 0.5, 1.0):
+        source = open_scenes(DataConfig(scenes=replace(CURATED, objects=(3, 3), **{field: value})), "train")
+        seen = [detail(reader.read(source.caption(index).text), source.scene(index)) for index in range(300)]
+        share[value] = sum(seen) / len(seen)
+    assert share[0.0] < share[0.5] - 0.1 < share[1.0] - 0.2
+    if field in ("complete", "background_said"):  # the others need a picture that allows them
+        assert share[1.0] == 1
+    if field != "complete":  # what leaves out nothing by chance is complete too
+        assert share[0.0] == 0
+    with pytest.raises(ValueError, match=rf"scenes\.{field}=1\.5: a share lies between 0 and 1"):
+        open_scenes(DataConfig(scenes=replace(CURATED, **{field: 1.5})), "train")
 
 
 def test_the_facts_are_what_the_words_say() -> None:

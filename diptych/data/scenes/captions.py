@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from random import Random
 
 from diptych.data.scenes.generator import Relation, Scene, SceneObject, relation_between
+from diptych.schema import ScenesConfig
 
-ALL_NAMED = 0.6
-"""Share of training captions that name every kind of thing in the picture."""
-SIZE_SAID = 0.35
-BACKGROUND_SAID = 0.35
-RELATION_SAID = 0.55
 PHRASES: dict[Relation, tuple[str, ...]] = {
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),
@@ -107,14 +103,15 @@ def name_list(scene: Scene) -> Caption:
     return Caption(", ".join(scene.kinds), tuple(Has(name) for name in scene.kinds))
 
 
-def describe(scene: Scene, random: Random, complete: bool = False) -> Caption:
+def describe(scene: Scene, random: Random, config: ScenesConfig, complete: bool = False) -> Caption:
     """An English caption, true of the scene. `complete` names everything that is there; details stay up to chance."""
     draw = random.random
-    mentions = [_mention(members, draw()) for members in _shuffled(list(scene.kinds.values()), random)]
-    if not complete and draw() > ALL_NAMED:
+    kinds = _shuffled(list(scene.kinds.values()), random)
+    mentions = [_mention(members, draw() < config.size_said) for members in kinds]
+    if not complete and draw() >= config.complete:
         mentions = mentions[: 1 + int(draw() * len(mentions))]
-    background = scene.background if draw() < BACKGROUND_SAID else None
-    related = _related(mentions) if draw() < RELATION_SAID else None
+    background = scene.background if draw() < config.background_said else None
+    related = _related(mentions) if draw() < config.relation_said else None
     text, facts = _with_relation(*related, random) if related else _listed(mentions, random)
     said = tuple(mention.fact for mention in mentions)
     if background is None:
@@ -124,7 +121,7 @@ def describe(scene: Scene, random: Random, complete: bool = False) -> Caption:
 
 def fullest(scene: Scene) -> Caption:
     """Everything that can be said in facts, with a plain text: the last resort where every detail is needed."""
-    mentions = [_mention(members, 0.0) for members in scene.kinds.values()]
+    mentions = [_mention(members, True) for members in scene.kinds.values()]
     related = _related(mentions)
     text, facts = _with_relation(*related, Random(0)) if related else _listed(mentions, Random(0))
     said = tuple(mention.fact for mention in mentions)
@@ -135,10 +132,10 @@ def _shuffled(items: list[tuple[SceneObject, ...]], random: Random) -> list[tupl
     return sorted(items, key=lambda _: random.random())
 
 
-def _mention(members: tuple[SceneObject, ...], chance: float) -> _Mention:
+def _mention(members: tuple[SceneObject, ...], with_size: bool) -> _Mention:
     sizes = {item.size for item in members}
     size = sizes.pop() if len(sizes) == 1 else None
-    return _Mention(members, size if size != "medium" and chance < SIZE_SAID else None)
+    return _Mention(members, size if size != "medium" and with_size else None)
 
 
 def _background(colour: str) -> str:

@@ -153,8 +153,10 @@ def check(config: ScenesConfig) -> None:
         raise ValueError(f"scenes.objects={config.objects}: needs 1 <= least <= most <= {MOST_OBJECTS}")
     if config.size < 32:
         raise ValueError(f"scenes.size={config.size}: sprites are not told apart below 32 pixels")
-    if not 0 <= config.noise <= 1:
-        raise ValueError(f"scenes.noise={config.noise}: a share lies between 0 and 1")
+    for name in ("complete", "size_said", "background_said", "relation_said", "noise"):
+        share = getattr(config, name)
+        if not 0 <= share <= 1:
+            raise ValueError(f"scenes.{name}={share}: a share lies between 0 and 1")
     if min(config.count, config.evaluation_count) < 1:
         raise ValueError("scenes.count and scenes.evaluation_count must be at least 1")
 

@@ -77,7 +77,7 @@ class Scenes:
     def _describe(self, scene: Scene) -> Caption:
         if self.config.language != "en":
             return name_list(scene)
-        return describe(scene, stream(self.config.seed, scene.split, scene.index, _CAPTION))
+        return describe(scene, stream(self.config.seed, scene.split, scene.index, _CAPTION), self.config)
 
     def _noisy(self, clean: str, index: int) -> str:
         """The clean caption, or with the configured probability what the web might have made of it."""
