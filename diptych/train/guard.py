@@ -1,11 +1,13 @@
-"""What protects a run: the same bits on every run, a stop that saves, no number that is not finite."""
+"""What protects a run: the same bits on every run, one process at a time, a stop that saves, no number not finite."""
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -35,6 +37,20 @@ def reproducible(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1], warn_only=True)
         filling.fill_uninitialized_memory = fill
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Holds a run's folder. Raises ValueError if another process does.
+
+    The lock goes with the process, however that ends, and loader workers do not inherit it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another process trains in {folder}: wait for it, or stop it") from error
+        yield
 
 
 class StopSignals:

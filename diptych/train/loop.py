@@ -18,10 +18,10 @@ from diptych.data.loader import Loaded, SkipLedger
 from diptych.schema import Recipe, RunConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
-from diptych.train.guard import StopSignals, reproducible, require_finite
+from diptych.train.guard import StopSignals, reproducible, require_finite, sole_user
 from diptych.train.log import RunLog, StepReport, detached, require_tensorboard
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
-from diptych.train.state import Plan, RunState, RunStore
+from diptych.train.state import Plan, RunState, RunStore, check_folder
 from diptych.types import Batch, Losses, Progress, to_device
 
 
@@ -65,25 +65,28 @@ def train(
         require_tensorboard()
     optimizer = build_optimizer(task, recipe.optim)
     store = RunStore(folder, recipe, task, optimizer, loader.ledger, save_tokenizer)
-    state = store.open(resume)
-    batches = loader.batches(state.step * plan.accumulate)
-    task.train()
-    with reproducible(recipe.run.threads), RunLog(folder, plan, state, recipe.run) as log, StopSignals() as stop:
-        while not plan.ended(state):
-            report = optimise(task, optimizer, batches, plan, state, recipe)
-            state = state.after_step(report.pairs, report.seconds)
-            log.step(report, state)
-            if validation and plan.validates(state.step):
-                began = time.monotonic()
-                measures = measure(task, validation)
-                state = state.after_validation(measures[validation.maximise], time.monotonic() - began)
-                log.validation(measures, validation.maximise, state)
-            if plan.saves(state) or stop.caught:
-                store.save(state, plan.epoch(state.step))
-            if stop.caught and not plan.ended(state):
-                log.say(f"{stop.caught.name}: step {state.step} is saved. Go on with: diptych resume {folder}")
-                raise SystemExit(stop.exit_status)
-        log.say(f"{state.step} steps, {loader.ledger.summary()}")
+    check_folder(folder, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_user(folder):
+        state = store.open(resume)
+        batches = loader.batches(state.step * plan.accumulate)
+        task.train()
+        with reproducible(recipe.run.threads), RunLog(folder, plan, state, recipe.run) as log, StopSignals() as stop:
+            while not plan.ended(state):
+                report = optimise(task, optimizer, batches, plan, state, recipe)
+                state = state.after_step(report.pairs, report.seconds)
+                log.step(report, state)
+                if validation and plan.validates(state.step):
+                    began = time.monotonic()
+                    measures = measure(task, validation)
+                    state = state.after_validation(measures[validation.maximise], time.monotonic() - began)
+                    log.validation(measures, validation.maximise, state)
+                if plan.saves(state) or stop.caught:
+                    store.save(state, plan.epoch(state.step))
+                if stop.caught and not plan.ended(state):
+                    log.say(f"{stop.caught.name}: step {state.step} is saved. Go on with: diptych resume {folder}")
+                    raise SystemExit(stop.exit_status)
+            log.say(f"{state.step} steps, {loader.ledger.summary()}")
     return store.newest()
 
 

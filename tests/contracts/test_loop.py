@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -134,6 +135,22 @@ def test_weights_end_where_a_plain_loop_ends(tmp_path: Path) -> None:
         nn.utils.clip_grad_norm_([plain.model.weight], 0.5)
         optimizer.step()
     torch.testing.assert_close(weights(checkpoint)["model.weight"], plain.model.weight.detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_a_run_has_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(Toy(), Loader(), recipe(run__steps=2), folder)
+    hold = "import sys; from pathlib import Path; from diptych.train.guard import sole_user\n"
+    hold += "with sole_user(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=r"another process trains in .*run: wait for it, or stop it"):
+            train(Toy(), Loader(), recipe(run__steps=2), folder, resume=True)
+        other.kill()
+    train(Toy(), Loader(), recipe(run__steps=2), folder, resume=True)
 
 
 def recorded_noise(config: Recipe) -> dict[tuple[int, int], Tensor]:
