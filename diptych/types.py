@@ -108,6 +108,10 @@ class Progress:
     micro: int = 0
     """Micro-batch within the step."""
 
+    def epoch_since(self, step: int) -> float:
+        """Epochs done since an earlier step."""
+        return self.epoch * (1 - step / self.step) if step else self.epoch
+
 
 @dataclass(frozen=True)
 class Losses:

@@ -13,11 +13,9 @@ from diptych.losses.contrastive import soft_cross_entropy
 from diptych.types import Term
 
 
-def alpha_at(epoch: float, alpha: float, start: float = 0.0, ramp: float = 1.0) -> float:
-    """The teacher's weight at a time in epochs: 0 until `start`, then linear to `alpha` over `ramp` epochs."""
-    if ramp == 0:
-        return alpha if epoch >= start else 0.0
-    return alpha * min(max((epoch - start) / ramp, 0.0), 1.0)
+def alpha_at(epoch: float, alpha: float, ramp: float = 1.0) -> float:
+    """The teacher's weight so many epochs after it was let in: linear from 0 to `alpha` over `ramp` epochs."""
+    return alpha * min(epoch / ramp, 1.0) if ramp else alpha
 
 
 def mixed_word_loss(

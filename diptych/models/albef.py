@@ -368,6 +368,8 @@ class AlbefPretraining(Task):
 
     def __init__(self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds) -> None:
         super().__init__()
+        if config.fuse_start > 0 and not config.itc:
+            raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
         self.model, self.config, self.special = model, config, special
         self.teacher = momentum_copy(model, without=("match_head", "temp"))
         self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
@@ -426,35 +428,42 @@ class AlbefPretraining(Task):
         return mask_words(ids, maskable, special.mask, moved)
 
     def forward(self, batch: Batch, progress: Progress, draws: Draws | None = None) -> Losses:
-        alpha = alpha_at(progress.epoch, 1.0, self.config.alpha_start, self.config.alpha_ramp)
-        if progress.epoch < self.config.fuse_start:
-            return self.align(batch, alpha)
+        config = self.config
+        taught = progress.step >= config.teacher_start
+        alpha = alpha_at(progress.epoch_since(config.teacher_start), 1.0, config.alpha_ramp) if taught else 0.0
+        if progress.step < config.fuse_start:
+            return self.align(batch, alpha, taught)
         draws = draws or self.draw(batch, progress)
-        made = self.run(batch, draws, with_teacher_words=alpha * self.config.alpha_mlm > 0)
+        made = self.run(batch, draws, taught, with_teacher_words=alpha * config.alpha_mlm > 0)
         return self.losses(made, batch, alpha)
 
-    def align(self, batch: Batch, alpha: float) -> Losses:
+    def align(self, batch: Batch, alpha: float, taught: bool = True) -> Losses:
         """ITC alone, with nothing computed for the other terms (`fuse_start`)."""
         images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
         with torch.no_grad():
-            keys = self.teacher.image_state(batch.pixels), self.teacher.text_state(batch.texts)
-        contrast = self._contrast(images, texts, *keys, batch.image_ids)
+            teacher = (self.teacher.image_state(batch.pixels), self.teacher.text_state(batch.texts)) if taught else None
+        contrast = self._contrast(images, texts, teacher, batch.image_ids)
         itc = (self.config.itc, self._itc(contrast, alpha))
         return Losses.weighted(
             measures=self._contrast_measures(contrast, alpha), carry=_carry(contrast, batch), itc=itc
         )
 
-    def run(self, batch: Batch, draws: Draws, with_teacher_words: bool = True) -> Forward:
-        """Every pass of a step: each image and each text once, then all fusions in one call."""
+    def run(self, batch: Batch, draws: Draws, taught: bool = True, with_teacher_words: bool = True) -> Forward:
+        """Every pass of a step: each image and each text once, then all fusions in one call.
+
+        Not `taught`: the teacher is not asked for anything (`teacher_start`).
+        """
         both = Texts(torch.cat([batch.texts.input_ids, draws.masked_ids]), batch.texts.attention_mask.repeat(2, 1))
         images, texts = self.model.image_state(batch.pixels), self.model.text_state(both)
         where = (draws.labels != IGNORED).nonzero()
         masked = RowList(where[:, 0], where[:, 1])
-        with torch.no_grad():
-            teacher_images = self.teacher.image_state(batch.pixels)
-            teacher_texts = self.teacher.text_state(both if with_teacher_words else batch.texts)
-            teacher_words = self._teacher_words(teacher_images, teacher_texts, masked) if with_teacher_words else None
-        contrast = self._contrast(images, texts, teacher_images, teacher_texts, batch.image_ids)
+        teacher, teacher_words = None, None
+        if taught:
+            with torch.no_grad():
+                read = self.teacher.text_state(both if with_teacher_words else batch.texts)
+                teacher = self.teacher.image_state(batch.pixels), read
+                teacher_words = self._teacher_words(*teacher, masked) if with_teacher_words else None
+        contrast = self._contrast(images, texts, teacher, batch.image_ids)
         negative_image, negative_text = self._negatives(contrast, batch, draws)
         matched, words = self._fuse(images, texts, negative_image, negative_text, masked)
         labels = draws.labels[masked.pair, masked.position]
@@ -469,16 +478,21 @@ class AlbefPretraining(Task):
         return self.teacher.word_logits(rows).float()
 
     def _contrast(
-        self, images: ImageState, texts: TextState, teacher_images: ImageState, teacher_texts: TextState, ids: Tensor
+        self, images: ImageState, texts: TextState, teacher: tuple[ImageState, TextState] | None, ids: Tensor
     ) -> Contrast:
-        """Similarities of the batch's images and texts with the teacher's features of batch and queue (§3.2)."""
+        """Similarities of the batch's images and texts with the teacher's features of batch and queue (§3.2).
+
+        Without a teacher, the student's own features stand in for its, as if its momentum were 0.
+        """
         size = len(images)
         temperature = self.model.temperature()
         image = self.model.embed_image(images)["main"]
         text = self.model.embed_text(texts)["main"][:size]
         with torch.no_grad():
-            image_key = self.teacher.embed_image(teacher_images)["main"]
-            text_key = self.teacher.embed_text(teacher_texts)["main"][:size]
+            image_key, text_key = image.detach(), text.detach()
+            if teacher is not None:
+                image_key = self.teacher.embed_image(teacher[0])["main"]
+                text_key = self.teacher.embed_text(teacher[1])["main"][:size]
             queued_image, queued_text, queued_ids = self.queue.entries()
             image_keys, text_keys = torch.cat([image_key, queued_image]), torch.cat([text_key, queued_text])
             hidden = ids[:, None] == torch.cat([ids, queued_ids])[None]

@@ -12,6 +12,7 @@ from diptych.schema import (
     OptimConfig,
     Recipe,
     RunConfig,
+    ScenesConfig,
     ScheduleConfig,
     TextConfig,
     TokenizerConfig,
@@ -86,12 +87,20 @@ def albef_tiny() -> Recipe:
             embed_dim=128,
         ),
         # Aligns first, then fuses; no teacher's targets before that, no queue: docs/decisions.md 12.
-        task=AlbefPretrainConfig(queue_size=0, momentum=0.9, fuse_start=0.6, alpha_start=0.65, alpha_ramp=0.3),
+        task=AlbefPretrainConfig(
+            queue_size=0, momentum=0.98, fuse_start=450, teacher_start=1400, alpha_ramp=0.1, mask_probability=0.4
+        ),
         # Scenes are new all the time and captions tell places and sizes: nothing to augment.
-        data=DataConfig(source="scenes", crop=(1.0, 1.0), flip=0.0, randaugment=(0, 0)),
+        data=DataConfig(
+            source="scenes",
+            crop=(1.0, 1.0),
+            flip=0.0,
+            randaugment=(0, 0),
+            scenes=ScenesConfig(complete=0.7, background_said=0.2),
+        ),
         tokenizer=TokenizerConfig(size=2000),
-        optim=OptimConfig(lr=4e-4),
-        schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
-        run=RunConfig(steps=1500, batch_size=64, log_every=25, validate_every=250, checkpoint_every=250),
+        optim=OptimConfig(lr=6e-4),
+        schedule=ScheduleConfig(warmup_steps=800, warmup_lr=1e-5, min_lr=1e-5),
+        run=RunConfig(steps=1700, batch_size=64, log_every=25, validate_every=250, checkpoint_every=250),
         evaluation=EvaluationConfig(rerank=64),
     )

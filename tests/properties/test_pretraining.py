@@ -119,6 +119,46 @@ def test_words_of_the_teacher_are_computed_only_where_they_count() -> None:
     assert len(calls) == 1
 
 
+def test_until_fuse_start_only_the_contrast_trains() -> None:
+    task, batch = tiny.pretraining(fuse_start=4), tiny.batch()
+    alone, whole = task(batch, LATER), task(batch, replace(LATER, step=4))
+    assert set(alone.terms) == {"itc"}
+    assert set(whole.terms) == {"itc", "itm", "mlm"}
+    torch.testing.assert_close(alone.terms["itc"][1].mean, whole.terms["itc"][1].mean)
+    alone.total.backward()
+    fused = [*task.model.text.layers[2:].parameters(), *task.model.match_head.parameters()]
+    assert all(weight.grad is None for weight in fused)
+    with pytest.raises(ValueError, match=r"task\.fuse_start=4 trains ITC alone first, but task\.itc is 0"):
+        tiny.pretraining(fuse_start=4, itc=0.0)
+
+
+@pytest.mark.parametrize("fuse_start", [0, 100])
+def test_until_teacher_start_the_student_is_its_own_teacher(fuse_start: int) -> None:
+    task, batch = tiny.pretraining(teacher_start=4, fuse_start=fuse_start), tiny.batch()
+    same = tiny.pretraining(alpha_itc=0.0, alpha_mlm=0.0, fuse_start=fuse_start)
+    student = {name: weight for name, weight in same.model.state_dict().items() if name in same.teacher.state_dict()}
+    same.teacher.load_state_dict(student)
+    asked: list[int] = []
+    task.teacher.vision.register_forward_hook(lambda *_: asked.append(1))
+    losses, reference = task(batch, LATER), same(batch, LATER)
+    for ours, theirs in zip(losses.carry, reference.carry, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(losses.total, reference.total)
+    assert not any(part.requires_grad for part in losses.carry)
+    assert not asked
+    task(batch, replace(LATER, step=4))
+    assert asked
+
+
+def test_the_teachers_share_rises_from_teacher_start() -> None:
+    task, batch = tiny.pretraining(teacher_start=10, alpha_ramp=2.0), tiny.batch()
+
+    def alpha(step: int) -> float:
+        return task(batch, Progress(step, epoch=step / 5)).measures["alpha"].mean.item()
+
+    assert [alpha(step) for step in (0, 9, 10, 15, 20, 50)] == pytest.approx([0, 0, 0, 0.5, 1, 1])
+
+
 def added(terms: list[Term]) -> Term:
     return Term(torch.stack([term.sum for term in terms]).sum(), torch.stack([term.count for term in terms]).sum())
 
