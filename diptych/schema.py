@@ -96,9 +96,9 @@ class AlbefPretrainConfig:
     alpha_ramp: float = 1.0
     """Epochs over which alpha rises linearly to its value. Published: 1."""
     teacher_start: int = 0
-    """Optimiser steps before which the teacher follows but is not asked: ITC's keys are the student's own features, and
-    alpha is 0. Published: 0, from encoders that were trained before; from nothing, keys that lag behind by two steps
-    double the time until the contrast finds its first nouns (docs/decisions.md)."""
+    """Optimiser steps before which the teacher follows but is not asked: ITC's keys are the student's own features, no
+    key is queued, alpha is 0. Published: 0, from encoders that were trained before; from nothing, keys that lag behind
+    by two steps double the time until the contrast finds its first nouns (docs/decisions.md)."""
     fuse_start: int = 0
     """Optimiser steps before which only ITC trains: align, then fuse. Published: 0; with ITM and MLM from the first
     step the contrast takes off later (docs/decisions.md)."""

@@ -316,8 +316,8 @@ class Contrast:
     teacher_text_to_image: Float[Tensor, "B K"]
     hidden: Bool[Tensor, "B K"]
     """Candidates that are the same picture under another caption: neither positive nor negative."""
-    keys: tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]
-    """The teacher's image and text features of this batch, for the queue."""
+    keys: tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]] | None
+    """The teacher's image and text features of this batch, for the queue; None where it was not asked."""
 
     @cached_property
     def positives(self) -> Float[Tensor, "B K"]:
@@ -402,9 +402,9 @@ class AlbefPretraining(Task):
         self.model.temp.clamp_(*self.config.temperature_bounds)
         move_towards(self.teacher, self.model, self.config.momentum)
 
-    def after_step(self, carries: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        for image, text, ids in carries:
-            self.queue.push(image, text, ids)
+    def after_step(self, carries: Iterable[tuple[Tensor, ...]]) -> None:
+        for carry in filter(None, carries):
+            self.queue.push(*carry)
 
     def draw(self, batch: Batch, progress: Progress) -> Draws:
         """Masking and negatives as a pure function of (seed, step): independent of how far the texts are padded."""
@@ -482,7 +482,7 @@ class AlbefPretraining(Task):
     ) -> Contrast:
         """Similarities of the batch's images and texts with the teacher's features of batch and queue (§3.2).
 
-        Without a teacher, the student's own features stand in for its, as if its momentum were 0.
+        Without a teacher, the student's own features stand in for its, as if its momentum were 0; none are queued.
         """
         size = len(images)
         temperature = self.model.temperature()
@@ -503,7 +503,7 @@ class AlbefPretraining(Task):
             teacher_t2i = hide(similarity(text_key, image_keys, temperature), hidden)
         i2t = hide(similarity(image, text_keys, temperature), hidden)
         t2i = hide(similarity(text, image_keys, temperature), hidden)
-        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, (image_key, text_key))
+        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, (image_key, text_key) if teacher else None)
 
     def _negatives(self, contrast: Contrast, batch: Batch, draws: Draws) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
         """For each text an image, for each image a text, as hard as the contrast finds them (§3.2)."""
@@ -612,9 +612,9 @@ def match_labels(size: int, device: torch.device) -> Int[Tensor, "P"]:
     return (torch.arange(3 * size, device=device) < size).long()
 
 
-def _carry(contrast: Contrast, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """What the queue takes after the step."""
-    return (*contrast.keys, batch.image_ids)
+def _carry(contrast: Contrast, batch: Batch) -> tuple[Tensor, ...]:
+    """What the queue takes after the step: the teacher's features with their pictures' identities, or nothing."""
+    return (*contrast.keys, batch.image_ids) if contrast.keys else ()
 
 
 def _term(values: Float[Tensor, "n"]) -> Term:

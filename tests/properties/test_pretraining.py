@@ -141,13 +141,18 @@ def test_until_teacher_start_the_student_is_its_own_teacher(fuse_start: int) -> 
     asked: list[int] = []
     task.teacher.vision.register_forward_hook(lambda *_: asked.append(1))
     losses, reference = task(batch, LATER), same(batch, LATER)
-    for ours, theirs in zip(losses.carry, reference.carry, strict=True):
-        torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(losses.total, reference.total)
-    assert not any(part.requires_grad for part in losses.carry)
+    losses.total.backward()
+    reference.total.backward()
+    for (name, ours), theirs in zip(task.model.named_parameters(), same.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+    before = task.queue.ids.clone()
+    task.after_step([losses.carry])
+    assert torch.equal(task.queue.ids, before)
     assert not asked
-    task(batch, replace(LATER, step=4))
+    task.after_step([task(batch, replace(LATER, step=4)).carry])
     assert asked
+    assert set(batch.image_ids.tolist()) <= set(task.queue.ids.tolist())
 
 
 def test_the_teachers_share_rises_from_teacher_start() -> None:
