@@ -8,6 +8,7 @@ Records that cannot be read are left out of their batch, counted and named; noth
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import signal
@@ -210,7 +211,7 @@ class PairLoader:
         if self.workers == 0:
             yield from map(self.dataset.__getitems__, self.keys(start_step))
             return
-        yield from DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_sampler=_Keys(self, start_step),
             num_workers=self.workers,
@@ -223,6 +224,14 @@ class PairLoader:
             # Its own generator: a loader must not move the global one, on which dropout depends.
             generator=torch.Generator().manual_seed(self.seed),
         )
+        # At exit Python ends what is left with one SIGTERM, which workers do not heed, and would wait for ever.
+        held = [iter(loader)]
+        atexit.register(held.clear)
+        try:
+            while True:
+                yield next(held[0])
+        finally:
+            atexit.unregister(held.clear)
 
 
 @dataclass(frozen=True)

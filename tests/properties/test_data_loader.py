@@ -7,9 +7,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,3 +281,15 @@ def test_evaluation_tolerates_no_bad_record_and_names_them_all() -> None:
     with pytest.raises(ValueError, match="3 of 9 evaluation records cannot be read") as stopped:
         list(items)
     assert all(name in str(stopped.value) for name in ("r2", "r5", "r8"))
+
+
+def test_a_script_ends_though_its_workers_live() -> None:
+    """They leave the first SIGTERM to the training process, and Python sends them no second one."""
+    script = "from tests.properties.test_data_loader import *\n"
+    script += "batches = loader(MadeSource(16), DataConfig(workers=1)).batches()\nprint(len(next(batches).records))"
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, env=os.environ | {"PYTHONPATH": root}, timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "4\n", "")
