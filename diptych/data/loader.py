@@ -88,11 +88,12 @@ class SkipLedger:
             )
 
     def summary(self) -> str:
-        """One line for people: how many were skipped, and why."""
+        """For people: how many were skipped and why, and the names of the first few."""
         if not self.bad:
             return "no record was skipped"
         reasons = Counter(error.reason for error in self.bad.values()).most_common()
-        return f"{len(self.bad)} of {self.total} records skipped: " + ", ".join(f"{n} × {why}" for why, n in reasons)
+        counts = ", ".join(f"{n} × {why}" for why, n in reasons)
+        return f"{len(self.bad)} of {self.total} records skipped: {counts}\n{_listing(list(self.bad.values()))}"
 
 
 def _listing(errors: Sequence[BadRecord]) -> str:

@@ -165,7 +165,7 @@ def test_a_bad_record_shrinks_its_batch_and_is_named() -> None:
     assert [(error.record, error.reason) for error in short.skipped] == [("r5", "picture truncated")]
     assert "r5" not in short.batch.records
     assert short.batch.records == tuple(record.id for record in short.records)
-    assert pairs.ledger.summary() == "1 of 16 records skipped: 1 × picture truncated"
+    assert pairs.ledger.summary() == "1 of 16 records skipped: 1 × picture truncated\n  r5: picture truncated (5.jpg)"
     assert pairs.ledger.seen == 16
 
 
