@@ -1,21 +1,88 @@
-"""The contract of a task: what the loop may call, and what a task may change when.
+"""The contracts of a model and of a task: what a task may ask of any model, and what the loop may ask of a task.
 
-`before_step` and `after_step` are the only places where anything but the optimiser moves state.
+I images, B texts, P pairs, R rows, E embedding width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from diptych.types import Batch, Losses, Progress
+from diptych.types import Batch, Joint, Losses, Progress, Rows, Texts
+
+
+class Model(nn.Module, ABC):
+    """Two encoders, and a fusion encoder over pairs of what they give. States are each model's own."""
+
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Parameters and modules that a single call of this contract uses, by its name."""
+    embed_dim: int
+    """E."""
+
+    @abstractmethod
+    def image_state(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> Any:
+        """What of images can be computed once and kept."""
+
+    @abstractmethod
+    def text_state(self, texts: Texts) -> Any:
+        """What of texts can be computed once and kept."""
+
+    @abstractmethod
+    def embed_image(self, state: Any, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I E"]]:
+        """Normalised vectors by branch."""
+
+    @abstractmethod
+    def embed_text(self, state: Any, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "B E"]]:
+        """Normalised vectors by branch."""
+
+    @abstractmethod
+    def temperature(self, branch: str = "main") -> Float[Tensor, ""]:
+        """What similarities of a branch are divided by."""
+
+    @abstractmethod
+    def fuse(
+        self,
+        texts: Any,
+        images: Any,
+        text_index: Int[Tensor, "P"],
+        image_index: Int[Tensor, "P"] | Int[Tensor, "P S"],
+        rows: Rows = None,
+        maps: Sequence[int] = (),
+    ) -> Joint:
+        """Fuse text text_index[p] with image image_index[p], or with S images, for P pairs."""
+
+    @abstractmethod
+    def match_logits(self, joint: Joint) -> Float[Tensor, "P 2"]:
+        """No match, match."""
+
+    @abstractmethod
+    def word_logits(self, rows: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
+        """Scores of each word at each row."""
+
+    @abstractmethod
+    def joint_width(self, images: int = 1) -> int:
+        """Width of `Joint.pooled` where each text is fused with so many images."""
+
+    def unused(self, *calls: str) -> tuple[str, ...]:
+        """The `parts` of all calls but these."""
+        return tuple(name for call, names in self.parts.items() if call not in calls for name in names)
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Parts that no loss reaches: to the optimiser they are not there."""
+        for name, parameter in self.named_parameters():
+            if any(name == part or name.startswith(f"{part}.") for part in names):
+                parameter.requires_grad_(False)
 
 
 class Task(nn.Module, ABC):
-    """A model with its losses. Subclasses hold the model as `self.model`."""
+    """A model with its losses. Subclasses hold the model as `self.model`.
+
+    `before_step` and `after_step` are the only places where anything but the optimiser moves state.
+    """
 
     model: nn.Module
 

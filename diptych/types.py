@@ -57,6 +57,50 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class LabelledBatch(Batch):
+    """Samples of which each belongs to one of several classes."""
+
+    labels: Int[Tensor, "B"] = field(kw_only=True)
+    """The class of each sample, counted from 0 in the order that the task states."""
+
+
+@dataclass(frozen=True)
+class PicturePairs(Batch):
+    """Statements about two pictures: sample b is pixels[b] and second_pixels[b] with texts[b]."""
+
+    second_pixels: Float[Tensor, "B 3 H W"] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class LabelledPicturePairs(LabelledBatch, PicturePairs):
+    """Statements about two pictures, each of a known class."""
+
+
+Kind = TypeVar("Kind", bound=Batch)
+
+
+def expect(batch: Batch, kind: type[Kind], needs: str) -> Kind:
+    """`batch`, if it is of the kind that a task trains on. Raises ValueError if not; `needs` says what is missing."""
+    if not isinstance(batch, kind):
+        raise ValueError(f"this task needs {needs}, which the data does not have: choose a data.source that does")
+    return batch
+
+
+@dataclass(frozen=True)
+class QuestionBatch(Batch):
+    """Questions about images: sample b asks texts[b] of pixels[b]. To be trained on, they need answers or scores."""
+
+    answers: Texts | None = None
+    """N answers, [CLS] … [SEP], with their owners and weights."""
+    answer_of: Int[Tensor, "N"] | None = None
+    """The question (0..B-1) of each answer."""
+    weights: Float[Tensor, "N"] | None = None
+    """How much each answer counts: the share of annotators who gave it."""
+    scores: Float[Tensor, "B A"] | None = None
+    """How right each answer of a closed set is, in 0..1."""
+
+
+@dataclass(frozen=True)
 class RowList:
     """Rows asked of `fuse`: row r is position `position[r]` of pair `pair[r]` (position 0 is [CLS])."""
 
@@ -94,6 +138,11 @@ class Term:
     def mean(self) -> Tensor:
         """The mean, 0 when nothing was counted."""
         return self.sum / self.count.clamp(min=1)
+
+    @classmethod
+    def over(cls, values: Float[Tensor, "n"]) -> Term:
+        """The mean of n values."""
+        return cls(values.sum(), values.new_tensor(len(values)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ B queries, K candidates (the batch's momentum features, then the queue's), E emb
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -48,6 +50,26 @@ def contrastive_loss(
     """Cross-entropy both ways, averaged (ALBEF §3.2)."""
     rows = (soft_cross_entropy(image_to_text, image_targets) + soft_cross_entropy(text_to_image, text_targets)) / 2
     return Term(rows.sum(), rows.new_tensor(len(rows)))  # ALBEF Eq. 2
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Logits of a batch's images and texts against the teacher's features of batch and queue, batch first."""
+
+    image_to_text: Float[Tensor, "B K"]
+    text_to_image: Float[Tensor, "B K"]
+    teacher_image_to_text: Float[Tensor, "B K"]
+    teacher_text_to_image: Float[Tensor, "B K"]
+
+
+def distilled_contrastive_loss(logits: Similarities, positives: Float[Tensor, "B K"], alpha: float) -> Term:
+    """ITC against labels and teacher, which has the share `alpha` (ALBEF §3.3)."""
+    return contrastive_loss(
+        logits.image_to_text,
+        logits.text_to_image,
+        itc_targets(logits.teacher_image_to_text, positives, alpha),
+        itc_targets(logits.teacher_text_to_image, positives, alpha),
+    )
 
 
 def hide(logits: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"] | None) -> Float[Tensor, "B K"]:

@@ -55,3 +55,16 @@ def matching_loss(logits: Float[Tensor, "P 2"], labels: Int[Tensor, "P"]) -> Ter
     """Cross-entropy of match (1) against no match (0)."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")  # ALBEF Eq. 4
     return Term(loss, loss.new_tensor(len(labels)))
+
+
+def match_labels(size: int, device: torch.device) -> Int[Tensor, "P"]:
+    """The labels of B positives, then 2B negatives."""
+    return (torch.arange(3 * size, device=device) < size).long()
+
+
+def matching_pairs(
+    negative_image: Int[Tensor, "B"], negative_text: Int[Tensor, "B"]
+) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
+    """Which text meets which image: the B positives, then (text, hard image), then (hard text, image)."""
+    here = torch.arange(len(negative_image), device=negative_image.device)
+    return torch.cat([here, here, negative_text]), torch.cat([here, negative_image, here])

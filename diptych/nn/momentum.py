@@ -13,10 +13,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def momentum_copy(module: Module, without: Sequence[str] = ()) -> Module:
-    """A copy that no gradient reaches, lacking the attributes `without` (set to None)."""
+    """A copy that no gradient reaches, lacking the parts `without` (dotted names; set to None)."""
     teacher = copy.deepcopy(module)
     for name in without:
-        setattr(teacher, name, None)
+        holder, _, part = name.rpartition(".")
+        setattr(teacher.get_submodule(holder), part, None)
     return teacher.requires_grad_(False)
 
 

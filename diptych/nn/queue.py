@@ -39,6 +39,13 @@ class FeatureQueue(nn.Module):
         filled = int(self.filled)
         return self.image[:filled], self.text[:filled], self.ids[:filled]
 
+    def behind(
+        self, image: Float[Tensor, "n E"], text: Float[Tensor, "n E"], ids: Int[Tensor, "n"]
+    ) -> tuple[Float[Tensor, "k E"], Float[Tensor, "k E"], Int[Tensor, "k"]]:
+        """A batch's features and identities, the queue's behind them: the candidates of a contrast."""
+        queued_image, queued_text, queued_ids = self.entries()
+        return torch.cat([image, queued_image]), torch.cat([text, queued_text]), torch.cat([ids, queued_ids])
+
     @torch.no_grad()
     def push(self, image: Float[Tensor, "n E"], text: Float[Tensor, "n E"], ids: Int[Tensor, "n"]) -> None:
         """Replace the oldest entries. Of more than M new ones, the last M stay."""
