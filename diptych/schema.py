@@ -37,7 +37,7 @@ class TextConfig:
     vocab_size: int = 30522
     width: int = 768
     layers: int = 12
-    """Text-only plus fusion layers."""
+    """Text-only plus fusion layers; a fusion layer counts once, also where `images_per_text` repeats it."""
     fusion_start: int = 6
     """The first layer that has cross-attention; the layers before it see text only."""
     heads: int = 12
@@ -63,6 +63,9 @@ class AlbefConfig:
     """Start of the learnt temperature (ALBEF §3.2)."""
     keep_padding: bool = False
     """Compute padded text rows too, as the released code does. For parity tests; costs time, changes no valid row."""
+    images_per_text: int = 1
+    """Images that a text is fused with at once (NLVR2: 2). Each fusion layer then stands so many times, one for each
+    image, with shared projections to keys and values (ALBEF §5)."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,141 @@ class AlbefPretrainConfig:
     """True lets MLM mask every special token but [CLS] and padding, as released (defect 13)."""
 
 
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Fine-tuning for retrieval: ITC + ITM, in which every caption of a picture is right (ALBEF §5)."""
+
+    queue_size: int = 65536
+    momentum: float = 0.995
+    alpha: float = 0.4
+    """Weight of the teacher's pseudo-targets in ITC (MoD downstream in Table 1); 0 for none. ITC's keys are the
+    teacher's features in any case."""
+    alpha_ramp: float = 1.0
+    """Epochs over which alpha rises linearly to its value. Released: 1."""
+    negatives_mask: Literal["before", "after"] = "before"
+    """As in pre-training (REFERENCE defect 1)."""
+    teacher_dropout: bool = False
+    """True runs the teacher with dropout, as released (defect 3)."""
+
+
+@dataclass(frozen=True)
+class EntailmentConfig:
+    """Visual entailment: contradiction, neutral or entailment (ALBEF §5)."""
+
+    momentum: float = 0.995
+    """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
+    alpha: float = 0.4
+    """Weight of the teacher's distribution over the classes (MoD downstream in Table 1); 0 does without a teacher."""
+    alpha_ramp: float = 0.0
+    """Epochs over which alpha rises linearly to its value. Released: 0, from the first step on."""
+    teacher_dropout: bool = False
+    """True runs the teacher with dropout, as released (defect 3)."""
+
+
+@dataclass(frozen=True)
+class Nlvr2Config:
+    """NLVR2: is a statement false or true of two pictures? (ALBEF §5.) For a model with `images_per_text` 2."""
+
+    momentum: float = 0.995
+    """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
+    alpha: float = 0.4
+    """Weight of the teacher's distribution over the classes (MoD downstream in Table 1); 0 does without a teacher."""
+    alpha_ramp: float = 1.0
+    """Epochs over which alpha rises linearly to its value. Released: 1."""
+    teacher_dropout: bool = False
+    """True runs the teacher with dropout, as released (defect 3)."""
+
+
+@dataclass(frozen=True)
+class TextAssignmentConfig:
+    """Does a text belong to the first of two pictures, the second or neither? Pre-training for NLVR2 (ALBEF §5)."""
+
+    temperature: float = 0.07
+    """Divides the similarities of pictures by which a text's other pictures are drawn. Released: 0.07, not learnt."""
+    false_negatives: Literal["mask", "keep"] = "mask"
+    """The same picture under another caption: `mask` never shows it as another one, `keep` may, as released
+    (REFERENCE defect 2)."""
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    """Where in a picture is what a phrase names? Grad-CAM, then a box (ALBEF §5, §6.4)."""
+
+    mode: Literal["itm", "itc"] = "itm"
+    """`itm`: cross-attention of a fusion layer, by the match logit. `itc`: the class token's self-attention in a block
+    of the image encoder, by the similarity of picture and phrase."""
+    layer: int = 8
+    """The layer whose attention is read, from 0. In mode itm counted over the whole text stack: 8 is the third fusion
+    layer of ALBEF's 12, as published. In mode itc a block of the image encoder; published: the last."""
+    average: Literal["text", "batch"] = "text"
+    """A phrase's map is the mean of its tokens' maps, [CLS] included: over the `text`'s own tokens, or over all
+    positions of the padded `batch` as released, where longer batch mates make a map paler."""
+    alpha: float = 0.5
+    """A proposal's heat is divided by its area to this power. Published: 0.5."""
+    threshold: float = 0.5
+    """Without proposals: the share of the map's peak from which on a pixel belongs to the thing. Our own choice."""
+    iou: Literal["continuous", "released"] = "continuous"
+    """How a box is compared with the right one: geometrically, or as `released`, where an overlap of one pixel or less
+    in width or height counts as none."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A causal BERT that reads a question's fused states by cross-attention; as wide as they are (ALBEF §5)."""
+
+    layers: int = 6
+    """Published: as many as the fusion encoder has, from which it starts."""
+    heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+    norm_eps: float = 1e-12
+    norm: Literal["post", "pre"] = "post"
+    """As in `TextConfig`; so are the two rates of dropout."""
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class VqaDecoderConfig:
+    """Answers written by a decoder, or the likeliest of a list (ALBEF §5)."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    alpha: float = 0.4
+    """Weight of the teacher's word distribution (MoD downstream in Table 1); 0 does without a teacher."""
+    alpha_ramp: float = 1.0
+    """Epochs over which alpha rises linearly to its value. Released: 1."""
+    momentum: float = 0.995
+    """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
+    teacher_dropout: bool = False
+    """True runs the teacher with dropout, as released (defect 3)."""
+    candidates: int = 128
+    """Answers of a list that are scored whole: those whose first word is likeliest. Released: 128."""
+    score: Literal["likelihood", "mean", "released"] = "likelihood"
+    """What ranks a candidate: log P(answer), its `mean` over the answer's words and [SEP], or, as `released`, the
+    likelihood with the first word counted twice (REFERENCE defect 9)."""
+    beams: int = 4
+    """Answers kept at each word when one is written freely; 1 is greedy. The released code only ranks."""
+    max_answer_tokens: int = 10
+    """Longest written answer, [SEP] included."""
+
+
+@dataclass(frozen=True)
+class VqaClosedSetConfig:
+    """Answers chosen from the frequent ones of the training data, several at once (VLMo §4)."""
+
+    answers: tuple[str, ...] = ()
+    """The closed set, by class. Empty: the `answer_count` most frequent answers of the training data."""
+    answer_count: int = 3129
+    """VQA v2's usual number (VLMo §4)."""
+    alpha: float = 0.0
+    """Weight of the teacher's probabilities; 0, as in VLMo, does without a teacher. ALBEF has 0.4 elsewhere."""
+    alpha_ramp: float = 1.0
+    """Epochs over which alpha rises linearly to its value."""
+    momentum: float = 0.995
+    teacher_dropout: bool = False
+    """True runs the teacher with dropout, as ALBEF was released (defect 3)."""
+
+
 # --------------------------------------------------------------------------- data
 
 
@@ -146,6 +284,10 @@ class ScenesConfig:
     """Share of captions that say the background's colour, which a model learns before any noun (docs/decisions.md)."""
     relation_said: float = 0.55
     """Share of captions that say who stands where, if two things stand clearly apart."""
+    compositions: Literal["all", "familiar", "held_out"] = "all"
+    """Which relations texts speak of. A checksum holds out a tenth of the combinations of a name and a relation, such as
+    a dog to the left of anything. `familiar` never speaks of these: train so. `held_out` speaks of no other relation,
+    and the texts of tasks of nothing else: evaluate so what was trained on the familiar."""
     noise: float = 0.0
     """Share of training captions turned into web-like noise."""
     seed: int = 0
