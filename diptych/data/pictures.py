@@ -6,6 +6,8 @@ first frame counts. Only the formats below are tried: others would hand the file
 
 from __future__ import annotations
 
+import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -27,19 +29,50 @@ SUFFIXES = frozenset(
 """File names that are taken for pictures, in lower case."""
 
 
+_PART = re.compile(r"(.*\.tar)@(\d+)\+(\d+)", re.DOTALL)
+
+
+def part_of(shard: str | Path, start: int, size: int) -> str:
+    """The path of a picture inside a tar shard: `size` bytes from `start` on.
+
+    >>> part_of("00000.tar", 512, 2048)
+    '00000.tar@512+2048'
+    """
+    return f"{shard}@{start}+{size}"
+
+
+def file_of(path: str) -> str:
+    """The file that holds a picture: the path itself, or the shard.
+
+    >>> file_of("a.jpg"), file_of("00000.tar@512+2048")
+    ('a.jpg', '00000.tar')
+    """
+    part = _PART.fullmatch(path) if ".tar@" in path else None
+    return part[1] if part else path
+
+
+def _content(path: str) -> Path | io.BytesIO:
+    part = _PART.fullmatch(path)
+    if part is None:
+        return Path(path)
+    with Path(part[1]).open("rb") as stream:
+        stream.seek(int(part[2]))
+        return io.BytesIO(stream.read(int(part[3])))
+
+
 class _Refused(Exception):
     """Why a file gives no picture: the reason to count by, and detail."""
 
 
 def open_picture(path: str | Path, record_id: str, least_side: int | None = None) -> Image.Image:
-    """The decoded RGB picture of a file. Raises BadRecord, naming `record_id`.
+    """The decoded RGB picture of a file, or of a part of a tar shard (`part_of`). Raises BadRecord, naming `record_id`.
 
     `least_side`: large JPEGs may come at a half, a quarter or an eighth of their size, which decodes several times
     faster, as long as no side falls below this. The scaled pixels differ slightly, so evaluation does without.
     """
     try:
-        _check_file(Path(path))
-        with _opened(Path(path)) as image:
+        _check_file(str(path))
+        with _opened(str(path)) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 raise _Refused("picture too large", f"{image.width} × {image.height}")
             if least_side is not None and image.format == "JPEG":
@@ -54,24 +87,25 @@ def open_picture(path: str | Path, record_id: str, least_side: int | None = None
         raise BadRecord(record_id, _broken(error), f"{type(error).__name__}: {error}") from None
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: str) -> None:
     try:
-        size = path.stat().st_size if path.is_file() else None
+        file = Path(file_of(path))
+        size = file.stat().st_size if file.is_file() else None
     except (OSError, ValueError) as error:  # a name that the file system does not take
         raise _Refused("picture missing", str(error)) from None
     if size is None:
-        raise _Refused("picture missing", str(path))
+        raise _Refused("picture missing", path)
     if size == 0:
-        raise _Refused("picture empty", str(path))
+        raise _Refused("picture empty", path)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: str) -> Iterator[Image.Image]:
     """The picture with its header read and nothing decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ours is the limit; and notes on odd metadata help nobody here
         try:
-            image = Image.open(path, formats=_formats())
+            image = Image.open(_content(path), formats=_formats())
         except UnidentifiedImageError:
             raise _Refused("not a picture", f"{path}: none of the formats that Pillow reads") from None
         except Image.DecompressionBombError as error:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
@@ -32,6 +32,7 @@ class Record:
     `caption` with one string may stand for `captions`.
     """
 
+    text_name: ClassVar[str] = "caption"
     id: str
     """Names the record in messages; unique in its source."""
     image: Any
@@ -62,6 +63,7 @@ class Entailment:
     `{"id": "…", "image": "…", "hypothesis": "…", "label": "neutral", "image_id": "…"}`
     """
 
+    text_name: ClassVar[str] = "hypothesis"
     id: str
     image: Any
     hypothesis: str
@@ -91,6 +93,7 @@ class Question:
     nobody knows: such questions can be answered, not learnt from.
     """
 
+    text_name: ClassVar[str] = "question"
     id: str
     """What the data set calls the question, as a submission file needs it."""
     image: Any
@@ -130,6 +133,7 @@ class PairStatement:
     "group": "…"}`
     """
 
+    text_name: ClassVar[str] = "statement"
     id: str
     images: tuple[Any, Any]
     """Left, right."""
@@ -152,6 +156,7 @@ class Referring:
     "image_id": "…", "ref_id": "…", "part": "testA"}`; training needs neither `box` nor `proposals`.
     """
 
+    text_name: ClassVar[str] = "phrase"
     id: str
     image: Any
     phrase: str
@@ -220,6 +225,7 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
 class TaskSource(Protocol[R]):
     """A `Source` for the records of any task."""
 
@@ -235,12 +241,11 @@ class TaskSource(Protocol[R]):
         ...
 
 
-def of_kind(source: TaskSource[Any], kind: type[R], name: str) -> TaskSource[R]:
-    """The source itself, if it holds records of the task. `name` says what it is. Raises ValueError."""
+def check_kind(source: Source | TaskSource[Any], kind: type, name: str) -> None:
+    """Raises ValueError unless the source holds records of that task. `name` says what the source is."""
     if len(source) and not isinstance(source.record(0), kind):
         found = TASK_NAMES[type(source.record(0))]
         raise ValueError(f"{name} holds {found}; this task needs {TASK_NAMES[kind]}")
-    return source
 
 
 # --------------------------------------------------------------------------- the JSONL form
@@ -292,11 +297,8 @@ def _record(entry: Mapping[str, Any], name: str) -> Record:
 
 
 def _entailment(entry: Mapping[str, Any], name: str) -> Entailment:
-    label = text_of(entry, "label", name)
-    if label not in ENTAILMENT_LABELS:
-        raise BadRecord(name, "label unknown", f"'{label}' is none of {', '.join(ENTAILMENT_LABELS)}")
     image, hypothesis = text_of(entry, "image", name), text_of(entry, "hypothesis", name)
-    return Entailment(_id(entry, name), image, hypothesis, label, _image_id(entry, name))
+    return Entailment(_id(entry, name), image, hypothesis, label_of(entry, "label", name), _image_id(entry, name))
 
 
 def _question(entry: Mapping[str, Any], name: str) -> Question:
@@ -316,13 +318,11 @@ def _pair(entry: Mapping[str, Any], name: str) -> PairStatement:
     if len(images) != 2 or len(image_ids) != 2:
         raise BadRecord(name, "wrong type", "`images` and `image_ids` must have two texts each")
     statement = text_of(entry, "statement", name)
-    if not isinstance(entry.get("label"), bool):
-        raise BadRecord(name, "label unknown", "`label` must be true or false")
     return PairStatement(
         id=_id(entry, name),
         images=(images[0], images[1]),
         statement=statement,
-        label=entry["label"],
+        label=truth_of(entry, "label", name),
         image_ids=(image_ids[0], image_ids[1]),
         group=name_of(entry, "group", name) or statement,
     )
@@ -385,6 +385,22 @@ def name_of(entry: Mapping[str, Any], key: str, name: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise BadRecord(name, "wrong type", f"`{key}` must be a text or a whole number")
+
+
+def label_of(entry: Mapping[str, Any], key: str, name: str) -> str:
+    """One of ENTAILMENT_LABELS. Raises BadRecord."""
+    label = text_of(entry, key, name)
+    if label not in ENTAILMENT_LABELS:
+        raise BadRecord(name, "label unknown", f"'{label}' is none of {', '.join(ENTAILMENT_LABELS)}")
+    return label
+
+
+def truth_of(entry: Mapping[str, Any], key: str, name: str) -> bool:
+    """True or false, as such or as a text, as published. Raises BadRecord."""
+    truth = {"true": True, "false": False}.get(str(entry.get(key)).lower())
+    if truth is None:
+        raise BadRecord(name, "label unknown", f"`{key}` must be true or false")
+    return truth
 
 
 def box_of(value: Any, name: str) -> Box:

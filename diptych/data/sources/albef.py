@@ -1,44 +1,114 @@
-"""ALBEF's own annotation lists: JSON files, each a list of {"image": path, "caption": text or texts, "image_id": …}.
+"""ALBEF's own annotation lists: JSON files, each a list of objects. Their keys say which task they belong to.
 
-Pre-training lists and the retrieval lists of COCO and Flickr30k have this form.
+| task | an entry |
+|---|---|
+| pre-training, retrieval | `{"image": path, "caption": text or texts, "image_id": …}` |
+| entailment | `{"image": name without ".jpg", "sentence": text, "label": "neutral"}` |
+| questions | `{"image": path, "question": text, "question_id": …, "dataset": "vqa" or "vg", "answer": text or texts}` |
+| statements about pairs, text assignment | `{"images": [path, path], "sentence": text, "label": "True" or "False"}` |
+| grounding | `{"image": path, "text": text, "ref_id": …}` |
 """
 
 from __future__ import annotations
 
-import json
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from diptych.data.record import Split
-from diptych.data.sources.files import FileSource, Found, open_split
+from diptych.data.pictures import SUFFIXES
+from diptych.data.record import (
+    AnyRecord,
+    BadRecord,
+    Entailment,
+    PairStatement,
+    Question,
+    Referring,
+    Split,
+    from_entry,
+    label_of,
+    name_of,
+    plain_path,
+    text_of,
+    texts_of,
+    truth_of,
+)
+from diptych.data.sources.files import FileSource, Found, json_list, object_of, open_layout, parts_of
 from diptych.schema import DataConfig
 
+LAYOUT = 'data.source=albef reads JSON lists of {"image": …, "caption": …}, separated by commas'
+GENOME_WEIGHT = 0.5
+"""Weight of the single answer of a Visual Genome question, as released; ten annotators together have 1."""
 
-def open_albef(config: DataConfig, split: Split) -> FileSource:
+
+def open_albef(config: DataConfig, split: Split) -> FileSource[Any]:
     """`config.path` names one list, or several with commas between them, read in that order.
 
     Relative pictures start from `config.root`, or from their list's folder. Entries that are no record are skipped and
     named FILE[INDEX], counted from 0. Raises ValueError if a list is missing or no list, or if the split is empty.
     """
-    return open_split(partial(_read, config=config), config, split)
+    return open_layout(read_albef, config, split)
 
 
-def _read(paths: str, config: DataConfig) -> Found:
+def read_albef(paths: str, config: DataConfig) -> Found:
+    """All records of the lists, of one task."""
     found = Found()
-    for path in (Path(part.strip()) for part in paths.split(",") if part.strip()):
-        root = Path(config.root or path.parent)
-        for index, entry in enumerate(_entries(path)):
-            found.add(entry, f"{path}[{index}]", root, config.max_words)
+    for path in parts_of(paths):
+        root = Path(config.root or Path(path).parent)
+        for index, entry in enumerate(json_list(path, LAYOUT)):
+            found.add(entry, f"{path}[{index}]", root, config.max_words, _read)
     return found
 
 
-def _entries(path: Path) -> list[object]:
-    if not path.is_file():
-        raise ValueError(f"no file {path}: data.source=albef reads JSON lists, separated by commas")
-    try:
-        entries = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(entries, list):
-        raise ValueError(f'{path} is not a list of {{"image": …, "caption": …}}')
-    return entries
+def _read(entry: Any, name: str) -> AnyRecord:
+    entry = object_of(entry, name)
+    if "question" in entry:
+        return _question(entry, name)
+    if "sentence" in entry:
+        return _pair(entry, name) if "images" in entry else _entailment(entry, name)
+    if "text" in entry:
+        return _referring(entry, name)
+    return from_entry(entry, name)
+
+
+def _question(entry: Mapping[str, Any], name: str) -> Question:
+    genome = entry.get("dataset") == "vg"
+    number = name_of(entry, "question_id", name)
+    image = text_of(entry, "image", name)
+    answers = texts_of(entry, "answer", name) if "answer" in entry else ()
+    return Question(
+        # The two data sets number their questions independently of each other.
+        id=name if number is None else f"vg/{number}" if genome else number,
+        image=image,
+        question=text_of(entry, "question", name),
+        answers=answers,
+        image_id=plain_path(image),
+        weights=(GENOME_WEIGHT,) * len(answers) if genome else (),
+    )
+
+
+def _entailment(entry: Mapping[str, Any], name: str) -> Entailment:
+    image = text_of(entry, "image", name)
+    path = image if Path(image).suffix.lower() in SUFFIXES else f"{image}.jpg"
+    sentence, label = text_of(entry, "sentence", name), label_of(entry, "label", name)
+    return Entailment(name, path, sentence, label, plain_path(path))
+
+
+def _pair(entry: Mapping[str, Any], name: str) -> PairStatement:
+    images = texts_of(entry, "images", name)
+    if len(images) != 2:
+        raise BadRecord(name, "wrong type", "`images` must be two paths")
+    sentence = text_of(entry, "sentence", name)
+    return PairStatement(
+        id=name,
+        images=(images[0], images[1]),
+        statement=sentence,
+        label=truth_of(entry, "label", name),
+        image_ids=(plain_path(images[0]), plain_path(images[1])),
+        group=sentence,
+    )
+
+
+def _referring(entry: Mapping[str, Any], name: str) -> Referring:
+    image = text_of(entry, "image", name)
+    number = name_of(entry, "ref_id", name) or ""
+    return Referring(name, image, text_of(entry, "text", name), plain_path(image), ref_id=number)

@@ -1,22 +1,36 @@
 """What the sources of picture files share: the record of an entry, the splits, reading pictures.
 
-An entry is what a published list says of one picture: `{"image": …, "caption" or "captions": …}`.
+An entry is what a published list says of one picture or pair: `{"image": …, "caption" or "captions": …}`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from PIL import Image
 
-from diptych.data.cleanup import clean_caption
-from diptych.data.pictures import open_picture
-from diptych.data.record import BadRecord, Record, Split
+from diptych.data.cleanup import clean_caption, clean_question
+from diptych.data.pictures import file_of, open_picture
+from diptych.data.record import (
+    SPLITS,
+    TASK_NAMES,
+    AnyRecord,
+    BadRecord,
+    PairStatement,
+    Question,
+    R,
+    Record,
+    Referring,
+    Split,
+    from_entry,
+    text_of,
+)
 from diptych.schema import DataConfig
 
 TRAINING_SIDE = 1024
@@ -28,132 +42,250 @@ NAMED = 20
 
 
 @dataclass(frozen=True)
-class FileSource:
-    """Records whose `image` is the path of a picture file."""
+class FileSource(Generic[R]):
+    """Records whose images are paths of picture files."""
 
-    records: tuple[Record, ...]
+    records: tuple[R, ...]
     skipped: tuple[BadRecord, ...] = ()
     least_side: int | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> R:
         return self.records[index]
 
-    def picture(self, record: Record) -> Image.Image:
-        return open_picture(record.image, record.id, self.least_side)
+    def picture(self, record: R) -> Image.Image:
+        """The first picture of a record."""
+        return self.pictures(record)[0]
+
+    def pictures(self, record: R) -> tuple[Image.Image, ...]:
+        return tuple(open_picture(image, record.id, self.least_side) for image in record.images)
 
 
 @dataclass
 class Found:
-    """What reading a list or folder gave so far."""
+    """What reading a list or folder gave so far: records of one task."""
 
-    records: list[Record] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
     skipped: list[BadRecord] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
+    splits: dict[str, Split] = field(default_factory=dict)
+    """Where the layout itself says so: the split of each record, by its id, and of each skipped one, by its name."""
+    drawn: bool = False
+    """Whether this is a share of the pictures for evaluation, drawn because the layout has no such split."""
 
-    def add(self, entry: Any, name: str, root: Path, max_words: int) -> None:
-        """Keep an entry as a record, or note why not. `name` says where it stands."""
+    def add(
+        self,
+        entry: Any,
+        name: str,
+        root: Path,
+        max_words: int,
+        read: Callable[[Any, str], AnyRecord] = from_entry,
+        split_of: Callable[[Any, str], Split] | None = None,
+    ) -> None:
+        """Keep an entry as a record, or note why not. `name` says where it stands; `read` makes a record of it and
+        `split_of` says its split, where the layout does; both raise BadRecord."""
+        split: Split | None = None
         try:
-            record, empty = _record(entry, name, root, max_words)
-            if record.id in self.ids:
-                raise BadRecord(name, "id repeated", record.id)
+            if isinstance(entry, BadRecord):
+                raise entry
+            split = split_of(entry, name) if split_of else None
+            record, empty = _located(read(entry, name), name, root, max_words)
+            self._check(record, name)
         except BadRecord as error:
-            self.skipped.append(error)
+            self.skip(error, split)
             return
         self.ids.add(record.id)
         self.records.append(record)
-        self.skipped += empty
+        if split is not None:
+            self.splits[record.id] = split
+        for lost in empty:
+            self.skip(lost, split)
+
+    def skip(self, error: BadRecord, split: Split | None = None) -> None:
+        self.skipped.append(error)
+        if split is not None:
+            self.splits[error.record] = split
+
+    def of(self, split: Split) -> Found:
+        """The part that the layout gives to a split. What was skipped without one counts as training data."""
+        return Found(
+            [record for record in self.records if self.splits.get(record.id) == split],
+            [error for error in self.skipped if self.splits.get(error.record, "train") == split],
+        )
+
+    def _check(self, record: AnyRecord, name: str) -> None:
+        if record.id in self.ids:
+            raise BadRecord(name, "id repeated", record.id)
+        if self.records and type(record) is not type(self.records[0]):
+            raise BadRecord(
+                name, "another task", f"{TASK_NAMES[type(record)]} among {TASK_NAMES[type(self.records[0])]}"
+            )
 
 
-def _record(entry: Any, name: str, root: Path, max_words: int) -> tuple[Record, list[BadRecord]]:
-    """The record of an entry, and those of its captions that are empty. Raises BadRecord."""
-    if not isinstance(entry, Mapping):
-        raise BadRecord(name, "not an object", 'each entry is {"image": …, "caption": …}')
-    image = _text(entry, "image", name)
-    captions = _captions(entry, "captions" if "captions" in entry else "caption", name)
-    clean = _captions(entry, "clean", name) if entry.get("clean") else ()
-    if clean and len(clean) != len(captions):
-        raise BadRecord(name, "wrong type", "`clean` must have one text for each caption")
-    keep = [number for number, caption in enumerate(captions) if clean_caption(caption, max_words)]
-    path = root / image
+def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[AnyRecord, list[BadRecord]]:
+    """The record with the paths of its pictures, and those of its captions that are empty. Raises BadRecord."""
+    paths = [str(root / image) for image in record.images]
+    clean = clean_question if isinstance(record, Question) else clean_caption
+    keep = [number for number, text in enumerate(record.texts) if clean(text, max_words)]
     if not keep:
-        raise BadRecord(name, "caption empty", str(path))
-    if "\0" in image or not os.path.isfile(path):  # noqa: PTH113 — a million of these take seconds
-        raise BadRecord(name, "picture missing", str(path))
-    record = Record(
-        id=_name(entry, "id", name) or name,
-        image=str(path),
-        captions=tuple(captions[number] for number in keep),
-        image_id=_name(entry, "image_id", name) or Path(os.path.normpath(image)).as_posix(),
-        clean=tuple(clean[number] for number in keep) if clean else (),
-    )
-    lost = set(range(len(captions))).difference(keep)
-    return record, [BadRecord(f"{name}, caption {number + 1}", "caption empty", str(path)) for number in sorted(lost)]
+        raise BadRecord(name, f"{record.text_name} empty", paths[0])
+    for path in paths:
+        if "\0" in path or not os.path.isfile(file_of(path)):  # noqa: PTH113 — a million of these take seconds
+            raise BadRecord(name, "picture missing", path)
+    if isinstance(record, Record):
+        lost = sorted(set(range(len(record.captions))).difference(keep))
+        captions = tuple(record.captions[number] for number in keep)
+        noiseless = tuple(record.clean[number] for number in keep) if record.clean else ()
+        empty = [BadRecord(f"{name}, caption {number + 1}", "caption empty", paths[0]) for number in lost]
+        return replace(record, image=paths[0], captions=captions, clean=noiseless), empty
+    if isinstance(record, PairStatement):
+        return replace(record, images=(paths[0], paths[1])), []
+    return replace(record, image=paths[0]), []
 
 
-def _text(entry: Mapping[str, Any], key: str, name: str) -> str:
-    if key not in entry:
-        raise BadRecord(name, "key missing", key)
-    if not isinstance(entry[key], str):
-        raise BadRecord(name, "wrong type", f"`{key}` must be a text")
-    return _unicode(entry[key], name)
+# --------------------------------------------------------------------------- reading lists
 
 
-def _name(entry: Mapping[str, Any], key: str, name: str) -> str | None:
-    """An optional name; published lists number their pictures, so whole numbers will do."""
-    value = entry.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise BadRecord(name, "wrong type", f"`{key}` must be a text or a whole number")
+def existing(path: str | Path, layout: str) -> Path:
+    """The file. Raises ValueError; `layout` says what was looked for."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"no file {file}: {layout}")
+    return file
 
 
-def _captions(entry: Mapping[str, Any], key: str, name: str) -> tuple[str, ...]:
-    if key not in entry:
-        raise BadRecord(name, "key missing", key)
-    value = entry[key]
-    captions = (value,) if isinstance(value, str) else value
-    if not isinstance(captions, Sequence) or not all(isinstance(caption, str) for caption in captions):
-        raise BadRecord(name, "wrong type", f"`{key}` must be a text or a list of texts")
-    return tuple(_unicode(caption, name) for caption in captions)
-
-
-def _unicode(text: str, name: str) -> str:
-    """JSON and file names can hold half characters, which no tokenizer takes and no terminal prints."""
+def read_json(path: str | Path, layout: str) -> Any:
+    """A whole JSON file. Raises ValueError; `layout` says what it should be."""
+    file = existing(path, layout)
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRecord(name.encode(errors="backslashreplace").decode(), "not Unicode", str(error)) from None
-    return text
+        return json.loads(file.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+
+
+def json_list(path: str | Path, layout: str) -> list[Any]:
+    """A JSON file that must hold a list. Raises ValueError."""
+    content = read_json(path, layout)
+    if not isinstance(content, list):
+        raise ValueError(f"{path} is not a list: {layout}")
+    return content
+
+
+def json_object(path: str | Path, layout: str) -> dict[str, Any]:
+    """A JSON file that must hold an object. Raises ValueError."""
+    content = read_json(path, layout)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not an object: {layout}")
+    return content
+
+
+def list_of(content: Mapping[str, Any], key: str, file: str | Path, layout: str) -> list[Any]:
+    """A list that a JSON object must hold. Raises ValueError."""
+    if not isinstance(content.get(key), list):
+        raise ValueError(f"{file} has no list `{key}`: {layout}")
+    return list(content[key])
+
+
+def object_of(entry: Any, name: str) -> Mapping[str, Any]:
+    """The entry itself, if it is a JSON object. Raises BadRecord."""
+    if not isinstance(entry, Mapping):
+        raise BadRecord(name, "not an object")
+    return entry
+
+
+def split_named(entry: Any, name: str, splits: Mapping[str, Split]) -> Split:
+    """What an entry's `split` is called here. Raises BadRecord."""
+    published = text_of(object_of(entry, name), "split", name)
+    if published not in splits:
+        raise BadRecord(name, "split unknown", f"'{published}' is none of {', '.join(splits)}")
+    return splits[published]
+
+
+def parts_of(paths: str) -> list[str]:
+    """Several paths in one setting, with commas between them."""
+    return [part.strip() for part in paths.split(",") if part.strip()]
+
+
+def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """The lines of a file that hold something, each as (FILE:LINE, what it says, or BadRecord why that is unknown)."""
+    with file.open("rb") as stream:  # bytes, so that one broken line does not spoil the others
+        for number, line in enumerate(stream, start=1):
+            content = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+            name = f"{file}:{number}"
+            try:
+                if content:
+                    yield name, json.loads(content.decode())
+            except UnicodeDecodeError as error:
+                yield name, BadRecord(name, "line is not UTF-8", str(error))
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield name, BadRecord(name, "line is not JSON", str(error))
 
 
 # --------------------------------------------------------------------------- splits
 
 
-def open_split(read: Callable[[str], Found], config: DataConfig, split: Split) -> FileSource:
+def open_layout(read: Callable[[str, DataConfig], Found], config: DataConfig, split: Split) -> FileSource[Any]:
+    """A split of a layout that `read` reads from a path of the configuration. Raises ValueError."""
+    return open_split(lambda path: read(path, config), config, split)
+
+
+def open_split(read: Callable[[str], Found], config: DataConfig, split: Split) -> FileSource[Any]:
     """A split of a source. `read` turns a path of the configuration into what it holds.
 
-    `validation_path` and `test_path` decide where they are given, and tolerate no bad entry. Otherwise
-    `config.held_out` of the pictures of `path` make up each of these splits, drawn by a hash of their identity: all
-    records of a picture fall into one split, and no order of the file and no seed changes which. Of a split drawn so,
-    pictures that cannot be read are left out and named in `skipped`.
+    `validation_path` and `test_path` decide where they are given, and the layout's own splits where it has any; these
+    tolerate no bad entry. Otherwise `config.held_out` of the pictures of `path` make up each of these splits, drawn by
+    a hash of their identity: all records of a picture fall into one split, and no order of the file and no seed changes
+    which. Of a split drawn so, pictures that cannot be read are left out and named in `skipped`.
     """
-    own = {"validation": config.validation_path, "test": config.test_path}.get(split)
+    own = _own_path(config, split)
     if own is not None:
-        return _given(read(own), own, split)
-    found = read(_path(config))
-    held = _held_out(found, config)
+        return _given(_part(read(own), split), own, split)
+    path = _path(config)
+    found = read(path)
+    if found.splits and split != "train":
+        return _given(found.of(split), path, split)
+    part = _divided(found, config, split)
     if split == "train":
-        training = tuple(record for record in found.records if record.image_id not in held)
-        source = FileSource(training, tuple(found.skipped), least_side=TRAINING_SIDE)
+        source = FileSource(tuple(part.records), tuple(part.skipped), least_side=_least_side(part.records))
     else:
-        source = _readable([record for record in found.records if held.get(record.image_id) == split])
+        source = _readable(part.records)
     if not source.records:
         raise ValueError(_why_empty(found, source, config, split))
     return source
+
+
+def read_splits(read: Callable[[str, DataConfig], Found], config: DataConfig) -> dict[Split, Found]:
+    """All that a layout holds, divided as `open_split` does, with what is wrong with each part. Raises ValueError."""
+    found = read(_path(config), config)
+    own = {split: _own_path(config, split) for split in SPLITS}
+    return {
+        split: _divided(found, config, split) if path is None else _part(read(path, config), split)
+        for split, path in own.items()
+    }
+
+
+def _own_path(config: DataConfig, split: Split) -> str | None:
+    return {"validation": config.validation_path, "test": config.test_path}.get(split)
+
+
+def _divided(found: Found, config: DataConfig, split: Split) -> Found:
+    """The part of what `config.path` holds that belongs to a split."""
+    if found.splits:
+        return found.of(split)
+    held = _held_out(found, config)
+    kept = [record for record in found.records if held.get(record.image_ids[0], "train") == split]
+    return Found(kept, found.skipped) if split == "train" else Found(kept, drawn=True)
+
+
+def _part(found: Found, split: Split) -> Found:
+    return found.of(split) if found.splits else found
+
+
+def _least_side(records: Sequence[AnyRecord]) -> int | None:
+    """Boxes count the pixels of the whole picture."""
+    return None if records and isinstance(records[0], Referring) else TRAINING_SIDE
 
 
 def _path(config: DataConfig) -> str:
@@ -162,7 +294,7 @@ def _path(config: DataConfig) -> str:
     return config.path
 
 
-def _given(found: Found, path: str, split: Split) -> FileSource:
+def _given(found: Found, path: str, split: Split) -> FileSource[Any]:
     if found.skipped:
         raise ValueError(
             f"{len(found.skipped)} records of the {split} split in {path} cannot be used;"
@@ -177,38 +309,55 @@ def _held_out(found: Found, config: DataConfig) -> dict[str, Split]:
     """The pictures of `config.path` that training must not see, each with its split."""
     if not 0 <= config.held_out < 0.5:
         raise ValueError(f"data.held_out is {config.held_out}: it must be at least 0 and below 0.5")
-    pictures = sorted({record.image_id for record in found.records}, key=_draw)
-    count = round(config.held_out * len(pictures))
+    group_of = _groups(found.records)
+    groups = sorted(set(group_of.values()), key=_draw)
+    count = round(config.held_out * len(groups))
     if config.held_out > 0:
-        count = max(count, min(LEAST_DRAWN, len(pictures) // 4))
+        count = max(count, min(LEAST_DRAWN, len(groups) // 4))
     held: dict[str, Split] = {}
     if config.validation_path is None:
-        held |= dict.fromkeys(pictures[:count], "validation")
+        held |= dict.fromkeys(groups[:count], "validation")
     if config.test_path is None:
-        held |= dict.fromkeys(pictures[count : 2 * count], "test")
-    return held
+        held |= dict.fromkeys(groups[count : 2 * count], "test")
+    return {picture: held[group] for picture, group in group_of.items() if group in held}
+
+
+def _groups(records: Iterable[AnyRecord]) -> dict[str, str]:
+    """Each picture with the name of its group: pictures that records show together must fall into one split."""
+    above: dict[str, str] = {}
+
+    def top(picture: str) -> str:
+        while above.setdefault(picture, picture) != picture:
+            above[picture] = above[above[picture]]
+            picture = above[picture]
+        return picture
+
+    for record in records:
+        first, last = sorted((top(record.image_ids[0]), top(record.image_ids[-1])))
+        above[last] = first  # so that a group's name is its least, whatever the order
+    return {picture: top(picture) for picture in above}
 
 
 def _draw(image_id: str) -> tuple[bytes, str]:
     return hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), image_id
 
 
-def _readable(records: Iterable[Record]) -> FileSource:
-    kept: list[Record] = []
+def _readable(records: Iterable[AnyRecord]) -> FileSource[Any]:
+    kept: list[AnyRecord] = []
     skipped: list[BadRecord] = []
     sound: set[str] = set()
     for record in records:
         try:
-            if record.image not in sound:
-                open_picture(record.image, record.id, least_side=64)
-                sound.add(record.image)
+            for image in set(record.images) - sound:
+                open_picture(image, record.id, least_side=64)
+                sound.add(image)
             kept.append(record)
         except BadRecord as error:
             skipped.append(error)
     return FileSource(tuple(kept), tuple(skipped))
 
 
-def _why_empty(found: Found, source: FileSource, config: DataConfig, split: Split) -> str:
+def _why_empty(found: Found, source: FileSource[Any], config: DataConfig, split: Split) -> str:
     bad = [*found.skipped, *source.skipped] if split != "train" else found.skipped
     reasons = f"\n{len(bad)} could not be used:\n{listing(bad)}" if bad else ""
     if not found.records:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord, Split
-from diptych.data.sources.files import FileSource, Found, open_split
+from diptych.data.sources.files import FileSource, Found, open_layout
 from diptych.data.sources.jsonl import read_lines
 from diptych.schema import DataConfig
 
@@ -21,16 +21,17 @@ LONGEST_LINE = 1 << 16
 """Bytes that are read of a text file's first line."""
 
 
-def open_folder(config: DataConfig, split: Split) -> FileSource:
+def open_folder(config: DataConfig, split: Split) -> FileSource[Any]:
     """`config.path` is the folder, read with all folders in it, in the order of names; hidden ones are passed over.
 
     Pictures without a text, and texts without a picture, are skipped and named. Raises ValueError if the folder is
     missing or the split empty.
     """
-    return open_split(partial(_read, config=config), config, split)
+    return open_layout(read_folder, config, split)
 
 
-def _read(path: str, config: DataConfig) -> Found:
+def read_folder(path: str, config: DataConfig) -> Found:
+    """All pairs of a folder."""
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: data.source=folder reads pictures with texts of the same name")
@@ -42,8 +43,8 @@ def _read(path: str, config: DataConfig) -> Found:
 
 def _captioned(folder: Path, files: list[Path], max_words: int) -> Found:
     found = read_lines(folder / CAPTIONS_FILE, folder, max_words)
-    named = {os.path.normpath(record.image) for record in found.records}
-    named |= {os.path.normpath(error.detail) for error in found.skipped if error.reason == "caption empty"}
+    named = {os.path.normpath(image) for record in found.records for image in record.images}
+    named |= {os.path.normpath(error.detail) for error in found.skipped if error.reason.endswith(" empty")}
     for file in files:
         if file.suffix.lower() in SUFFIXES and os.path.normpath(folder / file) not in named:
             found.skipped.append(BadRecord(file.as_posix(), "picture without text", f"not in {CAPTIONS_FILE}"))
