@@ -9,28 +9,31 @@ V vocabulary, K contrastive candidates (batch, then queue).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.checkpoints.convert import Alias, Drop, Rename, Rule, Stack
-from diptych.losses.contrastive import contrastive_loss, hide, information_bound, itc_targets, similarity
+from diptych.checkpoints.convert import Absent, Alias, Count, Rename, Rule, Stack
+from diptych.losses.contrastive import Similarities, distilled_contrastive_loss, hide, information_bound, similarity
 from diptych.losses.distillation import alpha_at, mixed_word_loss
 from diptych.losses.masked_lm import IGNORED, MaskDraws, mask_words, masked_lm_loss
-from diptych.losses.matching import draw_negatives, matching_loss, negative_weights
+from diptych.losses.matching import draw_negatives, match_labels, matching_loss, matching_pairs, negative_weights
 from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights
 from diptych.nn.embeddings import ImageEmbedding, WordEmbedding
 from diptych.nn.layout import Layout, Packed
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
+from diptych.nn.words import WordHead
 from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
 from diptych.seeds import seed_of
-from diptych.task import Task
+from diptych.task import Model, Task
 from diptych.types import Batch, Joint, Losses, Progress, RowList, Rows, Term, Texts
 
 # --------------------------------------------------------------------------- states
@@ -115,11 +118,15 @@ class VisionEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """BERT in two parts: text only below `fusion_start`, with cross-attention to the image from there on."""
+    """BERT in two parts: text only below `fusion_start`, with cross-attention to the image from there on.
 
-    def __init__(self, config: TextConfig, image_width: int) -> None:
+    With S images a text (NLVR2: 2; ALBEF §5), each fusion layer stands there S times, one for each image in turn; the
+    S layers share the projections to keys and values, which the first of them holds.
+    """
+
+    def __init__(self, config: TextConfig, image_width: int, images_per_text: int = 1) -> None:
         super().__init__()
-        self.fusion_start = config.fusion_start
+        self.fusion_start, self.images_per_text = config.fusion_start, images_per_text
         self.embedding = WordEmbedding(
             config.vocab_size,
             config.pad_id,
@@ -129,13 +136,16 @@ class TextEncoder(nn.Module):
             config.norm,
             config.dropout,
         )
-        self.layers = nn.ModuleList(
-            TextBlock(
-                config.width, config.heads, config.intermediate, config.norm_eps, config.norm, config.dropout,
-                config.attention_dropout, image_width if number >= config.fusion_start else None,
-            )
-            for number in range(config.layers)
+        args = (
+            config.width, config.heads, config.intermediate, config.norm_eps, config.norm, config.dropout,
+            config.attention_dropout,
         )  # fmt: skip
+        fusion_layers = (config.layers - config.fusion_start) * images_per_text
+        self.layers = nn.ModuleList(TextBlock(*args, image_width=None) for _ in range(config.fusion_start))
+        self.layers.extend(
+            TextBlock(*args, image_width=image_width, projects=number % images_per_text == 0)
+            for number in range(fusion_layers)
+        )
         pre = config.norm == "pre"
         self.text_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if pre else nn.Identity()
         self.fusion_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if pre else nn.Identity()
@@ -146,46 +156,48 @@ class TextEncoder(nn.Module):
         hidden = self.embedding(ids, packed.position)
         frame = TextFrame(packed.layout, packed.layout.filled(visible))
         for layer in self.layers[: self.fusion_start]:
-            hidden, _ = layer(hidden, frame)
+            hidden, *_ = layer(hidden, frame)
         return TextState(hidden, packed, visible)
 
     def fuse(
-        self, hidden: Tensor, frame: TextFrame, image: Tensor, queried: Queried | None, maps: Sequence[int]
+        self, hidden: Tensor, frames: Sequence[TextFrame], image: Tensor, queried: Queried | None, maps: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The part with cross-attention. The last layer is computed at the `queried` rows only."""
+        """The part with cross-attention. `frames[s]` leads to each text's image number s, and layers take turns.
+
+        The last layer is computed at the `queried` rows only.
+        """
         kept: dict[int, Tensor] = {}
+        shared: Tensor | None = None
         for number in range(self.fusion_start, len(self.layers)):
-            last = number == len(self.layers) - 1
-            hidden, attention = self.layers[number](hidden, frame, image, queried if last else None, number in maps)
+            turn = (number - self.fusion_start) % self.images_per_text
+            wanted = queried if number == len(self.layers) - 1 else None
+            before = shared if turn else None
+            hidden, attention, shared = self.layers[number](hidden, frames[turn], image, wanted, number in maps, before)
             if attention is not None:
                 kept[number] = attention
         return self.fusion_norm(hidden), kept
 
 
-class WordHead(nn.Module):
-    """BERT's word prediction; its matrix is the word table."""
-
-    def __init__(self, vocab_size: int, width: int, norm_eps: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-        self.apply(init_weights)
-
-    def forward(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
-        return F.linear(self.norm(F.gelu(self.dense(rows))), words, self.bias)
-
-
-class Albef(nn.Module):
+class Albef(Model):
     """Both encoders, the fusion encoder and their heads, behind the contract that every task uses (§3.1)."""
+
+    parts: ClassVar = {
+        "embed_image": ("image_proj",),
+        "embed_text": ("text_proj", "text.text_norm"),
+        "temperature": ("temp",),
+        "match_logits": ("match_head",),
+        "word_logits": ("word_head",),
+    }
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         if not 0 < config.text.fusion_start < config.text.layers:
             raise ValueError(f"text.fusion_start must lie within 1..{config.text.layers - 1}")
-        self.config = config
+        if config.images_per_text < 1:
+            raise ValueError(f"images_per_text must be at least 1, not {config.images_per_text}")
+        self.config, self.embed_dim = config, config.embed_dim
         self.vision = VisionEncoder(config.vision)
-        self.text = TextEncoder(config.text, config.vision.width)
+        self.text = TextEncoder(config.text, config.vision.width, config.images_per_text)
         self.word_head = WordHead(config.text.vocab_size, config.text.width, config.text.norm_eps)
         self.image_proj = nn.Linear(config.vision.width, config.embed_dim)
         self.text_proj = nn.Linear(config.text.width, config.embed_dim)
@@ -230,34 +242,55 @@ class Albef(nn.Module):
         texts: TextState,
         images: ImageState,
         text_index: Int[Tensor, "P"],
-        image_index: Int[Tensor, "P"],
+        image_index: Int[Tensor, "P"] | Int[Tensor, "P S"],
         rows: Rows = None,
         maps: Sequence[int] = (),
     ) -> Joint:
-        """Fuse text text_index[p] with image image_index[p], for P pairs.
+        """Fuse text text_index[p] with image image_index[p], or with the S images image_index[p], for P pairs.
 
         An image's keys and values are projected once, however many pairs it is in. The last layer is computed for
         [CLS] and the `rows` only. `maps`: layer numbers, counted over the whole text stack, whose cross-attention
-        [P, heads, L, patches] is kept in the graph.
+        [P, heads, L, patches] is kept in the graph. S is `images_per_text`; raises ValueError for another.
         """
-        wrong = [number for number in maps if not self.config.text.fusion_start <= number < self.config.text.layers]
+        turns = self._turns(image_index)
+        wrong = [number for number in maps if not self.config.text.fusion_start <= number < len(self.text.layers)]
         if wrong:
             raise ValueError(
                 f"layers {wrong} have no cross-attention; those from {self.config.text.fusion_start} on have"
             )
         packed, source = texts.packed.select(text_index)
         visible = None if texts.visible is None else texts.visible[source]
-        image_of_row = image_index[packed.sequence]
-        frame = TextFrame(
-            packed.layout, packed.layout.filled(visible), Layout.of(image_of_row, len(images)), image_index
-        )
+        seen, places = packed.layout.filled(visible), [index[packed.sequence] for index in turns]
+        frames = [
+            TextFrame(packed.layout, seen, Layout.of(image_of_row, len(images)), index)
+            for image_of_row, index in zip(places, turns, strict=True)
+        ]
         everything = rows == "all" or bool(maps)
-        queried = None if everything else self._queried(packed, image_of_row, len(images), rows)
-        hidden, kept = self.text.fuse(texts.hidden[source], frame, images.tokens, queried, maps)
+        queried = None if everything else self._queried(packed, places[-1], len(images), rows)
+        hidden, kept = self.text.fuse(texts.hidden[source], frames, images.tokens, queried, maps)
         if queried is not None:
             pairs = len(text_index)
             return Joint(hidden[:pairs], hidden[pairs:] if isinstance(rows, RowList) else None)
         return self._joint(hidden, packed, visible, rows, kept)
+
+    def joint_width(self, images: int = 1) -> int:
+        """Width of `Joint.pooled` when a text is fused with so many images. Raises ValueError for another number."""
+        self._require_images(images)
+        return self.config.text.width
+
+    def _turns(self, image_index: Int[Tensor, "P"] | Int[Tensor, "P S"]) -> Sequence[Int[Tensor, "P"]]:
+        """The first, second … image of each pair."""
+        table = image_index[:, None] if image_index.ndim == 1 else image_index
+        self._require_images(table.shape[1])
+        return table.unbind(1)
+
+    def _require_images(self, images: int) -> None:
+        own = self.config.images_per_text
+        if images != own:
+            raise ValueError(
+                f"this model fuses a text with {own} image{'s' * (own > 1)}, not {images}: "
+                f"build it with model.images_per_text={images}"
+            )
 
     @staticmethod
     def _queried(packed: Packed, image_of_row: Int[Tensor, "N"], images: int, rows: Rows) -> Queried:
@@ -292,6 +325,32 @@ class Albef(nn.Module):
         return self.word_head(rows, self.text.embedding.words.weight)
 
 
+_LAYER = re.compile(r"(?P<before>(?:.*\.)?text\.layers\.)(?P<number>\d+)\.(?P<part>.*)")
+
+
+def repeat_fusion_layers(state: Mapping[str, Tensor], config: AlbefConfig) -> dict[str, Tensor]:
+    """The state of a model with one image a text as the start of one with `config.images_per_text` (§5, NLVR2).
+
+    Each fusion layer is copied for each image. Names may have a prefix (`model.`, `teacher.`). A state whose fusion
+    layers are repeated already is returned as it is.
+    """
+    start, times = config.text.fusion_start, config.images_per_text
+    found = {name: match for name in state if (match := _LAYER.fullmatch(name))}
+    if max((int(match["number"]) for match in found.values()), default=0) >= config.text.layers:
+        return dict(state)
+    repeated: dict[str, Tensor] = {}
+    for name, value in state.items():
+        number = int(found[name]["number"]) if name in found else 0
+        if number < start:
+            repeated[name] = value
+            continue
+        before, part = found[name]["before"], found[name]["part"]
+        copies = 1 if part.startswith("cross.kv.") else times
+        for turn in range(copies):
+            repeated[f"{before}{start + (number - start) * times + turn}.{part}"] = value
+    return repeated
+
+
 # --------------------------------------------------------------------------- pre-training (§3.2, §3.3)
 
 
@@ -307,13 +366,9 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Similarities):
     """All that the contrast of one batch with batch and queue gives."""
 
-    image_to_text: Float[Tensor, "B K"]
-    text_to_image: Float[Tensor, "B K"]
-    teacher_image_to_text: Float[Tensor, "B K"]
-    teacher_text_to_image: Float[Tensor, "B K"]
     hidden: Bool[Tensor, "B K"]
     """Candidates that are the same picture under another caption: neither positive nor negative."""
     keys: tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]] | None
@@ -379,14 +434,9 @@ class AlbefPretraining(Task):
     def _freeze_unreached(self) -> None:
         """A term of weight 0 reaches nothing: what only it would train is frozen."""
         model, config = self.model, self.config
-        if not config.itc:
-            for part in (model.image_proj, model.text_proj, model.text.text_norm):
-                part.requires_grad_(False)
-            model.temp.requires_grad_(False)
-        if not config.itm:
-            model.match_head.requires_grad_(False)
-        if not config.mlm:
-            model.word_head.requires_grad_(False)
+        reached = dict.fromkeys(("embed_image", "embed_text", "temperature"), config.itc)
+        reached |= {"match_logits": config.itm, "word_logits": config.mlm}
+        model.freeze(model.unused(*(call for call, weight in reached.items() if weight)))
         if not config.itm and not config.mlm:
             model.text.layers[model.text.fusion_start :].requires_grad_(False)
             model.text.fusion_norm.requires_grad_(False)
@@ -493,9 +543,8 @@ class AlbefPretraining(Task):
             if teacher is not None:
                 image_key = self.teacher.embed_image(teacher[0])["main"]
                 text_key = self.teacher.embed_text(teacher[1])["main"][:size]
-            queued_image, queued_text, queued_ids = self.queue.entries()
-            image_keys, text_keys = torch.cat([image_key, queued_image]), torch.cat([text_key, queued_text])
-            hidden = ids[:, None] == torch.cat([ids, queued_ids])[None]
+            image_keys, text_keys, key_ids = self.queue.behind(image_key, text_key, ids)
+            hidden = ids[:, None] == key_ids[None]
             hidden[:, :size].fill_diagonal_(False)
             if self.config.false_negatives == "keep":
                 hidden.zero_()
@@ -527,8 +576,8 @@ class AlbefPretraining(Task):
         """One call for 4B pairs: positives, (text, hard image), (hard text, image), (masked text, image)."""
         size = len(images)
         here = torch.arange(size, device=images.tokens.device)
-        text_index = torch.cat([here, here, negative_text, here + size])
-        image_index = torch.cat([here, negative_image, here, here])
+        text_index, image_index = matching_pairs(negative_image, negative_text)
+        text_index, image_index = torch.cat([text_index, here + size]), torch.cat([image_index, here])
         rows = RowList(masked.pair + 3 * size, masked.position)
         joint = self.model.fuse(texts, images, text_index, image_index, rows)
         assert joint.rows is not None
@@ -564,13 +613,7 @@ class AlbefPretraining(Task):
 
     def _itc(self, contrast: Contrast, alpha: float) -> Term:
         """The contrastive loss against labels and teacher."""
-        alpha = alpha * self.config.alpha_itc
-        return contrastive_loss(
-            contrast.image_to_text,
-            contrast.text_to_image,
-            itc_targets(contrast.teacher_image_to_text, contrast.positives, alpha),
-            itc_targets(contrast.teacher_text_to_image, contrast.positives, alpha),
-        )
+        return distilled_contrastive_loss(contrast, contrast.positives, alpha * self.config.alpha_itc)
 
     @torch.no_grad()
     def _contrast_measures(self, contrast: Contrast, alpha: float) -> dict[str, Term]:
@@ -582,11 +625,11 @@ class AlbefPretraining(Task):
         cosine = (contrast.image_to_text.diagonal() + contrast.text_to_image.diagonal()) / 2 * self.model.temp
         labelled = torch.softmax(contrast.teacher_image_to_text, 1) + torch.softmax(contrast.teacher_text_to_image, 1)
         return {
-            "mi_bound": _term(bound),
-            "temperature": _term(self.model.temp[None]),
-            "alpha": _term(positives.new_full((1,), alpha)),
-            "positive_similarity": _term(cosine),
-            "teacher_label_probability": _term(labelled.diagonal() / 2),
+            "mi_bound": Term.over(bound),
+            "temperature": Term.over(self.model.temp[None]),
+            "alpha": Term.over(positives.new_full((1,), alpha)),
+            "positive_similarity": Term.over(cosine),
+            "teacher_label_probability": Term.over(labelled.diagonal() / 2),
         }
 
     @torch.no_grad()
@@ -601,24 +644,15 @@ class AlbefPretraining(Task):
         hits = made.match_logits.argmax(1) == match_labels(size, device)
         return {
             "mi_bound_words": mlm_bound,
-            "itm_accuracy": _term(hits.float()),
-            "mlm_accuracy": _term((made.word_logits.argmax(1) == made.labels).float()),
-            "negative_similarity": _term((negative_text + negative_image) / 2 * self.model.temp),
+            "itm_accuracy": Term.over(hits.float()),
+            "mlm_accuracy": Term.over((made.word_logits.argmax(1) == made.labels).float()),
+            "negative_similarity": Term.over((negative_text + negative_image) / 2 * self.model.temp),
         }
-
-
-def match_labels(size: int, device: torch.device) -> Int[Tensor, "P"]:
-    """The labels of B positives, then 2B negatives."""
-    return (torch.arange(3 * size, device=device) < size).long()
 
 
 def _carry(contrast: Contrast, batch: Batch) -> tuple[Tensor, ...]:
     """What the queue takes after the step: the teacher's features with their pictures' identities, or nothing."""
     return (*contrast.keys, batch.image_ids) if contrast.keys else ()
-
-
-def _term(values: Float[Tensor, "n"]) -> Term:
-    return Term(values.sum(), values.new_tensor(len(values)))
 
 
 # --------------------------------------------------------------------------- published names
@@ -629,9 +663,8 @@ def _model_rules(mark: str, ours: str, with_words: bool = True) -> list[Rule]:
 
     `with_words`: has word prediction; the text encoder's parts then stand one level deeper.
     """
-    vision, bert = f"visual_encoder{mark}", f"text_encoder{mark}" + (".bert" if with_words else "")
-    layer, target = f"{bert}.encoder.layer.{{i}}", f"{ours}text.layers.{{i}}"
-    words = f"text_encoder{mark}.cls.predictions"
+    vision, text = f"visual_encoder{mark}", f"text_encoder{mark}"
+    bert = f"{text}.bert" if with_words else text
     renames = {
         f"{vision}.cls_token": "vision.embedding.cls_token",
         f"{vision}.pos_embed": "vision.embedding.positions",
@@ -643,23 +676,25 @@ def _model_rules(mark: str, ours: str, with_words: bool = True) -> list[Rule]:
         f"{vision}.blocks.{{i}}.norm1.{{p}}": "vision.blocks.{i}.norm1.{p}",
         f"{vision}.blocks.{{i}}.norm2.{{p}}": "vision.blocks.{i}.norm2.{p}",
         f"{vision}.norm.{{p}}": "vision.norm.{p}",
-        f"{bert}.embeddings.word_embeddings.weight": "text.embedding.words.weight",
-        f"{bert}.embeddings.position_embeddings.weight": "text.embedding.positions.weight",
-        f"{bert}.embeddings.token_type_embeddings.weight": "text.embedding.types.weight",
-        f"{bert}.embeddings.LayerNorm.{{p}}": "text.embedding.norm.{p}",
         f"vision_proj{mark}.{{p}}": "image_proj.{p}",
         f"text_proj{mark}.{{p}}": "text_proj.{p}",
     }
-    word_head: list[Rule] = [
-        Rename(f"{words}.transform.dense.{{p}}", f"{ours}word_head.dense.{{p}}"),
-        Rename(f"{words}.transform.LayerNorm.{{p}}", f"{ours}word_head.norm.{{p}}"),
-        Rename(f"{words}.bias", f"{ours}word_head.bias"),
-        Alias(f"{words}.decoder.weight", of=f"{bert}.embeddings.word_embeddings.weight"),
-        Alias(f"{words}.decoder.bias", of=f"{words}.bias"),
-    ]
-    attention, cross = f"{layer}.attention", f"{layer}.crossattention"
     return [
         *(Rename(published, ours + name) for published, name in renames.items()),
+        *_bert_rules(bert, f"{ours}text."),
+        *(_word_rules(f"{text}.cls.predictions", bert, f"{ours}word_head") if with_words else []),
+    ]
+
+
+def _bert_rules(bert: str, ours: str) -> list[Rule]:
+    """Published names of a BERT at `bert`; its layers may have cross-attention."""
+    words, layer, target = f"{bert}.embeddings", f"{bert}.encoder.layer.{{i}}", f"{ours}layers.{{i}}"
+    attention, cross = f"{layer}.attention", f"{layer}.crossattention"
+    return [
+        Rename(f"{words}.word_embeddings.weight", f"{ours}embedding.words.weight"),
+        Rename(f"{words}.position_embeddings.weight", f"{ours}embedding.positions.weight"),
+        Rename(f"{words}.token_type_embeddings.weight", f"{ours}embedding.types.weight"),
+        Rename(f"{words}.LayerNorm.{{p}}", f"{ours}embedding.norm.{{p}}"),
         Stack(tuple(f"{attention}.self.{n}.{{p}}" for n in ("query", "key", "value")), f"{target}.attention.qkv.{{p}}"),
         Rename(f"{attention}.output.dense.{{p}}", f"{target}.attention.out.{{p}}"),
         Rename(f"{attention}.output.LayerNorm.{{p}}", f"{target}.attention_norm.{{p}}"),
@@ -670,8 +705,18 @@ def _model_rules(mark: str, ours: str, with_words: bool = True) -> list[Rule]:
         Rename(f"{layer}.intermediate.dense.{{p}}", f"{target}.fc1.{{p}}"),
         Rename(f"{layer}.output.dense.{{p}}", f"{target}.fc2.{{p}}"),
         Rename(f"{layer}.output.LayerNorm.{{p}}", f"{target}.mlp_norm.{{p}}"),
-        Drop(f"{bert}.embeddings.position_ids", "consecutive numbers, counted when needed"),
-        *(word_head if with_words else []),
+        Count(f"{words}.position_ids", of=f"{words}.position_embeddings.weight"),
+    ]
+
+
+def _word_rules(words: str, bert: str, ours: str) -> list[Rule]:
+    """Published names of a word head at `words`, whose matrix is the word table of `bert`."""
+    return [
+        Rename(f"{words}.transform.dense.{{p}}", f"{ours}.dense.{{p}}"),
+        Rename(f"{words}.transform.LayerNorm.{{p}}", f"{ours}.norm.{{p}}"),
+        Rename(f"{words}.bias", f"{ours}.bias"),
+        Alias(f"{words}.decoder.weight", of=f"{bert}.embeddings.word_embeddings.weight"),
+        Alias(f"{words}.decoder.bias", of=f"{words}.bias"),
     ]
 
 
@@ -697,3 +742,98 @@ PUBLISHED_RETRIEVAL: list[Rule] = [
     Rename("idx_queue", "queue.ids", squeeze=True),
 ]
 """Names in the released retrieval checkpoint, which has no word prediction."""
+
+PUBLISHED_ENTAILMENT: list[Rule] = [
+    *_model_rules("", "model.", with_words=False),
+    *_model_rules("_m", "teacher.", with_words=False),
+    Rename("cls_head.{i}.{p}", "head.{i}.{p}"),
+    Rename("cls_head_m.{i}.{p}", "teacher_head.{i}.{p}"),
+]
+"""Names in the released visual entailment checkpoint → names in the state of tasks.entailment.Entailment."""
+
+
+def _repeated_rules(mark: str, ours: str, config: AlbefConfig) -> list[Rule]:
+    """Names of one copy of a model with several images a text.
+
+    Published, a shared projection has a name in each of its layers. Loaded one by one, the last one's numbers count.
+    """
+    rules: list[Rule] = []
+    start, times = config.text.fusion_start, config.images_per_text
+    for number in range(config.text.layers - start):
+        first = start + number * times
+        *others, last = (
+            f"text_encoder{mark}.encoder.layer.{layer}.crossattention.self" for layer in range(first, first + times)
+        )
+        projection = f"{ours}text.layers.{first}.cross.kv.{{p}}"
+        rules.append(Stack((f"{last}.key.{{p}}", f"{last}.value.{{p}}"), projection))
+        for n in ("key", "value"):
+            rules += [Alias(f"{other}.{n}.{{p}}", of=f"{last}.{n}.{{p}}", must_agree=False) for other in others]
+    return [*rules, *_model_rules(mark, ours, with_words=False)]
+
+
+def published_nlvr2(config: AlbefConfig) -> list[Rule]:
+    """Names in the released NLVR2 checkpoint → names in the state of tasks.nlvr2.Nlvr2 with a model of `config`."""
+    return [
+        *_repeated_rules("", "model.", config),
+        *_repeated_rules("_m", "teacher.", config),
+        Rename("cls_head.{i}.{p}", "head.{i}.{p}"),
+        Rename("cls_head_m.{i}.{p}", "teacher_head.{i}.{p}"),
+        *_absent("image_proj", "text_proj", "temp", "match_head", "word_head"),
+    ]
+
+
+def published_text_assignment(config: AlbefConfig) -> list[Rule]:
+    """Names in the released text-assignment checkpoint → names in the state of tasks.nlvr2.TextAssignment."""
+    return [
+        *_repeated_rules("", "model.", config),
+        Rename("temp", "model.temp"),
+        Rename("ta_head.{p}", "head.{p}"),
+        *_absent("match_head", "word_head"),
+    ]
+
+
+def _absent(*parts: str) -> list[Rule]:
+    """Parts of the student that the published file lacks because its task does not use them."""
+    return [Absent(f"model.{part}", "the task does not use it") for part in parts]
+
+
+def _decoder_rules(mark: str, ours: str) -> list[Rule]:
+    """Published names of one copy of the answer decoder."""
+    bert, words = f"text_decoder{mark}.bert", f"text_decoder{mark}.cls.predictions"
+    return [*_bert_rules(bert, ours), *_word_rules(words, bert, f"{ours}word_head")]
+
+
+PUBLISHED_VQA: list[Rule] = [
+    *_model_rules("", "model.", with_words=False),
+    *_model_rules("_m", "teacher.", with_words=False),
+    *_decoder_rules("", "head."),
+    *_decoder_rules("_m", "teacher_head."),
+    *_absent("image_proj", "text_proj", "temp", "match_head", "word_head"),
+]
+"""Names in the released VQA checkpoint → names in the state of tasks.vqa.VqaDecoding."""
+
+
+def start_of_answer_decoder(state: Mapping[str, Tensor], config: AlbefConfig) -> dict[str, Tensor]:
+    """A decoder as VqaDecoding starts with it: the fusion layers, embeddings and word head of a pre-trained state (§5).
+
+    Names in `state` begin with `model.` or `teacher.`, those returned with `head.` or `teacher_head.`. Where images and
+    texts differ in width, the projections of cross-attention do not fit and are left out.
+    """
+    owners, start = {"model": "head", "teacher": "teacher_head"}, config.text.fusion_start
+    fits = config.vision.width == config.text.width
+    taken: dict[str, Tensor] = {}
+    for name, value in state.items():
+        owner, _, part = name.partition(".")
+        if found := _LAYER.fullmatch(part):
+            number = int(found["number"]) - start
+            part = f"layers.{number}.{found['part']}" if number >= 0 else ""
+            part = "" if found["part"].startswith("cross.kv.") and not fits else part
+        elif part.startswith("text.fusion_norm."):
+            part = part.replace("text.fusion_norm.", "norm.")
+        elif part.startswith("text.embedding."):
+            part = part.removeprefix("text.")
+        elif not part.startswith("word_head."):
+            part = ""
+        if owner in owners and part:
+            taken[f"{owners[owner]}.{part}"] = value
+    return taken

@@ -26,9 +26,17 @@ def attend(
     heads: int,
     visible: Bool[Tensor, "G K"] | None = None,
     dropout: float = 0.0,
+    causal: bool = False,
 ) -> Float[Tensor, "G Q D"]:
-    """Scaled dot-product attention through torch's fused kernel. Keys that are not `visible` are left out."""
+    """Scaled dot-product attention through torch's fused kernel. Keys that are not `visible` are left out.
+
+    `causal`: the queries are the last Q of the K places, and none sees a key behind its own place.
+    """
     mask = None if visible is None else visible[:, None, None, :]
+    if causal:
+        before = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device)
+        before = before.tril(key.shape[1] - query.shape[1])
+        mask = before if mask is None else mask & before
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
 
@@ -82,20 +90,24 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Packed text rows attend to the tokens of their image. Keys and values are projected once an image."""
+    """Packed text rows attend to their image, whose tokens `kv` projects to keys and values once, for all rows.
 
-    def __init__(self, width: int, image_width: int, heads: int, dropout: float) -> None:
+    Not `projects`: there is no `kv` here, and keys and values are another layer's.
+    """
+
+    def __init__(self, width: int, image_width: int, heads: int, dropout: float, projects: bool = True) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(image_width, 2 * width)
+        if projects:
+            self.kv = nn.Linear(image_width, 2 * width)
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, hidden: Float[Tensor, "N D"], by_image: Layout, image: Float[Tensor, "I T Dv"]
+        self, hidden: Float[Tensor, "N D"], by_image: Layout, key_value: Float[Tensor, "I T 2*D"]
     ) -> Float[Tensor, "N D"]:
         """`by_image` groups the rows by the image that they attend to."""
-        key, value = self.kv(image).chunk(2, dim=-1)
+        key, value = key_value.chunk(2, dim=-1)
         query = by_image.pad(self.q(hidden))
         dropout = self.dropout if self.training else 0.0
         return self.out(by_image.unpad(attend(query, key, value, self.heads, dropout=dropout)))
@@ -104,10 +116,10 @@ class CrossAttention(nn.Module):
         self,
         hidden: Float[Tensor, "N D"],
         by_pair: Layout,
-        image: Float[Tensor, "I T Dv"],
+        key_value: Float[Tensor, "I T 2*D"],
         image_index: Int[Tensor, "P"],
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "P H L patches"]]:
         """The same result, and the probabilities from each pair's text to the patches."""
-        key, value = self.kv(image)[image_index].chunk(2, dim=-1)
+        key, value = key_value[image_index].chunk(2, dim=-1)
         mixed, probabilities = attend_with_map(by_pair.pad(self.q(hidden)), key, value, self.heads)
         return self.out(by_pair.unpad(mixed)), probabilities

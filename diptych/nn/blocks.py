@@ -92,14 +92,15 @@ class TextBlock(nn.Module):
 
     def __init__(
         self, width: int, heads: int, intermediate: int, norm_eps: float, norm: Literal["post", "pre"],
-        dropout: float, attention_dropout: float, image_width: int | None,
+        dropout: float, attention_dropout: float, image_width: int | None, projects: bool = True,
     ) -> None:  # fmt: skip
+        """`image_width` None: no cross-attention. Not `projects`: it takes an earlier layer's keys and values."""
         super().__init__()
         self.norm_place, self.dropout = norm, dropout
         self.attention = SelfAttention(width, heads, attention_dropout)
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
         if image_width is not None:
-            self.cross = CrossAttention(width, image_width, heads, attention_dropout)
+            self.cross = CrossAttention(width, image_width, heads, attention_dropout, projects)
             self.cross_norm = nn.LayerNorm(width, eps=norm_eps)
         self.fc1 = nn.Linear(width, intermediate)
         self.fc2 = nn.Linear(intermediate, width)
@@ -112,29 +113,36 @@ class TextBlock(nn.Module):
         image: Float[Tensor, "I T Dv"] | None = None,
         queried: Queried | None = None,
         want_map: bool = False,
-    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "P H L patches"] | None]:
-        """The layer's output at all rows, or at the `queried` ones. A map wants all rows."""
+        key_value: Float[Tensor, "I T 2*D"] | None = None,
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "P H L patches"] | None, Float[Tensor, "I T 2*D"] | None]:
+        """The layer's output at all rows, or at the `queried` ones, its map, and its keys and values of the images.
+
+        A map wants all rows. Keys and values are projected here from `image`, so that all of a layer's weights are
+        used within its forward, or they are those that an earlier layer returned.
+        """
         before = self.attention_norm(hidden) if self.norm_place == "pre" else hidden
         which = None if queried is None else (queried.rows, queried.layout)
         mixed = self.attention(before, frame.layout, frame.visible, which)
         hidden = self._add(hidden if queried is None else hidden[queried.rows], mixed, self.attention_norm)
         attention_map = None
-        if image is not None:
+        if key_value is None and image is not None:
+            key_value = self.cross.kv(image)
+        if key_value is not None:
             before = self.cross_norm(hidden) if self.norm_place == "pre" else hidden
             if want_map:
                 assert queried is None
                 assert frame.image_index is not None
-                mixed, attention_map = self.cross.with_map(before, frame.layout, image, frame.image_index)
+                mixed, attention_map = self.cross.with_map(before, frame.layout, key_value, frame.image_index)
             else:
                 by_image = frame.by_image if queried is None else queried.by_image
                 assert by_image is not None
-                mixed = self.cross(before, by_image, image)
+                mixed = self.cross(before, by_image, key_value)
             hidden = self._add(hidden, mixed, self.cross_norm)
         if self.norm_place == "pre":
             mixed = norm_mlp(hidden, self.mlp_norm, self.fc1, self.fc2)
         else:
             mixed = self.fc2(F.gelu(self.fc1(hidden)))
-        return self._add(hidden, mixed, self.mlp_norm), attention_map
+        return self._add(hidden, mixed, self.mlp_norm), attention_map, key_value
 
     def _add(self, hidden: Tensor, branch: Tensor, norm: nn.LayerNorm) -> Tensor:
         total = hidden + F.dropout(branch, self.dropout, self.training)
