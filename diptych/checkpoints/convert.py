@@ -2,12 +2,13 @@
 
 A table is a list of rules, first match wins. Patterns are names with `{placeholders}`; a placeholder stands for one
 part between dots. Every tensor must be spoken for: what no rule names is an error, never dropped in silence.
+Tensors without data (torch's `meta` device) may be given too: then only names and shapes are checked.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -39,6 +40,16 @@ class Alias:
 
     published: str
     of: str
+    must_agree: bool = True
+    """False: where they differ, the numbers of `of` count."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """A published tensor [1, n] that only counts the rows of `of`: 0, 1, 2 … Checked, dropped, written at export."""
+
+    published: str
+    of: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,15 @@ class Drop:
     reason: str
 
 
-Rule = Rename | Stack | Alias | Drop
+@dataclass(frozen=True)
+class Absent:
+    """What we keep and the published file does not: the tensor `ours`, or all below it; and why that is fine."""
+
+    ours: str
+    reason: str
+
+
+Rule = Rename | Stack | Alias | Count | Drop | Absent
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,8 @@ class Report:
     """Published name → our name."""
     dropped: dict[str, str] = field(default_factory=dict)
     """Published name → reason."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Our name → why the file need not have it, and what stands there instead."""
 
 
 @cache
@@ -74,6 +95,8 @@ def _fill(pattern: str, values: Mapping[str, str]) -> str:
 
 
 def _patterns(rule: Rule) -> tuple[str, ...]:
+    if isinstance(rule, Absent):
+        return ()
     return rule.published if isinstance(rule, Stack) else (rule.published,)
 
 
@@ -100,8 +123,12 @@ def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[
         if isinstance(rule, Drop):
             report.dropped[name] = rule.reason
         elif isinstance(rule, Alias):
-            _check_alias(name, tensor, state.get(_fill(rule.of, values)))
+            if rule.must_agree:
+                _check_alias(name, tensor, state.get(_fill(rule.of, values)))
             report.dropped[name] = f"second name of {_fill(rule.of, values)}"
+        elif isinstance(rule, Count):
+            _check_count(name, tensor)
+            report.dropped[name] = "consecutive numbers, counted when needed"
         else:
             target = _fill(rule.ours, values)
             report.loaded[name] = target
@@ -120,14 +147,34 @@ def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[
 
 
 def _check_alias(name: str, tensor: Tensor, same: Tensor | None) -> None:
-    if same is None or not torch.equal(tensor, same):
+    if same is None or same.shape != tensor.shape or not (tensor.is_meta or torch.equal(tensor, same)):
         raise ValueError(f"{name} should hold the same numbers as the tensor that it is tied to, and does not")
+
+
+def _check_count(name: str, tensor: Tensor) -> None:
+    if not tensor.is_meta and tensor.flatten().tolist() != list(range(tensor.numel())):
+        raise ValueError(f"{name} should count 0, 1, 2 …, and does not: the file numbers its positions otherwise")
+
+
+def absences(wanted: Iterable[str], ours: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, str]:
+    """Wanted names that `ours` lacks, each with the reason that a rule gives.
+
+    Raises ValueError that lists those for which there is none: a part of the file is missing.
+    """
+    lacking = [name for name in wanted if name not in ours]
+    reasons = {name: _absent(name, rules) for name in lacking}
+    if unexplained := [name for name, reason in reasons.items() if reason is None]:
+        some = ", ".join(sorted(unexplained)[:10])
+        raise ValueError(f"the checkpoint lacks {len(unexplained)} tensors that it should have: {some}")
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
     """Published names for our state: the inverse. Raises ValueError for tensors that have no published name."""
     published: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if _absent(name, rules) is not None:
+            continue
         rule, values = _inverse(name, rules)
         if isinstance(rule, Stack):
             parts = tensor.chunk(len(rule.published))
@@ -141,8 +188,26 @@ def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
     return published
 
 
+def counts(published: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """The tensors that only count, which a whole published file has beside the others."""
+    found: dict[str, Tensor] = {}
+    for rule in (rule for rule in rules if isinstance(rule, Count)):
+        for name, tensor in published.items():
+            if match := _matcher(rule.of).fullmatch(name):
+                found[_fill(rule.published, match.groupdict())] = torch.arange(len(tensor))[None]
+    return found
+
+
+def _absent(name: str, rules: Sequence[Rule]) -> str | None:
+    """Why a published file need not have our tensor `name`; None when it must."""
+    for rule in rules:
+        if isinstance(rule, Absent) and (match := _matcher(rule.ours).match(name)) and name[match.end() :][:1] in ".":
+            return rule.reason
+    return None
+
+
 def _inverse(name: str, rules: Sequence[Rule]) -> tuple[Rename | Stack, dict[str, str]]:
     for rule in rules:
         if isinstance(rule, Rename | Stack) and (match := _matcher(rule.ours).fullmatch(name)):
             return rule, match.groupdict()
-    raise ValueError(f"{name} has no published name")
+    raise ValueError(f"{name} has no published name: the released layout has no place for it")
