@@ -1,0 +1,18 @@
+"""Where COCO's pictures lie: `train2014/COCO_train2014_000000000009.jpg`, or all in one folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"COCO_(\w+?)_\d+\.jpg")
+
+
+def coco_path(root: Path, file_name: str) -> str:
+    """The path of a picture, from `root`: in the folder of its subset, if there is such a folder.
+
+    >>> coco_path(Path("nowhere"), "COCO_train2014_000000000009.jpg")
+    'COCO_train2014_000000000009.jpg'
+    """
+    match = _NAME.fullmatch(file_name)
+    return f"{match[1]}/{file_name}" if match and (root / match[1]).is_dir() else file_name
