@@ -95,6 +95,8 @@ def spelled(hint: Any) -> str:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return " or ".join("none" if part is type(None) else spelled(part) for part in arguments)
+    if origin is tuple and Ellipsis in arguments:
+        return f"any number of values ({spelled(arguments[0])})"
     if origin is tuple:
         return f"{len(arguments)} values ({', '.join(spelled(part) for part in arguments)})"
     if arguments:
