@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,8 @@ from diptych.metrics.accuracy import Estimate, estimate
 
 Normalisation = Literal["released", "intended"]
 
+KEPT = 1 << 16
+"""Answers whose normal form is remembered: a few thousand different ones make up most of two million."""
 FULL = 3
 """People who must agree with a prediction for it to be wholly right."""
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -53,6 +56,7 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
 
+@lru_cache(KEPT)
 def process_punctuation(text: str) -> str:
     """Without punctuation, but for apostrophes, colons and the like, and periods before a digit.
 
@@ -79,6 +83,7 @@ def process_words(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(KEPT)
 def normalise_answer(text: str) -> str:
     """An answer as it is compared: what the official evaluation makes of a prediction.
 
