@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from diptych.data.record import Source, Split
+from diptych.data.record import Record, Source, Split, check_kind
 from diptych.data.sources import albef as albef_lists
-from diptych.data.sources import folder, jsonl, scenes
+from diptych.data.sources import (
+    conceptual,
+    folder,
+    img2dataset,
+    jsonl,
+    karpathy,
+    refcoco,
+    sbu,
+    scenes,
+    snli_ve,
+    visual_genome,
+)
+from diptych.data.sources import nlvr2 as nlvr2_files
+from diptych.data.sources import vqa as vqa_files
+from diptych.data.sources.files import Found, open_layout
 from diptych.models import albef as albef_model
 from diptych.recipes import albef as albef_recipes
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, DataConfig, Recipe
+from diptych.schema import (
+    AlbefConfig,
+    AlbefPretrainConfig,
+    DataConfig,
+    EntailmentConfig,
+    Nlvr2Config,
+    Recipe,
+    RetrievalConfig,
+    TextAssignmentConfig,
+    VqaClosedSetConfig,
+    VqaDecoderConfig,
+)
 from diptych.task import Task
+from diptych.tasks import entailment, nlvr2, retrieval, vqa
 
 MODELS: dict[type, Callable[[Any], nn.Module]] = {
     AlbefConfig: albef_model.Albef,
@@ -23,14 +50,34 @@ MODELS: dict[type, Callable[[Any], nn.Module]] = {
 
 TASKS: dict[type, Callable[..., Task]] = {
     AlbefPretrainConfig: albef_model.AlbefPretraining,
+    RetrievalConfig: retrieval.Retrieval,
+    EntailmentConfig: entailment.Entailment,
+    Nlvr2Config: nlvr2.Nlvr2,
+    TextAssignmentConfig: nlvr2.TextAssignment,
+    VqaDecoderConfig: vqa.VqaDecoding,
+    VqaClosedSetConfig: vqa.VqaClosedSet,
 }
 """What builds a task from (model, config, special ids), by the type of a recipe's `task`."""
 
+LAYOUTS: dict[str, Callable[[str, DataConfig], Found]] = {
+    "folder": folder.read_folder,
+    "jsonl": jsonl.read_jsonl,
+    "albef": albef_lists.read_albef,
+    "karpathy": karpathy.read_karpathy,
+    "visual_genome": visual_genome.read_visual_genome,
+    "sbu": sbu.read_sbu,
+    "conceptual": conceptual.read_conceptual,
+    "img2dataset": img2dataset.read_img2dataset,
+    "snli_ve": snli_ve.read_snli_ve,
+    "vqa": vqa_files.read_vqa,
+    "nlvr2": nlvr2_files.read_nlvr2,
+    "refcoco": refcoco.read_refcoco,
+}
+"""What reads all that a published layout says, from a path."""
+
 SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "scenes": scenes.open_scenes,
-    "folder": folder.open_folder,
-    "jsonl": jsonl.open_jsonl,
-    "albef": albef_lists.open_albef,
+    **{name: partial(open_layout, read) for name, read in LAYOUTS.items()},
 }
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -47,11 +94,20 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]()
 
 
-def open_source(config: DataConfig, split: Split) -> Source:
-    """The split of the source that `data.source` names. Raises ValueError listing the known sources."""
+def open_source(config: DataConfig, split: Split, kind: type = Record) -> Source:
+    """The split of the source that `data.source` names, which must hold records of that kind. Raises ValueError."""
     if config.source not in SOURCES:
         raise ValueError(_unknown("data.source", config.source, SOURCES))
-    return SOURCES[config.source](config, split)
+    source = SOURCES[config.source](config, split)
+    check_kind(source, kind, f"data.source={config.source}")
+    return source
+
+
+def find_layout(name: str) -> Callable[[str, DataConfig], Found]:
+    """Raises ValueError listing the known layouts."""
+    if name not in LAYOUTS:
+        raise ValueError(_unknown("layout", name, LAYOUTS))
+    return LAYOUTS[name]
 
 
 def _unknown(what: str, name: str, table: Mapping[str, object]) -> str:

@@ -10,8 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from diptych.models.albef import Albef, AlbefPretraining
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
-from diptych.types import Batch, Texts
+from diptych.schema import (
+    AlbefConfig,
+    AlbefPretrainConfig,
+    DecoderConfig,
+    EntailmentConfig,
+    Nlvr2Config,
+    RetrievalConfig,
+    SpecialIds,
+    TextAssignmentConfig,
+    TextConfig,
+    VisionConfig,
+    VqaClosedSetConfig,
+    VqaDecoderConfig,
+)
+from diptych.tasks.entailment import Entailment
+from diptych.tasks.nlvr2 import Nlvr2, TextAssignment
+from diptych.tasks.retrieval import Retrieval
+from diptych.tasks.vqa import VqaClosedSet, VqaDecoding
+from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch, Texts
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 SIDE, PATCHES, VOCABULARY, POSITIONS = 16, 16, 40, 12
@@ -21,14 +38,21 @@ TEXT = TextConfig(
     vocab_size=VOCABULARY, width=24, layers=4, fusion_start=2, heads=3, intermediate=32, max_positions=POSITIONS,
     dropout=0.0,
 )  # fmt: skip
+DECODER = DecoderConfig(layers=2, heads=3, intermediate=32, max_positions=POSITIONS, dropout=0.0)
+ANSWERS = ("yes", "no", "two", "red")
 VARIANTS = [("post", "patch"), ("pre", "conv")]
 """Places of the norms, kinds of stem."""
 
 
-def albef_config(norm: str = "post", stem: str = "patch", keep_padding: bool = False, **text: Any) -> AlbefConfig:
+def albef_config(
+    norm: str = "post", stem: str = "patch", keep_padding: bool = False, images_per_text: int = 1, **text: Any
+) -> AlbefConfig:
     """Image width, text width and embedding width all differ, so that no mix-up fits."""
     vision = replace(VISION, stem=stem)
-    return AlbefConfig(vision, replace(TEXT, norm=norm, **text), embed_dim=8, keep_padding=keep_padding)
+    return AlbefConfig(
+        vision, replace(TEXT, norm=norm, **text), embed_dim=8, keep_padding=keep_padding,
+        images_per_text=images_per_text,
+    )  # fmt: skip
 
 
 def shake(module: nn.Module, seed: int = 0) -> None:
@@ -58,6 +82,62 @@ def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: A
     return task
 
 
+def retrieval(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Retrieval:
+    """As `pretraining`; the picture of identity 11 waits in the queue too."""
+    task = Retrieval(albef(seed, **(model or {})), replace(RetrievalConfig(queue_size=6), **changes))
+    shake(task.teacher, seed + 1)
+    if task.config.queue_size:
+        image, text = nn.functional.normalize(uniform(2, 3, 8, seed=seed) - 0.5, dim=-1)
+        task.queue.push(image, text, torch.tensor([100, 11, 102]))
+    return task
+
+
+def entailment(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Entailment:
+    """A task whose teacher, if it has one, is not the student."""
+    task = Entailment(albef(seed, **(model or {})), replace(EntailmentConfig(), **changes))
+    shake(task.head, seed)
+    for part in (task.teacher, task.teacher_head):
+        if part is not None:
+            shake(part, seed + 1)
+    return task
+
+
+def nlvr2(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Nlvr2:
+    """A task whose teacher, if it has one, is not the student."""
+    task = Nlvr2(albef(seed, images_per_text=2, **(model or {})), replace(Nlvr2Config(), **changes))
+    shake(task.head, seed)
+    for part in (task.teacher, task.teacher_head):
+        if part is not None:
+            shake(part, seed + 1)
+    return task
+
+
+def text_assignment(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> TextAssignment:
+    task = TextAssignment(albef(seed, images_per_text=2, **(model or {})), replace(TextAssignmentConfig(), **changes))
+    shake(task.head, seed)
+    return task
+
+
+def vqa_decoding(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VqaDecoding:
+    """A task whose teacher, if it has one, is not the student; norms stand where the model has them."""
+    decoder = replace(DECODER, norm=(model or {}).get("norm", "post"))
+    config = replace(VqaDecoderConfig(decoder=decoder, max_answer_tokens=5), **changes)
+    return _shaken_heads(VqaDecoding(albef(seed, **(model or {})), config, SPECIAL), seed)
+
+
+def vqa_closed_set(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VqaClosedSet:
+    config = replace(VqaClosedSetConfig(answers=ANSWERS), **changes)
+    return _shaken_heads(VqaClosedSet(albef(seed, **(model or {})), config, SPECIAL), seed)
+
+
+def _shaken_heads(task: Any, seed: int) -> Any:
+    shake(task.head, seed)
+    for part in (task.teacher, task.teacher_head):
+        if part is not None:
+            shake(part, seed + 1)
+    return task
+
+
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -79,3 +159,33 @@ def padded(given: Texts, length: int) -> Texts:
 
 def batch(lengths: Sequence[int] = (5, 9, 3, 7), ids: Sequence[int] = (10, 11, 12, 13), seed: int = 0) -> Batch:
     return Batch(uniform(len(lengths), 3, SIDE, SIDE, seed=seed) * 2 - 1, texts(lengths, seed), torch.tensor(ids))
+
+
+def labelled(given: Batch, labels: Sequence[int] = (0, 2, 1, 2)) -> LabelledBatch:
+    return LabelledBatch(given.pixels, given.texts, given.image_ids, given.records, labels=torch.tensor(labels))
+
+
+def picture_pairs(given: Batch, labels: Sequence[int] = (0, 1, 1, 0), seed: int = 1) -> LabelledPicturePairs:
+    """The batch with a second picture for each text."""
+    second = uniform(*given.pixels.shape, seed=seed) * 2 - 1
+    return LabelledPicturePairs(
+        given.pixels, given.texts, given.image_ids, given.records, second_pixels=second, labels=torch.tensor(labels)
+    )
+
+
+def answers(lengths: Sequence[int], seed: int = 0) -> Texts:
+    """[CLS], ordinary words and [SEP], `lengths` tokens in all."""
+    given = texts(lengths, seed + 100)
+    last = given.attention_mask.sum(1, keepdim=True) - 1
+    return Texts(given.input_ids.scatter(1, last, SPECIAL.sep), given.attention_mask)
+
+
+def questions(
+    given: Batch, lengths: Sequence[int] = (3, 5, 4, 3, 4), owners: Sequence[int] = (0, 0, 1, 2, 3)
+) -> QuestionBatch:
+    """The batch as questions with answers, of which the first question has several, and with scores of `ANSWERS`."""
+    return QuestionBatch(
+        given.pixels, given.texts, given.image_ids, given.records,
+        answers=answers(lengths), answer_of=torch.tensor(owners), weights=uniform(len(lengths), seed=7) + 0.2,
+        scores=uniform(len(given), len(ANSWERS), seed=8),
+    )  # fmt: skip

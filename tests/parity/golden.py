@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from diptych.checkpoints.convert import Rule, from_published
 from diptych.schema import AlbefConfig, SpecialIds, TextConfig, VisionConfig
 
 
@@ -87,3 +89,17 @@ def albef_config(folder: Path) -> AlbefConfig:
 def special_ids(folder: Path) -> SpecialIds:
     ids = json.loads((folder / "config.json").read_text())["special_token_ids"]
     return SpecialIds(ids["[PAD]"], ids["[UNK]"], ids["[CLS]"], ids["[SEP]"], ids["[MASK]"])
+
+
+def load_published(
+    task: nn.Module, folder: Path, kind: str, rules: Sequence[Rule], own: tuple[str, ...], without: tuple[str, ...] = ()
+) -> None:
+    """Put the folder's state of `kind` into a task, strictly.
+
+    Only names that begin as `own` keep the task's numbers; stored parts `without` are left out (our names).
+    """
+    state, _ = from_published(read_tensors(folder / "state" / f"{kind}.safetensors"), rules)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(without)}
+    missing, unexpected = task.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.startswith(own) for name in missing)

@@ -1,0 +1,85 @@
+"""Visual entailment (ALBEF §5; SNLI-VE): does a picture contradict a hypothesis, leave it open, or entail it?
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diptych.losses.distillation import alpha_at, class_loss
+from diptych.nn.heads import classifier
+from diptych.nn.momentum import momentum_copy, move_towards
+from diptych.schema import EntailmentConfig, SpecialIds
+from diptych.task import Model, Task
+from diptych.types import Batch, LabelledBatch, Losses, Progress, Term, expect
+
+CLASSES = ("contradiction", "neutral", "entailment")
+"""In the order of labels and logits, as published."""
+
+
+class Entailment(Task):
+    """Three classes from the fused vector, learnt from labels and, unless `alpha` is 0, from a momentum teacher."""
+
+    model: Model
+    teacher: Model | None
+    teacher_head: nn.Sequential | None
+
+    def __init__(self, model: Model, config: EntailmentConfig, special: SpecialIds | None = None) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.head = classifier(model.joint_width(), len(CLASSES))
+        self.teacher = momentum_copy(model, without=model.unused()) if config.alpha else None
+        self.teacher_head = momentum_copy(self.head) if config.alpha else None
+        model.freeze(model.unused())
+        self.train()
+
+    def train(self, mode: bool = True) -> Entailment:
+        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.train(mode and self.config.teacher_dropout)
+        return self
+
+    def before_step(self) -> None:
+        """Released: after the student's forward and before the teacher's, between which the student does not change."""
+        if self.teacher is not None and self.teacher_head is not None:
+            move_towards(self.teacher, self.model, self.config.momentum)
+            move_towards(self.teacher_head, self.head, self.config.momentum)
+
+    def forward(self, batch: Batch, progress: Progress) -> Losses:
+        """Raises ValueError for a batch without labels."""
+        labels = expect(batch, LabelledBatch, "a label (contradiction, neutral or entailment) for each pair").labels
+        alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
+        logits = self.logits(batch)
+        loss = class_loss(logits, labels, self.teacher_logits(batch) if alpha else None, alpha)
+        measures = {
+            "accuracy": Term.over((logits.argmax(1) == labels).float()),
+            "alpha": Term.over(logits.new_full((1,), alpha)),
+        }
+        return Losses.weighted(measures=measures, entailment=(1.0, loss))
+
+    def logits(self, batch: Batch) -> Float[Tensor, "B 3"]:
+        """Scores of the `CLASSES`."""
+        return _logits(self.model, self.head, batch)
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: Batch) -> Float[Tensor, "B 3"]:
+        """The momentum copy's scores."""
+        assert self.teacher is not None
+        assert self.teacher_head is not None
+        return _logits(self.teacher, self.teacher_head, batch)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Float[Tensor, "B 3"]:
+        """Probabilities of the `CLASSES` for each pair."""
+        return self.logits(batch).softmax(1)
+
+
+def _logits(model: Model, head: nn.Sequential, batch: Batch) -> Float[Tensor, "B 3"]:
+    images, texts = model.image_state(batch.pixels), model.text_state(batch.texts)
+    here = torch.arange(len(batch), device=batch.pixels.device)
+    logits: Tensor = head(model.fuse(texts, images, here, here).pooled)
+    return logits.float()
