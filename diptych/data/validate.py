@@ -1,0 +1,250 @@
+"""What is wrong with data, said before training starts: pictures, texts, ids, leaks between splits, labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from diptych.data.cleanup import clean_caption, clean_question
+from diptych.data.loader import SkipLedger
+from diptych.data.pictures import open_picture
+from diptych.data.record import (
+    ENTAILMENT_LABELS,
+    TASK_NAMES,
+    AnyRecord,
+    BadRecord,
+    Entailment,
+    PairStatement,
+    Question,
+    Referring,
+    Split,
+)
+from diptych.data.sources.files import Found, listing
+from diptych.schema import DataConfig
+
+CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
+"""The labels of the tasks that have a fixed set of them; training needs examples of each."""
+LIKELIEST = 5
+"""Answers that the balance of questions shows."""
+NAMED = 5
+"""Examples that a line names."""
+LOPSIDED = 2.0
+"""How many times as frequent as the rarest class the most frequent one may be without a note."""
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """One split, counted."""
+
+    split: Split
+    kind: type
+    """Of its records."""
+    records: int
+    pictures: int
+    texts: int
+    bad: tuple[BadRecord, ...]
+    """What cannot be used, each record once."""
+    allowed: int
+    """How many bad ones do no harm."""
+    long: tuple[str, ...]
+    """Ids of the records with a text that is cut to data.max_words."""
+    repeated: tuple[str, ...]
+    """Ids of records that say what an earlier one said of the same pictures."""
+    labels: Mapping[str, int]
+    """How many records have each label (questions: answer)."""
+    unlabelled: int
+    """Records without what the split needs: training questions without answer, phrases to be found without box."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The splits and what they share. `errors` keep training from starting, `notes` do not."""
+
+    splits: tuple[SplitCheck, ...]
+    errors: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether training can start."""
+        return not self.errors
+
+    def text(self) -> str:
+        """For people: the counts, then what stands in the way."""
+        lines = [line for split in self.splits for line in _counts(split)]
+        lines += [f"note: {note}" for note in self.notes] + [f"error: {error}" for error in self.errors]
+        count = len(self.errors)
+        verdict = "training can start" if self.ready else f"training cannot start: {count} error{'s'[: count > 1]}"
+        return "\n".join([*lines, verdict])
+
+
+def validate(parts: Mapping[Split, Found], config: DataConfig, open_pictures: bool = True) -> Check:
+    """Check the splits that `read_splits` gave.
+
+    With `open_pictures` every picture is decoded, and equal pictures of other names are found too; without, only
+    missing files are.
+    """
+    seen = _Pictures({}, {}) if open_pictures else None
+    splits = tuple(_check(split, found, config, seen) for split, found in parts.items())
+    errors = [error for check in splits for error in _errors(check)]
+    notes = [note for check in splits for note in _notes(check, config)]
+    for one, other in combinations(parts, 2):
+        shared = _shared(parts[one], parts[other], seen)
+        if shared:
+            where = errors if "train" in (one, other) else notes
+            where.append(f"{len(shared)} pictures are in both {one} and {other}: {_some(shared)}")
+        if ids := sorted(_ids(parts[one]) & _ids(parts[other])):
+            notes.append(f"{len(ids)} ids are in both {one} and {other}: {_some(ids)}")
+    return Check(splits, tuple(errors), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """What opening each picture once gave, by its path: what is wrong with it, or a fingerprint of its pixels."""
+
+    broken: dict[str, BadRecord]
+    content: dict[str, bytes]
+
+    def bad(self, record: AnyRecord) -> BadRecord | None:
+        """The first of a record's pictures that cannot be opened, as that record's fault."""
+        for path in record.images:
+            if path not in self.broken and path not in self.content:
+                self._open(path, record.id)
+            if path in self.broken:
+                error = self.broken[path]
+                return BadRecord(record.id, error.reason, error.detail)
+        return None
+
+    def _open(self, path: str, name: str) -> None:
+        try:
+            image = open_picture(path, name)
+        except BadRecord as error:
+            self.broken[path] = error
+            return
+        self.content[path] = hashlib.blake2b(image.tobytes(), digest_size=16, salt=repr(image.size).encode()).digest()
+
+
+def _check(split: Split, found: Found, config: DataConfig, seen: _Pictures | None) -> SplitCheck:
+    records: Sequence[AnyRecord] = found.records
+    broken = [error for record in records if (error := seen.bad(record))] if seen else []
+    total = len(records) + len(found.skipped)
+    ledger = SkipLedger(config.bad_share if split == "train" else 0.0, total, [*found.skipped, *broken])
+    return SplitCheck(
+        split=split,
+        kind=type(records[0]) if records else object,
+        records=len(records) - len(broken),
+        pictures=len({image_id for record in records for image_id in record.image_ids}),
+        texts=sum(len(record.texts) for record in records),
+        bad=tuple(ledger.bad.values()),
+        # Pictures that cannot be read are left out of a split that was drawn, and it goes on.
+        allowed=total if found.drawn else ledger.allowed,
+        long=tuple(record.id for record in records if _is_long(record, config.max_words)),
+        repeated=tuple(_repeated(records)),
+        labels=Counter(label for record in records for label in _labels(record)),
+        unlabelled=sum(_lacks_label(record, split) for record in records),
+    )
+
+
+def _is_long(record: AnyRecord, max_words: int) -> bool:
+    clean = clean_question if isinstance(record, Question) else clean_caption
+    return any(clean(text, max_words) != clean(text, len(text) + 1) for text in record.texts)
+
+
+def _repeated(records: Iterable[AnyRecord]) -> Iterator[str]:
+    said: set[Any] = set()
+    for record in records:
+        what = (record.image_ids, record.texts, getattr(record, "box", None))
+        if what in said:
+            yield record.id
+        said.add(what)
+
+
+def _labels(record: AnyRecord) -> list[str]:
+    if isinstance(record, Entailment):
+        return [record.label]
+    if isinstance(record, PairStatement):
+        return [str(record.label).lower()]
+    return [answer for answer, _ in record.targets[:1]] if isinstance(record, Question) else []
+
+
+def _lacks_label(record: AnyRecord, split: Split) -> bool:
+    if isinstance(record, Question):
+        return split == "train" and not record.answers
+    return isinstance(record, Referring) and split != "train" and record.box is None
+
+
+def _ids(found: Found) -> set[str]:
+    return {record.id for record in found.records}
+
+
+def _shared(one: Found, other: Found, seen: _Pictures | None) -> list[str]:
+    """Names of the pictures that two splits share, by identity or by content."""
+    names = _names(one, seen)
+    return sorted({name for key, name in _names(other, seen).items() if key in names})
+
+
+def _names(found: Found, seen: _Pictures | None) -> dict[Any, str]:
+    """What tells the pictures of a split, each with the picture's name."""
+    names: dict[Any, str] = {}
+    for record in found.records:
+        for image_id, path in zip(record.image_ids, record.images, strict=True):
+            names[image_id] = image_id
+            if seen is not None and path in seen.content:
+                names[seen.content[path]] = image_id
+    return names
+
+
+# --------------------------------------------------------------------------- in words
+
+
+def _counts(check: SplitCheck) -> Iterator[str]:
+    what = TASK_NAMES.get(check.kind, "nothing")
+    yield f"{check.split}: {check.records} records ({what}), {check.pictures} pictures, {check.texts} texts"
+    if check.bad:
+        reasons = ", ".join(f"{n} × {why}" for why, n in Counter(error.reason for error in check.bad).most_common())
+        yield f"  {len(check.bad)} cannot be used: {reasons}"
+        yield "\n".join(f"  {line}" for line in listing(check.bad).splitlines())
+    if check.labels:
+        total = sum(check.labels.values())
+        most = sorted(check.labels.items(), key=lambda pair: (-pair[1], pair[0]))[:LIKELIEST]
+        rest = f", and {len(check.labels) - LIKELIEST} more" if len(check.labels) > LIKELIEST else ""
+        yield "  " + ", ".join(f"{label} {count / total:.1%}" for label, count in most) + rest
+
+
+def _errors(check: SplitCheck) -> Iterator[str]:
+    split = check.split
+    if not check.records and split != "test":
+        yield f"the {split} split has no record that can be used"
+    if len(check.bad) > check.allowed:
+        kind = "data.bad_share allows" if split == "train" else "evaluation tolerates"
+        yield f"{len(check.bad)} records of {split} cannot be used; {kind} {check.allowed}"
+    if check.unlabelled:
+        lack = "answer to learn" if check.kind is Question else "box to measure by"
+        yield f"{check.unlabelled} records of {split} have no {lack}"
+    if split == "train" and check.records:
+        absent = [label for label in CLASSES.get(check.kind, ()) if not check.labels.get(label)]
+        if absent:
+            yield f"no training record is labelled {' or '.join(absent)}"
+
+
+def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
+    split = check.split
+    if not check.records and split == "test":
+        yield "the test split is empty: the trained model cannot be measured on it"
+    if check.long:
+        cut = f"texts of more than {config.max_words} words, which are cut"
+        yield f"{len(check.long)} records of {split} have {cut}: {_some(check.long)}"
+    if check.repeated:
+        yield f"{len(check.repeated)} records of {split} repeat another one: {_some(check.repeated)}"
+    shares = [check.labels.get(label, 0) for label in CLASSES.get(check.kind, ())]
+    if shares and max(shares) > LOPSIDED * min(shares):
+        yield f"the labels of {split} are out of balance: {dict(check.labels)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
