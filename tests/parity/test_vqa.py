@@ -218,9 +218,9 @@ def test_the_decoder_starts_from_the_parts_that_the_released_one_starts_from(gol
     pretrained = read_tensors(golden_albef / "state" / "pretrain.safetensors")
     ours, _ = from_published(pretrained, PUBLISHED_PRETRAINING)
     config = albef_config(golden_albef)
-    started = start_of_answer_decoder(ours, config)
-    task = build(golden_albef)
-    wanted = {name for name in task.state_dict() if name.startswith(("head.", "teacher_head."))}
+    wide = dataclasses.replace(config, vision=dataclasses.replace(config.vision, width=config.text.width))
+    started = start_of_answer_decoder(ours, wide)
+    wanted = {name for name in build(golden_albef).state_dict() if name.startswith(("head.", "teacher_head."))}
     assert set(started) == wanted
     published = to_published(started, PUBLISHED_VQA)
     sources = read_json(golden_albef, "loading_maps")["pretrain->vqa"]["map"]
@@ -229,6 +229,6 @@ def test_the_decoder_starts_from_the_parts_that_the_released_one_starts_from(gol
     assert all(name.endswith("position_ids") for name in decoder - set(published))
     for name, tensor in published.items():
         assert torch.equal(tensor, pretrained[sources[name]]), name
-    narrow = dataclasses.replace(config, vision=dataclasses.replace(config.vision, width=config.vision.width * 2))
-    left_out = set(started) - set(start_of_answer_decoder(ours, narrow))
+    other = dataclasses.replace(config, vision=dataclasses.replace(config.vision, width=2 * config.text.width))
+    left_out = wanted - set(start_of_answer_decoder(ours, other))
     assert left_out == {name for name in wanted if ".cross.kv." in name}

@@ -17,6 +17,7 @@ from diptych.data.tokenizer import SPECIAL as SPECIAL_PIECES
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses, closed_set_loss
 from diptych.nn.layout import Packed
+from diptych.serialize import typed
 from diptych.tasks import vqa
 from diptych.tasks.vqa import Generated, VqaDecoding, ask
 from diptych.types import Progress, QuestionBatch, Texts
@@ -433,3 +434,11 @@ def test_what_the_user_did_is_said_in_their_words() -> None:
         decoding.rank(batch, tiny.answers((4, 2)))
     with pytest.raises(ValueError, match="an answer that takes 13 positions is longer than the decoder's 12"):
         decoding.rank(batch, tiny.answers((3, 14)))
+
+
+def test_a_closed_set_is_read_back_from_json_as_it_was() -> None:
+    answers = ["yes", "no", "2", "1e3", "null", "a, b", "[red]"]
+    assert typed(tuple[str, ...], answers, "task.answers") == tuple(answers)
+    assert typed(tuple[str, ...], "red, dark blue", "task.answers") == ("red", "dark blue")
+    with pytest.raises(ValueError, match=r"task\.answers: expected any number of values \(text\), got 3"):
+        typed(tuple[str, ...], 3, "task.answers")
