@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from diptych.checkpoints.convert import from_published
 from diptych.data.collate import pad_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.models.albef import PUBLISHED_RETRIEVAL, Albef
 from diptych.schema import GroundingConfig
 from diptych.tasks.grounding import phrase_maps
 from diptych.types import Texts
-from tests.parity.golden import Golden, albef_config, read_tensors
+from tests.parity.golden import Golden, albef_config, load_published
 
 PADDING = pytest.mark.parametrize("keep_padding", [True, False])
 
@@ -26,11 +26,8 @@ PADDING = pytest.mark.parametrize("keep_padding", [True, False])
 def build(folder: Path, keep_padding: bool) -> Albef:
     """The retrieval model, which grounding uses, in the folder's stored state; it has no word prediction."""
     model = Albef(replace(albef_config(folder), keep_padding=keep_padding))
-    state, _ = from_published(read_tensors(folder / "state" / "retrieval.safetensors"), PUBLISHED_RETRIEVAL)
-    student = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    missing, unexpected = model.load_state_dict(student, strict=False)
-    assert not unexpected
-    assert all(name.startswith("word_head.") for name in missing)
+    own, without = ("model.word_head.",), ("teacher.", "queue.")
+    load_published(nn.ModuleDict({"model": model}), folder, "retrieval", PUBLISHED_RETRIEVAL, own, without)
     return model.eval()
 
 
