@@ -96,9 +96,9 @@ def validate(parts: Mapping[Split, Found], config: DataConfig, open_pictures: bo
         shared = _shared(parts[one], parts[other], seen)
         if shared:
             where = errors if "train" in (one, other) else notes
-            where.append(f"{len(shared)} pictures are in both {one} and {other}: {_some(shared)}")
+            where.append(f"{one} and {other} share {_many(shared, 'picture')}: {_some(shared)}")
         if ids := sorted(_ids(parts[one]) & _ids(parts[other])):
-            notes.append(f"{len(ids)} ids are in both {one} and {other}: {_some(ids)}")
+            notes.append(f"{one} and {other} share {_many(ids, 'id')}: {_some(ids)}")
     return Check(splits, tuple(errors), tuple(notes))
 
 
@@ -182,9 +182,13 @@ def _ids(found: Found) -> set[str]:
 
 
 def _shared(one: Found, other: Found, seen: _Pictures | None) -> list[str]:
-    """Names of the pictures that two splits share, by identity or by content."""
+    """Names of the pictures that two splits share: by their identity, or by their content under another name."""
     names = _names(one, seen)
-    return sorted({name for key, name in _names(other, seen).items() if key in names})
+    shared: dict[str, str] = {}
+    for key, name in _names(other, seen).items():
+        if key in names and name not in shared:
+            shared[name] = name if names[key] == name else f"{name} (the same as {names[key]})"
+    return sorted(shared.values())
 
 
 def _names(found: Found, seen: _Pictures | None) -> dict[Any, str]:
@@ -202,7 +206,10 @@ def _names(found: Found, seen: _Pictures | None) -> dict[Any, str]:
 
 
 def _counts(check: SplitCheck) -> Iterator[str]:
-    what = TASK_NAMES.get(check.kind, "nothing")
+    if not check.records and not check.bad:
+        yield f"{check.split}: empty"
+        return
+    what = TASK_NAMES.get(check.kind, "none")
     yield f"{check.split}: {check.records} records ({what}), {check.pictures} pictures, {check.texts} texts"
     if check.bad:
         reasons = ", ".join(f"{n} × {why}" for why, n in Counter(error.reason for error in check.bad).most_common())
@@ -221,14 +228,14 @@ def _errors(check: SplitCheck) -> Iterator[str]:
         yield f"the {split} split has no record that can be used"
     if len(check.bad) > check.allowed:
         kind = "data.bad_share allows" if split == "train" else "evaluation tolerates"
-        yield f"{len(check.bad)} records of {split} cannot be used; {kind} {check.allowed}"
+        yield f"{split}: {_many(check.bad, 'record')} cannot be used; {kind} {check.allowed}"
     if check.unlabelled:
-        lack = "answer to learn" if check.kind is Question else "box to measure by"
-        yield f"{check.unlabelled} records of {split} have no {lack}"
+        lack = "an answer to learn" if check.kind is Question else "a box to measure by"
+        yield f"{split}: {_many(range(check.unlabelled), 'record')} without {lack}"
     if split == "train" and check.records:
         absent = [label for label in CLASSES.get(check.kind, ()) if not check.labels.get(label)]
         if absent:
-            yield f"no training record is labelled {' or '.join(absent)}"
+            yield f"{split}: no record is labelled {' or '.join(absent)}"
 
 
 def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
@@ -237,12 +244,16 @@ def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
         yield "the test split is empty: the trained model cannot be measured on it"
     if check.long:
         cut = f"texts of more than {config.max_words} words, which are cut"
-        yield f"{len(check.long)} records of {split} have {cut}: {_some(check.long)}"
+        yield f"{split}: {_many(check.long, 'record')} with {cut}: {_some(check.long)}"
     if check.repeated:
-        yield f"{len(check.repeated)} records of {split} repeat another one: {_some(check.repeated)}"
+        yield f"{split}: {_many(check.repeated, 'record')} saying what another one says: {_some(check.repeated)}"
     shares = [check.labels.get(label, 0) for label in CLASSES.get(check.kind, ())]
     if shares and max(shares) > LOPSIDED * min(shares):
-        yield f"the labels of {split} are out of balance: {dict(check.labels)}"
+        yield f"{split}: the labels are out of balance: {dict(check.labels)}"
+
+
+def _many(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
 
 
 def _some(names: Sequence[str]) -> str:

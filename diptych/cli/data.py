@@ -1,0 +1,77 @@
+"""`diptych data validate karpathy dataset_coco.json --root coco`, `diptych data convert …`, `diptych data show …`"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diptych.data.record import Split
+    from diptych.data.sources.files import Found
+    from diptych.schema import DataConfig
+
+NOT_READY = 1
+"""Exit status of `validate` where training cannot start."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("diptych data", description="Look at data in any published layout.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="validate|convert|show")
+    validate = _verb(verbs, "validate", "say what is missing or broken; the exit status says if training can start")
+    validate.add_argument("--fast", action="store_true", help="do not open the pictures, only see that they are there")
+    convert = _verb(verbs, "convert", "write JSONL, one file a split; pictures stay where they are")
+    convert.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    show = _verb(verbs, "show", "write a page of samples")
+    show.add_argument("--to", type=Path, default=Path("samples.html"), metavar="FILE", help="default: samples.html")
+    show.add_argument("--count", type=int, default=24, metavar="N", help="samples of each split (default: 24)")
+    show.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+    given = parser.parse_args(arguments)
+    {"validate": _validate, "convert": _convert, "show": _show}[given.verb](given)
+
+
+def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser.add_argument("layout", help="as data.source: jsonl, folder, albef, karpathy, vqa, refcoco, …")
+    parser.add_argument("path", help="its file or folder; several files with commas between them")
+    parser.add_argument("--root", help="folder that relative picture paths start from (default: beside the file)")
+    parser.add_argument("--validation", metavar="PATH", help="the validation split, where it has a file of its own")
+    parser.add_argument("--test", metavar="PATH", help="likewise the test split")
+    return parser
+
+
+def _read(given: argparse.Namespace) -> tuple[DataConfig, dict[Split, Found]]:
+    from diptych.catalog import find_layout
+    from diptych.data.sources.files import read_splits
+    from diptych.schema import DataConfig
+
+    config = DataConfig(
+        source=given.layout, path=given.path, root=given.root, validation_path=given.validation, test_path=given.test
+    )
+    return config, read_splits(find_layout(given.layout), config)
+
+
+def _validate(given: argparse.Namespace) -> None:
+    from diptych.data.validate import validate
+
+    config, parts = _read(given)
+    check = validate(parts, config, open_pictures=not given.fast)
+    print(check.text())
+    if not check.ready:
+        sys.exit(NOT_READY)
+
+
+def _convert(given: argparse.Namespace) -> None:
+    from diptych.data.convert import write_splits
+
+    _, parts = _read(given)
+    print(write_splits(parts, given.to))
+
+
+def _show(given: argparse.Namespace) -> None:
+    from diptych.report.samples import write_samples
+
+    _, parts = _read(given)
+    print(write_samples(parts, given.to, f"{given.layout}: {given.path}", given.count, given.seed))

@@ -1,0 +1,280 @@
+"""`diptych data`: what validation finds, that conversion loses nothing, and that samples are shown whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diptych.cli import data as verb
+from diptych.data.convert import write_splits
+from diptych.data.record import SPLITS, Split
+from diptych.data.sources.files import Found, open_layout, read_splits
+from diptych.data.sources.jsonl import read_jsonl
+from diptych.data.validate import Check, validate
+from diptych.report.samples import render
+from diptych.schema import DataConfig
+
+FILES: dict[Split, str] = {"train": "path", "validation": "validation_path", "test": "test_path"}
+LABELS = ("contradiction", "neutral", "entailment")
+
+
+def picture(file: Path, shade: int) -> str:
+    Image.new("RGB", (6, 4), (shade % 256, shade // 256, 7)).save(file)
+    return file.name
+
+
+def entailments(folder: Path, split: Split, count: int = 6) -> list[dict[str, Any]]:
+    """Sound records of a split, each on a picture of its own."""
+    first = 1000 * SPLITS.index(split)
+    return [
+        {
+            "id": f"{split}{number}",
+            "image": picture(folder / f"{split}{number}.png", first + number),
+            "hypothesis": f"hypothesis {number}",
+            "label": LABELS[number % 3],
+        }
+        for number in range(count)
+    ]
+
+
+def split_files(folder: Path, **entries: list[dict[str, Any]]) -> DataConfig:
+    """Three JSONL files of sound records, but for the splits given."""
+    paths = {}
+    for split, key in FILES.items():
+        lines = entries.get(split) or entailments(folder, split)
+        paths[key] = str(folder / f"{split}.jsonl")
+        Path(paths[key]).write_text("\n".join(map(json.dumps, lines)))
+    return DataConfig(source="jsonl", **paths)
+
+
+def check(config: DataConfig, open_pictures: bool = True) -> Check:
+    return validate(read_splits(read_jsonl, config), config, open_pictures)
+
+
+def test_sound_data_is_ready_and_counted(tmp_path: Path) -> None:
+    found = check(split_files(tmp_path))
+    assert found.ready
+    assert (found.errors, found.notes) == ((), ())
+    assert [(s.split, s.records, s.pictures, s.texts, s.bad) for s in found.splits] == [
+        (split, 6, 6, 6, ()) for split in SPLITS
+    ]
+    assert "contradiction 33.3%, entailment 33.3%, neutral 33.3%" in found.text()
+    assert found.text().endswith("\ntraining can start")
+
+
+def test_broken_and_missing_pictures_are_counted_by_record(tmp_path: Path) -> None:
+    """Three of 13 are tolerated in a small training set, as the loader does; four are not."""
+    train = entailments(tmp_path, "train", 12)
+    (tmp_path / "train0.png").write_bytes(b"no picture")
+    (tmp_path / "train1.png").unlink()
+    train.append({**train[0], "id": "again", "hypothesis": "the same broken picture"})
+    config = split_files(tmp_path, train=train)
+    found = check(config)
+    assert found.ready
+    assert [(e.record, e.reason) for e in found.splits[0].bad] == [
+        (f"{config.path}:2", "picture missing"),
+        ("train0", "not a picture"),
+        ("again", "not a picture"),
+    ]
+    assert found.splits[0].records == 10
+    (tmp_path / "train2.png").write_bytes(b"")
+    worse = check(config)
+    assert worse.errors == ("train: 4 records cannot be used; data.bad_share allows 3",)
+    assert not worse.ready
+    assert worse.text().endswith("training cannot start: 1 error")
+    assert check(config, open_pictures=False).ready, "without opening them, broken pictures are not found"
+
+
+def test_evaluation_tolerates_no_broken_picture(tmp_path: Path) -> None:
+    config = split_files(tmp_path)
+    (tmp_path / "test3.png").write_bytes(b"GIF89a")
+    assert check(config).errors == ("test: 1 record cannot be used; evaluation tolerates 0",)
+
+
+def test_a_drawn_split_goes_on_without_its_broken_pictures(tmp_path: Path) -> None:
+    train = entailments(tmp_path, "train", 40)
+    config = split_files(tmp_path, train=train)
+    drawn = DataConfig(source="jsonl", path=config.path)
+    held = read_splits(read_jsonl, drawn)["test"]
+    assert held.drawn
+    Path(held.records[0].image).write_bytes(b"no picture")
+    assert check(drawn).ready
+
+
+def test_pictures_that_splits_share_are_found_by_name_and_by_content(tmp_path: Path) -> None:
+    test = entailments(tmp_path, "test")
+    test[0]["image"] = "train4.png"
+    (tmp_path / "copy.png").write_bytes((tmp_path / "test1.png").read_bytes())
+    train = entailments(tmp_path, "train")
+    train.append({"id": "copied", "image": "copy.png", "hypothesis": "x", "label": "neutral"})
+    config = split_files(tmp_path, train=train, test=test)
+    assert check(config).errors == ("train and test share 2 pictures: test1.png (the same as copy.png), train4.png",)
+    assert check(config, open_pictures=False).errors == ("train and test share 1 picture: train4.png",)
+
+
+def test_what_validation_shares_with_test_is_a_note(tmp_path: Path) -> None:
+    test = entailments(tmp_path, "test")
+    entailments(tmp_path, "validation")
+    test[0] |= {"image": "validation0.png", "id": "validation1"}
+    found = check(split_files(tmp_path, test=test))
+    assert found.ready
+    assert found.notes == (
+        "validation and test share 1 picture: validation0.png",
+        "validation and test share 1 id: validation1",
+    )
+
+
+def test_texts_ids_and_labels_are_looked_at(tmp_path: Path) -> None:
+    train = [entry for entry in entailments(tmp_path, "train", 30) if entry["label"] != "entailment"]
+    train = [entry for number, entry in enumerate(train) if entry["label"] == "neutral" or number < 4]
+    train[2]["hypothesis"] = " ".join(["word"] * 31)
+    train[3]["hypothesis"] = "?!"
+    train.append({**train[0], "id": "same again"})
+    train.append({**train[0], "hypothesis": "of the same id"})
+    config = split_files(tmp_path, train=train)
+    found = check(config)
+    assert found.errors == ("train: no record is labelled entailment",)
+    assert [(e.record, e.reason) for e in found.splits[0].bad] == [
+        (f"{config.path}:4", "hypothesis empty"),
+        (f"{config.path}:{len(train)}", "id repeated"),
+    ]
+    long, repeated, lopsided = found.notes
+    assert long == f"train: 1 record with texts of more than 30 words, which are cut: {train[2]['id']}"
+    assert repeated == "train: 1 record saying what another one says: same again"
+    assert lopsided.startswith("train: the labels are out of balance")
+
+
+def test_questions_to_learn_from_need_answers_and_phrases_to_find_boxes(tmp_path: Path) -> None:
+    for split in SPLITS:
+        entailments(tmp_path, split)
+    questions = [{"image": "train0.png", "question": "Who?", "answers": ["me", "me", "you"]}]
+    questions += [{"image": "train1.png", "question": "Where?"}]
+    unanswered = [{"image": f"{split}0.png", "question": "Who?"} for split in SPLITS]
+    config = split_files(tmp_path, train=questions, validation=unanswered[1:2], test=unanswered[2:])
+    found = check(config)
+    assert found.errors == ("train: 1 record without an answer to learn",)
+    assert found.splits[0].labels == {"me": 1}
+    phrases = [{"image": f"{split}0.png", "phrase": "the fox"} for split in SPLITS]
+    boxed = {**phrases[1], "box": [0, 0, 2, 2]}
+    config = split_files(tmp_path, train=phrases[:1], validation=[boxed], test=phrases[2:])
+    assert check(config).errors == ("test: 1 record without a box to measure by",)
+
+
+def test_an_empty_split_keeps_training_from_starting_unless_it_is_the_test(tmp_path: Path) -> None:
+    config = split_files(tmp_path, validation=[{"image": "gone.png", "hypothesis": "x", "label": "neutral"}])
+    assert "the validation split has no record that can be used" in check(config).errors
+    config = split_files(tmp_path)
+    Path(config.test_path or "").write_text("")
+    found = check(config)
+    assert found.ready
+    assert found.notes == ("the test split is empty: the trained model cannot be measured on it",)
+
+
+# --------------------------------------------------------------------------- conversion and samples
+
+
+def test_conversion_keeps_every_record_and_leads_to_its_pictures(tmp_path: Path) -> None:
+    config = split_files(tmp_path)
+    parts = read_splits(read_jsonl, config)
+    said = write_splits(parts, tmp_path / "deep/er")
+    assert f"data.path={tmp_path / 'deep/er/train.jsonl'}" in said
+    paths = {key: str(tmp_path / f"deep/er/{split}.jsonl") for split, key in FILES.items()}
+    again = DataConfig(source="jsonl", **paths)
+    for split in SPLITS:
+        ours, theirs = open_layout(read_jsonl, again, split), open_layout(read_jsonl, config, split)
+        assert [(r.id, r.image_ids, r.texts) for r in ours.records] == [
+            (r.id, r.image_ids, r.texts) for r in theirs.records
+        ]
+        assert [ours.picture(r).tobytes() for r in ours.records] == [
+            theirs.picture(r).tobytes() for r in theirs.records
+        ]
+        first = json.loads((tmp_path / f"deep/er/{split}.jsonl").read_text().splitlines()[0])
+        assert first["image"] == f"../../{split}0.png"
+
+
+def test_conversion_leaves_drawn_splits_to_be_drawn_again(tmp_path: Path) -> None:
+    config = split_files(tmp_path, train=[*entailments(tmp_path, "train", 30), {"image": "gone.png"}])
+    drawn = DataConfig(source="jsonl", path=config.path)
+    before = read_splits(read_jsonl, drawn)
+    said = write_splits(before, tmp_path / "out")
+    assert "30 records" in said
+    assert "1 could not be used" in said
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["train.jsonl"]
+    after = read_splits(read_jsonl, DataConfig(source="jsonl", path=str(tmp_path / "out/train.jsonl")))
+    for split in SPLITS:
+        assert {record.id for record in after[split].records} == {record.id for record in before[split].records}
+
+
+def test_nothing_to_convert_or_show_is_an_error_that_says_why(tmp_path: Path) -> None:
+    parts: dict[Split, Found] = {split: Found() for split in SPLITS}
+    with pytest.raises(ValueError, match="no record to write"):
+        write_splits(parts, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds no record to show"):
+        render(parts, "nothing", 3, 0)
+
+
+def test_samples_show_escaped_text_answers_boxes_and_what_is_broken(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), (0, 0, 255)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    entries: dict[str, list[dict[str, Any]]] = {
+        "train": [{"image": "a.png", "question": "<b>Who?</b>", "answers": ["me", "me", "you", "me"]}],
+        "test": [{"image": "b.png", "question": "Where?"}],
+    }
+    entries["validation"] = [{"image": "a.png", "question": "When?", "answers": ["now"], "weights": [0.5]}]
+    config = split_files(tmp_path, **entries)
+    page = render(read_splits(read_jsonl, config), "my <data>", 3, 0)
+    assert "<b>Who?" not in page
+    assert "&lt;b&gt;Who?" in page
+    assert "me (0.75), you (0.25)" in page
+    assert "now (0.5)" in page
+    assert "no answer known" in page
+    assert "not a picture" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "the page loads nothing"
+
+
+def test_samples_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    parts = read_splits(read_jsonl, split_files(tmp_path, train=entailments(tmp_path, "train", 30)))
+    pages = [render(parts, "x", 4, seed) for seed in (0, 0, 1)]
+    assert pages[0] == pages[1] != pages[2]
+    assert pages[0].count('class="tile"') == 12
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def arguments(config: DataConfig) -> list[str]:
+    return ["jsonl", str(config.path), "--validation", str(config.validation_path), "--test", str(config.test_path)]
+
+
+def test_the_exit_status_of_validate_says_whether_training_can_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = split_files(tmp_path)
+    verb.run(["validate", *arguments(config)])
+    assert capsys.readouterr().out.endswith("training can start\n")
+    (tmp_path / "validation0.png").write_bytes(b"no picture")
+    verb.run(["validate", *arguments(config), "--fast"])
+    with pytest.raises(SystemExit) as end:
+        verb.run(["validate", *arguments(config)])
+    assert end.value.code == 1
+    assert "training cannot start" in capsys.readouterr().out
+
+
+def test_convert_and_show_write_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = split_files(tmp_path)
+    verb.run(["convert", *arguments(config), "--to", str(tmp_path / "out")])
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {f"{split}.jsonl" for split in SPLITS}
+    verb.run(["show", *arguments(config), "--to", str(tmp_path / "page.html"), "--count", "2"])
+    assert (tmp_path / "page.html").read_text().count('class="tile"') == 6
+    assert str(tmp_path / "page.html") in capsys.readouterr().out
+
+
+def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no layout 'karpathi'\. Did you mean 'karpathy'\? Known: .*refcoco"):
+        verb.run(["validate", "karpathi", str(tmp_path)])
