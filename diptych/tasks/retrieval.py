@@ -60,6 +60,7 @@ class Retrieval(Task):
     def __init__(self, model: Model, config: RetrievalConfig, special: SpecialIds | None = None) -> None:
         super().__init__()
         self.model, self.config = model, config
+        # Its fusion layers are not asked here, but published checkpoints carry them.
         self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text"))
         self.queue = FeatureQueue(config.queue_size, model.embed_dim)
         model.freeze(model.unused("embed_image", "embed_text", "temperature", "match_logits"))

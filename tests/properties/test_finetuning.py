@@ -168,6 +168,17 @@ def test_no_negative_is_of_the_same_picture(mask: str) -> None:
             assert (same[made.negative_text] != same).all()
 
 
+def test_a_text_draws_its_image_and_an_image_its_text() -> None:
+    task, uniform = tiny.retrieval(), tiny.uniform(2, 4, seed=3)
+    made = task.run(batch(ids=IDS), uniform)
+    pairs = (made.contrast.text_to_image, made.negative_image), (made.contrast.image_to_text, made.negative_text)
+    for (logits, drawn), numbers in zip(pairs, uniform.tolist(), strict=True):
+        for row, (own, number) in enumerate(zip(IDS, numbers, strict=True)):
+            others = [column for column in range(4) if IDS[column] != own]
+            odds = logits[row, others].softmax(0).cumsum(0).tolist()
+            assert drawn[row] == next(column for column, upto in zip(others, odds, strict=True) if number < upto)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_the_contrast_is_cross_entropy_to_labels_and_teacher(alpha: float) -> None:
     task = tiny.retrieval(alpha=alpha)
