@@ -91,17 +91,19 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("owner", "step"), [(os, "fsync"), (Path, "replace")])
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: object, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "vqa.json"
     write_vqa(path, [(1, "red")], [1])
     before = path.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
 
-    def full(_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(owner, step, full)
     with pytest.raises(ValueError, match=r"vqa\.json could not be written .*No space left"):
         write_vqa(path, [(1, "blue")], [1])
     assert path.read_bytes() == before
