@@ -33,7 +33,7 @@ from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, ev
 from diptych.models.albef import AlbefPretraining
 from diptych.predict import Predictor, build_model, load
 from diptych.report import Examples, collect, negative_examples, query_examples, teacher_examples, write_report
-from diptych.schema import Recipe, SpecialIds
+from diptych.schema import AlbefPretrainConfig, Recipe, SpecialIds
 from diptych.seeds import seed_of
 from diptych.serialize import from_dict
 from diptych.train import loop
@@ -70,6 +70,8 @@ def make_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
 
 def make_task(recipe: Recipe, tokenizer: Tokenizer) -> AlbefPretraining:
     """The recipe's task on its device, with as many words as the tokenizer has; weights drawn from the run's seed."""
+    if not isinstance(recipe.task, AlbefPretrainConfig):
+        raise ValueError(f"{recipe.name} is a recipe of {type(recipe.task).__name__}; this takes pre-training ones")
     torch.manual_seed(seed_of(recipe.run.seed, "weights"))
     model = build_model(recipe.model, tokenizer)
     special = SpecialIds(tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)

@@ -285,7 +285,7 @@ class ScenesConfig:
     relation_said: float = 0.55
     """Share of captions that say who stands where, if two things stand clearly apart."""
     compositions: Literal["all", "familiar", "held_out"] = "all"
-    """Which relations texts speak of. A checksum holds out a tenth of the combinations of a name and a relation, such as
+    """Which relations texts speak of. A checksum holds out a tenth of the combinations of a name and a relation, like
     a dog to the left of anything. `familiar` never speaks of these: train so. `held_out` speaks of no other relation,
     and the texts of tasks of nothing else: evaluate so what was trained on the familiar."""
     noise: float = 0.0
@@ -412,13 +412,25 @@ class EvaluationConfig:
     """Text tokens, over all pairs, of one call of the fusion encoder; bounds the memory of re-ranking."""
 
 
+TaskConfig = (
+    AlbefPretrainConfig
+    | RetrievalConfig
+    | EntailmentConfig
+    | VqaDecoderConfig
+    | VqaClosedSetConfig
+    | Nlvr2Config
+    | TextAssignmentConfig
+)
+"""What a recipe can train. Written to JSON, each but the first says its `kind`."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything about a run. `name` finds the function in catalog.RECIPES."""
 
     name: str
     model: AlbefConfig
-    task: AlbefPretrainConfig
+    task: TaskConfig
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

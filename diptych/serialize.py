@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -14,11 +14,16 @@ import jsonargparse
 from diptych.schema import Recipe
 
 Config = TypeVar("Config")
+KIND = "kind"
+"""Where a field may be one of several configs, the entry of its JSON that names it; without it, it is the first."""
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain JSON values, every field written out."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    for key, hint in field_types(type(recipe)).items():
+        if getattr(recipe, key).__class__ in configs(hint)[1:]:
+            plain[key][KIND] = type(getattr(recipe, key)).__name__
     return plain
 
 
@@ -39,8 +44,22 @@ def _built(cls: type[Config], plain: Any, path: tuple[str, ...]) -> Config:
     values = {}
     for key, hint in hints.items():
         name = (*path, key)
-        values[key] = _built(hint, plain[key], name) if is_config(hint) else typed(hint, plain[key], ".".join(name))
+        if options := configs(hint):
+            kind, rest = _kind(options, plain[key], ".".join(name))
+            values[key] = _built(kind, rest, name)
+        else:
+            values[key] = typed(hint, plain[key], ".".join(name))
     return cls(**values)
+
+
+def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any], Any]:
+    """Which of several groups of fields `plain` is, and its fields."""
+    if not isinstance(plain, Mapping) or KIND not in plain or len(options) == 1:
+        return options[0], plain
+    known = {option.__name__: option for option in options}
+    if plain[KIND] not in known:
+        raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}")
+    return known[plain[KIND]], {key: value for key, value in plain.items() if key != KIND}
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
@@ -66,6 +85,12 @@ def is_config(hint: Any) -> TypeGuard[type[Any]]:
     return isinstance(hint, type) and is_dataclass(hint)
 
 
+def configs(hint: Any) -> tuple[type[Any], ...]:
+    """The groups of fields that a declared type allows: one, one of several, or none."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return tuple(options) if all(map(is_config, options)) else ()
+
+
 def field_types(cls: type) -> dict[str, Any]:
     """The declared type of each field of a config."""
     hints = get_type_hints(cls)
@@ -83,10 +108,11 @@ def unknown_name(cls: type, key: str, above: tuple[str, ...]) -> str:
 
 def _leaves(cls: type) -> list[str]:
     """Dotted names of all values below `cls`."""
-    names = []
+    names: dict[str, None] = {}  # an ordered set
     for key, hint in field_types(cls).items():
-        names += [f"{key}.{inner}" for inner in _leaves(hint)] if is_config(hint) else [key]
-    return names
+        inner = [name for option in configs(hint) for name in _leaves(option)]
+        names |= dict.fromkeys([f"{key}.{name}" for name in inner] or [key])
+    return list(names)
 
 
 def spelled(hint: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from diptych.catalog import MODELS, RECIPES, SOURCES, TASKS, find_recipe, open_source
 from diptych.models.albef import Albef, AlbefPretraining
 from diptych.recipes.override import override, parse_assignments
-from diptych.schema import Recipe, SpecialIds
+from diptych.schema import Recipe, RetrievalConfig, SpecialIds, TaskConfig
 from diptych.serialize import from_dict, to_dict
 from diptych.train.optim import build_optimizer
 from diptych.train.state import Plan
@@ -47,6 +48,21 @@ def test_every_recipe_says_command_cost_and_expected_result(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_json(name: str) -> None:
     assert from_dict(to_dict(find_recipe(name))) == find_recipe(name)
+
+
+@pytest.mark.parametrize("kind", get_args(TaskConfig))
+def test_a_recipe_of_any_task_survives_json(kind: type) -> None:
+    recipe = replace(tiny(), task=kind())
+    assert from_dict(to_dict(recipe)) == recipe
+
+
+def test_a_task_is_of_a_known_kind_and_of_pre_training_where_none_is_named() -> None:
+    plain = to_dict(replace(tiny(), task=RetrievalConfig()))
+    assert plain["task"]["kind"] == "RetrievalConfig"
+    plain["task"]["kind"] = "RetreivalConfig"
+    with pytest.raises(ValueError, match=r"task\.kind: expected one of AlbefPretrainConfig, .*got 'RetreivalConfig'"):
+        from_dict(plain)
+    assert "kind" not in to_dict(tiny())["task"]
 
 
 def test_catalog_entries_are_what_their_names_say() -> None:
