@@ -22,8 +22,9 @@ def run(arguments: Sequence[str]) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="validate|convert|show")
     validate = _verb(verbs, "validate", "say what is missing or broken; the exit status says if training can start")
     validate.add_argument("--fast", action="store_true", help="do not open the pictures, only see that they are there")
-    convert = _verb(verbs, "convert", "write JSONL, one file a split; pictures stay where they are")
+    convert = _verb(verbs, "convert", "write JSONL, one file a split")
     convert.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    convert.add_argument("--shards", action="store_true", help="copy the pictures into tar shards of 1 GB beside it")
     show = _verb(verbs, "show", "write a page of samples")
     show.add_argument("--to", type=Path, default=Path("samples.html"), metavar="FILE", help="default: samples.html")
     show.add_argument("--count", type=int, default=24, metavar="N", help="samples of each split (default: 24)")
@@ -64,10 +65,10 @@ def _validate(given: argparse.Namespace) -> None:
 
 
 def _convert(given: argparse.Namespace) -> None:
-    from diptych.data.convert import write_splits
+    from diptych.data.convert import SHARD_BYTES, write_splits
 
     _, parts = _read(given)
-    print(write_splits(parts, given.to))
+    print(write_splits(parts, given.to, SHARD_BYTES if given.shards else None))
 
 
 def _show(given: argparse.Namespace) -> None:

@@ -60,6 +60,12 @@ def _content(path: str) -> Path | io.BytesIO:
         return io.BytesIO(stream.read(int(part[3])))
 
 
+def picture_bytes(path: str) -> bytes:
+    """A picture as it is stored, in a file of its own or in a shard. Raises OSError."""
+    content = _content(path)
+    return content.getvalue() if isinstance(content, io.BytesIO) else content.read_bytes()
+
+
 class _Refused(Exception):
     """Why a file gives no picture: the reason to count by, and detail."""
 

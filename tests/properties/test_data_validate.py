@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,27 @@ def test_conversion_leaves_drawn_splits_to_be_drawn_again(tmp_path: Path) -> Non
         assert {record.id for record in after[split].records} == {record.id for record in before[split].records}
 
 
+def test_pictures_are_packed_once_each_into_shards_of_the_size_asked_for(tmp_path: Path) -> None:
+    train = entailments(tmp_path, "train", 12)
+    train += [{**train[0], "id": "again", "hypothesis": "another about the same picture"}]
+    config = split_files(tmp_path, train=train)
+    write_splits(read_splits(read_jsonl, config), tmp_path / "out", shard_bytes=8 * 1024)
+    shards = sorted((tmp_path / "out").glob("*.tar"))
+    members: list[tarfile.TarInfo] = []
+    for shard in shards:
+        with tarfile.open(shard) as archive:
+            members += archive.getmembers()
+    assert [member.name for member in members] == [f"{number:09}.png" for number in range(12 + 6 + 6)]
+    assert len(shards) == 3, "a picture takes 1 KiB with its header, and a shard holds eight"
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    again = DataConfig(source="jsonl", **{key: str(tmp_path / f"out/{s}.jsonl") for s, key in FILES.items()})
+    assert check(again).ready
+    source = open_layout(read_jsonl, again, "train")
+    shades = [source.picture(record).getpixel((0, 0)) for record in source.records]
+    assert shades == [(number, 0, 7) for number in [*range(12), 0]]
+
+
 def test_nothing_to_convert_or_show_is_an_error_that_says_why(tmp_path: Path) -> None:
     parts: dict[Split, Found] = {split: Found() for split in SPLITS}
     with pytest.raises(ValueError, match="no record to write"):
@@ -270,6 +292,8 @@ def test_convert_and_show_write_what_they_say(tmp_path: Path, capsys: pytest.Cap
     config = split_files(tmp_path)
     verb.run(["convert", *arguments(config), "--to", str(tmp_path / "out")])
     assert {file.name for file in (tmp_path / "out").iterdir()} == {f"{split}.jsonl" for split in SPLITS}
+    verb.run(["convert", *arguments(config), "--to", str(tmp_path / "packed"), "--shards"])
+    assert (tmp_path / "packed/pictures-00000.tar").is_file()
     verb.run(["show", *arguments(config), "--to", str(tmp_path / "page.html"), "--count", "2"])
     assert (tmp_path / "page.html").read_text().count('class="tile"') == 6
     assert str(tmp_path / "page.html") in capsys.readouterr().out
