@@ -8,6 +8,7 @@ generous reading is so under any.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from random import Random
 
@@ -20,6 +21,9 @@ PHRASES: dict[Relation, tuple[str, ...]] = {
     "above": ("above",),
     "below": ("below",),
 }
+OPPOSITE: dict[Relation, Relation] = {"left": "right", "right": "left", "above": "below", "below": "above"}
+_NAME_CLASSES = 10
+"""Of so many names, one misses each relation where combinations are held out."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,25 @@ class _Mention:
 
     @property
     def verb(self) -> str:
-        return "is" if len(self.members) == 1 else "are"
+        return self.members[0].noun.verb(len(self.members))
+
+
+def may_say(subject: str, relation: Relation, other: str, config: ScenesConfig) -> bool:
+    """Whether `scenes.compositions` lets a text say, or ask about, this relation between two names.
+
+    A checksum holds out one of ten combinations of a name and a relation: nobody ever says, say, that a dog is to the
+    left of anything, or, which is the same, that anything is to the right of a dog.
+    """
+    if config.compositions == "all":
+        return True
+    held_out = _held_out(subject, relation) or _held_out(other, OPPOSITE[relation])
+    return held_out == (config.compositions == "held_out")
+
+
+def _held_out(name: str, relation: Relation) -> bool:
+    """One relation of four names in ten, so that every name is met in three relations at least."""
+    number = zlib.crc32(name.encode()) % _NAME_CLASSES
+    return number < len(OPPOSITE) and list(OPPOSITE)[number] == relation
 
 
 def name_list(scene: Scene) -> Caption:
@@ -111,21 +133,21 @@ def describe(scene: Scene, random: Random, config: ScenesConfig, complete: bool 
     if not complete and draw() >= config.complete:
         mentions = mentions[: 1 + int(draw() * len(mentions))]
     background = scene.background if draw() < config.background_said else None
-    related = _related(mentions) if draw() < config.relation_said else None
+    related = _related(mentions, config) if draw() < config.relation_said else None
     text, facts = _with_relation(*related, random) if related else _listed(mentions, random)
     said = tuple(mention.fact for mention in mentions)
     if background is None:
         return Caption(text, said + facts)
-    return Caption(f"{text} on {_background(background)}", (*said, *facts, On(background)))
+    return Caption(f"{text} on {background_phrase(background)}", (*said, *facts, On(background)))
 
 
-def fullest(scene: Scene) -> Caption:
+def fullest(scene: Scene, config: ScenesConfig) -> Caption:
     """Everything that can be said in facts, with a plain text: the last resort where every detail is needed."""
     mentions = [_mention(members, True) for members in scene.kinds.values()]
-    related = _related(mentions)
+    related = _related(mentions, config)
     text, facts = _with_relation(*related, Random(0)) if related else _listed(mentions, Random(0))
     said = tuple(mention.fact for mention in mentions)
-    return Caption(f"{text} on {_background(scene.background)}", (*said, *facts, On(scene.background)))
+    return Caption(f"{text} on {background_phrase(scene.background)}", (*said, *facts, On(scene.background)))
 
 
 def _shuffled(items: list[tuple[SceneObject, ...]], random: Random) -> list[tuple[SceneObject, ...]]:
@@ -138,16 +160,22 @@ def _mention(members: tuple[SceneObject, ...], with_size: bool) -> _Mention:
     return _Mention(members, size if size != "medium" and with_size else None)
 
 
-def _background(colour: str) -> str:
+def background_phrase(colour: str) -> str:
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
 
 
-def _related(mentions: list[_Mention]) -> tuple[_Mention, list[tuple[Relation, _Mention]], list[_Mention]] | None:
+def _related(
+    mentions: list[_Mention], config: ScenesConfig
+) -> tuple[_Mention, list[tuple[Relation, _Mention]], list[_Mention]] | None:
     """A subject, what it stands beside (one or two things, each in another relation), and the rest."""
     for subject in mentions:
         others = [mention for mention in mentions if mention is not subject]
         found = [(relation_between(subject.members, other.members), other) for other in others]
-        clear = [(relation, other) for relation, other in found if relation]
+        clear = [
+            (relation, other)
+            for relation, other in found
+            if relation and may_say(subject.fact.name, relation, other.fact.name, config)
+        ]
         if clear:
             second = [pair for pair in clear[1:] if pair[0] != clear[0][0]]
             beside = clear[:1] + second[:1]

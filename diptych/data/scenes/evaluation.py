@@ -89,7 +89,7 @@ def _own_caption(builder: _Builder, scene: Scene, config: ScenesConfig) -> Capti
     else:
         random = stream(config.seed, scene.split, scene.index, purpose=1)
         wordings = (describe(scene, random, config, complete=True) for _ in range(_WORDINGS))
-        tried = (caption for captions in (wordings, [fullest(scene)]) for caption in captions)
+        tried = (caption for captions in (wordings, [fullest(scene, config)]) for caption in captions)
     return next((caption for caption in tried if not builder.true_of(caption)), None)
 
 

@@ -166,9 +166,31 @@ def make_scene(config: ScenesConfig, split: Split, index: int) -> Scene:
 
     Raises ValueError when the configuration allows too few different scenes for the split to have any.
     """
+    return draw_scene(config, split, index, stream(config.seed, split, index, purpose=0).random)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a scene is to hold."""
+
+    having: tuple[int, ...] = ()
+    """Sprites that are there, each so many times as it stands here and no more often."""
+    lacking: tuple[int, ...] = ()
+    """Sprites that are not there."""
+    background: str | None = None
+    """Its colour; None leaves it to chance."""
+
+
+ANYTHING = Wish()
+
+
+def draw_scene(config: ScenesConfig, split: Split, index: int, draw: Draw, wish: Wish = ANYTHING) -> Scene:
+    """A scene that falls into the split and grants the wish, which leaves room for other things.
+
+    Raises ValueError when the configuration allows too few different scenes for the split to have any.
+    """
     sprites = sprite_set(config)
-    draw = stream(config.seed, split, index, purpose=0).random
-    kinds, background = _content(config, split, sprites, draw)
+    kinds, background = _content(config, split, sprites, draw, wish)
     objects = _place(config.size, kinds, sprites, draw)
     return Scene(split, index, config.size, background, int(draw() * SHADES), objects)
 
@@ -179,14 +201,20 @@ def split_of(kinds: list[str], background: str) -> Split:
     return _HELD_OUT.get(zlib.crc32(content.encode()) % _CONTENT_CLASSES, "train")  # type: ignore[return-value]
 
 
-def _content(config: ScenesConfig, split: Split, sprites: SpriteSet, draw: Draw) -> tuple[list[int], str]:
+def _content(config: ScenesConfig, split: Split, sprites: SpriteSet, draw: Draw, wish: Wish) -> tuple[list[int], str]:
     colours = list(BACKGROUNDS)
     least, most = config.objects
+    settled = {*wish.having, *wish.lacking}
     for _ in range(_CONTENTS):
-        kinds: list[int] = []
-        for _ in range(least + int(draw() * (most - least + 1))):
-            kinds.append(_next_kind(kinds, len(sprites), draw))
-        background = colours[int(draw() * len(colours))]
+        kinds = list(wish.having)
+        count = least + int(draw() * (most - least + 1))
+        while len(kinds) < count:
+            kind = _next_kind(kinds, len(sprites), draw)
+            if kind not in settled:
+                kinds.append(kind)
+        if wish.having:  # which would else stand behind all the others
+            kinds.sort(key=lambda _: draw())
+        background = wish.background or colours[int(draw() * len(colours))]
         if split_of([sprites.sprites[kind].key for kind in kinds], background) == split:
             return kinds, background
     raise ValueError(

@@ -53,8 +53,16 @@ class Noun:
         words = f"{adjective} {self.singular if count == 1 else self.plural}".lstrip()
         if count > 1:
             return f"{NUMBER_WORDS[count]} {words}"
-        lacks_singular = self.singular == self.plural and self.singular not in IRREGULAR_PLURALS
-        return words if lacks_singular else f"{article(words)} {words}"
+        return words if self.plural_only else f"{article(words)} {words}"
+
+    @property
+    def plural_only(self) -> bool:
+        """Whether it has no singular: `grapes`."""
+        return self.singular == self.plural and self.singular not in IRREGULAR_PLURALS
+
+    def verb(self, count: int) -> str:
+        """`is` or `are`, for so many of it."""
+        return "is" if count == 1 and not self.plural_only else "are"
 
 
 def article(phrase: str) -> str:
