@@ -239,7 +239,8 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
 # --------------------------------------------------------------------------- demo
 
 DEMO_PICTURES = 200
-DEMO_QUERIES = ("a fox", "two cats", "a car on a pink background", "a banana left of a dog")
+DEMO_QUERIES = 4
+"""Captions of the saved pictures that are suggested for a search: the first ones, not the best found."""
 
 
 def demo(folder: Path) -> Path:
@@ -254,7 +255,7 @@ def demo(folder: Path) -> Path:
     pictures = _save_pictures(evaluated, folder / "pictures")
     print(summary(evaluated))
     print(f"\nReport:    {page}\nPictures:  {pictures} (unseen scenes)\n\nTry next:")
-    for query in DEMO_QUERIES:
+    for query in evaluated.split.captions[:DEMO_QUERIES]:
         print(f'  diptych search {folder} "{query}" --images {pictures}')
     print("  diptych train albef_tiny data.source=folder data.path=YOUR_PHOTOS run.batch_size=16")
     return page
