@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diptych.predict import load
+    from diptych.pretrained import from_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "from_pretrained", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`diptych.load` is `diptych.predict.load`, imported when it is asked for: `diptych --help` waits for no torch."""
+    """`load` and `from_pretrained` are imported when they are asked for: `diptych --help` waits for no torch."""
     if name == "load":
         from diptych.predict import load
 
         return load
+    if name == "from_pretrained":
+        from diptych.pretrained import from_pretrained
+
+        return from_pretrained
     raise AttributeError(f"module 'diptych' has no attribute '{name}'")

@@ -130,6 +130,7 @@ def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[
             _check_count(name, tensor)
             report.dropped[name] = "consecutive numbers, counted when needed"
         else:
+            assert not isinstance(rule, Absent), "names nothing that a file has"
             target = _fill(rule.ours, values)
             report.loaded[name] = target
             if isinstance(rule, Stack):

@@ -17,6 +17,8 @@ VERBS = {
     "evaluate": ("diptych.cli.evaluate", "measure a trained run on its test split"),
     "report": ("diptych.cli.report", "write a run's report.html"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
+    "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
+    "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
     "data": ("diptych.cli.data", "look at data: data validate|convert|show LAYOUT PATH"),
     "recipes": ("diptych.cli.recipes", "list the recipes, or every field of one"),
     "where": ("diptych.cli.where", 'find the code of a paper\'s equation: where "ALBEF Eq. 6"'),

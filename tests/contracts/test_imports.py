@@ -15,7 +15,7 @@ FLOORS = (
     ("cli",),
     ("app", "serve"),
     ("ablate",),
-    ("pipeline",),
+    ("pipeline", "pretrained"),
     ("catalog",),
     ("recipes",),
     ("train",),
@@ -35,7 +35,7 @@ FLOORS = (
 """Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
 ALONE = ("models", "tasks")
 """Rooms whose files do not import each other."""
-MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "pipeline"}
+MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "pipeline", "pretrained"}
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = ("schema", "serialize", "seeds", "data.record", "cli.main")
 

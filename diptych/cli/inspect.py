@@ -1,0 +1,22 @@
+"""`diptych inspect FILE`"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diptych inspect",
+        description="Say what a checkpoint is: its kind, its sizes, what it can do. Nothing in it is executed.",
+    )
+    parser.add_argument(
+        "path", type=Path, help="a published file, a folder in the Hugging Face layout, a run or one of its checkpoints"
+    )
+    given = parser.parse_args(arguments)
+
+    from diptych import pretrained
+
+    print(pretrained.inspect(given.path))
