@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from diptych.catalog import MODELS, RECIPES, SOURCES, TASKS, find_recipe, open_source
+from diptych.catalog import LAYOUTS, MODELS, RECIPES, SOURCES, TASKS, find_recipe, open_source
 from diptych.models.albef import Albef, AlbefPretraining
 from diptych.recipes.override import override, parse_assignments
 from diptych.schema import Recipe, RetrievalConfig, SpecialIds, TaskConfig
@@ -66,7 +66,8 @@ def test_a_task_is_of_a_known_kind_and_of_pre_training_where_none_is_named() -> 
 
 
 def test_catalog_entries_are_what_their_names_say() -> None:
-    assert set(SOURCES) == {"scenes", "folder", "jsonl", "albef"}
+    assert set(SOURCES) == {"scenes", *LAYOUTS}
+    assert {"folder", "jsonl", "albef", "karpathy", "vqa", "refcoco"} <= set(LAYOUTS)
     assert MODELS[type(tiny().model)] is Albef
     assert TASKS[type(tiny().task)] is AlbefPretraining
     with pytest.raises(ValueError, match=r"no data\.source 'foldr'\. Did you mean 'folder'\? Known: scenes, "):

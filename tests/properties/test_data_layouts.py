@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from diptych.catalog import LAYOUTS, open_source
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     SPLITS,
@@ -778,3 +779,30 @@ def test_a_picture_in_a_shard_survives_a_line_of_json(tmp_path: Path) -> None:
     assert source.picture(source.record(1)).getpixel((0, 0)) == (200, 200, 200)
     gone = {"image": f"{folder}/99999.tar@512+10", "caption": "x"}
     assert [e.reason for e in read_jsonl(str(lines(file, [gone])), config()).skipped] == ["picture missing"]
+
+
+# --------------------------------------------------------------------------- every layout
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_says_what_it_wants_where_there_is_nothing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"data\.source={name} needs data\.path"):
+        open_source(config(source=name), "train")
+    with pytest.raises(ValueError, match=rf"absent.*data\.source={name} reads"):
+        open_source(config(source=name, path=str(tmp_path / "absent")), "train")
+
+
+@pytest.mark.parametrize("name", ["albef", "karpathy", "visual_genome", "sbu", "vqa"])
+@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("3", "is not an? (list|object)"), ("\xff", "JSON")])
+def test_a_file_that_is_no_such_list_is_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
+    file = tmp_path / "list.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"list\.json.*{words}"):
+        LAYOUTS[name](str(file), config())
+
+
+def test_a_layout_of_another_task_is_refused_before_training(tmp_path: Path) -> None:
+    settings = config(source="vqa", path=str(vqa_questions(tmp_path, "val2014", [900])), root=str(tmp_path / "images"))
+    with pytest.raises(ValueError, match=r"data\.source=vqa holds questions; this task needs captions"):
+        open_source(settings, "train")
+    assert len(open_source(settings, "train", Question)) == 1

@@ -35,7 +35,9 @@ class _Sample:
 
 
 def read_img2dataset(path: str, config: DataConfig) -> Found:
-    """All samples below a folder, or of a shard. Pictures are where they are: `config.root` is not used."""
+    """All samples below a folder, or of a shard. Raises ValueError."""
+    if config.root is not None:
+        raise ValueError("data.root says nothing here: img2dataset keeps pictures beside their captions")
     place = Path(path)
     if place.is_file():
         shards, root = [place], place.parent
