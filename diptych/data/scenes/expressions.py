@@ -28,7 +28,7 @@ _MOST_OVERLAP = 0.5
 _LEAST_OVERLAP = 0.1
 """A copy's, with its own object."""
 _TRIES = 100
-_WEIGHTS: dict[ExpressionKind, float] = {"name": 1, "size": 4, "place": 4, "relation": 2, "thing": 2}
+_WEIGHTS: dict[ExpressionKind, float] = {"name": 1.0, "size": 4.0, "place": 4.0, "relation": 2.0, "thing": 2.0}
 """What a picture allows less often is drawn more often where it is allowed."""
 _PLACES: dict[Relation, str] = {
     "left": "on the left",

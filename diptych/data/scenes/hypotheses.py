@@ -28,7 +28,7 @@ from diptych.schema import ScenesConfig
 
 Label = Literal["contradiction", "neutral", "entailment"]
 LABELS: tuple[Label, ...] = ("contradiction", "neutral", "entailment")
-_WEIGHTS: dict[ClaimKind, float] = {"existence": 2, "background": 1, "count": 3, "size": 3, "relation": 3}
+_WEIGHTS: dict[ClaimKind, float] = {"existence": 2.0, "background": 1.0, "count": 3.0, "size": 3.0, "relation": 3.0}
 """What a picture allows less often is drawn more often where it is allowed."""
 
 _OF_ANYTHING = ("famous", "lucky", "loved")

@@ -29,16 +29,16 @@ _MARGIN = 0.06
 _QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 _RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
 _WEIGHTS: dict[QuestionKind, float] = {
-    "existence": 1,
-    "count": 4,
-    "name": 2,
-    "size": 2,
-    "position": 1,
-    "relation": 2,
-    "background": 1,
+    "existence": 1.0,
+    "count": 4.0,
+    "name": 2.0,
+    "size": 2.0,
+    "position": 1.0,
+    "relation": 2.0,
+    "background": 1.0,
 }
 """What a picture allows less often is drawn more often where it is allowed."""
-_SIZE_WEIGHTS: dict[SizeWord, float] = {"small": 0.7, "medium": 0.65, "large": 1}
+_SIZE_WEIGHTS: dict[SizeWord, float] = {"small": 0.7, "medium": 0.65, "large": 1.0}
 """Large things are the rarest where there are several."""
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     "0": ("zero", "none"),
@@ -87,7 +87,7 @@ def question(scene: Scene, random: Random, config: ScenesConfig) -> Question | N
     """A question with its answers; None where `scenes.compositions` leaves nothing to ask."""
     if not distinct(scene, config):
         return None
-    asked_for: dict[QuestionKind, float] = {"relation": 1} if config.compositions == "held_out" else _WEIGHTS
+    asked_for: dict[QuestionKind, float] = {"relation": 1.0} if config.compositions == "held_out" else _WEIGHTS
     for kind in by_weight(asked_for, random):
         asked = _ASK[kind](scene, random, config)
         if asked:

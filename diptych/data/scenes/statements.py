@@ -35,12 +35,12 @@ Which = Literal["left", "right", "both", "one", "neither"]
 StatementKind = Literal["existence", "count", "size", "relation", "background", "more"]
 _WHICH: tuple[Which, ...] = ("left", "right", "both", "one", "neither")
 _WEIGHTS: dict[StatementKind, float] = {
-    "existence": 5,
-    "more": 2,
-    "count": 2,
-    "background": 2,
-    "size": 1,
-    "relation": 1,
+    "existence": 5.0,
+    "more": 2.0,
+    "count": 2.0,
+    "background": 2.0,
+    "size": 1.0,
+    "relation": 1.0,
 }
 _ROOM: dict[StatementKind, int] = {"existence": 1, "more": 1, "count": 1, "background": 0, "size": 1, "relation": 2}
 """Objects that a statement fixes in a picture, at least. There must be room for one more, to draw scenes from."""
