@@ -92,18 +92,23 @@ class Predictor:
     device: torch.device
     origin: Path
     """The checkpoint."""
+    untrained: frozenset[str] = frozenset()
+    """Parts of the model that its checkpoint holds no trained weights for, as of a published file of another task."""
 
     def embed_images(self, images: Pictures) -> Float[Tensor, "N E"]:
         """Normalised vectors of pictures, comparable with those of texts. Raises BadRecord for an unreadable file."""
+        self._require("image_proj")
         return self._embed(_many(images), None)[1]
 
     def embed_texts(self, texts: Strings) -> Float[Tensor, "M E"]:
         """Normalised vectors of texts. Raises ValueError for a text without words."""
+        self._require("text_proj")
         with evaluating(self.model):
             return self.model.embed_text(self._text_state(self.texts(texts)))["main"].cpu()
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Probability that picture n and text m belong together, by the fusion encoder, for every pair."""
+        self._require("match_head")
         pictures, words = _many(images), self.texts(texts)
         lengths = words.attention_mask.sum(dim=1)
         found: list[Tensor] = []
@@ -133,6 +138,14 @@ class Predictor:
         return prepare_texts([texts] if isinstance(texts, str) else texts, self.tokenizer, self.recipe.data)
 
     # ------------------------------------------------------------------ inside
+
+    def _require(self, part: str) -> None:
+        """Raises ValueError where an answer would come from random weights."""
+        if part in self.untrained:
+            raise ValueError(
+                f"{self.origin} holds no trained {part}: it comes from a file of another task. "
+                "Take a pre-trained checkpoint, or one that was fine-tuned for retrieval"
+            )
 
     def _rank(
         self, text: str, pictures: Sequence[Picture], k: int, rerank: bool, skipped: list[BadRecord] | None
@@ -212,6 +225,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         recipe=recipe,
         device=place,
         origin=checkpoint.folder,
+        untrained=frozenset(checkpoint.state.get("fresh", ())),
     )
 
 

