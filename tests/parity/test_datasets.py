@@ -52,6 +52,10 @@ def numbered(names: Sequence[str]) -> list[int]:
     return [first.index(name) for name in names]
 
 
+def _not_empty(case: dict[str, Any]) -> list[Any]:
+    return [item for item in case["items"] if item[0]]
+
+
 def test_retrieval_training_has_the_released_texts_and_identities(tmp_path: Path, cases: dict[str, Any]) -> None:
     case = cases["retrieval_train"]
     found = read(tmp_path, case)
@@ -71,10 +75,7 @@ def test_retrieval_evaluation_has_the_released_texts_of_each_picture(tmp_path: P
         Path(record.image).name: [clean_caption(text, WORDS) for text in record.captions] for record in found.records
     }
     texts = {case["image"][int(n)]: [case["text"][t] for t in of] for n, of in case["img2txt"].items()}
-    assert {case["text"].index(text): number for number, text in enumerate(case["text"]) if text} == {
-        number: number for number, text in enumerate(case["text"]) if text
-    }
-    assert all(int(n) in map(int, case["img2txt"]) for n in case["txt2img"].values())
+    assert all(int(t) in case["img2txt"][str(n)] for t, n in case["txt2img"].items())
     assert ours == {name: kept for name, all_of in texts.items() if (kept := [text for text in all_of if text])}
     assert len(found.skipped) == case["text"].count("") - sum(
         len(all_of) - 1 for all_of in texts.values() if not any(all_of)
@@ -85,13 +86,14 @@ def test_entailment_has_the_released_texts_and_classes(tmp_path: Path, cases: di
     found = read(tmp_path, cases["ve"])
     assert all(isinstance(record, Entailment) for record in found.records)
     ours = [[clean_caption(r.hypothesis, WORDS), ENTAILMENT_LABELS.index(r.label)] for r in found.records]
-    assert ours == cases["ve"]["items"]
+    assert ours == _not_empty(cases["ve"])
 
 
 def test_statements_about_pairs_have_the_released_texts_and_classes(tmp_path: Path, cases: dict[str, Any]) -> None:
     found = read(tmp_path, cases["nlvr"])
     assert all(isinstance(record, PairStatement) for record in found.records)
-    assert [[clean_caption(r.statement, WORDS), int(r.label)] for r in found.records] == cases["nlvr"]["items"]
+    ours = [[clean_caption(r.statement, WORDS), int(r.label)] for r in found.records]
+    assert ours == _not_empty(cases["nlvr"])
     names = [entry["images"] for entries in cases["nlvr"]["files"] for entry in entries]
     assert [[Path(image).name for image in record.images] for record in found.records] == names
 

@@ -130,6 +130,17 @@ def test_what_validation_shares_with_test_is_a_note(tmp_path: Path) -> None:
     )
 
 
+def test_copies_in_a_drawn_split_are_a_note(tmp_path: Path) -> None:
+    train = entailments(tmp_path, "train", 40)
+    drawn = DataConfig(source="jsonl", path=split_files(tmp_path, train=train).path)
+    parts = read_splits(read_jsonl, drawn)
+    copy, original = (Path(parts[split].records[0].image) for split in ("validation", "train"))
+    copy.write_bytes(original.read_bytes())
+    found = check(drawn)
+    assert found.ready
+    assert found.notes == (f"train and validation share 1 picture: {copy.name} (the same as {original.name})",)
+
+
 def test_texts_ids_and_labels_are_looked_at(tmp_path: Path) -> None:
     train = [entry for entry in entailments(tmp_path, "train", 30) if entry["label"] != "entailment"]
     train = [entry for number, entry in enumerate(train) if entry["label"] == "neutral" or number < 4]
