@@ -8,6 +8,7 @@ import pickle
 import random
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from PIL import Image
 from diptych.data.loader import PairLoader, evaluation_items
 from diptych.data.pictures import LARGEST_PIXELS, open_picture
 from diptych.data.record import BadRecord
-from diptych.data.sources.folder import open_folder
-from diptych.data.sources.jsonl import open_jsonl
+from diptych.data.sources.files import open_layout
+from diptych.data.sources.folder import read_folder
+from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.tokenizer import Tokenizer
 from diptych.schema import DataConfig
+
+open_folder = partial(open_layout, read_folder)
+open_jsonl = partial(open_layout, read_jsonl)
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
 

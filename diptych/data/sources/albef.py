@@ -23,7 +23,6 @@ from diptych.data.record import (
     PairStatement,
     Question,
     Referring,
-    Split,
     from_entry,
     label_of,
     name_of,
@@ -32,7 +31,7 @@ from diptych.data.record import (
     texts_of,
     truth_of,
 )
-from diptych.data.sources.files import FileSource, Found, json_list, object_of, open_layout, parts_of
+from diptych.data.sources.files import Found, json_list, object_of, parts_of
 from diptych.schema import DataConfig
 
 LAYOUT = 'data.source=albef reads JSON lists of {"image": …, "caption": …}, separated by commas'
@@ -40,17 +39,12 @@ GENOME_WEIGHT = 0.5
 """Weight of the single answer of a Visual Genome question, as released; ten annotators together have 1."""
 
 
-def open_albef(config: DataConfig, split: Split) -> FileSource[Any]:
-    """`config.path` names one list, or several with commas between them, read in that order.
+def read_albef(paths: str, config: DataConfig) -> Found:
+    """All records of one list, or of several with commas between them, in that order.
 
     Relative pictures start from `config.root`, or from their list's folder. Entries that are no record are skipped and
-    named FILE[INDEX], counted from 0. Raises ValueError if a list is missing or no list, or if the split is empty.
+    named FILE[INDEX], counted from 0. Raises ValueError if a list is missing or no list.
     """
-    return open_layout(read_albef, config, split)
-
-
-def read_albef(paths: str, config: DataConfig) -> Found:
-    """All records of the lists, of one task."""
     found = Found()
     for path in parts_of(paths):
         root = Path(config.root or Path(path).parent)

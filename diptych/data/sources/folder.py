@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from diptych.data.pictures import SUFFIXES
-from diptych.data.record import BadRecord, Split
-from diptych.data.sources.files import FileSource, Found, open_layout
+from diptych.data.record import BadRecord
+from diptych.data.sources.files import Found
 from diptych.data.sources.jsonl import read_lines
 from diptych.schema import DataConfig
 
@@ -21,17 +20,11 @@ LONGEST_LINE = 1 << 16
 """Bytes that are read of a text file's first line."""
 
 
-def open_folder(config: DataConfig, split: Split) -> FileSource[Any]:
-    """`config.path` is the folder, read with all folders in it, in the order of names; hidden ones are passed over.
-
-    Pictures without a text, and texts without a picture, are skipped and named. Raises ValueError if the folder is
-    missing or the split empty.
-    """
-    return open_layout(read_folder, config, split)
-
-
 def read_folder(path: str, config: DataConfig) -> Found:
-    """All pairs of a folder."""
+    """All pairs of a folder and of those in it, in the order of names; hidden ones are passed over.
+
+    Pictures without a text, and texts without a picture, are skipped and named. Raises ValueError if it is missing.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: data.source=folder reads pictures with texts of the same name")

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from diptych.data.record import Split
-from diptych.data.sources.files import FileSource, Found, existing, json_lines, open_layout
+from diptych.data.sources.files import Found, existing, json_lines
 from diptych.schema import DataConfig
 
 
-def open_jsonl(config: DataConfig, split: Split) -> FileSource[Any]:
-    """`config.path` is the file; relative pictures start from `config.root`, or from the file's folder.
-
-    Lines that are no record are skipped and named FILE:LINE. Raises ValueError if the file is missing or the split
-    empty.
-    """
-    return open_layout(read_jsonl, config, split)
-
-
 def read_jsonl(path: str, config: DataConfig) -> Found:
-    """All records of a file."""
+    """All records of a file. Relative pictures start from `config.root`, or from the file's folder.
+
+    Lines that are no record are skipped and named FILE:LINE. Raises ValueError if the file is missing.
+    """
     return read_lines(Path(path), Path(config.root or Path(path).parent), config.max_words)
 
 
