@@ -120,7 +120,7 @@ def _file(path: Path) -> Path:
     for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path} is a folder without {' or '.join(FOLDER_FILES)}: name a checkpoint file")
+    raise ValueError(f"{path} is a folder without {' or '.join(FOLDER_FILES)}: name a file, a run or a checkpoint")
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -150,12 +150,12 @@ def _read_torch(file: Path, shapes_only: bool) -> Any:
             mmap=not shapes_only and zipfile.is_zipfile(file),
         )
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|(?:Trying to|Unsupported) [^\n]*", str(error))
-        what = f" ({found[1] or found[0]})" if found else ""
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise ValueError(
             f"{file} is refused: it holds more than tensors and plain values{what}, and reading that could run code. "
             "Nothing of it was run. Where it comes from, save its tensors alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = re.split(r"\n|\. ", str(error))[0]
         raise ValueError(f"{file} is no checkpoint that can be read, or is damaged ({reason})") from error
