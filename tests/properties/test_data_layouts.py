@@ -770,6 +770,16 @@ def test_a_shard_that_ends_early_is_named_and_its_whole_samples_are_kept(tmp_pat
     assert [record.captions for record in found.records] == [("a fox",)]
 
 
+def test_shards_of_one_name_in_two_folders_are_both_read(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        img2dataset(tmp_path / part, shards=True)
+    found = read_img2dataset(str(tmp_path), config())
+    assert [record.id for record in found.records] == [f"{p}/00000.tar/00000000{n}" for p in "ab" for n in (0, 1)]
+    with pytest.raises(ValueError, match=r"data\.root says nothing here"):
+        read_img2dataset(str(tmp_path), config(root="elsewhere"))
+
+
 def test_a_picture_in_a_shard_survives_a_line_of_json(tmp_path: Path) -> None:
     folder = img2dataset(tmp_path, shards=True)
     found = read_img2dataset(str(folder), config())

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diptych.data.pictures import SUFFIXES, part_of
-from diptych.data.record import BadRecord, Record, name_of
+from diptych.data.record import BadRecord, Record, name_of, text_of
 from diptych.data.sources.files import Found
 from diptych.data.sources.folder import files_below
 from diptych.schema import DataConfig
@@ -48,7 +48,7 @@ def read_img2dataset(path: str, config: DataConfig) -> Found:
         raise ValueError(f"no folder or file {place}: {LAYOUT}")
     found = Found()
     for shard in shards:
-        for name, sample in _shard(shard, found):
+        for name, sample in _shard(shard, root, found):
             found.add(sample, name, root, config.max_words, _read)
     if place.is_dir():
         for name, sample in _folder(root):
@@ -62,8 +62,8 @@ def _read(sample: Any, name: str) -> Record:
         raise BadRecord(name, "picture missing", str(metadata.get("error_message") or "not fetched"))
     if "txt" in sample.texts:
         caption = _decoded(sample.texts["txt"](), name)
-    elif isinstance(metadata.get("caption"), str):
-        caption = metadata["caption"]
+    elif metadata.get("caption") is not None:
+        caption = text_of(metadata, "caption", name)
     else:
         raise BadRecord(name, "caption missing")
     return Record(name, sample.picture, (caption,), name_of(metadata, "url", name) or name)
@@ -102,7 +102,7 @@ def _file_text(file: Path) -> bytes:
         return stream.read(LARGEST_TEXT)
 
 
-def _shard(shard: Path, found: Found) -> Iterator[tuple[str, _Sample]]:
+def _shard(shard: Path, root: Path, found: Found) -> Iterator[tuple[str, _Sample]]:
     """The samples of a tar file, in its order. Pictures are not read, but their places noted."""
     samples: dict[str, _Sample] = {}
     try:
@@ -116,7 +116,7 @@ def _shard(shard: Path, found: Found) -> Iterator[tuple[str, _Sample]]:
                 raise tarfile.ReadError("it does not end as tar files do")
     except (tarfile.TarError, OSError, EOFError) as error:
         found.skip(BadRecord(str(shard), "shard broken", str(error)))
-    yield from ((f"{shard.name}/{key}", sample) for key, sample in samples.items())
+    yield from ((f"{shard.relative_to(root).as_posix()}/{key}", sample) for key, sample in samples.items())
 
 
 def _closed(shard: Path) -> bool:
