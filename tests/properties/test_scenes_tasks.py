@@ -182,7 +182,7 @@ def read_hypothesis(reader: Reader, text: str) -> tuple[Claim, Thing]:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_each_hypothesis_is_what_its_label_says(config: ScenesConfig, split: str) -> None:
     reader = Reader(config)
-    for index in range(1200):
+    for index in range(700):
         scene, said = entailment_example(config, split, index)
         claim, thing = read_hypothesis(reader, said.text)
         truth, there = claim.judged(scene), bool(boxes(scene, thing.name))
@@ -195,12 +195,12 @@ def test_each_hypothesis_is_what_its_label_says(config: ScenesConfig, split: str
 
 @pytest.fixture(scope="module", params=[CURATED, SHAPES], ids=["curated", "shapes"])
 def hypotheses(request: pytest.FixtureRequest) -> list[tuple[Scene, Any]]:
-    return [entailment_example(request.param, "train", index) for index in range(9000)]
+    return [entailment_example(request.param, "train", index) for index in range(6000)]
 
 
 def test_words_alone_do_not_tell_the_label_of_a_hypothesis(hypotheses: list[tuple[Scene, Any]]) -> None:
     texts, labels = [said.text for _, said in hypotheses], [said.label for _, said in hypotheses]
-    assert guessed(texts, labels) < 1 / 3 + 0.035  # 4,500 guesses: a standard deviation of 0.007
+    assert guessed(texts, labels) < 1 / 3 + 0.035  # 3,000 guesses: a standard deviation of 0.009
     decided = [(text, label) for text, label in zip(texts, labels, strict=True) if label != "neutral"]
     assert guessed(*map(list, zip(*decided, strict=True))) < 1 / 2 + 0.04  # type: ignore[arg-type]
 
@@ -315,7 +315,7 @@ def test_each_question_takes_only_what_is_there_for_granted_and_its_answers_are_
 ) -> None:
     reader, possible = Reader(config), set(possible_answers(config))
     unanimous = 0
-    for index in range(1500):
+    for index in range(700):
         scene, asked = question_example(config, split, index)
         kind, answer, _ = answered(reader, asked.text, scene)
         assert (asked.kind, asked.answer) == (kind, answer), (asked, scene)
@@ -329,7 +329,7 @@ def test_each_question_takes_only_what_is_there_for_granted_and_its_answers_are_
             if given != f"light {answer}" and kind == "name":
                 assert not given.startswith(("a ", "an ")) or given.startswith("an ") == (answer[0] in "aeiou")
         unanimous += len(set(asked.answers)) == 1
-    assert 150 < unanimous < 1350
+    assert 70 < unanimous < 630
 
 
 @CONFIGS
@@ -394,7 +394,7 @@ def test_each_statement_is_true_of_half_its_pairs_and_false_of_the_others(config
     reader = Reader(config)
     seen: Counter[str] = Counter()
     near = Counter[bool]()
-    for group in range(250):
+    for group in range(180):
         examples = [pair_example(config, split, PAIRS * group + number) for number in range(PAIRS)]
         assert len({example.statement for example in examples}) == 1
         assert {example.group for example in examples} == {group}
@@ -409,7 +409,7 @@ def test_each_statement_is_true_of_half_its_pairs_and_false_of_the_others(config
                 near[claim.thing.name in example.left.kinds or claim.thing.name in example.right.kinds] += 1
     kinds = {"existence", "count", "size", "relation", "background", "more"}
     assert set(seen) == {*kinds, "both", "one", "neither", "left", "right"}
-    assert min(seen.values()) >= 20, seen
+    assert min(seen.values()) >= 15, seen
     assert near[True] > 2 * near[False]
 
 
@@ -470,7 +470,7 @@ def _outdone(scene: Scene, item: int, items: Iterable[int], side: str) -> bool:
 def test_each_expression_is_true_of_its_object_alone(config: ScenesConfig, split: str) -> None:
     reader = Reader(config)
     seen: Counter[str] = Counter()
-    for index in range(1500):
+    for index in range(700):
         scene, said = referring_example(config, split, index)
         for strictly in (True, False):
             kind, held, _ = fits(reader, said.text, scene, strictly)
@@ -479,7 +479,7 @@ def test_each_expression_is_true_of_its_object_alone(config: ScenesConfig, split
         assert said.box == scene.objects[said.target].box
         seen[kind] += 1
     assert set(seen) == {"name", "size", "place", "relation", "thing"}
-    assert min(seen.values()) > 75, seen
+    assert min(seen.values()) > 30, seen
 
 
 def test_proposals_hold_the_box_once_beside_others_that_miss_it() -> None:
@@ -535,8 +535,8 @@ def content(scene: Scene) -> tuple[Any, ...]:
 
 def test_no_two_splits_share_a_scene() -> None:
     contents = {
-        split: {content(s) for scenes, _ in scenes_and_texts(SHAPES, split, 800) for s in scenes}
-        | {content(make_scene(SHAPES, split, index)) for index in range(800)}
+        split: {content(s) for scenes, _ in scenes_and_texts(SHAPES, split, 300) for s in scenes}
+        | {content(make_scene(SHAPES, split, index)) for index in range(600)}
         for split in ("train", "validation", "test")
     }
     assert contents["train"].isdisjoint(contents["validation"] | contents["test"])
@@ -566,7 +566,7 @@ def combinations(reader: Reader, config: ScenesConfig, count: int) -> tuple[list
 
 def test_held_out_combinations_are_never_spoken_of_in_familiar_texts() -> None:
     reader = Reader(CURATED)
-    familiar, others = combinations(reader, replace(CURATED, compositions="familiar"), 2500)
+    familiar, others = combinations(reader, replace(CURATED, compositions="familiar"), 1200)
     known = set.union(*familiar)
     assert others > len(familiar) / 2
     captions = open_scenes(DataConfig(scenes=replace(CURATED, compositions="familiar")), "train")
@@ -574,7 +574,7 @@ def test_held_out_combinations_are_never_spoken_of_in_familiar_texts() -> None:
         for fact in captions.caption(index).facts:
             if hasattr(fact, "relation"):
                 known |= {(fact.subject, fact.relation), (fact.other, MIRRORED[fact.relation])}
-    held_out, others = combinations(reader, replace(CURATED, compositions="held_out"), 300)
+    held_out, others = combinations(reader, replace(CURATED, compositions="held_out"), 150)
     assert others == 0
     assert all(spoken - known for spoken in held_out)
     names = {name for name, _ in known}
@@ -586,7 +586,7 @@ def test_held_out_combinations_are_never_spoken_of_in_familiar_texts() -> None:
 
 
 def test_all_combinations_are_spoken_of_by_default() -> None:
-    found, _ = combinations(Reader(SHAPES), SHAPES, 3000)
+    found, _ = combinations(Reader(SHAPES), SHAPES, 1500)
     assert len(set.union(*found)) > 0.97 * 4 * len(sprite_set(SHAPES).sprites)
 
 
@@ -627,9 +627,21 @@ def test_other_languages_and_too_few_objects_are_reported_with_the_way_out(examp
         example(replace(CURATED, objects=(1, 1), compositions="held_out"), "train", 0)
 
 
-def test_pictures_of_one_object_serve_every_task() -> None:
-    config = replace(SHAPES, objects=(1, 1))
+@pytest.mark.parametrize(
+    ("objects", "kinds"),
+    [
+        ((1, 1), {"background"}),
+        ((1, 2), {"background", "existence", "count", "size", "more"}),
+        ((8, 8), {"background", "existence", "count", "relation", "more"}),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_pictures_of_one_object_and_of_the_most_serve_every_task(
+    objects: tuple[int, int], kinds: set[str], split: str
+) -> None:
+    config = replace(SHAPES, objects=objects)
     for index in range(40):
-        for example in (entailment_example, question_example, referring_example, pair_example):
-            example(config, "train", index)
-    assert {pair_example(config, "train", index).statement.kind for index in range(40)} == {"background"}
+        for example in (entailment_example, question_example, referring_example):
+            assert len(example(config, split, index)[0].objects) in range(objects[0], objects[1] + 1)
+    pairs = [pair_example(config, split, PAIRS * group) for group in range(60)]
+    assert {pair.statement.kind for pair in pairs} == kinds

@@ -45,6 +45,8 @@ _WEIGHTS: dict[StatementKind, float] = {
 _ROOM: dict[StatementKind, int] = {"existence": 1, "more": 1, "count": 1, "background": 0, "size": 1, "relation": 2}
 """Objects that a statement fixes in a picture, at least. There must be room for one more, to draw scenes from."""
 _MOST_COUNTED = 2
+_MOST_SIZED = 6
+"""Where there are always more objects, next to none are large."""
 _SCENES = 2_000
 """Scenes drawn for a claim before giving up. The rarest, one of a size, takes about ten."""
 
@@ -102,6 +104,8 @@ def _true_of(which: Which, left: bool, right: bool) -> bool:
 def statement(random: Random, config: ScenesConfig) -> Statement:
     """A statement, drawn without any picture. Raises ValueError where the configuration leaves nothing to say."""
     weights = {kind: weight for kind, weight in _WEIGHTS.items() if _ROOM[kind] < config.objects[1]}
+    if config.objects[0] > _MOST_SIZED:
+        weights.pop("size")
     if config.compositions == "held_out":
         weights = {kind: weight for kind, weight in weights.items() if kind == "relation"}
     if not weights:
