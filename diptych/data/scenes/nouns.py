@@ -61,7 +61,11 @@ class Noun:
         return self.singular == self.plural and self.singular not in IRREGULAR_PLURALS
 
     def verb(self, count: int) -> str:
-        """`is` or `are`, for so many of it."""
+        """`is` or `are`, for so many of it.
+
+        >>> Noun("apple", "apples").verb(1), Noun("sheep", "sheep").verb(1), Noun("grapes", "grapes").verb(1)
+        ('is', 'is', 'are')
+        """
         return "is" if count == 1 and not self.plural_only else "are"
 
 
