@@ -55,15 +55,20 @@ def _fold(xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> T
 
 
 def _unfold(
-    g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 at least but the first."""
+    g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor, trained: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 at least but the first.
+
+    Not `trained`: of x̂ alone, for frozen layers.
+    """
     w, b, weight = _at_least_fp32(w), _at_least_fp32(b), _at_least_fp32(weight)
+    g_xhat = g @ (weight * w).to(g.dtype)
+    if not trained:
+        return g_xhat, None, None, None, None
     g_bias = g.sum(0, dtype=weight.dtype)
     g_folded = (g.t() @ xhat).to(weight.dtype)
     g_w = (g_folded * weight).sum(0)
     g_weight = g_folded.mul_(w).addr_(g_bias, b)
-    g_xhat = g @ (weight * w).to(g.dtype)
     return g_xhat, g_w, g_bias @ weight, g_weight, g_bias
 
 
@@ -90,7 +95,7 @@ class _NormLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         xhat, rstd, w, b, weight = ctx.saved_tensors
-        g_xhat, *g_parameters = _unfold(g, xhat, w, b, weight)
+        g_xhat, *g_parameters = _unfold(g, xhat, w, b, weight, trained=any(ctx.needs_input_grad[1:]))
         return _norm_backward(g_xhat, xhat, rstd).to(ctx.input_dtype), *g_parameters, None, None
 
 
@@ -111,8 +116,10 @@ class _NormMlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         xhat, rstd, hidden, w, b, weight1, weight2 = ctx.saved_tensors
-        g_weight2 = _at_least_fp32(g.t() @ F.gelu(hidden))
-        g_bias2 = g.sum(0, dtype=g_weight2.dtype)
+        g_weight2 = g_bias2 = None
+        if any(ctx.needs_input_grad[5:]):
+            g_weight2 = _at_least_fp32(g.t() @ F.gelu(hidden))
+            g_bias2 = g.sum(0, dtype=g_weight2.dtype)
         g_hidden = torch.ops.aten.gelu_backward(g @ weight2.to(g.dtype), hidden)
-        g_xhat, *g_first = _unfold(g_hidden, xhat, w, b, weight1)
+        g_xhat, *g_first = _unfold(g_hidden, xhat, w, b, weight1, trained=any(ctx.needs_input_grad[1:5]))
         return _norm_backward(g_xhat, xhat, rstd).to(ctx.input_dtype), *g_first, g_weight2, g_bias2, None, None

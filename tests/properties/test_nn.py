@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.losses.matching import draw_negatives
 from diptych.nn.attention import attend, attend_with_map
@@ -93,6 +94,23 @@ def test_frozen_parts_of_lean_sublayers_get_no_gradient_and_change_no_other(kind
     torch.testing.assert_close(fixed, [every[0], *every[4:]])
     with torch.no_grad():
         assert torch.equal(lean(kind, x, *made), every[0])
+
+
+@pytest.mark.parametrize("frozen", [(0, 1), (2,), (0, 1, 2)], ids=str)
+def test_frozen_layers_cost_no_products_for_gradients_that_nobody_wants(frozen: tuple[int, ...]) -> None:
+    x, made = rows(torch.float32), parts(torch.float32)
+    every = results(lean, "mlp", x, made, False)
+    for index in frozen:
+        made[index].requires_grad_(False)
+    kept = [2 + 2 * part + i for part in range(3) if part not in frozen for i in (0, 1)]
+    torch.testing.assert_close(results(lean, "mlp", x, made, False), [*every[:2], *(every[i] for i in kept)])
+    counts = {}
+    for function in (lean, plain):
+        loss = function("mlp", x, *made).sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        counts[function] = counter.get_total_flops()
+    assert 0 < counts[lean] < 1.05 * counts[plain]  # folding a norm costs one product with a vector
 
 
 # --------------------------------------------------------------------------- attention
