@@ -1,4 +1,4 @@
-"""Samples to a batch. B samples, L the longest text of the batch, H × W pixels."""
+"""Samples to a batch, one function a kind of batch. B samples, L the longest text of the batch, H × W pixels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.types import Batch, Texts
+from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch, Texts
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image-text pair, ready for a batch."""
+    """A text with its picture, ready for a batch; what its task does not learn from is left empty."""
 
     pixels: Float[Tensor, "3 H W"]
     input_ids: list[int]
@@ -23,6 +23,16 @@ class Sample:
     """Equal for equal pictures."""
     record: str
     """Name of the record, for messages."""
+    second_pixels: Float[Tensor, "3 H W"] | None = None
+    """Where the text is about two pictures."""
+    label: int | None = None
+    """The class, where there are classes."""
+    answers: tuple[list[int], ...] = ()
+    """Ids of each answer to a question, [CLS] … [SEP]."""
+    weights: tuple[float, ...] = ()
+    """How much each answer counts."""
+    scores: tuple[float, ...] = ()
+    """How right each answer of a closed set is."""
 
 
 def identity_number(image_id: str) -> int:
@@ -51,4 +61,30 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         texts=pad_texts([sample.input_ids for sample in samples], pad_id),
         image_ids=torch.tensor([identity_number(sample.image_id) for sample in samples], dtype=torch.long),
         records=tuple(sample.record for sample in samples),
+    )
+
+
+def collate_labelled(samples: Sequence[Sample], pad_id: int) -> LabelledBatch:
+    """`collate`, with a class for each sample."""
+    return LabelledBatch(**vars(collate(samples, pad_id)), labels=torch.tensor([sample.label for sample in samples]))
+
+
+def collate_picture_pairs(samples: Sequence[Sample], pad_id: int) -> LabelledPicturePairs:
+    """`collate_labelled`, with a second picture for each sample; `image_ids` are those of the first pictures."""
+    second = [sample.second_pixels for sample in samples if sample.second_pixels is not None]
+    return LabelledPicturePairs(**vars(collate_labelled(samples, pad_id)), second_pixels=torch.stack(second))
+
+
+def collate_questions(samples: Sequence[Sample], pad_id: int) -> QuestionBatch:
+    """`collate`, with a row of scores for each sample where samples have them, and else with all their answers."""
+    batch = vars(collate(samples, pad_id))
+    if samples[0].scores:
+        return QuestionBatch(**batch, scores=torch.tensor([sample.scores for sample in samples], dtype=torch.float))
+    owners = [row for row, sample in enumerate(samples) for _ in sample.answers]
+    weights = [weight for sample in samples for weight in sample.weights]
+    return QuestionBatch(
+        **batch,
+        answers=pad_texts([ids for sample in samples for ids in sample.answers], pad_id),
+        answer_of=torch.tensor(owners),
+        weights=torch.tensor(weights, dtype=torch.float),
     )

@@ -1,5 +1,6 @@
-"""Batches of pairs, from any step on, exactly.
+"""Batches of pictures with their texts, for every task, from any step on, exactly.
 
+What a sample and a batch hold follows from the kind of record that the source has (`KINDS`).
 An item is a pure function of (seed, epoch, index): which caption, which crop, whether flipped. The order of an epoch
 is a function of (seed, epoch). So a resumed run needs no state of loader or workers: it asks for the batches from its
 step on.
@@ -14,19 +15,32 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.data.cleanup import clean_caption
-from diptych.data.collate import Sample, collate
-from diptych.data.record import BadRecord, Record, Source
+from diptych.data.answers import encode_answers, score_row, soft_scores
+from diptych.data.cleanup import clean_caption, clean_question
+from diptych.data.collate import Sample, collate, collate_labelled, collate_picture_pairs, collate_questions
+from diptych.data.record import (
+    ENTAILMENT_LABELS,
+    AnyRecord,
+    BadRecord,
+    Entailment,
+    PairStatement,
+    Question,
+    Record,
+    Referring,
+    Source,
+    TaskSource,
+)
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
 from diptych.schema import DataConfig
@@ -45,7 +59,8 @@ class Loaded:
     """A batch with the records it came from, in its order, and those that could not be read."""
 
     batch: Batch
-    records: tuple[Record, ...]
+    records: tuple[Any, ...]
+    """Of whatever kind the source holds."""
     skipped: tuple[BadRecord, ...]
     epoch: int
 
@@ -111,7 +126,7 @@ class _Fetched:
     """What a worker sends: `Loaded`, but for a batch of which nothing could be read."""
 
     batch: Batch | None
-    records: tuple[Record, ...]
+    records: tuple[Any, ...]
     skipped: tuple[BadRecord, ...]
     epoch: int
 
@@ -120,36 +135,54 @@ class PairDataset(Dataset[Sample]):
     """Samples by (epoch, index). Without state: any process makes the same sample of the same key."""
 
     def __init__(
-        self, source: Source, transform: TrainTransform, tokenizer: Tokenizer, config: DataConfig, seed: int
+        self,
+        source: Source | TaskSource[Any],
+        transform: TrainTransform,
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        seed: int,
+        answers: Sequence[str] = (),
     ) -> None:
+        """With a closed set of `answers`, questions come with its scores instead of the answers that people wrote."""
         self.source = source
         self.transform = transform
         self.tokenizer = tokenizer
         self.config = config
         self.seed = seed
+        self.answers = tuple(answers)
 
     def __getitem__(self, key: Key) -> Sample:
         """Raises BadRecord."""
         epoch, index = key
         return self._sample(self.source.record(index), epoch, index)
 
-    def _sample(self, record: Record, epoch: int, index: int) -> Sample:
+    def _sample(self, record: AnyRecord, epoch: int, index: int) -> Sample:
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        caption = rng.choice(record.captions)
-        text = clean_caption(caption, self.config.max_words)
+        said = rng.choice(record.texts)
+        clean = clean_question if isinstance(record, Question) else clean_caption
+        text = clean(said, self.config.max_words)
         if not text:
-            raise BadRecord(record.id, "caption empty")
-        return Sample(
-            pixels=self.transform(self.source.picture(record), caption, rng),
+            raise BadRecord(record.id, f"{record.text_name} empty")
+        views = [self.transform(picture, said, rng) for picture in self._pictures(record)]
+        sample = Sample(
+            pixels=views[0],
             input_ids=self.tokenizer.encode([text], self.config.max_tokens)[0],
-            image_id=record.image_id,
+            image_id=record.image_ids[0],
             record=record.id,
+            second_pixels=views[1] if len(views) > 1 else None,
         )
+        complete, _ = KINDS[type(record)]
+        return complete(sample, record, self)
+
+    def _pictures(self, record: Any) -> tuple[Image.Image, ...]:
+        if isinstance(self.source, TaskSource):
+            return self.source.pictures(record)
+        return (self.source.picture(record),)
 
     def __getitems__(self, keys: Sequence[Key]) -> _Fetched:
         """A whole batch at once (torch's loader calls this where it exists), so that workers collate."""
         samples: list[Sample] = []
-        records: list[Record] = []
+        records: list[AnyRecord] = []
         skipped: list[BadRecord] = []
         for epoch, index in keys:
             record = self.source.record(index)
@@ -158,8 +191,51 @@ class PairDataset(Dataset[Sample]):
                 records.append(record)
             except BadRecord as error:
                 skipped.append(error)
-        batch = collate(samples, self.tokenizer.pad_id) if samples else None
+        if not samples:
+            return _Fetched(None, (), tuple(skipped), keys[0][0])
+        _, together = KINDS[type(records[0])]
+        batch = together(samples, self.tokenizer.pad_id)
         return _Fetched(batch, tuple(records), tuple(skipped), keys[0][0])
+
+
+def _complete(sample: Sample, record: Record | Referring, dataset: PairDataset) -> Sample:
+    """The picture and its text are all there is to learn from: no box is ever shown."""
+    return sample
+
+
+def _with_class(sample: Sample, record: Entailment, dataset: PairDataset) -> Sample:
+    return replace(sample, label=ENTAILMENT_LABELS.index(record.label))
+
+
+def _with_truth(sample: Sample, record: PairStatement, dataset: PairDataset) -> Sample:
+    return replace(sample, label=int(record.label))
+
+
+def _with_answers(sample: Sample, record: Question, dataset: PairDataset) -> Sample:
+    """Answers to write, or the scores of a closed set: all 0 where it holds none of a question's answers.
+
+    Raises BadRecord for a question without answers, and for an answer without words where it is to be written.
+    """
+    if not record.answers:
+        raise BadRecord(record.id, "answer missing")
+    if dataset.answers:
+        return replace(sample, scores=tuple(score_row(soft_scores(record), dataset.answers)))
+    answers, weights = zip(*record.targets, strict=True)
+    try:
+        ids = encode_answers(answers, dataset.tokenizer, dataset.config.max_tokens)
+    except ValueError as error:
+        raise BadRecord(record.id, "answer unusable", str(error)) from None
+    return replace(sample, answers=tuple(ids), weights=weights)
+
+
+KINDS: dict[type, tuple[Callable[[Sample, Any, PairDataset], Sample], Callable[[Sequence[Sample], int], Batch]]] = {
+    Record: (_complete, collate),
+    Referring: (_complete, collate),
+    Entailment: (_with_class, collate_labelled),
+    PairStatement: (_with_truth, collate_picture_pairs),
+    Question: (_with_answers, collate_questions),
+}
+"""By the kind of record: what completes a sample with what is to be learnt, and what makes a batch of samples."""
 
 
 class PairLoader:
@@ -169,8 +245,16 @@ class PairLoader:
     """
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, config: DataConfig, image_size: int, batch_size: int, seed: int
+        self,
+        source: Source | TaskSource[Any],
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        answers: Sequence[str] = (),
     ) -> None:
+        """`answers`: as for `PairDataset`. Raises ValueError where the source cannot fill a batch."""
         if batch_size < 1:
             raise ValueError(f"run.batch_size is {batch_size}: it must be at least 1")
         if len(source) < batch_size:
@@ -178,7 +262,7 @@ class PairLoader:
                 f"the training split has {len(source)} records, fewer than one batch of {batch_size}:"
                 f" lower run.batch_size (to {max(1, len(source) // 2)}, say) or give more data"
             )
-        self.dataset = PairDataset(source, TrainTransform(config, image_size), tokenizer, config, seed)
+        self.dataset = PairDataset(source, TrainTransform(config, image_size), tokenizer, config, seed, answers)
         self.batch_size = batch_size
         self.seed = seed
         self.workers = config.workers
