@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diptych.schema import TaskConfig
 from diptych.types import Batch, Joint, Losses, Progress, Rows, Texts
 
 
@@ -67,6 +68,17 @@ class Model(nn.Module, ABC):
     def joint_width(self, images: int = 1) -> int:
         """Width of `Joint.pooled` where each text is fused with so many images."""
 
+    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of a task with such a model (names begin with `model.` or `teacher.`), as it fits this one."""
+        return dict(state)
+
+    def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of such a state an answer decoder (`head.`, and its teacher `teacher_head.`) begins with; here nothing.
+
+        The state is of the other model, as it was stored.
+        """
+        return {}
+
     def unused(self, *calls: str) -> tuple[str, ...]:
         """The `parts` of all calls but these."""
         return tuple(name for call, names in self.parts.items() if call not in calls for name in names)
@@ -84,7 +96,16 @@ class Task(nn.Module, ABC):
     `before_step` and `after_step` are the only places where anything but the optimiser moves state.
     """
 
-    model: nn.Module
+    model: Model
+    config: TaskConfig
+
+    def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
+        """What this task can start with, by its own names, of the state that a task of configuration `origin` stored.
+
+        Student and teacher, as the model makes them fit. Heads come from the same kind of task only.
+        """
+        kept = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin, type(self.config))
+        return {name: value for name, value in self.model.adapt(state).items() if name.startswith(kept)}
 
     def before_step(self) -> None:
         """Once an optimiser step, before its first forward: clamp the temperature, move the teacher."""

@@ -26,7 +26,7 @@ from diptych.losses.distillation import alpha_at, mixed_word_loss
 from diptych.losses.masked_lm import IGNORED, MaskDraws, mask_words, masked_lm_loss
 from diptych.losses.matching import draw_negatives, match_labels, matching_loss, matching_pairs, negative_weights
 from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights
-from diptych.nn.embeddings import ImageEmbedding, WordEmbedding
+from diptych.nn.embeddings import ImageEmbedding, WordEmbedding, resize_positions
 from diptych.nn.layout import Layout, Packed
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
@@ -278,6 +278,17 @@ class Albef(Model):
         self._require_images(images)
         return self.config.text.width
 
+    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Positions resized to this image size (§3.1), fusion layers repeated for each image of a text (§5, NLVR2)."""
+        fitted = repeat_fusion_layers(state, self.config)
+        side = self.config.vision.image_size // self.config.vision.patch_size
+        tables = [name for name in fitted if name.endswith("vision.embedding.positions")]
+        return fitted | {name: resize_positions(fitted[name], side) for name in tables}
+
+    def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """§5, VQA."""
+        return start_of_answer_decoder(state, self.config)
+
     def _turns(self, image_index: Int[Tensor, "P"] | Int[Tensor, "P S"]) -> Sequence[Int[Tensor, "P"]]:
         """The first, second … image of each pair."""
         table = image_index[:, None] if image_index.ndim == 1 else image_index
@@ -420,6 +431,7 @@ class AlbefPretraining(Task):
 
     model: Albef
     teacher: Albef
+    config: AlbefPretrainConfig
 
     def __init__(self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ class Entailment(Task):
     model: Model
     teacher: Model | None
     teacher_head: nn.Sequential | None
+    config: EntailmentConfig
 
     def __init__(self, model: Model, config: EntailmentConfig, special: SpecialIds | None = None) -> None:
         super().__init__()

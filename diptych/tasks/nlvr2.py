@@ -34,6 +34,7 @@ class Nlvr2(Task):
     model: Model
     teacher: Model | None
     teacher_head: nn.Sequential | None
+    config: Nlvr2Config
 
     def __init__(self, model: Model, config: Nlvr2Config, special: SpecialIds | None = None) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""
@@ -155,6 +156,7 @@ class TextAssignment(Task):
     """
 
     model: Model
+    config: TextAssignmentConfig
 
     def __init__(self, model: Model, config: TextAssignmentConfig, special: SpecialIds | None = None) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""

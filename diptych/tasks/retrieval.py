@@ -56,6 +56,7 @@ class Retrieval(Task):
 
     model: Model
     teacher: Model
+    config: RetrievalConfig
 
     def __init__(self, model: Model, config: RetrievalConfig, special: SpecialIds | None = None) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ k candidates or answers kept, L words of the longest, A answers of a closed set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from diptych.nn.blocks import init_weights
 from diptych.nn.decoder import AnswerDecoder, Asked, Memory
 from diptych.nn.layout import Packed
 from diptych.nn.momentum import momentum_copy, move_towards
-from diptych.schema import SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
+from diptych.schema import SpecialIds, TaskConfig, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model, Task
 from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect
 
@@ -129,6 +129,10 @@ class VqaDecoding(_Vqa):
             words = model.word_logits(next(model.parameters()).new_zeros(1, width)).shape[1]
         super().__init__(model, AnswerDecoder(config.decoder, words, special.pad, width), config)
         self.special = special
+
+    def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
+        """The decoder begins with what the model has for it, unless a decoder is stored (ALBEF §5)."""
+        return self.model.decoder_start(state) | super().adapt(state, origin)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without answers."""
@@ -300,6 +304,13 @@ class VqaClosedSet(_Vqa):
             nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, len(config.answers))
         )
         super().__init__(model, head.apply(init_weights), config)
+
+    def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
+        """A classifier of other answers, or of the same in another order, is not taken over, though it may fit."""
+        found = super().adapt(state, origin)
+        if isinstance(origin, VqaClosedSetConfig) and origin.answers == self.config.answers:
+            return found
+        return {name: value for name, value in found.items() if name.startswith(("model.", "teacher."))}
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without scores, or with scores of another set of answers."""

@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
+from diptych.serialize import from_dict
 from diptych.task import Task
 
-PARTS = ("model.", "teacher.")
-"""What is taken over: student and teacher. Not the queue, whose features are of the other run's pictures."""
+STUDENTS = {"teacher": "model", "teacher_head": "head"}
+"""What each momentum copy is a copy of."""
+OPTIONAL = ("teacher.", "head.", "teacher_head.")
+"""What may be stored for nothing: a task may do without a teacher, or with less of one, and has heads of its own."""
 
 
-def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Path:
-    """Puts the student (and the teacher, where both tasks have one) of a run or checkpoint into `task`; returns which.
+@dataclass(frozen=True)
+class Start:
+    """What a run starts with, by names of weights."""
 
-    Raises ValueError if there is no checkpoint, if it is damaged, if any weight is missing, left over or of another
-    shape, or if its tokenizer is another: the same numbers would then mean other words.
+    folder: Path
+    """The checkpoint."""
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    """Of the loaded ones, those that were made to fit."""
+    copied: tuple[str, ...]
+    """The teacher's that were not stored and begin as the student's."""
+    fresh: tuple[str, ...]
+    """As the task was built."""
+    dropped: tuple[str, ...]
+    """Stored, but of no use here."""
+
+    def __str__(self) -> str:
+        """By the longest parts of which all is meant, with the number of tensors."""
+        lines = [str(self.folder)]
+        own, stored = {*self.loaded, *self.copied, *self.fresh}, {*self.loaded, *self.dropped}
+        for what, names, among in (
+            ("loaded", self.loaded, own),
+            ("resized", self.resized, own),
+            ("copied from the student", self.copied, own),
+            ("fresh", self.fresh, own),
+            ("dropped", self.dropped, stored),
+        ):
+            if names:
+                lines.append(f"  {what}: {', '.join(f'{part} ({n})' for part, n in parts(names, among).items())}")
+        return "\n".join(lines)
+
+
+def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
+    """Puts what `task` can use of a run or checkpoint into it: student, teacher, and the heads of such a task.
+
+    A teacher that is not stored begins as a copy of the student: text assignment, for one, stores none. The
+    queue is never taken over: its features are of the other run's pictures.
+
+    Raises ValueError if there is no checkpoint, if it is damaged, if any weight of the student is missing or left over,
+    if any weight is of another shape, or if its tokenizer is another: the same numbers would then mean other words.
     """
     checkpoint = store.load(store.find(origin))
     if Tokenizer.load(checkpoint.tokenizer) != tokenizer:
@@ -26,12 +66,41 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Path:
             " and tokenizer.separator and tokenizer.lowercase as its tokenizer.json says"
         )
     stored, own = checkpoint.weights(), task.state_dict()
-    parts = tuple(part for part in PARTS if _has(own, part) and (_has(stored, part) or part == PARTS[0]))
-    weights = {name: value for name, value in own.items() if not name.startswith(parts)}
-    weights |= {name: value for name, value in stored.items() if name.startswith(parts)}
-    store.load_into(task, weights, checkpoint.folder)
-    return checkpoint.folder
+    found = task.adapt(stored, from_dict(checkpoint.recipe).task)
+    loaded = {name: value for name, value in found.items() if name in own or not name.startswith(OPTIONAL)}
+    apart = [name for name in stored if not name.startswith(("model.", "teacher."))]  # which `found` may lack
+    twins = {name: _twin(name) for name in own if name not in loaded}
+    copied = {name: loaded[twin] for name, twin in twins.items() if twin in loaded}
+    fresh = {name: own[name] for name in twins if name not in copied and not name.startswith("model.")}
+    store.load_into(task, loaded | copied | fresh, checkpoint.folder)
+    return Start(
+        checkpoint.folder,
+        loaded=tuple(loaded),
+        resized=tuple(name for name, value in loaded.items() if name in stored and value.shape != stored[name].shape),
+        copied=tuple(copied),
+        fresh=tuple(fresh),
+        dropped=tuple(name for name in dict.fromkeys([*found, *apart]) if name not in loaded),
+    )
 
 
-def _has(names: Iterable[str], part: str) -> bool:
-    return any(name.startswith(part) for name in names)
+def _twin(name: str) -> str:
+    """The student's name of a teacher's weight."""
+    owner, _, part = name.partition(".")
+    return f"{STUDENTS.get(owner, '')}.{part}"
+
+
+def parts(names: Iterable[str], among: Iterable[str]) -> dict[str, int]:
+    """Names by the longest parts of which none of `among` is left out, with how many each holds.
+
+    >>> parts(["a.b.x", "a.b.y", "c.z"], ["a.b.x", "a.b.y", "a.d", "c.z"])
+    {'a.b': 2, 'c': 1}
+    """
+    names = list(names)
+    partial = {part for name in set(among) - set(names) for part in _beginnings(name)}
+    return dict(Counter(next((part for part in _beginnings(name) if part not in partial), name) for name in names))
+
+
+def _beginnings(name: str) -> list[str]:
+    """`a`, `a.b`, `a.b.c` of `a.b.c`."""
+    pieces = name.split(".")
+    return [".".join(pieces[: end + 1]) for end in range(len(pieces))]

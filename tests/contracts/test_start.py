@@ -2,71 +2,265 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from diptych.catalog import MODELS, TASKS
 from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
-from diptych.models.albef import Albef, AlbefPretraining
+from diptych.nn.embeddings import resize_positions
 from diptych.recipes.albef import albef_tiny
 from diptych.recipes.override import override
-from diptych.schema import Recipe, SpecialIds
+from diptych.schema import (
+    AlbefPretrainConfig,
+    DecoderConfig,
+    EntailmentConfig,
+    Nlvr2Config,
+    Recipe,
+    RetrievalConfig,
+    SpecialIds,
+    TaskConfig,
+    TextAssignmentConfig,
+    VqaClosedSetConfig,
+    VqaDecoderConfig,
+)
+from diptych.serialize import to_dict
+from diptych.task import Task
 from diptych.train.start import start_from
 
 WORDS = Tokenizer.train(["a red square", "two blue circles"], 60)
+PRETRAINING = AlbefPretrainConfig(queue_size=4)
+DECODER = DecoderConfig(layers=2, heads=2, intermediate=16, norm="pre", dropout=0.0)
+FRESH: list[tuple[TaskConfig, set[str]]] = [
+    (RetrievalConfig(queue_size=4), {"queue"}),
+    (EntailmentConfig(), {"head", "teacher_head"}),
+    (EntailmentConfig(alpha=0.0), {"head"}),
+    (VqaDecoderConfig(DECODER), set()),
+    (VqaDecoderConfig(DECODER, alpha=0.0), set()),
+    (VqaClosedSetConfig(("yes", "no"), alpha=0.4), {"head", "teacher_head"}),
+    (TextAssignmentConfig(), {"head"}),
+    (Nlvr2Config(), {"head", "teacher_head"}),
+]
+"""Each fine-tuning task, and which of its parts pre-training cannot have."""
+TWO_PICTURES = (TextAssignmentConfig, Nlvr2Config)
 
 
-def recipe(**changes: object) -> Recipe:
+def recipe(task: TaskConfig = PRETRAINING, **changes: object) -> Recipe:
+    """A small one of a task. One text layer, then two fusion layers; images and texts are of one width."""
     small = {
         "model.vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
-        "model.text": {"width": 16, "layers": 2, "fusion_start": 1, "heads": 2, "intermediate": 16},
+        "model.text": {"width": 16, "layers": 3, "fusion_start": 1, "heads": 2, "intermediate": 16},
         "model.text.vocab_size": WORDS.vocab_size,
-        "task.queue_size": 4,
+        "model.images_per_text": 1 + isinstance(task, TWO_PICTURES),
     }
-    return override(albef_tiny(), {**small, **{name.replace("__", "."): value for name, value in changes.items()}})
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return replace(override(albef_tiny(), {**small, **named}), task=task)
 
 
-def task(seed: int, config: Recipe) -> AlbefPretraining:
+def build(seed: int, config: Recipe) -> Task:
+    """A task in which no two weights are alike, but for those of a head and its teacher."""
     torch.manual_seed(seed)
-    made = AlbefPretraining(Albef(config.model), config.task, SpecialIds(0, 1, 2, 3, 4))
-    for weight in made.teacher.parameters():
-        weight.data.add_(1)
-    return made
+    task = TASKS[type(config.task)](MODELS[type(config.model)](config.model), config.task, SpecialIds(0, 1, 2, 3, 4))
+    with torch.no_grad():
+        for name, weight in task.named_parameters():
+            if name.startswith(("model.", "teacher.")):
+                weight.add_(torch.randn_like(weight))
+    return task
+
+
+def save(folder: Path, config: Recipe, weights: Mapping[str, Tensor]) -> Path:
+    state = store.CheckpointState(weights, {}, {"step": 5, "measure": None}, to_dict(config), WORDS.save)
+    store.save_checkpoint(folder / "checkpoints", 5, state)
+    return folder
+
+
+def values(task: Task) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in task.state_dict().items()}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    state = store.CheckpointState(task(1, recipe()).state_dict(), {}, {"step": 5, "measure": None}, {}, WORDS.save)
-    store.save_checkpoint(tmp_path / "run" / "checkpoints", 5, state)
-    return tmp_path / "run"
+    return save(tmp_path / "run", recipe(), values(build(1, recipe())))
 
 
-def test_student_and_teacher_are_taken_over_and_the_queue_is_not(run: Path) -> None:
-    old, new = task(1, recipe()).state_dict(), task(2, recipe(task__queue_size=6))
-    assert start_from(new, run, WORDS) == run / "checkpoints" / "step-00000005"
+def pretrained() -> dict[str, Tensor]:
+    """What `run` holds."""
+    return values(build(1, recipe()))
+
+
+# --------------------------------------------------------------------------- from pre-training
+
+
+def origin(name: str, doubled: bool) -> str:
+    """Where pre-training has what a weight starts from, as the paper (§5) and the released `loading_maps` say."""
+    owner, _, part = name.partition(".")
+    student = "teacher" if owner.startswith("teacher") else "model"
+    pieces = part.split(".")
+    if owner in ("model", "teacher"):
+        if doubled and part.startswith("text.layers."):
+            pieces[2] = "01122"[int(pieces[2])]
+        return ".".join([student, *pieces])
+    if pieces[0] == "layers":
+        return ".".join([student, "text.layers", "12"[int(pieces[1])], *pieces[2:]])
+    moved = {"embedding": "text.embedding", "norm": "text.fusion_norm"}
+    return ".".join([student, moved.get(pieces[0], pieces[0]), *pieces[1:]])
+
+
+@pytest.mark.parametrize(("config", "fresh"), FRESH, ids=lambda given: type(given).__name__)
+def test_every_task_starts_from_the_pre_trained_weights(run: Path, config: TaskConfig, fresh: set[str]) -> None:
+    old, task = pretrained(), build(2, recipe(config))
+    before = values(task)
+    started = start_from(task, run, WORDS)
+    assert started.folder == run / "checkpoints" / "step-00000005"
+    assert {name.partition(".")[0] for name in started.fresh} == fresh
+    assert not started.copied
+    for name, value in task.state_dict().items():
+        kept = name.partition(".")[0] in fresh
+        expected = before[name] if kept else old[origin(name, isinstance(config, TWO_PICTURES))]
+        assert torch.equal(value, expected), name
+
+
+def test_another_pre_training_takes_over_student_and_teacher_but_not_the_queue(run: Path) -> None:
+    old, new = pretrained(), build(2, recipe(replace(PRETRAINING, queue_size=6)))
+    started = start_from(new, run, WORDS)
     taken = {name: value for name, value in new.state_dict().items() if name.startswith(("model.", "teacher."))}
     assert taken.keys() == {name for name in old if name.startswith(("model.", "teacher."))}
     assert all(torch.equal(value, old[name]) for name, value in taken.items())
+    assert {name.partition(".")[0] for name in (*started.fresh, *started.dropped)} == {"queue"}
+
+
+def test_cross_attention_of_a_decoder_is_fresh_where_pictures_are_wider(tmp_path: Path) -> None:
+    wide = recipe(model__vision__width=32)
+    path = save(tmp_path, wide, values(build(1, wide)))
+    task = build(2, replace(wide, task=VqaDecoderConfig(DECODER)))
+    started, state = start_from(task, path, WORDS), task.state_dict()
+    heads = {f"{owner}.layers.{layer}.cross.kv" for owner in ("head", "teacher_head") for layer in range(2)}
+    assert {name.rpartition(".")[0] for name in started.fresh} == heads
+    for name in started.fresh:
+        if name.startswith("head."):
+            assert torch.equal(state[name], state[f"teacher_{name}"])
+
+
+def test_positions_are_resized_to_the_size_of_the_pictures(run: Path) -> None:
+    config = recipe(EntailmentConfig(), model__vision__image_size=32)
+    task, old = build(2, config), pretrained()
+    started = start_from(task, run, WORDS)
+    name = "vision.embedding.positions"
+    assert started.resized == (f"model.{name}", f"teacher.{name}")
+    for resized in started.resized:
+        assert torch.equal(task.state_dict()[resized], resize_positions(old[resized], 4))
+
+
+def test_the_report_says_what_became_of_each_part(run: Path) -> None:
+    lines = str(start_from(build(2, recipe(EntailmentConfig())), run, WORDS)).splitlines()
+    model, student = MODELS[type(recipe().model)](recipe().model), len(pretrained_student())
+    parts = {name: len(model.get_submodule(name).state_dict()) for name in ("word_head", "image_proj", "text_proj")}
+    assert lines[0].endswith("step-00000005")
+    unused = sum(parts.values()) + 2 + 1 + len(model.text.text_norm.state_dict())  # and match_head, temp
+    assert lines[1] == f"  loaded: model ({student}), teacher ({student - unused})"
+    assert lines[2] == "  fresh: head (4), teacher_head (4)"
+    dropped = dict(part.rstrip(")").split(" (") for part in lines[3].removeprefix("  dropped: ").split(", "))
+    assert len(lines) == 4
+    teacher = {f"teacher.{name}": str(count) for name, count in parts.items()}
+    assert dropped == teacher | {"teacher.text.text_norm": "2", "queue": "5"}
+
+
+def pretrained_student() -> list[str]:
+    return [name for name in pretrained() if name.startswith("model.")]
+
+
+# --------------------------------------------------------------------------- from other tasks
+
+
+def chained(folder: Path, first: TaskConfig, second: TaskConfig) -> tuple[dict[str, Tensor], Task, Any]:
+    """The weights of a task, a task that started from them, and the report."""
+    old, task = values(build(1, recipe(first))), build(2, recipe(second))
+    return old, task, start_from(task, save(folder, recipe(first), old), WORDS)
+
+
+def test_a_teacher_that_is_not_stored_starts_as_the_student(tmp_path: Path) -> None:
+    old, task, started = chained(tmp_path, TextAssignmentConfig(), Nlvr2Config())
+    state = task.state_dict()
+    teacher = [name for name in state if name.startswith("teacher.")]
+    assert list(started.copied) == teacher
+    assert all(torch.equal(state[name], old[name.replace("teacher.", "model.", 1)]) for name in teacher)
+    assert {"head.weight", "head.bias"} <= set(started.dropped)
+
+
+def test_a_teacher_that_lacks_a_part_takes_the_students(tmp_path: Path) -> None:
+    old, task, started = chained(tmp_path, EntailmentConfig(), RetrievalConfig(queue_size=4))
+    state = task.state_dict()
+    assert {name.split(".")[1] for name in started.copied} == {"image_proj", "text_proj", "text"}
+    assert all(torch.equal(state[name], old[name.replace("teacher.", "model.", 1)]) for name in started.copied)
+    assert torch.equal(state["teacher.vision.norm.weight"], old["teacher.vision.norm.weight"])
+
+
+def test_a_head_comes_from_the_same_task_and_its_teacher_is_a_copy_of_it(tmp_path: Path) -> None:
+    old, task, started = chained(tmp_path, EntailmentConfig(alpha=0.0), EntailmentConfig())
+    state = task.state_dict()
+    heads = [name for name in state if name.startswith(("head.", "teacher_head."))]
+    assert not started.fresh
+    assert all(torch.equal(state[name], old[name.removeprefix("teacher_")]) for name in heads)
+
+
+def test_a_decoder_that_is_stored_goes_before_fusion_layers(tmp_path: Path) -> None:
+    old, task, _ = chained(tmp_path, VqaDecoderConfig(DECODER), VqaDecoderConfig(DECODER))
+    assert all(torch.equal(value, old[name]) for name, value in task.state_dict().items())
+
+
+@pytest.mark.parametrize(("answers", "taken"), [(("yes", "no"), True), (("no", "yes"), False)])
+def test_a_classifier_of_other_answers_is_not_taken_over(tmp_path: Path, answers: tuple[str, ...], taken: bool) -> None:
+    old, task, _ = chained(tmp_path, VqaClosedSetConfig(("yes", "no")), VqaClosedSetConfig(answers))
+    assert torch.equal(task.state_dict()["head.3.weight"], old["head.3.weight"]) is taken
+
+
+def test_a_head_of_another_task_is_not_taken_over_though_it_fits(tmp_path: Path) -> None:
+    """The first layer would, the second would not."""
+    old, task, started = chained(tmp_path, EntailmentConfig(), Nlvr2Config())
+    assert {name.partition(".")[0] for name in started.fresh} == {"head", "teacher_head"}
+    assert not torch.equal(task.state_dict()["head.0.weight"], old["head.0.weight"])
+
+
+# --------------------------------------------------------------------------- what stops the run
 
 
 def test_what_is_not_found_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        start_from(task(2, recipe()), tmp_path / "nowhere", WORDS)
+        start_from(build(2, recipe()), tmp_path / "nowhere", WORDS)
 
 
-def test_another_size_or_an_absent_part_stops_the_run(run: Path) -> None:
+def test_another_size_or_an_absent_part_stops_the_run(run: Path, tmp_path: Path) -> None:
     deeper = recipe(model__vision__depth=2)
     with pytest.raises(ValueError, match=r"is not of this model: missing model\.vision\.blocks\.1\."):
-        start_from(task(2, deeper), run, WORDS)
-    wider = replace(recipe(), model=replace(recipe().model, embed_dim=64))
+        start_from(build(2, deeper), run, WORDS)
+    with pytest.raises(ValueError, match=r"unknown model\.vision\.blocks\.1\."):
+        start_from(build(2, recipe()), save(tmp_path / "deep", deeper, values(build(1, deeper))), WORDS)
+    wider = recipe(EntailmentConfig(), model__embed_dim=64)
     with pytest.raises(ValueError, match=r"the model's is \(64, 16\)"):
-        start_from(task(2, wider), run, WORDS)
+        start_from(build(2, wider), run, WORDS)
+
+
+@pytest.mark.parametrize("config", [config for config, _ in FRESH], ids=lambda given: type(given).__name__)
+def test_a_student_that_lacks_a_weight_stops_the_run(tmp_path: Path, config: TaskConfig) -> None:
+    weights = pretrained()
+    del weights["model.vision.norm.weight"]
+    with pytest.raises(ValueError, match=r"missing model\.vision\.norm\.weight"):
+        start_from(build(2, recipe(config)), save(tmp_path, recipe(), weights), WORDS)
+
+
+def test_a_decoder_of_another_size_than_the_fusion_layers_stops_the_run(run: Path) -> None:
+    larger = VqaDecoderConfig(replace(DECODER, intermediate=32))
+    with pytest.raises(ValueError, match=r"head\.layers\.0\.fc1\.weight is \(16, 16\), the model's is \(32, 16\)"):
+        start_from(build(2, recipe(larger)), run, WORDS)
 
 
 def test_another_tokenizer_stops_the_run_although_every_shape_fits(run: Path) -> None:
     swapped = Tokenizer((*WORDS.vocabulary[:-2], WORDS.vocabulary[-1], WORDS.vocabulary[-2]))
     with pytest.raises(ValueError, match=r"was trained with another tokenizer: set tokenizer\.vocabulary="):
-        start_from(task(2, recipe()), run, swapped)
+        start_from(build(2, recipe()), run, swapped)
