@@ -286,7 +286,7 @@ def _recipe(
     state: Mapping[str, Tensor], layout: Layout, tokenizer: Tokenizer, options: Options, bert: Mapping[str, Any]
 ) -> Recipe:
     """The published recipe of the layout's task, with the sizes of the files."""
-    recipe = catalog.find_recipe("albef_base")
+    recipe = _published(layout)
     model = sizes(state, layout.images_per_text, recipe.model, options.heads, bert)
     if any("word_embeddings" in name for name in state) and model.text.vocab_size != tokenizer.vocab_size:
         raise ValueError(
@@ -295,9 +295,16 @@ def _recipe(
         )
     if options.image_size:
         model = replace(model, vision=replace(model.vision, image_size=options.image_size))
-    task = make_task_config(layout.task(), state, model)
+    task = make_task_config(recipe.task, state, model)
     words = TokenizerConfig(None, tokenizer.vocab_size, tokenizer.separator, tokenizer.lowercase)
     return replace(recipe, model=model, task=task, tokenizer=words)
+
+
+def _published(layout: Layout) -> Recipe:
+    """The recipe of the published size that trains the layout's task; that of pre-training with this task, if none."""
+    recipes = (make() for name, make in catalog.RECIPES.items() if name.startswith("albef_base"))
+    base = catalog.find_recipe("albef_base")
+    return next((found for found in recipes if type(found.task) is layout.task), replace(base, task=layout.task()))
 
 
 def make_task_config(task: Any, state: Mapping[str, Tensor], model: AlbefConfig) -> Any:

@@ -39,7 +39,7 @@ from diptych.pretrained import (
     inspect,
     make_task,
 )
-from diptych.schema import AlbefPretrainConfig, VqaClosedSetConfig
+from diptych.schema import AlbefPretrainConfig, EntailmentConfig, VqaClosedSetConfig
 from diptych.serialize import from_dict, to_dict
 from diptych.train.start import start_from
 from tests import tiny
@@ -244,6 +244,20 @@ def test_without_momentum_copies_the_teacher_is_the_student(
         student = name.replace("teacher_head.", "head.").replace("teacher.", "model.")
         assert torch.equal(made.weights[name], made.weights[student]), name
         assert "copy of the student" in made.report.missing[name]
+
+
+def test_a_published_recipe_of_the_files_task_is_its_recipe(
+    golden_albef: Path, released: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_one = assemble([released("ve")], options(golden_albef)).recipe
+    assert isinstance(without_one.task, EntailmentConfig)
+    recipe = replace(find_recipe("albef_base"), name="albef_base_ours", task=EntailmentConfig(alpha=0.3))
+    monkeypatch.setitem(RECIPES, "albef_base_ours", lambda: recipe)
+    for name in [name for name in RECIPES if name not in ("albef_base", "albef_base_ours")]:
+        monkeypatch.delitem(RECIPES, name)
+    made = assemble([released("ve")], options(golden_albef)).recipe
+    assert (made.name, made.task) == ("albef_base_ours", EntailmentConfig(alpha=0.3))
+    assert made.model == without_one.model
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "retrieval"])
