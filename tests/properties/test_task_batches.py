@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -17,8 +18,10 @@ from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement,
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform, to_picture
 from diptych.schema import DataConfig
+from diptych.task import Task
 from diptych.tasks import entailment, nlvr2
-from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch
+from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, Progress, QuestionBatch
+from tests import tiny
 from tests.properties.test_data_loader import take
 
 SIZE = 16
@@ -151,6 +154,26 @@ def test_texts_are_cut_to_the_configured_tokens(record: AnyRecord) -> None:
     assert batch_of(record, config=replace(CONFIG, max_tokens=3)).texts.input_ids.shape[1] == 3
 
 
+@pytest.mark.parametrize(
+    ("task", "records", "answers"),
+    [
+        (tiny.retrieval, (CAPTIONS, replace(CAPTIONS, image=1, image_id="picture b")), ()),
+        (tiny.entailment, (HYPOTHESIS,), ()),
+        (tiny.nlvr2, (STATEMENT,), ()),
+        (tiny.vqa_decoding, (PEOPLE, WEIGHED), ()),
+        (tiny.vqa_closed_set, (PEOPLE, WEIGHED), tiny.ANSWERS),
+    ],
+    ids=["retrieval", "entailment", "nlvr2", "vqa decoder", "vqa closed set"],
+)
+def test_each_task_learns_from_its_batch(
+    task: Callable[..., Task], records: tuple[AnyRecord, ...], answers: tuple[str, ...]
+) -> None:
+    batch = batch_of(*records, answers=answers)
+    losses = task(model={"vocab_size": TOKENIZER.vocab_size})(batch, Progress(0, 0.5))
+    assert torch.isfinite(losses.total)
+    assert losses.total > 0
+
+
 # --------------------------------------------------------------------------- one kind after the other
 
 
@@ -212,6 +235,12 @@ def test_questions_come_with_each_answer_once_its_owner_and_its_share() -> None:
     assert batch.answer_of.tolist() == [0, 0, 0, 1]
     assert batch.weights.tolist() == pytest.approx([0.6, 0.2, 0.2, 0.5])
     assert batch.scores is None
+
+
+def test_the_words_of_a_question_are_counted_as_released() -> None:
+    """Two blanks enclose an empty word, which a caption would not have."""
+    spaced = replace(PEOPLE, question="is  it red or blue?")
+    assert read(batch_of(spaced, config=replace(CONFIG, max_words=4)).texts.input_ids[0]) == "is it red"
 
 
 def test_a_long_answer_is_cut_before_its_end() -> None:
