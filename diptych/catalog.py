@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
-from diptych.data.record import Record, Source, Split, check_kind
+from diptych.data.record import AnyRecord, Record, Source, Split, TaskSource, check_kind
 from diptych.data.sources import albef as albef_lists
 from diptych.data.sources import (
     conceptual,
@@ -19,6 +19,7 @@ from diptych.data.sources import (
     karpathy,
     refcoco,
     sbu,
+    scene_tasks,
     scenes,
     snli_ve,
     visual_genome,
@@ -94,10 +95,16 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]()
 
 
-def open_source(config: DataConfig, split: Split, kind: type = Record) -> Source:
+@overload
+def open_source(config: DataConfig, split: Split) -> Source: ...
+@overload
+def open_source(config: DataConfig, split: Split, kind: type[AnyRecord]) -> TaskSource[Any]: ...
+def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     """The split of the source that `data.source` names, which must hold records of that kind. Raises ValueError."""
     if config.source not in SOURCES:
         raise ValueError(_unknown("data.source", config.source, SOURCES))
+    if config.source == "scenes" and kind is not Record:
+        return scene_tasks.open_scene_task(config, split, kind)
     source = SOURCES[config.source](config, split)
     check_kind(source, kind, f"data.source={config.source}")
     return source
