@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -195,14 +198,14 @@ def test_each_hypothesis_is_what_its_label_says(config: ScenesConfig, split: str
 
 @pytest.fixture(scope="module", params=[CURATED, SHAPES], ids=["curated", "shapes"])
 def hypotheses(request: pytest.FixtureRequest) -> list[tuple[Scene, Any]]:
-    return [entailment_example(request.param, "train", index) for index in range(6000)]
+    return [entailment_example(request.param, "train", index) for index in range(8000)]
 
 
 def test_words_alone_do_not_tell_the_label_of_a_hypothesis(hypotheses: list[tuple[Scene, Any]]) -> None:
     texts, labels = [said.text for _, said in hypotheses], [said.label for _, said in hypotheses]
-    assert guessed(texts, labels) < 1 / 3 + 0.035  # 3,000 guesses: a standard deviation of 0.009
+    assert guessed(texts, labels) < 1 / 3 + 0.025  # 4,000 guesses: a standard deviation of 0.007
     decided = [(text, label) for text, label in zip(texts, labels, strict=True) if label != "neutral"]
-    assert guessed(*map(list, zip(*decided, strict=True))) < 1 / 2 + 0.04  # type: ignore[arg-type]
+    assert guessed(*map(list, zip(*decided, strict=True))) < 1 / 2 + 0.03  # type: ignore[arg-type]
 
 
 def test_kinds_wordings_and_nouns_of_hypotheses_are_alike_in_all_classes(hypotheses: list[tuple[Scene, Any]]) -> None:
@@ -229,7 +232,7 @@ def test_kinds_wordings_and_nouns_of_hypotheses_are_alike_in_all_classes(hypothe
         expected = {(v, c): rows[v] * columns[c] / len(labels) for v in rows for c in columns}
         chi = sum((table[cell] - count) ** 2 / count for cell, count in expected.items())
         freedom = (len(rows) - 1) * (len(columns) - 1)
-        assert chi < freedom + 4.5 * (2 * freedom) ** 0.5, (name, chi, freedom)
+        assert chi < freedom + 4 * (2 * freedom) ** 0.5, (name, chi, freedom)
     kinds = Counter(said.kind for _, said in hypotheses)
     assert set(kinds) == {"existence", "count", "size", "relation", "background"}
     assert min(kinds.values()) > len(hypotheses) / 20
@@ -566,7 +569,7 @@ def combinations(reader: Reader, config: ScenesConfig, count: int) -> tuple[list
 
 def test_held_out_combinations_are_never_spoken_of_in_familiar_texts() -> None:
     reader = Reader(CURATED)
-    familiar, others = combinations(reader, replace(CURATED, compositions="familiar"), 1200)
+    familiar, others = combinations(reader, replace(CURATED, compositions="familiar"), 800)
     known = set.union(*familiar)
     assert others > len(familiar) / 2
     captions = open_scenes(DataConfig(scenes=replace(CURATED, compositions="familiar")), "train")
@@ -586,7 +589,7 @@ def test_held_out_combinations_are_never_spoken_of_in_familiar_texts() -> None:
 
 
 def test_all_combinations_are_spoken_of_by_default() -> None:
-    found, _ = combinations(Reader(SHAPES), SHAPES, 1500)
+    found, _ = combinations(Reader(SHAPES), SHAPES, 1000)
     assert len(set.union(*found)) > 0.97 * 4 * len(sprite_set(SHAPES).sprites)
 
 
@@ -596,6 +599,34 @@ def test_captions_and_scenes_stay_what_they_were_where_nothing_is_held_out() -> 
     changed = sum(both[0].record(index) != both[1].record(index) for index in range(500))
     assert 0 < changed < 150
     assert all(both[0].scene(index) == both[1].scene(index) for index in range(50))
+
+
+DIGEST = """
+import hashlib
+from diptych.data.scenes import examples
+from diptych.schema import ScenesConfig
+found = hashlib.sha256()
+config = ScenesConfig(names="full", compositions="familiar")
+for example in ("entailment_example", "question_example", "referring_example", "pair_example"):
+    for index in range(40):
+        found.update(repr(getattr(examples, example)(config, "test", index)).encode())
+print(found.hexdigest())
+"""
+
+
+def test_another_process_makes_the_same_examples() -> None:
+    """Whatever the seed of Python's own hashes, by which sets are ordered."""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
 
 
 def test_an_example_is_a_function_of_its_number() -> None:
