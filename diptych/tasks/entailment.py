@@ -11,44 +11,24 @@ from torch import Tensor, nn
 
 from diptych.losses.distillation import alpha_at, class_loss
 from diptych.nn.heads import classifier
-from diptych.nn.momentum import momentum_copy, move_towards
+from diptych.nn.taught import TaughtTask
 from diptych.schema import EntailmentConfig, SpecialIds
-from diptych.task import Model, Task
+from diptych.task import Model
 from diptych.types import Batch, LabelledBatch, Losses, Progress, Term, expect
 
 CLASSES = ("contradiction", "neutral", "entailment")
 """In the order of labels and logits, as published."""
 
 
-class Entailment(Task):
+class Entailment(TaughtTask):
     """Three classes from the fused vector, learnt from labels and, unless `alpha` is 0, from a momentum teacher."""
 
-    model: Model
-    teacher: Model | None
+    head: nn.Sequential
     teacher_head: nn.Sequential | None
     config: EntailmentConfig
 
     def __init__(self, model: Model, config: EntailmentConfig, special: SpecialIds | None = None) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.head = classifier(model.joint_width(), len(CLASSES))
-        self.teacher = momentum_copy(model, without=model.unused()) if config.alpha else None
-        self.teacher_head = momentum_copy(self.head) if config.alpha else None
-        model.freeze(model.unused())
-        self.train()
-
-    def train(self, mode: bool = True) -> Entailment:
-        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.train(mode and self.config.teacher_dropout)
-        return self
-
-    def before_step(self) -> None:
-        """Released: after the student's forward and before the teacher's, between which the student does not change."""
-        if self.teacher is not None and self.teacher_head is not None:
-            move_towards(self.teacher, self.model, self.config.momentum)
-            move_towards(self.teacher_head, self.head, self.config.momentum)
+        super().__init__(model, classifier(model.joint_width(), len(CLASSES)), config)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without labels."""

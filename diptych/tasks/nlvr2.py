@@ -16,7 +16,7 @@ from diptych.losses.contrastive import similarity
 from diptych.losses.distillation import alpha_at, class_loss
 from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.nn.heads import classifier
-from diptych.nn.momentum import momentum_copy, move_towards
+from diptych.nn.taught import TaughtTask
 from diptych.schema import Nlvr2Config, SpecialIds, TextAssignmentConfig
 from diptych.seeds import seed_of
 from diptych.task import Model, Task
@@ -28,36 +28,16 @@ CLASSES = ("false", "true")
 """In the order of labels and logits, as published."""
 
 
-class Nlvr2(Task):
+class Nlvr2(TaughtTask):
     """Two classes from a statement fused with two pictures, learnt from labels and, unless `alpha` is 0, a teacher."""
 
-    model: Model
-    teacher: Model | None
+    head: nn.Sequential
     teacher_head: nn.Sequential | None
     config: Nlvr2Config
 
     def __init__(self, model: Model, config: Nlvr2Config, special: SpecialIds | None = None) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""
-        super().__init__()
-        self.model, self.config = model, config
-        self.head = classifier(model.joint_width(2), len(CLASSES))
-        self.teacher = momentum_copy(model, without=model.unused()) if config.alpha else None
-        self.teacher_head = momentum_copy(self.head) if config.alpha else None
-        model.freeze(model.unused())
-        self.train()
-
-    def train(self, mode: bool = True) -> Nlvr2:
-        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.train(mode and self.config.teacher_dropout)
-        return self
-
-    def before_step(self) -> None:
-        """Released: after the student's forward and before the teacher's, between which the student does not change."""
-        if self.teacher is not None and self.teacher_head is not None:
-            move_towards(self.teacher, self.model, self.config.momentum)
-            move_towards(self.teacher_head, self.head, self.config.momentum)
+        super().__init__(model, classifier(model.joint_width(2), len(CLASSES)), config)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without second pictures or labels."""

@@ -20,52 +20,15 @@ from diptych.losses.distillation import alpha_at
 from diptych.nn.blocks import init_weights
 from diptych.nn.decoder import AnswerDecoder, Asked, Memory
 from diptych.nn.layout import Packed
-from diptych.nn.momentum import momentum_copy, move_towards
+from diptych.nn.taught import TaughtTask
 from diptych.schema import SpecialIds, TaskConfig, VqaClosedSetConfig, VqaDecoderConfig
-from diptych.task import Model, Task
+from diptych.task import Model
 from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect
 
 CANDIDATES_PER_CALL = 512
 """Candidates scored at once, over all questions; bounds the memory that their word scores take."""
 
 # --------------------------------------------------------------------------- what both heads share
-
-
-class _Vqa(Task):
-    """Questions fused with their images, a head that answers, and a teacher of both (ALBEF §3.3)."""
-
-    model: Model
-    head: nn.Module
-    teacher: Model | None
-    teacher_head: nn.Module | None
-    config: VqaDecoderConfig | VqaClosedSetConfig
-
-    def __init__(self, model: Model, head: nn.Module, config: VqaDecoderConfig | VqaClosedSetConfig) -> None:
-        super().__init__()
-        unused = model.unused("fuse")
-        model.freeze(unused)
-        self.model, self.head, self.config = model, head, config
-        self.teacher = momentum_copy(model, without=unused) if config.alpha else None
-        self.teacher_head = momentum_copy(head) if config.alpha else None
-        self.train()
-
-    def train(self, mode: bool = True) -> _Vqa:
-        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
-        super().train(mode)
-        for part in (self.teacher, self.teacher_head):
-            if part is not None:
-                part.train(mode and self.config.teacher_dropout)
-        return self
-
-    @torch.no_grad()
-    def before_step(self) -> None:
-        if self.teacher is not None and self.teacher_head is not None:
-            move_towards(self.teacher, self.model, self.config.momentum)
-            move_towards(self.teacher_head, self.head, self.config.momentum)
-
-    def alpha(self, progress: Progress) -> float:
-        """The teacher's share in the targets."""
-        return alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
 
 
 def fuse_questions(model: Model, batch: Batch, rows: Rows = None) -> Joint:
@@ -111,7 +74,7 @@ class Generated:
         return self.log_probability.exp()
 
 
-class VqaDecoding(_Vqa):
+class VqaDecoding(TaughtTask):
     """A decoder that reads the question's fused states. It learns P(answer); it ranks a list, or writes freely.
 
     `rank` and `generate` want the task in evaluation mode.
@@ -140,7 +103,7 @@ class VqaDecoding(_Vqa):
         given = expect(batch, QuestionBatch, needs)
         if given.answers is None or given.answer_of is None or given.weights is None:
             raise ValueError(f"this task needs {needs}, which the batch does not have")
-        alpha = self.alpha(progress)
+        alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits, labels, answer = self.word_logits(self.model, self.head, given, given.answers, given.answer_of)
         teacher_logits = None
         if alpha and self.teacher is not None and self.teacher_head is not None:
@@ -290,7 +253,7 @@ def _next_words(texts: Texts) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], Packe
 # --------------------------------------------------------------------------- answers that are chosen
 
 
-class VqaClosedSet(_Vqa):
+class VqaClosedSet(TaughtTask):
     """A classifier on the pooled vector, that gives each answer of a closed set its own probability."""
 
     config: VqaClosedSetConfig
@@ -317,7 +280,7 @@ class VqaClosedSet(_Vqa):
         given, answers = expect(batch, QuestionBatch, "questions with scored answers"), len(self.config.answers)
         if given.scores is None or given.scores.shape[1] != answers:
             raise ValueError(f"this task needs a score for each of its {answers} answers, and the batch has other ones")
-        alpha = self.alpha(progress)
+        alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits = self.logits(given)
         teacher_logits = None
         if alpha and self.teacher is not None and self.teacher_head is not None:

@@ -17,6 +17,7 @@ from diptych.data.answers import encode_answers
 from diptych.data.collate import pad_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses
+from diptych.losses.distillation import alpha_at
 from diptych.models.albef import PUBLISHED_PRETRAINING, PUBLISHED_VQA, Albef, start_of_answer_decoder
 from diptych.nn.decoder import AnswerDecoder
 from diptych.nn.layout import Packed
@@ -104,7 +105,7 @@ def losses_are_the_released_ones(golden: Golden, keep_padding: bool = True) -> N
     for case in CASES:
         task, losses = step(golden, case, keep_padding)
         golden.check(f"{case}.loss", losses.total)
-        batch, alpha = batch_of(golden), task.alpha(START)
+        batch, alpha = batch_of(golden), alpha_at(START.epoch, task.config.alpha, task.config.alpha_ramp)
         find = partial(task.word_logits, batch=batch, answers=batch.answers, answer_of=batch.answer_of)
         logits, labels, answer = find(task.model, task.head)
         teacher = None if task.teacher is None else find(task.teacher, task.teacher_head)[0]
