@@ -33,6 +33,8 @@ class Start:
     """As the task was built."""
     dropped: tuple[str, ...]
     """Stored, but of no use here."""
+    untrained: tuple[str, ...] = ()
+    """Parts of the stored student that are random, since no published file brought them (`diptych convert`)."""
 
     def __str__(self) -> str:
         """By the longest parts of which all is meant, with the number of tensors."""
@@ -47,6 +49,8 @@ class Start:
         ):
             if names:
                 lines.append(f"  {what}: {', '.join(f'{part} ({n})' for part, n in parts(names, among).items())}")
+        if self.untrained:
+            lines.append(f"  random in the checkpoint already: {', '.join(self.untrained)}")
         return "\n".join(lines)
 
 
@@ -80,6 +84,7 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
         copied=tuple(copied),
         fresh=tuple(fresh),
         dropped=tuple(name for name in dict.fromkeys([*found, *apart]) if name not in loaded),
+        untrained=tuple(checkpoint.state.get("fresh", ())),
     )
 
 

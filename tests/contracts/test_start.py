@@ -74,8 +74,8 @@ def build(seed: int, config: Recipe) -> Task:
     return task
 
 
-def save(folder: Path, config: Recipe, weights: Mapping[str, Tensor]) -> Path:
-    state = store.CheckpointState(weights, {}, {"step": 5, "measure": None}, to_dict(config), WORDS.save)
+def save(folder: Path, config: Recipe, weights: Mapping[str, Tensor], **more: object) -> Path:
+    state = store.CheckpointState(weights, {}, {"step": 5, "measure": None, **more}, to_dict(config), WORDS.save)
     store.save_checkpoint(folder / "checkpoints", 5, state)
     return folder
 
@@ -169,6 +169,12 @@ def test_the_report_says_what_became_of_each_part(run: Path) -> None:
     assert len(lines) == 4
     teacher = {f"teacher.{name}": str(count) for name, count in parts.items()}
     assert dropped == teacher | {"teacher.text.text_norm": "2", "queue": "5"}
+
+
+def test_the_report_names_what_a_published_file_did_not_bring(tmp_path: Path) -> None:
+    path = save(tmp_path, recipe(), pretrained(), fresh=["temp", "word_head"])
+    lines = str(start_from(build(2, recipe(VqaDecoderConfig(DECODER))), path, WORDS)).splitlines()
+    assert lines[-1] == "  random in the checkpoint already: temp, word_head"
 
 
 def pretrained_student() -> list[str]:
