@@ -21,6 +21,8 @@ from diptych.train.optim import build_optimizer
 from diptych.types import Batch, Losses, RowList, Texts
 from tests.parity.golden import Golden, albef_config, check_number, read_tensors, special_ids
 
+pytestmark = pytest.mark.xdist_group("pretraining")  # in one process, which counts what was compared
+
 RELEASED = AlbefPretrainConfig(
     negatives_mask="after", false_negatives="keep", mask_special_tokens=True, alpha_itc=1.0, alpha_mlm=1.0
 )
