@@ -24,8 +24,23 @@ ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
 """In the order of the classes."""
 
 
+class _OfOnePicture:
+    """A record's pictures and their identities, where it has one picture."""
+
+    image: Any
+    image_id: str
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        return (self.image,)
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        return (self.image_id,)
+
+
 @dataclass(frozen=True)
-class Record:
+class Record(_OfOnePicture):
     """Retrieval and pre-training: a picture and its captions.
 
     `{"id": "…", "image": "relative/path.jpg", "captions": ["…"], "image_id": "…", "clean": ["…"]}`;
@@ -44,20 +59,12 @@ class Record:
     """The captions without the noise that was put into `captions`; empty where none was."""
 
     @property
-    def images(self) -> tuple[Any, ...]:
-        return (self.image,)
-
-    @property
-    def image_ids(self) -> tuple[str, ...]:
-        return (self.image_id,)
-
-    @property
     def texts(self) -> tuple[str, ...]:
         return self.captions
 
 
 @dataclass(frozen=True)
-class Entailment:
+class Entailment(_OfOnePicture):
     """Does the picture entail, contradict or leave open the hypothesis?
 
     `{"id": "…", "image": "…", "hypothesis": "…", "label": "neutral", "image_id": "…"}`
@@ -72,20 +79,12 @@ class Entailment:
     image_id: str
 
     @property
-    def images(self) -> tuple[Any, ...]:
-        return (self.image,)
-
-    @property
-    def image_ids(self) -> tuple[str, ...]:
-        return (self.image_id,)
-
-    @property
     def texts(self) -> tuple[str, ...]:
         return (self.hypothesis,)
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(_OfOnePicture):
     """A question about a picture, and what people answered.
 
     `{"id": "…", "image": "…", "question": "…", "answers": ["red", "red", "blue"], "weights": [1.0], "image_id": "…"}`;
@@ -111,14 +110,6 @@ class Question:
         for answer, weight in zip(self.answers, share, strict=True):
             weighted[answer] = weighted.get(answer, 0.0) + weight
         return tuple(weighted.items())
-
-    @property
-    def images(self) -> tuple[Any, ...]:
-        return (self.image,)
-
-    @property
-    def image_ids(self) -> tuple[str, ...]:
-        return (self.image_id,)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -149,7 +140,7 @@ class PairStatement:
 
 
 @dataclass(frozen=True)
-class Referring:
+class Referring(_OfOnePicture):
     """Where in the picture is what the phrase names?
 
     `{"id": "…", "image": "…", "phrase": "…", "box": [x, y, width, height], "proposals": [[x, y, width, height]],
@@ -168,14 +159,6 @@ class Referring:
     """Equal for the phrases that name one object of one picture."""
     part: str = ""
     """The published split, where a split of ours holds several (testA, testB)."""
-
-    @property
-    def images(self) -> tuple[Any, ...]:
-        return (self.image,)
-
-    @property
-    def image_ids(self) -> tuple[str, ...]:
-        return (self.image_id,)
 
     @property
     def texts(self) -> tuple[str, ...]:
