@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,6 +63,17 @@ class Golden:
         limit = tolerance(self.manifest[key]["scale"]) if within is None else within
         error = (ours.detach().float() - theirs).abs().max().item() if theirs.numel() else 0.0
         assert error <= limit, f"{key}: off by {error:.2e}, allowed {limit:.2e}"
+
+
+def judged_alone(file: str, folder: Path) -> bool:
+    """Whether tests are spread over processes, of which none sees all comparisons: `file` is then run again in one."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return False
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", f"--golden-albef={folder}", file]
+    again = subprocess.run(command, env=alone, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout
+    return True
 
 
 def check_number(name: str, ours: float, theirs: float, relative: float = 1e-5) -> None:

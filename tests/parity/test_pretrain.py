@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,8 @@ from diptych.nn.embeddings import resize_positions
 from diptych.schema import AlbefPretrainConfig, OptimConfig
 from diptych.train.optim import build_optimizer
 from diptych.types import Batch, Losses, RowList, Texts
-from tests.parity.golden import Golden, albef_config, check_number, read_tensors, special_ids
+from tests.parity.golden import Golden, albef_config, check_number, judged_alone, read_tensors, special_ids
 
-ROOT = Path(__file__).parents[2]
 RELEASED = AlbefPretrainConfig(
     negatives_mask="after", false_negatives="keep", mask_special_tokens=True, alpha_itc=1.0, alpha_mlm=1.0
 )
@@ -253,11 +249,7 @@ def test_valid_rows_do_not_need_padding(golden: Golden) -> None:
 
 def test_every_stored_tensor_of_pretraining_is_compared(golden: Golden, golden_albef: Path) -> None:
     """Judges the comparisons above; on its own it has none. Spread over processes, they are run again in one."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        command = [sys.executable, "-m", "pytest", "-q", f"--golden-albef={golden_albef}", __file__]
-        again = subprocess.run(command, env=alone, cwd=ROOT, capture_output=True, text=True)
-        assert again.returncode == 0, again.stdout
+    if judged_alone(__file__, golden_albef):
         return
     if len(golden.used) < 50:
         pytest.skip("the comparisons above did not run")
