@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
-from torch import nn
+import torch
 
-from diptych.data.record import AnyRecord, Record, Source, Split, TaskSource, check_kind
+from diptych.data.record import (
+    AnyRecord,
+    Entailment,
+    PairStatement,
+    Question,
+    Record,
+    Referring,
+    Source,
+    Split,
+    TaskSource,
+    check_kind,
+)
 from diptych.data.sources import albef as albef_lists
 from diptych.data.sources import (
     conceptual,
@@ -27,24 +39,30 @@ from diptych.data.sources import (
 from diptych.data.sources import nlvr2 as nlvr2_files
 from diptych.data.sources import vqa as vqa_files
 from diptych.data.sources.files import Found, open_layout
+from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
 from diptych.recipes import albef as albef_recipes
+from diptych.recipes import albef_tasks
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
     DataConfig,
     EntailmentConfig,
+    GroundingTrainingConfig,
     Nlvr2Config,
     Recipe,
     RetrievalConfig,
+    SpecialIds,
+    TaskConfig,
     TextAssignmentConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
-from diptych.task import Task
+from diptych.seeds import seed_of
+from diptych.task import Model, Task
 from diptych.tasks import entailment, nlvr2, retrieval, vqa
 
-MODELS: dict[type, Callable[[Any], nn.Module]] = {
+MODELS: dict[type, Callable[[Any], Model]] = {
     AlbefConfig: albef_model.Albef,
 }
 """What builds a model, by the type of a recipe's `model`."""
@@ -52,6 +70,7 @@ MODELS: dict[type, Callable[[Any], nn.Module]] = {
 TASKS: dict[type, Callable[..., Task]] = {
     AlbefPretrainConfig: albef_model.AlbefPretraining,
     RetrievalConfig: retrieval.Retrieval,
+    GroundingTrainingConfig: retrieval.Retrieval,
     EntailmentConfig: entailment.Entailment,
     Nlvr2Config: nlvr2.Nlvr2,
     TextAssignmentConfig: nlvr2.TextAssignment,
@@ -59,6 +78,15 @@ TASKS: dict[type, Callable[..., Task]] = {
     VqaClosedSetConfig: vqa.VqaClosedSet,
 }
 """What builds a task from (model, config, special ids), by the type of a recipe's `task`."""
+
+RECORDS: dict[type, type[AnyRecord]] = {
+    GroundingTrainingConfig: Referring,
+    EntailmentConfig: Entailment,
+    Nlvr2Config: PairStatement,
+    VqaDecoderConfig: Question,
+    VqaClosedSetConfig: Question,
+}
+"""What a task trains on, by the type of a recipe's `task`; the others take pictures with captions."""
 
 LAYOUTS: dict[str, Callable[[str, DataConfig], Found]] = {
     "folder": folder.read_folder,
@@ -85,6 +113,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "albef_tiny": albef_recipes.albef_tiny,
     "albef_small": albef_recipes.albef_small,
     "albef_base": albef_recipes.albef_base,
+    "albef_tiny_retrieval": albef_tasks.albef_tiny_retrieval,
+    "albef_tiny_grounding": albef_tasks.albef_tiny_grounding,
+    "albef_tiny_entailment": albef_tasks.albef_tiny_entailment,
+    "albef_tiny_vqa": albef_tasks.albef_tiny_vqa,
+    "albef_tiny_vqa_closed": albef_tasks.albef_tiny_vqa_closed,
+    "albef_tiny_assignment": albef_tasks.albef_tiny_assignment,
+    "albef_tiny_nlvr2": albef_tasks.albef_tiny_nlvr2,
 }
 
 
@@ -108,6 +143,24 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     source = SOURCES[config.source](config, split)
     check_kind(source, kind, f"data.source={config.source}")
     return source
+
+
+def build_model(config: AlbefConfig, tokenizer: Tokenizer) -> Model:
+    """The model that a recipe describes, with as many words as the tokenizer has; its weights are fresh."""
+    text = replace(config.text, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
+    return MODELS[type(config)](replace(config, text=text))
+
+
+def build_task(recipe: Recipe, tokenizer: Tokenizer) -> Task:
+    """The recipe's task, with as many words as the tokenizer has; weights drawn from the run's seed."""
+    torch.manual_seed(seed_of(recipe.run.seed, "weights"))
+    special = SpecialIds(tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    return TASKS[type(recipe.task)](build_model(recipe.model, tokenizer), recipe.task, special)
+
+
+def record_kind(task: TaskConfig) -> type[AnyRecord]:
+    """What records a task trains on and is measured by."""
+    return RECORDS.get(type(task), Record)
 
 
 def find_layout(name: str) -> Callable[[str, DataConfig], Found]:

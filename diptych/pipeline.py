@@ -7,8 +7,8 @@ same pieces together otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,42 @@ from torch import Tensor
 
 from diptych import catalog
 from diptych.checkpoints import store
+from diptych.data.answers import answer_vocabulary
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
-from diptych.data.loader import PairDataset, PairLoader, evaluation_items
-from diptych.data.record import BadRecord, Record, Source
+from diptych.data.loader import Asked, PairDataset, PairLoader, cleaned, evaluation_batches, evaluation_items
+from diptych.data.record import AnyRecord, BadRecord, Question, Record, Source, Split
 from diptych.data.scenes.evaluation import noun_set_ceiling
 from diptych.data.sources.scenes import Scenes
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform, to_picture
 from diptych.device import find_device
-from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval
+from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval, evaluate_task
+from diptych.evaluate.tasks import MAIN, TaskResult
 from diptych.models.albef import AlbefPretraining
-from diptych.predict import Predictor, build_model, load
+from diptych.predict import Predictor, load
 from diptych.report import Examples, collect, negative_examples, query_examples, teacher_examples, write_report
-from diptych.schema import AlbefPretrainConfig, Recipe, SpecialIds
-from diptych.seeds import seed_of
+from diptych.schema import (
+    AlbefPretrainConfig,
+    GroundingTrainingConfig,
+    Recipe,
+    RetrievalConfig,
+    VqaClosedSetConfig,
+    VqaDecoderConfig,
+)
 from diptych.serialize import from_dict
+from diptych.task import Task
 from diptych.train import loop
 from diptych.train.start import start_from
+from diptych.train.state import check_folder
 from diptych.types import Progress, Texts, to_device
 
-CAPTIONS_READ = 20_000
-"""Captions from which a vocabulary is learnt, at most."""
+TEXTS_READ = 20_000
+"""Records from which a vocabulary is learnt, at most."""
+QUESTIONS_READ = 100_000
+"""Questions whose answers are counted, at most."""
+AnySource = Any
+"""A Source of captions, or a TaskSource."""
 MAXIMISED = "mean_recall"
 
 
@@ -57,69 +71,103 @@ class Retrieval:
     image_of_text: Tensor
 
 
-def make_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
-    """From the vocabulary that the recipe names, or learnt from the training captions."""
+def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
+    """From the vocabulary that the recipe names, or learnt from the training texts."""
     config = recipe.tokenizer
     if config.vocabulary:
         return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
-    stride = max(1, len(source) // CAPTIONS_READ)
+    stride = max(1, len(source) // TEXTS_READ)
     records = (source.record(index) for index in range(0, len(source), stride))
-    captions = [clean_caption(text, recipe.data.max_words) for record in records for text in record.captions]
-    return Tokenizer.train(captions, config.size, separator=config.separator, lowercase=config.lowercase)
+    texts = [cleaned(text, record, recipe.data.max_words) for record in records for text in _words(record)]
+    return Tokenizer.train(texts, config.size, separator=config.separator, lowercase=config.lowercase)
 
 
-def make_task(recipe: Recipe, tokenizer: Tokenizer) -> AlbefPretraining:
-    """The recipe's task on its device, with as many words as the tokenizer has; weights drawn from the run's seed."""
-    if not isinstance(recipe.task, AlbefPretrainConfig):
-        raise ValueError(f"{recipe.name} is a recipe of {type(recipe.task).__name__}; this takes pre-training ones")
-    torch.manual_seed(seed_of(recipe.run.seed, "weights"))
-    model = build_model(recipe.model, tokenizer)
-    special = SpecialIds(tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    return AlbefPretraining(model, recipe.task, special).to(find_device(recipe.run.device))
+def _words(record: AnyRecord) -> tuple[str, ...]:
+    """All that a record says, the answers to its question too."""
+    return (*record.texts, *(dict.fromkeys(record.answers) if isinstance(record, Question) else ()))
+
+
+def with_answers(recipe: Recipe, source: AnySource) -> Recipe:
+    """The recipe with the answers to choose from, which are the commonest of the training data unless it has some."""
+    task = recipe.task
+    if not isinstance(task, VqaClosedSetConfig | VqaDecoderConfig) or task.answers:
+        return recipe
+    stride = max(1, len(source) // QUESTIONS_READ)
+    questions = (source.record(index) for index in range(0, len(source), stride))
+    return replace(recipe, task=replace(task, answers=answer_vocabulary(questions, task.answer_count)))
 
 
 def read_retrieval(recipe: Recipe, source: Source, tokenizer: Tokenizer, limit: int | None = None) -> Retrieval:
     """The split in order, the first `limit` records at most. Raises ValueError naming every record that is bad."""
-    items = list(evaluation_items(source, recipe.model.vision.image_size, limit))
-    records = tuple(record for record, _ in items)
-    pixels = torch.stack([pixels for _, pixels in items]).split(recipe.evaluation.batch_size)
+    items = list(evaluation_items(source, recipe.data, recipe.model.vision.image_size, limit))
+    records = tuple(item.record for item in items)
+    pixels = torch.stack([item.views[0] for item in items]).split(recipe.evaluation.batch_size)
     captions = tuple(clean_caption(text, recipe.data.max_words) for record in records for text in record.captions)
     owner = torch.tensor([index for index, record in enumerate(records) for _ in record.captions])
     ids = tokenizer.encode(captions, recipe.data.max_tokens_evaluation)
     return Retrieval(records, pixels, captions, pad_texts(ids, tokenizer.pad_id), owner)
 
 
-def make_validation(recipe: Recipe, task: AlbefPretraining, tokenizer: Tokenizer) -> loop.Validation | None:
-    """Contrastive recall on the validation split."""
+def open_split(recipe: Recipe, split: Split) -> AnySource:
+    """The records of the recipe's task; says by name what could not become one."""
+    source: AnySource = catalog.open_source(recipe.data, split, catalog.record_kind(recipe.task))
+    _say_skipped(split, source.skipped)
+    return source
+
+
+def ranks_pairs(recipe: Recipe) -> bool:
+    """Whether the recipe is measured as retrieval: over all pictures and captions of a split at once."""
+    return isinstance(recipe.task, AlbefPretrainConfig | RetrievalConfig) and not isinstance(
+        recipe.task, GroundingTrainingConfig
+    )
+
+
+def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Validation | None:
+    """Contrastive recall on the validation split, or the task's own measure."""
     if not recipe.run.validate_every:
         return None
-    source = catalog.open_source(recipe.data, "validation")
-    _say_skipped("validation", source.skipped)
-    split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
-    device = find_device(recipe.run.device)
+    source = open_split(recipe, "validation")
+    if ranks_pairs(recipe):
+        split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
+        device = find_device(recipe.run.device)
 
-    def measure() -> dict[str, float]:
-        return contrastive_recall(task.model, split.pixels, split.texts, split.image_of_text, device=device)
+        def measure() -> dict[str, float]:
+            return contrastive_recall(task.model, split.pixels, split.texts, split.image_of_text, device=device)
 
-    return loop.Validation(measure, MAXIMISED)
+        return loop.Validation(measure, MAXIMISED)
+
+    def judge() -> dict[str, float]:
+        found = evaluate_task(task, _asked(recipe, source, tokenizer, recipe.run.validation_items), tokenizer, 1)
+        if not found.scores:
+            raise ValueError("the validation split has no labels: name another, or set run.validate_every=0")
+        return {name: score.value for name, score in found.scores.items()}
+
+    return loop.Validation(judge, MAIN)
+
+
+def _asked(recipe: Recipe, source: AnySource, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Asked]:
+    size, batch = recipe.model.vision.image_size, recipe.evaluation.batch_size
+    return evaluation_batches(source, tokenizer, recipe.data, size, batch, limit)
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     """Trains a recipe in its run folder. Returns that folder."""
-    source = catalog.open_source(recipe.data, "train")
+    check_folder(folder, resume)
+    source = open_split(recipe, "train")
+    recipe = with_answers(recipe, source)
     tokenizer = _first_tokenizer(recipe, source)
-    task = make_task(recipe, tokenizer)
+    task = catalog.build_task(recipe, tokenizer).to(find_device(recipe.run.device))
     if recipe.init_from and not resume:
         print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
-    image_size = recipe.model.vision.image_size
-    loader = PairLoader(source, tokenizer, recipe.data, image_size, recipe.run.batch_size, recipe.run.seed)
-    _say_skipped("training", source.skipped)
+    answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
+    size, run = recipe.model.vision.image_size, recipe.run
+    loader = PairLoader(source, tokenizer, recipe.data, size, run.batch_size, run.seed, answers)
     validation = make_validation(recipe, task, tokenizer)
     loop.train(task, loader, recipe, folder, validation=validation, save_tokenizer=tokenizer.save, resume=resume)
     return folder
 
 
-def _first_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
+def _first_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
     """The tokenizer of the checkpoint that the run starts from, where it has one; else the recipe's."""
     if recipe.init_from and not recipe.tokenizer.vocabulary:
         return Tokenizer.load(store.load(store.find(recipe.init_from)).tokenizer)
@@ -189,9 +237,69 @@ def _bars(bars: RichProgress) -> OnProgress:
     return show
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint with its whole task, for whoever wants more of it than a `Predictor` gives."""
+
+    checkpoint: Path
+    recipe: Recipe
+    tokenizer: Tokenizer
+    task: Task
+    epoch: float
+    """Epochs that it was trained for."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self.checkpoint.parent.parent
+
+
+def open_task(path: Path) -> Opened:
+    """The task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError."""
+    checkpoint = store.load(store.find(path))
+    recipe, tokenizer = from_dict(checkpoint.recipe), Tokenizer.load(checkpoint.tokenizer)
+    task = catalog.build_task(recipe, tokenizer)
+    store.load_into(task, checkpoint.weights(), checkpoint.folder)
+    task = task.to(find_device(recipe.run.device)).eval()
+    return Opened(checkpoint.folder, recipe, tokenizer, task, checkpoint.state["epoch"])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run's model, judged record by record."""
+
+    opened: Opened
+    split: Split
+    result: TaskResult
+
+    def to_json(self) -> dict[str, Any]:
+        opened = self.opened
+        origin = {"checkpoint": opened.checkpoint.name, "task": type(opened.recipe.task).__name__, "split": self.split}
+        return origin | self.result.to_json()
+
+
+def judge(path: Path, split: Split = "test") -> Judged:
+    """Measures a run's best checkpoint, or the checkpoint given, by its task's own measure.
+
+    Writes `eval.json` (`eval-validation.json` for that split) into the run's folder, and beside it what the model said
+    of each record, as `predictions.jsonl` likewise.
+    """
+    opened = open_task(path)
+    source = open_split(opened.recipe, split)
+    asked = _asked(opened.recipe, source, opened.tokenizer)
+    result = evaluate_task(opened.task, asked, opened.tokenizer, opened.recipe.evaluation.bootstrap)
+    judged = Judged(opened, split, result)
+    suffix = "" if split == "test" else f"-{split}"
+    (opened.folder / f"eval{suffix}.json").write_text(json.dumps(judged.to_json(), indent=1))
+    lines = (json.dumps(asdict(decision), ensure_ascii=False) for decision in result.decisions)
+    (opened.folder / f"predictions{suffix}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return judged
+
+
 def evaluate(path: Path) -> dict[str, Any]:
-    """`measure`, as the numbers of eval.json."""
-    return measure(path).to_json()
+    """`measure` or `judge`, as the task is measured: the numbers of eval.json."""
+    recipe = from_dict(store.load(store.find(path)).recipe)
+    return measure(path).to_json() if ranks_pairs(recipe) else judge(path).to_json()
 
 
 def report(folder: Path) -> Path:
@@ -225,10 +333,9 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
     if fetched.batch is None:
         return (), ()
-    task = make_task(recipe, tokenizer)
-    checkpoint = store.load(predictor.origin)
-    store.load_into(task, checkpoint.weights(), predictor.origin)
-    seen = task.inspect(to_device(fetched.batch, predictor.device), Progress(0, checkpoint.state["epoch"]))
+    opened = open_task(predictor.origin)
+    assert isinstance(opened.task, AlbefPretraining)
+    seen = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
     clean = [record.clean[0] if record.clean else None for record in fetched.records]
     return (
         negative_examples(seen, fetched.batch, tokenizer),

@@ -9,7 +9,7 @@ N pictures, M texts, E embedding width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from diptych import catalog
 from diptych.checkpoints import store
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
@@ -28,8 +29,7 @@ from diptych.data.sources.folder import files_below
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
-from diptych.models.albef import Albef
-from diptych.schema import AlbefConfig, DataConfig, Recipe
+from diptych.schema import DataConfig, Recipe
 from diptych.search.contract import PairModel, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import match_logits, plan_calls
@@ -214,7 +214,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     checkpoint = store.load(store.find(path))
     recipe = from_dict(checkpoint.recipe)
     tokenizer = Tokenizer.load(checkpoint.tokenizer)
-    model = build_model(recipe.model, tokenizer)
+    model = catalog.build_model(recipe.model, tokenizer)
     weights = {k.removeprefix("model."): v for k, v in checkpoint.weights().items() if k.startswith("model.")}
     store.load_into(model, weights, checkpoint.folder)
     place = find_device(device)
@@ -227,12 +227,6 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         origin=checkpoint.folder,
         untrained=frozenset(checkpoint.state.get("fresh", ())),
     )
-
-
-def build_model(config: AlbefConfig, tokenizer: Tokenizer) -> Albef:
-    """The model that a recipe describes, with as many words as the tokenizer has; its weights are fresh."""
-    text = replace(config.text, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
-    return Albef(replace(config, text=text))
 
 
 def search_folder(

@@ -28,7 +28,7 @@ from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
 from diptych.models import albef
 from diptych.nn.embeddings import resize_positions
-from diptych.predict import Predictor, build_model
+from diptych.predict import Predictor
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -36,14 +36,11 @@ from diptych.schema import (
     Nlvr2Config,
     Recipe,
     RetrievalConfig,
-    SpecialIds,
     TextAssignmentConfig,
     TokenizerConfig,
     VqaDecoderConfig,
 )
-from diptych.seeds import seed_of
 from diptych.serialize import from_dict, to_dict
-from diptych.task import Task
 
 # --------------------------------------------------------------------------- the layouts
 
@@ -224,7 +221,7 @@ def assemble(files: Sequence[Path | str], options: Options) -> Assembled:
     rules = layout.rules(recipe.model)
     ours, report = from_published(state, rules)
     resized = _resize(ours, recipe)
-    task = make_task(recipe, tokenizer)
+    task = catalog.build_task(recipe, tokenizer)
     fresh = task.state_dict()
     loose = [rule for rule in _LOOSE if not any(f"{name}.".startswith(f"{rule.ours}.") for name in ours)]
     report = replace(report, missing=absences(fresh, ours, (*loose, *rules)))
@@ -248,13 +245,6 @@ def _gather(files: Sequence[Path | str]) -> tuple[list[Contents], dict[str, Tens
         title = " and ".join(LAYOUTS[name].title for name in names)
         layout = replace(layout, title=title, rules=lambda config: _start_rules())
     return contents, state, layout, start
-
-
-def make_task(recipe: Recipe, tokenizer: Tokenizer) -> Task:
-    """The recipe's task with fresh weights, drawn from its seed."""
-    torch.manual_seed(seed_of(recipe.run.seed, "weights"))
-    special = SpecialIds(tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    return catalog.TASKS[type(recipe.task)](build_model(recipe.model, tokenizer), recipe.task, special)
 
 
 def _substitute(name: str, ours: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tensor:
@@ -455,7 +445,7 @@ def from_pretrained(
     `heads` of image and text encoder, where they are not 64 wide. Raises ValueError as `assemble` does.
     """
     made = assemble(files, Options(vocabulary, image_size, heads))
-    model, place = build_model(made.recipe.model, made.tokenizer), find_device(device)
+    model, place = catalog.build_model(made.recipe.model, made.tokenizer), find_device(device)
     weights = {name.removeprefix("model."): t for name, t in made.weights.items() if name.startswith("model.")}
     store.load_into(model, weights, " and ".join(map(str, files)))
     return Predictor(

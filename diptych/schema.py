@@ -199,6 +199,14 @@ class GroundingConfig:
 
 
 @dataclass(frozen=True)
+class GroundingTrainingConfig(RetrievalConfig):
+    """Weakly supervised grounding: retrieval's losses on phrases, no box ever seen; measured by boxes (ALBEF §6.4)."""
+
+    boxes: GroundingConfig = field(default_factory=GroundingConfig)
+    """How a trained model finds them."""
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A causal BERT that reads a question's fused states by cross-attention; as wide as they are (ALBEF §5)."""
 
@@ -227,6 +235,13 @@ class VqaDecoderConfig:
     """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
     teacher_dropout: bool = False
     """True runs the teacher with dropout, as released (defect 3)."""
+    answers: tuple[str, ...] = ()
+    """The list of which a question's answer is chosen. Empty: the `answer_count` most frequent answers of the training
+    data."""
+    answer_count: int = 3192
+    """Length of the published list (ALBEF §5)."""
+    inference: Literal["rank", "generate"] = "rank"
+    """How an answer is found: `rank` chooses it from the list, as published, `generate` writes it."""
     candidates: int = 128
     """Answers of a list that are scored whole: those whose first word is likeliest. Released: 128."""
     score: Literal["likelihood", "mean", "released"] = "likelihood"
@@ -325,6 +340,8 @@ class DataConfig:
     max_tokens_evaluation: int = 30
     max_words: int = 30
     """Caption clean-up keeps this many words."""
+    blank_images: bool = False
+    """True shows every picture as plain grey, in training and evaluation: what can be learnt from the texts alone."""
     bad_share: float = 0.01
     """Training stops when more than this share of the source's records cannot be read. A small source is always
     allowed some, up to a quarter and at most ten records, unless this is 0. Evaluation allows none."""
@@ -416,6 +433,7 @@ class EvaluationConfig:
 TaskConfig = (
     AlbefPretrainConfig
     | RetrievalConfig
+    | GroundingTrainingConfig
     | EntailmentConfig
     | VqaDecoderConfig
     | VqaClosedSetConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -28,7 +28,11 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(plain: Mapping[str, Any]) -> Recipe:
-    """The recipe that `to_dict` wrote. A missing, unknown or ill-typed field is a ValueError that names it."""
+    """The recipe that `to_dict` wrote. An unknown or ill-typed field is a ValueError that names it.
+
+    A missing field has its default: what was stored before the field was there goes on as it did. One without a
+    default is a ValueError too.
+    """
     return _built(Recipe, plain, ())
 
 
@@ -39,10 +43,12 @@ def _built(cls: type[Config], plain: Any, path: tuple[str, ...]) -> Config:
     for key in plain:
         if key not in hints:
             raise ValueError(unknown_name(cls, key, path))
-    if missing := [key for key in hints if key not in plain]:
+    if missing := [key for key in hints if key not in plain and not _has_default(cls, key)]:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     values = {}
     for key, hint in hints.items():
+        if key not in plain:
+            continue
         name = (*path, key)
         if options := configs(hint):
             kind, rest = _kind(options, plain[key], ".".join(name))
@@ -50,6 +56,11 @@ def _built(cls: type[Config], plain: Any, path: tuple[str, ...]) -> Config:
         else:
             values[key] = typed(hint, plain[key], ".".join(name))
     return cls(**values)
+
+
+def _has_default(cls: type, key: str) -> bool:
+    known = next(item for item in fields(cls) if item.name == key)
+    return known.default is not MISSING or known.default_factory is not MISSING
 
 
 def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any], Any]:

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,14 @@ from diptych.data.record import (
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
 from diptych.schema import DataConfig
-from diptych.types import Batch
+from diptych.types import Batch, PicturePairs
 
 NAMED = 10
 """Bad records that a message lists."""
 SMALL_SOURCE_TOLERANCE = 10
 """Bad records that training always tolerates, up to a quarter of the source, where `bad_share` is above 0."""
+LONGEST_QUESTION = 50
+"""Words of a question that evaluation reads, as released; training reads `data.max_words`."""
 Key = tuple[int, int]
 """(epoch, index in the source)."""
 
@@ -159,11 +162,10 @@ class PairDataset(Dataset[Sample]):
     def _sample(self, record: AnyRecord, epoch: int, index: int) -> Sample:
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
         said = rng.choice(record.texts)
-        clean = clean_question if isinstance(record, Question) else clean_caption
-        text = clean(said, self.config.max_words)
+        text = cleaned(said, record, self.config.max_words)
         if not text:
             raise BadRecord(record.id, f"{record.text_name} empty")
-        views = [self.transform(picture, said, rng) for picture in self._pictures(record)]
+        views = [self.transform(picture, said, rng) for picture in pictures_of(self.source, record, self.config)]
         sample = Sample(
             pixels=views[0],
             input_ids=self.tokenizer.encode([text], self.config.max_tokens)[0],
@@ -173,11 +175,6 @@ class PairDataset(Dataset[Sample]):
         )
         complete, _ = KINDS[type(record)]
         return complete(sample, record, self)
-
-    def _pictures(self, record: Any) -> tuple[Image.Image, ...]:
-        if isinstance(self.source, TaskSource):
-            return self.source.pictures(record)
-        return (self.source.picture(record),)
 
     def __getitems__(self, keys: Sequence[Key]) -> _Fetched:
         """A whole batch at once (torch's loader calls this where it exists), so that workers collate."""
@@ -196,6 +193,20 @@ class PairDataset(Dataset[Sample]):
         _, together = KINDS[type(records[0])]
         batch = together(samples, self.tokenizer.pad_id)
         return _Fetched(batch, tuple(records), tuple(skipped), keys[0][0])
+
+
+BLANK = Image.new("RGB", (64, 64), (128, 128, 128))
+"""What `data.blank_images` shows."""
+
+
+def pictures_of(source: Source | TaskSource[Any], record: AnyRecord, config: DataConfig) -> tuple[Image.Image, ...]:
+    """The pictures of any kind of record. Raises BadRecord."""
+    if config.blank_images:
+        return (BLANK,) * len(record.images)
+    if isinstance(source, TaskSource):
+        return source.pictures(record)
+    assert isinstance(record, Record)
+    return (source.picture(record),)
 
 
 def _complete(sample: Sample, record: Record | Referring, dataset: PairDataset) -> Sample:
@@ -353,10 +364,84 @@ def _quiet_worker(_: int) -> None:
 # --------------------------------------------------------------------------- evaluation
 
 
+@dataclass(frozen=True)
+class Item:
+    """A record of an evaluation split, and what a model sees of it."""
+
+    record: Any
+    views: tuple[Float[Tensor, "3 H W"], ...]
+    """Pixels of each of its pictures."""
+    size: tuple[int, int]
+    """Width and height of its first picture."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Records of an evaluation split, and what a model sees of them: what is right stays with the records."""
+
+    records: tuple[Any, ...]
+    batch: Batch
+    """`PicturePairs` for records of two pictures."""
+    sizes: tuple[tuple[int, int], ...]
+    """Width and height of each first picture."""
+
+
+def evaluation_batches(
+    source: Source | TaskSource[Any], tokenizer: Tokenizer, config: DataConfig, image_size: int, batch_size: int,
+    limit: int | None = None,
+) -> Iterator[Asked]:  # fmt: skip
+    """The records of an evaluation split in order, the first `limit` at most, each once, with what a model sees.
+
+    Raises ValueError as `evaluation_items` does, and for a text without words.
+    """
+    items = evaluation_items(source, config, image_size, limit)
+    while chunk := list(islice(items, batch_size)):
+        records = tuple(item.record for item in chunk)
+        batch = evaluation_batch(records, [item.views for item in chunk], tokenizer, config)
+        yield Asked(records, batch, tuple(item.size for item in chunk))
+
+
+def evaluation_batch(
+    records: Sequence[AnyRecord], views: Sequence[Sequence[Float[Tensor, "3 H W"]]], tokenizer: Tokenizer,
+    config: DataConfig,
+) -> Batch:  # fmt: skip
+    """Records with the pixels of each of their pictures, as evaluation reads them."""
+    samples = []
+    for record, seen in zip(records, views, strict=True):
+        words = LONGEST_QUESTION if isinstance(record, Question) else config.max_words
+        text = cleaned(record.texts[0], record, words)
+        if not text:
+            raise ValueError(f"{record.id}: {record.text_name} empty")
+        samples.append(
+            Sample(
+                pixels=seen[0],
+                input_ids=tokenizer.encode([text], _longest(record, config))[0],
+                image_id=record.image_ids[0],
+                record=record.id,
+                second_pixels=seen[1] if len(seen) > 1 else None,
+            )
+        )
+    batch = collate(samples, tokenizer.pad_id)
+    if samples[0].second_pixels is None:
+        return batch
+    second = [sample.second_pixels for sample in samples if sample.second_pixels is not None]
+    return PicturePairs(**vars(batch), second_pixels=torch.stack(second))
+
+
+def cleaned(said: str, record: AnyRecord, max_words: int) -> str:
+    """A record's text as a tokenizer gets it."""
+    return (clean_question if isinstance(record, Question) else clean_caption)(said, max_words)
+
+
+def _longest(record: AnyRecord, config: DataConfig) -> int | None:
+    """Questions are never cut in evaluation, as released."""
+    return None if isinstance(record, Question) else config.max_tokens_evaluation
+
+
 def evaluation_items(
-    source: Source, image_size: int, limit: int | None = None
-) -> Iterator[tuple[Record, Float[Tensor, "3 H W"]]]:
-    """The records of an evaluation split with their pixels, in order, the first `limit` at most.
+    source: Source | TaskSource[Any], config: DataConfig, image_size: int, limit: int | None = None
+) -> Iterator[Item]:
+    """The records of an evaluation split with the pixels of their pictures, in order, the first `limit` at most.
 
     A measure must not depend on which files happen to be readable: at the first bad record the rest is read through,
     and a ValueError names them all.
@@ -366,20 +451,20 @@ def evaluation_items(
     for index in range(end):
         record = source.record(index)
         try:
-            image = source.picture(record)
+            images = pictures_of(source, record, config)
         except BadRecord as error:
-            bad = [error, *unreadable(source, range(index + 1, end))]
+            bad = [error, *unreadable(source, range(index + 1, end), config)]
             names = "\n".join(f"  {error}" for error in bad)
             raise ValueError(
                 f"{len(bad)} of {end} evaluation records cannot be read; evaluation tolerates none:\n{names}"
             ) from None
-        yield record, transform(image)
+        yield Item(record, tuple(transform(image) for image in images), images[0].size)
 
 
-def unreadable(source: Source, indices: Iterable[int]) -> Iterator[BadRecord]:
-    """The records among `indices` whose picture cannot be made."""
+def unreadable(source: Source | TaskSource[Any], indices: Iterable[int], config: DataConfig) -> Iterator[BadRecord]:
+    """The records among `indices` whose pictures cannot be made."""
     for index in indices:
         try:
-            source.picture(source.record(index))
+            pictures_of(source, source.record(index), config)
         except BadRecord as error:
             yield error

@@ -154,6 +154,12 @@ class TextAssignment(Task):
         loss = class_loss(logits, made.labels)
         return Losses.weighted(measures={"accuracy": _accuracy(logits, made.labels)}, text_assignment=(1.0, loss))
 
+    @torch.no_grad()
+    def predict(self, batch: Batch, assignment: Assignment) -> Float[Tensor, "B 3"]:
+        """Probabilities that each text belongs to the first of its two pictures, the second, or neither."""
+        images = self.model.image_state(batch.pixels)
+        return _score(self.model, self.head, images, batch.texts, assignment.images).softmax(1)
+
     def draw(self, images: Any, batch: Batch, progress: Progress) -> Assignment:
         """Pictures and classes as a pure function of (seed, step) and the model.
 

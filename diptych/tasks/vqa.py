@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.data.answers import SHORTEST
+from diptych.data.answers import SHORTEST, encode_answers
+from diptych.data.collate import pad_texts
+from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses, closed_set_loss, weighted_answer_loss
 from diptych.losses.distillation import alpha_at
 from diptych.nn.blocks import init_weights
@@ -23,7 +25,7 @@ from diptych.nn.layout import Packed
 from diptych.nn.taught import TaughtTask
 from diptych.schema import SpecialIds, TaskConfig, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model
-from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect
+from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect, to_device
 
 CANDIDATES_PER_CALL = 512
 """Candidates scored at once, over all questions; bounds the memory that their word scores take."""
@@ -301,3 +303,61 @@ class VqaClosedSet(TaughtTask):
     def predict(self, batch: Batch) -> Float[Tensor, "B A"]:
         """The probability that each answer is right, whatever the others are. In evaluation mode."""
         return torch.sigmoid(self.logits(batch))
+
+
+# --------------------------------------------------------------------------- answers in words, with either head
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a question."""
+
+    text: str
+    probability: float
+    """Of a closed set: that it is right, whatever the others are. Of a list: its share among the candidates scored.
+    Written: its share among all that could be written."""
+
+
+class Answerer:
+    """Answers in words. The list of a decoder is encoded once."""
+
+    def __init__(self, task: VqaDecoding | VqaClosedSet, tokenizer: Tokenizer) -> None:
+        """Raises ValueError for a decoder that is to choose from a list and has none."""
+        self.task, self.tokenizer = task, tokenizer
+        self.candidates: Texts | None = None
+        if isinstance(task, VqaDecoding) and task.config.inference == "rank":
+            if not task.config.answers:
+                raise ValueError("task.answers is empty: name the answers to choose from, or set inference=generate")
+            self.candidates = pad_texts(encode_answers(task.config.answers, tokenizer), tokenizer.pad_id)
+
+    def best(self, batch: Batch, k: int = 1) -> list[list[Answer]]:
+        """The k likeliest answers to each question, the likeliest first; fewer where there are no more.
+
+        Raises ValueError for a k below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}: ask for at least one answer")
+        if isinstance(self.task, VqaClosedSet):
+            answers = self.task.config.answers
+            top = self.task.predict(batch).topk(min(k, len(answers)), dim=1)
+            return _named(answers, top.indices, top.values)
+        if self.candidates is None:
+            return self._written(self.task, batch, k)
+        ranked = self.task.rank(batch, to_device(self.candidates, batch.pixels.device))
+        return _named(self.task.config.answers, ranked.index[:, :k], ranked.probability[:, :k])
+
+    def _written(self, task: VqaDecoding, batch: Batch, k: int) -> list[list[Answer]]:
+        made = task.generate(batch, max(k, task.config.beams))
+        found = []
+        for ids, probabilities in zip(made.ids.tolist(), made.probability.tolist(), strict=True):
+            texts = [self.tokenizer.decode(one) for one in ids]
+            likeliest = dict(zip(reversed(texts), reversed(probabilities), strict=True))
+            found.append([Answer(text, likeliest[text]) for text in dict.fromkeys(texts)][:k])
+        return found
+
+
+def _named(answers: Sequence[str], places: Int[Tensor, "B k"], values: Float[Tensor, "B k"]) -> list[list[Answer]]:
+    return [
+        [Answer(answers[place], value) for place, value in zip(*row, strict=True)]
+        for row in zip(places.tolist(), values.tolist(), strict=True)
+    ]

@@ -307,7 +307,7 @@ def test_a_given_evaluation_split_tolerates_none(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="4 of 7 evaluation records cannot be read; evaluation tolerates none"
     ) as caught:
-        list(evaluation_items(open_folder(config, "test"), 16))
+        list(evaluation_items(open_folder(config, "test"), config, 16))
     assert all(name in str(caught.value) for name in ("truncated.jpg", "empty.jpg", "page.jpg", "bomb.png"))
     (folder / "good00.txt").unlink()
     with pytest.raises(ValueError, match=r"1 records of the test split .* evaluation tolerates none") as opened:

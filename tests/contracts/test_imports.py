@@ -16,12 +16,12 @@ FLOORS = (
     ("app", "serve"),
     ("ablate",),
     ("pipeline", "pretrained"),
-    ("catalog",),
-    ("recipes",),
     ("train",),
     ("evaluate", "report"),
     ("predict",),
     ("search",),
+    ("catalog",),
+    ("recipes",),
     ("tasks",),
     ("models",),
     ("losses", "metrics"),
@@ -35,7 +35,7 @@ FLOORS = (
 """Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
 ALONE = ("models", "tasks")
 """Rooms whose files do not import each other."""
-MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "pipeline", "pretrained"}
+MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "pipeline", "pretrained", "predict"}
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = ("schema", "serialize", "seeds", "data.record", "cli.main")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diptych.catalog import build_model
 from diptych.checkpoints.store import CheckpointError, CheckpointState, save_checkpoint
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
@@ -17,7 +18,7 @@ from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.models.albef import Albef
-from diptych.predict import Predictor, build_model, load, search_folder
+from diptych.predict import Predictor, load, search_folder
 from diptych.schema import AlbefConfig, AlbefPretrainConfig, EvaluationConfig, Recipe, TextConfig, VisionConfig
 from diptych.serialize import to_dict
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import diptych
-from diptych.catalog import RECIPES, find_recipe
+from diptych.catalog import RECIPES, build_task, find_recipe
 from diptych.checkpoints import store
 from diptych.checkpoints.published import read, recognise, spell
 from diptych.cli.main import main
@@ -37,7 +37,6 @@ from diptych.pretrained import (
     export,
     from_pretrained,
     inspect,
-    make_task,
 )
 from diptych.schema import AlbefPretrainConfig, EntailmentConfig, VqaClosedSetConfig
 from diptych.serialize import from_dict, to_dict
@@ -381,7 +380,7 @@ def test_a_converted_folder_loads_and_computes_what_the_file_does(
 def test_a_converted_folder_starts_a_run(golden_albef: Path, released: Callable[..., Path], tmp_path: Path) -> None:
     made = convert([released("pretrain")], tmp_path / "run", options(golden_albef))
     recipe = replace(made.recipe, run=replace(made.recipe.run, seed=5))
-    task = make_task(recipe, made.tokenizer)
+    task = build_task(recipe, made.tokenizer)
     start_from(task, tmp_path / "run", made.tokenizer)
     for name, tensor in task.state_dict().items():
         if name.startswith(("model.", "teacher.")):
@@ -460,7 +459,7 @@ def test_a_folder_or_file_that_is_there_is_not_overwritten(
 
 def test_a_model_that_the_released_code_cannot_compute_is_not_exported(tmp_path: Path) -> None:
     recipe, tokenizer = find_recipe("albef_tiny"), Tokenizer.train(["a red fox"], size=30)
-    content = store.CheckpointState(make_task(recipe, tokenizer).state_dict(), {}, {"step": 1}, to_dict(recipe))
+    content = store.CheckpointState(build_task(recipe, tokenizer).state_dict(), {}, {"step": 1}, to_dict(recipe))
     store.save_checkpoint(tmp_path / "checkpoints", 1, content)
     with pytest.raises(ValueError, match=r"has no released layout: model\.\S+ has no published name"):
         export(tmp_path, tmp_path / "out.pth")

@@ -122,7 +122,7 @@ def test_a_folder_of_photographs_trains_and_says_what_it_skipped(tmp_path: Path)
         assert torch.isfinite(loaded.batch.pixels).all()
     named = {*pairs.ledger.bad, *reasons(validation), *reasons(test)}
     assert named == {"rocket.jpg", "coins.png"}
-    assert len(list(evaluation_items(validation, 32))) == len(validation)
+    assert len(list(evaluation_items(validation, DataConfig(), 32))) == len(validation)
 
 
 # --------------------------------------------------------------------------- jsonl and ALBEF's lists
