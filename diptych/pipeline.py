@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -341,53 +340,3 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
         negative_examples(seen, fetched.batch, tokenizer),
         teacher_examples(seen, fetched.batch, tokenizer, clean),
     )
-
-
-# --------------------------------------------------------------------------- demo
-
-DEMO_PICTURES = 200
-DEMO_QUERIES = 4
-"""Captions of the saved pictures that are suggested for a search: the first ones, not the best found."""
-
-
-def demo(folder: Path) -> Path:
-    """Made pictures, a model trained on them from nothing, its measures and its report. A stopped one goes on."""
-    recipe, begun = catalog.find_recipe("albef_tiny"), (folder / "recipe.json").exists()
-    if begun:
-        recipe = from_dict(json.loads((folder / "recipe.json").read_text()))
-        print(f"{folder} holds a run already: going on with it")
-    train(recipe, folder, resume=begun)
-    evaluated = measure(folder)
-    page = write(evaluated)
-    pictures = _save_pictures(evaluated, folder / "pictures")
-    print(summary(evaluated))
-    print(f"\nReport:    {page}\nPictures:  {pictures} (unseen scenes)\n\nTry next:")
-    for query in evaluated.split.captions[:DEMO_QUERIES]:
-        print(f'  diptych search {folder} "{query}" --images {pictures}')
-    print("  diptych train albef_tiny data.source=folder data.path=YOUR_PHOTOS run.batch_size=16")
-    return page
-
-
-def _save_pictures(evaluated: Evaluated, folder: Path) -> Path:
-    """The first test pictures as files, to search in."""
-    folder.mkdir(exist_ok=True)
-    pixels = (one for batch in evaluated.split.pixels for one in batch)
-    for number, one in enumerate(islice(pixels, DEMO_PICTURES)):
-        to_picture(one).save(folder / f"{number:04d}.png")
-    return folder
-
-
-def summary(evaluated: Evaluated) -> str:
-    """The measures as a few lines of text."""
-    found = evaluated.to_json()
-    lines = [f"\nRetrieval among {found['images']} unseen pictures and {found['texts']} captions, in %"]
-    for direction in ("image_to_text", "text_to_image"):
-        recalls = "  ".join(f"R@{k} {found[f'{direction}.recall@{k}']:5.1f}" for k in (1, 5, 10))
-        first = found[f"contrastive.{direction}.recall@1"]
-        chance = found[f"chance.{direction}.recall@10"]
-        lines.append(f"  {direction:14} {recalls}   (R@1 without re-ranking {first:.1f}; chance R@10 {chance:.1f})")
-    low, high = found["rerank_gain.interval"]
-    gain = found["rerank_gain.recall@1"]
-    verdict = "above the noise" if low > 0 else "below 0" if high < 0 else "inside the noise"
-    lines.append(f"  re-ranking changes R@1 by {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}")
-    return "\n".join(lines)

@@ -14,7 +14,7 @@ ROOT = Path(diptych.__file__).parent
 FLOORS = (
     ("cli",),
     ("app", "serve"),
-    ("ablate",),
+    ("ablate", "demo"),
     ("pipeline", "pretrained"),
     ("train",),
     ("evaluate", "report"),
@@ -35,7 +35,7 @@ FLOORS = (
 """Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
 ALONE = ("models", "tasks")
 """Rooms whose files do not import each other."""
-MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "pipeline", "pretrained", "predict"}
+MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "pipeline", "pretrained", "predict"}
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = ("schema", "serialize", "seeds", "data.record", "cli.main")
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import diptych
-from diptych import pipeline
+from diptych import demo, pipeline
 from diptych.catalog import find_recipe
 from diptych.cli import where
 from diptych.cli.main import VERBS, main
@@ -104,7 +104,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(pipeline, "train", train_small)
-        pipeline.demo(Path("runs/demo"))
+        demo.demo(Path("runs/demo"))
         yield place
 
 
