@@ -21,7 +21,7 @@ from diptych.task import Task
 from diptych.train.guard import StopSignals, reproducible, require_finite, sole_user
 from diptych.train.log import RunLog, StepReport, detached, require_tensorboard
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
-from diptych.train.state import Plan, RunState, RunStore, check_folder
+from diptych.train.state import Plan, RunState, RunStore
 from diptych.types import Batch, Losses, Progress, to_device
 
 
@@ -65,7 +65,6 @@ def train(
         require_tensorboard()
     optimizer = build_optimizer(task, recipe.optim)
     store = RunStore(folder, recipe, task, optimizer, loader.ledger, save_tokenizer)
-    check_folder(folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
     with sole_user(folder):
         state = store.open(resume)

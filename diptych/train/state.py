@@ -21,7 +21,7 @@ from diptych.checkpoints import store
 from diptych.data.loader import SkipLedger
 from diptych.data.record import BadRecord
 from diptych.schema import Recipe
-from diptych.serialize import to_dict
+from diptych.serialize import from_dict, to_dict
 from diptych.task import Task
 from diptych.train.optim import load_optimizer_state, optimizer_state
 
@@ -124,7 +124,8 @@ class RunStore:
         if not resume:
             _write(self.folder / "recipe.json", recipe)
             return RunState()
-        if differing := _differences(json.loads((self.folder / "recipe.json").read_text()), recipe):
+        stored = from_dict(json.loads((self.folder / "recipe.json").read_text()))
+        if differing := _differences(to_dict(stored), recipe):
             raise ValueError(
                 f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(differing)}"
             )

@@ -278,6 +278,17 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         train(Toy(), Loader(), recipe(optim__lr=0.5, data__flip=0.1), tmp_path / "run", resume=True)
 
 
+def test_a_run_begun_before_a_field_was_there_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(Toy(), Loader(), recipe(), folder)
+    stored = json.loads((folder / "recipe.json").read_text())
+    del stored["data"]["blank_images"]
+    (folder / "recipe.json").write_text(json.dumps(stored))
+    assert train(Toy(), Loader(), recipe(), folder, resume=True).parent == folder / "checkpoints"
+    with pytest.raises(ValueError, match=r"resuming cannot change data\.blank_images"):
+        train(Toy(), Loader(), recipe(data__blank_images=True), folder, resume=True)
+
+
 def test_lines_after_the_checkpoint_and_a_line_cut_short_are_dropped_on_resuming(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     task = Toy(poison=5)

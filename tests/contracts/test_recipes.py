@@ -11,7 +11,7 @@ import torch
 from diptych.catalog import LAYOUTS, MODELS, RECIPES, SOURCES, TASKS, find_recipe, open_source
 from diptych.models.albef import Albef, AlbefPretraining
 from diptych.recipes.override import override, parse_assignments
-from diptych.schema import Recipe, RetrievalConfig, SpecialIds, TaskConfig
+from diptych.schema import DataConfig, Recipe, RetrievalConfig, RunConfig, SpecialIds, TaskConfig
 from diptych.serialize import from_dict, to_dict
 from diptych.train.optim import build_optimizer
 from diptych.train.state import Plan
@@ -152,9 +152,13 @@ def test_a_wrong_assignment_is_an_error(arguments: list[str], message: str) -> N
 
 
 def test_a_stored_recipe_must_be_complete_known_and_typed() -> None:
-    stored = to_dict(tiny())
-    with pytest.raises(ValueError, match="run: missing seed"):
-        from_dict({**stored, "run": {key: value for key, value in stored["run"].items() if key != "seed"}})
+    """Complete but for fields with a default, which those stored before there was such a field lack."""
+    stored = to_dict(override(tiny(), {"run.seed": 7, "run.steps": 3}))
+    older = {**stored, "run": {key: value for key, value in stored["run"].items() if key != "seed"}}
+    assert from_dict(older) == override(tiny(), {"run.seed": RunConfig().seed, "run.steps": 3})
+    assert from_dict({key: value for key, value in stored.items() if key != "data"}).data == DataConfig()
+    with pytest.raises(ValueError, match="recipe: missing name, task"):
+        from_dict({key: value for key, value in stored.items() if key not in ("name", "task")})
     with pytest.raises(ValueError, match=r"unknown name 'sed' in 'run'"):
         from_dict({**stored, "run": {**stored["run"], "sed": 1}})
     with pytest.raises(ValueError, match=r"run\.seed: expected int, got 'x'"):

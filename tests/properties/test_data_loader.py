@@ -269,15 +269,15 @@ def test_closing_the_batches_ends_the_workers() -> None:
 
 def test_evaluation_goes_through_the_split_in_order_up_to_its_limit() -> None:
     source = MadeSource(7)
-    assert [record.id for record, _ in evaluation_items(source, SIZE)] == [f"r{n}" for n in range(7)]
-    items = list(evaluation_items(source, SIZE, limit=3))
+    assert [item.record.id for item in evaluation_items(source, CONFIG, SIZE)] == [f"r{n}" for n in range(7)]
+    items = list(evaluation_items(source, CONFIG, SIZE, limit=3))
     assert len(items) == 3
-    assert items[0][1].shape == (3, SIZE, SIZE)
-    assert len(list(evaluation_items(source, SIZE, limit=99))) == 7
+    assert [view.shape for view in items[0].views] == [(3, SIZE, SIZE)]
+    assert len(list(evaluation_items(source, CONFIG, SIZE, limit=99))) == 7
 
 
 def test_evaluation_tolerates_no_bad_record_and_names_them_all() -> None:
-    items = evaluation_items(MadeSource(9, broken=frozenset({2, 5, 8})), SIZE)
+    items = evaluation_items(MadeSource(9, broken=frozenset({2, 5, 8})), CONFIG, SIZE)
     with pytest.raises(ValueError, match="3 of 9 evaluation records cannot be read") as stopped:
         list(items)
     assert all(name in str(stopped.value) for name in ("r2", "r5", "r8"))
