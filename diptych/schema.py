@@ -366,6 +366,8 @@ class TokenizerConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = 1e-4
+    head_lr: float = 1.0
+    """Multiplies the rate of a task's head, which starts from nothing beside a trained model. VLMo's VQA: 20."""
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

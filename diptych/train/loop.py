@@ -103,7 +103,7 @@ def optimise(
     progress = Progress(state.step, plan.epoch(state.step), run.seed)
     rate = learning_rate(state.step, optim.lr, recipe.schedule, plan.steps, plan.steps_per_epoch)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     task.before_step()
     batches = [next(loaded).batch for _ in range(plan.accumulate)]
     losses = [

@@ -30,21 +30,22 @@ def decays(
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, rule: Literal["released", "repaired"]
+    module: nn.Module, weight_decay: float, rule: Literal["released", "repaired"], head_lr: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: with decay and without. Empty ones are left out.
+    """Trainable parameters with decay and without; a task's head apart, unless it learns at the model's rate.
 
+    `rate` of a group multiplies the learning rate.
     A table that serves as an embedding too (tied word scores) counts as an embedding.
     """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     if not named:
         raise ValueError("nothing to train: every parameter is frozen")
     rules = decays(named, _matrices(module), rule)
-    groups = [
-        {"params": [parameter for name, parameter in named if rules[name]], "weight_decay": weight_decay},
-        {"params": [parameter for name, parameter in named if not rules[name]], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        kind = (head_lr if name.startswith("head.") else 1.0, weight_decay if rules[name] else 0.0)
+        groups.setdefault(kind, []).append(parameter)
+    return [{"params": members, "weight_decay": decay, "rate": rate} for (rate, decay), members in groups.items()]
 
 
 def _matrices(module: nn.Module) -> set[int]:
@@ -55,7 +56,7 @@ def _matrices(module: nn.Module) -> set[int]:
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW in one fused kernel, which every device here has. The learning rate is set before each step."""
-    groups = parameter_groups(module, config.weight_decay, config.decay)
+    groups = parameter_groups(module, config.weight_decay, config.decay, config.head_lr)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

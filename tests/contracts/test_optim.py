@@ -16,6 +16,7 @@ from diptych.train.optim import (
     optimizer_state,
     parameter_groups,
 )
+from tests import tiny
 
 
 def albef() -> nn.Module:
@@ -55,6 +56,16 @@ def test_a_tied_table_is_an_embedding() -> None:
     model.words, model.scores = nn.Embedding(5, 3), nn.Linear(3, 5)
     model.scores.weight = model.words.weight
     assert decayed(model, "repaired") == set()
+
+
+def test_a_head_may_learn_at_a_rate_of_its_own() -> None:
+    task = tiny.entailment(alpha=0.4)
+    rates = {
+        id(one): group["rate"] for group in parameter_groups(task, 0.02, "repaired", 20.0) for one in group["params"]
+    }
+    trained = {name: rates[id(one)] for name, one in task.named_parameters() if one.requires_grad}
+    assert trained == {name: 20.0 if name.startswith("head.") else 1.0 for name in trained}
+    assert set(trained.values()) == {1.0, 20.0}
 
 
 def test_frozen_parameters_are_left_out_and_an_all_frozen_module_is_an_error() -> None:
