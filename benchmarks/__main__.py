@@ -1,4 +1,4 @@
-"""All benchmarks, each in a process of its own: `python -m benchmarks [pretrain] [memory] [rerank] [scenes]`."""
+"""All benchmarks, each in a process of its own: `python -m benchmarks [PART …]`, the parts as below."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ PARTS = {
     "pretrain": ["benchmarks.albef", "pretrain"],
     "memory": ["benchmarks.albef", "memory"],
     "rerank": ["benchmarks.albef", "rerank"],
+    "retrieval": ["benchmarks.retrieval", "time"],
+    "retrieval-memory": ["benchmarks.retrieval", "memory"],
+    "grounding": ["benchmarks.grounding"],
     "scenes": ["benchmarks.scenes"],
 }
-TIMED = ("pretrain", "rerank")
+TIMED = ("pretrain", "rerank", "retrieval", "grounding")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """For glibc: freed memory stays with the process, so that no side pays for fresh pages at each call. The plain one,
 which fills more of them, gains most."""

@@ -7,14 +7,26 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+Result = TypeVar("Result")
 SIZES = (1024, 2048, 4096)
 ROUNDS = 5
+ATTENTION_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, query, key, value, *_, **__: (
+        sdpa_backward_flop_count(out, query, key, value)
+    ),
+}
+"""torch counts its fused attention on graphics cards only."""
 
 
 def peak(dtype: torch.dtype) -> float:
@@ -45,6 +57,9 @@ class Measured:
     seconds: float
     rounds: tuple[float, ...]
 
+    def times(self, factor: float) -> Measured:
+        return Measured(self.seconds * factor, tuple(factor * taken for taken in self.rounds))
+
 
 def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, Measured]:
     """Times the jobs in turn, A B C A B C …, after one turn that does not count, so that all see the same machine."""
@@ -59,16 +74,29 @@ def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) 
     return {name: Measured(median(taken), tuple(taken)) for name, taken in times.items()}
 
 
+def portions(job: Callable[[slice], object], count: int = ROUNDS) -> Callable[[], object]:
+    """A job that does the next of `count` portions, each call: items 0, count, 2 count … then 1, 1 + count …
+
+    So a procedure too slow for every round is spread over them; its time is a round's times `count`.
+    """
+    turns = cycle(slice(first, None, count) for first in range(count))
+    return lambda: job(next(turns))
+
+
 def ratio(one: Measured, other: Measured) -> float:
     """How many times faster `other` is: the median of the ratios of neighbours."""
     return median(a / b for a, b in zip(one.rounds, other.rounds, strict=True))
 
 
+def counted(job: Callable[[], Result]) -> tuple[int, Result]:
+    """Floating-point operations in matrix products, convolutions and attention, backward included; and the result."""
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter:
+        result = job()
+    return counter.get_total_flops(), result
+
+
 def flops(job: Callable[[], object]) -> int:
-    """Floating-point operations in matrix products, convolutions and attention, backward included."""
-    with FlopCounterMode(display=False) as counter:
-        job()
-    return counter.get_total_flops()
+    return counted(job)[0]
 
 
 class PeakMemory:

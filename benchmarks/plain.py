@@ -1,8 +1,9 @@
 """ALBEF's published procedure, written plainly: the yardstick of the benchmarks.
 
 Texts padded, every pair with its own keys and values, the scores of all words at all positions, attention written
-out, the teacher's parameters made anew each step. Parameters bear their published names, so that the golden states load
-as they are; tests/parity/test_plain.py holds this implementation to the same numbers as the library.
+out, the teacher's parameters made anew each step; tests go one query or one phrase at a time. Parameters bear their
+published names, so that the golden states load as they are; tests/parity/test_plain.py holds this implementation to the
+same numbers as the library.
 
 B pairs, L padded text length, T image tokens, D width, K contrastive candidates.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +32,13 @@ class Module(nn.Module):
             self.add_module(name, child)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, softmax: nn.Module, mask: Tensor | None = None
+) -> Tensor:
     """Softmax attention written out; `mask` [B, 1, 1, K] is added to the scores."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    probabilities = (scores if mask is None else scores + mask).softmax(-1)
+    probabilities = softmax(scores if mask is None else scores + mask)
     return (probabilities @ value).transpose(1, 2).flatten(2)
 
 
@@ -42,12 +47,12 @@ class VisionBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
-        self.attn = Module(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width))
+        self.attn = Module(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width), softmax=nn.Softmax(-1))
         self.mlp = Module(fc1=nn.Linear(width, hidden), fc2=nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.attn.qkv(self.norm1(x)).chunk(3, dim=-1)
-        x = x + self.attn.proj(attention(query, key, value, self.heads))
+        x = x + self.attn.proj(attention(query, key, value, self.heads, self.attn.softmax))
         return x + self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
 
 
@@ -75,7 +80,8 @@ def bert_attention(width: int, key_width: int, eps: float) -> Module:
         name: nn.Linear(size, width) for name, size in (("query", width), ("key", key_width), ("value", key_width))
     }
     output = Module(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps))
-    parts: dict[str, nn.Module] = {"self": Module(**projections), "output": output}  # `self` is its published name
+    # `self` is its published name
+    parts: dict[str, nn.Module] = {"self": Module(**projections), "output": output, "softmax": nn.Softmax(-1)}
     return Module(**parts)
 
 
@@ -91,7 +97,7 @@ class BertLayer(nn.Module):
 
     def attend(self, part: nn.Module, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         inner = part.get_submodule("self")
-        mixed = attention(inner.query(x), inner.key(keys), inner.value(keys), self.heads, mask)
+        mixed = attention(inner.query(x), inner.key(keys), inner.value(keys), self.heads, part.softmax, mask)
         return part.output.LayerNorm(x + part.output.dense(mixed))
 
     def forward(self, x: Tensor, mask: Tensor, image: Tensor | None) -> Tensor:
@@ -254,3 +260,38 @@ class PlainAlbef(nn.Module):
         """ITM logits of class 1 of one encoded image [T, D] with each of B encoded texts [B, L, D]."""
         fused = self.text_encoder.bert.fuse(text, mask, image.repeat(len(text), 1, 1))
         return self.itm_head(fused[:, 0])[:, 1]
+
+    @torch.no_grad()
+    def rerank_images(self, images: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """The same of one encoded text [L, D] with each of B encoded images [B, T, D]."""
+        fused = self.text_encoder.bert.fuse(text.repeat(len(images), 1, 1), mask.repeat(len(images), 1), images)
+        return self.itm_head(fused[:, 0])[:, 1]
+
+    def ground_by_match(self, pixels: Tensor, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+        """Maps [B, L, T - 1] of B texts' words on an image each: Grad-CAM of the match by a layer's cross-attention."""
+        bert = self.text_encoder.bert
+        with outputs(bert.encoder.layer[layer].crossattention.softmax) as seen:
+            fused = bert.fuse(bert.text(ids, mask), mask, self.visual_encoder(pixels))
+        return grad_cam(seen[0], self.itm_head(fused[:, 0])[:, 1].sum())
+
+    def ground_by_similarity(self, pixels: Tensor, ids: Tensor, mask: Tensor, block: int) -> Tensor:
+        """Maps [B, T - 1] of B texts on an image each: Grad-CAM of similarity by the class token's attention."""
+        with outputs(self.visual_encoder.blocks[block].attn.softmax) as seen:
+            image = F.normalize(self.vision_proj(self.visual_encoder(pixels)[:, 0]), dim=-1)
+        text = F.normalize(self.text_proj(self.text_encoder.bert.text(ids, mask)[:, 0]), dim=-1)
+        return grad_cam(seen[0], (image * text).sum() / self.temp)[:, 0]
+
+
+@contextmanager
+def outputs(part: nn.Module) -> Iterator[list[Tensor]]:
+    """What the part returns at each of its calls."""
+    seen: list[Tensor] = []
+    handle = part.register_forward_hook(lambda module, args, output: seen.append(output))
+    yield seen
+    handle.remove()
+
+
+def grad_cam(probabilities: Tensor, score: Tensor) -> Tensor:
+    """Probabilities × the positive part of their gradient [B, rows, T - 1]: mean over heads, without [CLS]'s column."""
+    (gradient,) = torch.autograd.grad(score, probabilities)
+    return (probabilities * gradient.clamp(min=0)).mean(1)[..., 1:].detach()

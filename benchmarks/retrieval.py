@@ -1,0 +1,156 @@
+"""The second stage of a two-way retrieval test at the paper's size, beside the plain procedure; and its memory.
+
+    python -m benchmarks.retrieval time | memory
+
+20 pictures and 100 captions at 384 px, 32 candidates a query (20 for a caption: there are no more). The plain procedure
+takes both directions after each other, one query at a time; ours goes over the pictures once. Both begin with the same
+encoded pictures, kept in memory as published, and with the same candidates.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks import albef, machine
+from diptych.evaluate import evaluate_retrieval
+from diptych.models.albef import Albef
+from diptych.schema import AlbefConfig, EvaluationConfig
+from diptych.search.index import CosineIndex
+from diptych.search.rerank import rerank
+
+PICTURES, CAPTIONS, CANDIDATES, PORTION = 20, 100, 32, 5
+CONFIG = replace(albef.CONFIG, vision=replace(albef.CONFIG.vision, image_size=384))
+GROWING = (10, 20, 40)
+"""Numbers of pictures whose evaluations' memory is compared."""
+
+
+class Stage:
+    """What the second stage begins with, for both sides, and the stage itself."""
+
+    def __init__(self, config: AlbefConfig = CONFIG, pictures: int = PICTURES, captions: int = CAPTIONS) -> None:
+        self.plain_model, self.model = albef.models(config)
+        size, self.pictures = config.vision.image_size, pictures
+        self.pixels = torch.randn(pictures, 3, size, size, generator=torch.Generator().manual_seed(2))
+        short, padded = albef.texts(captions), albef.texts(captions, albef.PAD_RERANKING)
+        self.lengths, self.mask = short.attention_mask.sum(1), padded.attention_mask.long()
+        with torch.no_grad():
+            self.images = [self.model.image_state(pixels) for pixels in self.pixels.split(PORTION)]
+            self.words = self.model.text_state(short)
+            self.plain_words = self.plain_model.text_encoder.bert.text(padded.input_ids, self.mask)
+            image = CosineIndex(torch.cat([self.model.embed_image(state)["main"] for state in self.images]))
+            text = CosineIndex(self.model.embed_text(self.words)["main"])
+        self.tokens = torch.cat([state.tokens for state in self.images])
+        self.to_text, self.to_image = text.search(image.vectors, CANDIDATES), image.search(text.vectors, CANDIDATES)
+
+    def ours(self, bf16: bool = False) -> list[Tensor]:
+        """Match logits [I, K] of the captions found for each picture, then [T, K] of the pictures for each caption."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found = rerank(self.model, self.words, self.lengths, self.images, self.to_text, self.to_image)
+        return [direction.match for direction in found]
+
+    def plain(self, queries: slice = slice(None)) -> list[Tensor]:
+        """The same of a part of the pictures and of the captions."""
+        captions = zip(*(table[queries] for table in (self.to_image.indices, self.plain_words, self.mask)), strict=True)
+        pictures = zip(self.to_text.indices[queries], self.tokens[queries], strict=True)
+        model, words, mask = self.plain_model, self.plain_words, self.mask
+        of_pictures = [model.rerank(image, words[chosen], mask[chosen]) for chosen, image in pictures]
+        of_captions = [model.rerank_images(self.tokens[chosen], text, seen) for chosen, text, seen in captions]
+        return [torch.stack(of_pictures), torch.stack(of_captions)]
+
+    @torch.no_grad()
+    def encode(self, pictures: slice) -> None:
+        self.model.image_state(self.pixels[pictures])
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def time() -> dict[str, float]:
+    """Times of the stage. The plain queries are spread over the rounds: each is timed once."""
+    stage = Stage()
+    flops, plain = machine.counted(stage.plain)
+    our_flops, ours = machine.counted(stage.ours)
+    jobs = {
+        "plain fp32": machine.portions(stage.plain),
+        "ours fp32": stage.ours,
+        "ours bf16": lambda: stage.ours(bf16=True),
+        "encoding": machine.portions(stage.encode),
+    }
+    if not machine.multiplies_bf16():
+        del jobs["ours bf16"]
+    found = machine.interleaved(jobs)
+    for spread in ("plain fp32", "encoding"):
+        found[spread] = found[spread].times(machine.ROUNDS)
+    encoding = found.pop("encoding").seconds
+    asked = sum(scores.numel() for scores in plain)
+    spread_of_scores = torch.cat([scores.flatten() for scores in plain]).std()
+    print(f"re-ranking {PICTURES} pictures × {CAPTIONS} captions, k = {CANDIDATES}, {CONFIG.vision.image_size} px")
+    print(f"  {asked} pairs in both directions; scores differ by {difference(plain, ours):.1e} in fp32 (allowed 1e-4),")
+    print(f"  by {difference(plain, stage.ours(True)):.1e} in bf16; they spread by {spread_of_scores:.1e}")
+    results = albef.report("retrieval", {"plain": flops, "ours": our_flops}, found)
+    again = found["plain fp32"].seconds / (found["ours fp32"].seconds + encoding)
+    print(f"  pictures too many to keep are encoded again, here {encoding:.1f} s: then {again:.2f}x in fp32")
+    return results | {"retrieval fp32 ratio, pictures encoded again": again}
+
+
+# --------------------------------------------------------------------------- memory
+
+
+class Pictures:
+    """Batches of noise that are made when they are asked for, like a loader's."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, self.count, PORTION):
+            drawn = torch.Generator().manual_seed(start)
+            yield torch.randn(min(PORTION, self.count - start), 3, self.size, self.size, generator=drawn)
+
+
+def grown(count: int, keep_bytes: int, config: AlbefConfig = CONFIG) -> int:
+    """Bytes that a whole evaluation of `count` pictures needs beyond model, captions and one small evaluation."""
+    model, captions = Albef(config), albef.texts(CAPTIONS)
+    settings = EvaluationConfig(rerank=CANDIDATES, keep_bytes=keep_bytes)
+
+    def evaluate(pictures: int) -> None:
+        owner = torch.arange(CAPTIONS) % pictures
+        evaluate_retrieval(model, Pictures(pictures, config.vision.image_size), captions, owner, settings)
+
+    evaluate(PORTION)
+    with machine.PeakMemory() as watched:
+        evaluate(count)
+    return watched.grown
+
+
+def memory() -> dict[str, float]:
+    """Memory of the evaluation by number of pictures, each in a process of its own."""
+    first, last = GROWING[0], GROWING[-1]
+    found = {count: _grown_alone(count, keep_bytes=0) for count in GROWING}
+    slope = (found[last] - found[first]) / (last - first)
+    kept = (_grown_alone(last, EvaluationConfig().keep_bytes) - found[last]) / last
+    print(f"memory of a retrieval test beyond model and captions: {CAPTIONS} captions, {PORTION} pictures a batch")
+    sizes = ", ".join(f"{count} pictures {size / 1e6:.0f} MB" for count, size in found.items())
+    print(f"  pictures encoded again: {sizes}; {slope / 1e6:+.2f} MB a picture (asked: none)")
+    limit = EvaluationConfig().keep_bytes / 2**30
+    print(f"  kept, as they are while all fit into {limit:g} GiB: {kept / 1e6:+.2f} MB a picture")
+    return {"retrieval bytes a picture": slope, "retrieval bytes a kept picture": kept}
+
+
+def _grown_alone(count: int, keep_bytes: int) -> int:
+    command = [sys.executable, "-m", "benchmarks.retrieval", "grown", str(count), str(keep_bytes)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "grown":
+        print(grown(int(sys.argv[2]), int(sys.argv[3])))
+    else:
+        {"time": time, "memory": memory}[sys.argv[1]]()
