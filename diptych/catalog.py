@@ -38,7 +38,7 @@ from diptych.data.sources import (
 )
 from diptych.data.sources import nlvr2 as nlvr2_files
 from diptych.data.sources import vqa as vqa_files
-from diptych.data.sources.files import Found, open_layout
+from diptych.data.sources.files import Found, each, open_layout
 from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
 from diptych.recipes import albef as albef_recipes
@@ -89,20 +89,21 @@ RECORDS: dict[type, type[AnyRecord]] = {
 """What a task trains on, by the type of a recipe's `task`; the others take pictures with captions."""
 
 LAYOUTS: dict[str, Callable[[str, DataConfig], Found]] = {
-    "folder": folder.read_folder,
-    "jsonl": jsonl.read_jsonl,
-    "albef": albef_lists.read_albef,
-    "karpathy": karpathy.read_karpathy,
-    "visual_genome": visual_genome.read_visual_genome,
+    "folder": each(folder.read_folder),
+    "jsonl": each(jsonl.read_jsonl),
+    "albef": each(albef_lists.read_albef),
+    "karpathy": each(karpathy.read_karpathy),
+    "visual_genome": each(visual_genome.read_visual_genome),
     "sbu": sbu.read_sbu,
-    "conceptual": conceptual.read_conceptual,
-    "img2dataset": img2dataset.read_img2dataset,
-    "snli_ve": snli_ve.read_snli_ve,
+    "conceptual": each(conceptual.read_conceptual),
+    "img2dataset": each(img2dataset.read_img2dataset),
+    "snli_ve": each(snli_ve.read_snli_ve),
     "vqa": vqa_files.read_vqa,
-    "nlvr2": nlvr2_files.read_nlvr2,
+    "nlvr2": each(nlvr2_files.read_nlvr2),
     "refcoco": refcoco.read_refcoco,
 }
-"""What reads all that a published layout says, from a path."""
+"""What reads all that a published layout says, from a path or several with commas between them. VQA v2, SBU and RefCOCO
+are in several files, which belong together."""
 
 SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "scenes": scenes.open_scenes,

@@ -314,7 +314,7 @@ class DataConfig:
     """A name of catalog.SOURCES: scenes, folder, jsonl, albef, or a published layout: karpathy (COCO, Flickr30k),
     visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
     path: str | None = None
-    """Folder, JSONL file or annotation list that the source reads."""
+    """Folder, JSONL file or annotation list that the source reads; several with commas between them."""
     root: str | None = None
     """Folder that relative picture paths start from; default: beside the annotation file."""
     validation_path: str | None = None
@@ -325,7 +325,7 @@ class DataConfig:
     if the source has twelve or more."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     crop: tuple[float, float] = (0.2, 1.0)
-    """Area of the random resized crop as a share of the picture."""
+    """Area of the random resized crop as a share of the picture; (1, 1) shows all of it."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     flip_directional: bool = False

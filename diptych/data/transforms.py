@@ -47,7 +47,9 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, caption: str, rng: random.Random) -> Float[Tensor, "3 H W"]:
         """The picture as it is shown beside `caption`, which decides whether it may be flipped."""
-        image = resize(image.crop(crop_box(image.size, self.config.crop, rng)), self.image_size)
+        whole = self.config.crop == (1, 1)  # which crop_box would cut to a permitted aspect
+        image = image if whole else image.crop(crop_box(image.size, self.config.crop, rng))
+        image = resize(image, self.image_size)
         flip = rng.random() < self.config.flip  # drawn always: the caption must not move the later draws
         if flip and (self.config.flip_directional or not says_left_or_right(caption)):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

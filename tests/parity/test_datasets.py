@@ -18,7 +18,7 @@ from PIL import Image
 from diptych.data.cleanup import clean_caption, clean_question
 from diptych.data.record import ENTAILMENT_LABELS, Entailment, PairStatement, Question, Record, Referring
 from diptych.data.sources.albef import read_albef
-from diptych.data.sources.files import Found
+from diptych.data.sources.files import Found, each
 from diptych.schema import DataConfig
 
 WORDS = DataConfig().max_words
@@ -43,7 +43,7 @@ def read(folder: Path, case: dict[str, Any]) -> Found:
     paths = [folder / f"{number}.json" for number in range(len(lists))]
     for path, entries in zip(paths, lists, strict=True):
         path.write_text(json.dumps(entries))
-    return read_albef(",".join(map(str, paths)), DataConfig(source="albef"))
+    return each(read_albef)(",".join(map(str, paths)), DataConfig(source="albef"))
 
 
 def numbered(names: Sequence[str]) -> list[int]:

@@ -802,6 +802,37 @@ def test_every_layout_says_what_it_wants_where_there_is_nothing(tmp_path: Path, 
         open_source(config(source=name, path=str(tmp_path / "absent")), "train")
 
 
+def test_several_lists_are_read_one_after_the_other_each_beside_its_pictures(tmp_path: Path) -> None:
+    for folder in ("vqa", "genome, too"):
+        picture(tmp_path / folder / "a.png")
+    question = {"image": "a.png", "question": "Who?"}
+    one = lines(tmp_path / "vqa/train.jsonl", [{"id": "1", **question}, {"id": "2", **question}])
+    two = lines(tmp_path / "vqa/val.jsonl", [{"id": "1", **question}])
+    three = lines(tmp_path / "genome, too/qa.jsonl", [{"id": "4", **question}])
+    four = lines(tmp_path / "vqa/captions.jsonl", [{"id": "3", "image": "a.png", "caption": "x"}])
+    source = open_source(config(source="jsonl", path=f"{one},{two}, {four}"), "train", Question)
+    assert [record.id for record in source.records] == ["1", "2"]
+    assert [(e.record, e.reason) for e in source.skipped] == [
+        (f"{two}, 1", "id repeated"),
+        (f"{four}, 3", "another task"),
+    ]
+    alone = open_source(config(source="jsonl", path=str(three)), "train", Question)
+    assert [record.image for record in alone.records] == [str(tmp_path / "genome, too/a.png")]
+
+
+def test_several_lists_keep_the_splits_of_each(tmp_path: Path) -> None:
+    files = []
+    for number, name in enumerate(["coco", "flickr"]):
+        file = karpathy(tmp_path / name, coco=not number)
+        content = json.loads(file.read_text())
+        for image in content["images"]:
+            image["imgid"] += 5 * number
+        files.append(write(file.parent / "images/dataset.json", content))
+    settings = config(source="karpathy", path=",".join(map(str, files)))
+    found = {split: [record.id for record in open_source(settings, split).records] for split in SPLITS}
+    assert found == {"train": ["1", "2", "6", "7"], "validation": ["3", "8"], "test": ["0", "5"]}
+
+
 @pytest.mark.parametrize("name", ["albef", "karpathy", "visual_genome", "sbu", "vqa"])
 @pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("3", "is not an? (list|object)"), ("\xff", "JSON")])
 def test_a_file_that_is_no_such_list_is_refused(tmp_path: Path, name: str, text: str, words: str) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from diptych.data.loader import PairLoader, evaluation_items
 from diptych.data.record import Split
 from diptych.data.sources.albef import read_albef
-from diptych.data.sources.files import FileSource, Found, open_layout, open_split
+from diptych.data.sources.files import FileSource, Found, each, open_layout, open_split
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ from diptych.schema import DataConfig
 
 open_folder = partial(open_layout, read_folder)
 open_jsonl = partial(open_layout, read_jsonl)
-open_albef = partial(open_layout, read_albef)
+open_albef = partial(open_layout, each(read_albef))
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

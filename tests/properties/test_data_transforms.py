@@ -72,6 +72,11 @@ def test_a_picture_too_narrow_for_any_crop_gives_its_middle(
     assert crop_box(size, (1.0, 1.0), random.Random(0)) == box
 
 
+def test_a_crop_of_the_whole_area_shows_the_whole_picture_whatever_its_shape() -> None:
+    image, transform = _noise(40, 10), TrainTransform(replace(PLAIN, flip=0.0), 16)
+    assert torch.equal(transform(image, "a fox", random.Random(0)), EvaluationTransform(16)(image))
+
+
 def test_a_crop_that_is_no_share_of_the_area_is_refused() -> None:
     for crop in ((0.0, 1.0), (0.5, 0.2), (0.5, 1.5)):
         with pytest.raises(ValueError, match=r"data\.crop"):

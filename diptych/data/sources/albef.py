@@ -31,7 +31,7 @@ from diptych.data.record import (
     texts_of,
     truth_of,
 )
-from diptych.data.sources.files import Found, json_list, object_of, parts_of
+from diptych.data.sources.files import Found, json_list, object_of
 from diptych.schema import DataConfig
 
 LAYOUT = 'data.source=albef reads JSON lists of {"image": …, "caption": …}, separated by commas'
@@ -39,17 +39,16 @@ GENOME_WEIGHT = 0.5
 """Weight of the single answer of a Visual Genome question, as released; ten annotators together have 1."""
 
 
-def read_albef(paths: str, config: DataConfig) -> Found:
-    """All records of one list, or of several with commas between them, in that order.
+def read_albef(path: str, config: DataConfig) -> Found:
+    """All records of a list. Relative pictures start from `config.root`, or from the list's folder.
 
-    Relative pictures start from `config.root`, or from their list's folder. Entries that are no record are skipped and
-    named FILE[INDEX], counted from 0. Raises ValueError if a list is missing or no list.
+    Entries that are no record are skipped and named FILE[INDEX], counted from 0. Raises ValueError if the list is
+    missing or no list.
     """
     found = Found()
-    for path in parts_of(paths):
-        root = Path(config.root or Path(path).parent)
-        for index, entry in enumerate(json_list(path, LAYOUT)):
-            found.add(entry, f"{path}[{index}]", root, config.max_words, _read)
+    root = Path(config.root or Path(path).parent)
+    for index, entry in enumerate(json_list(path, LAYOUT)):
+        found.add(entry, f"{path}[{index}]", root, config.max_words, _read)
     return found
 
 

@@ -96,12 +96,22 @@ class Found:
         except BadRecord as error:
             self.skip(error, split)
             return
-        self.ids.add(record.id)
-        self.records.append(record)
-        if split is not None:
-            self.splits[record.id] = split
+        self._keep(record, split)
         for lost in empty:
             self.skip(lost, split)
+
+    def join(self, other: Found, path: str) -> None:
+        """Keep what `path` gave, but for records of another task or with an id that is taken, which are named."""
+        for record in other.records:
+            split = other.splits.get(record.id)
+            try:
+                self._check(record, f"{path}, {record.id}")
+            except BadRecord as error:
+                self.skip(error, split)
+            else:
+                self._keep(record, split)
+        for lost in other.skipped:
+            self.skip(lost, other.splits.get(lost.record))
 
     def skip(self, error: BadRecord, split: Split | None = None) -> None:
         self.skipped.append(error)
@@ -114,6 +124,12 @@ class Found:
             [record for record in self.records if self.splits.get(record.id) == split],
             [error for error in self.skipped if self.splits.get(error.record, "train") == split],
         )
+
+    def _keep(self, record: AnyRecord, split: Split | None) -> None:
+        self.ids.add(record.id)
+        self.records.append(record)
+        if split is not None:
+            self.splits[record.id] = split
 
     def _check(self, record: AnyRecord, name: str) -> None:
         if record.id in self.ids:
@@ -204,8 +220,22 @@ def split_named(entry: Any, name: str, splits: Mapping[str, Split]) -> Split:
 
 
 def parts_of(paths: str) -> list[str]:
-    """Several paths in one setting, with commas between them."""
+    """Several paths in one setting, with commas between them; a path that is there may hold commas itself."""
+    if os.path.exists(paths):  # noqa: PTH110 — where Path.exists raises: a long list is no name of a file
+        return [paths]
     return [part.strip() for part in paths.split(",") if part.strip()]
+
+
+def each(read: Callable[[str, DataConfig], Found]) -> Callable[[str, DataConfig], Found]:
+    """A reader of one path as a reader of several, with commas between them: their records in that order."""
+
+    def read_each(paths: str, config: DataConfig) -> Found:
+        found = Found()
+        for path in parts_of(paths):
+            found.join(read(path, config), path)
+        return found
+
+    return read_each
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.record import BadRecord, Question, Record, name_of, text_of
-from diptych.data.sources.files import Found, json_list, object_of, parts_of
+from diptych.data.sources.files import Found, json_list, object_of
 from diptych.schema import DataConfig
 
 LAYOUT = "data.source=visual_genome reads region_descriptions.json or question_answers.json"
@@ -21,13 +21,12 @@ ANSWER_WEIGHT = 0.5
 """Of the one answer of a question (ALBEF's released data), where ten annotators of VQA together have 1."""
 
 
-def read_visual_genome(paths: str, config: DataConfig) -> Found:
-    """Every region or question of the files, each a record. Pictures start from `config.root`, or beside the file."""
+def read_visual_genome(path: str, config: DataConfig) -> Found:
+    """Every region or question of a file, each a record. Pictures start from `config.root`, or beside the file."""
     found = Found()
-    for path in parts_of(paths):
-        root = Path(config.root or Path(path).parent)
-        for index, entry in enumerate(json_list(path, LAYOUT)):
-            _add_picture(found, entry, f"{path}[{index}]", root, config.max_words)
+    root = Path(config.root or Path(path).parent)
+    for index, entry in enumerate(json_list(path, LAYOUT)):
+        _add_picture(found, entry, f"{path}[{index}]", root, config.max_words)
     return found
 
 
