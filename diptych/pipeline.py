@@ -7,12 +7,13 @@ same pieces together otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from rich.progress import Progress as RichProgress
 from rich.progress import TaskID
 from torch import Tensor
@@ -22,28 +23,47 @@ from diptych.checkpoints import store
 from diptych.data.answers import answer_vocabulary
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
-from diptych.data.loader import Asked, PairDataset, PairLoader, cleaned, evaluation_batches, evaluation_items
+from diptych.data.loader import (
+    Asked,
+    PairDataset,
+    PairLoader,
+    cleaned,
+    evaluation_batch,
+    evaluation_batches,
+    evaluation_items,
+    pictures_of,
+)
 from diptych.data.record import AnyRecord, BadRecord, Question, Record, Source, Split
 from diptych.data.scenes.evaluation import noun_set_ceiling
 from diptych.data.sources.scenes import Scenes
+from diptych.data.submissions import write_nlvr2, write_snli_ve, write_vqa
 from diptych.data.tokenizer import Tokenizer
-from diptych.data.transforms import TrainTransform, to_picture
+from diptych.data.transforms import EvaluationTransform, TrainTransform, to_picture
 from diptych.device import find_device
 from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval, evaluate_task
-from diptych.evaluate.tasks import MAIN, TaskResult
+from diptych.evaluate.tasks import JUDGES, MAIN, TaskResult, has_label
 from diptych.models.albef import AlbefPretraining
 from diptych.predict import Predictor, load
-from diptych.report import Examples, collect, negative_examples, query_examples, teacher_examples, write_report
+from diptych.report import (
+    Examples,
+    collect,
+    judgement,
+    negative_examples,
+    query_examples,
+    teacher_examples,
+    write_report,
+)
 from diptych.schema import (
-    AlbefPretrainConfig,
+    EntailmentConfig,
     GroundingTrainingConfig,
+    Nlvr2Config,
     Recipe,
-    RetrievalConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
 from diptych.serialize import from_dict
 from diptych.task import Task
+from diptych.tasks.grounding import phrase_maps
 from diptych.train import loop
 from diptych.train.start import start_from
 from diptych.train.state import check_folder
@@ -116,9 +136,7 @@ def open_split(recipe: Recipe, split: Split) -> AnySource:
 
 def ranks_pairs(recipe: Recipe) -> bool:
     """Whether the recipe is measured as retrieval: over all pictures and captions of a split at once."""
-    return isinstance(recipe.task, AlbefPretrainConfig | RetrievalConfig) and not isinstance(
-        recipe.task, GroundingTrainingConfig
-    )
+    return type(recipe.task) not in JUDGES
 
 
 def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Validation | None:
@@ -135,10 +153,12 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
 
         return loop.Validation(measure, MAXIMISED)
 
+    items = min(len(source), recipe.run.validation_items)
+    if not any(has_label(source.record(index)) for index in range(items)):
+        raise ValueError("the validation split has no labels: name another, or set run.validate_every=0")
+
     def judge() -> dict[str, float]:
-        found = evaluate_task(task, _asked(recipe, source, tokenizer, recipe.run.validation_items), tokenizer, 1)
-        if not found.scores:
-            raise ValueError("the validation split has no labels: name another, or set run.validate_every=0")
+        found = evaluate_task(task, _asked(recipe, source, tokenizer, items), tokenizer, resamples=1)
         return {name: score.value for name, score in found.scores.items()}
 
     return loop.Validation(judge, MAIN)
@@ -189,7 +209,7 @@ def _say_skipped(split: str, skipped: Sequence[BadRecord], shown: int = 5) -> No
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run's model, measured on its test split."""
+    """A run's model, measured as retrieval."""
 
     folder: Path
     predictor: Predictor
@@ -197,30 +217,57 @@ class Evaluated:
     result: RetrievalResult
     ceiling: dict[str, float]
     """Recalls of a matcher that knows only the set of nouns; empty for data other than scenes."""
+    split_name: Split = "test"
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that hold what was found."""
+        return (self.folder / f"eval{_suffix(self.split_name)}.json",)
 
     def to_json(self) -> dict[str, Any]:
         ceiling = {f"nouns_only.{name}": value for name, value in self.ceiling.items()}
-        return {"checkpoint": self.predictor.origin.name} | self.result.to_json() | ceiling
+        origin = {"checkpoint": self.predictor.origin.name, "split": self.split_name}
+        return origin | self.result.to_json() | ceiling
 
 
-def measure(path: Path) -> Evaluated:
-    """Measures a run's best checkpoint, or the checkpoint given, and writes `eval.json` into the run's folder."""
+def evaluate(path: Path, split: Split = "test", submission: Path | None = None) -> Evaluated | Judged:
+    """`measure` or `judge`, as the run's task is measured, and the file for an evaluation server if one is named.
+
+    Raises ValueError, before anything is measured, for a submission that the task has no format for or that could not
+    be complete.
+    """
+    recipe = from_dict(store.load(store.find(path)).recipe)
+    if submission is not None:
+        _check_submission(recipe, split, submission)
+    if ranks_pairs(recipe):
+        return measure(path, split)
+    judged = judge(path, split)
+    if submission is not None:
+        submit(judged, submission)
+    return judged
+
+
+def measure(path: Path, split: Split = "test") -> Evaluated:
+    """Measures a run's best checkpoint, or the checkpoint given, as retrieval.
+
+    Writes `eval.json` (`eval-validation.json` for that split) into the run's folder.
+    """
     predictor = load(path)
     recipe = predictor.recipe
-    source = catalog.open_source(recipe.data, "test")
-    _say_skipped("test", source.skipped)
-    split = read_retrieval(recipe, source, predictor.tokenizer)
+    source = catalog.open_source(recipe.data, split)
+    _say_skipped(split, source.skipped)
+    read = read_retrieval(recipe, source, predictor.tokenizer)
     with RichProgress(transient=True) as bars:
         result = evaluate_retrieval(
-            predictor.model, split.pixels, split.texts, split.image_of_text, recipe.evaluation, predictor.device,
+            predictor.model, read.pixels, read.texts, read.image_of_text, recipe.evaluation, predictor.device,
             on_progress=_bars(bars),
         )  # fmt: skip
     ceiling = {}
     if isinstance(source, Scenes):
         shares = noun_set_ceiling(source.evaluation.scenes, source.evaluation.captions)
         ceiling = {name: 100 * share for name, share in shares.items()}
-    evaluated = Evaluated(predictor.origin.parent.parent, predictor, split, result, ceiling)
-    (evaluated.folder / "eval.json").write_text(json.dumps(evaluated.to_json(), indent=1))
+    evaluated = Evaluated(_folder_of(predictor.origin), predictor, read, result, ceiling, split)
+    evaluated.written[0].write_text(json.dumps(evaluated.to_json(), indent=1))
     return evaluated
 
 
@@ -234,6 +281,15 @@ def _bars(bars: RichProgress) -> OnProgress:
         bars.update(tasks[stage], completed=done)
 
     return show
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    """The run's folder; that of the checkpoint where it belongs to no run, such as a converted one."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
+def _suffix(split: Split) -> str:
+    return "" if split == "test" else f"-{split}"
 
 
 @dataclass(frozen=True)
@@ -250,7 +306,7 @@ class Opened:
     @property
     def folder(self) -> Path:
         """The run's."""
-        return self.checkpoint.parent.parent
+        return _folder_of(self.checkpoint)
 
 
 def open_task(path: Path) -> Opened:
@@ -270,6 +326,15 @@ class Judged:
     opened: Opened
     split: Split
     result: TaskResult
+    source: AnySource
+    records: Mapping[str, AnyRecord]
+    """What was judged, by its id, in order."""
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that hold what was found: the measures, and what the model said of each record."""
+        suffix = _suffix(self.split)
+        return self.opened.folder / f"eval{suffix}.json", self.opened.folder / f"predictions{suffix}.jsonl"
 
     def to_json(self) -> dict[str, Any]:
         opened = self.opened
@@ -285,25 +350,69 @@ def judge(path: Path, split: Split = "test") -> Judged:
     """
     opened = open_task(path)
     source = open_split(opened.recipe, split)
-    asked = _asked(opened.recipe, source, opened.tokenizer)
+    records: dict[str, AnyRecord] = {}
+    asked = _noted(_asked(opened.recipe, source, opened.tokenizer), records)
     result = evaluate_task(opened.task, asked, opened.tokenizer, opened.recipe.evaluation.bootstrap)
-    judged = Judged(opened, split, result)
-    suffix = "" if split == "test" else f"-{split}"
-    (opened.folder / f"eval{suffix}.json").write_text(json.dumps(judged.to_json(), indent=1))
+    judged = Judged(opened, split, result, source, records)
+    measures, predictions = judged.written
+    measures.write_text(json.dumps(judged.to_json(), indent=1))
     lines = (json.dumps(asdict(decision), ensure_ascii=False) for decision in result.decisions)
-    (opened.folder / f"predictions{suffix}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    predictions.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return judged
 
 
-def evaluate(path: Path) -> dict[str, Any]:
-    """`measure` or `judge`, as the task is measured: the numbers of eval.json."""
-    recipe = from_dict(store.load(store.find(path)).recipe)
-    return measure(path).to_json() if ranks_pairs(recipe) else judge(path).to_json()
+def _noted(asked: Iterable[Asked], records: dict[str, AnyRecord]) -> Iterator[Asked]:
+    """The batches as they are; their records, without the pixels, are kept in `records`."""
+    for one in asked:
+        records.update((record.id, record) for record in one.records)
+        yield one
+
+
+# --------------------------------------------------------------------------- submissions
+
+SUBMISSIONS: dict[type, Callable[..., None]] = {
+    VqaDecoderConfig: write_vqa,
+    VqaClosedSetConfig: write_vqa,
+    Nlvr2Config: write_nlvr2,
+    EntailmentConfig: write_snli_ve,
+}
+"""What writes the file that an evaluation server takes, by the type of a recipe's `task`."""
+
+
+def submit(judged: Judged, file: Path) -> None:
+    """Writes what the model said as an evaluation server takes it. Raises ValueError; then nothing is written."""
+    task = judged.opened.recipe.task
+    said = [
+        (one.record, one.said.capitalize() if isinstance(task, Nlvr2Config) else one.said)
+        for one in judged.result.decisions
+    ]
+    SUBMISSIONS[type(task)](file, said, list(judged.records))
+
+
+def _check_submission(recipe: Recipe, split: Split, file: Path) -> None:
+    """Raises ValueError where a submission could be known from the start not to be accepted."""
+    if type(recipe.task) not in SUBMISSIONS:
+        raise ValueError(f"{recipe.name} has no submission file: visual question answering, NLVR2 and SNLI-VE have one")
+    paths = {"train": recipe.data.path, "validation": recipe.data.validation_path, "test": recipe.data.test_path}
+    if recipe.data.source != "scenes" and paths[split] is None:
+        raise ValueError(
+            f"the {split} split is a share of data.path, drawn by this library: an evaluation server wants a published "
+            f"split whole. Train with data.{split}_path naming its annotations"
+        )
+    if skipped := open_split(recipe, split).skipped:
+        raise ValueError(f"a submission would lack {len(skipped)} records of the {split} split, such as {skipped[0]}")
+    if not file.parent.is_dir():
+        raise ValueError(f"{file}: there is no folder {file.parent}")
+
+
+# --------------------------------------------------------------------------- report
 
 
 def report(folder: Path) -> Path:
-    """Measures a run and writes its `report.html` with examples. Returns the page."""
-    return write(measure(folder))
+    """Measures a run on its test split and writes its `report.html` with examples. Returns the page."""
+    collect(folder)  # raises before anything is measured
+    evaluated = evaluate(folder)
+    return write(evaluated) if isinstance(evaluated, Evaluated) else write_judged(evaluated)
 
 
 def write(evaluated: Evaluated) -> Path:
@@ -318,13 +427,17 @@ def write(evaluated: Evaluated) -> Path:
     negatives, teacher = _looks_inside(evaluated)
     examples = Examples(queries, negatives, teacher)
     folder = evaluated.folder
-    return write_report(folder, collect(folder, ceiling=evaluated.ceiling, examples=examples))
+    page = collect(folder, evaluation=evaluated.to_json(), ceiling=evaluated.ceiling, examples=examples)
+    return write_report(folder, page)
 
 
 def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
-    """Hard negatives and the teacher's answers for the first training pairs, with the whole task of the checkpoint."""
+    """Hard negatives and the teacher's answers for the first training pairs, where the run was pre-training."""
     predictor = evaluated.predictor
     recipe, tokenizer = predictor.recipe, predictor.tokenizer
+    opened = open_task(predictor.origin)
+    if not isinstance(opened.task, AlbefPretraining):
+        return (), ()
     source = catalog.open_source(recipe.data, "train")
     dataset = PairDataset(
         source, TrainTransform(recipe.data, recipe.model.vision.image_size), tokenizer, recipe.data, 0
@@ -332,11 +445,27 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
     if fetched.batch is None:
         return (), ()
-    opened = open_task(predictor.origin)
-    assert isinstance(opened.task, AlbefPretraining)
     seen = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
     clean = [record.clean[0] if record.clean else None for record in fetched.records]
     return (
         negative_examples(seen, fetched.batch, tokenizer),
         teacher_examples(seen, fetched.batch, tokenizer, clean),
     )
+
+
+def write_judged(judged: Judged) -> Path:
+    """The report of a run that has been judged. Of the split, only the pictures shown are opened again."""
+    opened, recipe = judged.opened, judged.opened.recipe
+    transform = EvaluationTransform(recipe.model.vision.image_size)
+
+    def pictures(record: AnyRecord) -> tuple[Image, ...]:
+        return pictures_of(judged.source, record, recipe.data)
+
+    def heat(record: AnyRecord, image: Image) -> Tensor:
+        assert isinstance(recipe.task, GroundingTrainingConfig)
+        batch = evaluation_batch([record], [[transform(image)]], opened.tokenizer, recipe.data)
+        placed = to_device(batch, find_device(recipe.run.device))
+        return phrase_maps(opened.task.model, placed.pixels, placed.texts, recipe.task.boxes).phrase[0]
+
+    page = judgement(recipe.task, judged.split, judged.result, judged.records, pictures, heat)
+    return write_report(opened.folder, collect(opened.folder, judgement=page))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        "diptych report", description="Write RUN/report.html: curves, retrieval, queries with the pictures found."
+        "diptych report",
+        description="Measure a run on its test split and write RUN/report.html: measures, curves, examples.",
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     given = parser.parse_args(arguments)

@@ -6,12 +6,16 @@ write_report(folder, collect(folder, ceiling=…, examples=Examples(query_exampl
 from diptych.report.collect import collect
 from diptych.report.data import Examples, ReportData
 from diptych.report.examples import negative_examples, query_examples, teacher_examples
+from diptych.report.judged import judgement, named_references, named_scores
 from diptych.report.page import render, write_report
 
 __all__ = [
     "Examples",
     "ReportData",
     "collect",
+    "judgement",
+    "named_references",
+    "named_scores",
     "negative_examples",
     "query_examples",
     "render",

@@ -142,3 +142,12 @@ def number(value: float) -> str:
     if 100 <= abs(value) < 1e4:
         return f"{value:.0f}"
     return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, with three digits at most.
+
+    >>> percent(0.1234), percent(0.00012)
+    ('12.3\\xa0%', '0.012\\xa0%')
+    """
+    return f"{number(100 * share)}\N{NO-BREAK SPACE}%"

@@ -1,4 +1,4 @@
-"""From a run's folder to what its report shows: curves of metrics.jsonl, the sums of eval.json and recipe.json."""
+"""From a run's folder to what its report shows: curves of metrics.jsonl and what recipe.json says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.report.charts import number
-from diptych.report.data import Chart, Examples, ReportData, Series
+from diptych.report.data import Chart, Examples, Judgement, ReportData, Series
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,22 @@ CHARTS = (
         "Each without its weight. Before training, ITC is about log N and MLM about the log of the vocabulary's size.",
     ),
     ChartSpec(
+        "Loss",
+        "nats",
+        {
+            "losses.entailment": "entailment",
+            "losses.nlvr2": "truth of statements",
+            "losses.text_assignment": "text assignment",
+        },
+        "Cross-entropy of the classes. Even chances give the log of their number: 1.10 for three, 0.69 for two.",
+    ),
+    ChartSpec(
+        "Loss of the answers",
+        "nats a question",
+        {"losses.answer": "answers"},
+        "Of a decoder, summed over the words of an answer, by its weight; of a closed set, over all answers.",
+    ),
+    ChartSpec(
         "Mutual information, lower bounds",
         "nats",
         {"measures.mi_bound": "picture and text", "measures.mi_bound_words": "word and its context"},
@@ -51,6 +67,28 @@ CHARTS = (
             "validation.image_to_text.recall@1": "image → text @1",
         },
         "By similarity alone, on pictures that are not trained on.",
+    ),
+    ChartSpec(
+        "Validation",
+        "%",
+        {
+            "validation.accuracy": "official measure",
+            "validation.consistency": "consistency",
+            "validation.accuracy.intended": "people's answers normalised too",
+            "validation.accuracy.without_proposals": "from the map alone",
+        },
+        "On records that are not trained on; the checkpoint with the highest official measure is the best one.",
+    ),
+    ChartSpec(
+        "Accuracy in training",
+        "%",
+        {
+            "measures.accuracy": "right classes",
+            "measures.word_accuracy": "right next words of an answer",
+            "measures.answer_score": "score of the likeliest answer",
+        },
+        "On the batches as they are trained on. Far above validation, the run learns its records by heart.",
+        100.0,
     ),
     ChartSpec(
         "Accuracy of matching and of words",
@@ -84,11 +122,16 @@ UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss", "validation.")
 
 
 def collect(
-    folder: Path, *, ceiling: Mapping[str, float] | None = None, examples: Examples | None = None
+    folder: Path,
+    *,
+    evaluation: Mapping[str, Any] | None = None,
+    ceiling: Mapping[str, float] | None = None,
+    examples: Examples | None = None,
+    judgement: Judgement | None = None,
 ) -> ReportData:
-    """What a run's folder tells; parts that it does not have yet are left out.
+    """What a run's folder tells and what was measured; parts that are not there are left out.
 
-    `ceiling`: see ReportData. Raises ValueError for a folder without metrics.jsonl.
+    For the named ones see ReportData. Raises ValueError for a folder without metrics.jsonl.
     """
     recipe = _json(folder / "recipe.json") or {}
     lines = read_metrics(folder / "metrics.jsonl")
@@ -96,10 +139,11 @@ def collect(
         title=f"{recipe.get('name', 'run')} in {folder.name}",
         facts=facts(recipe, lines),
         charts=charts(lines, recipe),
-        evaluation=_json(folder / "eval.json"),
+        evaluation=evaluation,
         ceiling=ceiling or {},
         recipe=recipe,
         examples=examples or Examples(),
+        judgement=judgement,
     )
 
 
@@ -131,6 +175,8 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def charts(lines: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]) -> tuple[Chart, ...]:
     """The curves that the lines hold: those of CHARTS, then what else was measured, each for itself."""
+    if not recipe.get("task", {}).get("alpha", True):  # nothing is let in of a teacher
+        lines = [{name: value for name, value in line.items() if name != "measures.alpha"} for line in lines]
     known = {name for spec in CHARTS for name in spec.names}
     others = dict.fromkeys(name for line in lines for name in line if name not in known)
     extra = [ChartSpec(name, "", {name: name}) for name in others if not name.startswith(UNCHARTED)]
@@ -167,6 +213,10 @@ def facts(recipe: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> tu
         data = recipe["data"]
         found.append(("Recipe", recipe["name"]))
         found.append(("Data", f"{data['source']} {data['path'] or ''}".strip()))
+        if data.get("blank_images"):
+            found.append(("Pictures", "all blank: a model that does not see"))
+        if recipe.get("init_from"):
+            found.append(("Started from", recipe["init_from"]))
         found.append(("Picture side", f"{recipe['model']['vision']['image_size']} pixels"))
         found.append(("Batch", f"{recipe['run']['batch_size']} pairs"))
     if lines:

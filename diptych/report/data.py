@@ -9,6 +9,11 @@ from typing import Any
 
 from PIL.Image import Image
 
+from diptych.metrics.accuracy import Estimate
+
+RIGHT = 0.5
+"""Score from which on a record counts as judged rightly: half a box's overlap, two people of ten."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -116,6 +121,69 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class JudgedExample:
+    """A record of an evaluation split, what the model said of it and what is right, all in words."""
+
+    pictures: tuple[tuple[str, Image], ...]
+    """Each under its name, as in `left`."""
+    text: str
+    said: str
+    probability: float | None
+    right: str
+    """Empty where nobody tells."""
+    score: float | None
+    """How right it was, in 0..1; None where nobody tells."""
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """Examples of one kind, as `wrong`, evenly spaced among all of that kind."""
+
+    title: str
+    examples: tuple[JudgedExample, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often which class was said of which."""
+
+    names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    """A row for each right class, a column for each that was said."""
+
+
+@dataclass(frozen=True)
+class GivenAnswer:
+    """An answer in words, and how it fared."""
+
+    text: str
+    times: int
+    score: float | None
+    """Its mean score in 0..1; None where nobody tells."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a model did on records that are judged one by one. Estimates are in percent, under names for people."""
+
+    title: str
+    """Of the task."""
+    how: str
+    """What was asked and counted, in a sentence."""
+    split: str
+    records: int
+    scores: Mapping[str, Estimate]
+    """The task's official measure first; empty for a split without labels."""
+    references: Mapping[str, Estimate]
+    """The official measure of whoever does not look."""
+    confusion: Confusion | None = None
+    answers: tuple[GivenAnswer, ...] = ()
+    """Those given most often, of answers in words."""
+    examples: tuple[ExampleGroup, ...] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """All that the page says."""
 
@@ -124,9 +192,11 @@ class ReportData:
     """Name and value of what sums the run up."""
     charts: tuple[Chart, ...]
     evaluation: Mapping[str, Any] | None = None
-    """The content of eval.json; None before the evaluation."""
+    """What retrieval's eval.json holds; None before the evaluation, and for other tasks."""
     ceiling: Mapping[str, float] = field(default_factory=dict)
     """Recall in percent, by `DIRECTION.recall@K`, of a matcher that knows only the set of nouns on each side."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """The resolved recipe as plain JSON."""
     examples: Examples = field(default_factory=Examples)
+    judgement: Judgement | None = None
+    """For tasks that are judged record by record."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from diptych import __version__
-from diptych.report.charts import draw, number
+from diptych.report import judged_page
+from diptych.report.charts import draw, percent
 from diptych.report.data import (
     NegativeExample,
     QueryExample,
@@ -67,9 +68,12 @@ Section = tuple[str, str, list[Html]]
 
 
 def _sections(data: ReportData) -> list[Section | None]:
-    examples = data.examples
+    examples, judgement = data.examples, data.judgement
     return [
         ("run", "The run", _run(data)),
+        ("result", "Result", judged_page.result(judgement)) if judgement and judgement.scores else None,
+        ("said", "What it said", judged_page.said(judgement)) if judgement and judged_page.counts(judgement) else None,
+        ("examples", "Examples", judged_page.examples(judgement)) if judgement and judgement.examples else None,
         ("retrieval", "Retrieval", _retrieval(data)) if data.evaluation else None,
         ("queries", "Queries", _queries(examples.queries)) if examples.queries else None,
         ("training", "Training", _training(data)) if data.charts else None,
@@ -89,6 +93,8 @@ def _section(name: str, title: str, content: Sequence[Html]) -> Html:
 def _run(data: ReportData) -> list[Html]:
     facts = [tag("div", tag("dt", name), tag("dd", value)) for name, value in data.facts]
     parts = [tag("dl", facts, class_="facts")]
+    if data.judgement and data.judgement.scores:
+        parts.insert(0, judged_page.tiles(data.judgement))
     if data.evaluation:
         parts.insert(
             0, tag("div", [_tile(data.evaluation, *way) for way in WAYS], _gain(data.evaluation), class_="tiles")
@@ -139,8 +145,15 @@ def _flat(recipe: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name, value in recipe.items():
         place = f"{above}{name}"
-        found += _flat(value, f"{place}.") if isinstance(value, Mapping) else [(place, str(value))]
+        found += _flat(value, f"{place}.") if isinstance(value, Mapping) else [(place, _shortened(value))]
     return found
+
+
+def _shortened(value: Any, most: int = 12) -> str:
+    """As it is, but for long lists, such as all the answers to choose from."""
+    if not isinstance(value, list | tuple) or len(value) <= most:
+        return str(value)
+    return f"{', '.join(map(str, value[:most]))} … {len(value)} in all"
 
 
 # --------------------------------------------------------------------------- retrieval
@@ -269,7 +282,7 @@ def _negatives(negatives: Sequence[NegativeExample]) -> list[Html]:
     intro = (
         "For image-text matching each picture gets a wrong caption, and each caption a wrong picture, from the same "
         "batch: the more the model confuses them, the likelier they are drawn. Under each, the probability with which "
-        f"it was drawn; an even draw would give {_percent(1 / max(negatives[0].batch - 1, 1))}."
+        f"it was drawn; an even draw would give {percent(1 / max(negatives[0].batch - 1, 1))}."
     )
     return [tag("p", intro, class_="intro"), tag("div", [_negative(one) for one in negatives], class_="cards")]
 
@@ -288,7 +301,7 @@ def _negative(one: NegativeExample) -> Html:
 
 
 def _drawn(probability: float) -> Html:
-    return tag("small", f"drawn with {_percent(probability)}")
+    return tag("small", f"drawn with {percent(probability)}")
 
 
 # --------------------------------------------------------------------------- the teacher
@@ -337,15 +350,6 @@ def _bar(text: str, probability: float, label: bool) -> Html:
         "li",
         tag("i", style=f"width:{100 * probability:.1f}%"),
         tag("span", text),
-        tag("b", _percent(probability)),
+        tag("b", percent(probability)),
         class_="is-label" if label else None,
     )
-
-
-def _percent(share: float) -> str:
-    """A share in percent, with three digits at most.
-
-    >>> _percent(0.1234), _percent(0.00012)
-    ('12.3\\xa0%', '0.012\\xa0%')
-    """
-    return f"{number(100 * share)}\N{NO-BREAK SPACE}%"
