@@ -1,6 +1,7 @@
 """diptych: vision-language pre-training. Images and texts are first aligned, then fused.
 
-`diptych.load("runs/demo")` gives a trained model: its `rank`, `match`, `embed_images` and `embed_texts`.
+`diptych.load("runs/demo")` gives a trained model: its `rank`, `match`, `embed_images`, `embed_texts`, `classify` and
+`locate` and, as it was fine-tuned, `entail`, `answer` or `compare`.
 """
 
 from typing import TYPE_CHECKING, Any

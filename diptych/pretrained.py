@@ -24,11 +24,9 @@ from diptych.checkpoints import store
 from diptych.checkpoints.convert import Absent, Drop, Report, Rule, absences, counts, from_published, to_published
 from diptych.checkpoints.published import Contents, Layout, read, recognise, spell
 from diptych.data.tokenizer import VOCABULARY_FILE, Tokenizer
-from diptych.data.transforms import EvaluationTransform
-from diptych.device import find_device
 from diptych.models import albef
 from diptych.nn.embeddings import resize_positions
-from diptych.predict import Predictor
+from diptych.predict import Predictor, make_predictor
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -445,18 +443,8 @@ def from_pretrained(
     `heads` of image and text encoder, where they are not 64 wide. Raises ValueError as `assemble` does.
     """
     made = assemble(files, Options(vocabulary, image_size, heads))
-    model, place = catalog.build_model(made.recipe.model, made.tokenizer), find_device(device)
-    weights = {name.removeprefix("model."): t for name, t in made.weights.items() if name.startswith("model.")}
-    store.load_into(model, weights, " and ".join(map(str, files)))
-    return Predictor(
-        model=model.to(place).eval(),
-        tokenizer=made.tokenizer,
-        transform=EvaluationTransform(made.recipe.model.vision.image_size),
-        recipe=made.recipe,
-        device=place,
-        origin=Path(files[0]),
-        untrained=frozenset(fresh_parts(made.report)),
-    )
+    fresh = fresh_parts(made.report)
+    return make_predictor(made.recipe, made.tokenizer, made.weights, Path(files[0]), fresh, device)
 
 
 def export(run: Path, file: Path) -> dict[str, str]:

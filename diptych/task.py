@@ -99,6 +99,11 @@ class Task(nn.Module, ABC):
     model: Model
     config: TaskConfig
 
+    @classmethod
+    def trained(cls, config: Any) -> tuple[str, ...]:
+        """Calls of the model, beside encoding and fusing, whose `parts` this task trains; by default none."""
+        return ()
+
     def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
         """What this task can start with, by its own names, of the state that a task of configuration `origin` stored.
 

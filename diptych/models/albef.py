@@ -443,12 +443,17 @@ class AlbefPretraining(Task):
         self._freeze_unreached()
         self.train()
 
-    def _freeze_unreached(self) -> None:
-        """A term of weight 0 reaches nothing: what only it would train is frozen."""
-        model, config = self.model, self.config
+    @classmethod
+    def trained(cls, config: AlbefPretrainConfig) -> tuple[str, ...]:
+        """A term of weight 0 trains nothing."""
         reached = dict.fromkeys(("embed_image", "embed_text", "temperature"), config.itc)
         reached |= {"match_logits": config.itm, "word_logits": config.mlm}
-        model.freeze(model.unused(*(call for call, weight in reached.items() if weight)))
+        return tuple(call for call, weight in reached.items() if weight)
+
+    def _freeze_unreached(self) -> None:
+        """What only a term of weight 0 would train."""
+        model, config = self.model, self.config
+        model.freeze(model.unused(*self.trained(config)))
         if not config.itm and not config.mlm:
             model.text.layers[model.text.fusion_start :].requires_grad_(False)
             model.text.fusion_norm.requires_grad_(False)

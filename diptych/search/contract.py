@@ -55,7 +55,7 @@ class PairModel(Protocol):
 
 
 @contextmanager
-def evaluating(model: PairModel) -> Iterator[None]:
+def evaluating(model: PairModel | nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is in the mode it was in, also where they differ."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:

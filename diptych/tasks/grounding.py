@@ -38,6 +38,8 @@ class PhraseMaps:
     """The same for each token, 0 at padding; None in mode itc, which sees a phrase as one vector."""
     score: Float[Tensor, "P"]
     """What was differentiated: the match logit (itm), or similarity / temperature (itc)."""
+    fit: Float[Tensor, "P"]
+    """How well phrase and image fit: the probability of a match (itm), or the cosine similarity (itc)."""
 
 
 def phrase_maps(
@@ -62,20 +64,20 @@ def phrase_maps(
             raise ValueError(f"{len(pixels)} images for {phrases} phrases: say by image_index which belong together")
         image_index = torch.arange(phrases, device=pixels.device)
     find = _fusion_maps if config.mode == "itm" else _encoder_maps
-    heat, score = find(model, pixels, texts, config.layer, image_index)
+    heat, score, fit = find(model, pixels, texts, config.layer, image_index)
     rows = round((heat.shape[-1] * pixels.shape[-2] / pixels.shape[-1]) ** 0.5)
     tokens = heat.unflatten(-1, (rows, -1))
     if config.mode == "itc":
-        return PhraseMaps(tokens[:, 0], None, score)
+        return PhraseMaps(tokens[:, 0], None, score, fit)
     length = texts.attention_mask.shape[1]
     tokens = torch.cat([tokens, tokens.new_zeros(phrases, length - tokens.shape[1], *tokens.shape[2:])], dim=1)
     counts = texts.attention_mask.sum(1) if config.average == "text" else tokens.new_full((phrases,), length)
-    return PhraseMaps(tokens.sum(1) / counts[:, None, None], tokens, score)
+    return PhraseMaps(tokens.sum(1) / counts[:, None, None], tokens, score, fit)
 
 
 def _fusion_maps(
     model: Model, pixels: Tensor, texts: Texts, layer: int, image_index: Int[Tensor, "P"]
-) -> tuple[Float[Tensor, "P l patches"], Float[Tensor, "P"]]:
+) -> tuple[Float[Tensor, "P l patches"], Float[Tensor, "P"], Float[Tensor, "P"]]:
     """By the cross-attention of a fusion layer; the score is the match logit. Padding has no gradient: its rows are 0.
 
     The graph begins with the encoded images: the encoders are not part of it, and it is there for frozen weights too.
@@ -85,14 +87,14 @@ def _fusion_maps(
     with torch.enable_grad():
         text_index = torch.arange(len(texts), device=image_index.device)
         joint = model.fuse(words, _tracked(images), text_index, image_index, maps=(layer,))
-        attention, score = joint.maps[layer], model.match_logits(joint)[:, 1]
-        (gradient,) = torch.autograd.grad(score.sum(), attention)
-    return _grad_cam(attention, gradient), score.detach()
+        attention, logits = joint.maps[layer], model.match_logits(joint)
+        (gradient,) = torch.autograd.grad(logits[:, 1].sum(), attention)
+    return _grad_cam(attention, gradient), logits[:, 1].detach(), logits.detach().float().softmax(1)[:, 1]
 
 
 def _encoder_maps(
     model: Model, pixels: Tensor, texts: Texts, block: int, image_index: Int[Tensor, "P"]
-) -> tuple[Float[Tensor, "P 1 patches"], Float[Tensor, "P"]]:
+) -> tuple[Float[Tensor, "P 1 patches"], Float[Tensor, "P"], Float[Tensor, "P"]]:
     """By the class token's self-attention in a block of the image encoder; the score is similarity / temperature.
 
     Phrases of one image share its attention, so each takes a turn of its own going back.
@@ -102,7 +104,8 @@ def _encoder_maps(
     with torch.enable_grad():
         images = model.image_state(pixels.detach().requires_grad_(), maps=(block,))
         image = model.embed_image(images)["main"]  # first: a model may not attend before it embeds
-        score = (image[image_index] * text).sum(1) / model.temperature().detach()
+        similarity = (image[image_index] * text).sum(1)
+        score = similarity / model.temperature().detach()
     if block not in images.maps:
         raise ValueError(f"the image encoder has no block {block}: blocks count from 0")
     attention, turns = images.maps[block], _turns(image_index)
@@ -111,7 +114,7 @@ def _encoder_maps(
         now = turns == turn
         (gradient,) = torch.autograd.grad(score, attention, now.to(score.dtype), retain_graph=True)
         heat[now] = _grad_cam(attention, gradient)[image_index[now]]
-    return heat, score.detach()
+    return heat, score.detach(), similarity.detach()
 
 
 def _grad_cam(

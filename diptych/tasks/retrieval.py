@@ -64,8 +64,12 @@ class Retrieval(Task):
         # Its fusion layers are not asked here, but published checkpoints carry them.
         self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text"))
         self.queue = FeatureQueue(config.queue_size, model.embed_dim)
-        model.freeze(model.unused("embed_image", "embed_text", "temperature", "match_logits"))
+        model.freeze(model.unused(*self.trained(config)))
         self.train()
+
+    @classmethod
+    def trained(cls, config: RetrievalConfig) -> tuple[str, ...]:
+        return "embed_image", "embed_text", "temperature", "match_logits"
 
     def train(self, mode: bool = True) -> Retrieval:
         """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""

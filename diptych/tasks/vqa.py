@@ -321,14 +321,23 @@ class Answer:
 class Answerer:
     """Answers in words. The list of a decoder is encoded once."""
 
-    def __init__(self, task: VqaDecoding | VqaClosedSet, tokenizer: Tokenizer) -> None:
-        """Raises ValueError for a decoder that is to choose from a list and has none."""
+    def __init__(self, task: VqaDecoding | VqaClosedSet, tokenizer: Tokenizer, answers: Sequence[str] = ()) -> None:
+        """A decoder chooses from `answers`, where there are some, whatever its configuration says.
+
+        Raises ValueError for a decoder that is to choose from a list and has none, and for `answers` to a closed set.
+        """
         self.task, self.tokenizer = task, tokenizer
+        self.answers = tuple(answers) or task.config.answers
         self.candidates: Texts | None = None
-        if isinstance(task, VqaDecoding) and task.config.inference == "rank":
-            if not task.config.answers:
+        if isinstance(task, VqaClosedSet):
+            if answers:
+                raise ValueError(
+                    f"a closed set has its own {len(task.config.answers)} answers: only a decoder takes others"
+                )
+        elif answers or task.config.inference == "rank":
+            if not self.answers:
                 raise ValueError("task.answers is empty: name the answers to choose from, or set inference=generate")
-            self.candidates = pad_texts(encode_answers(task.config.answers, tokenizer), tokenizer.pad_id)
+            self.candidates = pad_texts(encode_answers(self.answers, tokenizer), tokenizer.pad_id)
 
     def best(self, batch: Batch, k: int = 1) -> list[list[Answer]]:
         """The k likeliest answers to each question, the likeliest first; fewer where there are no more.
@@ -344,7 +353,7 @@ class Answerer:
         if self.candidates is None:
             return self._written(self.task, batch, k)
         ranked = self.task.rank(batch, to_device(self.candidates, batch.pixels.device))
-        return _named(self.task.config.answers, ranked.index[:, :k], ranked.probability[:, :k])
+        return _named(self.answers, ranked.index[:, :k], ranked.probability[:, :k])
 
     def _written(self, task: VqaDecoding, batch: Batch, k: int) -> list[list[Answer]]:
         made = task.generate(batch, max(k, task.config.beams))

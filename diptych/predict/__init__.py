@@ -1,0 +1,28 @@
+"""What a user does with a trained model: embed, match, rank and name pictures, ask about them, find things in them.
+
+model = load("runs/demo")
+print(search_folder(model, "a fox left of a red car", "pictures"))
+"""
+
+from diptych.predict.folder import SearchResult, search_folder
+from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, unknown_words
+from diptych.predict.loading import load, make_predictor
+from diptych.predict.predictor import Predictor
+from diptych.predict.results import Answer, Choice, Hit, Located
+
+__all__ = [
+    "Answer",
+    "Choice",
+    "Hit",
+    "Located",
+    "Picture",
+    "Pictures",
+    "Predictor",
+    "SearchResult",
+    "Strings",
+    "load",
+    "make_predictor",
+    "prepare_texts",
+    "search_folder",
+    "unknown_words",
+]

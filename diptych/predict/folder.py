@@ -1,0 +1,62 @@
+"""Searching the pictures of a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.data.pictures import SUFFIXES
+from diptych.data.record import BadRecord
+from diptych.data.sources.folder import files_below
+from diptych.predict.inputs import unknown_words
+from diptych.predict.predictor import Predictor
+from diptych.predict.results import Hit
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best pictures of a folder for a query; `print` shows them as a table."""
+
+    query: str
+    folder: Path
+    hits: tuple[Hit, ...]
+    searched: int
+    """Pictures that could be read."""
+    skipped: tuple[BadRecord, ...]
+    unknown_words: tuple[str, ...]
+    """Words of the query that the tokenizer has no pieces for."""
+
+    def __str__(self) -> str:
+        lines = [f'"{self.query}" among {self.searched} pictures in {self.folder}', ""]
+        lines.append("      match  similarity  picture")
+        for place, hit in enumerate(self.hits, start=1):
+            match = "–" if hit.match is None else f"{100 * hit.match:.1f} %"
+            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {hit.name}")
+        if self.unknown_words:
+            lines += ["", f"words the model cannot read: {', '.join(self.unknown_words)}"]
+        if self.skipped:
+            lines += ["", f"{len(self.skipped)} could not be read:", *(f"  {error}" for error in self.skipped)]
+        return "\n".join(lines)
+
+
+def search_folder(
+    predictor: Predictor, query: str, folder: str | Path, k: int = 10, rerank: bool = True
+) -> SearchResult:
+    """The k pictures in and below `folder` that fit the query best, by `Predictor.rank`.
+
+    Pictures that cannot be read are named in the result. Raises ValueError where there is nothing to search.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}: name one that holds pictures")
+    files = [folder / file for file in files_below(folder) if file.suffix.lower() in SUFFIXES]
+    if not files:
+        raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+    skipped: list[BadRecord] = []
+    hits, searched = predictor.rank_readable(query, files, k, rerank, skipped)
+    if not hits:
+        raise ValueError(f"none of the {len(files)} pictures in {folder} can be read; the first: {skipped[0]}")
+    named = tuple(
+        Hit(hit.index, files[hit.index].relative_to(folder).as_posix(), hit.similarity, hit.match) for hit in hits
+    )
+    return SearchResult(query, folder, named, searched, tuple(skipped), unknown_words(query, predictor.tokenizer))

@@ -1,0 +1,111 @@
+"""From a run, a checkpoint or the Hugging Face Hub to a model that is ready to use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from diptych import catalog
+from diptych.checkpoints import store
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import EvaluationTransform
+from diptych.device import find_device
+from diptych.predict.predictor import Predictor
+from diptych.schema import EntailmentConfig, Nlvr2Config, Recipe, VqaClosedSetConfig, VqaDecoderConfig
+from diptych.serialize import from_dict
+from diptych.task import Task
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+Headed = EntailmentConfig | Nlvr2Config | VqaClosedSetConfig | VqaDecoderConfig
+"""Tasks with a head of their own that can be used alone."""
+
+
+def load(path: str | Path, device: str = "auto") -> Predictor:
+    """The model of a run (its best checkpoint, else its latest) or of a checkpoint folder, ready to use.
+
+    A path that is not there and looks like `owner/name` is taken for one of our checkpoint folders on the Hugging Face
+    Hub: it is fetched, once, into the Hub's cache. A task's head comes along; its teacher and its queue do not.
+
+    Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
+    """
+    checkpoint = store.load(store.find(_folder(path)))
+    return make_predictor(
+        from_dict(checkpoint.recipe),
+        Tokenizer.load(checkpoint.tokenizer),
+        checkpoint.weights(),
+        checkpoint.folder,
+        checkpoint.state.get("fresh", ()),
+        device,
+    )
+
+
+def make_predictor(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    origin: Path,
+    fresh: Collection[str] = (),
+    device: str = "auto",
+) -> Predictor:
+    """The model, and the head where the task has one, with their share of the task's `weights`.
+
+    `fresh`: parts for which there were no trained weights. Raises ValueError for weights that do not fit the recipe.
+    """
+    place = find_device(device)
+    task = None
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
+        if isinstance(recipe.task, Headed):
+            task = catalog.build_task(replace(recipe, task=_for_use(recipe.task)), tokenizer)
+            own = {name: value for name, value in weights.items() if name.startswith(("model.", "head."))}
+            store.load_into(task, own, origin)
+            task = task.to(place).eval()
+            model = task.model
+        else:
+            model = catalog.build_model(recipe.model, tokenizer)
+            own = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+            store.load_into(model, own, origin)
+            model = model.to(place).eval()
+    trained = cast("type[Task]", catalog.TASKS[type(recipe.task)]).trained(recipe.task)
+    return Predictor(
+        model=model,
+        task=task,
+        tokenizer=tokenizer,
+        transform=EvaluationTransform(recipe.model.vision.image_size),
+        recipe=recipe,
+        device=place,
+        origin=origin,
+        untrained=frozenset((*fresh, *model.unused(*trained))),
+    )
+
+
+def _for_use(config: Headed) -> Headed:
+    """Without a teacher; a decoder that has no list to choose from writes."""
+    if isinstance(config, VqaDecoderConfig) and not config.answers:
+        config = replace(config, inference="generate")
+    return replace(config, alpha=0.0)
+
+
+def _folder(path: str | Path) -> Path:
+    """The local folder of a path or Hub id."""
+    name, path = Path(path).as_posix(), Path(path)
+    if path.exists() or not HUB_ID.fullmatch(name):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name))
+    except RepositoryNotFoundError as error:
+        why = "the Hugging Face Hub has no model of that name that you may read"
+        raise store.CheckpointError(f"there is no folder {name}, and {why}") from error
+    except Exception as error:  # whatever a client meets on its way
+        why = str(error).partition("\n")[0]
+        raise store.CheckpointError(
+            f"there is no folder {name}, and it could not be fetched from the Hugging Face Hub: {why}"
+        ) from error
