@@ -28,6 +28,9 @@ ATTENTION_ON_CPU = {
 }
 """torch counts its fused attention on graphics cards only."""
 
+RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_MAX_": str(1 << 30)}
+"""For glibc: freed memory goes back at once, so that what is resident is in use: without, peaks vary by half."""
+
 
 def peak(dtype: torch.dtype) -> float:
     """FLOP/s of the best square matrix product of 1024 to 4096."""
