@@ -383,7 +383,7 @@ class Asked:
     batch: Batch
     """`PicturePairs` for records of two pictures."""
     sizes: tuple[tuple[int, int], ...]
-    """Width and height of each first picture."""
+    """Width and height of each first picture, in pixels."""
 
 
 def evaluation_batches(
@@ -451,20 +451,33 @@ def evaluation_items(
     for index in range(end):
         record = source.record(index)
         try:
-            images = pictures_of(source, record, config)
+            images, size = _seen(source, record, config)
         except BadRecord as error:
             bad = [error, *unreadable(source, range(index + 1, end), config)]
             names = "\n".join(f"  {error}" for error in bad)
             raise ValueError(
                 f"{len(bad)} of {end} evaluation records cannot be read; evaluation tolerates none:\n{names}"
             ) from None
-        yield Item(record, tuple(transform(image) for image in images), images[0].size)
+        yield Item(record, tuple(transform(image) for image in images), size)
+
+
+def _seen(
+    source: Source | TaskSource[Any], record: AnyRecord, config: DataConfig
+) -> tuple[tuple[Image.Image, ...], tuple[int, int]]:
+    """What is seen of a record, and the size of its first picture. Raises BadRecord.
+
+    Boxes are in pixels of the picture itself: a phrase's is opened for its size also where a blank one is shown.
+    """
+    images = pictures_of(source, record, config)
+    if config.blank_images and isinstance(record, Referring):
+        return images, pictures_of(source, record, replace(config, blank_images=False))[0].size
+    return images, images[0].size
 
 
 def unreadable(source: Source | TaskSource[Any], indices: Iterable[int], config: DataConfig) -> Iterator[BadRecord]:
     """The records among `indices` whose pictures cannot be made."""
     for index in indices:
         try:
-            pictures_of(source, source.record(index), config)
+            _seen(source, source.record(index), config)
         except BadRecord as error:
             yield error

@@ -8,7 +8,6 @@ from diptych.evaluate.retrieval import (
     DIRECTIONS,
     OnProgress,
     RetrievalResult,
-    Score,
     contrastive_recall,
     evaluate_retrieval,
 )
@@ -19,7 +18,6 @@ __all__ = [
     "Decision",
     "OnProgress",
     "RetrievalResult",
-    "Score",
     "TaskResult",
     "contrastive_recall",
     "evaluate_retrieval",

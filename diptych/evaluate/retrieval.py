@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.metrics.intervals import Interval, bootstrap_means, interval
+from diptych.metrics.accuracy import Estimate
+from diptych.metrics.intervals import bootstrap_means, interval
 from diptych.metrics.recall import LEVELS, chance_recall, recall, retrieval_metrics, retrieval_ranks
 from diptych.schema import EvaluationConfig
 from diptych.search.contract import PairModel, State, evaluating
@@ -28,14 +29,6 @@ OnProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
-class Score:
-    """A measured value in percent with its 95 % interval."""
-
-    value: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
 class Retrieved:
     """What became of the queries of one direction."""
 
@@ -44,8 +37,8 @@ class Retrieved:
     ranks: Int[Tensor, "Q"]
     """The same after re-ranking. A query whose right answers were not among the candidates keeps its first rank."""
     reranked: Reranked
-    recall: dict[int, Score]
-    contrastive_recall: dict[int, Score]
+    recall: dict[int, Estimate]
+    contrastive_recall: dict[int, Estimate]
     chance: dict[int, float]
     """Recall in percent of a random order."""
 
@@ -58,7 +51,7 @@ class RetrievalResult:
     texts: int
     image_to_text: Retrieved
     text_to_image: Retrieved
-    rerank_gain: Score
+    rerank_gain: Estimate
     """Re-ranked minus contrastive recall@1, mean of both directions, in points, with its paired interval."""
 
     def to_json(self) -> dict[str, Any]:
@@ -260,7 +253,10 @@ def _result(
         for (stage, way), ranked in ranks.items()
         for k, column in zip(LEVELS, _resampled(ranked, of_query[way], resamples, seed), strict=True)
     }
-    scores = {key: Score(recall(ranks[key[:2]], key[2]), interval(column)) for key, column in resampled.items()}
+    scores = {
+        (stage, way, k): Estimate(recall(ranks[stage, way], k), interval(column), len(of_query[way]))
+        for (stage, way, k), column in resampled.items()
+    }
     right = (torch.bincount(owner), torch.ones_like(owner))
     retrieved = [
         Retrieved(
@@ -273,9 +269,10 @@ def _result(
         )
         for way in (0, 1)
     ]
-    gain = Score(
+    gain = Estimate(
         sum(scores["final", way, 1].value - scores["contrastive", way, 1].value for way in (0, 1)) / 2,
         interval(sum(resampled["final", way, 1] - resampled["contrastive", way, 1] for way in (0, 1)) / 2),
+        len(images) + len(owner),
     )
     return RetrievalResult(len(images), len(owner), retrieved[0], retrieved[1], gain)
 

@@ -1,26 +1,27 @@
 """Evaluation of the tasks whose records are judged one by one: what the model says of each, and the official measure.
 
-Q records. Measures are in percent; higher is better.
+Q records, B of a batch, C classes, R phrases. Measures are in percent; higher is better.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from diptych.data.loader import Asked
-from diptych.data.record import ENTAILMENT_LABELS, Box, Entailment, PairStatement, Question, Referring
+from diptych.data.record import AnyRecord, Box, Question, Referring
 from diptych.data.tokenizer import Tokenizer
 from diptych.metrics.accuracy import ClassCounts, Estimate, accuracy, estimate
-from diptych.metrics.grounding import box_iou, central_box, largest_box
+from diptych.metrics.grounding import HALF, box_accuracy, box_iou, central_box, largest_box
 from diptych.metrics.nlvr2 import nlvr2_accuracy
-from diptych.metrics.vqa import vqa_accuracy
+from diptych.metrics.vqa import FULL, Normalisation, VqaAccuracy, vqa_accuracy
 from diptych.schema import (
     EntailmentConfig,
     GroundingConfig,
@@ -30,11 +31,13 @@ from diptych.schema import (
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
+from diptych.search.contract import evaluating
 from diptych.task import Task
 from diptych.tasks.entailment import CLASSES as ENTAILMENT
-from diptych.tasks.grounding import evaluate_boxes, find_box, phrase_maps
+from diptych.tasks.grounding import find_box, phrase_maps
 from diptych.tasks.nlvr2 import CLASSES as TRUTH
-from diptych.tasks.vqa import Answerer
+from diptych.tasks.nlvr2 import PLACES
+from diptych.tasks.vqa import Answer, Answerer
 from diptych.types import Progress, to_device
 
 MAIN = "accuracy"
@@ -54,6 +57,8 @@ class Decision:
     """What should have been said: a class, people's answers, a box; None where nobody tells."""
     score: float | None
     """How right it was, in 0..1: 0 or 1, an answer's VQA accuracy, a box's overlap (IoU)."""
+    pictures: tuple[str, ...] = ()
+    """The records whose pictures were shown, where they are not the record's own."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class TaskResult:
 
     def to_json(self) -> dict[str, Any]:
         """Flat names, as for retrieval: `accuracy`, `accuracy.interval`, `references.commonest` …"""
-        found: dict[str, Any] = {"unit": "percent", "examples": len(self.decisions)}
+        labelled = sum(one.score is not None for one in self.decisions)
+        found: dict[str, Any] = {"unit": "percent", "examples": len(self.decisions), "labelled": labelled}
         for prefix, scores in (("", self.scores), ("references.", self.references)):
             for name, score in scores.items():
                 found[f"{prefix}{name}"] = round(score.value, 6)
@@ -78,98 +84,150 @@ class TaskResult:
         return found
 
 
-Judge = Callable[[Task, Iterable[Asked], Tokenizer, int], TaskResult]
+Judge = Callable[[Any, Iterable[Asked], Tokenizer, int], TaskResult]
 
 
-@torch.no_grad()
 def evaluate_task(task: Task, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int = 1000) -> TaskResult:
-    """Asks the task for each record and judges by the official measure.
+    """Asks the task for each record, in evaluation mode, and judges by the official measure.
 
-    The task is in evaluation mode meanwhile. Raises ValueError for no records, and for a task that is not judged record
-    by record.
+    Raises ValueError for no records, for a task that is not judged record by record, and naming the record of which
+    the model says something that is not finite.
     """
-    judge = next((judge for kind, judge in JUDGES.items() if isinstance(task.config, kind)), None)
+    judge = JUDGES.get(type(task.config))
     if judge is None:
         raise ValueError(f"{type(task).__name__} is not judged record by record")
-    training = task.training
-    task.eval()
-    try:
-        return judge(task, asked, tokenizer, resamples)
-    finally:
-        task.train(training)
+    with evaluating(task):
+        return judge(task, _placed(task, asked), tokenizer, resamples)
 
 
-def _placed(task: Task, asked: Iterable[Asked]) -> Iterable[Asked]:
-    """The batches on the task's device."""
-    device = next(task.parameters()).device
-    return (replace(one, batch=to_device(one.batch, device)) for one in asked)
+def has_label(record: AnyRecord) -> bool:
+    """Whether the record says what is right of it."""
+    if isinstance(record, Question):
+        return bool(record.answers)
+    return not isinstance(record, Referring) or record.box is not None
+
+
+def _placed(task: Task, asked: Iterable[Asked]) -> Iterator[Asked]:
+    """The batches on the task's device, of which there must be one."""
+    device, empty = next(task.parameters()).device, True
+    for one in asked:
+        empty = False
+        yield replace(one, batch=to_device(one.batch, device))
+    if empty:
+        raise ValueError("nothing to measure: the evaluation holds no record")
+
+
+def _finite(said: Float[Tensor, "B *_"], records: Sequence[AnyRecord]) -> Float[Tensor, "B *_"]:
+    """What was said of each record; of no NaN is there a largest."""
+    broken = (~said.isfinite()).flatten(1).any(1).nonzero()
+    if len(broken):
+        raise ValueError(
+            f"{records[int(broken[0])].id}: what the model says of it is not finite: its weights are broken"
+        )
+    return said
+
+
+# --------------------------------------------------------------------------- classes
 
 
 def _judge_entailment(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
-    records: list[Entailment] = []
     decisions: list[Decision] = []
-    for one in _placed(task, asked):
-        for record, probability in zip(one.records, task.predict(one.batch), strict=True):
-            said = int(probability.argmax())
-            right = float(ENTAILMENT[said] == record.label)
-            decisions.append(Decision(record.id, ENTAILMENT[said], float(probability[said]), record.label, right))
-            records.append(record)
-    return _classified(
-        decisions, ENTAILMENT_LABELS, [record.label for record in records], [one.image_id for one in records], resamples
-    )
+    pictures: list[str] = []
+    for one in asked:
+        decisions += _classified(one.records, task.predict(one.batch), ENTAILMENT, [each.label for each in one.records])
+        pictures += [each.image_id for each in one.records]
+    return _class_accuracy(decisions, ENTAILMENT, pictures, resamples)
 
 
 def _judge_nlvr2(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
-    records: list[PairStatement] = []
     decisions: list[Decision] = []
-    for one in _placed(task, asked):
-        for record, probability in zip(one.records, task.predict(one.batch), strict=True):
-            said = int(probability.argmax())
-            right = float(said == record.label)
-            decisions.append(
-                Decision(record.id, TRUTH[said], float(probability[said]), TRUTH[int(record.label)], right)
-            )
-            records.append(record)
-    groups = [record.group for record in records]
-    found = _classified(decisions, TRUTH, [TRUTH[int(record.label)] for record in records], groups, resamples)
-    both = nlvr2_accuracy(torch.tensor([bool(one.score) for one in decisions]), groups, resamples)
-    return replace(found, scores={"accuracy": both.accuracy, "consistency": both.consistency})
+    statements: list[str] = []
+    for one in asked:
+        labels = [TRUTH[int(each.label)] for each in one.records]
+        decisions += _classified(one.records, task.predict(one.batch), TRUTH, labels)
+        statements += [each.group for each in one.records]
+    found = _class_accuracy(decisions, TRUTH, statements, resamples)
+    both = nlvr2_accuracy(torch.tensor([bool(one.score) for one in decisions]), statements, resamples)
+    return replace(found, scores={MAIN: both.accuracy, "consistency": both.consistency})
+
+
+def _judge_assignment(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+    """Which of two pictures a text belongs to, where the others are drawn from its batch as in training.
+
+    So the measure depends on the size of the batches, and one of fewer than three pictures (a last one) is left out.
+    """
+    decisions: list[Decision] = []
+    for number, one in enumerate(asked):
+        if len(set(one.batch.image_ids.tolist())) < 3:
+            continue
+        probability, made = task.predict(one.batch, Progress(number, 0.0))
+        found = _classified(one.records, probability, PLACES, [PLACES[label] for label in made.labels.tolist()])
+        decisions += [
+            replace(decision, pictures=tuple(one.records[place].id for place in places))
+            for decision, places in zip(found, made.images.tolist(), strict=True)
+        ]
+    if not decisions:
+        raise ValueError(
+            "text assignment draws a text's other pictures from its batch, and no batch had three:"
+            " raise evaluation.batch_size, or give more records"
+        )
+    return _class_accuracy(decisions, PLACES, None, resamples)
 
 
 def _classified(
-    decisions: list[Decision], names: Sequence[str], labels: Sequence[str], groups: Sequence[str], resamples: int
+    records: Sequence[AnyRecord], probability: Float[Tensor, "B C"], names: Sequence[str], labels: Sequence[str]
+) -> list[Decision]:
+    best = _finite(probability, records).max(dim=1)
+    said = zip(records, best.indices.tolist(), best.values.tolist(), labels, strict=True)
+    return [
+        Decision(record.id, names[place], share, label, float(names[place] == label))
+        for record, place, share, label in said
+    ]
+
+
+def _class_accuracy(
+    decisions: Sequence[Decision], names: Sequence[str], groups: Sequence[str] | None, resamples: int
 ) -> TaskResult:
-    said = torch.tensor([names.index(one.said) for one in decisions], dtype=torch.long)
-    right = torch.tensor([names.index(label) for label in labels], dtype=torch.long)
+    said, right = (
+        torch.tensor([names.index(name) for name in each], dtype=torch.long)
+        for each in ([one.said for one in decisions], [one.right for one in decisions])
+    )
     measured = accuracy(said, right, names, groups, resamples)
-    commonest = Counter(labels).most_common(1)[0][0]
-    always = estimate(np.array([float(label == commonest) for label in labels]), groups, resamples)
-    return TaskResult({"accuracy": measured.overall}, {"commonest": always}, measured.classes, tuple(decisions))
+    commonest = right.bincount().argmax()
+    always = estimate((right == commonest).double().numpy(), groups, resamples)
+    return TaskResult({MAIN: measured.overall}, {"commonest": always}, measured.classes, tuple(decisions))
+
+
+# --------------------------------------------------------------------------- answers
 
 
 def _judge_answers(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """VQA accuracy as published numbers were computed, and as intended (metrics/vqa.py)."""
     answerer = Answerer(task, tokenizer)
     records: list[Question] = []
-    given = []
-    for one in _placed(task, asked):
-        given += [best[0] for best in answerer.best(one.batch, k=1)]
+    given: list[Answer] = []
+    for one in asked:
+        best = [answers[0] for answers in answerer.best(one.batch)]
+        _finite(torch.tensor([[answer.probability] for answer in best]), one.records)
+        given += best
         records += one.records
-    known = [place for place, record in enumerate(records) if record.answers]
+    known = [place for place, record in enumerate(records) if has_label(record)]
+    people = [_people(records[place]) for place in known]
+    groups = [records[place].image_id for place in known]
+
+    def measure(said: Sequence[str], normalisation: Normalisation) -> VqaAccuracy:
+        return vqa_accuracy(said, people, normalisation, groups=groups, resamples=resamples)
+
     scores: dict[str, Estimate] = {}
     references: dict[str, Estimate] = {}
     each: dict[int, float] = {}
     if known:
-        people = [list(_people(records[place])) for place in known]
         said = [given[place].text for place in known]
-        groups = [records[place].image_id for place in known]
-        measured = vqa_accuracy(said, people, "released", groups=groups, resamples=resamples)
-        intended = vqa_accuracy(said, people, "intended", groups=groups, resamples=resamples)
-        scores = {"accuracy": measured.overall, "accuracy.intended": intended.overall}
-        each = dict(zip(known, (measured.questions / 100).tolist(), strict=True))
-        commonest = Counter(answer for answers in people for answer in answers).most_common(1)[0][0]
-        always = vqa_accuracy([commonest] * len(known), people, "released", groups=groups, resamples=resamples)
-        references = {"commonest": always.overall}
+        released = measure(said, "released")
+        scores = {MAIN: released.overall, "accuracy.intended": measure(said, "intended").overall}
+        each = dict(zip(known, (released.questions / 100).tolist(), strict=True))
+        commonest, _ = Counter(answer for answers in people for answer in answers).most_common(1)[0]
+        references = {"commonest": measure([commonest] * len(known), "released").overall}
     decisions = [
         Decision(record.id, best.text, best.probability, list(record.answers) or None, each.get(place))
         for place, (record, best) in enumerate(zip(records, given, strict=True))
@@ -178,112 +236,107 @@ def _judge_answers(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resa
 
 
 def _people(record: Question, people: int = 10) -> Sequence[str]:
-    """What each person answered; weighted answers are given by ten people in these shares."""
-    if not record.weights:
-        return record.answers if len(record.answers) in (1, people) else _shared(record, people)
-    return _shared(record, people)
+    """What each person answered. Weights, and people too few for VQA accuracy, become shares of ten people.
 
-
-def _shared(record: Question, people: int) -> list[str]:
-    """Largest remainders: shares of ten people, all of whom answered something."""
+    By largest remainders, so that all ten answered something.
+    """
+    if not record.weights and (len(record.answers) == 1 or len(record.answers) > FULL):
+        return record.answers
     total = sum(weight for _, weight in record.targets)
-    shares = [(answer, people * weight / total) for answer, weight in record.targets]
-    counts = {answer: int(share) for answer, share in shares}
-    by_rest = sorted(shares, key=lambda item: int(item[1]) - item[1])
-    for answer, _ in by_rest[: people - sum(counts.values())]:
+    shares = {answer: people * weight / total for answer, weight in record.targets}
+    counts = {answer: int(share) for answer, share in shares.items()}
+    by_rest = sorted(shares, key=lambda answer: counts[answer] - shares[answer])
+    for answer in by_rest[: people - sum(counts.values())]:
         counts[answer] += 1
     return [answer for answer, count in counts.items() for _ in range(count)]
 
 
+# --------------------------------------------------------------------------- boxes
+
+
+@dataclass(frozen=True)
+class _Located:
+    """A phrase with the boxes found for it, in pixels of its picture."""
+
+    record: Referring
+    size: tuple[int, int]
+    """Width and height of the picture."""
+    box: Box
+    """The best proposal, or where there are none that of the map."""
+    of_map: Box
+
+
 def _judge_boxes(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
-    """Box accuracy by proposals, where there are any, by split and over all; and by the map alone."""
+    """Box accuracy by proposals, where there are any, over all and by split; and by the map alone."""
     config: GroundingConfig = task.config.boxes
-    records: list[Referring] = []
-    sizes: list[tuple[int, int]] = []
-    boxes: list[tuple[Box, Box]] = []
-    for one in _placed(task, asked):
-        maps = phrase_maps(task.model, one.batch.pixels, one.batch.texts, config).phrase
-        for record, heat, size in zip(one.records, maps, one.sizes, strict=True):
-            free = find_box(heat, size, (), config)
-            boxes.append((find_box(heat, size, record.proposals, config) if record.proposals else free, free))
-        records += one.records
-        sizes += one.sizes
-    known = [record for record in records if record.box is not None]
-    if len(known) < len(records):
-        decisions = [
-            Decision(record.id, list(box), None, None, None) for record, (box, _) in zip(records, boxes, strict=True)
-        ]
-        return TaskResult({}, decisions=tuple(decisions))
-    right = np.array([record.box for record in records], np.float64)
-    groups = [record.image_id for record in records]
-
-    def hits(chosen: Sequence[Box]) -> Estimate:
-        overlap = _overlap(chosen, right, config)
-        return estimate((overlap >= 0.5).astype(np.float64), groups, resamples)
-
-    chosen = [box for box, _ in boxes]
-    scores = {"accuracy": hits(chosen)}
-    parts = evaluate_boxes(chosen, records, config, resamples)
-    if set(parts) != {""}:
-        scores |= {f"accuracy.{name}": Estimate(one.value, one.interval, one.phrases) for name, one in parts.items()}
-    scores["accuracy.without_proposals"] = hits([free for _, free in boxes])
-    references = {}
-    if all(record.proposals for record in records):
-        offered = [np.array(record.proposals, np.float64) for record in records]
-        references["largest_proposal"] = hits(
-            [record.proposals[largest_box(some)] for record, some in zip(records, offered, strict=True)]
-        )
-        references["central_proposal"] = hits(
-            [
-                record.proposals[central_box(some, size)]
-                for record, some, size in zip(records, offered, sizes, strict=True)
-            ]
-        )
-        drawn = np.array(
-            [
-                (_overlap(record.proposals, np.repeat(box[None], len(record.proposals), 0), config) >= 0.5).mean()
-                for record, box in zip(records, right, strict=True)
-            ]
-        )
-        references["any_proposal"] = estimate(drawn, groups, resamples)
-    decisions = [
-        Decision(record.id, list(box), None, list(record.box or ()), float(overlap))
-        for record, box, overlap in zip(records, chosen, _overlap(chosen, right, config), strict=True)
-    ]
-    return TaskResult(scores, references, decisions=tuple(decisions))
+    located = [found for one in asked for found in _locate(task, one, config)]
+    known = [one for one in located if has_label(one.record)]
+    overlaps = iter(_overlaps([one.box for one in known], known, config).tolist())
+    decisions = tuple(
+        Decision(one.record.id, list(one.box), None, one.record.box and list(one.record.box), score)
+        for one in located
+        for score in [next(overlaps) if has_label(one.record) else None]
+    )
+    if not known:
+        return TaskResult({}, decisions=decisions)
+    references = _references(known, config, resamples) if all(one.record.proposals for one in known) else {}
+    return TaskResult(_box_scores(known, config, resamples), references, decisions=decisions)
 
 
-def _overlap(chosen: Sequence[Box], right: Float[np.ndarray, "Q 4"], config: GroundingConfig) -> Float[np.ndarray, "Q"]:
-    return box_iou(np.array(chosen, np.float64), right, config.iou)
+def _locate(task: Any, asked: Asked, config: GroundingConfig) -> Iterator[_Located]:
+    maps = _finite(phrase_maps(task.model, asked.batch.pixels, asked.batch.texts, config).phrase, asked.records)
+    for record, heat, size in zip(asked.records, maps, asked.sizes, strict=True):
+        of_map = find_box(heat, size, (), config)
+        box = find_box(heat, size, record.proposals, config) if record.proposals else of_map
+        yield _Located(record, size, box, of_map)
 
 
-def _judge_assignment(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
-    """The share of texts assigned rightly; the pictures beside a text's own are drawn from its batch."""
-    values: list[float] = []
-    decisions: list[Decision] = []
-    for number, one in enumerate(_placed(task, asked)):
-        if len(set(one.batch.image_ids.tolist())) < 3:  # a last batch too small to draw from
-            continue
-        images = task.model.image_state(one.batch.pixels)
-        made = task.draw(images, one.batch, Progress(number, 0.0))
-        probability = task.predict(one.batch, made)
-        right = (probability.argmax(1) == made.labels).float().tolist()
-        values += right
-        names = ("first", "second", "neither")
-        decisions += [
-            Decision(record.id, names[int(row.argmax())], float(row.max()), names[int(label)], score)
-            for record, row, label, score in zip(one.records, probability, made.labels, right, strict=True)
-        ]
-    found = estimate(np.array(values), None, resamples)
-    return TaskResult({"accuracy": found}, decisions=tuple(decisions))
+def _box_scores(known: Sequence[_Located], config: GroundingConfig, resamples: int) -> dict[str, Estimate]:
+    pictures, parts = [one.record.image_id for one in known], [one.record.part for one in known]
+    iou = _overlaps([one.box for one in known], known, config)
+    by_part = box_accuracy(iou, parts, pictures, resamples)
+    of_map = _overlaps([one.of_map for one in known], known, config)
+    return {
+        MAIN: estimate(_hits(iou), pictures, resamples),
+        **{f"accuracy.{part}": score for part, score in by_part.items() if part},
+        "accuracy.without_proposals": estimate(_hits(of_map), pictures, resamples),
+    }
+
+
+def _references(known: Sequence[_Located], config: GroundingConfig, resamples: int) -> dict[str, Estimate]:
+    """What the proposals give to whoever does not look: the largest, the most central, and any of them by chance."""
+    largest, central, by_chance = [], [], []
+    for one in known:
+        proposals = one.record.proposals
+        boxes = np.array(proposals, np.float64)
+        largest.append(proposals[largest_box(boxes)])
+        central.append(proposals[central_box(boxes, one.size)])
+        by_chance.append(_hits(_overlaps(proposals, [one] * len(proposals), config)).mean())
+    hits = {
+        "largest_proposal": _hits(_overlaps(largest, known, config)),
+        "central_proposal": _hits(_overlaps(central, known, config)),
+        "any_proposal": np.array(by_chance),
+    }
+    pictures = [one.record.image_id for one in known]
+    return {name: estimate(values, pictures, resamples) for name, values in hits.items()}
+
+
+def _overlaps(boxes: Sequence[Box], known: Sequence[_Located], config: GroundingConfig) -> Float[np.ndarray, "R"]:
+    """IoU of a box for each phrase with the right one."""
+    found, right = (np.array(some, np.float64).reshape(-1, 4) for some in (boxes, [one.record.box for one in known]))
+    return box_iou(found, right, config.iou)
+
+
+def _hits(iou: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+    return (iou >= HALF).astype(np.float64)
 
 
 JUDGES: dict[type, Judge] = {
     EntailmentConfig: _judge_entailment,
     Nlvr2Config: _judge_nlvr2,
+    TextAssignmentConfig: _judge_assignment,
     VqaDecoderConfig: _judge_answers,
     VqaClosedSetConfig: _judge_answers,
     GroundingTrainingConfig: _judge_boxes,
-    TextAssignmentConfig: _judge_assignment,
 }
-"""By the type of a recipe's `task`."""
+"""By the type of a recipe's `task`. What is not here is measured as retrieval."""

@@ -6,23 +6,15 @@ R phrases, G pictures, N boxes. Boxes are x, y, width, height in pixels. Accurac
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from diptych.metrics.intervals import Interval, bootstrap_means, interval
+from diptych.metrics.accuracy import Estimate, estimate
 
 HALF = 0.5
 """The overlap from which on a box is right (RefCOCO's measure; ALBEF §6.4)."""
-
-
-class BoxAccuracy(NamedTuple):
-    """Accuracy of one split in percent, its 95 % interval and the number of phrases."""
-
-    value: float
-    interval: Interval
-    phrases: int
 
 
 def box_iou(
@@ -58,7 +50,7 @@ def box_accuracy(
     pictures: Sequence[Hashable],
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, BoxAccuracy]:
+) -> dict[str, Estimate]:
     """Percentage of the phrases of each split whose box has an IoU of at least 0.5. Higher is better.
 
     `iou[r]` belongs to a phrase of `splits[r]` on picture `pictures[r]`; intervals draw pictures with all their
@@ -70,16 +62,11 @@ def box_accuracy(
     """
     if not len(iou) == len(splits) == len(pictures):
         raise ValueError(f"{len(iou)} overlaps, {len(splits)} splits and {len(pictures)} pictures: give one a phrase")
-    found = {}
-    for split in dict.fromkeys(splits):
-        rows = [row for row, name in enumerate(splits) if name == split]
-        place = {picture: group for group, picture in enumerate(dict.fromkeys(pictures[row] for row in rows))}
-        groups = [place[pictures[row]] for row in rows]
-        hits = np.bincount(groups, weights=iou[rows] >= HALF)[:, None]
-        counts = np.bincount(groups).astype(np.float64)[:, None]
-        means = 100 * bootstrap_means(hits, counts, resamples, seed)[:, 0]
-        found[split] = BoxAccuracy(100 * float(hits.sum() / counts.sum()), interval(means), len(rows))
-    return found
+    rows = {split: [row for row, name in enumerate(splits) if name == split] for split in dict.fromkeys(splits)}
+    return {
+        split: estimate((iou[of] >= HALF).astype(np.float64), [pictures[row] for row in of], resamples, seed)
+        for split, of in rows.items()
+    }
 
 
 # --------------------------------------------------------------------------- what needs no look at the picture

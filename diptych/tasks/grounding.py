@@ -21,7 +21,8 @@ from torch import Tensor
 
 from diptych.data.heatmap import enlarge
 from diptych.data.record import Box, Referring
-from diptych.metrics.grounding import BoxAccuracy, box_accuracy, box_iou
+from diptych.metrics.accuracy import Estimate
+from diptych.metrics.grounding import box_accuracy, box_iou
 from diptych.schema import GroundingConfig
 from diptych.task import Model
 from diptych.types import Texts
@@ -161,7 +162,7 @@ def find_box(
 
 def evaluate_boxes(
     found: Sequence[Box], records: Sequence[Referring], config: GroundingConfig, resamples: int = 1000, seed: int = 0
-) -> dict[str, BoxAccuracy]:
+) -> dict[str, Estimate]:
     """Accuracy of the boxes found for the records, for each published split among them (`part`).
 
     Raises ValueError for a record without its right box, and unless there is a box for each.

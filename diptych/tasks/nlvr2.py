@@ -90,6 +90,8 @@ def _accuracy(logits: Float[Tensor, "B C"], labels: Int[Tensor, "B"]) -> Term:
 
 FIRST, SECOND, NEITHER = range(3)
 """Classes of text assignment: the picture that a text belongs to."""
+PLACES = ("first", "second", "neither")
+"""Their names."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,11 @@ class TextAssignment(Task):
         return Losses.weighted(measures={"accuracy": _accuracy(logits, made.labels)}, text_assignment=(1.0, loss))
 
     @torch.no_grad()
-    def predict(self, batch: Batch, assignment: Assignment) -> Float[Tensor, "B 3"]:
-        """Probabilities that each text belongs to the first of its two pictures, the second, or neither."""
+    def predict(self, batch: Batch, progress: Progress) -> tuple[Float[Tensor, "B 3"], Assignment]:
+        """Probabilities of the `PLACES` of each text, and the pictures that it was asked of, drawn as in `forward`."""
         images = self.model.image_state(batch.pixels)
-        return _score(self.model, self.head, images, batch.texts, assignment.images).softmax(1)
+        made = self.draw(images, batch, progress)
+        return _score(self.model, self.head, images, batch.texts, made.images).softmax(1), made
 
     def draw(self, images: Any, batch: Batch, progress: Progress) -> Assignment:
         """Pictures and classes as a pure function of (seed, step) and the model.

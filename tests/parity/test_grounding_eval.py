@@ -48,4 +48,4 @@ def test_boxes_overlaps_and_accuracies_are_the_released_ones(stored: dict[str, A
         found = evaluate_boxes(boxes, records, config, resamples=50)
         # The released names of the splits end in `_d`, for detections.
         assert {f"{part}_d": accuracy.value / 100 for part, accuracy in found.items()} == pytest.approx(accuracies)
-        assert sum(accuracy.phrases for accuracy in found.values()) == len(stored["results"])
+        assert sum(accuracy.count for accuracy in found.values()) == len(stored["results"])

@@ -352,7 +352,7 @@ def test_accuracy_is_the_share_of_each_split_and_its_interval_draws_pictures() -
     iou = np.array([0.5, 0.49, 0.9, 0.1, 1.0, 0.0])
     splits = ["val", "testA", "val", "val", "testA", "val"]
     found = box_accuracy(iou, splits, ["a", "a", "a", "b", "b", "b"])
-    assert [(name, one.value, one.phrases) for name, one in found.items()] == [("val", 50.0, 4), ("testA", 50.0, 2)]
+    assert [(name, one.value, one.count) for name, one in found.items()] == [("val", 50.0, 4), ("testA", 50.0, 2)]
     whole = box_accuracy(np.tile([1.0, 0.0], 200), ["val"] * 400, np.repeat(np.arange(200), 2).tolist())["val"]
     assert whole.interval == (50.0, 50.0), "every picture has one right and one wrong: no draw of pictures differs"
     single = box_accuracy(np.tile([1.0, 0.0], 200), ["val"] * 400, list(range(400)), seed=1)["val"]
