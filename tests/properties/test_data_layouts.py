@@ -44,21 +44,16 @@ from diptych.data.sources.snli_ve import read_snli_ve
 from diptych.data.sources.visual_genome import read_visual_genome
 from diptych.data.sources.vqa import read_vqa
 from diptych.schema import DataConfig
-
-
-def picture(file: Path, shade: int = 0) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (6, 4), (shade % 256, 0, 0)).save(file)
-
-
-def write(file: Path, content: object) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content if isinstance(content, str) else json.dumps(content))
-    return file
-
-
-def lines(file: Path, entries: list[object]) -> Path:
-    return write(file, "\n".join(map(json.dumps, entries)))
+from tests.layouts import (
+    karpathy,
+    lines,
+    nlvr2_line,
+    picture,
+    refcoco,
+    vqa_annotations,
+    vqa_questions,
+    write,
+)
 
 
 def config(**changes: Any) -> DataConfig:
@@ -252,27 +247,12 @@ def test_a_broken_entry_of_albefs_lists_is_named(tmp_path: Path, entry: object, 
 # --------------------------------------------------------------------------- COCO and Flickr30k after Karpathy
 
 
-def karpathy(folder: Path, coco: bool) -> Path:
-    """Five pictures; the last has a broken sentence and stands in the training split."""
-    images: list[dict[str, Any]] = []
-    for number, split in enumerate(["test", "train", "restval", "val", "train"]):
-        name = f"COCO_val2014_{number:012d}.jpg" if coco else f"{number}.jpg"
-        image = {"filename": name, "imgid": number, "split": split, "sentids": [2 * number, 2 * number + 1]}
-        if coco:
-            image |= {"filepath": "val2014", "cocoid": 100 + number}
-        image["sentences"] = [
-            {"tokens": ["a", "fox"], "raw": f"A fox, {word}.", "imgid": number, "sentid": 2 * number + place}
-            for place, word in enumerate(["one", "two"])
-        ]
-        images.append(image)
-        picture(folder / "images" / image.get("filepath", "") / name)
-    images[4]["sentences"] = [{"tokens": []}]
-    return write(folder / "dataset.json", {"images": images, "dataset": "coco" if coco else "flickr30k"})
-
-
 @pytest.mark.parametrize("coco", [True, False])
 def test_karpathys_file_gives_its_own_splits(tmp_path: Path, coco: bool) -> None:
-    file = karpathy(tmp_path, coco)
+    file = karpathy(tmp_path, coco, ("test", "train", "restval", "val", "train"))
+    content = json.loads(file.read_text())
+    content["images"][4]["sentences"] = [{"tokens": []}]
+    write(file, content)
     settings = config(source="karpathy", path=str(file), root=str(tmp_path / "images"))
     sources = {split: open_layout(read_karpathy, settings, split) for split in SPLITS}
     assert {split: [record.id for record in source.records] for split, source in sources.items()} == {
@@ -348,33 +328,6 @@ def test_snli_ve_reads_hypotheses_on_flickr30ks_pictures(tmp_path: Path) -> None
 # --------------------------------------------------------------------------- VQA v2
 
 
-def vqa_questions(folder: Path, subset: str, numbers: list[int]) -> Path:
-    """One question a picture; the picture's number is a hundredth of the question's."""
-    place = "test2015" if subset == "test-dev2015" else subset
-    for number in numbers:
-        picture(folder / "images" / place / f"COCO_{place}_{number // 100:012d}.jpg")
-    questions = [{"image_id": n // 100, "question": f"What is {n}?", "question_id": n} for n in numbers]
-    content = {"data_type": "mscoco", "data_subtype": subset, "task_type": "Open-Ended", "questions": questions}
-    return write(folder / f"v2_OpenEnded_mscoco_{subset}_questions.json", content)
-
-
-def vqa_annotations(folder: Path, subset: str, numbers: list[int]) -> Path:
-    answers = [{"answer": "net" if n < 7 else "a net", "answer_confidence": "yes", "answer_id": n} for n in range(10)]
-    annotations = [
-        {
-            "question_type": "what is",
-            "multiple_choice_answer": "net",
-            "answers": answers,
-            "image_id": number // 100,
-            "answer_type": "other",
-            "question_id": number,
-        }
-        for number in numbers
-    ]
-    content = {"data_type": "mscoco", "data_subtype": subset, "annotations": annotations}
-    return write(folder / f"v2_mscoco_{subset}_annotations.json", content)
-
-
 def test_vqa_joins_questions_with_the_answers_of_their_subset(tmp_path: Path) -> None:
     files = [
         vqa_questions(tmp_path, "train2014", [900, 901]),
@@ -430,11 +383,6 @@ def test_files_of_vqa_that_do_not_belong_together_are_refused(tmp_path: Path) ->
 # --------------------------------------------------------------------------- NLVR2
 
 
-def nlvr2_line(identifier: str, **more: object) -> dict[str, object]:
-    base = {"sentence": "Both are red.", "label": "True", "synset": "fox", "query": "foxes1", "writer": "12"}
-    return {"identifier": identifier, **base, **more}
-
-
 def test_nlvr2_finds_both_pictures_and_groups_a_statements_pairs(tmp_path: Path) -> None:
     for name in ("train/53/train-10-0", "dev/dev-20-0", "dev/dev-20-1"):
         picture(tmp_path / f"images/{name}-img0.png")
@@ -470,37 +418,6 @@ def test_nlvr2_finds_both_pictures_and_groups_a_statements_pairs(tmp_path: Path)
 
 
 # --------------------------------------------------------------------------- RefCOCO, RefCOCO+, RefCOCOg
-
-
-def refcoco(folder: Path) -> Path:
-    """One object for each published split, with two phrases each."""
-    refs: list[dict[str, Any]] = []
-    for number, split in enumerate(["train", "val", "testA", "testB"]):
-        file = f"COCO_train2014_{number:012d}.jpg"
-        picture(folder / "images/train2014" / file)
-        sentences = [
-            {"tokens": ["fox"], "raw": f"Fox {place}", "sent": f"fox {place}", "sent_id": 10 * number + place}
-            for place in range(2)
-        ]
-        refs.append(
-            {
-                "ref_id": 40 + number,
-                "ann_id": 70 + number,
-                "image_id": number,
-                "category_id": 1,
-                "split": split,
-                "file_name": f"COCO_train2014_{number:012d}_{70 + number}.jpg",
-                "sentences": sentences,
-                "sent_ids": [sentence["sent_id"] for sentence in sentences],
-            }
-        )
-    folder = folder / "refcoco+"
-    folder.mkdir(parents=True)
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=0))
-    images = [{"id": n, "file_name": f"COCO_train2014_{n:012d}.jpg", "width": 6, "height": 4} for n in range(4)]
-    boxes = [{"id": 70 + n, "image_id": n, "bbox": [n, 0.5, 2, 3], "category_id": 1} for n in range(4)]
-    write(folder / "instances.json", {"images": images, "annotations": boxes, "categories": []})
-    return folder
 
 
 def test_refcoco_gives_each_phrase_its_box_proposals_and_split(tmp_path: Path) -> None:
