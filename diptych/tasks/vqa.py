@@ -6,6 +6,7 @@ k candidates or answers kept, L words of the longest, A answers of a closed set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -204,7 +205,7 @@ class VqaDecoding(TaughtTask):
         asked = ask(self.model, batch)
         words, memory = self.first_words(asked)
         following = self._allowed(words, place=0)
-        if not 1 <= beams <= int(following[0].isfinite().sum()):
+        if not 1 <= beams <= int((~following[0].isneginf()).sum()):
             raise ValueError(f"cannot keep {beams} beams: at least 1, at most one for each word to begin with")
         log_probability, word = following.topk(beams, dim=1)
         found = Generated(word[:, :, None], log_probability)
@@ -268,7 +269,11 @@ class VqaClosedSet(TaughtTask):
         head = nn.Sequential(  # VLMo's classifier
             nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, len(config.answers))
         )
-        super().__init__(model, head.apply(init_weights), config)
+        head.apply(init_weights)
+        # One answer of all is right: begun at even odds for each, the first gradients are so large that Adam steps
+        # too short for a thousand steps afterwards (docs/decisions.md 37).
+        nn.init.constant_(head[-1].bias, -math.log(len(config.answers)))
+        super().__init__(model, head, config)
 
     def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
         """A classifier of other answers, or of the same in another order, is not taken over, though it may fit."""
@@ -339,6 +344,7 @@ class Answerer:
                 raise ValueError("task.answers is empty: name the answers to choose from, or set inference=generate")
             self.candidates = pad_texts(encode_answers(self.answers, tokenizer), tokenizer.pad_id)
 
+    @torch.no_grad()
     def best(self, batch: Batch, k: int = 1) -> list[list[Answer]]:
         """The k likeliest answers to each question, the likeliest first; fewer where there are no more.
 
@@ -347,12 +353,13 @@ class Answerer:
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one answer")
         if isinstance(self.task, VqaClosedSet):
-            answers = self.task.config.answers
-            top = self.task.predict(batch).topk(min(k, len(answers)), dim=1)
-            return _named(answers, top.indices, top.values)
+            # By logits: probabilities near 1 are equal long before what they were made of.
+            top = self.task.logits(batch).sort(dim=1, descending=True, stable=True)
+            return _named(self.task.config.answers, top.indices[:, :k], top.values[:, :k].sigmoid())
         if self.candidates is None:
             return self._written(self.task, batch, k)
-        ranked = self.task.rank(batch, to_device(self.candidates, batch.pixels.device))
+        candidates = to_device(self.candidates, batch.pixels.device)
+        ranked = self.task.rank(batch, candidates, max(k, self.task.config.candidates))
         return _named(self.answers, ranked.index[:, :k], ranked.probability[:, :k])
 
     def _written(self, task: VqaDecoding, batch: Batch, k: int) -> list[list[Answer]]:

@@ -33,9 +33,9 @@ from diptych.schema import ScenesConfig
 
 Which = Literal["left", "right", "both", "one", "neither"]
 StatementKind = Literal["existence", "count", "size", "relation", "background", "more"]
-_WHICH: tuple[Which, ...] = ("left", "right", "both", "one", "neither")
+_WHICH: dict[Which, float] = {"left": 3.0, "right": 3.0, "both": 2.0, "one": 1.0, "neither": 1.0}
 _WEIGHTS: dict[StatementKind, float] = {
-    "existence": 5.0,
+    "existence": 6.0,
     "more": 2.0,
     "count": 2.0,
     "background": 2.0,
@@ -116,7 +116,7 @@ def statement(random: Random, config: ScenesConfig) -> Statement:
         more = More(sprite_set(config).sprites[sprite].noun, "left" if random.random() < 0.5 else "right")
         return Statement(_compared(more, random), kind, more, (sprite,))
     claim, sprites = _claim(kind, random, config)
-    meaning = OfPictures(choose(_WHICH, random), claim)
+    meaning = OfPictures(by_weight(_WHICH, random)[0], claim)
     return Statement(_said(meaning, random), kind, meaning, sprites)
 
 
