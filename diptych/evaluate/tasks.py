@@ -5,7 +5,6 @@ Q records, B of a batch, C classes, R phrases. Measures are in percent; higher i
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych.data.answers import answer_vocabulary
 from diptych.data.loader import Asked
 from diptych.data.record import AnyRecord, Box, Question, Referring
 from diptych.data.tokenizer import Tokenizer
@@ -226,7 +226,7 @@ def _judge_answers(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resa
         released = measure(said, "released")
         scores = {MAIN: released.overall, "accuracy.intended": measure(said, "intended").overall}
         each = dict(zip(known, (released.questions / 100).tolist(), strict=True))
-        commonest, _ = Counter(answer for answers in people for answer in answers).most_common(1)[0]
+        (commonest,) = answer_vocabulary((records[place] for place in known), 1)
         references = {"commonest": measure([commonest] * len(known), "released").overall}
     decisions = [
         Decision(record.id, best.text, best.probability, list(record.answers) or None, each.get(place))
