@@ -266,13 +266,12 @@ class VqaClosedSet(TaughtTask):
         if not config.answers:
             raise ValueError("task.answers is empty: name the answers to choose from, or take them from training data")
         width = model.joint_width()
-        head = nn.Sequential(  # VLMo's classifier
-            nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, len(config.answers))
-        )
+        last = nn.Linear(2 * width, len(config.answers))
+        head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), last)  # VLMo's classifier
         head.apply(init_weights)
         # One answer of all is right: begun at even odds for each, the first gradients are so large that Adam steps
         # too short for a thousand steps afterwards (docs/decisions.md 37).
-        nn.init.constant_(head[-1].bias, -math.log(len(config.answers)))
+        nn.init.constant_(last.bias, -math.log(len(config.answers)))
         super().__init__(model, head, config)
 
     def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
