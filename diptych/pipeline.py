@@ -157,10 +157,12 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
     if not any(has_label(source.record(index)) for index in range(items)):
         raise ValueError("the validation split has no labels: name another, or set run.validate_every=0")
 
-    def judge() -> dict[str, float]:
-        found = evaluate_task(task, _asked(recipe, source, tokenizer, items), tokenizer, resamples=1)
+    def judge(count: int = items) -> dict[str, float]:
+        found = evaluate_task(task, _asked(recipe, source, tokenizer, count), tokenizer, resamples=1)
         return {name: score.value for name, score in found.scores.items()}
 
+    if isinstance(recipe.task, GroundingTrainingConfig):  # a layer without attention shows now, not after training
+        judge(1)
     return loop.Validation(judge, MAIN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -20,7 +21,7 @@ from diptych.catalog import find_recipe
 from diptych.cli import where
 from diptych.cli.main import VERBS, main
 from diptych.recipes.override import override, parse_assignments
-from diptych.schema import Recipe
+from diptych.schema import GroundingTrainingConfig, Recipe, VqaDecoderConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,11 @@ SHRUNK = {
     "run.device": "cpu",
 }
 """What makes a training of the README one of seconds; nothing that it shows depends on it."""
+SHALLOW: dict[type, dict[str, int]] = {
+    GroundingTrainingConfig: {"task.boxes.layer": 0},
+    VqaDecoderConfig: {"task.decoder.layers": 1},
+}
+"""And what goes with so few layers."""
 BASE = "albef_base"
 """Recipes of this size are parsed, not run."""
 BROKEN = 5
@@ -91,15 +97,26 @@ def save_photos(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "silent.png")
 
 
+def save_claims(file: Path) -> None:
+    """A line of JSON for each whole picture, by its colour."""
+    labels = ("entailment", "contradiction", "neutral")
+    entries = [
+        {"image": f"photos/{number}.png", "hypothesis": f"a {COLOURS[number % 6]} car", "label": labels[number % 3]}
+        for number in range(40)
+    ]
+    file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which a reader did `make demo`, with small trainings."""
     place = tmp_path_factory.mktemp("reader")
     save_photos(place / "photos")
+    save_claims(place / "claims.jsonl")
     train = pipeline.train
 
     def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
-        return train(override(recipe, SHRUNK), *arguments, **named)
+        return train(override(recipe, SHRUNK | SHALLOW.get(type(recipe.task), {})), *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
