@@ -42,7 +42,7 @@ from diptych.data.sources.files import Found, each, open_layout
 from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
 from diptych.recipes import albef as albef_recipes
-from diptych.recipes import albef_tasks
+from diptych.recipes import albef_base_tasks, albef_tasks
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -121,6 +121,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "albef_tiny_vqa_closed": albef_tasks.albef_tiny_vqa_closed,
     "albef_tiny_assignment": albef_tasks.albef_tiny_assignment,
     "albef_tiny_nlvr2": albef_tasks.albef_tiny_nlvr2,
+    "albef_base_retrieval_coco": albef_base_tasks.albef_base_retrieval_coco,
+    "albef_base_retrieval_flickr": albef_base_tasks.albef_base_retrieval_flickr,
+    "albef_base_entailment": albef_base_tasks.albef_base_entailment,
+    "albef_base_vqa": albef_base_tasks.albef_base_vqa,
+    "albef_base_vqa_closed": albef_base_tasks.albef_base_vqa_closed,
+    "albef_base_assignment": albef_base_tasks.albef_base_assignment,
+    "albef_base_nlvr2": albef_base_tasks.albef_base_nlvr2,
+    "albef_base_grounding": albef_base_tasks.albef_base_grounding,
 }
 
 

@@ -9,11 +9,27 @@ import pytest
 import torch
 
 from diptych.catalog import LAYOUTS, MODELS, RECIPES, SOURCES, TASKS, find_recipe, open_source
+from diptych.data.record import Question
+from diptych.data.sources.files import FileSource
 from diptych.models.albef import Albef, AlbefPretraining
+from diptych.pipeline import with_answers
 from diptych.recipes.override import override, parse_assignments
-from diptych.schema import DataConfig, Recipe, RetrievalConfig, RunConfig, SpecialIds, TaskConfig
+from diptych.schema import (
+    DataConfig,
+    EntailmentConfig,
+    GroundingTrainingConfig,
+    Nlvr2Config,
+    Recipe,
+    RetrievalConfig,
+    RunConfig,
+    SpecialIds,
+    TaskConfig,
+    TextAssignmentConfig,
+    VqaClosedSetConfig,
+    VqaDecoderConfig,
+)
 from diptych.serialize import from_dict, to_dict
-from diptych.train.optim import build_optimizer
+from diptych.train.optim import build_optimizer, learning_rate
 from diptych.train.state import Plan
 
 
@@ -23,7 +39,7 @@ def tiny() -> Recipe:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_its_model_task_and_optimiser(name: str) -> None:
-    recipe = find_recipe(name)
+    recipe = with_answers(find_recipe(name), FileSource((Question("1", "1.jpg", "Who?", ("you", "me"), "1.jpg"),)))
     with torch.device("meta"):
         task = TASKS[type(recipe.task)](
             MODELS[type(recipe.model)](recipe.model), recipe.task, SpecialIds(0, 1, 2, 3, 4)
@@ -31,6 +47,38 @@ def test_every_recipe_builds_its_model_task_and_optimiser(name: str) -> None:
     assert recipe.name == name
     assert build_optimizer(task, recipe.optim).param_groups
     assert Plan.of(recipe, batches_per_epoch=1000).steps > recipe.schedule.warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "lr", "epochs", "batch", "size"),
+    [
+        ("retrieval_coco", RetrievalConfig, (1e-5, 1e-6), 5 * 5, 32, 384),
+        ("retrieval_flickr", RetrievalConfig, (1e-5, 1e-6), 10 * 5, 32, 384),
+        ("entailment", EntailmentConfig, (2e-5, 1e-6), 5, 32, 384),
+        ("vqa", VqaDecoderConfig, (2e-5, 1e-6), 8, 32, 384),
+        ("vqa_closed", VqaClosedSetConfig, (2e-5, 1e-6), 8, 32, 384),
+        ("assignment", TextAssignmentConfig, (2e-5, 1e-5), 1, 64, 256),
+        ("nlvr2", Nlvr2Config, (2e-5, 1e-6), 10, 16, 384),
+        ("grounding", GroundingTrainingConfig, (1e-5, 1e-6), 5, 32, 384),
+    ],
+)
+def test_the_base_recipes_have_the_released_settings(
+    name: str, task: type, lr: tuple[float, float], epochs: int, batch: int, size: int
+) -> None:
+    """REFERENCE's table. Karpathy's files give a picture once an epoch, with one of its five captions."""
+    recipe = find_recipe(f"albef_base_{name}")
+    steps_per_epoch = Plan.of(recipe, batches_per_epoch=800).steps_per_epoch
+    assert steps_per_epoch == 100, "eight GPUs"
+    rates = [learning_rate(s, recipe.optim.lr, recipe.schedule, 1000, steps_per_epoch) for s in range(1000)]
+    assert (rates[0], rates[-1]) == pytest.approx(lr)
+    assert rates == sorted(rates, reverse=True)
+    assert type(recipe.task) is task
+    assert (recipe.run.epochs, recipe.run.batch_size, recipe.model.vision.image_size) == (epochs, batch, size)
+    assert recipe.model.images_per_text == 1 + (task in (Nlvr2Config, TextAssignmentConfig))
+    assert recipe.optim.weight_decay == 0.02
+    if task is not TextAssignmentConfig:
+        assert recipe.task.alpha == 0.4
+        assert recipe.data.crop == ((1, 1) if task is GroundingTrainingConfig else (0.5, 1))
 
 
 def test_the_base_recipe_has_the_size_that_the_paper_states() -> None:
@@ -114,7 +162,7 @@ def test_python_values_and_groups_are_taken_too() -> None:
     [
         (
             {"data.pth": "x"},
-            r"unknown name 'pth' in 'data'\. Did you mean data\.path\? Known there: .*bad_share, crop, ",
+            r"unknown name 'pth' in 'data'\. Did you mean data\.path\? Known there: .*bad_share, .*crop, ",
         ),
         ({"steps": "3"}, r"unknown name 'steps'\. Did you mean run\.steps\? Known there: .*data, evaluation, "),
         ({"data.scenes.sizee": "3"}, r"unknown name 'sizee' in 'data\.scenes'\. Did you mean data\.scenes\.size\?"),
