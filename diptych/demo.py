@@ -144,14 +144,22 @@ def _run(folder: Path, stage: Stage, blank: bool) -> None:
         print(f"{place} is there already")
         return
     print(f"\n{stage.recipe} in {place}")
-    pipeline.train(_begun(recipe, place), place, resume=(place / "recipe.json").exists())
+    begun = _begun(recipe, place)
+    pipeline.train(begun or recipe, place, resume=begun is not None)
     pipeline.report(place)
 
 
-def _begun(recipe: Recipe, place: Path) -> Recipe:
-    """The recipe as a stopped run wrote it down: with the answers that it found in its data."""
+def _begun(recipe: Recipe, place: Path) -> Recipe | None:
+    """The recipe of a stopped run as it wrote it down: with the answers that it found in its data."""
     stored = place / "recipe.json"
-    return from_dict(json.loads(stored.read_text())) if stored.exists() else recipe
+    if not stored.exists():
+        return None
+    begun = from_dict(json.loads(stored.read_text()))
+    if begun.name != recipe.name:
+        raise ValueError(
+            f"{place} holds a run of {begun.name}, not of {recipe.name}: remove it, or take another --folder"
+        )
+    return begun
 
 
 def _start(folder: Path, stage: Stage) -> Path:
@@ -161,9 +169,12 @@ def _start(folder: Path, stage: Stage) -> Path:
 def _blind_folder(folder: Path, stage: Stage) -> Path:
     """Named by the recipe and the weights that it starts from: another of either is another run."""
     recipe = to_dict(replace(catalog.find_recipe(stage.recipe), init_from=None))
-    weights = store.load(store.find(_start(folder, stage))).folder / "weights.safetensors"
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode() + weights.read_bytes()).hexdigest()
-    return folder / "blind" / f"{stage.name}-{digest[:12]}"
+    named = json.dumps(recipe, sort_keys=True).encode() + _weights_of(_start(folder, stage))
+    return folder / "blind" / f"{stage.name}-{hashlib.sha256(named).hexdigest()[:12]}"
+
+
+def _weights_of(run: Path) -> bytes:
+    return (store.find(run) / "weights.safetensors").read_bytes()
 
 
 def rows(folder: Path) -> list[Row]:
