@@ -30,10 +30,11 @@ from diptych.nn.embeddings import ImageEmbedding, WordEmbedding, resize_position
 from diptych.nn.layout import Layout, Packed
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
+from diptych.nn.taught import DistilledTask
 from diptych.nn.words import WordHead
 from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
 from diptych.seeds import seed_of
-from diptych.task import Model, Task
+from diptych.task import Model
 from diptych.types import Batch, Joint, Losses, Progress, RowList, Rows, Term, Texts
 
 # --------------------------------------------------------------------------- states
@@ -426,7 +427,7 @@ class AlbefInspection:
     teacher_text_probabilities: Float[Tensor, "B n"]
 
 
-class AlbefPretraining(Task):
+class AlbefPretraining(DistilledTask):
     """ITC + ITM + MLM, learnt from pseudo-targets of a momentum teacher."""
 
     model: Albef
@@ -457,12 +458,6 @@ class AlbefPretraining(Task):
         if not config.itm and not config.mlm:
             model.text.layers[model.text.fusion_start :].requires_grad_(False)
             model.text.fusion_norm.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> AlbefPretraining:
-        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
-        super().train(mode)
-        self.teacher.train(mode and self.config.teacher_dropout)
-        return self
 
     @torch.no_grad()
     def before_step(self) -> None:

@@ -20,9 +20,10 @@ from diptych.losses.distillation import alpha_at
 from diptych.losses.matching import draw_negatives, match_labels, matching_loss, matching_pairs, negative_weights
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
+from diptych.nn.taught import DistilledTask
 from diptych.schema import RetrievalConfig, SpecialIds
 from diptych.seeds import seed_of
-from diptych.task import Model, Task
+from diptych.task import Model
 from diptych.types import Batch, Losses, Progress, Term
 
 
@@ -51,7 +52,7 @@ class Forward:
     match_logits: Float[Tensor, "P 2"]
 
 
-class Retrieval(Task):
+class Retrieval(DistilledTask):
     """ITC + ITM with identities, learnt from labels and a momentum teacher."""
 
     model: Model
@@ -70,12 +71,6 @@ class Retrieval(Task):
     @classmethod
     def trained(cls, config: RetrievalConfig) -> tuple[str, ...]:
         return "embed_image", "embed_text", "temperature", "match_logits"
-
-    def train(self, mode: bool = True) -> Retrieval:
-        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
-        super().train(mode)
-        self.teacher.train(mode and self.config.teacher_dropout)
-        return self
 
     def before_step(self) -> None:
         """The temperature is not clamped, unlike in pre-training."""
