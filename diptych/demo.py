@@ -89,7 +89,7 @@ STAGES = (
     Stage("entailment", "albef_tiny_entailment", blind=True),
     Stage("vqa", "albef_tiny_vqa", blind=True),
     Stage("vqa_closed", "albef_tiny_vqa_closed", blind=True),
-    Stage("assignment", "albef_tiny_assignment"),
+    Stage("assignment", "albef_tiny_assignment", start="entailment"),
     Stage("nlvr2", "albef_tiny_nlvr2", start="assignment", blind=True),
 )
 
