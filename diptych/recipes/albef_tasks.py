@@ -23,7 +23,7 @@ from diptych.schema import (
 )
 
 
-def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 5e-4, images_per_text: int = 1) -> Recipe:
+def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
     """A task on made scenes, started from the demo's model."""
     tiny = albef_tiny()
     return replace(
@@ -45,7 +45,7 @@ def albef_tiny_retrieval() -> Recipe:
     Cost: three minutes on two cores.
     Expected: recall@1 above the demo's both ways.
     """
-    return _tiny("albef_tiny_retrieval", RetrievalConfig(queue_size=1024, momentum=0.98), 700, lr=3e-4)
+    return _tiny("albef_tiny_retrieval", RetrievalConfig(queue_size=1024, momentum=0.98), 700)
 
 
 def albef_tiny_grounding() -> Recipe:
@@ -57,7 +57,7 @@ def albef_tiny_grounding() -> Recipe:
     Expected: accuracy above 35 %; the largest proposal 15 %, the central one 20 to 25 %.
     """
     task = GroundingTrainingConfig(queue_size=1024, momentum=0.98, boxes=GroundingConfig(mode="itc", layer=3))
-    return _tiny("albef_tiny_grounding", task, 700, lr=3e-4)
+    return _tiny("albef_tiny_grounding", task, 700)
 
 
 def albef_tiny_entailment() -> Recipe:
@@ -67,7 +67,7 @@ def albef_tiny_entailment() -> Recipe:
     Cost: five minutes on two cores.
     Expected: accuracy above 65 %; 33 % on blank pictures.
     """
-    return _tiny("albef_tiny_entailment", EntailmentConfig(alpha=0.0), 2000)
+    return _tiny("albef_tiny_entailment", EntailmentConfig(alpha=0.0), 2000, lr=2.5e-4)
 
 
 def albef_tiny_vqa() -> Recipe:
