@@ -36,7 +36,7 @@ class Stage:
 
     def __init__(self, config: AlbefConfig = CONFIG, pictures: int = PICTURES, captions: int = CAPTIONS) -> None:
         self.plain_model, self.model = albef.models(config)
-        size, self.pictures = config.vision.image_size, pictures
+        size = config.vision.image_size
         self.pixels = torch.randn(pictures, 3, size, size, generator=torch.Generator().manual_seed(2))
         short, padded = albef.texts(captions), albef.texts(captions, albef.PAD_RERANKING)
         self.lengths, self.mask = short.attention_mask.sum(1), padded.attention_mask.long()
