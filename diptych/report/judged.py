@@ -230,7 +230,7 @@ def _people(record: Question, most: int = 4) -> str:
     """What people answered, the commonest first."""
     total = sum(weight for _, weight in record.targets)
     often = sorted(record.targets, key=lambda target: -target[1])[:most]
-    return ", ".join(f"{answer} ({100 * weight / total:.0f} %)" for answer, weight in often)
+    return ", ".join(f"{answer} ({100 * weight / total:.0f}\N{NO-BREAK SPACE}%)" for answer, weight in often)
 
 
 # --------------------------------------------------------------------------- boxes
