@@ -32,19 +32,17 @@ USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status. A user's mistake is one line on stderr; DIPTYCH_DEBUG=1 shows where."""
     verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if verb in ("-h", "--help", "help"):
-        print(help_text())
-        return 0
-    if verb == "--version":
-        print(f"diptych {__version__}")
-        return 0
-    if verb not in VERBS:
-        nearest = difflib.get_close_matches(verb, VERBS, n=1)
-        return complain(
-            f"no verb '{verb}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "") + " See diptych --help"
-        )
     try:
-        import_module(VERBS[verb][0]).run(rest)
+        if verb in ("-h", "--help", "help"):
+            print(help_text(), flush=True)
+        elif verb == "--version":
+            print(f"diptych {__version__}", flush=True)
+        elif verb not in VERBS:
+            nearest = difflib.get_close_matches(verb, VERBS, n=1)
+            meant = f" Did you mean '{nearest[0]}'?" if nearest else ""
+            return complain(f"no verb '{verb}'.{meant} See diptych --help")
+        else:
+            import_module(VERBS[verb][0]).run(rest)
     except BrokenPipeError:  # as in `diptych recipes | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
