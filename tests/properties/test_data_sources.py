@@ -255,7 +255,7 @@ def test_an_empty_split_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_source_without_any_usable_pair_names_why(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"holds no usable picture(.|\n)*a\.png: picture without text"):
+    with pytest.raises(ValueError, match=r"holds no usable record(.|\n)*a\.png: picture without text"):
         open_folder(config(tmp_path), "train")
 
 

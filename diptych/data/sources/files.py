@@ -391,7 +391,7 @@ def _why_empty(found: Found, source: FileSource[Any], config: DataConfig, split:
     bad = [*found.skipped, *source.skipped] if split != "train" else found.skipped
     reasons = f"\n{len(bad)} could not be used:\n{listing(bad)}" if bad else ""
     if not found.records:
-        return f"{config.path} holds no usable picture with a caption{reasons}"
+        return f"{config.path} holds no usable record{reasons}"
     return (
         f"the {split} split is empty: of {len(found.records)} records in {config.path},"
         f" data.held_out={config.held_out:g} leaves none for it. Give more pictures, another share, or"
