@@ -247,11 +247,10 @@ def _box_example(
     large = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     expected = None if record.box is None else _scaled(record.box, scale)
     drawn = heat_picture(large, heat(record, image), _scaled(decision.said, scale), expected)
-    overlap = "" if decision.score is None else f"overlap {decision.score:.2f}"
     return JudgedExample(
         pictures=(("picture", image), ("map and boxes", drawn)),
         text=record.phrase,
-        said=overlap,
+        said="",
         probability=None,
         right="",
         score=decision.score,

@@ -140,7 +140,10 @@ def examples(judged: Judgement) -> list[Html]:
     """Single records, the wrong ones first."""
     intro = f"Records of the {judged.split} split in its own order, evenly spaced, not chosen by how well they do."
     if any("map" in name for group in judged.examples for one in group.examples for name, _ in one.pictures):
-        intro += " On the map, white is the box found and orange the right one; each map has its own scale."
+        intro += (
+            " On the map, white is the box found and orange the right one; each map has its own scale. The "
+            "score is their overlap (IoU)."
+        )
     return [tag("p", intro, class_="intro"), *chain.from_iterable(map(_group, judged.examples))]
 
 
@@ -173,12 +176,12 @@ def _kind(score: float | None) -> str | None:
 
 
 def _verdict(score: float | None) -> str:
-    """In a word, so that no colour is needed.
+    """In a word, so that no colour is needed, and a score that lies between.
 
-    >>> _verdict(1.0), _verdict(0.0), _verdict(None)
-    ('✓ right', '✗ wrong', 'nobody tells')
+    >>> _verdict(1.0), _verdict(0.3), _verdict(None)
+    ('✓ right', '✗ wrong, score 0.30', 'nobody tells')
     """
     if score is None:
         return "nobody tells"
     word = "✓ right" if score >= RIGHT else "✗ wrong"
-    return word if score in (0.0, 1.0) else f"{word}, {score:.2f}"
+    return word if score in (0.0, 1.0) else f"{word}, score {score:.2f}"

@@ -20,6 +20,8 @@ from PIL import Image
 
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.transforms import EvaluationTransform
+from diptych.metrics.accuracy import Estimate
+from diptych.metrics.intervals import Interval
 from diptych.models.albef import Albef, AlbefPretraining
 from diptych.report import (
     Examples,
@@ -34,6 +36,11 @@ from diptych.report import (
 from diptych.report.charts import MOST_POINTS, draw, number, thin, ticks
 from diptych.report.data import (
     Chart,
+    Confusion,
+    ExampleGroup,
+    GivenAnswer,
+    JudgedExample,
+    Judgement,
     NegativeExample,
     QueryExample,
     Series,
@@ -43,6 +50,7 @@ from diptych.report.data import (
     WordGuess,
 )
 from diptych.report.html import picture
+from diptych.report.judged import confusion, given_answers, groups
 from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
 from diptych.search.rerank import Reranked
 from diptych.types import Batch, Progress, RowList, Texts
@@ -103,6 +111,22 @@ def evaluation(gain: tuple[float, float] = (0.5, 2.5)) -> dict[str, object]:
     return found | {"rerank_gain.recall@1": sum(gain) / 2, "rerank_gain.interval": list(gain)}
 
 
+def judged(text: str, value: float = 66.4) -> Judgement:
+    """A judged split in which every text is `text`; an interval of 6 points, and a reference of 36.9."""
+    example = JudgedExample(((text, painted(1)), (text, painted(2))), text, text, 0.75, text, 0.3)
+    return Judgement(
+        title=text,
+        how=text,
+        split=text,
+        records=1000,
+        scores={text: Estimate(value, Interval(value - 3, value + 3), 990)},
+        references={text: Estimate(36.9, Interval(34.0, 40.0), 990)},
+        confusion=Confusion((text, text), ((40, 10), (5, 45))),
+        answers=(GivenAnswer(text, 250, 0.5), GivenAnswer(text, 2, None)),
+        examples=(ExampleGroup(text, (example,), 300),),
+    )
+
+
 def everything(text: str) -> ReportData:
     """A report in which every text is `text`."""
     shown = (Shown(painted(1), False, 0.5, 1.5), Shown(painted(2), True, 0.4, None))
@@ -126,6 +150,7 @@ def everything(text: str) -> ReportData:
                 ),
             ),
         ),
+        judgement=judged(text),
     )
 
 
@@ -151,7 +176,7 @@ def test_text_stays_text_whatever_it_holds() -> None:
 
 
 def test_the_table_holds_the_numbers_of_the_evaluation() -> None:
-    page = Page(render(everything("a fox")))
+    page = Page(render(replace(everything("a fox"), judgement=None)))
     for shown in ("0.1", "22.5", "31.2", "29.5 … 32.8", "44.1", "1,000 unseen pictures and 1,200 captions"):
         assert shown in page.text, shown
     final = [one["style"] for one in page.all("i", "final") if "style" in one]
@@ -434,3 +459,65 @@ def test_a_look_into_real_pretraining_gives_examples() -> None:
         for word in lesson.words:
             assert " ".join(filter(None, (word.before, word.label, word.after))) in (lesson.caption, "fox ##s")
     Page(render(ReportData("a run", (), (), examples=Examples(negatives=negatives, teacher=teacher))))
+
+
+# --------------------------------------------------------------------------- tasks judged record by record
+
+
+@dataclass(frozen=True)
+class Said:
+    record: str
+    said: str
+    right: str
+    score: float | None
+    probability: float | None = None
+    pictures: tuple[str, ...] = ()
+
+
+def test_examples_are_spread_evenly_over_wrong_and_right_ones() -> None:
+    decisions = [Said(str(n), "a", "b", float(n % 4 == 0)) for n in range(1000)]
+    (wrong, missed, all_wrong), (right, found, all_right) = groups(decisions, count=24)
+    assert (wrong, right, all_wrong, all_right) == ("Wrong", "Right", 750, 250)
+    assert len(missed) == len(found) == 12
+    assert all(one.score == 0 for one in missed)
+    gaps = np.diff([int(one.record) for one in found])
+    assert gaps.min() > 70
+    assert gaps.max() < 90
+
+
+def test_where_few_are_wrong_the_right_ones_fill_the_page() -> None:
+    decisions = [Said(str(n), "a", "b", 1.0 if n > 1 else 0.49) for n in range(100)]
+    assert [(title, len(chosen)) for title, chosen, _ in groups(decisions, count=24)] == [("Wrong", 2), ("Right", 22)]
+    unknown = [replace(one, score=None) for one in decisions[:5]]
+    assert [(title, len(chosen), total) for title, chosen, total in groups(unknown)] == [("Unlabelled", 5, 5)]
+
+
+def test_a_confusion_counts_what_was_said_of_what() -> None:
+    said = [("a", "b"), ("a", "b"), ("b", "b"), ("b", "a")]
+    table = confusion(("a", "b"), [Said("", one, right, 0.0) for one, right in said])
+    assert table.counts == ((0, 1), (2, 1))
+
+
+def test_answers_are_listed_by_how_often_they_were_given() -> None:
+    decisions = [Said("", "yes", "", 1.0), Said("", "no", "", 0.0), Said("", "yes", "", 0.5), Said("", "yes", "", None)]
+    assert given_answers(decisions) == (GivenAnswer("yes", 3, 0.75), GivenAnswer("no", 1, 0.0))
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(66.4, "do not overlap"), (41.0, "overlap"), (20.0, "do not overlap")])
+def test_a_measure_stands_beside_what_can_be_had_without_looking(value: float, verdict: str) -> None:
+    text = Page(render(ReportData("a run", (), (), judgement=judged("x", value)))).text
+    assert f"{value - 36.9:+.1f} points" in text
+    assert f"the intervals {verdict}" in text
+
+
+def test_curves_of_tasks_have_names_and_a_ramp_that_lets_nothing_in_has_none(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"task": {"alpha": 0.0}}))
+    measures = {"accuracy": 0.5, "alpha": 0.0}
+    line = metrics_line(10, losses={"entailment": 1.0}, measures=measures) + metrics_line(
+        10, validation={"accuracy": 40}
+    )
+    (folder / "metrics.jsonl").write_text(line)
+    curves = {one.name: one.values for chart in collect(folder).charts for one in chart.series}
+    assert curves == {"entailment": (1.0,), "official measure": (40.0,), "right classes": (50.0,)}

@@ -1,0 +1,140 @@
+"""What a user sees of a trained task: measures, submissions, and a page; here of models that were hardly trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych import pipeline
+from diptych.catalog import find_recipe
+from diptych.cli.main import main
+from diptych.recipes.override import override
+
+SHRUNK = {
+    "model.vision.depth": 1,
+    "model.text.layers": 2,
+    "model.text.fusion_start": 1,
+    "data.scenes.sprites": "shapes",
+    "data.scenes.count": 64,
+    "data.scenes.evaluation_count": 30,
+    "data.workers": 0,
+    "evaluation.bootstrap": 20,
+    "evaluation.rerank": 8,
+    "run.steps": 2,
+    "run.batch_size": 8,
+    "run.log_every": 1,
+    "run.validate_every": 0,
+    "run.device": "cpu",
+}
+RUNS = {"entailment": {}, "grounding": {"task.boxes.layer": 0}, "retrieval": {"task.queue_size": 8}}
+ANSWERED, ASKED = 24, 6
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each of `RUNS`."""
+    place = tmp_path_factory.mktemp("runs")
+    for name, changes in RUNS.items():
+        recipe = replace(find_recipe(f"albef_tiny_{name}"), init_from=None)
+        pipeline.train(override(recipe, {**SHRUNK, **changes}), place / name)
+    return place
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on questions of which the test split has no answers."""
+    place = tmp_path_factory.mktemp("questions")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(place / "a.png")
+    lines = [
+        {"id": str(n), "image": "a.png", "image_id": f"{n}", "question": f"what is {n % 3}?", "answers": [f"x{n % 3}"]}
+        for n in range(ANSWERED)
+    ]
+    (place / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    bare = [{key: value for key, value in line.items() if key != "answers"} for line in lines[:ASKED]]
+    (place / "test.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in bare))
+    recipe = replace(find_recipe("albef_tiny_vqa_closed"), init_from=None)
+    changes = {"data.source": "jsonl", "data.path": str(place / "train.jsonl")}
+    changes["data.test_path"] = str(place / "test.jsonl")
+    pipeline.train(override(recipe, {**SHRUNK, **changes}), place / "run")
+    return place / "run"
+
+
+def test_the_table_says_what_the_json_says(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(runs / "entailment")]) == 0
+    table = capsys.readouterr().out
+    assert main(["evaluate", str(runs / "entailment"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((runs / "entailment" / "eval.json").read_text())
+    low, high = found["accuracy.interval"]
+    (line,) = [line for line in table.splitlines() if line.startswith("  Accuracy")]
+    assert line.split() == ["Accuracy", f"{found['accuracy']:.1f}", f"{low:.1f}", "…", f"{high:.1f}", "of", "30"]
+    assert f"{found['references.commonest']:.1f}" in table
+    assert str(runs / "entailment" / "predictions.jsonl") in table
+
+
+def test_a_submission_is_what_was_predicted(runs: Path, tmp_path: Path) -> None:
+    run, file = runs / "entailment", tmp_path / "submission.jsonl"
+    assert main(["evaluate", str(run), "--split", "validation", "--submission", str(file)]) == 0
+    said = [json.loads(line) for line in (run / "predictions-validation.jsonl").read_text().splitlines()]
+    submitted = [json.loads(line) for line in file.read_text().splitlines()]
+    assert submitted == [{"pairID": one["record"], "label": one["said"]} for one in said]
+    assert json.loads((run / "eval-validation.json").read_text())["split"] == "validation"
+
+
+@pytest.mark.parametrize("name", ["grounding", "retrieval"])
+def test_a_task_without_a_format_is_refused_before_it_is_measured(
+    runs: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / name / "eval.json").unlink(missing_ok=True)
+    assert main(["evaluate", str(runs / name), "--submission", str(tmp_path / "x")]) == 2
+    assert "question answering, NLVR2 and SNLI-VE have one" in capsys.readouterr().err
+    assert not (runs / name / "eval.json").exists()
+
+
+def test_questions_without_answers_are_answered_and_get_no_score(
+    asked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.json"
+    assert main(["evaluate", str(asked), "--submission", str(file)]) == 0
+    assert "no score" in capsys.readouterr().out
+    assert [one["question_id"] for one in json.loads(file.read_text())] == list(range(ASKED))
+    assert "accuracy" not in json.loads((asked / "eval.json").read_text())
+    page = pipeline.report(asked).read_text()
+    assert page.count("nobody tells") == ASKED
+    assert 'id="result"' not in page
+
+
+def test_a_drawn_share_is_no_submission(asked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", str(asked), "--split", "validation", "--submission", str(tmp_path / "x")]
+    assert main(arguments) == 2
+    assert "data.validation_path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "sections"), [("entailment", ("result", "said", "examples")), ("grounding", ("result", "examples"))]
+)
+def test_a_judged_run_has_a_page(runs: Path, name: str, sections: tuple[str, ...]) -> None:
+    page = pipeline.report(runs / name).read_text()
+    for section in (*sections, "run", "training", "recipe"):
+        assert f'id="{section}"' in page
+    found = json.loads((runs / name / "eval.json").read_text())
+    assert f"<strong>{found['accuracy']:.1f}<" in page
+    assert page.count("✓ right") + page.count("✗ wrong") == 24
+    assert page.count("data:image/") == (48 if name == "grounding" else 24)
+
+
+def test_a_finetuned_retrieval_run_has_a_page_without_a_look_inside(runs: Path) -> None:
+    page = pipeline.report(runs / "retrieval").read_text()
+    assert 'id="retrieval"' in page
+    assert 'id="queries"' in page
+    assert 'id="negatives"' not in page
+
+
+def test_a_run_without_metrics_is_refused_before_it_is_measured(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metrics\.jsonl does not exist"):
+        pipeline.report(tmp_path)
