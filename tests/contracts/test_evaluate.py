@@ -128,6 +128,14 @@ def test_a_judged_run_has_a_page(runs: Path, name: str, sections: tuple[str, ...
     assert page.count("data:image/") == (48 if name == "grounding" else 24)
 
 
+def test_recall_is_printed_for_any_split(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(runs / "retrieval"), "--split", "validation"]) == 0
+    found = json.loads((runs / "retrieval" / "eval-validation.json").read_text())
+    printed = capsys.readouterr().out
+    assert found["split"] == "validation"
+    assert f"R@10 {found['text_to_image.recall@10']:5.1f}" in printed
+
+
 def test_a_finetuned_retrieval_run_has_a_page_without_a_look_inside(runs: Path) -> None:
     page = pipeline.report(runs / "retrieval").read_text()
     assert 'id="retrieval"' in page
