@@ -176,7 +176,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     check_folder(folder, resume)
     source = open_split(recipe, "train")
     recipe = with_answers(recipe, source)
-    tokenizer = _first_tokenizer(recipe, source)
+    tokenizer = _first_tokenizer(recipe, source, folder)
     task = catalog.build_task(recipe, tokenizer).to(find_device(recipe.run.device))
     if recipe.init_from and not resume:
         print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
@@ -188,8 +188,13 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     return folder
 
 
-def _first_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
-    """The tokenizer of the checkpoint that the run starts from, where it has one; else the recipe's."""
+def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokenizer:
+    """The tokenizer of the run's own checkpoint, of the one that it starts from, or the recipe's: the first there is.
+
+    So a run can be resumed where what it started from is gone.
+    """
+    if own := store.latest(folder / "checkpoints"):
+        return Tokenizer.load(store.load(own).tokenizer)
     if recipe.init_from and not recipe.tokenizer.vocabulary:
         return Tokenizer.load(store.load(store.find(recipe.init_from)).tokenizer)
     return make_tokenizer(recipe, source)

@@ -238,8 +238,10 @@ def test_a_task_trains_and_is_measured_from_a_published_layout(
 
 
 def test_a_killed_run_of_a_task_ends_with_the_same_weights_when_resumed(start: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert train("vqa_closed", run, start, vqa(tmp_path), run__steps=3, run__checkpoint_every=1) == 0
+    """Also where the checkpoint that it started from is gone."""
+    run, gone = tmp_path / "run", shutil.copytree(start, tmp_path / "start")
+    assert train("vqa_closed", run, gone, vqa(tmp_path), run__steps=3, run__checkpoint_every=1) == 0
+    shutil.rmtree(gone)
     whole, newest = weights(run), store.latest(run / "checkpoints")
     assert newest is not None
     shutil.rmtree(newest)
