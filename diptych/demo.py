@@ -6,13 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from diptych import catalog, pipeline
 from diptych.checkpoints import store
-from diptych.data.transforms import to_picture
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
 
@@ -46,9 +44,9 @@ def demo(folder: Path) -> Path:
 def _save_pictures(evaluated: pipeline.Evaluated, folder: Path) -> Path:
     """The first test pictures as files, to search in."""
     folder.mkdir(exist_ok=True)
-    pixels = (one for batch in evaluated.split.pixels for one in batch)
-    for number, one in enumerate(islice(pixels, PICTURES)):
-        to_picture(one).save(folder / f"{number:04d}.png")
+    pictures = evaluated.split.pictures
+    for number in range(min(PICTURES, len(pictures))):
+        pictures[number].save(folder / f"{number:04d}.png")
     return folder
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
 from diptych.data.loader import (
     Asked,
+    Item,
     PairDataset,
     PairLoader,
+    check_readable,
     cleaned,
     evaluation_batch,
     evaluation_batches,
-    evaluation_items,
+    items_at,
     pictures_of,
 )
-from diptych.data.record import AnyRecord, BadRecord, Question, Record, Source, Split
+from diptych.data.record import AnyRecord, BadRecord, Question, Source, Split
 from diptych.data.scenes.evaluation import noun_set_ceiling
 from diptych.data.sources.scenes import Scenes
 from diptych.data.submissions import write_nlvr2, write_snli_ve, write_vqa
@@ -44,6 +47,7 @@ from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, ev
 from diptych.evaluate.tasks import JUDGES, MAIN, TaskResult, has_label
 from diptych.models.albef import AlbefPretraining
 from diptych.predict import Predictor, load
+from diptych.recipes.override import override
 from diptych.report import (
     Examples,
     collect,
@@ -79,12 +83,41 @@ MAXIMISED = "mean_recall"
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """An evaluation split, decoded and encoded: I pictures, T captions."""
+class Pictures:
+    """The I pictures of a split, decoded anew at each walk, so that memory holds one batch of them."""
 
-    records: tuple[Record, ...]
-    pixels: tuple[Tensor, ...]
-    """The pictures in batches [b, 3, H, W]."""
+    recipe: Recipe
+    source: Source
+    places: tuple[int, ...]
+    """Of a record of each picture."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Batches [b, 3, H, W] in order. Raises ValueError naming every picture that is bad."""
+        items = self._items(self.places)
+        while chunk := list(islice(items, self.recipe.evaluation.batch_size)):
+            yield torch.stack([item.views[0] for item in chunk])
+
+    def __getitem__(self, index: int) -> Image:
+        """One picture as a model sees it."""
+        (item,) = self._items((self.places[index],))
+        return to_picture(item.views[0])
+
+    def check(self) -> None:
+        """Raises ValueError naming every picture that is bad."""
+        check_readable(self.source, self.places, self.recipe.data)
+
+    def _items(self, places: Sequence[int]) -> Iterator[Item]:
+        return items_at(self.source, places, self.recipe.data, self.recipe.model.vision.image_size)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """An evaluation split: I pictures, T captions. Records of one picture, by its identity, share it."""
+
+    pictures: Pictures
     captions: tuple[str, ...]
     texts: Texts
     image_of_text: Tensor
@@ -117,14 +150,17 @@ def with_answers(recipe: Recipe, source: AnySource) -> Recipe:
 
 
 def read_retrieval(recipe: Recipe, source: Source, tokenizer: Tokenizer, limit: int | None = None) -> Retrieval:
-    """The split in order, the first `limit` records at most. Raises ValueError naming every record that is bad."""
-    items = list(evaluation_items(source, recipe.data, recipe.model.vision.image_size, limit))
-    records = tuple(item.record for item in items)
-    pixels = torch.stack([item.views[0] for item in items]).split(recipe.evaluation.batch_size)
+    """The split in order, the first `limit` records at most."""
+    records = [source.record(index) for index in range(len(source))[:limit]]
+    places: dict[str, int] = {}
+    for index, record in enumerate(records):
+        places.setdefault(record.image_id, index)
+    number = {identity: picture for picture, identity in enumerate(places)}
     captions = tuple(clean_caption(text, recipe.data.max_words) for record in records for text in record.captions)
-    owner = torch.tensor([index for index, record in enumerate(records) for _ in record.captions])
+    owner = torch.tensor([number[record.image_id] for record in records for _ in record.captions])
     ids = tokenizer.encode(captions, recipe.data.max_tokens_evaluation)
-    return Retrieval(records, pixels, captions, pad_texts(ids, tokenizer.pad_id), owner)
+    pictures = Pictures(recipe, source, tuple(places.values()))
+    return Retrieval(pictures, captions, pad_texts(ids, tokenizer.pad_id), owner)
 
 
 def open_split(recipe: Recipe, split: Split) -> AnySource:
@@ -146,10 +182,11 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
     source = open_split(recipe, "validation")
     if ranks_pairs(recipe):
         split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
+        split.pictures.check()
         device = find_device(recipe.run.device)
 
         def measure() -> dict[str, float]:
-            return contrastive_recall(task.model, split.pixels, split.texts, split.image_of_text, device=device)
+            return contrastive_recall(task.model, split.pictures, split.texts, split.image_of_text, device=device)
 
         return loop.Validation(measure, MAXIMISED)
 
@@ -225,55 +262,79 @@ class Evaluated:
     ceiling: dict[str, float]
     """Recalls of a matcher that knows only the set of nouns; empty for data other than scenes."""
     split_name: Split = "test"
+    changes: Changes = field(default_factory=dict)
 
     @property
     def written(self) -> tuple[Path, ...]:
         """The files that hold what was found."""
-        return (self.folder / f"eval{_suffix(self.split_name)}.json",)
+        return (self.folder / f"eval{_suffix(self.split_name, self.changes)}.json",)
 
     def to_json(self) -> dict[str, Any]:
         ceiling = {f"nouns_only.{name}": value for name, value in self.ceiling.items()}
         origin = {"checkpoint": self.predictor.origin.name, "split": self.split_name}
-        return origin | self.result.to_json() | ceiling
+        return origin | _changed(self.changes) | self.result.to_json() | ceiling
 
 
-def evaluate(path: Path, split: Split = "test", submission: Path | None = None) -> Evaluated | Judged:
+Changes = Mapping[str, Any]
+"""Fields of a stored recipe by their dotted names, with what stands for them in an evaluation."""
+CHANGEABLE = ("data.", "evaluation.", "task.boxes.")
+ANSWERING = ("answers", "inference", "score", "candidates", "beams", "max_answer_tokens")
+"""Fields of `VqaDecoderConfig` of which no weight depends."""
+
+
+def changed(recipe: Recipe, changes: Changes) -> Recipe:
+    """The recipe with other data or another way to ask the same model. Raises ValueError for any other change."""
+    allowed: tuple[str, ...] = CHANGEABLE
+    if isinstance(recipe.task, VqaDecoderConfig):
+        allowed += tuple(f"task.{name}" for name in ANSWERING)
+    for name in changes:
+        if not name.startswith(allowed):
+            raise ValueError(f"{name} was settled by training; what can be changed: {', '.join(allowed)}")
+    return override(recipe, changes)
+
+
+def evaluate(
+    path: Path, split: Split = "test", submission: Path | None = None, changes: Changes | None = None
+) -> Evaluated | Judged:
     """`measure` or `judge`, as the run's task is measured, and the file for an evaluation server if one is named.
 
     Raises ValueError, before anything is measured, for a submission that the task has no format for or that could not
     be complete.
     """
-    recipe = from_dict(store.load(store.find(path)).recipe)
+    changes = changes or {}
+    recipe = changed(from_dict(store.load(store.find(path)).recipe), changes)
     if submission is not None:
         _check_submission(recipe, split, submission)
     if ranks_pairs(recipe):
-        return measure(path, split)
-    judged = judge(path, split)
+        return measure(path, split, changes)
+    judged = judge(path, split, changes)
     if submission is not None:
         submit(judged, submission)
     return judged
 
 
-def measure(path: Path, split: Split = "test") -> Evaluated:
+def measure(path: Path, split: Split = "test", changes: Changes | None = None) -> Evaluated:
     """Measures a run's best checkpoint, or the checkpoint given, as retrieval.
 
-    Writes `eval.json` (`eval-validation.json` for that split) into the run's folder.
+    Writes `eval.json` into the run's folder; `eval-validation.json` for that split, `eval-changed.json` with `changes`.
     """
+    changes = changes or {}
     predictor = load(path)
+    predictor = replace(predictor, recipe=changed(predictor.recipe, changes))
     recipe = predictor.recipe
     source = catalog.open_source(recipe.data, split)
     _say_skipped(split, source.skipped)
     read = read_retrieval(recipe, source, predictor.tokenizer)
     with RichProgress(transient=True) as bars:
         result = evaluate_retrieval(
-            predictor.model, read.pixels, read.texts, read.image_of_text, recipe.evaluation, predictor.device,
+            predictor.model, read.pictures, read.texts, read.image_of_text, recipe.evaluation, predictor.device,
             on_progress=_bars(bars),
         )  # fmt: skip
     ceiling = {}
     if isinstance(source, Scenes):
         shares = noun_set_ceiling(source.evaluation.scenes, source.evaluation.captions)
         ceiling = {name: 100 * share for name, share in shares.items()}
-    evaluated = Evaluated(_folder_of(predictor.origin), predictor, read, result, ceiling, split)
+    evaluated = Evaluated(_folder_of(predictor.origin), predictor, read, result, ceiling, split, changes)
     evaluated.written[0].write_text(json.dumps(evaluated.to_json(), indent=1))
     return evaluated
 
@@ -295,8 +356,12 @@ def _folder_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
 
 
-def _suffix(split: Split) -> str:
-    return "" if split == "test" else f"-{split}"
+def _suffix(split: Split, changes: Changes) -> str:
+    return ("" if split == "test" else f"-{split}") + ("-changed" if changes else "")
+
+
+def _changed(changes: Changes) -> dict[str, Any]:
+    return {"changed": dict(changes)} if changes else {}
 
 
 @dataclass(frozen=True)
@@ -316,10 +381,11 @@ class Opened:
         return _folder_of(self.checkpoint)
 
 
-def open_task(path: Path) -> Opened:
+def open_task(path: Path, changes: Changes | None = None) -> Opened:
     """The task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError."""
     checkpoint = store.load(store.find(path))
-    recipe, tokenizer = from_dict(checkpoint.recipe), Tokenizer.load(checkpoint.tokenizer)
+    recipe = changed(from_dict(checkpoint.recipe), changes or {})
+    tokenizer = Tokenizer.load(checkpoint.tokenizer)
     task = catalog.build_task(recipe, tokenizer)
     store.load_into(task, checkpoint.weights(), checkpoint.folder)
     task = task.to(find_device(recipe.run.device)).eval()
@@ -336,31 +402,33 @@ class Judged:
     source: AnySource
     records: Mapping[str, AnyRecord]
     """What was judged, by its id, in order."""
+    changes: Changes = field(default_factory=dict)
 
     @property
     def written(self) -> tuple[Path, ...]:
         """The files that hold what was found: the measures, and what the model said of each record."""
-        suffix = _suffix(self.split)
+        suffix = _suffix(self.split, self.changes)
         return self.opened.folder / f"eval{suffix}.json", self.opened.folder / f"predictions{suffix}.jsonl"
 
     def to_json(self) -> dict[str, Any]:
         opened = self.opened
         origin = {"checkpoint": opened.checkpoint.name, "task": type(opened.recipe.task).__name__, "split": self.split}
-        return origin | self.result.to_json()
+        return origin | _changed(self.changes) | self.result.to_json()
 
 
-def judge(path: Path, split: Split = "test") -> Judged:
+def judge(path: Path, split: Split = "test", changes: Changes | None = None) -> Judged:
     """Measures a run's best checkpoint, or the checkpoint given, by its task's own measure.
 
-    Writes `eval.json` (`eval-validation.json` for that split) into the run's folder, and beside it what the model said
-    of each record, as `predictions.jsonl` likewise.
+    Writes `eval.json` into the run's folder, named as `measure` says, and beside it what the model said of each record,
+    as `predictions.jsonl` likewise.
     """
-    opened = open_task(path)
+    changes = changes or {}
+    opened = open_task(path, changes)
     source = open_split(opened.recipe, split)
     records: dict[str, AnyRecord] = {}
     asked = _noted(_asked(opened.recipe, source, opened.tokenizer), records)
     result = evaluate_task(opened.task, asked, opened.tokenizer, opened.recipe.evaluation.bootstrap)
-    judged = Judged(opened, split, result, source, records)
+    judged = Judged(opened, split, result, source, records, changes)
     measures, predictions = judged.written
     measures.write_text(json.dumps(judged.to_json(), indent=1))
     lines = (json.dumps(asdict(decision), ensure_ascii=False) for decision in result.decisions)
@@ -404,7 +472,7 @@ def _check_submission(recipe: Recipe, split: Split, file: Path) -> None:
     if recipe.data.source != "scenes" and paths[split] is None:
         raise ValueError(
             f"the {split} split is a share of data.path, drawn by this library: an evaluation server wants a published "
-            f"split whole. Train with data.{split}_path naming its annotations"
+            f"split whole. Name its annotations: data.{split}_path=FILE"
         )
     if skipped := open_split(recipe, split).skipped:
         raise ValueError(f"a submission would lack {len(skipped)} records of the {split} split, such as {skipped[0]}")
@@ -425,11 +493,10 @@ def report(folder: Path) -> Path:
 def write(evaluated: Evaluated) -> Path:
     """The report of a run that has been measured."""
     split, result = evaluated.split, evaluated.result
-    picture = [to_picture(pixels) for batch in split.pixels for pixels in batch]
     found = result.text_to_image
     queries = query_examples(
         split.captions, split.image_of_text, found.ranks, found.contrastive_ranks, found.reranked,
-        picture.__getitem__, len(picture),
+        split.pictures.__getitem__, len(split.pictures),
     )  # fmt: skip
     negatives, teacher = _looks_inside(evaluated)
     examples = Examples(queries, negatives, teacher)

@@ -236,8 +236,8 @@ class VqaDecoderConfig:
     teacher_dropout: bool = False
     """True runs the teacher with dropout, as released (defect 3)."""
     answers: tuple[str, ...] = ()
-    """The list of which a question's answer is chosen. Empty: the `answer_count` most frequent answers of the training
-    data."""
+    """The list of which a question's answer is chosen; `@FILE` reads it from JSON, as the published one is. Empty: the
+    `answer_count` most frequent answers of the training data."""
     answer_count: int = 3192
     """Length of the published list (ALBEF §5)."""
     inference: Literal["rank", "generate"] = "rank"

@@ -1,4 +1,4 @@
-"""`diptych evaluate RUN`"""
+"""`diptych evaluate RUN [name=value …]`"""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych evaluate",
+        usage="diptych evaluate RUN [--split SPLIT] [--submission FILE] [--json] [name=value …]",
+        epilog="name=value asks the same model of other data or otherwise, as in data.test_path=FILE, "
+        "data.scenes.compositions=held_out, evaluation.rerank=256, task.inference=generate; its measures go to "
+        "RUN/eval-changed.json.",
         description="Measure a run's best checkpoint; writes RUN/eval.json and, where a task is judged record by "
         "record, what the model said of each into RUN/predictions.jsonl. Retrieval is ranked over the whole split.",
     )
@@ -28,11 +32,12 @@ def run(arguments: Sequence[str]) -> None:
         help="also write the file for the VQA evaluation server, NLVR2 or SNLI-VE, checked before it is written",
     )
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
-    given = parser.parse_args(arguments)
+    given, assignments = parser.parse_known_args(arguments)
 
     from diptych import demo, pipeline
+    from diptych.recipes.override import parse_assignments
 
-    found = pipeline.evaluate(given.run, given.split, given.submission)
+    found = pipeline.evaluate(given.run, given.split, given.submission, parse_assignments(assignments))
     if given.json:
         print(json.dumps(found.to_json(), indent=1))
         return

@@ -443,21 +443,26 @@ def evaluation_items(
 ) -> Iterator[Item]:
     """The records of an evaluation split with the pixels of their pictures, in order, the first `limit` at most.
 
+    Raises ValueError as `items_at` does.
+    """
+    return items_at(source, range(len(source))[:limit], config, image_size)
+
+
+def items_at(
+    source: Source | TaskSource[Any], indices: Sequence[int], config: DataConfig, image_size: int
+) -> Iterator[Item]:
+    """Records by their places in an evaluation split, with the pixels of their pictures, in the order of `indices`.
+
     A measure must not depend on which files happen to be readable: at the first bad record the rest is read through,
     and a ValueError names them all.
     """
     transform = EvaluationTransform(image_size)
-    end = len(source) if limit is None else min(limit, len(source))
-    for index in range(end):
+    for number, index in enumerate(indices):
         record = source.record(index)
         try:
             images, size = _seen(source, record, config)
         except BadRecord as error:
-            bad = [error, *unreadable(source, range(index + 1, end), config)]
-            names = "\n".join(f"  {error}" for error in bad)
-            raise ValueError(
-                f"{len(bad)} of {end} evaluation records cannot be read; evaluation tolerates none:\n{names}"
-            ) from None
+            raise _intolerable([error, *unreadable(source, indices[number + 1 :], config)], len(indices)) from None
         yield Item(record, tuple(transform(image) for image in images), size)
 
 
@@ -472,6 +477,17 @@ def _seen(
     if config.blank_images and isinstance(record, Referring):
         return images, pictures_of(source, record, replace(config, blank_images=False))[0].size
     return images, images[0].size
+
+
+def check_readable(source: Source | TaskSource[Any], indices: Sequence[int], config: DataConfig) -> None:
+    """Raises ValueError as `items_at` would, before anything is asked of a model."""
+    if bad := list(unreadable(source, indices, config)):
+        raise _intolerable(bad, len(indices))
+
+
+def _intolerable(bad: Sequence[BadRecord], total: int) -> ValueError:
+    names = "\n".join(f"  {error}" for error in bad)
+    return ValueError(f"{len(bad)} of {total} evaluation records cannot be read; evaluation tolerates none:\n{names}")
 
 
 def unreadable(source: Source | TaskSource[Any], indices: Iterable[int], config: DataConfig) -> Iterator[BadRecord]:

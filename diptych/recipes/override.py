@@ -1,7 +1,7 @@
 """Strict, typed changes to a recipe. (Its way to JSON and back: diptych/serialize.py.)
 
 `override(recipe, {"data.path": "photos", "optim.lr": "1e-3"})` takes dotted names; values are Python values or
-what a user typed, and become the type that the field declares. Nothing unknown passes.
+what a user typed, and become the type that the field declares; `@FILE` reads a JSON file. Nothing unknown passes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from diptych.schema import Recipe
@@ -59,11 +60,21 @@ def _replaced(config: Config, path: Sequence[str], value: Any, above: tuple[str,
     if not is_dataclass(current):
         if rest:
             raise ValueError(f"{'.'.join(place)} is a value ({spelled(hints[head])}) and has no field '{rest[0]}'")
-        return replace(config, **{head: typed(hints[head], value, ".".join(place))})  # type: ignore[type-var]
+        return replace(config, **{head: typed(hints[head], _read(value, ".".join(place)), ".".join(place))})  # type: ignore[type-var]
     changes = {".".join(rest): value} if rest else _mapping(value, ".".join(place))
     for key, content in changes.items():
         current = _replaced(current, key.split("."), content, place)
     return replace(config, **{head: current})  # type: ignore[type-var]  # every caller passes a dataclass
+
+
+def _read(value: Any, name: str) -> Any:
+    """The list that `@FILE` names, a JSON file such as the published list of answers; any other value as it is."""
+    if not (isinstance(value, str) and value.startswith("@")):
+        return value
+    try:
+        return json.loads(Path(value[1:]).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {value[1:]} could not be read as JSON ({error})") from None
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from PIL.Image import Image as Picture
+from PIL.Image import new as new_picture
 
 from diptych import pipeline
 from diptych.catalog import find_recipe
 from diptych.cli.main import main
+from diptych.data.record import BadRecord, Record
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import to_picture
 from diptych.recipes.override import override
 
 SHRUNK = {
@@ -146,3 +152,74 @@ def test_a_finetuned_retrieval_run_has_a_page_without_a_look_inside(runs: Path) 
 def test_a_run_without_metrics_is_refused_before_it_is_measured(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"metrics\.jsonl does not exist"):
         pipeline.report(tmp_path)
+
+
+def test_the_same_model_can_be_asked_of_other_data(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "entailment"
+    assert main(["evaluate", str(run), "data.scenes.evaluation_count=7", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["examples"] == 7
+    assert found["changed"] == {"data.scenes.evaluation_count": "7"}
+    assert json.loads((run / "eval-changed.json").read_text()) == found
+    assert len((run / "predictions-changed.jsonl").read_text().splitlines()) == 7
+    assert main(["evaluate", str(runs / "retrieval"), "evaluation.rerank=2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text_to_image.candidates"] == 2
+
+
+@pytest.mark.parametrize("change", ["model.embed_dim=4", "task.alpha=0.1", "task.answers=a,b", "run.seed=3"])
+def test_what_training_settled_cannot_be_changed(runs: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(runs / "entailment"), change]) == 2
+    assert "was settled by training; what can be changed: data., evaluation." in capsys.readouterr().err
+
+
+class Album:
+    """Five captions of three pictures, which remembers what was opened."""
+
+    skipped = ()
+
+    def __init__(self, broken: tuple[str, ...] = ()) -> None:
+        self.broken, self.opened = broken, list[str]()
+
+    def __len__(self) -> int:
+        return 5
+
+    def record(self, index: int) -> Record:
+        name = ("a", "b", "a", "c", "b")[index]
+        return Record(f"line {index}", name, (f"caption {index}",), name)
+
+    def picture(self, record: Record) -> Picture:
+        self.opened.append(record.image)
+        if record.image in self.broken:
+            raise BadRecord(record.id, "not a picture")
+        return new_picture("RGB", (8, 8), (10 * ord(record.image) % 256, 0, 0))
+
+
+def split_of(album: Album, limit: int | None = None) -> pipeline.Retrieval:
+    recipe = override(find_recipe("albef_tiny"), {"model.vision.image_size": 16, "evaluation.batch_size": 2})
+    return pipeline.read_retrieval(recipe, album, Tokenizer.train(["caption"], 40), limit)
+
+
+def test_captions_of_one_picture_share_it_whatever_lines_they_stand_on() -> None:
+    split = split_of(Album())
+    assert split.image_of_text.tolist() == [0, 1, 0, 2, 1]
+    assert split.captions == tuple(f"caption {index}" for index in range(5))
+    assert [len(batch) for batch in split.pictures] == [2, 1]
+    assert split_of(Album(), 2).image_of_text.tolist() == [0, 1]
+
+
+def test_pictures_are_opened_when_they_are_asked_for_and_again_at_each_walk() -> None:
+    album = Album()
+    split = split_of(album)
+    assert album.opened == []
+    first, again = list(split.pictures), list(split.pictures)
+    assert all(map(torch.equal, first, again))
+    assert album.opened == ["a", "b", "c"] * 2
+    seen = split.pictures[2]
+    assert album.opened[6:] == ["c"]
+    assert seen.tobytes() == to_picture(first[1][0]).tobytes()
+
+
+def test_every_bad_picture_is_named_before_training() -> None:
+    split = split_of(Album(broken=("b", "c")))
+    with pytest.raises(ValueError, match=r"2 of 3 evaluation records.*\n.*line 1: not a picture\n.*line 3"):
+        split.pictures.check()

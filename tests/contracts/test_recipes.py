@@ -213,3 +213,16 @@ def test_a_stored_recipe_must_be_complete_known_and_typed() -> None:
         from_dict({**stored, "run": {**stored["run"], "seed": "x"}})
     with pytest.raises(ValueError, match="run: expected the fields steps, "):
         from_dict({**stored, "run": 3})
+
+
+def test_a_list_can_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    file.write_text('["yes", "no", "light, gray"]')
+    recipe = override(find_recipe("albef_tiny_vqa"), {"task.answers": f"@{file}"})
+    assert isinstance(recipe.task, VqaDecoderConfig)
+    assert recipe.task.answers == ("yes", "no", "light, gray")
+    file.write_text('{"yes": 1}')
+    with pytest.raises(ValueError, match=r"task\.answers: expected any number of values"):
+        override(recipe, {"task.answers": f"@{file}"})
+    with pytest.raises(ValueError, match=r"task\.answers: .*gone\.json could not be read as JSON"):
+        override(recipe, {"task.answers": f"@{tmp_path / 'gone.json'}"})
