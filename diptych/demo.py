@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from diptych import catalog, pipeline
 from diptych.checkpoints import store
@@ -120,9 +125,8 @@ def all_tasks(folder: Path, blind: bool = True) -> list[Row]:
     if not (folder / "eval.json").exists():
         demo(folder)
     for stage in STAGES:
-        _run(folder, stage, blank=False)
-        if blind and stage.blind:
-            _run(folder, stage, blank=True)
+        with _blind_beside(folder, stage) if blind and stage.blind else nullcontext():
+            _run(folder, stage, blank=False)
     found = rows(folder)
     table = folder / "tasks" / "table.json"
     table.write_text(json.dumps([vars(row) for row in found], indent=1))
@@ -145,6 +149,45 @@ def _run(folder: Path, stage: Stage, blank: bool) -> None:
     begun = _begun(recipe, place)
     pipeline.train(begun or recipe, place, resume=begun is not None)
     pipeline.report(place)
+
+
+@contextmanager
+def _blind_beside(folder: Path, stage: Stage) -> Iterator[None]:
+    """Trains the stage on blank pictures in a process of its own meanwhile, each with half of the threads.
+
+    Two small trainings of one thread each do half as much again as one of two threads (docs/decisions.md 42).
+    Raises ValueError with the end of its log if that process fails.
+    """
+    place, threads = _blind_folder(folder, stage), torch.get_num_threads()
+    if (place / "eval.json").exists():
+        yield
+        return
+    log = place.with_suffix(".log")
+    log.parent.mkdir(exist_ok=True)
+    half = max(1, threads // 2)
+    twin = get_context("spawn").Process(target=_run_blind, args=(folder, stage, half, log), daemon=False)
+    print(f"\n{stage.recipe} on blank pictures in {place}, beside it; its progress: {log}")
+    twin.start()
+    torch.set_num_threads(half)
+    try:
+        yield
+    finally:
+        twin.join()
+        torch.set_num_threads(threads)
+    if twin.exitcode:
+        raise ValueError(f"{stage.recipe} on blank pictures failed; the end of {log}:\n{log.read_text()[-2000:]}")
+
+
+def _run_blind(folder: Path, stage: Stage, threads: int, log: Path) -> None:
+    """What the other process does."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(threads)
+    try:
+        _run(folder, stage, blank=True)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"diptych: {error}") from None
 
 
 def _begun(recipe: Recipe, place: Path) -> Recipe | None:

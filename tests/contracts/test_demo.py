@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diptych import catalog, demo, pipeline
 from diptych.checkpoints import store
@@ -56,12 +59,20 @@ class StandIn:
         return folder / "report.html"
 
 
+@contextmanager
+def blind_afterwards(folder: Path, stage: demo.Stage) -> Iterator[None]:
+    """In this process, where trainings are stood in for."""
+    yield
+    demo._run(folder, stage, blank=True)
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
     monkeypatch.setattr(pipeline, "train", made.train)
     monkeypatch.setattr(pipeline, "report", made.report)
     monkeypatch.setattr(demo, "_weights_of", lambda run: b"weights")
+    monkeypatch.setattr(demo, "_blind_beside", blind_afterwards)
     made.train(catalog.find_recipe("albef_tiny"), tmp_path)
     made.trained.clear()
     (tmp_path / "eval.json").write_text(json.dumps(RETRIEVAL))
@@ -160,3 +171,21 @@ def test_the_weights_that_a_blind_run_is_named_by_are_the_best_checkpoint_s(tmp_
     content = store.CheckpointState({}, {}, {"step": 1, "measure": 1.0}, to_dict(catalog.find_recipe("albef_tiny")))
     folder = store.save_checkpoint(tmp_path / "checkpoints", 1, content)
     assert demo._weights_of(tmp_path) == (folder / "weights.safetensors").read_bytes()
+
+
+def test_the_blind_twin_runs_in_a_process_of_its_own_with_half_of_the_threads(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here it fails, since there is no checkpoint to start from; what it says goes to its log and into the error."""
+    stage = demo.Stage("entailment", "albef_tiny_entailment", blind=True)
+    content = store.CheckpointState({}, {}, {"step": 1, "measure": 1.0}, to_dict(catalog.find_recipe("albef_tiny")))
+    store.save_checkpoint(tmp_path / "checkpoints", 1, content)
+    before, within = torch.get_num_threads(), 0
+    failure = pytest.raises(ValueError, match=r"albef_tiny_entailment on blank pictures failed; the end of .*\.log:\n")
+    with failure as failed, demo._blind_beside(tmp_path, stage):
+        within = torch.get_num_threads()
+    assert (within, torch.get_num_threads()) == (max(1, before // 2), before)
+    (log,) = (tmp_path / "blind").glob("entailment-*.log")
+    assert "albef_tiny_entailment in" in log.read_text()
+    assert "diptych: " in str(failed.value)
+    assert "Traceback" not in str(failed.value) + capfd.readouterr().err

@@ -22,6 +22,7 @@ from diptych.cli import where
 from diptych.cli.main import VERBS, main
 from diptych.recipes.override import override, parse_assignments
 from diptych.schema import GroundingTrainingConfig, Recipe, VqaDecoderConfig
+from tests.contracts.test_demo import blind_afterwards
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -121,6 +122,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(pipeline, "train", train_small)
+        patch.setattr(demo, "_blind_beside", blind_afterwards)
         demo.demo(Path("runs/demo"))
         yield place
 
