@@ -284,7 +284,12 @@ def _judge_boxes(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamp
 
 
 def _locate(task: Any, asked: Asked, config: GroundingConfig) -> Iterator[_Located]:
-    maps = _finite(phrase_maps(task.model, asked.batch.pixels, asked.batch.texts, config).phrase, asked.records)
+    """A picture is encoded once for all of its phrases in the batch."""
+    first = {record.image_id: row for row, record in reversed(list(enumerate(asked.records)))}
+    rows = {identity: number for number, identity in enumerate(first)}
+    pixels = asked.batch.pixels[list(first.values())]
+    owner = torch.tensor([rows[record.image_id] for record in asked.records], device=pixels.device)
+    maps = _finite(phrase_maps(task.model, pixels, asked.batch.texts, config, owner).phrase, asked.records)
     for record, heat, size in zip(asked.records, maps, asked.sizes, strict=True):
         of_map = find_box(heat, size, (), config)
         box = find_box(heat, size, record.proposals, config) if record.proposals else of_map

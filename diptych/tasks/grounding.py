@@ -10,7 +10,8 @@ in pixels of the picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,9 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diptych.data.heatmap import enlarge
-from diptych.data.record import Box, Referring
-from diptych.metrics.accuracy import Estimate
-from diptych.metrics.grounding import box_accuracy, box_iou
+from diptych.data.record import Box
 from diptych.schema import GroundingConfig
 from diptych.task import Model
 from diptych.types import Texts
@@ -65,7 +64,8 @@ def phrase_maps(
             raise ValueError(f"{len(pixels)} images for {phrases} phrases: say by image_index which belong together")
         image_index = torch.arange(phrases, device=pixels.device)
     find = _fusion_maps if config.mode == "itm" else _encoder_maps
-    heat, score, fit = find(model, pixels, texts, config.layer, image_index)
+    with _frozen(model):
+        heat, score, fit = find(model, pixels, texts, config.layer, image_index)
     rows = round((heat.shape[-1] * pixels.shape[-2] / pixels.shape[-1]) ** 0.5)
     tokens = heat.unflatten(-1, (rows, -1))
     if config.mode == "itc":
@@ -74,6 +74,19 @@ def phrase_maps(
     tokens = torch.cat([tokens, tokens.new_zeros(phrases, length - tokens.shape[1], *tokens.shape[2:])], dim=1)
     counts = texts.attention_mask.sum(1) if config.average == "text" else tokens.new_full((phrases,), length)
     return PhraseMaps(tokens.sum(1) / counts[:, None, None], tokens, score, fit)
+
+
+@contextmanager
+def _frozen(model: Model) -> Iterator[None]:
+    """Layers leave out the gradients of weights meanwhile: only that of the attention is asked for."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _fusion_maps(
@@ -158,24 +171,6 @@ def find_box(
     if not proposals:
         return box_of_map(grown, config.threshold)
     return proposals[int(proposal_scores(grown, np.array(proposals, np.float64), config.alpha).argmax())]
-
-
-def evaluate_boxes(
-    found: Sequence[Box], records: Sequence[Referring], config: GroundingConfig, resamples: int = 1000, seed: int = 0
-) -> dict[str, Estimate]:
-    """Accuracy of the boxes found for the records, for each published split among them (`part`).
-
-    Raises ValueError for a record without its right box, and unless there is a box for each.
-    """
-    if not len(found) == len(records) > 0:
-        raise ValueError(f"{len(found)} boxes for {len(records)} records: give one a record, and at least one")
-    right = [record.box for record in records if record.box is not None]
-    if len(right) < len(records):
-        name = next(record.id for record in records if record.box is None)
-        raise ValueError(f"{len(records) - len(right)} of {len(records)} records have no `box` to compare with: {name}")
-    iou = box_iou(np.array(found, np.float64), np.array(right, np.float64), config.iou)
-    parts, pictures = [record.part for record in records], [record.image_id for record in records]
-    return box_accuracy(iou, parts, pictures, resamples, seed)
 
 
 def proposal_scores(

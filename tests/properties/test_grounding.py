@@ -25,12 +25,11 @@ from diptych.data.heatmap import (
     heat_picture,
     token_pictures,
 )
-from diptych.data.record import Referring
 from diptych.metrics.grounding import box_accuracy, box_iou, central_box, largest_box
 from diptych.metrics.intervals import mean_interval
 from diptych.schema import GroundingConfig
 from diptych.task import Model
-from diptych.tasks.grounding import PhraseMaps, box_of_map, evaluate_boxes, find_box, phrase_maps, proposal_scores
+from diptych.tasks.grounding import PhraseMaps, box_of_map, find_box, phrase_maps, proposal_scores
 from diptych.types import Joint, Texts
 from tests import tiny
 
@@ -362,21 +361,6 @@ def test_accuracy_is_the_share_of_each_split_and_its_interval_draws_pictures() -
 def test_accuracy_needs_one_split_and_one_picture_a_phrase() -> None:
     with pytest.raises(ValueError, match="1 overlaps, 1 splits and 2 pictures"):
         box_accuracy(np.array([0.5]), ["val"], [1, 2])
-
-
-def test_records_are_evaluated_by_part_under_the_configured_overlap() -> None:
-    right = (0.0, 0.0, 4.0, 4.0)
-    records = [Referring(str(n), None, "", "p", right, part=part) for n, part in enumerate(("testA", "testB"))]
-    found = evaluate_boxes([right, (3.0, 3.0, 4.0, 4.0)], records, GroundingConfig(), resamples=10)
-    assert {part: accuracy.value for part, accuracy in found.items()} == {"testA": 100.0, "testB": 0.0}
-    pixel = (0.0, 0.0, 1.0, 1.0)
-    tiny_records = [replace(record, box=pixel) for record in records]
-    ways = [evaluate_boxes([pixel] * 2, tiny_records, GroundingConfig(iou=way)) for way in ("continuous", "released")]
-    assert [way["testA"].value for way in ways] == [100.0, 0.0]
-    with pytest.raises(ValueError, match="1 of 2 records have no `box` to compare with: 1"):
-        evaluate_boxes([right] * 2, [records[0], replace(records[1], box=None)], GroundingConfig())
-    with pytest.raises(ValueError, match="1 boxes for 2 records"):
-        evaluate_boxes([right], records, GroundingConfig())
 
 
 def test_guesses_without_a_look_take_the_largest_and_the_most_central_box() -> None:

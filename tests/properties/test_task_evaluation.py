@@ -79,12 +79,13 @@ def noise(number: int) -> Image.Image:
 
 def phrase(number: int, text: str) -> Referring:
     """The right box is the second of four proposals, which is neither the largest nor the most central but once."""
-    width, height = size_of(number)
+    picture = number // 2
+    width, height = size_of(picture)
     own = (2.0 + number, 3.0, 9.0, 8.0)
     whole = (0.0, 0.0, float(width), float(height))
     proposals: tuple[Box, ...] = ((width - 8.0, height - 8.0, 6.0, 6.0), own, whole, (own[0] + 1, 3.0, 9.0, 8.0))
     return Referring(
-        f"r{number}", number, text, f"picture {number // 2}", own, proposals, part=f"test{'AB'[number % 2]}"
+        f"r{number}", picture, text, f"picture {picture}", own, proposals, part=f"test{'AB'[number % 2]}"
     )
 
 
