@@ -88,7 +88,7 @@ def albef_tiny_vqa_closed() -> Recipe:
     Cost: six minutes on two cores.
     Expected: VQA accuracy above 50 %; half of it on blank pictures.
     """
-    return _tiny("albef_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 2200)
+    return _tiny("albef_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1800)
 
 
 def albef_tiny_assignment() -> Recipe:
@@ -110,5 +110,5 @@ def albef_tiny_nlvr2() -> Recipe:
     Cost: eleven minutes on two cores.
     Expected: accuracy above 60 %; 50 % on blank pictures.
     """
-    recipe = _tiny("albef_tiny_nlvr2", Nlvr2Config(alpha=0.0), 2800, lr=1.5e-4, images_per_text=2)
+    recipe = _tiny("albef_tiny_nlvr2", Nlvr2Config(alpha=0.0), 2300, lr=1.5e-4, images_per_text=2)
     return replace(recipe, init_from="runs/albef_tiny_assignment")
