@@ -366,8 +366,6 @@ class TokenizerConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = 1e-4
-    head_lr: float = 1.0
-    """Multiplies the rate of a task's head, which starts from nothing beside a trained model. VLMo's VQA: 20."""
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -378,6 +376,8 @@ class OptimConfig:
     """Largest gradient norm."""
     accumulate: int = 1
     """Micro-batches an optimiser step; each sees only its own negatives and the queue."""
+    head_lr: float = 1.0
+    """Multiplies the rate of a task's head, which starts from nothing beside a trained model. VLMo's VQA: 20."""
 
 
 @dataclass(frozen=True)
