@@ -46,7 +46,7 @@ def result(judged: Judgement) -> list[Html]:
     if judged.references:
         rows.append(tag("tr", tag("th", "Without looking", colspan=5), class_="way"))
         rows += [_row(name, score, "first") for name, score in judged.references.items()]
-    intro = f"{judged.how} In percent; intervals by bootstrap, in which what shares a picture or a statement stays together."
+    intro = f"{judged.how} In percent; intervals by bootstrap: what shares a picture or a statement stays together."
     return [
         tag("p", intro, class_="intro"),
         tag("div", tag("table", tag("tr", heads), rows, class_="measures"), class_="scroll"),
