@@ -16,7 +16,7 @@ import torch
 
 from diptych import catalog, pipeline
 from diptych.checkpoints import store
-from diptych.schema import Recipe
+from diptych.schema import Recipe, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.serialize import from_dict, to_dict
 
 PICTURES = 200
@@ -106,14 +106,16 @@ class Row:
     value: float
     interval: tuple[float, float]
     baseline: str
-    baseline_value: float
-    baseline_interval: tuple[float, float]
+    """What stands beside it; empty where that was left out, and then without a value."""
+    baseline_value: float | None
+    baseline_interval: tuple[float, float] | None
     chance: float | None
+    """Of whoever does not look at the pictures."""
 
     @property
     def apart(self) -> bool:
         """Whether the intervals do not overlap, the measure above its baseline."""
-        return self.interval[0] > self.baseline_interval[1]
+        return self.baseline_interval is not None and self.interval[0] > self.baseline_interval[1]
 
 
 def all_tasks(folder: Path, blind: bool = True) -> list[Row]:
@@ -142,11 +144,11 @@ def _run(folder: Path, stage: Stage, blank: bool) -> None:
     if blank:
         recipe = replace(recipe, data=replace(recipe.data, blank_images=True))
     place = _blind_folder(folder, stage) if blank else folder / "tasks" / stage.name
+    begun = _begun(recipe, place)
     if (place / "eval.json").exists():
         print(f"{place} is there already")
         return
     print(f"\n{stage.recipe} in {place}")
-    begun = _begun(recipe, place)
     pipeline.train(begun or recipe, place, resume=begun is not None)
     pipeline.report(place)
 
@@ -171,6 +173,9 @@ def _blind_beside(folder: Path, stage: Stage) -> Iterator[None]:
     torch.set_num_threads(half)
     try:
         yield
+    except BaseException:
+        twin.terminate()  # it saves where it is, as at Ctrl-C
+        raise
     finally:
         twin.join()
         torch.set_num_threads(threads)
@@ -196,11 +201,18 @@ def _begun(recipe: Recipe, place: Path) -> Recipe | None:
     if not stored.exists():
         return None
     begun = from_dict(json.loads(stored.read_text()))
-    if begun.name != recipe.name:
+    if _without_answers(begun) != _without_answers(recipe):
         raise ValueError(
-            f"{place} holds a run of {begun.name}, not of {recipe.name}: remove it, or take another --folder"
+            f"{place} holds a run of another recipe than {recipe.name}: remove it, or take another --folder"
         )
     return begun
+
+
+def _without_answers(recipe: Recipe) -> Recipe:
+    """What a run adds to its recipe left out, and where the folder stands."""
+    if isinstance(recipe.task, VqaClosedSetConfig | VqaDecoderConfig):
+        recipe = replace(recipe, task=replace(recipe.task, answers=()))
+    return replace(recipe, init_from=None)
 
 
 def _start(folder: Path, stage: Stage) -> Path:
@@ -237,7 +249,8 @@ def _rows(folder: Path, stage: Stage) -> Iterator[Row]:
         for name in ("largest_proposal", "central_proposal"):
             chance = found["references.any_proposal"]
             yield _row("grounding", "accuracy", found, name, found, f"references.{name}", chance)
-    elif stage.blind and (blind := _eval(_blind_folder(folder, stage))):
+    elif stage.blind:
+        blind = _eval(_blind_folder(folder, stage))
         measures = ("accuracy", "consistency") if stage.name == "nlvr2" else ("accuracy",)
         for measure in measures:
             chance = found["references.commonest"] if measure == "accuracy" else None
@@ -245,13 +258,13 @@ def _rows(folder: Path, stage: Stage) -> Iterator[Row]:
 
 
 def _row(
-    task: str, measure: str, found: Mapping[str, Any], name: str, baseline: Mapping[str, Any], of: str,
+    task: str, measure: str, found: Mapping[str, Any], name: str, baseline: Mapping[str, Any] | None, of: str,
     chance: float | None,
 ) -> Row:  # fmt: skip
-    return Row(
-        task, measure, found[measure], tuple(found[f"{measure}.interval"]), name, baseline[of],
-        tuple(baseline[f"{of}.interval"]), chance,
-    )  # fmt: skip
+    own = task, measure, found[measure], tuple(found[f"{measure}.interval"])
+    if baseline is None:
+        return Row(*own, "", None, None, chance)
+    return Row(*own, name, baseline[of], tuple(baseline[f"{of}.interval"]), chance)
 
 
 def _eval(folder: Path) -> dict[str, Any] | None:
@@ -264,8 +277,7 @@ def as_table(found: list[Row]) -> str:
     head = ("task", "measure", "value", "", "beside", "", "", "difference", "no look")
     body = [
         (
-            row.task, row.measure, f"{row.value:.1f}", _span(row.interval), row.baseline, f"{row.baseline_value:.1f}",
-            _span(row.baseline_interval), f"{row.value - row.baseline_value:+.1f}" + ("" if row.apart else " overlap"),
+            row.task, row.measure, f"{row.value:.1f}", _span(row.interval), *_beside(row),
             "" if row.chance is None else f"{row.chance:.1f}",
         )
         for row in found
@@ -273,6 +285,13 @@ def as_table(found: list[Row]) -> str:
     widths = [max(len(line[place]) for line in (head, *body)) for place in range(len(head))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in (head, *body)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _beside(row: Row) -> tuple[str, str, str, str]:
+    if row.baseline_value is None or row.baseline_interval is None:
+        return "", "", "", ""
+    difference = f"{row.value - row.baseline_value:+.1f}" + ("" if row.apart else " overlap")
+    return row.baseline, f"{row.baseline_value:.1f}", _span(row.baseline_interval), difference
 
 
 def _span(interval: tuple[float, float]) -> str:

@@ -76,7 +76,7 @@ from diptych.types import Progress, Texts, to_device
 TEXTS_READ = 20_000
 """Records from which a vocabulary is learnt, at most."""
 QUESTIONS_READ = 100_000
-"""Questions whose answers are counted, at most."""
+"""Made questions whose answers are counted, at most; of files all are."""
 AnySource = Any
 """A Source of captions, or a TaskSource."""
 MAXIMISED = "mean_recall"
@@ -144,7 +144,7 @@ def with_answers(recipe: Recipe, source: AnySource) -> Recipe:
     task = recipe.task
     if not isinstance(task, VqaClosedSetConfig | VqaDecoderConfig) or task.answers:
         return recipe
-    stride = max(1, len(source) // QUESTIONS_READ)
+    stride = max(1, len(source) // QUESTIONS_READ) if recipe.data.source == "scenes" else 1
     questions = (source.record(index) for index in range(0, len(source), stride))
     return replace(recipe, task=replace(task, answers=answer_vocabulary(questions, task.answer_count)))
 

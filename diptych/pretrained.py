@@ -477,7 +477,7 @@ def export(run: Path, file: Path) -> dict[str, str]:
 def _layout_of(recipe: Recipe) -> Layout:
     """The layout that a recipe's runs are published in."""
     for layout in LAYOUTS.values():
-        if layout.task is type(recipe.task):
+        if layout.task in type(recipe.task).__mro__:
             return layout
     raise ValueError(f"{recipe.name} trains what was never released: it has no released layout")
 
@@ -509,7 +509,7 @@ def _inspect_run(path: Path) -> str:
     checkpoint = store.load(store.find(path))
     recipe, fresh = from_dict(checkpoint.recipe), checkpoint.state.get("fresh", [])
     state = read(checkpoint.folder / "weights.safetensors", shapes_only=True).tensors
-    able = next((layout.able for layout in LAYOUTS.values() if layout.task is type(recipe.task)), ())
+    able = next((layout.able for layout in LAYOUTS.values() if layout.task in type(recipe.task).__mro__), ())
     lines = [
         f"{checkpoint.folder}: a checkpoint of diptych",
         f"  holds    {len(state)} tensors of {recipe.name} with {type(recipe.task).__name__}, "

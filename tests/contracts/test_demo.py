@@ -107,14 +107,15 @@ def test_another_recipe_or_other_weights_are_another_blind_run(
 ) -> None:
     demo.all_tasks(tmp_path)
     stand_in.trained.clear()
-    longer = replace(
-        catalog.find_recipe("albef_tiny_vqa"), run=replace(catalog.find_recipe("albef_tiny_vqa").run, steps=9)
-    )
+    stage = next(stage for stage in demo.STAGES if stage.name == "vqa")
+    before = demo._blind_folder(tmp_path, stage)
+    recipe = catalog.find_recipe("albef_tiny_vqa")
+    longer = replace(recipe, run=replace(recipe.run, steps=9))
     with monkeypatch.context() as patch:
         patch.setitem(catalog.RECIPES, "albef_tiny_vqa", lambda: longer)
-        demo.all_tasks(tmp_path)
-    assert stand_in.trained == [("albef_tiny_vqa", tmp_path.name, True, False)]
-    stand_in.trained.clear()
+        assert demo._blind_folder(tmp_path, stage) != before
+        with pytest.raises(ValueError, match=r"tasks/vqa holds a run of another recipe than albef_tiny_vqa: remove it"):
+            demo.all_tasks(tmp_path)
     monkeypatch.setattr(demo, "_weights_of", lambda run: b"other weights")
     demo.all_tasks(tmp_path)
     assert [name for name, _, blind, _ in stand_in.trained if blind] == [
@@ -122,10 +123,13 @@ def test_another_recipe_or_other_weights_are_another_blind_run(
     ]
 
 
-def test_baselines_can_be_left_out(tmp_path: Path, stand_in: StandIn) -> None:
+def test_baselines_can_be_left_out(tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     found = demo.all_tasks(tmp_path, blind=False)
     assert not any(blind for _, _, blind, _ in stand_in.trained)
-    assert {row.task for row in found} == {"retrieval", "grounding"}
+    assert {row.task for row in found} == {"retrieval", "grounding", *HEADED, "nlvr2"}
+    assert {row.task for row in found if row.baseline_value is None} == {*HEADED, "nlvr2"}
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("entailment")]
+    assert " ".join(line.split()) == "entailment accuracy 70.0 68.0 … 72.0 34.0"
 
 
 def test_the_table_says_how_far_each_measure_is_above_its_baseline(
@@ -161,9 +165,8 @@ def test_the_table_says_how_far_each_measure_is_above_its_baseline(
 
 
 def test_a_run_of_another_recipe_in_a_task_s_folder_is_named(tmp_path: Path, stand_in: StandIn) -> None:
-    place = tmp_path / "tasks" / "retrieval"
-    stand_in.train(catalog.find_recipe("albef_tiny"), place)
-    with pytest.raises(ValueError, match=r"holds a run of albef_tiny.*remove"):
+    stand_in.train(catalog.find_recipe("albef_tiny"), tmp_path / "tasks" / "retrieval")
+    with pytest.raises(ValueError, match=r"tasks/retrieval holds a run of another recipe than albef_tiny_retrieval"):
         demo.all_tasks(tmp_path)
 
 

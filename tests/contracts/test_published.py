@@ -38,7 +38,7 @@ from diptych.pretrained import (
     from_pretrained,
     inspect,
 )
-from diptych.schema import AlbefPretrainConfig, EntailmentConfig, VqaClosedSetConfig
+from diptych.schema import AlbefPretrainConfig, EntailmentConfig, GroundingTrainingConfig, VqaClosedSetConfig
 from diptych.serialize import from_dict, to_dict
 from diptych.train.start import start_from
 from tests import tiny
@@ -455,6 +455,20 @@ def test_a_folder_or_file_that_is_there_is_not_overwritten(
         convert([file], tmp_path / "run", options(golden_albef))
     with pytest.raises(ValueError, match="is there already"):
         export(tmp_path / "run", file)
+
+
+def test_a_grounding_run_has_the_layout_of_retrieval(
+    golden_albef: Path, released: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = assemble([released("retrieval")], options(golden_albef))
+    recipe = replace(made.recipe, task=GroundingTrainingConfig())
+    content = store.CheckpointState(made.weights, {}, {"step": 1}, to_dict(recipe), made.tokenizer.save)
+    store.save_checkpoint(tmp_path / "run" / "checkpoints", 1, content)
+    export(tmp_path / "run", tmp_path / "out.pth")
+    ours, theirs = (read(file).tensors for file in (tmp_path / "out.pth", released("retrieval")))
+    assert set(ours) <= set(theirs)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if "queue" not in name)
+    assert "locate phrases" in inspect(tmp_path / "run")
 
 
 def test_a_model_that_the_released_code_cannot_compute_is_not_exported(tmp_path: Path) -> None:

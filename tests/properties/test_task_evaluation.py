@@ -84,9 +84,7 @@ def phrase(number: int, text: str) -> Referring:
     own = (2.0 + number, 3.0, 9.0, 8.0)
     whole = (0.0, 0.0, float(width), float(height))
     proposals: tuple[Box, ...] = ((width - 8.0, height - 8.0, 6.0, 6.0), own, whole, (own[0] + 1, 3.0, 9.0, 8.0))
-    return Referring(
-        f"r{number}", picture, text, f"picture {picture}", own, proposals, part=f"test{'AB'[number % 2]}"
-    )
+    return Referring(f"r{number}", picture, text, f"picture {picture}", own, proposals, part=f"test{'AB'[number % 2]}")
 
 
 TEXTS = tuple(f"the {colour} {name}" for colour, name in zip(COLOURS, NAMES, strict=True))
