@@ -16,8 +16,10 @@ import torch
 
 from diptych import catalog, pipeline
 from diptych.checkpoints import store
+from diptych.metrics.intervals import Interval
 from diptych.schema import Recipe, VqaClosedSetConfig, VqaDecoderConfig
-from diptych.serialize import from_dict, to_dict
+from diptych.serialize import to_dict
+from diptych.train.state import stored_recipe
 
 PICTURES = 200
 """Unseen scenes that are saved as files, to search in."""
@@ -31,7 +33,7 @@ def demo(folder: Path) -> Path:
     """Made pictures, a model trained on them from nothing, its measures and its report. A stopped one goes on."""
     recipe, begun = catalog.find_recipe("albef_tiny"), (folder / "recipe.json").exists()
     if begun:
-        recipe = from_dict(json.loads((folder / "recipe.json").read_text()))
+        recipe = stored_recipe(folder)
         print(f"{folder} holds a run already: going on with it")
     pipeline.train(recipe, folder, resume=begun)
     evaluated = pipeline.measure(folder)
@@ -104,11 +106,11 @@ class Row:
     task: str
     measure: str
     value: float
-    interval: tuple[float, float]
+    interval: Interval
     baseline: str
     """What stands beside it; empty where that was left out, and then without a value."""
     baseline_value: float | None
-    baseline_interval: tuple[float, float] | None
+    baseline_interval: Interval | None
     chance: float | None
     """Of whoever does not look at the pictures."""
 
@@ -197,10 +199,9 @@ def _run_blind(folder: Path, stage: Stage, threads: int, log: Path) -> None:
 
 def _begun(recipe: Recipe, place: Path) -> Recipe | None:
     """The recipe of a stopped run as it wrote it down: with the answers that it found in its data."""
-    stored = place / "recipe.json"
-    if not stored.exists():
+    if not (place / "recipe.json").exists():
         return None
-    begun = from_dict(json.loads(stored.read_text()))
+    begun = stored_recipe(place)
     if _without_answers(begun) != _without_answers(recipe):
         raise ValueError(
             f"{place} holds a run of another recipe than {recipe.name}: remove it, or take another --folder"
@@ -261,10 +262,10 @@ def _row(
     task: str, measure: str, found: Mapping[str, Any], name: str, baseline: Mapping[str, Any] | None, of: str,
     chance: float | None,
 ) -> Row:  # fmt: skip
-    own = task, measure, found[measure], tuple(found[f"{measure}.interval"])
+    own = task, measure, found[measure], Interval(*found[f"{measure}.interval"])
     if baseline is None:
         return Row(*own, "", None, None, chance)
-    return Row(*own, name, baseline[of], tuple(baseline[f"{of}.interval"]), chance)
+    return Row(*own, name, baseline[of], Interval(*baseline[f"{of}.interval"]), chance)
 
 
 def _eval(folder: Path) -> dict[str, Any] | None:
@@ -277,7 +278,7 @@ def as_table(found: list[Row]) -> str:
     head = ("task", "measure", "value", "", "beside", "", "", "difference", "no look")
     body = [
         (
-            row.task, row.measure, f"{row.value:.1f}", _span(row.interval), *_beside(row),
+            row.task, row.measure, f"{row.value:.1f}", str(row.interval), *_beside(row),
             "" if row.chance is None else f"{row.chance:.1f}",
         )
         for row in found
@@ -291,8 +292,4 @@ def _beside(row: Row) -> tuple[str, str, str, str]:
     if row.baseline_value is None or row.baseline_interval is None:
         return "", "", "", ""
     difference = f"{row.value - row.baseline_value:+.1f}" + ("" if row.apart else " overlap")
-    return row.baseline, f"{row.baseline_value:.1f}", _span(row.baseline_interval), difference
-
-
-def _span(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1f} … {interval[1]:.1f}"
+    return row.baseline, f"{row.baseline_value:.1f}", str(row.baseline_interval), difference

@@ -44,7 +44,8 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform, to_picture
 from diptych.device import find_device
 from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval, evaluate_task
-from diptych.evaluate.tasks import JUDGES, MAIN, TaskResult, has_label
+from diptych.evaluate.tasks import JUDGES, has_label
+from diptych.metrics.judged import MAIN, TaskResult
 from diptych.models.albef import AlbefPretraining
 from diptych.predict import Predictor, load
 from diptych.recipes.override import override
@@ -58,6 +59,7 @@ from diptych.report import (
     write_report,
 )
 from diptych.schema import (
+    AlbefPretrainConfig,
     EntailmentConfig,
     GroundingTrainingConfig,
     Nlvr2Config,
@@ -322,8 +324,7 @@ def measure(path: Path, split: Split = "test", changes: Changes | None = None) -
     predictor = load(path)
     predictor = replace(predictor, recipe=changed(predictor.recipe, changes))
     recipe = predictor.recipe
-    source = catalog.open_source(recipe.data, split)
-    _say_skipped(split, source.skipped)
+    source = open_split(recipe, split)
     read = read_retrieval(recipe, source, predictor.tokenizer)
     with RichProgress(transient=True) as bars:
         result = evaluate_retrieval(
@@ -509,8 +510,7 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     """Hard negatives and the teacher's answers for the first training pairs, where the run was pre-training."""
     predictor = evaluated.predictor
     recipe, tokenizer = predictor.recipe, predictor.tokenizer
-    opened = open_task(predictor.origin)
-    if not isinstance(opened.task, AlbefPretraining):
+    if not isinstance(recipe.task, AlbefPretrainConfig):
         return (), ()
     source = catalog.open_source(recipe.data, "train")
     dataset = PairDataset(
@@ -519,6 +519,8 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
     if fetched.batch is None:
         return (), ()
+    opened = open_task(predictor.origin)
+    assert isinstance(opened.task, AlbefPretraining)
     seen = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
     clean = [record.clean[0] if record.clean else None for record in fetched.records]
     return (

@@ -458,6 +458,8 @@ def export(run: Path, file: Path) -> dict[str, str]:
     checkpoint = store.load(store.find(run))
     recipe = from_dict(checkpoint.recipe)
     layout = _layout_of(recipe)
+    if layout is None:
+        raise ValueError(f"{recipe.name} trains what was never released: it has no released layout")
     rules = layout.rules(recipe.model)
     weights = checkpoint.weights()
     try:
@@ -474,12 +476,9 @@ def export(run: Path, file: Path) -> dict[str, str]:
     return absences(weights, from_published(published, rules)[0], rules)
 
 
-def _layout_of(recipe: Recipe) -> Layout:
-    """The layout that a recipe's runs are published in."""
-    for layout in LAYOUTS.values():
-        if layout.task in type(recipe.task).__mro__:
-            return layout
-    raise ValueError(f"{recipe.name} trains what was never released: it has no released layout")
+def _layout_of(recipe: Recipe) -> Layout | None:
+    """The layout that a recipe's runs are published in, if its task was ever released."""
+    return next((layout for layout in LAYOUTS.values() if layout.task in type(recipe.task).__mro__), None)
 
 
 # --------------------------------------------------------------------------- what a checkpoint is
@@ -509,7 +508,8 @@ def _inspect_run(path: Path) -> str:
     checkpoint = store.load(store.find(path))
     recipe, fresh = from_dict(checkpoint.recipe), checkpoint.state.get("fresh", [])
     state = read(checkpoint.folder / "weights.safetensors", shapes_only=True).tensors
-    able = next((layout.able for layout in LAYOUTS.values() if layout.task in type(recipe.task).__mro__), ())
+    layout = _layout_of(recipe)
+    able = layout.able if layout else ()
     lines = [
         f"{checkpoint.folder}: a checkpoint of diptych",
         f"  holds    {len(state)} tensors of {recipe.name} with {type(recipe.task).__name__}, "

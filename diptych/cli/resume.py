@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,7 @@ def run(arguments: Sequence[str]) -> None:
     folder = parser.parse_args(arguments).run
 
     from diptych import pipeline
-    from diptych.serialize import from_dict
-    from diptych.train.state import check_folder
+    from diptych.train.state import check_folder, stored_recipe
 
     check_folder(folder, resume=True)
-    pipeline.train(from_dict(json.loads((folder / "recipe.json").read_text())), folder, resume=True)
+    pipeline.train(stored_recipe(folder), folder, resume=True)

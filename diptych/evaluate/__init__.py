@@ -11,7 +11,8 @@ from diptych.evaluate.retrieval import (
     contrastive_recall,
     evaluate_retrieval,
 )
-from diptych.evaluate.tasks import Decision, TaskResult, evaluate_task
+from diptych.evaluate.tasks import evaluate_task
+from diptych.metrics.judged import Decision, TaskResult
 
 __all__ = [
     "DIRECTIONS",

@@ -5,8 +5,8 @@ Q records, B of a batch, C classes, R phrases. Measures are in percent; higher i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from diptych.data.answers import answer_vocabulary
 from diptych.data.loader import Asked
 from diptych.data.record import AnyRecord, Box, Question, Referring
 from diptych.data.tokenizer import Tokenizer
-from diptych.metrics.accuracy import ClassCounts, Estimate, accuracy, estimate
+from diptych.metrics.accuracy import Estimate, accuracy, estimate
 from diptych.metrics.grounding import HALF, box_accuracy, box_iou, central_box, largest_box
+from diptych.metrics.judged import MAIN, Decision, TaskResult
 from diptych.metrics.nlvr2 import nlvr2_accuracy
 from diptych.metrics.vqa import FULL, Normalisation, VqaAccuracy, vqa_accuracy
 from diptych.schema import (
@@ -39,50 +40,6 @@ from diptych.tasks.nlvr2 import CLASSES as TRUTH
 from diptych.tasks.nlvr2 import PLACES
 from diptych.tasks.vqa import Answer, Answerer
 from diptych.types import Progress, to_device
-
-MAIN = "accuracy"
-"""The measure that decides which checkpoint is best."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a model said of one record."""
-
-    record: str
-    said: Any
-    """A class, an answer, a box: as a submission file or a person would have it."""
-    probability: float | None
-    """As the model gave it to what it said; a box has none."""
-    right: Any
-    """What should have been said: a class, people's answers, a box; None where nobody tells."""
-    score: float | None
-    """How right it was, in 0..1: 0 or 1, an answer's VQA accuracy, a box's overlap (IoU)."""
-    pictures: tuple[str, ...] = ()
-    """The records whose pictures were shown, where they are not the record's own."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A split, judged. `scores["accuracy"]` is the task's official measure; without labels there are none."""
-
-    scores: Mapping[str, Estimate]
-    references: Mapping[str, Estimate] = field(default_factory=dict)
-    """The same measure for whoever does not look: always the commonest answer, the largest box."""
-    classes: Mapping[str, ClassCounts] = field(default_factory=dict)
-    decisions: tuple[Decision, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Flat names, as for retrieval: `accuracy`, `accuracy.interval`, `references.commonest` …"""
-        labelled = sum(one.score is not None for one in self.decisions)
-        found: dict[str, Any] = {"unit": "percent", "examples": len(self.decisions), "labelled": labelled}
-        for prefix, scores in (("", self.scores), ("references.", self.references)):
-            for name, score in scores.items():
-                found[f"{prefix}{name}"] = round(score.value, 6)
-                found[f"{prefix}{name}.interval"] = [round(end, 6) for end in score.interval]
-        for name, counts in self.classes.items():
-            found[f"classes.{name}"] = vars(counts)
-        return found
-
 
 Judge = Callable[[Any, Iterable[Asked], Tokenizer, int], TaskResult]
 

@@ -16,6 +16,7 @@ from diptych.schema import (
 from diptych.task import Model, Task
 
 HeadConfig = EntailmentConfig | Nlvr2Config | VqaDecoderConfig | VqaClosedSetConfig
+"""Of the tasks that are used by a head of their own."""
 
 
 class DistilledTask(Task):

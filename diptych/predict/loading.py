@@ -16,14 +16,13 @@ from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
+from diptych.nn.taught import HeadConfig
 from diptych.predict.predictor import Predictor
-from diptych.schema import EntailmentConfig, Nlvr2Config, Recipe, VqaClosedSetConfig, VqaDecoderConfig
+from diptych.schema import Recipe, VqaDecoderConfig
 from diptych.serialize import from_dict
 from diptych.task import Task
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-Headed = EntailmentConfig | Nlvr2Config | VqaClosedSetConfig | VqaDecoderConfig
-"""Tasks with a head of their own that can be used alone."""
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
@@ -60,7 +59,7 @@ def make_predictor(
     place = find_device(device)
     task = None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
-        if isinstance(recipe.task, Headed):
+        if isinstance(recipe.task, HeadConfig):
             task = catalog.build_task(replace(recipe, task=_for_use(recipe.task)), tokenizer)
             own = {name: value for name, value in weights.items() if name.startswith(("model.", "head."))}
             store.load_into(task, own, origin)
@@ -84,7 +83,7 @@ def make_predictor(
     )
 
 
-def _for_use(config: Headed) -> Headed:
+def _for_use(config: HeadConfig) -> HeadConfig:
     """Without a teacher; a decoder that has no list to choose from writes."""
     if isinstance(config, VqaDecoderConfig) and not config.answers:
         config = replace(config, inference="generate")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from PIL import Image
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from diptych.data.heatmap import heat_picture
 from diptych.data.record import AnyRecord, Box, Question, Referring
-from diptych.metrics.accuracy import ClassCounts, Estimate
+from diptych.metrics.accuracy import Estimate
+from diptych.metrics.judged import Decision, TaskResult
 from diptych.report.data import RIGHT, Confusion, ExampleGroup, GivenAnswer, JudgedExample, Judgement
 from diptych.report.html import LARGEST
 from diptych.schema import (
@@ -30,48 +30,6 @@ SHOWN = 24
 """Examples on a page."""
 ANSWERS = 12
 """Answers listed among those given most often."""
-
-
-@runtime_checkable
-class Decision(Protocol):
-    """What was said of one record, as evaluation gives it."""
-
-    @property
-    def record(self) -> str: ...
-
-    @property
-    def said(self) -> Any: ...
-
-    @property
-    def probability(self) -> float | None: ...
-
-    @property
-    def right(self) -> Any: ...
-
-    @property
-    def score(self) -> float | None: ...
-
-    @property
-    def pictures(self) -> tuple[str, ...]:
-        """The records whose pictures were shown; empty: the record's own."""
-        ...
-
-
-@runtime_checkable
-class Result(Protocol):
-    """A split, judged, as evaluation gives it."""
-
-    @property
-    def scores(self) -> Mapping[str, Estimate]: ...
-
-    @property
-    def references(self) -> Mapping[str, Estimate]: ...
-
-    @property
-    def classes(self) -> Mapping[str, ClassCounts]: ...
-
-    @property
-    def decisions(self) -> Sequence[Decision]: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +86,7 @@ REFERENCES = {
 }
 
 
-def named_scores(task: TaskConfig, result: Result) -> dict[str, Estimate]:
+def named_scores(task: TaskConfig, result: TaskResult) -> dict[str, Estimate]:
     """The measures under names for people, the official one first."""
     official = WORDINGS[type(task)].measure
     return {
@@ -137,7 +95,7 @@ def named_scores(task: TaskConfig, result: Result) -> dict[str, Estimate]:
     }
 
 
-def named_references(result: Result) -> dict[str, Estimate]:
+def named_references(result: TaskResult) -> dict[str, Estimate]:
     """What the official measure is for whoever does not look, under names for people."""
     return {REFERENCES[name]: score for name, score in result.references.items()}
 
@@ -145,7 +103,7 @@ def named_references(result: Result) -> dict[str, Estimate]:
 def judgement(
     task: TaskConfig,
     split: str,
-    result: Result,
+    result: TaskResult,
     records: Mapping[str, AnyRecord],
     pictures: Callable[[AnyRecord], Sequence[Image.Image]],
     heat: Callable[[AnyRecord, Image.Image], Float[Tensor, "h w"]],

@@ -23,7 +23,7 @@ def tiles(judged: Judgement) -> Html:
 
 
 def _tile(label: str, score: Estimate, more: str) -> Html:
-    sub = " · ".join(filter(None, (f"95 % interval {_span(score)}", more)))
+    sub = " · ".join(filter(None, (f"95 % interval {score.interval}", more)))
     value = tag("strong", f"{score.value:.1f}", tag("small", " %"))
     return tag("div", tag("span", label, class_="label"), value, tag("span", sub, class_="sub"), class_="tile")
 
@@ -34,7 +34,7 @@ def _above(official: Estimate, references: Mapping[str, Estimate]) -> Html:
     low, high = official.interval
     apart = low > best.interval[1] or high < best.interval[0]
     value = tag("strong", f"{official.value - best.value:+.1f}", tag("small", " points"))
-    sub = f"{best.value:.1f} %, {_span(best)} · the intervals {'do not overlap' if apart else 'overlap'}"
+    sub = f"{best.value:.1f} %, {best.interval} · the intervals {'do not overlap' if apart else 'overlap'}"
     label = f"Beside: {name[0].lower()}{name[1:]}"
     return tag("div", tag("span", label, class_="label"), value, tag("span", sub, class_="sub"), class_="tile")
 
@@ -59,12 +59,8 @@ def _row(name: str, score: Estimate, kind: str) -> Html:
         tag("i", class_="interval", style=f"left:{low:.2f}%;width:{max(high - low, 0.3):.2f}%"),
         tag("i", class_=kind, style=f"left:{score.value:.2f}%"),
     ]
-    cells = [name, tag("b", f"{score.value:.1f}"), _span(score), f"{score.count:,}"]
+    cells = [name, tag("b", f"{score.value:.1f}"), str(score.interval), f"{score.count:,}"]
     return tag("tr", [tag("td", cell) for cell in cells], tag("td", tag("div", marks, class_="track"), class_="wide"))
-
-
-def _span(score: Estimate) -> str:
-    return f"{score.interval[0]:.1f} … {score.interval[1]:.1f}"
 
 
 # --------------------------------------------------------------------------- what was said

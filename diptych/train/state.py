@@ -124,8 +124,7 @@ class RunStore:
         if not resume:
             _write(self.folder / "recipe.json", recipe)
             return RunState()
-        stored = from_dict(json.loads((self.folder / "recipe.json").read_text()))
-        if differing := _differences(to_dict(stored), recipe):
+        if differing := _differences(to_dict(stored_recipe(self.folder)), recipe):
             raise ValueError(
                 f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(differing)}"
             )
@@ -168,6 +167,11 @@ class RunStore:
         )
         store.prune(self.checkpoints, self.recipe.run.keep_checkpoints)
         return written
+
+
+def stored_recipe(folder: Path) -> Recipe:
+    """What a run's folder says that the run is."""
+    return from_dict(json.loads((folder / "recipe.json").read_text()))
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -22,6 +22,7 @@ from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.metrics.accuracy import Estimate
 from diptych.metrics.intervals import Interval
+from diptych.metrics.judged import Decision
 from diptych.models.albef import Albef, AlbefPretraining
 from diptych.report import (
     Examples,
@@ -464,18 +465,12 @@ def test_a_look_into_real_pretraining_gives_examples() -> None:
 # --------------------------------------------------------------------------- tasks judged record by record
 
 
-@dataclass(frozen=True)
-class Said:
-    record: str
-    said: str
-    right: str
-    score: float | None
-    probability: float | None = None
-    pictures: tuple[str, ...] = ()
+def said_of(record: str, said: str, right: str, score: float | None) -> Decision:
+    return Decision(record, said, None, right, score)
 
 
 def test_examples_are_spread_evenly_over_wrong_and_right_ones() -> None:
-    decisions = [Said(str(n), "a", "b", float(n % 4 == 0)) for n in range(1000)]
+    decisions = [said_of(str(n), "a", "b", float(n % 4 == 0)) for n in range(1000)]
     (wrong, missed, all_wrong), (right, found, all_right) = groups(decisions, count=24)
     assert (wrong, right, all_wrong, all_right) == ("Wrong", "Right", 750, 250)
     assert len(missed) == len(found) == 12
@@ -486,7 +481,7 @@ def test_examples_are_spread_evenly_over_wrong_and_right_ones() -> None:
 
 
 def test_where_few_are_wrong_the_right_ones_fill_the_page() -> None:
-    decisions = [Said(str(n), "a", "b", 1.0 if n > 1 else 0.49) for n in range(100)]
+    decisions = [said_of(str(n), "a", "b", 1.0 if n > 1 else 0.49) for n in range(100)]
     assert [(title, len(chosen)) for title, chosen, _ in groups(decisions, count=24)] == [("Wrong", 2), ("Right", 22)]
     unknown = [replace(one, score=None) for one in decisions[:5]]
     assert [(title, len(chosen), total) for title, chosen, total in groups(unknown)] == [("Unlabelled", 5, 5)]
@@ -494,12 +489,17 @@ def test_where_few_are_wrong_the_right_ones_fill_the_page() -> None:
 
 def test_a_confusion_counts_what_was_said_of_what() -> None:
     said = [("a", "b"), ("a", "b"), ("b", "b"), ("b", "a")]
-    table = confusion(("a", "b"), [Said("", one, right, 0.0) for one, right in said])
+    table = confusion(("a", "b"), [said_of("", one, right, 0.0) for one, right in said])
     assert table.counts == ((0, 1), (2, 1))
 
 
 def test_answers_are_listed_by_how_often_they_were_given() -> None:
-    decisions = [Said("", "yes", "", 1.0), Said("", "no", "", 0.0), Said("", "yes", "", 0.5), Said("", "yes", "", None)]
+    decisions = [
+        said_of("", "yes", "", 1.0),
+        said_of("", "no", "", 0.0),
+        said_of("", "yes", "", 0.5),
+        said_of("", "yes", "", None),
+    ]
     assert given_answers(decisions) == (GivenAnswer("yes", 3, 0.75), GivenAnswer("no", 1, 0.0))
 
 
