@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -49,6 +48,7 @@ from diptych.schema import (
     DataConfig,
     EntailmentConfig,
     GroundingTrainingConfig,
+    ModelConfig,
     Nlvr2Config,
     Recipe,
     RetrievalConfig,
@@ -154,10 +154,9 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     return source
 
 
-def build_model(config: AlbefConfig, tokenizer: Tokenizer) -> Model:
+def build_model(config: ModelConfig, tokenizer: Tokenizer) -> Model:
     """The model that a recipe describes, with as many words as the tokenizer has; its weights are fresh."""
-    text = replace(config.text, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
-    return MODELS[type(config)](replace(config, text=text))
+    return MODELS[type(config)](config.with_words(tokenizer.vocab_size, tokenizer.pad_id))
 
 
 def build_task(recipe: Recipe, tokenizer: Tokenizer) -> Task:

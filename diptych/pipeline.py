@@ -112,7 +112,7 @@ class Pictures:
         check_readable(self.source, self.places, self.recipe.data)
 
     def _items(self, places: Sequence[int]) -> Iterator[Item]:
-        return items_at(self.source, places, self.recipe.data, self.recipe.model.vision.image_size)
+        return items_at(self.source, places, self.recipe.data, self.recipe.model.image_size)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
 
 
 def _asked(recipe: Recipe, source: AnySource, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Asked]:
-    size, batch = recipe.model.vision.image_size, recipe.evaluation.batch_size
+    size, batch = recipe.model.image_size, recipe.evaluation.batch_size
     return evaluation_batches(source, tokenizer, recipe.data, size, batch, limit)
 
 
@@ -220,7 +220,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     if recipe.init_from and not resume:
         print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
     answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
-    size, run = recipe.model.vision.image_size, recipe.run
+    size, run = recipe.model.image_size, recipe.run
     loader = PairLoader(source, tokenizer, recipe.data, size, run.batch_size, run.seed, answers)
     validation = make_validation(recipe, task, tokenizer)
     loop.train(task, loader, recipe, folder, validation=validation, save_tokenizer=tokenizer.save, resume=resume)
@@ -514,7 +514,7 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
         return (), ()
     source = catalog.open_source(recipe.data, "train")
     dataset = PairDataset(
-        source, TrainTransform(recipe.data, recipe.model.vision.image_size), tokenizer, recipe.data, 0
+        source, TrainTransform(recipe.data, recipe.model.image_size), tokenizer, recipe.data, 0
     )
     fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
     if fetched.batch is None:
@@ -532,7 +532,7 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
 def write_judged(judged: Judged) -> Path:
     """The report of a run that has been judged. Of the split, only the pictures shown are opened again."""
     opened, recipe = judged.opened, judged.opened.recipe
-    transform = EvaluationTransform(recipe.model.vision.image_size)
+    transform = EvaluationTransform(recipe.model.image_size)
 
     def pictures(record: AnyRecord) -> tuple[Image, ...]:
         return pictures_of(judged.source, record, recipe.data)

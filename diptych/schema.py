@@ -6,7 +6,7 @@ checkpoint inspection cost nothing. Numbers are the papers' unless a comment say
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 # --------------------------------------------------------------------------- models
@@ -67,6 +67,85 @@ class AlbefConfig:
     """Images that a text is fused with at once (NLVR2: 2). Each fusion layer then stands so many times, one for each
     image, with shared projections to keys and values (ALBEF §5)."""
 
+    @property
+    def image_size(self) -> int:
+        return self.vision.image_size
+
+    def with_words(self, vocab_size: int, pad_id: int) -> AlbefConfig:
+        """For a tokenizer of so many words."""
+        return replace(self, text=replace(self.text, vocab_size=vocab_size, pad_id=pad_id))
+
+
+@dataclass(frozen=True)
+class VlmoConfig:
+    """One pre-norm transformer with an expert feed-forward a modality (VLMo §3.1, §3.2); the defaults are `base`."""
+
+    image_size: int = 224
+    """Side of the square input in pixels; a multiple of `patch_size`."""
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    fusion_start: int = 10
+    """The first layer with a vision-language expert; `depth` for none."""
+    positions: Literal["relative", "absolute"] = "relative"
+    """`relative`: a learnt bias of every attention score (base, large). `absolute`: tables added to the input
+    (base_plus)."""
+    layer_scale: float | None = 0.1
+    """Start of the learnt factors of both residual branches; None does without them (base_plus)."""
+    max_positions: int = 196
+    """The longest text in tokens, [CLS] and [SEP] included. Published: 196 in the language stage."""
+    vocab_size: int = 30522
+    pad_id: int = 0
+    """Its word vector gets no gradient."""
+    norm_eps: float = 1e-6
+    text_norm_eps: float = 1e-12
+    """Of the norms of the text embeddings and of the word head."""
+    temperature: float = 0.07
+    """Start of both learnt temperatures."""
+    drop_path: float = 0.1
+    """Chance that the last layer leaves out a residual branch; it rises linearly from 0 at the first."""
+    dropout: float = 0.1
+    """On the text embeddings. Released: the same number as `drop_path`."""
+    images_per_text: int = 1
+    """Images that a text is fused with (NLVR2: 2), one after the other; each has its own token type."""
+    stem: Literal["patch", "conv"] = "patch"
+    """As in `VisionConfig`."""
+    text_norm: bool = True
+    """Normalise the text embeddings, as published. Without it [CLS] starts small, which learns sooner from nothing."""
+    keep_padding: bool = False
+    """Compute padded text rows too, as the released code does. For parity tests; costs time, changes no valid row."""
+
+    def with_words(self, vocab_size: int, pad_id: int) -> VlmoConfig:
+        """For a tokenizer of so many words."""
+        return replace(self, vocab_size=vocab_size, pad_id=pad_id)
+
+
+@dataclass(frozen=True)
+class VisualTokenizerConfig:
+    """A discrete variational autoencoder: a picture as a grid of codes, one a patch (the targets of BEiT §2.1)."""
+
+    image_size: int = 112
+    """Side of the square input in pixels; a multiple of `patch_size`. BEiT reads 112 px for pictures of 224 px, so
+    that codes of 8 px stand for patches of 16."""
+    patch_size: int = 8
+    """Pixels a side that one code stands for; a power of two."""
+    codes: int = 8192
+    """Size of the codebook (BEiT §2.1)."""
+    code_width: int = 256
+    width: int = 256
+    """Channels of the convolutions."""
+    residual_blocks: int = 2
+
+    def with_words(self, vocab_size: int, pad_id: int) -> VisualTokenizerConfig:
+        """It reads no text."""
+        return self
+
+
+ModelConfig = AlbefConfig | VlmoConfig | VisualTokenizerConfig
+"""What a recipe can build. Written to JSON, each but the first says its `kind`."""
+
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -118,6 +197,80 @@ class AlbefPretrainConfig:
     """True runs the teacher with dropout, as released (defect 3)."""
     mask_special_tokens: bool = False
     """True lets MLM mask every special token but [CLS] and padding, as released (defect 13)."""
+
+
+@dataclass(frozen=True)
+class VisualTokenizerTrainingConfig:
+    """What a visual tokenizer learns from pictures alone: to give them back through its codes."""
+
+    temperature: tuple[float, float] = (1.0, 0.0625)
+    """Of the Gumbel-softmax at the first and at the last step of `anneal_steps`."""
+    anneal_steps: int = 1000
+    kl: float = 0.0
+    """Weight of the divergence of the codes' use from a uniform one."""
+
+
+@dataclass(frozen=True)
+class VisionStageConfig:
+    """VLMo's first stage: masked image modelling on pictures alone (VLMo §3.4; BEiT §2.3)."""
+
+    tokenizer: str = ""
+    """Run or checkpoint of the visual tokenizer whose codes are predicted."""
+    mask_share: float = 0.4
+    """Of the patches (BEiT §2.3)."""
+    min_block: int = 16
+    """Patches of a masked block at least (BEiT, Algorithm 1)."""
+    min_aspect: float = 0.3
+    """Of a block's height to its width at least, and the reverse at most (BEiT, Algorithm 1)."""
+    codes: int = 0
+    """Size of the codebook; read from the tokenizer, whatever stands here."""
+
+
+@dataclass(frozen=True)
+class LanguageStageConfig:
+    """VLMo's second stage: masked language modelling on texts alone, attention and vision frozen (VLMo §3.4)."""
+
+    mask_probability: float = 0.15
+    whole_words: bool = True
+    """Hide all pieces of a word or none."""
+    masking: Literal["repaired", "released"] = "repaired"
+    """Of what the share is hidden: of a text's own tokens, or of the padded length as `released`, where padding counts
+    as words that are drawn in vain."""
+
+
+@dataclass(frozen=True)
+class VlmoPretrainConfig:
+    """VLMo's third stage: ITC + ITM + MLM on pairs (VLMo §3.3). A term's weight of 0 leaves the term out (Table 6)."""
+
+    itc: float = 1.0
+    itm: float = 1.0
+    mlm: float = 0.25
+    """Released: 0.25, whatever the configuration said (REFERENCE defect 16)."""
+    itc_branches: Literal["both", "main", "vl"] = "both"
+    """Contrast of the dual encoder's features (`main`), of those that pass the vision-language experts (`vl`), or the
+    mean of both, as released. Negatives are drawn by `main` wherever it is there."""
+    temperature_bounds: tuple[float, float] | None = (0.001, 0.5)
+    """None lets the temperatures move freely, as released (defect 16)."""
+    mask_probability: float = 0.15
+    whole_words: bool = True
+    masking: Literal["repaired", "released"] = "repaired"
+    """As in `LanguageStageConfig`."""
+    hard_negatives: bool = True
+    """False draws ITM's negatives uniformly."""
+    negatives: Literal["all", "own"] = "all"
+    """Negatives from `all` processes or each process's `own` (VLMo Table 5)."""
+    negatives_mask: Literal["before", "after"] = "before"
+    """As in `AlbefPretrainConfig`."""
+    false_negatives: Literal["mask", "keep"] = "mask"
+    """As in `AlbefPretrainConfig`."""
+    gather: Literal["gradient", "released"] = "gradient"
+    """Whether features gathered from other processes lead gradients back to them. `released`: they do not, and the
+    contrastive gradient is that of one process divided by their number (REFERENCE defect 15)."""
+    fusion_experts: Literal["fresh", "vision", "language"] = "fresh"
+    """What the vision-language experts begin with where the stage before had none: new weights, as released, or a copy
+    of each layer's vision or language expert."""
+    fuse_start: int = 0
+    """Optimiser steps before which only ITC trains. Published: 0."""
 
 
 @dataclass(frozen=True)
@@ -441,6 +594,10 @@ TaskConfig = (
     | VqaClosedSetConfig
     | Nlvr2Config
     | TextAssignmentConfig
+    | VlmoPretrainConfig
+    | LanguageStageConfig
+    | VisionStageConfig
+    | VisualTokenizerTrainingConfig
 )
 """What a recipe can train. Written to JSON, each but the first says its `kind`."""
 
@@ -450,7 +607,7 @@ class Recipe:
     """Everything about a run. `name` finds the function in catalog.RECIPES."""
 
     name: str
-    model: AlbefConfig
+    model: ModelConfig
     task: TaskConfig
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -460,3 +617,6 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     init_from: str | None = None
     """Checkpoint to start from: a run folder or a checkpoint folder. Not found is an error."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that do not train, by patterns of their names in which `*` stands for anything, such as
+    `model.blocks.*.attention.*`. A pattern that fits none is an error."""

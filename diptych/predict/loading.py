@@ -75,7 +75,7 @@ def make_predictor(
         model=model,
         task=task,
         tokenizer=tokenizer,
-        transform=EvaluationTransform(recipe.model.vision.image_size),
+        transform=EvaluationTransform(recipe.model.image_size),
         recipe=recipe,
         device=place,
         origin=origin,
