@@ -1,6 +1,7 @@
 """Image-text contrast (ITC).
 
-B queries, K candidates (the batch's momentum features, then the queue's), E embedding width.
+B queries, K candidates (the batch's momentum features, then the queue's; or the pairs of all processes), E embedding
+width.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from diptych.nn.gather import Processes
 from diptych.types import Term
 
 HIDDEN = -1e9
@@ -53,11 +55,41 @@ def contrastive_loss(
 
 
 @dataclass(frozen=True)
-class Similarities:
-    """Logits of a batch's images and texts against the teacher's features of batch and queue, batch first."""
+class Logits:
+    """Of a batch's images against texts, and of its texts against images."""
 
     image_to_text: Float[Tensor, "B K"]
     text_to_image: Float[Tensor, "B K"]
+
+
+def in_batch_contrast(
+    image: Float[Tensor, "B E"],
+    text: Float[Tensor, "B E"],
+    temperature: Float[Tensor, ""],
+    processes: Processes,
+    hidden: Bool[Tensor, "B K"] | None = None,
+) -> Logits:
+    """This process's pairs against those of all processes, K in all; `hidden` ones neither pull nor push."""
+    image_to_text = similarity(image, processes.gather(text), temperature)
+    text_to_image = similarity(text, processes.gather(image), temperature)
+    return Logits(hide(image_to_text, hidden), hide(text_to_image, hidden))
+
+
+def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "B K"]:
+    """Which of the pairs of all processes is each pair itself."""
+    everyone = torch.arange(processes.total, device=device)
+    return processes.places(device)[:, None] == everyone[None]
+
+
+def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "B K"]:
+    """Which of the pairs of all processes show the picture of each pair; itself does."""
+    return ids[:, None] == processes.gather(ids)[None]
+
+
+@dataclass(frozen=True)
+class Similarities(Logits):
+    """Logits against the teacher's features of batch and queue, batch first; beside them, the teacher's own."""
+
     teacher_image_to_text: Float[Tensor, "B K"]
     teacher_text_to_image: Float[Tensor, "B K"]
 

@@ -1,0 +1,99 @@
+"""What data-parallel processes see of each other: the rows of all of them (VLMo §3.3).
+
+A world of one process costs nothing and needs no process group. B rows of this process, W processes, G = W·B rows of
+all of them, in the order of the processes, L text length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.types import Texts
+
+
+class _AllGather(torch.autograd.Function):
+    """The rows of all processes; backwards, this process's rows get what every process asks of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.own = slice(dist.get_rank() * len(rows), (dist.get_rank() + 1) * len(rows))
+        return _gathered(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        asked = gradients[0].contiguous()
+        dist.all_reduce(asked)
+        return asked[ctx.own]
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    places = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(places, rows.contiguous())
+    return torch.cat(places)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of the default group, each with B rows of one global batch."""
+
+    rows: int
+    """B."""
+    rank: int = 0
+    size: int = 1
+    """W."""
+    own_first: bool = False
+    """Gather this process's rows in front of the others', and lead no gradient to those, as released."""
+
+    @classmethod
+    def meet(cls, rows: int, own_first: bool = False) -> Processes:
+        """All processes, which must call this together. Raises ValueError where they differ in the number of rows."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return cls(rows, own_first=own_first)
+        device = "cpu" if dist.get_backend() == "gloo" else "cuda"
+        counts = _gathered(torch.tensor([rows], device=device)).tolist()
+        if set(counts) != {rows}:
+            raise ValueError(f"processes need equally many pairs each, not {counts}: drop the rest of the last batch")
+        return cls(rows, dist.get_rank(), dist.get_world_size(), own_first)
+
+    @property
+    def total(self) -> int:
+        """G."""
+        return self.rows * self.size
+
+    @property
+    def own(self) -> slice:
+        """This process's rows of the global batch."""
+        return slice(self.rank * self.rows, (self.rank + 1) * self.rows)
+
+    def places(self, device: torch.device) -> Int[Tensor, "B"]:
+        """Where `gather` puts this process's rows."""
+        return torch.arange(self.rows, device=device) + (0 if self.own_first else self.own.start)
+
+    def gather(self, rows: Shaped[Tensor, "B *D"]) -> Shaped[Tensor, "G *D"]:
+        """The rows of all processes. Gradients lead back to the process that each row comes from."""
+        if self.size == 1:
+            return rows
+        if not self.own_first:
+            return _AllGather.apply(rows) if rows.requires_grad else _gathered(rows)
+        everyone = _gathered(rows.detach())
+        return torch.cat([rows, everyone[: self.own.start], everyone[self.own.stop :]])
+
+    def gather_texts(self, texts: Texts) -> Texts:
+        """The texts of all processes, padded to the longest of them."""
+        if self.size == 1:
+            return texts
+        length = texts.input_ids.new_tensor([texts.input_ids.shape[1]])
+        more = int(_gathered(length).max() - length)
+        ids, mask = (F.pad(grid.long(), (0, more)) for grid in (texts.input_ids, texts.attention_mask))
+        return Texts(self.gather(ids), self.gather(mask).bool())
+
+    def sum(self, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The sum over all processes, without a gradient."""
+        return count if self.size == 1 else _gathered(count.detach()[None]).sum()
