@@ -27,7 +27,7 @@ from diptych.losses.masked_lm import IGNORED, MaskDraws, mask_words, masked_lm_l
 from diptych.losses.matching import draw_negatives, match_labels, matching_loss, matching_pairs, negative_weights
 from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights
 from diptych.nn.embeddings import ImageEmbedding, WordEmbedding, resize_positions
-from diptych.nn.layout import Layout, Packed
+from diptych.nn.layout import Layout, Packed, TextState, pack
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
 from diptych.nn.taught import DistilledTask
@@ -60,38 +60,6 @@ class ImageState:
     @classmethod
     def cat(cls, states: Sequence[ImageState]) -> ImageState:
         return cls(torch.cat([state.tokens for state in states]))
-
-
-@dataclass(frozen=True)
-class TextState:
-    """Encoded texts, packed: their rows lie end to end."""
-
-    hidden: Float[Tensor, "N D"]
-    packed: Packed
-    visible: Bool[Tensor, "N"] | None = None
-    """Rows that others may attend to; None: all (padding is not there, unless the model keeps it)."""
-
-    def __len__(self) -> int:
-        return len(self.packed.lengths)
-
-    def __getitem__(self, index: Tensor | slice) -> TextState:
-        if isinstance(index, slice):
-            index = torch.arange(len(self), device=self.hidden.device)[index]
-        packed, rows = self.packed.select(index)
-        return TextState(self.hidden[rows], packed, None if self.visible is None else self.visible[rows])
-
-    @property
-    def nbytes(self) -> int:
-        return self.hidden.nbytes
-
-    @classmethod
-    def cat(cls, states: Sequence[TextState]) -> TextState:
-        visible = [state.visible for state in states if state.visible is not None]
-        return cls(
-            torch.cat([state.hidden for state in states]),
-            Packed(torch.cat([state.packed.lengths for state in states])),
-            torch.cat(visible) if visible else None,
-        )
 
 
 # --------------------------------------------------------------------------- the model (§3.1)
@@ -214,16 +182,7 @@ class Albef(Model):
 
     def text_state(self, texts: Texts) -> TextState:
         """Encode texts, without their padding. Raises ValueError for texts longer than the position table."""
-        mask = texts.attention_mask.bool()
-        if mask.shape[1] > self.config.text.max_positions:
-            raise ValueError(
-                f"a text of {mask.shape[1]} tokens is longer than the model's {self.config.text.max_positions} "
-                "positions: cut texts to that length"
-            )
-        kept = torch.ones_like(mask) if self.config.keep_padding else mask
-        flat = kept.flatten().nonzero().squeeze(1)
-        visible = mask.flatten()[flat] if self.config.keep_padding else None
-        return self.text(texts.input_ids.flatten()[flat], Packed(kept.sum(1)), visible)
+        return self.text(*pack(texts, self.config.keep_padding, self.config.text.max_positions))
 
     def embed_image(self, state: ImageState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I E"]]:
         """g_v of the image's [CLS], normalised."""

@@ -6,10 +6,13 @@ G groups, Q query places, K key places, H heads, D width, N rows, R queried rows
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from diptych.nn.layout import Layout
@@ -47,18 +50,87 @@ def attend_with_map(
     value: Float[Tensor, "G K D"],
     heads: int,
     rows: int | None = None,
+    first: int = 1,
+    bias: Float[Tensor, "#G #H #Q K"] | None = None,
 ) -> tuple[Float[Tensor, "G Q D"], Float[Tensor, "G H Q2 K2"]]:
-    """The same, written out, and the probabilities of the first `rows` queries (None: all) to all keys but [CLS].
+    """The same, written out, and the probabilities of the first `rows` queries (None: all) to the keys from `first` on.
 
-    The result is computed from that very map, so that Grad-CAM can differentiate by it: a slice taken afterwards
-    would be a side branch of the graph.
+    By default that is all keys but [CLS]. The result is computed from that very map, so that Grad-CAM can differentiate
+    by it: a slice taken afterwards would be a side branch of the graph. `bias` is added to the scores.
     """
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
-    probabilities = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
     rows = q.shape[2] if rows is None else rows
-    shown, others = probabilities[:, :, :rows, 1:], probabilities[:, :, rows:]
-    probabilities = torch.cat([torch.cat([probabilities[:, :, :rows, :1], shown], dim=3), others], dim=2)
+    shown, others = probabilities[:, :, :rows, first:], probabilities[:, :, rows:]
+    probabilities = torch.cat([torch.cat([probabilities[:, :, :rows, :first], shown], dim=3), others], dim=2)
     return (probabilities @ v).transpose(1, 2).flatten(2), shown
+
+
+def attend_biased(
+    query: Float[Tensor, "G L D"],
+    key: Float[Tensor, "G L D"],
+    value: Float[Tensor, "G L D"],
+    heads: int,
+    bias: Float[Tensor, "H L L"],
+    visible: Bool[Tensor, "G L"] | None = None,
+) -> Float[Tensor, "G L D"]:
+    """Attention with a learnt bias of every score, which all groups share. Keys that are not `visible` are left out.
+
+    torch's fused kernel gives the bias no gradient (on a CPU it takes a slow path instead). Here it computes the
+    result, and the backward pass forms the scores again, a few groups at a time, so that nothing of their size is kept.
+    """
+    q, k, v = (split_heads(x, heads) for x in (query, key, value))
+    return _Biased.apply(q, k, v, bias, visible).transpose(1, 2).flatten(2)
+
+
+CHUNK = 1 << 22
+"""Scores that are in memory at once where a bias needs its gradient; 16 MB in fp32."""
+
+
+class _Biased(torch.autograd.Function):
+    """q, k, v [G H L d], bias [H L L], visible [G L]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, visible: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias, visible, out := torch.empty_like(q))
+        for part in _chunks(q):
+            mask = _score_mask(bias.detach().to(q.dtype), visible, part)
+            out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, visible, out = ctx.saved_tensors
+        scale = 1 / math.sqrt(q.shape[-1])
+        g_q, g_k, g_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        g_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
+        for part in _chunks(q):
+            scores = (q[part] * scale) @ k[part].transpose(-1, -2) + _score_mask(bias, visible, part)
+            probabilities = torch.softmax(scores, dim=-1)
+            g_v[part] = probabilities.to(g.dtype).transpose(-1, -2) @ g[part]
+            mean = (g[part] * out[part]).sum(-1, keepdim=True, dtype=scores.dtype)
+            g_scores = (g[part] @ v[part].transpose(-1, -2)).sub(mean).mul_(probabilities)
+            if g_bias is not None:
+                g_bias += g_scores.sum(0)
+            g_scores = g_scores.to(q.dtype).mul_(scale)
+            g_q[part] = g_scores @ k[part]
+            g_k[part] = g_scores.transpose(-1, -2) @ q[part]
+        return g_q, g_k, g_v, g_bias, None
+
+
+def _chunks(q: Float[Tensor, "G H L d"]) -> Iterator[slice]:
+    groups, heads, length, _ = q.shape
+    size = max(1, CHUNK // (heads * length * length))
+    return (slice(start, start + size) for start in range(0, groups, size))
+
+
+def _score_mask(bias: Float[Tensor, "H L L"], visible: Bool[Tensor, "G L"] | None, part: slice) -> Tensor:
+    """What is added to the scores of the groups `part`."""
+    if visible is None:
+        return bias[None]
+    return bias[None].masked_fill(~visible[part, None, None, :], -torch.inf)
 
 
 class SelfAttention(nn.Module):

@@ -28,7 +28,7 @@ def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         width = module.embedding_dim if isinstance(module, nn.Embedding) else min(module.weight.shape)
         nn.init.trunc_normal_(module.weight, std=0.02 * (PUBLISHED_WIDTH / width) ** 0.5)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
@@ -57,7 +57,7 @@ class VisionBlock(nn.Module):
         self, x: Float[Tensor, "B T D"], want_map: bool = False
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H 1 patches"] | None]:
         """The block's output; the map goes from [CLS] to the patches."""
-        query, key, value = norm_linear(x, self.norm1, self.qkv).chunk(3, dim=-1)
+        query, key, value = norm_linear(x, self.norm1, self.qkv.weight, self.qkv.bias).chunk(3, dim=-1)
         if want_map:
             mixed, attention_map = attend_with_map(query, key, value, self.heads, rows=1)
         else:

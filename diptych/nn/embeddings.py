@@ -29,18 +29,22 @@ def resize_positions(table: Float[Tensor, "1 T D"], side: int) -> Float[Tensor, 
 
 
 class ImageEmbedding(nn.Module):
-    """Patches, a class token in front, learnt positions."""
+    """Patches, a class token in front, learnt positions unless these are said elsewhere."""
 
-    def __init__(self, image_size: int, patch_size: int, width: int, stem: Literal["patch", "conv"]) -> None:
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, stem: Literal["patch", "conv"], positions: bool = True
+    ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
         self.patch_size = patch_size
         self.proj = nn.Conv2d(3, width, patch_size, patch_size) if stem == "patch" else conv_stem(patch_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + 1, width))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.positions: nn.Parameter | None = None
+        if positions:
+            self.positions = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + 1, width))
+            nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
         """Any square size that is a multiple of the patch: positions are resized to it."""
@@ -49,7 +53,7 @@ class ImageEmbedding(nn.Module):
             raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not a square of multiples of {self.patch_size}")
         patches = self.proj(pixels).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1)
-        return tokens + resize_positions(self.positions, side)
+        return tokens if self.positions is None else tokens + resize_positions(self.positions, side)
 
 
 def conv_stem(patch_size: int, width: int) -> nn.Sequential:
@@ -77,20 +81,23 @@ class WordEmbedding(nn.Module):
         self,
         vocab_size: int,
         pad_id: int,
-        max_positions: int,
+        max_positions: int | None,
         width: int,
         norm_eps: float,
         norm: Literal["post", "pre"],
         dropout: float,
     ) -> None:
+        """`max_positions` None: positions are said elsewhere."""
         super().__init__()
         self.words = nn.Embedding(vocab_size, width, padding_idx=pad_id)
-        self.positions = nn.Embedding(max_positions, width)
+        self.positions = None if max_positions is None else nn.Embedding(max_positions, width)
         self.types = nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, eps=norm_eps) if norm == "post" else nn.Identity()
         self.dropout = dropout
         self.apply(init_weights)
 
     def forward(self, ids: Int[Tensor, "N"], positions: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
-        hidden = self.words(ids) + self.positions(positions) + self.types.weight[0]
+        hidden = self.words(ids) + self.types.weight[0]
+        if self.positions is not None:
+            hidden = hidden + self.positions(positions)
         return F.dropout(self.norm(hidden), self.dropout, self.training)

@@ -8,12 +8,15 @@ N rows in all, G groups (sequences, or the rows that share an image), L the long
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from diptych.types import Texts
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,51 @@ class Packed:
         """Sequences `which`, in that order and as often: their lengths, and the rows to take."""
         chosen = Packed(self.lengths[which])
         return chosen, self.starts[which][chosen.sequence] + chosen.position
+
+
+@dataclass(frozen=True)
+class TextState:
+    """Texts, packed: their rows lie end to end."""
+
+    hidden: Float[Tensor, "N D"]
+    packed: Packed
+    visible: Bool[Tensor, "N"] | None = None
+    """Rows that others may attend to; None: all (padding is not there, unless the model keeps it)."""
+
+    def __len__(self) -> int:
+        return len(self.packed.lengths)
+
+    def __getitem__(self, index: Tensor | slice) -> TextState:
+        if isinstance(index, slice):
+            index = torch.arange(len(self), device=self.hidden.device)[index]
+        packed, rows = self.packed.select(index)
+        return TextState(self.hidden[rows], packed, None if self.visible is None else self.visible[rows])
+
+    @property
+    def nbytes(self) -> int:
+        return self.hidden.nbytes
+
+    @classmethod
+    def cat(cls, states: Sequence[TextState]) -> TextState:
+        visible = [state.visible for state in states if state.visible is not None]
+        return cls(
+            torch.cat([state.hidden for state in states]),
+            Packed(torch.cat([state.packed.lengths for state in states])),
+            torch.cat(visible) if visible else None,
+        )
+
+
+def pack(texts: Texts, keep_padding: bool, longest: int) -> tuple[Int[Tensor, "N"], Packed, Bool[Tensor, "N"] | None]:
+    """The ids of texts without their padding, their lengths, and which rows may be seen (None: all).
+
+    `keep_padding` packs padding too and hides it. Raises ValueError for texts of more than `longest` tokens.
+    """
+    mask = texts.attention_mask.bool()
+    if mask.shape[1] > longest:
+        raise ValueError(
+            f"a text of {mask.shape[1]} tokens is longer than the model's {longest} positions: cut texts to that length"
+        )
+    kept = torch.ones_like(mask) if keep_padding else mask
+    flat = kept.flatten().nonzero().squeeze(1)
+    visible = mask.flatten()[flat] if keep_padding else None
+    return texts.input_ids.flatten()[flat], Packed(kept.sum(1)), visible

@@ -19,18 +19,33 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def norm_linear(x: Float[Tensor, "*N D"], norm: nn.LayerNorm, linear: nn.Linear) -> Float[Tensor, "*N O"]:
-    """`linear(norm(x))`, exactly, with half of the memory kept."""
+def norm_linear(
+    x: Float[Tensor, "*N D"], norm: nn.LayerNorm, weight: Float[Tensor, "O D"], bias: Float[Tensor, "O"]
+) -> Float[Tensor, "*N O"]:
+    """The linear layer of `norm(x)`, exactly, with half of the memory kept."""
     rows = x.reshape(-1, x.shape[-1])
-    out = _NormLinear.apply(rows, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, compute_dtype(x))
+    out = _NormLinear.apply(rows, norm.weight, norm.bias, weight, bias, norm.eps, compute_dtype(x))
     return out.unflatten(0, x.shape[:-1])
 
 
-def norm_mlp(x: Float[Tensor, "*N D"], norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Float[Tensor, "*N D"]:
-    """`fc2(gelu(fc1(norm(x))))` with the exact (erf) GELU."""
+def norm_mlp(
+    x: Float[Tensor, "*N D"],
+    norm: nn.LayerNorm,
+    fc1: nn.Linear,
+    fc2: nn.Linear,
+    scale: Float[Tensor, "D"] | None = None,
+) -> Float[Tensor, "*N D"]:
+    """`scale * fc2(gelu(fc1(norm(x))))` with the exact (erf) GELU; the scale is folded into the matrix."""
     rows = x.reshape(-1, x.shape[-1])
-    parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, *scaled(fc2, scale))
     return _NormMlp.apply(rows, *parameters, norm.eps, compute_dtype(x)).unflatten(0, x.shape[:-1])
+
+
+def scaled(linear: nn.Linear, scale: Float[Tensor, "O"] | None) -> tuple[Float[Tensor, "O D"], Float[Tensor, "O"]]:
+    """Weight and bias of a linear layer whose output is multiplied by `scale`."""
+    if scale is None:
+        return linear.weight, linear.bias
+    return linear.weight * scale[:, None], linear.bias * scale
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

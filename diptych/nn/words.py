@@ -22,3 +22,15 @@ class WordHead(nn.Module):
 
     def forward(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
         return F.linear(self.norm(F.gelu(self.dense(rows))), words, self.bias)
+
+
+class OwnWordHead(WordHead):
+    """The same with a matrix of its own, as VLMo has it."""
+
+    def __init__(self, vocab_size: int, width: int, norm_eps: float) -> None:
+        super().__init__(vocab_size, width, norm_eps)
+        self.decoder = nn.Linear(width, vocab_size, bias=False)
+        self.decoder.apply(init_weights)
+
+    def forward(self, rows: Float[Tensor, "*R D"], words: None = None) -> Float[Tensor, "*R V"]:
+        return super().forward(rows, self.decoder.weight)

@@ -30,7 +30,7 @@ def parts(dtype: torch.dtype) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
 
 
 def lean(kind: str, x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
-    return norm_linear(x, norm, fc1) if kind == "linear" else norm_mlp(x, norm, fc1, fc2)
+    return norm_linear(x, norm, fc1.weight, fc1.bias) if kind == "linear" else norm_mlp(x, norm, fc1, fc2)
 
 
 def plain(kind: str, x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:

@@ -1,0 +1,1 @@
+"""VLMo: one transformer with an expert feed-forward a modality, in the order of the paper."""
