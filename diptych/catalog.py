@@ -162,8 +162,15 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> Model:
 def build_task(recipe: Recipe, tokenizer: Tokenizer) -> Task:
     """The recipe's task, with as many words as the tokenizer has; weights drawn from the run's seed."""
     torch.manual_seed(seed_of(recipe.run.seed, "weights"))
-    special = SpecialIds(tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    return TASKS[type(recipe.task)](build_model(recipe.model, tokenizer), recipe.task, special)
+    return TASKS[type(recipe.task)](build_model(recipe.model, tokenizer), recipe.task, special_ids(tokenizer))
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """What a task must know of the words."""
+    return SpecialIds(
+        tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id,
+        tokenizer.continuing_ids,
+    )  # fmt: skip
 
 
 def record_kind(task: TaskConfig) -> type[AnyRecord]:

@@ -71,6 +71,16 @@ class AlbefConfig:
     def image_size(self) -> int:
         return self.vision.image_size
 
+    @property
+    def width(self) -> int:
+        """Of the image encoder."""
+        return self.vision.width
+
+    @property
+    def max_positions(self) -> int:
+        """The longest text in tokens."""
+        return self.text.max_positions
+
     def with_words(self, vocab_size: int, pad_id: int) -> AlbefConfig:
         """For a tokenizer of so many words."""
         return replace(self, text=replace(self.text, vocab_size=vocab_size, pad_id=pad_id))
@@ -138,6 +148,11 @@ class VisualTokenizerConfig:
     """Channels of the convolutions."""
     residual_blocks: int = 2
 
+    @property
+    def max_positions(self) -> None:
+        """It reads no text."""
+        return None
+
     def with_words(self, vocab_size: int, pad_id: int) -> VisualTokenizerConfig:
         """It reads no text."""
         return self
@@ -156,9 +171,16 @@ class SpecialIds:
     cls: int
     sep: int
     mask: int
+    continuing: tuple[int, ...] = ()
+    """Of the pieces that continue a word (BERT's begin with `##`)."""
 
 
 # --------------------------------------------------------------------------- tasks
+
+
+HeadKind = Literal["relu", "gelu"]
+"""A classifier of two layers on the fused vector: ALBEF's with ReLU between them, or VLMo's, which is wider and has a
+norm and GELU between them."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +310,13 @@ class RetrievalConfig:
     """As in pre-training (REFERENCE defect 1)."""
     teacher_dropout: bool = False
     """True runs the teacher with dropout, as released (defect 3)."""
+    keys: Literal["teacher", "batch"] = "teacher"
+    """What ITC compares with: the `teacher`'s features of the batch and of `queue_size` pairs before it (ALBEF), or the
+    model's own features of the `batch`, of all processes together (VLMo §4). The latter has neither teacher nor queue:
+    `queue_size` and `alpha` are 0 then."""
+    itc: float = 1.0
+    itm: float = 1.0
+    """Weights of the terms. 0 leaves a term out: without ITM a dual encoder trains alone, and nothing is fused."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +331,7 @@ class EntailmentConfig:
     """Epochs over which alpha rises linearly to its value. Released: 0, from the first step on."""
     teacher_dropout: bool = False
     """True runs the teacher with dropout, as released (defect 3)."""
+    head: HeadKind = "relu"
 
 
 @dataclass(frozen=True)
@@ -316,6 +346,7 @@ class Nlvr2Config:
     """Epochs over which alpha rises linearly to its value. Released: 1."""
     teacher_dropout: bool = False
     """True runs the teacher with dropout, as released (defect 3)."""
+    head: HeadKind = "relu"
 
 
 @dataclass(frozen=True)
@@ -338,7 +369,8 @@ class GroundingConfig:
     of the image encoder, by the similarity of picture and phrase."""
     layer: int = 8
     """The layer whose attention is read, from 0. In mode itm counted over the whole text stack: 8 is the third fusion
-    layer of ALBEF's 12, as published. In mode itc a block of the image encoder; published: the last."""
+    layer of ALBEF's 12, as published; VLMo's blocks all attend to both. In mode itc a block of the image encoder;
+    published: the last."""
     average: Literal["text", "batch"] = "text"
     """A phrase's map is the mean of its tokens' maps, [CLS] included: over the `text`'s own tokens, or over all
     positions of the padded `batch` as released, where longer batch mates make a map paler."""
@@ -421,6 +453,7 @@ class VqaClosedSetConfig:
     momentum: float = 0.995
     teacher_dropout: bool = False
     """True runs the teacher with dropout, as ALBEF was released (defect 3)."""
+    head: HeadKind = "gelu"
 
 
 # --------------------------------------------------------------------------- data
@@ -575,14 +608,16 @@ class RunConfig:
 @dataclass(frozen=True)
 class EvaluationConfig:
     rerank: int = 128
-    """Candidates that the fusion encoder re-ranks for each query (k_test: 256 COCO, 128 Flickr30k)."""
+    """Candidates that the fusion encoder re-ranks for each query (k_test: 256 COCO, 128 Flickr30k); 0 searches by
+    similarity alone and fuses nothing (VLMo §4)."""
     batch_size: int = 64
     bootstrap: int = 1000
     """Resamples behind the 95 % intervals."""
     keep_bytes: int = 2 << 30
     """Encoded pictures are kept between the two stages if all fit into so many bytes; else they are encoded twice."""
     tokens_per_call: int = 4_096
-    """Text tokens, over all pairs, of one call of the fusion encoder; bounds the memory of re-ranking."""
+    """Rows, over all pairs, of one call of the fusion encoder: text tokens and, in VLMo, image tokens too. Bounds the
+    memory of re-ranking."""
 
 
 TaskConfig = (
