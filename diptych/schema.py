@@ -549,33 +549,46 @@ class TokenizerConfig:
 # --------------------------------------------------------------------------- optimisation and run
 
 
+DecayRule = Literal["released", "repaired", "released_vlmo"]
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = 1e-4
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    decay: Literal["released", "repaired"] = "repaired"
-    """Which parameters decay. `released`: all but one-dimensional ones and biases, so temperature, class token,
-    positions and embeddings decay too. `repaired`: weight matrices and convolutions only."""
+    decay: DecayRule = "repaired"
+    """Which parameters decay. `released`: ALBEF's, all but one-dimensional ones and biases, so temperature, class token,
+    positions and embeddings decay too. `released_vlmo`: all but biases, relative positions and most norms; those of
+    experts and heads decay (defect 16). `repaired`: weight matrices and convolutions only."""
     clip: float | None = None
     """Largest gradient norm."""
     accumulate: int = 1
     """Micro-batches an optimiser step; each sees only its own negatives and the queue."""
     head_lr: float = 1.0
     """Multiplies the rate of a task's head, which starts from nothing beside a trained model. VLMo's VQA: 20."""
+    adam: Literal["torch", "released_vlmo"] = "torch"
+    """The order of AdamW's parts. `torch`: decay, then the update with `eps` added to the corrected root.
+    `released_vlmo`: the update with `eps` added to the root as it is, then decay of what came out."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    kind: Literal["cosine", "released"] = "cosine"
-    """`cosine`: linear warm-up, then cosine, by iteration. `released`: warm-up in steps of 100 iterations within the
-    first epoch only, then constant within an epoch (defect 8)."""
+    kind: Literal["cosine", "released", "linear", "polynomial", "cosine_to_zero"] = "cosine"
+    """`cosine`: linear warm-up, then cosine, by iteration. `released`: ALBEF's, warm-up in steps of 100 iterations
+    within the first epoch only, then constant within an epoch (defect 8). VLMo's, by iteration after linear warm-up:
+    `linear`, `polynomial` and `cosine_to_zero`, whatever `min_lr` says."""
     warmup_steps: int = 1000
     warmup_lr: float = 1e-5
+    """The rate of the first step. VLMo: 0."""
     min_lr: float = 1e-5
     warmup_epochs: int = 20
     """For `released` only: its unit is 100 iterations."""
+    warmup_share: float | None = None
+    """Warm-up as a share of the run's steps, in place of `warmup_steps`."""
+    power: float = 1.0
+    """For `polynomial` only: that of the share of steps still to go."""
 
 
 @dataclass(frozen=True)

@@ -108,20 +108,26 @@ def field_types(cls: type) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in fields(cls)}
 
 
-def unknown_name(cls: type, key: str, above: tuple[str, ...]) -> str:
-    """The complaint about field `key` of `cls`, which stands at `above`, with what may have been meant."""
-    known = field_types(cls)
-    nearest = [name for name in _leaves(cls) if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1)
+def unknown_name(group: Any, key: str, above: tuple[str, ...]) -> str:
+    """The complaint about field `key` of `group`, which stands at `above`, with what may have been meant.
+
+    `group`: a config, whose own groups are meant where others could stand too, or its class.
+    """
+    known = field_types(group if isinstance(group, type) else type(group))
+    inner = [name for name in _leaves(group) if name.endswith(f".{key}")]
+    nearest = inner or difflib.get_close_matches(key, known, n=1)
     suggestion = f" Did you mean {' or '.join('.'.join((*above, name)) for name in nearest)}?" if nearest else ""
     level = f" in '{'.'.join(above)}'" if above else ""
     return f"unknown name '{key}'{level}.{suggestion} Known there: {', '.join(sorted(known))}"
 
 
-def _leaves(cls: type) -> list[str]:
-    """Dotted names of all values below `cls`."""
+def _leaves(group: Any) -> list[str]:
+    """Dotted names of all values below a config, or below its class with whatever its groups may be."""
     names: dict[str, None] = {}  # an ordered set
-    for key, hint in field_types(cls).items():
-        inner = [name for option in configs(hint) for name in _leaves(option)]
+    one = not isinstance(group, type)
+    for key, hint in field_types(type(group) if one else group).items():
+        options = (getattr(group, key),) if one and configs(hint) else configs(hint)
+        inner = [name for option in options for name in _leaves(option)]
         names |= dict.fromkeys([f"{key}.{name}" for name in inner] or [key])
     return list(names)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,10 +19,14 @@ from diptych.types import Batch, Joint, Losses, Progress, Rows, Texts
 class Model(nn.Module, ABC):
     """Two encoders, and a fusion encoder over pairs of what they give. States are each model's own."""
 
-    parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Parameters and modules that a single call of this contract uses, by its name."""
+    parts: Mapping[str, tuple[str, ...]]
+    """Parameters and modules that a single call of this contract uses, by its name, or another use of the model."""
     embed_dim: int
     """E."""
+    image_rows: int = 0
+    """Rows that an image brings into each pair that it is fused in, beside the text's; 0 where it is attended to."""
+    map_layers: range
+    """Layers of `fuse` whose attention from text to image can be asked for (`maps`)."""
 
     @abstractmethod
     def image_state(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> Any:
@@ -101,7 +105,7 @@ class Task(nn.Module, ABC):
 
     @classmethod
     def trained(cls, config: Any) -> tuple[str, ...]:
-        """Calls of the model, beside encoding and fusing, whose `parts` this task trains; by default none."""
+        """Calls of the model, beside encoding, whose `parts` this task trains; by default none."""
         return ()
 
     def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:

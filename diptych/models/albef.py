@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -150,14 +149,6 @@ class TextEncoder(nn.Module):
 class Albef(Model):
     """Both encoders, the fusion encoder and their heads, behind the contract that every task uses (§3.1)."""
 
-    parts: ClassVar = {
-        "embed_image": ("image_proj",),
-        "embed_text": ("text_proj", "text.text_norm"),
-        "temperature": ("temp",),
-        "match_logits": ("match_head",),
-        "word_logits": ("word_head",),
-    }
-
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         if not 0 < config.text.fusion_start < config.text.layers:
@@ -167,6 +158,15 @@ class Albef(Model):
         self.config, self.embed_dim = config, config.embed_dim
         self.vision = VisionEncoder(config.vision)
         self.text = TextEncoder(config.text, config.vision.width, config.images_per_text)
+        self.map_layers = range(config.text.fusion_start, len(self.text.layers))
+        self.parts = {
+            "embed_image": ("image_proj",),
+            "embed_text": ("text_proj", "text.text_norm"),
+            "temperature": ("temp",),
+            "fuse": (*(f"text.layers.{number}" for number in self.map_layers), "text.fusion_norm"),
+            "match_logits": ("match_head",),
+            "word_logits": ("word_head",),
+        }
         self.word_head = WordHead(config.text.vocab_size, config.text.width, config.text.norm_eps)
         self.image_proj = nn.Linear(config.vision.width, config.embed_dim)
         self.text_proj = nn.Linear(config.text.width, config.embed_dim)
@@ -213,8 +213,7 @@ class Albef(Model):
         [P, heads, L, patches] is kept in the graph. S is `images_per_text`; raises ValueError for another.
         """
         turns = self._turns(image_index)
-        wrong = [number for number in maps if not self.config.text.fusion_start <= number < len(self.text.layers)]
-        if wrong:
+        if wrong := [number for number in maps if number not in self.map_layers]:
             raise ValueError(
                 f"layers {wrong} have no cross-attention; those from {self.config.text.fusion_start} on have"
             )
@@ -400,23 +399,15 @@ class AlbefPretraining(DistilledTask):
         self.model, self.config, self.special = model, config, special
         self.teacher = momentum_copy(model, without=("match_head", "temp"))
         self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
-        self._freeze_unreached()
+        model.freeze(model.unused(*self.trained(config)))
         self.train()
 
     @classmethod
     def trained(cls, config: AlbefPretrainConfig) -> tuple[str, ...]:
         """A term of weight 0 trains nothing."""
         reached = dict.fromkeys(("embed_image", "embed_text", "temperature"), config.itc)
-        reached |= {"match_logits": config.itm, "word_logits": config.mlm}
+        reached |= {"match_logits": config.itm, "word_logits": config.mlm, "fuse": config.itm + config.mlm}
         return tuple(call for call, weight in reached.items() if weight)
-
-    def _freeze_unreached(self) -> None:
-        """What only a term of weight 0 would train."""
-        model, config = self.model, self.config
-        model.freeze(model.unused(*self.trained(config)))
-        if not config.itm and not config.mlm:
-            model.text.layers[model.text.fusion_start :].requires_grad_(False)
-            model.text.fusion_norm.requires_grad_(False)
 
     @torch.no_grad()
     def before_step(self) -> None:

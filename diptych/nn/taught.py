@@ -42,9 +42,13 @@ class TaughtTask(DistilledTask):
     teacher_head: nn.Module | None
     config: HeadConfig
 
+    @classmethod
+    def trained(cls, config: HeadConfig) -> tuple[str, ...]:
+        return ("fuse",)
+
     def __init__(self, model: Model, head: nn.Module, config: HeadConfig) -> None:
         super().__init__()
-        unused = model.unused("fuse")
+        unused = model.unused(*self.trained(config))
         model.freeze(unused)
         self.model, self.head, self.config = model, head, config
         self.teacher = momentum_copy(model, without=unused) if config.alpha else None

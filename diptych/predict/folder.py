@@ -40,7 +40,7 @@ class SearchResult:
 
 
 def search_folder(
-    predictor: Predictor, query: str, folder: str | Path, k: int = 10, rerank: bool = True
+    predictor: Predictor, query: str, folder: str | Path, k: int = 10, rerank: bool | None = None
 ) -> SearchResult:
     """The k pictures in and below `folder` that fit the query best, by `Predictor.rank`.
 

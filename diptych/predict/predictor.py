@@ -82,18 +82,18 @@ class Predictor:
 
     def embed_images(self, images: Pictures) -> Float[Tensor, "N E"]:
         """Normalised vectors of pictures, comparable with those of texts."""
-        self._require("image_proj")
+        self._require("embed_image")
         return self._embed(given_pictures(images).items, None)[1]
 
     def embed_texts(self, texts: Strings) -> Float[Tensor, "M E"]:
         """Normalised vectors of texts."""
-        self._require("text_proj")
+        self._require("embed_text")
         with evaluating(self.model):
             return self.model.embed_text(self._text_state(self.texts(texts)))["main"].cpu()
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Probability that picture n and text m belong together, by the fusion encoder, for every pair."""
-        self._require("match_head")
+        self._require("match_logits", "fuse")
         pictures, words = given_pictures(images).items, self.texts(texts)
         lengths = words.attention_mask.sum(dim=1)
         found: list[Tensor] = []
@@ -104,17 +104,18 @@ class Predictor:
                 image = torch.arange(len(batch)).repeat_interleave(len(words))
                 text = torch.arange(len(words)).repeat(len(batch))
                 scores = torch.empty(len(image))
-                for call in plan_calls(image, lengths[text], self.recipe.evaluation.tokens_per_call):
+                rows = lengths[text] + self.model.image_rows
+                for call in plan_calls(image, rows, self.recipe.evaluation.tokens_per_call):
                     both = match_logits(self.model, text_state, image_state, text[call], image[call], self.device)
                     scores[call] = both.softmax(dim=1)[:, 1]
                 found.append(scores.view(len(batch), len(words)))
         return torch.cat(found)
 
-    def rank(self, text: str, images: Pictures, k: int = 10, rerank: bool = True) -> tuple[Hit, ...]:
+    def rank(self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None) -> tuple[Hit, ...]:
         """The k pictures that fit the text best, the best first.
 
         Similarity decides; with `rerank` the most similar ones (`evaluation.rerank` of the recipe, at least k) are then
-        ordered by the probability of a match.
+        ordered by the probability of a match. None: as the recipe evaluates, where `evaluation.rerank` 0 says no.
         """
         return self.rank_readable(text, given_pictures(images).items, k, rerank, None)[0]
 
@@ -134,8 +135,7 @@ class Predictor:
         `{}`. Probabilities are the softmax of similarity / temperature. Raises ValueError for fewer than two different
         labels, and a template without `{}`.
         """
-        for part in ("image_proj", "text_proj", "temp"):
-            self._require(part)
+        self._require("embed_image", "embed_text", "temperature")
         images, names = given_pictures(image), list(given_strings(labels, "labels").items)
         vectors = self._label_vectors(names, list(given_strings(templates, "templates").items))
         similarity = self.embed_images(images.items) @ vectors.T
@@ -232,9 +232,9 @@ class Predictor:
         `proposals`: a list of boxes, or such a list for each result. Any model can be asked whose match head was
         trained, best one fine-tuned for grounding; the map is that of `boxes_config`.
         """
-        config = boxes_config(self.recipe)
-        for part in ("match_head",) if config.mode == "itm" else ("image_proj", "text_proj", "temp"):
-            self._require(part)
+        config = boxes_config(self.recipe, self.model)
+        of_pairs, of_vectors = ("match_logits", "fuse"), ("embed_image", "embed_text", "temperature")
+        self._require(*(of_pairs if config.mode == "itm" else of_vectors))
         images, phrases, offered = given_pictures(image), given_strings(phrase, "phrases"), given_boxes(proposals)
         words = self.texts(phrases.items)
         found = []
@@ -257,11 +257,12 @@ class Predictor:
         return prepare_texts(given_strings(texts).items, self.tokenizer, self.recipe.data)
 
     def rank_readable(
-        self, text: str, pictures: Sequence[Picture], k: int, rerank: bool, skipped: list[BadRecord] | None
+        self, text: str, pictures: Sequence[Picture], k: int, rerank: bool | None, skipped: list[BadRecord] | None
     ) -> tuple[tuple[Hit, ...], int]:
         """As `rank`, and how many pictures were readable; others go to `skipped`, or raise without it."""
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one picture")
+        rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank
         query = self.embed_texts(text)
         places, vectors = self._embed(pictures, skipped)
         if not places:
@@ -280,13 +281,14 @@ class Predictor:
 
     # ------------------------------------------------------------------ what it was trained for
 
-    def _require(self, part: str) -> None:
-        """Raises ValueError where numbers would come from weights that nobody trained for these encoders.
+    def _require(self, *calls: str) -> None:
+        """Raises ValueError where calls would use weights that nobody trained for these encoders.
 
         They look like numbers all the same: the demo's model tells the captions of 50 unseen scenes from others with
         an area under the curve of 0.997 by `match`, after fine-tuning for entailment with 0.93, for VQA with 0.51.
         """
-        if part in self.untrained:
+        used = (part for call in calls for part in self.model.parts[call])
+        if part := next((part for part in used if part in self.untrained), None):
             raise ValueError(
                 f"{self.origin} holds no trained {part}: its encoders were trained for something else. "
                 f"Take a pre-trained checkpoint, or {self._training(Retrieval)}"
@@ -303,7 +305,7 @@ class Predictor:
         recipes = [make() for make in catalog.RECIPES.values()]
         same = [one for one in recipes if type(one.model) is type(self.recipe.model)]
         fit = [one for one in same if catalog.TASKS[type(one.task)] in kinds]
-        alike = [one for one in fit if one.model.vision.width == self.recipe.model.vision.width]
+        alike = [one for one in fit if one.model.width == self.recipe.model.width]
         names = [one.name for one in alike or fit]
         return f"train {' or '.join(names)} (diptych train {names[0]} init_from=RUN, a pre-trained one)"
 
@@ -358,7 +360,7 @@ class Predictor:
                 if pixels:
                     state = self.model.image_state(torch.stack(pixels).to(self.device))
                     vectors.append(self.model.embed_image(state)["main"].cpu())
-        return places, torch.cat(vectors) if vectors else torch.empty(0, self.recipe.model.embed_dim)
+        return places, torch.cat(vectors) if vectors else torch.empty(0, self.model.embed_dim)
 
     def _text_state(self, texts: Texts) -> Any:
         size = self.recipe.evaluation.batch_size
@@ -385,7 +387,7 @@ class Predictor:
         return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
 
 
-def boxes_config(recipe: Recipe) -> GroundingConfig:
+def boxes_config(recipe: Recipe, model: Model) -> GroundingConfig:
     """How a model finds boxes: as its recipe says or, where that is of another task, as published for its depth.
 
     Published: the cross-attention of the third of six fusion layers (ALBEF §6.4), so half way up. Lower layers have
@@ -393,8 +395,8 @@ def boxes_config(recipe: Recipe) -> GroundingConfig:
     """
     if isinstance(recipe.task, GroundingTrainingConfig):
         return recipe.task.boxes
-    text = recipe.model.text
-    return GroundingConfig(layer=text.fusion_start + (text.layers - text.fusion_start - 1) // 2)
+    layers = model.map_layers
+    return GroundingConfig(layer=layers[(len(layers) - 1) // 2])
 
 
 def _shaped(found: Sequence[Found], *given: Given[Any]) -> Any:

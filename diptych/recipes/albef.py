@@ -81,6 +81,7 @@ def albef_small() -> Recipe:
     Expected: no published figure, and not run to its end here; compare with `albef_tiny` on the same data.
     """
     tiny = albef_tiny()
+    assert isinstance(tiny.model, AlbefConfig)
     assert isinstance(tiny.task, AlbefPretrainConfig)
     return replace(
         tiny,

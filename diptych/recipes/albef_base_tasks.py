@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from diptych.recipes.albef import albef_base
 from diptych.schema import (
+    AlbefConfig,
     DataConfig,
     EntailmentConfig,
     EvaluationConfig,
@@ -49,6 +50,7 @@ def _base(
 ) -> Recipe:  # fmt: skip
     """A task of the published model, started from its checkpoint. `batch_size`: of one GPU, as released."""
     base = albef_base()
+    assert isinstance(base.model, AlbefConfig)
     vision = replace(base.model.vision, image_size=image_size)
     return replace(
         base,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from diptych.recipes.albef import albef_tiny
 from diptych.schema import (
+    AlbefConfig,
     DecoderConfig,
     EntailmentConfig,
     GroundingConfig,
@@ -26,6 +27,7 @@ from diptych.schema import (
 def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
     """A task on made scenes, started from the demo's model."""
     tiny = albef_tiny()
+    assert isinstance(tiny.model, AlbefConfig)
     return replace(
         tiny,
         name=name,

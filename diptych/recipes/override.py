@@ -55,7 +55,7 @@ def _replaced(config: Config, path: Sequence[str], value: Any, above: tuple[str,
     head, *rest = path
     place = (*above, head)
     if head not in hints:
-        raise ValueError(unknown_name(type(config), head, above))
+        raise ValueError(unknown_name(config, head, above))
     current = getattr(config, head)
     if not is_dataclass(current):
         if rest:

@@ -28,7 +28,7 @@ class Entailment(TaughtTask):
     config: EntailmentConfig
 
     def __init__(self, model: Model, config: EntailmentConfig, special: SpecialIds | None = None) -> None:
-        super().__init__(model, classifier(model.joint_width(), len(CLASSES)), config)
+        super().__init__(model, classifier(model.joint_width(), len(CLASSES), config.head), config)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without labels."""

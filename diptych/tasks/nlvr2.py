@@ -37,7 +37,8 @@ class Nlvr2(TaughtTask):
 
     def __init__(self, model: Model, config: Nlvr2Config, special: SpecialIds | None = None) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""
-        super().__init__(model, classifier(model.joint_width(2), len(CLASSES)), config)
+        width = model.joint_width(2)
+        super().__init__(model, classifier(width, len(CLASSES), config.head, hidden=width), config)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without second pictures or labels."""
@@ -145,8 +146,12 @@ class TextAssignment(Task):
         super().__init__()
         self.model, self.config = model, config
         self.head = nn.Linear(model.joint_width(2), 3)
-        model.freeze(model.unused())
+        model.freeze(model.unused(*self.trained(config)))
         self.train()
+
+    @classmethod
+    def trained(cls, config: TextAssignmentConfig) -> tuple[str, ...]:
+        return ("fuse",)
 
     def forward(self, batch: Batch, progress: Progress, assignment: Assignment | None = None) -> Losses:
         """A recorded `assignment` may stand in for the one to draw."""

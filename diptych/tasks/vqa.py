@@ -20,8 +20,8 @@ from diptych.data.collate import pad_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses, closed_set_loss, weighted_answer_loss
 from diptych.losses.distillation import alpha_at
-from diptych.nn.blocks import init_weights
 from diptych.nn.decoder import AnswerDecoder, Asked, Memory
+from diptych.nn.heads import classifier
 from diptych.nn.layout import Packed
 from diptych.nn.taught import TaughtTask
 from diptych.schema import SpecialIds, TaskConfig, VqaClosedSetConfig, VqaDecoderConfig
@@ -97,8 +97,11 @@ class VqaDecoding(TaughtTask):
         self.special = special
 
     def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
-        """The decoder begins with what the model has for it, unless a decoder is stored (ALBEF §5)."""
-        return self.model.decoder_start(state) | super().adapt(state, origin)
+        """The decoder begins with what the model has for it and fits, unless a decoder is stored (ALBEF §5)."""
+        own = {name: value.shape for name, value in self.state_dict().items()}
+        start = self.model.decoder_start(state)
+        fits = {name: value for name, value in start.items() if own.get(name) == value.shape}
+        return fits | super().adapt(state, origin)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without answers."""
@@ -265,10 +268,9 @@ class VqaClosedSet(TaughtTask):
         """Raises ValueError if the closed set is empty."""
         if not config.answers:
             raise ValueError("task.answers is empty: name the answers to choose from, or take them from training data")
-        width = model.joint_width()
-        last = nn.Linear(2 * width, len(config.answers))
-        head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), last)  # VLMo's classifier
-        head.apply(init_weights)
+        head = classifier(model.joint_width(), len(config.answers), config.head)
+        last = head[-1]
+        assert isinstance(last, nn.Linear)
         # One answer of all is right: begun at even odds for each, the first gradients are so large that Adam steps
         # too short for a thousand steps afterwards (docs/decisions.md 37).
         nn.init.constant_(last.bias, -math.log(len(config.answers)))

@@ -86,6 +86,7 @@ class Vlmo(Model):
         )  # fmt: skip
         self.types = nn.Embedding(1 + config.images_per_text, width)
         side = config.image_size // config.patch_size
+        self.image_rows, self.map_layers = 1 + side**2, range(config.depth)
         self.positions = (
             RelativePositions(side, config.max_positions, config.depth, config.heads) if relative else None
         )
@@ -217,7 +218,7 @@ class Vlmo(Model):
         turn: Int[Tensor, "P"] | None, rows: Rows, maps: Sequence[int],
     ) -> Joint:  # fmt: skip
         """`turn`: which of its text's images each is; None: the first."""
-        if wrong := [number for number in maps if not 0 <= number < len(self.blocks)]:
+        if wrong := [number for number in maps if number not in self.map_layers]:
             raise ValueError(f"there are no blocks {wrong}: blocks count from 0 to {len(self.blocks) - 1}")
         run = self._pairs(texts, images, text_index, image_index, turn)
         packed = texts.packed.select(text_index)[0]
