@@ -40,6 +40,8 @@ from diptych.data.sources import vqa as vqa_files
 from diptych.data.sources.files import Found, each, open_layout
 from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
+from diptych.models.vlmo import model as vlmo_model
+from diptych.models.vlmo import pretraining as vlmo_pretraining
 from diptych.recipes import albef as albef_recipes
 from diptych.recipes import albef_base_tasks, albef_tasks
 from diptych.schema import (
@@ -55,6 +57,8 @@ from diptych.schema import (
     SpecialIds,
     TaskConfig,
     TextAssignmentConfig,
+    VlmoConfig,
+    VlmoPretrainConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
@@ -64,11 +68,13 @@ from diptych.tasks import entailment, nlvr2, retrieval, vqa
 
 MODELS: dict[type, Callable[[Any], Model]] = {
     AlbefConfig: albef_model.Albef,
+    VlmoConfig: vlmo_model.Vlmo,
 }
 """What builds a model, by the type of a recipe's `model`."""
 
 TASKS: dict[type, Callable[..., Task]] = {
     AlbefPretrainConfig: albef_model.AlbefPretraining,
+    VlmoPretrainConfig: vlmo_pretraining.VlmoPretraining,
     RetrievalConfig: retrieval.Retrieval,
     GroundingTrainingConfig: retrieval.Retrieval,
     EntailmentConfig: entailment.Entailment,

@@ -1,4 +1,4 @@
-"""A small ALBEF, small batches and random numbers for tests that need a whole model but none of its size."""
+"""A small ALBEF, a small VLMo, small batches and random numbers for tests that need a whole model, none of its size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diptych.models.albef import Albef, AlbefPretraining
+from diptych.models.vlmo.model import Vlmo
+from diptych.models.vlmo.pretraining import VlmoPretraining
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -21,6 +23,8 @@ from diptych.schema import (
     TextAssignmentConfig,
     TextConfig,
     VisionConfig,
+    VlmoConfig,
+    VlmoPretrainConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
@@ -30,7 +34,7 @@ from diptych.tasks.retrieval import Retrieval
 from diptych.tasks.vqa import VqaClosedSet, VqaDecoding
 from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch, Texts
 
-SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4, continuing=(30, 31, 32, 33, 34, 35, 36, 37, 38, 39))
 SIDE, PATCHES, VOCABULARY, POSITIONS = 16, 16, 40, 12
 
 VISION = VisionConfig(image_size=SIDE, patch_size=4, width=16, depth=2, heads=2)
@@ -40,6 +44,10 @@ TEXT = TextConfig(
 )  # fmt: skip
 DECODER = DecoderConfig(layers=2, heads=3, intermediate=32, max_positions=POSITIONS, dropout=0.0)
 ANSWERS = ("yes", "no", "two", "red")
+VLMO = VlmoConfig(
+    image_size=SIDE, patch_size=4, width=24, depth=4, heads=3, mlp_ratio=2.0, fusion_start=2, max_positions=POSITIONS,
+    vocab_size=VOCABULARY, drop_path=0.0, dropout=0.0,
+)  # fmt: skip
 VARIANTS = [("post", "patch"), ("pre", "conv")]
 """Places of the norms, kinds of stem."""
 
@@ -55,12 +63,16 @@ def albef_config(
     )  # fmt: skip
 
 
+TEMPERATURES = ("temp", "log_scale")
+"""Parameters that stay as they are set."""
+
+
 def shake(module: nn.Module, seed: int = 0) -> None:
     """Biases off 0 and norms off 1: what a zero would hide shows."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in module.named_parameters():
-            if name != "temp" and not name.endswith(".temp"):
+            if not name.endswith(TEMPERATURES):
                 weight.add_(torch.randn(weight.shape, generator=noise), alpha=0.1)
 
 
@@ -69,6 +81,18 @@ def albef(seed: int = 0, **changes: Any) -> Albef:
     model = Albef(albef_config(**changes))
     shake(model, seed)
     return model.eval()
+
+
+def vlmo(seed: int = 0, **changes: Any) -> Vlmo:
+    torch.manual_seed(seed)
+    model = Vlmo(replace(VLMO, **changes))
+    shake(model, seed)
+    return model.eval()
+
+
+def vlmo_pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VlmoPretraining:
+    config = replace(VlmoPretrainConfig(mask_probability=0.4), **changes)
+    return VlmoPretraining(vlmo(seed, **(model or {})), config, SPECIAL)
 
 
 def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> AlbefPretraining:

@@ -12,12 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from diptych.losses.contrastive import Logits
 from diptych.types import Term
 
 
 def negative_weights(
-    logits: Float[Tensor, "B B"], positives: Bool[Tensor, "B B"], mask: Literal["before", "after"] = "before"
-) -> Float[Tensor, "B B"]:
+    logits: Float[Tensor, "B K"], positives: Bool[Tensor, "B K"], mask: Literal["before", "after"] = "before"
+) -> Float[Tensor, "B K"]:
     """Sampling weights of the candidates of each row: their contrastive softmax, positives excluded (ALBEF §3.2).
 
     `before` takes the positives out of the softmax: weights sum to 1 however sure the model is. `after` sets them to
@@ -33,6 +34,19 @@ def negative_weights(
     if mask == "after":
         return torch.softmax(logits, dim=1).masked_fill(positives, 0)
     return torch.softmax(logits.masked_fill(positives, -torch.inf), dim=1)
+
+
+@torch.no_grad()
+def both_negative_weights(
+    logits: Logits, positives: Bool[Tensor, "B K"], mask: Literal["before", "after"] = "before", hard: bool = True
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+    """Sampling weights of images for each text, then of texts for each image. Not `hard`: all negatives alike.
+
+    Only the first candidates count where there are more than `positives` speaks of (a queue's).
+    """
+    counted, scale = positives.shape[1], 1.0 if hard else 0.0
+    for_text, for_image = (x[:, :counted] * scale for x in (logits.text_to_image, logits.image_to_text))
+    return negative_weights(for_text, positives, mask), negative_weights(for_image, positives, mask)
 
 
 def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:

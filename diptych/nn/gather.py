@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.types import Texts
+from diptych.types import Term, Texts
 
 
 class _AllGather(torch.autograd.Function):
@@ -94,6 +94,14 @@ class Processes:
         ids, mask = (F.pad(grid.long(), (0, more)) for grid in (texts.input_ids, texts.attention_mask))
         return Texts(self.gather(ids), self.gather(mask).bool())
 
-    def sum(self, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The sum over all processes, without a gradient."""
-        return count if self.size == 1 else _gathered(count.detach()[None]).sum()
+    def locate(self, drawn: Int[Tensor, "B"], behind: int) -> tuple[Int[Tensor, "B"], Int[Tensor, "m"]]:
+        """Where drawn rows of all processes stand once those of others are fetched behind `behind` rows that begin
+        with this process's, and which others to fetch."""
+        place = drawn - (0 if self.own_first else self.own.start)
+        foreign = (place < 0) | (place >= self.rows)
+        others, order = drawn[foreign].unique(return_inverse=True)
+        return place.masked_scatter(foreign, behind + order), others
+
+    def shared(self, term: Term) -> Term:
+        """A term whose mean, averaged over the processes, is the mean over the items of all of them."""
+        return term if self.size == 1 else Term(term.sum * self.size, _gathered(term.count[None]).sum())
