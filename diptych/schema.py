@@ -559,9 +559,9 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     decay: DecayRule = "repaired"
-    """Which parameters decay. `released`: ALBEF's, all but one-dimensional ones and biases, so temperature, class token,
-    positions and embeddings decay too. `released_vlmo`: all but biases, relative positions and most norms; those of
-    experts and heads decay (defect 16). `repaired`: weight matrices and convolutions only."""
+    """Which parameters decay. `released`: ALBEF's, all but one-dimensional ones and biases, so temperature, class
+    token, positions and embeddings decay too. `released_vlmo`: all but biases, relative positions and most norms;
+    those of experts and heads decay (defect 16). `repaired`: weight matrices and convolutions only."""
     clip: float | None = None
     """Largest gradient norm."""
     accumulate: int = 1

@@ -1,6 +1,9 @@
-"""Which parameters decay, what clipping does, and the optimiser's memory by name."""
+"""Which parameters decay, what clipping does, the released order of Adam, and the optimiser's memory by name."""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import pytest
 import torch
@@ -17,6 +20,8 @@ from diptych.train.optim import (
     parameter_groups,
 )
 from tests import tiny
+
+Adam = Literal["torch", "released_vlmo"]
 
 
 def albef() -> nn.Module:
@@ -84,8 +89,8 @@ def test_clipping_bounds_the_gradient_and_tells_what_it_was(clip: float | None, 
     assert model.weight.grad.norm().item() == pytest.approx(expected, rel=1e-5)
 
 
-def stepped(model: nn.Module, steps: int) -> torch.optim.Optimizer:
-    optimizer = build_optimizer(model, OptimConfig(lr=0.1))
+def stepped(model: nn.Module, steps: int, adam: Adam = "torch") -> torch.optim.Optimizer:
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, adam=adam))
     for number in range(steps):
         model(torch.full((1, 2), float(number))).sum().backward()
         optimizer.step()
@@ -93,15 +98,16 @@ def stepped(model: nn.Module, steps: int) -> torch.optim.Optimizer:
     return optimizer
 
 
-def test_memory_put_back_by_name_continues_as_if_never_lost() -> None:
+@pytest.mark.parametrize("adam", ["torch", "released_vlmo"])
+def test_memory_put_back_by_name_continues_as_if_never_lost(adam: Adam) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    optimizer = stepped(model, 3)
+    optimizer = stepped(model, 3, adam)
     copy = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     copy.load_state_dict(model.state_dict())
     stored = optimizer_state(model, optimizer)
     assert "exp_avg_sq/0.weight" in stored
-    restored = build_optimizer(copy, OptimConfig(lr=0.1))
+    restored = build_optimizer(copy, OptimConfig(lr=0.1, adam=adam))
     load_optimizer_state(copy, restored, stored)
     for one, its in ((model, optimizer), (copy, restored)):
         one(torch.ones(1, 2)).square().sum().backward()
@@ -117,3 +123,54 @@ def test_memory_of_another_model_is_refused() -> None:
     wider = nn.Linear(2, 3)
     with pytest.raises(ValueError, match=r"weight is \(2, 2\), not \(3, 2\)"):
         load_optimizer_state(wider, build_optimizer(wider, OptimConfig()), stored)
+
+
+# --------------------------------------------------------------------------- the released order of Adam
+
+
+def test_the_released_adam_does_what_its_description_says() -> None:
+    """Written out in double precision: epsilon beside the uncorrected root, decay of what the update made."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    config = OptimConfig(lr=0.02, weight_decay=0.3, betas=(0.9, 0.98), eps=1e-2, adam="released_vlmo")
+    optimizer = build_optimizer(model, config)
+    weight = model.weight.detach().double()
+    mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
+    for number in range(1, 6):
+        gradient = torch.randn(2, 3) * 0.05
+        model.weight.grad, model.bias.grad = gradient, None
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * gradient.double()
+        square = 0.98 * square + 0.02 * gradient.double() ** 2
+        size = 0.02 * math.sqrt(1 - 0.98**number) / (1 - 0.9**number)
+        weight = weight - size * mean / (square.sqrt() + 1e-2)
+        weight = weight - 0.02 * 0.3 * weight
+        assert torch.allclose(model.weight.double(), weight, rtol=0, atol=1e-7)
+
+
+def test_both_orders_of_adam_agree_where_neither_epsilon_nor_decay_counts() -> None:
+    ends = []
+    for adam in ("torch", "released_vlmo"):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = build_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.0, eps=1e-30, adam=adam))
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(5, 3)).square().sum().backward()
+            optimizer.step()
+        ends.append(model.weight.detach())
+    assert torch.allclose(ends[0], ends[1], rtol=1e-6)
+
+
+def test_each_parameter_counts_its_own_steps() -> None:
+    """One whose gradient comes later begins with a full first step, as torch's does."""
+    model = nn.Linear(1, 1)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.0, adam="released_vlmo"))
+    model.weight.grad = torch.ones(1, 1)
+    before = model.bias.item()
+    optimizer.step()
+    assert model.bias.item() == before, "no gradient, no movement"
+    model.bias.grad = torch.ones(1)
+    optimizer.step()
+    assert model.bias.item() == pytest.approx(before - 0.1, abs=1e-6)
+    assert [optimizer.state[one]["step"].item() for one in (model.weight, model.bias)] == [2, 1]
