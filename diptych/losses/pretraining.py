@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.losses.contrastive import Logits, information_bound
-from diptych.losses.masked_lm import IGNORED, masked_lm_loss
+from diptych.losses.masked_lm import IGNORED
 from diptych.losses.matching import match_labels, matching_pairs
 from diptych.task import Model
 from diptych.types import RowList, Term
@@ -110,11 +111,11 @@ def matching_measures(match_logits: Float[Tensor, "P 2"]) -> dict[str, Term]:
 
 
 @torch.no_grad()
-def word_measures(word_logits: Float[Tensor, "R V"], labels: Int[Tensor, "R"]) -> dict[str, Term]:
-    """Whether hidden words are found. The bound in nats."""
-    hard, uncertainty = masked_lm_loss(word_logits, labels), torch.tensor(float(word_logits.shape[1])).log()
+def word_measures(loss: Term, word_logits: Float[Tensor, "R V"], labels: Int[Tensor, "R"]) -> dict[str, Term]:
+    """Whether hidden words are found; `loss` is against these labels. The bound in nats."""
+    uncertainty = math.log(word_logits.shape[1])
     return {
-        "mi_bound_words": Term(uncertainty * hard.count - hard.sum, hard.count),  # ALBEF Eq. 10
+        "mi_bound_words": Term(uncertainty * loss.count - loss.sum, loss.count),  # ALBEF Eq. 10
         "mlm_accuracy": Term.over((word_logits.argmax(1) == labels).float()),
     }
 

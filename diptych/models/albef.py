@@ -20,10 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.checkpoints.convert import Absent, Alias, Count, Rename, Rule, Stack
-from diptych.losses.contrastive import Similarities, distilled_contrastive_loss, hide, information_bound, similarity
+from diptych.losses.contrastive import Similarities, distilled_contrastive_loss, hide, similarity
 from diptych.losses.distillation import alpha_at, mixed_word_loss
-from diptych.losses.masked_lm import IGNORED, MaskDraws, mask_words, masked_lm_loss
-from diptych.losses.matching import draw_negatives, match_labels, matching_loss, matching_pairs, negative_weights
+from diptych.losses.masked_lm import MaskDraws, mask_words, masked_lm_loss
+from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_loss
+from diptych.losses.pretraining import (
+    DrawnNegatives,
+    Draws,
+    contrast_measures,
+    drawn_negatives,
+    fuse_pairs,
+    matching_measures,
+    negative_similarity,
+    word_measures,
+)
 from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights
 from diptych.nn.embeddings import ImageEmbedding, WordEmbedding, resize_positions
 from diptych.nn.layout import Layout, Packed, TextState, pack
@@ -325,17 +335,6 @@ def repeat_fusion_layers(state: Mapping[str, Tensor], config: AlbefConfig) -> di
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The random part of one forward. Recorded negatives may stand in for drawn ones."""
-
-    masked_ids: Int[Tensor, "B L"]
-    labels: Int[Tensor, "B L"]
-    uniform: Float[Tensor, "2 B"]
-    negative_image: Int[Tensor, "B"] | None = None
-    negative_text: Int[Tensor, "B"] | None = None
-
-
-@dataclass(frozen=True)
 class Contrast(Similarities):
     """All that the contrast of one batch with batch and queue gives."""
 
@@ -366,17 +365,12 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class AlbefInspection:
+class AlbefInspection(DrawnNegatives):
     """What one pass shows to a reader: the negatives that were drawn, and what the teacher would have said.
 
-    Texts and images are counted within the batch; k best words and n best texts, best first.
+    k best words and n best texts of the batch, best first.
     """
 
-    negative_text_index: Int[Tensor, "B"]
-    negative_text_probability: Float[Tensor, "B"]
-    """With which the text was drawn, 0..1."""
-    negative_image_index: Int[Tensor, "B"]
-    negative_image_probability: Float[Tensor, "B"]
     masked: RowList
     labels: Int[Tensor, "R"]
     teacher_words: Int[Tensor, "R k"]
@@ -467,8 +461,7 @@ class AlbefPretraining(DistilledTask):
         """
         both = Texts(torch.cat([batch.texts.input_ids, draws.masked_ids]), batch.texts.attention_mask.repeat(2, 1))
         images, texts = self.model.image_state(batch.pixels), self.model.text_state(both)
-        where = (draws.labels != IGNORED).nonzero()
-        masked = RowList(where[:, 0], where[:, 1])
+        masked, labels = draws.hidden_words()
         teacher, teacher_words = None, None
         if taught:
             with torch.no_grad():
@@ -477,8 +470,9 @@ class AlbefPretraining(DistilledTask):
                 teacher_words = self._teacher_words(*teacher, masked) if with_teacher_words else None
         contrast = self._contrast(images, texts, teacher, batch.image_ids)
         negative_image, negative_text = self._negatives(contrast, batch, draws)
-        matched, words = self._fuse(images, texts, negative_image, negative_text, masked)
-        labels = draws.labels[masked.pair, masked.position]
+        matched, words = fuse_pairs(self.model, texts, images, len(batch), (negative_image, negative_text), masked)
+        assert matched is not None
+        assert words is not None
         return Forward(contrast, negative_image, negative_text, matched, masked, labels, words, teacher_words)
 
     def _teacher_words(self, images: ImageState, texts: TextState, masked: RowList) -> Float[Tensor, "R V"]:
@@ -523,42 +517,27 @@ class AlbefPretraining(DistilledTask):
         weights_image, weights_text = self.negative_weights(contrast, len(batch))
         return draw_negatives(weights_image, draws.uniform[0]), draw_negatives(weights_text, draws.uniform[1])
 
-    @torch.no_grad()
     def negative_weights(self, contrast: Contrast, size: int) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
         """Sampling weights of images for each text, and of texts for each image, within the batch."""
         positives = contrast.hidden[:, :size] | torch.eye(size, dtype=torch.bool, device=contrast.hidden.device)
-        scale = 1.0 if self.config.hard_negatives else 0.0
-        mask = self.config.negatives_mask
-        logits = contrast.text_to_image[:, :size] * scale, contrast.image_to_text[:, :size] * scale
-        return negative_weights(logits[0], positives, mask), negative_weights(logits[1], positives, mask)
-
-    def _fuse(
-        self, images: ImageState, texts: TextState, negative_image: Tensor, negative_text: Tensor, masked: RowList
-    ) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "R V"]]:
-        """One call for 4B pairs: positives, (text, hard image), (hard text, image), (masked text, image)."""
-        size = len(images)
-        here = torch.arange(size, device=images.tokens.device)
-        text_index, image_index = matching_pairs(negative_image, negative_text)
-        text_index, image_index = torch.cat([text_index, here + size]), torch.cat([image_index, here])
-        rows = RowList(masked.pair + 3 * size, masked.position)
-        joint = self.model.fuse(texts, images, text_index, image_index, rows)
-        assert joint.rows is not None
-        return self.model.match_logits(joint)[: 3 * size], self.model.word_logits(joint.rows).float()
+        return both_negative_weights(contrast, positives, self.config.negatives_mask, self.config.hard_negatives)
 
     @torch.no_grad()
     def inspect(self, batch: Batch, progress: Progress, guesses: int = 5) -> AlbefInspection:
         """A pass in evaluation mode, for a report. Changes nothing."""
-        training, here = self.training, torch.arange(len(batch), device=batch.pixels.device)
+        training = self.training
         made = self.eval().run(batch, self.draw(batch, progress))
         self.train(training)
-        image_weights, text_weights = self.negative_weights(made.contrast, len(batch))
+        drawn = drawn_negatives(
+            *self.negative_weights(made.contrast, len(batch)), made.negative_image, made.negative_text
+        )
         assert made.teacher_word_logits is not None
         words = made.teacher_word_logits.softmax(1).topk(min(guesses, made.teacher_word_logits.shape[1]))
         texts = made.contrast.teacher_image_to_text[:, : len(batch)].softmax(1).topk(min(guesses, len(batch)))
         return AlbefInspection(
-            made.negative_text, text_weights[here, made.negative_text],
-            made.negative_image, image_weights[here, made.negative_image],
-            made.masked, made.labels, words.indices, words.values, texts.indices, texts.values,
+            **vars(drawn), masked=made.masked, labels=made.labels,
+            teacher_words=words.indices, teacher_word_probabilities=words.values,
+            teacher_texts=texts.indices, teacher_text_probabilities=texts.values,
         )  # fmt: skip
 
     def losses(self, made: Forward, batch: Batch, alpha: float) -> Losses:
@@ -579,36 +558,21 @@ class AlbefPretraining(DistilledTask):
 
     @torch.no_grad()
     def _contrast_measures(self, contrast: Contrast, alpha: float) -> dict[str, Term]:
-        """Whether the contrast is healthy. The bound in nats, the similarity as a cosine."""
-        positives = contrast.positives
-        bound = (  # ALBEF Eq. 9
-            information_bound(contrast.image_to_text, positives) + information_bound(contrast.text_to_image, positives)
-        ) / 2
-        cosine = (contrast.image_to_text.diagonal() + contrast.text_to_image.diagonal()) / 2 * self.model.temp
+        """Whether the contrast is healthy, and how much the teacher trusts the labels."""
         labelled = torch.softmax(contrast.teacher_image_to_text, 1) + torch.softmax(contrast.teacher_text_to_image, 1)
         return {
-            "mi_bound": Term.over(bound),
-            "temperature": Term.over(self.model.temp[None]),
-            "alpha": Term.over(positives.new_full((1,), alpha)),
-            "positive_similarity": Term.over(cosine),
+            **contrast_measures(contrast, contrast.positives, self.model.temp),
+            "alpha": Term.over(contrast.positives.new_full((1,), alpha)),
             "teacher_label_probability": Term.over(labelled.diagonal() / 2),
         }
 
-    @torch.no_grad()
     def _fusion_measures(self, made: Forward, hard_mlm: Term) -> dict[str, Term]:
-        """Whether fusion learns, and how hard its negatives are (as a cosine, beside `positive_similarity`)."""
-        size, device = len(made.negative_image), made.labels.device
-        here, vocabulary = torch.arange(size, device=device), self.model.config.text.vocab_size
-        uncertainty = torch.tensor(float(vocabulary), device=device).log()
-        mlm_bound = Term(uncertainty * hard_mlm.count - hard_mlm.sum, hard_mlm.count)  # ALBEF Eq. 10
-        negative_text = made.contrast.image_to_text[here, made.negative_text]
-        negative_image = made.contrast.text_to_image[here, made.negative_image]
-        hits = made.match_logits.argmax(1) == match_labels(size, device)
+        """Whether fusion learns, and how hard its negatives are."""
+        negatives = (made.contrast, made.negative_image, made.negative_text, self.model.temp)
         return {
-            "mi_bound_words": mlm_bound,
-            "itm_accuracy": Term.over(hits.float()),
-            "mlm_accuracy": Term.over((made.word_logits.argmax(1) == made.labels).float()),
-            "negative_similarity": Term.over((negative_text + negative_image) / 2 * self.model.temp),
+            **word_measures(hard_mlm, made.word_logits, made.labels),
+            **matching_measures(made.match_logits),
+            "negative_similarity": negative_similarity(*negatives),
         }
 
 

@@ -47,9 +47,13 @@ class Contrast:
     """The same picture under another caption: neither positive nor negative."""
 
     @property
+    def leading_branch(self) -> Branch:
+        """That by which negatives are drawn: `main` wherever it is there."""
+        return next(iter(self.branches))
+
+    @property
     def leading(self) -> Logits:
-        """Of the branch that negatives are drawn by: `main` wherever it is there."""
-        return next(iter(self.branches.values()))
+        return self.branches[self.leading_branch]
 
 
 @dataclass(frozen=True)
@@ -236,31 +240,28 @@ class VlmoPretraining(Task):
 
     def losses(self, made: Forward, processes: Processes) -> Losses:
         """The terms of one pass. MLM's is the mean over the hidden words of all processes, unless as released."""
-        config, terms = self.config, {}
+        config, terms, measures = self.config, {}, self._contrast_measures(made)
         if made.contrast is not None and config.itc:
             terms["itc"] = (config.itc, _itc(made.contrast))
         if made.match_logits is not None:
             labels = match_labels(len(made.match_logits) // 3, made.match_logits.device)
             terms["itm"] = (config.itm, matching_loss(made.match_logits, labels))
+            measures |= matching_measures(made.match_logits)
         if made.word_logits is not None and made.labels is not None:
             mlm = masked_lm_loss(made.word_logits, made.labels)
             terms["mlm"] = (config.mlm, mlm if config.gather == "released" else processes.shared(mlm))
-        return Losses.weighted(measures=self._measures(made), **terms)
+            measures |= word_measures(mlm, made.word_logits, made.labels)
+        return Losses.weighted(measures=measures, **terms)
 
     @torch.no_grad()
-    def _measures(self, made: Forward) -> dict[str, Term]:
-        """Whether contrast and fusion are healthy; with the contrast that negatives are drawn by."""
-        measures: dict[str, Term] = {}
-        if made.contrast is not None:
-            branch, logits = next(iter(made.contrast.branches.items()))
-            temperature = self.model.temperature(branch)
-            measures |= contrast_measures(logits, made.contrast.own.float(), temperature)
-            if made.negatives is not None:
-                measures["negative_similarity"] = negative_similarity(logits, *made.negatives, temperature)
-        if made.match_logits is not None:
-            measures |= matching_measures(made.match_logits)
-        if made.word_logits is not None and made.labels is not None:
-            measures |= word_measures(made.word_logits, made.labels)
+    def _contrast_measures(self, made: Forward) -> dict[str, Term]:
+        """Of the branch that negatives are drawn by."""
+        if made.contrast is None:
+            return {}
+        logits, temperature = made.contrast.leading, self.model.temperature(made.contrast.leading_branch)
+        measures = contrast_measures(logits, made.contrast.own.float(), temperature)
+        if made.negatives is not None:
+            measures["negative_similarity"] = negative_similarity(logits, *made.negatives, temperature)
         return measures
 
     @torch.no_grad()
