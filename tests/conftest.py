@@ -16,6 +16,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=GOLDEN / "albef",
         help="folder with reference numbers of the released ALBEF",
     )
+    parser.addoption(
+        "--golden-vlmo",
+        type=Path,
+        default=GOLDEN / "vlmo",
+        help="folder with reference numbers of the released VLMo",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_vlmo(request: pytest.FixtureRequest) -> Path:
+    """Folder of VLMo's reference numbers; its layout is that of tests/golden/vlmo."""
+    folder: Path = request.config.getoption("--golden-vlmo")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,9 @@ class Frame:
         sequence = self.sequence[rows]
         places = rows if self.layout.index is None else self.layout.index[rows]
         layout = Layout.of(sequence, self.layout.groups)
-        return Asked(rows, sequence, layout, layout.pad(places % self.layout.length), int((rows < self.text_rows).sum()))
+        return Asked(
+            rows, sequence, layout, layout.pad(places % self.layout.length), int((rows < self.text_rows).sum())
+        )
 
 
 @dataclass(frozen=True)
@@ -221,4 +223,3 @@ class ExpertBlock(nn.Module):
             return branch
         kept = torch.rand(groups, device=branch.device) >= self.drop_path
         return branch * (kept / (1 - self.drop_path)).to(branch.dtype)[sequence, None]
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,7 @@ from diptych.nn.experts import Asked, ExpertBlock, Frame, Route
 from diptych.nn.layout import TextState, pack
 from diptych.nn.relative import RelativePositions
 from diptych.nn.words import OwnWordHead
-from diptych.schema import VlmoConfig
+from diptych.schema import ModelConfig, VlmoConfig
 from diptych.task import Model
 from diptych.types import Joint, RowList, Rows, Texts
 
@@ -87,9 +87,7 @@ class Vlmo(Model):
         self.types = nn.Embedding(1 + config.images_per_text, width)
         side = config.image_size // config.patch_size
         self.image_rows, self.map_layers = 1 + side**2, range(config.depth)
-        self.positions = (
-            RelativePositions(side, config.max_positions, config.depth, config.heads) if relative else None
-        )
+        self.positions = RelativePositions(side, config.max_positions, config.depth, config.heads) if relative else None
         self.blocks = nn.ModuleList(
             ExpertBlock(
                 width, config.heads, config.mlp_ratio, config.norm_eps, config.layer_scale,
@@ -147,9 +145,7 @@ class Vlmo(Model):
 
     # ------------------------------------------------------------------ dual encoder
 
-    def embed_image(
-        self, state: ImageState, branches: Sequence[str] = ("main",)
-    ) -> dict[str, Float[Tensor, "I D"]]:
+    def embed_image(self, state: ImageState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I D"]]:
         """Of each image's class token, normalised. Both branches share the lower blocks."""
         images, tokens, _ = state.patches.shape
         start = torch.arange(images, device=state.patches.device) * tokens
@@ -280,9 +276,9 @@ class Vlmo(Model):
 
     # ------------------------------------------------------------------ starting from other weights
 
-    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
         """Positions, token types and text lengths of another configuration made to fit this one."""
-        return fit_state(state, self.config)
+        return fit_state(state, origin, self.config)
 
     def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Self-attention and feed-forward of the top fusion blocks."""
