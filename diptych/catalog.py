@@ -13,6 +13,7 @@ from diptych.data.record import (
     AnyRecord,
     Entailment,
     PairStatement,
+    Picture,
     Question,
     Record,
     Referring,
@@ -28,6 +29,7 @@ from diptych.data.sources import (
     img2dataset,
     jsonl,
     karpathy,
+    pictures,
     refcoco,
     sbu,
     scene_tasks,
@@ -37,7 +39,7 @@ from diptych.data.sources import (
 )
 from diptych.data.sources import nlvr2 as nlvr2_files
 from diptych.data.sources import vqa as vqa_files
-from diptych.data.sources.files import Found, each, open_layout
+from diptych.data.sources.files import Found, each, open_layout, without_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
 from diptych.models.vlmo import model as vlmo_model
@@ -97,6 +99,7 @@ RECORDS: dict[type, type[AnyRecord]] = {
 LAYOUTS: dict[str, Callable[[str, DataConfig], Found]] = {
     "folder": each(folder.read_folder),
     "jsonl": each(jsonl.read_jsonl),
+    "pictures": each(pictures.read_pictures),
     "albef": each(albef_lists.read_albef),
     "karpathy": each(karpathy.read_karpathy),
     "visual_genome": each(visual_genome.read_visual_genome),
@@ -115,6 +118,9 @@ SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "scenes": scenes.open_scenes,
     **{name: partial(open_layout, read) for name, read in LAYOUTS.items()},
 }
+
+BARE = ("folder", "jsonl", "img2dataset")
+"""Layouts whose pictures need no texts: a task that wants pictures alone has them read as `pictures`."""
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "albef_tiny": albef_recipes.albef_tiny,
@@ -155,6 +161,9 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
         raise ValueError(_unknown("data.source", config.source, SOURCES))
     if config.source == "scenes" and kind is not Record:
         return scene_tasks.open_scene_task(config, split, kind)
+    if kind is Picture:
+        layout = LAYOUTS["pictures" if config.source in BARE else config.source]
+        return without_texts(open_layout(layout, config, split))
     source = SOURCES[config.source](config, split)
     check_kind(source, kind, f"data.source={config.source}")
     return source

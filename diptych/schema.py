@@ -497,8 +497,8 @@ class ScenesConfig:
 @dataclass(frozen=True)
 class DataConfig:
     source: str = "scenes"
-    """A name of catalog.SOURCES: scenes, folder, jsonl, albef, or a published layout: karpathy (COCO, Flickr30k),
-    visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
+    """A name of catalog.SOURCES: scenes, folder, jsonl, pictures, albef, or a published layout: karpathy (COCO,
+    Flickr30k), visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
     path: str | None = None
     """Folder, JSONL file or annotation list that the source reads; several with commas between them."""
     root: str | None = None

@@ -57,6 +57,36 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class PictureBatch:
+    """Pictures without texts."""
+
+    pixels: Float[Tensor, "B 3 H W"]
+    image_ids: Int[Tensor, "B"]
+    """As in `Batch`."""
+    records: tuple[str, ...] = ()
+    """Names of the records, for messages."""
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts without pictures."""
+
+    texts: Texts
+    records: tuple[str, ...] = ()
+    """Names of the records, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+AnyBatch = Batch | PictureBatch | TextBatch
+"""What a loader can give, by the kind of its records."""
+
+
+@dataclass(frozen=True)
 class LabelledBatch(Batch):
     """Samples of which each belongs to one of several classes."""
 
@@ -76,10 +106,10 @@ class LabelledPicturePairs(LabelledBatch, PicturePairs):
     """Statements about two pictures, each of a known class."""
 
 
-Kind = TypeVar("Kind", bound=Batch)
+Kind = TypeVar("Kind", bound=AnyBatch)
 
 
-def expect(batch: Batch, kind: type[Kind], needs: str) -> Kind:
+def expect(batch: AnyBatch, kind: type[Kind], needs: str) -> Kind:
     """`batch`, if it is of the kind that a task trains on. Raises ValueError if not; `needs` says what is missing."""
     if not isinstance(batch, kind):
         raise ValueError(f"this task needs {needs}, which the data does not have: choose a data.source that does")

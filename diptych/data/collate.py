@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch, Texts
+from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, PictureBatch, QuestionBatch, TextBatch, Texts
 
 
 @dataclass(frozen=True)
 class Sample:
     """A text with its picture, ready for a batch; what its task does not learn from is left empty."""
 
-    pixels: Float[Tensor, "3 H W"]
+    pixels: Float[Tensor, "3 H W"] | None
+    """None where a text has no picture."""
     input_ids: list[int]
     image_id: str
-    """Equal for equal pictures."""
+    """Equal for equal pictures; empty without one."""
     record: str
     """Name of the record, for messages."""
     second_pixels: Float[Tensor, "3 H W"] | None = None
@@ -57,11 +58,23 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     """A batch of at least one sample; all pictures of one size."""
     assert samples, "a batch needs at least one sample"
     return Batch(
-        pixels=torch.stack([sample.pixels for sample in samples]),
+        pixels=torch.stack([sample.pixels for sample in samples if sample.pixels is not None]),
         texts=pad_texts([sample.input_ids for sample in samples], pad_id),
         image_ids=torch.tensor([identity_number(sample.image_id) for sample in samples], dtype=torch.long),
         records=tuple(sample.record for sample in samples),
     )
+
+
+def collate_pictures(samples: Sequence[Sample], pad_id: int) -> PictureBatch:
+    """Of samples without texts."""
+    whole = collate(samples, pad_id)
+    return PictureBatch(whole.pixels, whole.image_ids, whole.records)
+
+
+def collate_texts(samples: Sequence[Sample], pad_id: int) -> TextBatch:
+    """A batch of texts without pictures."""
+    texts = pad_texts([sample.input_ids for sample in samples], pad_id)
+    return TextBatch(texts, records=tuple(sample.record for sample in samples))
 
 
 def collate_labelled(samples: Sequence[Sample], pad_id: int) -> LabelledBatch:

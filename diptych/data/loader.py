@@ -29,13 +29,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from diptych.data.answers import encode_answers, score_row, soft_scores
 from diptych.data.cleanup import clean_caption, clean_question
-from diptych.data.collate import Sample, collate, collate_labelled, collate_picture_pairs, collate_questions
+from diptych.data.collate import (
+    Sample,
+    collate,
+    collate_labelled,
+    collate_picture_pairs,
+    collate_pictures,
+    collate_questions,
+    collate_texts,
+)
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     AnyRecord,
     BadRecord,
     Entailment,
     PairStatement,
+    Picture,
+    PlainText,
     Question,
     Record,
     Referring,
@@ -45,7 +55,7 @@ from diptych.data.record import (
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
 from diptych.schema import DataConfig
-from diptych.types import Batch, PicturePairs
+from diptych.types import AnyBatch, PicturePairs
 
 NAMED = 10
 """Bad records that a message lists."""
@@ -61,7 +71,8 @@ Key = tuple[int, int]
 class Loaded:
     """A batch with the records it came from, in its order, and those that could not be read."""
 
-    batch: Batch
+    batch: Any
+    """An AnyBatch, of the kind that such records make."""
     records: tuple[Any, ...]
     """Of whatever kind the source holds."""
     skipped: tuple[BadRecord, ...]
@@ -128,7 +139,7 @@ def _listing(errors: Sequence[BadRecord]) -> str:
 class _Fetched:
     """What a worker sends: `Loaded`, but for a batch of which nothing could be read."""
 
-    batch: Batch | None
+    batch: Any
     records: tuple[Any, ...]
     skipped: tuple[BadRecord, ...]
     epoch: int
@@ -161,15 +172,15 @@ class PairDataset(Dataset[Sample]):
 
     def _sample(self, record: AnyRecord, epoch: int, index: int) -> Sample:
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        said = rng.choice(record.texts)
+        said = rng.choice(record.texts) if record.texts else ""
         text = cleaned(said, record, self.config.max_words)
-        if not text:
+        if record.texts and not text:
             raise BadRecord(record.id, f"{record.text_name} empty")
         views = [self.transform(picture, said, rng) for picture in pictures_of(self.source, record, self.config)]
         sample = Sample(
-            pixels=views[0],
-            input_ids=self.tokenizer.encode([text], self.config.max_tokens)[0],
-            image_id=record.image_ids[0],
+            pixels=views[0] if views else None,
+            input_ids=self.tokenizer.encode([text], self.config.max_tokens)[0] if record.texts else [],
+            image_id=record.image_ids[0] if views else "",
             record=record.id,
             second_pixels=views[1] if len(views) > 1 else None,
         )
@@ -182,8 +193,8 @@ class PairDataset(Dataset[Sample]):
         records: list[AnyRecord] = []
         skipped: list[BadRecord] = []
         for epoch, index in keys:
-            record = self.source.record(index)
             try:
+                record = self.source.record(index)
                 samples.append(self._sample(record, epoch, index))
                 records.append(record)
             except BadRecord as error:
@@ -209,8 +220,8 @@ def pictures_of(source: Source | TaskSource[Any], record: AnyRecord, config: Dat
     return (source.picture(record),)
 
 
-def _complete(sample: Sample, record: Record | Referring, dataset: PairDataset) -> Sample:
-    """The picture and its text are all there is to learn from: no box is ever shown."""
+def _complete(sample: Sample, record: Picture | Record | Referring | PlainText, dataset: PairDataset) -> Sample:
+    """Picture and text, or the one of them that there is, are all there is to learn from: no box is ever shown."""
     return sample
 
 
@@ -239,12 +250,14 @@ def _with_answers(sample: Sample, record: Question, dataset: PairDataset) -> Sam
     return replace(sample, answers=tuple(ids), weights=weights)
 
 
-KINDS: dict[type, tuple[Callable[[Sample, Any, PairDataset], Sample], Callable[[Sequence[Sample], int], Batch]]] = {
+KINDS: dict[type, tuple[Callable[[Sample, Any, PairDataset], Sample], Callable[[Sequence[Sample], int], AnyBatch]]] = {
+    Picture: (_complete, collate_pictures),
     Record: (_complete, collate),
     Referring: (_complete, collate),
     Entailment: (_with_class, collate_labelled),
     PairStatement: (_with_truth, collate_picture_pairs),
     Question: (_with_answers, collate_questions),
+    PlainText: (_complete, collate_texts),
 }
 """By the kind of record: what completes a sample with what is to be learnt, and what makes a batch of samples."""
 
@@ -372,7 +385,7 @@ class Item:
     views: tuple[Float[Tensor, "3 H W"], ...]
     """Pixels of each of its pictures."""
     size: tuple[int, int]
-    """Width and height of its first picture."""
+    """Width and height of its first picture; (0, 0) without one."""
 
 
 @dataclass(frozen=True)
@@ -380,10 +393,10 @@ class Asked:
     """Records of an evaluation split, and what a model sees of them: what is right stays with the records."""
 
     records: tuple[Any, ...]
-    batch: Batch
-    """`PicturePairs` for records of two pictures."""
+    batch: Any
+    """`PicturePairs` for records of two pictures, `TextBatch` for those of none."""
     sizes: tuple[tuple[int, int], ...]
-    """Width and height of each first picture, in pixels."""
+    """Width and height of each first picture, in pixels; (0, 0) without one."""
 
 
 def evaluation_batches(
@@ -404,23 +417,23 @@ def evaluation_batches(
 def evaluation_batch(
     records: Sequence[AnyRecord], views: Sequence[Sequence[Float[Tensor, "3 H W"]]], tokenizer: Tokenizer,
     config: DataConfig,
-) -> Batch:  # fmt: skip
-    """Records with the pixels of each of their pictures, as evaluation reads them."""
+) -> Any:  # fmt: skip
+    """The AnyBatch of records with the pixels of each of their pictures, as evaluation reads them."""
     samples = []
     for record, seen in zip(records, views, strict=True):
-        words = LONGEST_QUESTION if isinstance(record, Question) else config.max_words
-        text = cleaned(record.texts[0], record, words)
-        if not text:
-            raise ValueError(f"{record.id}: {record.text_name} empty")
         samples.append(
             Sample(
-                pixels=seen[0],
-                input_ids=tokenizer.encode([text], _longest(record, config))[0],
-                image_id=record.image_ids[0],
+                pixels=seen[0] if seen else None,
+                input_ids=_evaluation_ids(record, tokenizer, config) if record.texts else [],
+                image_id=record.image_ids[0] if seen else "",
                 record=record.id,
                 second_pixels=seen[1] if len(seen) > 1 else None,
             )
         )
+    if samples[0].pixels is None:
+        return collate_texts(samples, tokenizer.pad_id)
+    if not records[0].texts:
+        return collate_pictures(samples, tokenizer.pad_id)
     batch = collate(samples, tokenizer.pad_id)
     if samples[0].second_pixels is None:
         return batch
@@ -429,13 +442,19 @@ def evaluation_batch(
 
 
 def cleaned(said: str, record: AnyRecord, max_words: int) -> str:
-    """A record's text as a tokenizer gets it."""
+    """A record's text as a tokenizer gets it. Texts without pictures keep their punctuation and all their words."""
+    if isinstance(record, PlainText):
+        return " ".join(said.split())
     return (clean_question if isinstance(record, Question) else clean_caption)(said, max_words)
 
 
-def _longest(record: AnyRecord, config: DataConfig) -> int | None:
-    """Questions are never cut in evaluation, as released."""
-    return None if isinstance(record, Question) else config.max_tokens_evaluation
+def _evaluation_ids(record: AnyRecord, tokenizer: Tokenizer, config: DataConfig) -> list[int]:
+    """Questions are never cut to a number of tokens, as released. Raises ValueError for a text without words."""
+    of_question = isinstance(record, Question)
+    text = cleaned(record.texts[0], record, LONGEST_QUESTION if of_question else config.max_words)
+    if not text:
+        raise ValueError(f"{record.id}: {record.text_name} empty")
+    return tokenizer.encode([text], None if of_question else config.max_tokens_evaluation)[0]
 
 
 def evaluation_items(
@@ -476,7 +495,7 @@ def _seen(
     images = pictures_of(source, record, config)
     if config.blank_images and isinstance(record, Referring):
         return images, pictures_of(source, record, replace(config, blank_images=False))[0].size
-    return images, images[0].size
+    return images, images[0].size if images else (0, 0)
 
 
 def check_readable(source: Source | TaskSource[Any], indices: Sequence[int], config: DataConfig) -> None:

@@ -1,7 +1,9 @@
 """One schema a task, its line of JSON, and the protocol of whatever serves the records. No torch here.
 
 `to_entry` and `from_entry` are the JSONL form: one object a line, its keys the fields of the record. The key of the
-text says which task a line belongs to: `caption` or `captions`, `hypothesis`, `question`, `statement`, `phrase`.
+text says which task a line belongs to: `caption` or `captions`, `hypothesis`, `question`, `statement`, `phrase`, or
+`text` where there is no picture.
+Pictures alone are read by another function, `picture_from_entry`: a line without a text is otherwise a mistake.
 In every schema `id` defaults to `FILE:LINE` and `image_id` to the image path.
 """
 
@@ -165,14 +167,51 @@ class Referring(_OfOnePicture):
         return (self.phrase,)
 
 
-AnyRecord = Record | Entailment | Question | PairStatement | Referring
+@dataclass(frozen=True)
+class Picture(_OfOnePicture):
+    """A picture alone, for stages that see nothing else.
+
+    `{"id": "…", "image": "relative/path.jpg", "image_id": "…"}`; what else a line says is passed over.
+    """
+
+    text_name: ClassVar[str] = "text"
+    id: str
+    image: Any
+    image_id: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """A text without a picture, for language modelling.
+
+    `{"id": "…", "text": "…"}`
+    """
+
+    text_name: ClassVar[str] = "text"
+    images: ClassVar[tuple[Any, ...]] = ()
+    image_ids: ClassVar[tuple[str, ...]] = ()
+    id: str
+    text: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,)
+
+
+AnyRecord = Picture | Record | Entailment | Question | PairStatement | Referring | PlainText
 R = TypeVar("R", bound=AnyRecord)
 TASK_NAMES: dict[type, str] = {
+    Picture: "pictures alone",
     Record: "captions",
     Entailment: "entailment hypotheses",
     Question: "questions",
     PairStatement: "statements about pairs",
     Referring: "referring phrases",
+    PlainText: "texts without pictures",
 }
 """What messages call the records of each task."""
 
@@ -237,6 +276,8 @@ def check_kind(source: Source | TaskSource[Any], kind: type, name: str) -> None:
 def to_entry(record: AnyRecord) -> dict[str, Any]:
     """The object of a record's line. What equals its default is left out."""
     entry: dict[str, Any] = {"id": record.id}
+    if isinstance(record, PlainText):
+        return entry | {"text": record.text}
     if isinstance(record, PairStatement):
         entry |= {"images": list(record.images), "statement": record.statement, "label": record.label}
         entry |= {"image_ids": list(record.image_ids)}
@@ -247,6 +288,8 @@ def to_entry(record: AnyRecord) -> dict[str, Any]:
         optional: dict[str, Any] = {"clean": list(record.clean)}
     elif isinstance(record, Entailment):
         entry |= {"hypothesis": record.hypothesis, "label": record.label}
+        optional = {}
+    elif isinstance(record, Picture):
         optional = {}
     elif isinstance(record, Question):
         entry["question"] = record.question
@@ -268,6 +311,13 @@ def from_entry(entry: Any, name: str) -> AnyRecord:
         if key in entry:
             return read(entry, name)
     return _record(entry, name)
+
+
+def picture_from_entry(entry: Any, name: str) -> Picture:
+    """The picture of a line's object, whatever texts it has. Raises BadRecord."""
+    if not isinstance(entry, Mapping):
+        raise BadRecord(name, "not an object", 'each entry is {"image": …}')
+    return Picture(_id(entry, name), text_of(entry, "image", name), _image_id(entry, name))
 
 
 def _record(entry: Mapping[str, Any], name: str) -> Record:
@@ -327,6 +377,12 @@ def _referring(entry: Mapping[str, Any], name: str) -> Referring:
     )
 
 
+def _plain_text(entry: Mapping[str, Any], name: str) -> AnyRecord:
+    if "image" in entry:  # what is said of a picture is its caption
+        return _record(entry, name)
+    return PlainText(_id(entry, name), text_of(entry, "text", name))
+
+
 _READERS: dict[str, Callable[[Mapping[str, Any], str], AnyRecord]] = {
     "captions": _record,
     "caption": _record,
@@ -334,6 +390,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], AnyRecord]] = {
     "question": _question,
     "statement": _pair,
     "phrase": _referring,
+    "text": _plain_text,
 }
 
 

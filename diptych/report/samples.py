@@ -77,7 +77,7 @@ def _card(record: AnyRecord) -> Iterator[Html]:
         except BadRecord as error:
             yield tag("p", f"{error.reason}: {error.detail}")
             continue
-        yield tag("figure", picture(_marked(image, record), record.texts[0]))
+        yield tag("figure", picture(_marked(image, record), next(iter(record.texts), record.id)))
     for text in record.texts:
         yield tag("h3", text)
     for line in _facts(record):

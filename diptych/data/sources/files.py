@@ -23,6 +23,8 @@ from diptych.data.record import (
     AnyRecord,
     BadRecord,
     PairStatement,
+    Picture,
+    PlainText,
     Question,
     R,
     Record,
@@ -142,10 +144,14 @@ class Found:
 
 def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[AnyRecord, list[BadRecord]]:
     """The record with the paths of its pictures, and those of its captions that are empty. Raises BadRecord."""
+    if isinstance(record, PlainText):
+        if not record.text.strip():
+            raise BadRecord(name, "text empty")
+        return record, []
     paths = [str(root / image) for image in record.images]
     clean = clean_question if isinstance(record, Question) else clean_caption
     keep = [number for number, text in enumerate(record.texts) if clean(text, max_words)]
-    if not keep:
+    if not keep and not isinstance(record, Picture):
         raise BadRecord(name, f"{record.text_name} empty", paths[0])
     for path in paths:
         if "\0" in path or not os.path.isfile(file_of(path)):  # noqa: PTH113 — a million of these take seconds
@@ -397,6 +403,17 @@ def _why_empty(found: Found, source: FileSource[Any], config: DataConfig, split:
         f" data.held_out={config.held_out:g} leaves none for it. Give more pictures, another share, or"
         f" data.validation_path and data.test_path.{reasons}"
     )
+
+
+def without_texts(source: FileSource[Any]) -> FileSource[Picture]:
+    """Each picture of a source once, whatever was said of it. Raises ValueError where there is none."""
+    pictures: dict[str, Picture] = {}
+    for record in source.records:
+        for image, image_id in zip(record.images, record.image_ids, strict=True):
+            pictures.setdefault(image_id, Picture(record.id, image, image_id))
+    if not pictures:
+        raise ValueError("this task needs pictures, and the data has none: choose a data.source that does")
+    return FileSource(tuple(pictures.values()), source.skipped, source.least_side)
 
 
 def listing(errors: Sequence[BadRecord]) -> str:

@@ -27,7 +27,7 @@ LARGEST_TEXT = 1 << 20
 
 
 @dataclass
-class _Sample:
+class Sample:
     """The parts of a sample: where its picture is, and how to read its texts."""
 
     picture: str | None = None
@@ -48,7 +48,7 @@ def read_img2dataset(path: str, config: DataConfig) -> Found:
         raise ValueError(f"no folder or file {place}: {LAYOUT}")
     found = Found()
     for shard in shards:
-        for name, sample in _shard(shard, root, found):
+        for name, sample in shard_samples(shard, root, found):
             found.add(sample, name, root, config.max_words, _read)
     if place.is_dir():
         for name, sample in _folder(root):
@@ -69,7 +69,7 @@ def _read(sample: Any, name: str) -> Record:
     return Record(name, sample.picture, (caption,), name_of(metadata, "url", name) or name)
 
 
-def _metadata(sample: _Sample, name: str) -> dict[str, Any]:
+def _metadata(sample: Sample, name: str) -> dict[str, Any]:
     if "json" not in sample.texts:
         return {}
     try:
@@ -88,9 +88,9 @@ def _decoded(content: bytes, name: str) -> str:
         raise BadRecord(name, "text is not UTF-8", str(error)) from None
 
 
-def _folder(root: Path) -> Iterator[tuple[str, _Sample]]:
+def _folder(root: Path) -> Iterator[tuple[str, Sample]]:
     """The samples of plain files, in the order of names."""
-    samples: dict[str, _Sample] = {}
+    samples: dict[str, Sample] = {}
     for file in files_below(root):
         if not file.name.endswith("_stats.json"):
             _collect(samples, file.as_posix(), file.as_posix(), partial(_file_text, root / file))
@@ -102,9 +102,9 @@ def _file_text(file: Path) -> bytes:
         return stream.read(LARGEST_TEXT)
 
 
-def _shard(shard: Path, root: Path, found: Found) -> Iterator[tuple[str, _Sample]]:
+def shard_samples(shard: Path, root: Path, found: Found) -> Iterator[tuple[str, Sample]]:
     """The samples of a tar file, in its order. Pictures are not read, but their places noted."""
-    samples: dict[str, _Sample] = {}
+    samples: dict[str, Sample] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
@@ -132,11 +132,11 @@ def _part_text(shard: Path, start: int, size: int) -> bytes:
         return stream.read(size)
 
 
-def _collect(samples: dict[str, _Sample], name: str, place: str, text: Callable[[], bytes]) -> None:
+def _collect(samples: dict[str, Sample], name: str, place: str, text: Callable[[], bytes]) -> None:
     """Put a file to its sample: what shares its path but for the suffix."""
     path = PurePosixPath(name)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
-        samples.setdefault(str(path.with_suffix("")), _Sample()).picture = place
+        samples.setdefault(str(path.with_suffix("")), Sample()).picture = place
     elif suffix in (".txt", ".json"):
-        samples.setdefault(str(path.with_suffix("")), _Sample()).texts[suffix[1:]] = text
+        samples.setdefault(str(path.with_suffix("")), Sample()).texts[suffix[1:]] = text

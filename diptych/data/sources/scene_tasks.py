@@ -1,4 +1,4 @@
-"""The source of made examples for the tasks: scenes with hypotheses, questions, statements or phrases.
+"""The source of made examples for the tasks: scenes with hypotheses, questions, statements or phrases, or alone.
 
 What they say is made in diptych/data/scenes/examples.py; here it becomes the tasks' records.
 """
@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring, Split
+from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Picture, Question, Referring, Split
 from diptych.data.scenes.examples import entailment_example, pair_example, question_example, referring_example
-from diptych.data.scenes.generator import check, render
+from diptych.data.scenes.generator import check, make_scene, render
 from diptych.data.scenes.sprites import sprite_set
 from diptych.schema import DataConfig, ScenesConfig
 
@@ -50,6 +50,12 @@ class SceneTask:
         return f"scenes/{self.kind.__name__.lower()}/{self.split}"
 
 
+def _picture(source: SceneTask, index: int) -> Picture:
+    """The scene that has a caption elsewhere, under the identity that it has there."""
+    identity = f"scenes/{source.split}/{source.config.seed}/{index}"
+    return Picture(source.name(index), make_scene(source.config, source.split, index), identity)
+
+
 def _entailment(source: SceneTask, index: int) -> Entailment:
     scene, said = entailment_example(source.config, source.split, index)
     return Entailment(source.name(index), scene, said.text, said.label, source.image_id(index))
@@ -84,6 +90,7 @@ def _referring(source: SceneTask, index: int) -> Referring:
 
 
 MAKERS: dict[type, Callable[[SceneTask, int], AnyRecord]] = {
+    Picture: _picture,
     Entailment: _entailment,
     Question: _question,
     PairStatement: _statement,
