@@ -12,8 +12,8 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diptych.schema import TaskConfig
-from diptych.types import Batch, Joint, Losses, Progress, Rows, Texts
+from diptych.schema import ModelConfig, Recipe, TaskConfig
+from diptych.types import Joint, Losses, Progress, Rows, Texts
 
 
 class Model(nn.Module, ABC):
@@ -72,8 +72,11 @@ class Model(nn.Module, ABC):
     def joint_width(self, images: int = 1) -> int:
         """Width of `Joint.pooled` where each text is fused with so many images."""
 
-    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of a task with such a model (names begin with `model.` or `teacher.`), as it fits this one."""
+    def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
+        """The state of a task with such a model (names begin with `model.` or `teacher.`), as it fits this one.
+
+        `origin`: the model that stored it.
+        """
         return dict(state)
 
     def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,20 +111,22 @@ class Task(nn.Module, ABC):
         """Calls of the model, beside encoding, whose `parts` this task trains; by default none."""
         return ()
 
-    def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
-        """What this task can start with, by its own names, of the state that a task of configuration `origin` stored.
+    def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
+        """What this task can start with, by its own names, of the state that a run of recipe `origin` stored.
 
         Student and teacher, as the model makes them fit. Heads come from the same kind of task only.
         """
-        kept = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin, type(self.config))
-        return {name: value for name, value in self.model.adapt(state).items() if name.startswith(kept)}
+        kept = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin.task, type(self.config))
+        found = self.model.adapt(state, origin.model)
+        return {name: value for name, value in found.items() if name.startswith(kept)}
 
     def before_step(self) -> None:
         """Once an optimiser step, before its first forward: clamp the temperature, move the teacher."""
 
     @abstractmethod
-    def forward(self, batch: Batch, progress: Progress) -> Losses:
-        """The losses of a batch. Changes nothing; random draws are a pure function of `progress` and the batch."""
+    def forward(self, batch: Any, progress: Progress) -> Losses:
+        """The losses of a batch of the kind that the records make. Changes nothing; random draws are a pure function of
+        `progress` and the batch."""
 
     def after_step(self, carries: Iterable[Any]) -> None:
         """Once an optimiser step, with `Losses.carry` of each micro-batch: feed the queue."""

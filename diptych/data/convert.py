@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from diptych.data.pictures import SUFFIXES, part_of, picture_bytes
-from diptych.data.record import SPLITS, AnyRecord, PairStatement, Split, to_entry
+from diptych.data.record import SPLITS, AnyRecord, PairStatement, PlainText, Split, to_entry
 from diptych.data.sources.files import Found, listing
 
 SHARD_BYTES = 10**9
@@ -82,6 +82,8 @@ def _write(records: Sequence[AnyRecord], file: Path, places: Mapping[str, str]) 
 
 def _moved(record: AnyRecord, folder: Path, places: Mapping[str, str]) -> AnyRecord:
     """The record with the paths that lead from the folder to where its pictures are."""
+    if isinstance(record, PlainText):
+        return record
     paths = [Path(os.path.relpath(places[image], folder)).as_posix() for image in record.images]
     if isinstance(record, PairStatement):
         return replace(record, images=(paths[0], paths[1]))

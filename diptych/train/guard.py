@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.types import Batch
+from diptych.types import AnyBatch
 
 
 @contextmanager
@@ -84,7 +84,7 @@ class StopSignals:
         return 128 + self.caught
 
 
-def require_finite(what: str, value: Tensor, step: int, batches: Sequence[Batch]) -> None:
+def require_finite(what: str, value: Tensor, step: int, batches: Sequence[AnyBatch]) -> None:
     """Raises ValueError naming the records if `value` is not finite. `step`: optimiser steps done before."""
     if torch.isfinite(value):
         return

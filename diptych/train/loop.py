@@ -22,7 +22,7 @@ from diptych.train.guard import StopSignals, reproducible, require_finite, sole_
 from diptych.train.log import RunLog, StepReport, detached, require_tensorboard
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
 from diptych.train.state import Plan, RunState, RunStore
-from diptych.types import Batch, Losses, Progress, to_device
+from diptych.types import AnyBatch, Losses, Progress, to_device
 
 
 @runtime_checkable
@@ -120,7 +120,7 @@ def optimise(
     )
 
 
-def forward_backward(task: Task, batch: Batch, progress: Progress, run: RunConfig, share: float) -> Losses:
+def forward_backward(task: Task, batch: AnyBatch, progress: Progress, run: RunConfig, share: float) -> Losses:
     """Adds the gradient of `share` of the loss. Dropout depends on (seed, step, micro-batch) and nothing before."""
     device = next(task.parameters()).device
     torch.manual_seed(seed_of(progress.seed, "step", progress.step, progress.micro))
