@@ -41,7 +41,7 @@ from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
 from diptych.nn.taught import DistilledTask
 from diptych.nn.words import WordHead
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
+from diptych.schema import AlbefConfig, AlbefPretrainConfig, ModelConfig, SpecialIds, TextConfig, VisionConfig
 from diptych.seeds import seed_of
 from diptych.task import Model
 from diptych.types import Batch, Joint, Losses, Progress, RowList, Rows, Term, Texts
@@ -247,7 +247,7 @@ class Albef(Model):
         self._require_images(images)
         return self.config.text.width
 
-    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
         """Positions resized to this image size (§3.1), fusion layers repeated for each image of a text (§5, NLVR2)."""
         fitted = repeat_fusion_layers(state, self.config)
         side = self.config.vision.image_size // self.config.vision.patch_size

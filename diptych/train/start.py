@@ -70,7 +70,7 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
             " and tokenizer.separator and tokenizer.lowercase as its tokenizer.json says"
         )
     stored, own = checkpoint.weights(), task.state_dict()
-    found = task.adapt(stored, from_dict(checkpoint.recipe).task)
+    found = task.adapt(stored, from_dict(checkpoint.recipe))
     loaded = {name: value for name, value in found.items() if name in own or not name.startswith(OPTIONAL)}
     apart = [name for name in stored if not name.startswith(("model.", "teacher."))]  # which `found` may lack
     twins = {name: _twin(name) for name in own if name not in loaded}

@@ -1,14 +1,66 @@
-"""A VLMo's weights made to fit another configuration."""
+"""A VLMo's weights made to fit another configuration: picture size, text length, pictures a text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from jaxtyping import Float
 from torch import Tensor
 
-from diptych.schema import VlmoConfig
+from diptych.nn.embeddings import resize_positions
+from diptych.nn.relative import resize_table
+from diptych.schema import ModelConfig, VlmoConfig
+
+Fit = Callable[[Tensor, VlmoConfig, VlmoConfig], Tensor]
 
 
-def fit_state(state: Mapping[str, Tensor], config: VlmoConfig) -> dict[str, Tensor]:
-    """The state of a task with a VLMo, its names beginning with `model.` or `teacher.`, as it fits `config`."""
-    return dict(state)
+def fit_state(state: Mapping[str, Tensor], origin: ModelConfig, config: VlmoConfig) -> dict[str, Tensor]:
+    """The state of a task with a VLMo of `origin`, its names beginning with `model.` or `teacher.`, as `config` has it.
+
+    What depends on neither picture size, text length nor the number of pictures stays. Raises ValueError for a state
+    of another kind of model, and for texts longer than learnt absolute positions.
+    """
+    if not isinstance(origin, VlmoConfig):
+        raise ValueError(f"a VLMo starts from a VLMo: this checkpoint's model is {type(origin).__name__}")
+    fitted = dict(state)
+    for name, tensor in state.items():
+        owner, _, part = name.partition(".")
+        if owner in ("model", "teacher") and part in _FITS:
+            fitted[name] = _FITS[part](tensor, origin, config)
+    return fitted
+
+
+def grid_side(config: VlmoConfig) -> int:
+    """Patches a side."""
+    return config.image_size // config.patch_size
+
+
+def _relative(table: Float[Tensor, "E C"], origin: VlmoConfig, config: VlmoConfig) -> Float[Tensor, "E2 C"]:
+    return resize_table(table, grid_side(origin), grid_side(config), origin.max_positions, config.max_positions)
+
+
+def _image(table: Float[Tensor, "1 T D"], origin: VlmoConfig, config: VlmoConfig) -> Float[Tensor, "1 T2 D"]:
+    return resize_positions(table, grid_side(config))
+
+
+def _text(table: Float[Tensor, "L D"], origin: VlmoConfig, config: VlmoConfig) -> Float[Tensor, "L2 D"]:
+    if config.max_positions > len(table):
+        raise ValueError(
+            f"texts of {config.max_positions} tokens are longer than the {len(table)} positions that were learnt: "
+            f"set max_positions to {len(table)} at most"
+        )
+    return table[: config.max_positions]
+
+
+def _types(table: Float[Tensor, "S1 D"], origin: VlmoConfig, config: VlmoConfig) -> Float[Tensor, "S2 D"]:
+    """Of the text and of each of its pictures; a further picture begins as the first (VLMo's NLVR2)."""
+    pictures = range(1, 1 + config.images_per_text)
+    return table[[0, *(number if number < len(table) else 1 for number in pictures)]]
+
+
+_FITS: dict[str, Fit] = {
+    "positions.table": _relative,
+    "image.positions": _image,
+    "text.positions.weight": _text,
+    "types.weight": _types,
+}

@@ -30,7 +30,7 @@ from diptych.losses.pretraining import (
 from diptych.models.vlmo.model import Branch, ImageState, Vlmo
 from diptych.nn.gather import Processes
 from diptych.nn.layout import TextState
-from diptych.schema import LanguageStageConfig, SpecialIds, TaskConfig, VisionStageConfig, VlmoPretrainConfig
+from diptych.schema import LanguageStageConfig, Recipe, SpecialIds, VisionStageConfig, VlmoPretrainConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.types import Batch, Losses, Progress, Term, Texts
@@ -112,11 +112,11 @@ class VlmoPretraining(Task):
             unreached.append(f"blocks.{model.config.depth - 1}.experts.image")  # fusion asks for text rows only there
         model.freeze(unreached)
 
-    def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
+    def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """After a stage of one modality, the vision-language experts begin as `fusion_experts` says (§3.4)."""
         found = super().adapt(state, origin)
         source = {"vision": "image", "language": "text"}.get(self.config.fusion_experts)
-        if source and isinstance(origin, VisionStageConfig | LanguageStageConfig):
+        if source and isinstance(origin.task, VisionStageConfig | LanguageStageConfig):
             for number in range(self.model.config.fusion_start, self.model.config.depth):
                 expert = f"model.blocks.{number}.experts"
                 copied = {name: value for name, value in found.items() if name.startswith(f"{expert}.{source}.")}
