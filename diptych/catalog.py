@@ -46,6 +46,7 @@ from diptych.models.vlmo import model as vlmo_model
 from diptych.models.vlmo import pretraining as vlmo_pretraining
 from diptych.recipes import albef as albef_recipes
 from diptych.recipes import albef_base_tasks, albef_tasks
+from diptych.recipes import vlmo as vlmo_recipes
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -141,6 +142,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "albef_base_assignment": albef_base_tasks.albef_base_assignment,
     "albef_base_nlvr2": albef_base_tasks.albef_base_nlvr2,
     "albef_base_grounding": albef_base_tasks.albef_base_grounding,
+    "vlmo_tiny": vlmo_recipes.vlmo_tiny,
+    "vlmo_small": vlmo_recipes.vlmo_small,
+    "vlmo_base": vlmo_recipes.vlmo_base,
+    "vlmo_base_plus": vlmo_recipes.vlmo_base_plus,
+    "vlmo_large": vlmo_recipes.vlmo_large,
 }
 
 

@@ -133,8 +133,8 @@ class SharedAttention(nn.Module):
         shown = None
         if asked is not None:
             query = asked.layout.pad(norm_linear(rows[asked.rows], norm, weight[:width], offset[:width]))
-            both = frame.layout.pad(norm_linear(rows, norm, weight[width:], offset[width:]))
-            mixed = asked.layout.unpad(self._some(query, *both.chunk(2, dim=-1), frame, bias, asked))
+            key, value = frame.layout.pad(norm_linear(rows, norm, weight[width:], offset[width:])).chunk(2, dim=-1)
+            mixed = asked.layout.unpad(self._some(query, key, value, frame, bias, asked))
         else:
             query, key, value = frame.layout.pad(norm_linear(rows, norm, weight, offset)).chunk(3, dim=-1)
             if want_map:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from diptych.nn.blocks import init_weights
 
 
-class WordHead(nn.Module):
-    """BERT's word prediction; its matrix is the word table."""
+class WordScores(nn.Module):
+    """What BERT does to rows before it compares them with words, and the words' biases."""
 
     def __init__(self, vocab_size: int, width: int, norm_eps: float) -> None:
         super().__init__()
@@ -20,11 +20,18 @@ class WordHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(init_weights)
 
-    def forward(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
+    def score(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
         return F.linear(self.norm(F.gelu(self.dense(rows))), words, self.bias)
 
 
-class OwnWordHead(WordHead):
+class WordHead(WordScores):
+    """BERT's word prediction; its matrix is the word table."""
+
+    def forward(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
+        return self.score(rows, words)
+
+
+class OwnWordHead(WordScores):
     """The same with a matrix of its own, as VLMo has it."""
 
     def __init__(self, vocab_size: int, width: int, norm_eps: float) -> None:
@@ -32,5 +39,5 @@ class OwnWordHead(WordHead):
         self.decoder = nn.Linear(width, vocab_size, bias=False)
         self.decoder.apply(init_weights)
 
-    def forward(self, rows: Float[Tensor, "*R D"], words: None = None) -> Float[Tensor, "*R V"]:
-        return super().forward(rows, self.decoder.weight)
+    def forward(self, rows: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
+        return self.score(rows, self.decoder.weight)

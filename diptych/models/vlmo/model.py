@@ -1,4 +1,4 @@
-"""The model of VLMo (Bao et al., NeurIPS 2022, arXiv 2111.02358), behind the contract of a model with a task (§3.1, §3.2).
+"""The model of VLMo (Bao et al., NeurIPS 2022, arXiv 2111.02358; §3.1, §3.2), behind the contract of every model.
 
 B texts, I images, T image tokens, L text length, N packed text rows, P pairs, S images a text, R rows, D width,
 V vocabulary, H heads.
