@@ -24,7 +24,7 @@ from diptych.nn.decoder import AnswerDecoder, Asked, Memory
 from diptych.nn.heads import classifier
 from diptych.nn.layout import Packed
 from diptych.nn.taught import TaughtTask
-from diptych.schema import SpecialIds, TaskConfig, VqaClosedSetConfig, VqaDecoderConfig
+from diptych.schema import Recipe, SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model
 from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect, to_device
 
@@ -96,7 +96,7 @@ class VqaDecoding(TaughtTask):
         super().__init__(model, AnswerDecoder(config.decoder, words, special.pad, width), config)
         self.special = special
 
-    def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
+    def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """The decoder begins with what the model has for it and fits, unless a decoder is stored (ALBEF §5)."""
         own = {name: value.shape for name, value in self.state_dict().items()}
         start = self.model.decoder_start(state)
@@ -276,10 +276,10 @@ class VqaClosedSet(TaughtTask):
         nn.init.constant_(last.bias, -math.log(len(config.answers)))
         super().__init__(model, head, config)
 
-    def adapt(self, state: Mapping[str, Tensor], origin: TaskConfig) -> dict[str, Tensor]:
+    def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """A classifier of other answers, or of the same in another order, is not taken over, though it may fit."""
         found = super().adapt(state, origin)
-        if isinstance(origin, VqaClosedSetConfig) and origin.answers == self.config.answers:
+        if isinstance(origin.task, VqaClosedSetConfig) and origin.task.answers == self.config.answers:
             return found
         return {name: value for name, value in found.items() if name.startswith(("model.", "teacher."))}
 
