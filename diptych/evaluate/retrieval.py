@@ -1,4 +1,4 @@
-"""Evaluation of retrieval: contrastive search, then re-ranking by the fusion encoder (ALBEF §5), with intervals.
+"""Evaluation of retrieval, with intervals: contrastive search (VLMo §4), then re-ranking by fusion (ALBEF §5) if asked.
 
 I images, T texts, E embedding width, Q queries (I or T), K candidates of a query, S resamples.
 """
@@ -19,7 +19,7 @@ from diptych.metrics.intervals import bootstrap_means, interval
 from diptych.metrics.recall import LEVELS, chance_recall, recall, retrieval_metrics, retrieval_ranks
 from diptych.schema import EvaluationConfig
 from diptych.search.contract import PairModel, State, evaluating
-from diptych.search.index import CosineIndex
+from diptych.search.index import CosineIndex, Neighbours
 from diptych.search.rerank import Reranked, rerank
 from diptych.types import Texts, to_device
 
@@ -35,7 +35,8 @@ class Retrieved:
     contrastive_ranks: Int[Tensor, "Q"]
     """Rank of the best right answer by similarity alone, from 0."""
     ranks: Int[Tensor, "Q"]
-    """The same after re-ranking. A query whose right answers were not among the candidates keeps its first rank."""
+    """The same after re-ranking. A query whose right answers were not among the candidates keeps its first rank, and
+    all do where nothing was re-ranked."""
     reranked: Reranked
     recall: dict[int, Estimate]
     contrastive_recall: dict[int, Estimate]
@@ -45,29 +46,31 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Two-stage retrieval among `images` pictures and `texts` texts. Recalls are in percent; higher is better."""
+    """Retrieval among `images` pictures and `texts` texts. Recalls are in percent; higher is better."""
 
     images: int
     texts: int
     image_to_text: Retrieved
     text_to_image: Retrieved
-    rerank_gain: Estimate
-    """Re-ranked minus contrastive recall@1, mean of both directions, in points, with its paired interval."""
+    rerank_gain: Estimate | None
+    """Re-ranked minus contrastive recall@1, mean of both directions, in points, with its paired interval. None: nothing
+    was re-ranked."""
 
     def to_json(self) -> dict[str, Any]:
-        """Flat names. `image_to_text.recall@10` and the like are the final, re-ranked values."""
+        """Flat names. `image_to_text.recall@10` and the like are the final values, of the last stage that there was."""
         found: dict[str, Any] = {"unit": "percent", "images": self.images, "texts": self.texts}
         for direction in DIRECTIONS:
             one: Retrieved = getattr(self, direction)
-            found[f"{direction}.candidates"] = one.reranked.candidates.shape[1]
+            if one.reranked.match is not None:
+                found[f"{direction}.candidates"] = one.reranked.match.shape[1]
             for prefix, scores in (("", one.recall), ("contrastive.", one.contrastive_recall)):
                 for k, score in scores.items():
                     found[f"{prefix}{direction}.recall@{k}"] = score.value
                     found[f"{prefix}{direction}.recall@{k}.interval"] = list(score.interval)
             found |= {f"chance.{direction}.recall@{k}": value for k, value in one.chance.items()}
             found[f"{direction}.median_rank"] = 1 + int(one.ranks.median())
-        gain = self.rerank_gain
-        found |= {"rerank_gain.recall@1": gain.value, "rerank_gain.interval": list(gain.interval)}
+        if (gain := self.rerank_gain) is not None:
+            found |= {"rerank_gain.recall@1": gain.value, "rerank_gain.interval": list(gain.interval)}
         return {name: _rounded(value) for name, value in found.items()}
 
 
@@ -88,33 +91,45 @@ def evaluate_retrieval(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> RetrievalResult:
-    """Find the texts of each picture and the picture of each text among all, in two stages.
+    """Find the texts of each picture and the picture of each text among all, in two stages or, with `config.rerank` 0,
+    by similarity alone.
 
     `pixels` gives the I pictures in batches and can be walked through twice (a list or a loader, no generator):
     encoded pictures are kept between the stages only if all fit into `config.keep_bytes`. Text t belongs to picture
-    image_of_text[t]. Memory: the encoded texts, that many bytes, one batch of pictures and one call's pairs.
+    image_of_text[t]. Memory: the encoded texts, that many bytes, one batch of pictures and one call's pairs; of one
+    stage the vectors and a batch.
 
     Raises ValueError for a picture without a text, and for embeddings that are not finite.
     """
-    if iter(pixels) is pixels:
+    twice = config.rerank > 0
+    if twice and iter(pixels) is pixels:
         raise ValueError("pictures are needed twice: give a list of batches or a loader, not a generator")
     with evaluating(model):
-        text_vectors, text_states = _encode_texts(model, texts, config.batch_size, device, True, on_progress)
-        image_vectors, image_states = _encode_images(model, pixels, device, config.keep_bytes, on_progress)
+        text_vectors, text_states = _encode_texts(model, texts, config.batch_size, device, twice, on_progress)
+        keep = config.keep_bytes if twice else 0
+        image_vectors, image_states = _encode_images(model, pixels, device, keep, on_progress)
         owner = _owners(image_of_text, len(image_vectors), len(text_vectors))
         to_text, to_image = CosineIndex(text_vectors), CosineIndex(image_vectors)
         ranks = _contrastive_ranks(to_text, to_image, owner)
+        candidates = config.rerank or max(LEVELS)
+        near = to_text.search(image_vectors, candidates), to_image.search(text_vectors, candidates)
+        if not twice:
+            return _result(ranks, [_unscored(found) for found in near], owner, config.bootstrap, seed)
         scored = rerank(
             model,
             text_states,
             texts.attention_mask.sum(dim=1).cpu(),
             _counted(image_states or _states(model, pixels, device), len(image_vectors), on_progress),
-            to_text.search(image_vectors, config.rerank),
-            to_image.search(text_vectors, config.rerank),
+            *near,
             config.tokens_per_call,
             device,
         )
     return _result(ranks, scored, owner, config.bootstrap, seed)
+
+
+def _unscored(found: Neighbours) -> Reranked:
+    """The nearest, whom no second stage has seen."""
+    return Reranked(found.indices.cpu(), found.scores.cpu(), None)
 
 
 def contrastive_recall(
@@ -234,6 +249,8 @@ def _contrastive_ranks(to_text: CosineIndex, to_image: CosineIndex, owner: Int[T
 def _final_ranks(scored: Reranked, relevant: Tensor, contrastive: Int[Tensor, "Q"]) -> Int[Tensor, "Q"]:
     """Ranks after re-ranking: by match logit among the candidates; where no right answer is among them, the first
     stage's rank, which is then at least K."""
+    if scored.match is None:
+        return contrastive
     reached = relevant.any(dim=1)
     ranks = contrastive.clone()
     ranks[reached] = retrieval_ranks(scored.match[reached], relevant[reached])
@@ -269,11 +286,13 @@ def _result(
         )
         for way in (0, 1)
     ]
-    gain = Estimate(
-        sum(scores["final", way, 1].value - scores["contrastive", way, 1].value for way in (0, 1)) / 2,
-        interval(sum(resampled["final", way, 1] - resampled["contrastive", way, 1] for way in (0, 1)) / 2),
-        len(images) + len(owner),
-    )
+    gain = None
+    if all(one.match is not None for one in scored):
+        gain = Estimate(
+            sum(scores["final", way, 1].value - scores["contrastive", way, 1].value for way in (0, 1)) / 2,
+            interval(sum(resampled["final", way, 1] - resampled["contrastive", way, 1] for way in (0, 1)) / 2),
+            len(images) + len(owner),
+        )
     return RetrievalResult(len(images), len(owner), retrieved[0], retrieved[1], gain)
 
 

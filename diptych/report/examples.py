@@ -82,8 +82,10 @@ def query_examples(
     found = []
     for text, caption in enumerate(captions[:count]):
         owner = int(image_of_text[text])
-        best = [column[text, :FOUND].tolist() for column in (ordered.candidates, ordered.similarity, ordered.match)]
-        shown = tuple(Shown(picture(i), i == owner, cosine, match) for i, cosine, match in zip(*best, strict=True))
+        best, cosines = (column[text, :FOUND].tolist() for column in (ordered.candidates, ordered.similarity))
+        matches = [None] * len(best) if ordered.match is None else ordered.match[text, :FOUND].tolist()
+        each = zip(best, cosines, matches, strict=True)
+        shown = tuple(Shown(picture(i), i == owner, cosine, match) for i, cosine, match in each)
         rank, first = int(ranks[text]), int(contrastive_ranks[text])
         found.append(QueryExample(caption, shown, rank, first, picture(owner), images))
     return tuple(found)

@@ -96,9 +96,8 @@ def _run(data: ReportData) -> list[Html]:
     if data.judgement and data.judgement.scores:
         parts.insert(0, judged_page.tiles(data.judgement))
     if data.evaluation:
-        parts.insert(
-            0, tag("div", [_tile(data.evaluation, *way) for way in WAYS], _gain(data.evaluation), class_="tiles")
-        )
+        gain = [_gain(data.evaluation)] if _reranked(data.evaluation) else []
+        parts.insert(0, tag("div", [_tile(data.evaluation, *way) for way in WAYS], gain, class_="tiles"))
     return parts
 
 
@@ -112,6 +111,11 @@ def _tile(evaluation: Mapping[str, Any], way: str, title: str) -> Html:
         tag("span", f"95 % interval {low:.1f} … {high:.1f} · chance {evaluation[f'chance.{name}']:.1f}", class_="sub"),
         class_="tile",
     )
+
+
+def _reranked(evaluation: Mapping[str, Any]) -> bool:
+    """Whether there was a second stage."""
+    return "rerank_gain.recall@1" in evaluation
 
 
 def _gain(evaluation: Mapping[str, Any]) -> Html:
@@ -162,14 +166,20 @@ def _shortened(value: Any, most: int = 12) -> str:
 def _retrieval(data: ReportData) -> list[Html]:
     evaluation = data.evaluation
     assert evaluation is not None
+    reranked = _reranked(evaluation)
+    stages = "The similarity of pictures' and texts' vectors ranks all of them. "
+    if reranked:
+        stages = (
+            "First the similarity of the two encoders ranks all of them; then the fusion encoder re-ranks the best "
+            f"{evaluation['text_to_image.candidates']} pictures of a text and the best "
+            f"{evaluation['image_to_text.candidates']} texts of a picture. "
+        )
     intro = (
-        f"{evaluation['images']:,} unseen pictures and {evaluation['texts']:,} captions. First the similarity of the "
-        "two encoders ranks all of them; then the fusion encoder re-ranks the best "
-        f"{evaluation['text_to_image.candidates']} pictures of a text and the best "
-        f"{evaluation['image_to_text.candidates']} texts of a picture. Share of the queries, in percent, whose right "
-        "answer is among the first 1, 5 and 10; 95 % intervals by bootstrap over pictures."
+        f"{evaluation['images']:,} unseen pictures and {evaluation['texts']:,} captions. {stages}Share of the queries, "
+        "in percent, whose right answer is among the first 1, 5 and 10; 95 % intervals by bootstrap over pictures."
     )
-    heads = ["", "Chance", "Contrastive", "Re-ranked", "95 % interval", *(["Nouns alone"] if data.ceiling else [])]
+    measured = ["Contrastive", "Re-ranked"] if reranked else ["Contrastive"]
+    heads = ["", "Chance", *measured, "95 % interval", *(["Nouns alone"] if data.ceiling else [])]
     head = tag("tr", [tag("th", text) for text in heads], tag("th", "0", tag("span", "100 %"), class_="scale"))
     rows: list[Html] = []
     for way, title in WAYS:
@@ -178,8 +188,8 @@ def _retrieval(data: ReportData) -> list[Html]:
     return [
         tag("p", intro, class_="intro"),
         tag("div", tag("table", head, rows, class_="recalls"), class_="scroll"),
-        tag("p", _keys(bool(data.ceiling)), class_="keys"),
-        tag("p", _gain_sentence(evaluation), class_="intro"),
+        tag("p", _keys(reranked, bool(data.ceiling)), class_="keys"),
+        *([tag("p", _gain_sentence(evaluation), class_="intro")] if reranked else []),
     ]
 
 
@@ -187,25 +197,28 @@ def _recall_row(data: ReportData, name: str, title: str) -> Html:
     evaluation = data.evaluation
     assert evaluation is not None
     chance, first, final = evaluation[f"chance.{name}"], evaluation[f"contrastive.{name}"], evaluation[name]
+    reranked = _reranked(evaluation)
     low, high = evaluation[f"{name}.interval"]
     ceiling = data.ceiling.get(name)
     marks = [
         tag("i", class_="interval", style=f"left:{low:.2f}%;width:{max(high - low, 0.3):.2f}%"),
         tag("i", class_="chance", style=f"left:{chance:.2f}%"),
-        tag("i", class_="first", style=f"left:{first:.2f}%"),
+        *([tag("i", class_="first", style=f"left:{first:.2f}%")] if reranked else []),
         tag("i", class_="final", style=f"left:{final:.2f}%"),
     ]
     if ceiling is not None:
         marks.insert(0, tag("i", class_="ceiling", style=f"left:{ceiling:.2f}%"))
     bold = tag("b", f"{final:.1f}")
-    cells: list[Content] = [title, f"{chance:.1f}", f"{first:.1f}", bold, f"{low:.1f} … {high:.1f}"]
+    found: list[Content] = [f"{first:.1f}", bold] if reranked else [bold]
+    cells: list[Content] = [title, f"{chance:.1f}", *found, f"{low:.1f} … {high:.1f}"]
     if data.ceiling:
         cells.append("–" if ceiling is None else f"{ceiling:.1f}")
     return tag("tr", [tag("td", cell) for cell in cells], tag("td", tag("div", marks, class_="track"), class_="wide"))
 
 
-def _keys(ceiling: bool) -> list[Html]:
-    keys = [("final", "re-ranked, with its interval"), ("first", "contrastive"), ("chance", "chance")]
+def _keys(reranked: bool, ceiling: bool) -> list[Html]:
+    final = [("final", "re-ranked, with its interval"), ("first", "contrastive")]
+    keys = [*(final if reranked else [("final", "contrastive, with its interval")]), ("chance", "chance")]
     if ceiling:
         keys.append(("ceiling", "what a matcher reaches that sees only which nouns occur, not how they relate"))
     return [tag("span", tag("i", class_=kind), text) for kind, text in keys]
@@ -232,7 +245,12 @@ def _queries(queries: Sequence[QueryExample]) -> list[Html]:
     intro = (
         "Captions of the test split in its own order, not chosen by how well they do, and the pictures found for them, "
         "best first. The right picture is framed; where it is not among the first, it stands apart at the end. "
+    )
+    reranked = any(shown.match is not None for query in queries for shown in query.found)
+    intro += (
         "Below each: the logit of a match, which decides the order, and the cosine similarity of the first stage."
+        if reranked
+        else "Below each: the cosine similarity, which decides the order."
     )
     return [tag("p", intro, class_="intro"), *map(_query, queries)]
 

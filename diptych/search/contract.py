@@ -37,6 +37,11 @@ class State(Protocol):
 class PairModel(Protocol):
     """A model that embeds images and texts apart, and fuses pairs of them."""
 
+    @property
+    def image_rows(self) -> int:
+        """Rows that an image brings into each pair that it is fused in, beside the text's."""
+        ...
+
     def image_state(self, pixels: Float[Tensor, "B 3 H W"], /) -> Any: ...
 
     def text_state(self, texts: Texts, /) -> Any: ...

@@ -27,16 +27,19 @@ class Reranked:
     candidates: Int[Tensor, "Q K"]
     similarity: Float[Tensor, "Q K"]
     """Cosine similarity, descending."""
-    match: Float[Tensor, "Q K"]
-    """Logit of "these belong together"; it alone decides the final order."""
+    match: Float[Tensor, "Q K"] | None
+    """Logit of "these belong together"; it alone decides the final order. None: there was no second stage."""
 
     def ordered(self) -> Reranked:
         """Best match first; equal ones stay in the order of the first stage."""
+        if self.match is None:
+            return self
         match, order = self.match.sort(dim=1, descending=True, stable=True)
         return Reranked(self.candidates.gather(1, order), self.similarity.gather(1, order), match)
 
     def dense(self, candidates: int) -> Float[Tensor, "Q N"]:
         """The match logits as a table over all candidates, `UNSELECTED` where there is none."""
+        assert self.match is not None, "there was no second stage"
         table = self.match.new_full((len(self.match), candidates), UNSELECTED)
         return table.scatter(1, self.candidates, self.match)
 
@@ -59,7 +62,8 @@ def rerank(
 
     `texts` holds all T texts, `text_lengths` their tokens; `images` gives the I images in their order, in portions, of
     which one is alive at a time. `to_text` [I, K] are the texts picked for each image, `to_image` [T, K] the images
-    picked for each text. `tokens_per_call` bounds the text tokens (padding between images included) of a `fuse` call.
+    picked for each text. `tokens_per_call` bounds the rows of a `fuse` call: the pairs' text tokens (padding between
+    images included) and `model.image_rows` a pair.
     """
     count = len(text_lengths)
     keys, places = _union(to_text, to_image, count)
@@ -69,7 +73,8 @@ def rerank(
     for state in images:
         bounds = torch.tensor([start * count, (start + len(state)) * count])
         first, last = torch.searchsorted(keys, bounds).tolist()
-        for call in plan_calls(image[first:last], text_lengths[text[first:last]], tokens_per_call):
+        rows = text_lengths[text[first:last]] + model.image_rows
+        for call in plan_calls(image[first:last], rows, tokens_per_call):
             pairs = call + first
             both = match_logits(model, texts, state, text[pairs], image[pairs] - start, device)
             logits[pairs] = both[:, 1]  # as released: the raw logit of class 1, whatever class 0 has
@@ -95,7 +100,7 @@ def match_logits(
 
 
 def plan_calls(image: Int[Tensor, "P"], tokens: Int[Tensor, "P"], budget: int) -> list[Int[Tensor, "p"]]:
-    """Pairs sorted by `image`, cut into calls of about `budget` tokens; each pair is in one call.
+    """Pairs sorted by `image`, cut into calls of about `budget` tokens, of which each has its own; each in one call.
 
     An image's pairs stay together where they fit. Images of like numbers of pairs share a call, because the attention
     pads each image's rows to the longest: images × the largest image's tokens stay within the budget.

@@ -430,6 +430,29 @@ def test_queries_show_pictures_in_their_final_order() -> None:
     assert (second.rank, second.right_picture, second.candidates) == (6, pictures[5], 8)
 
 
+def test_queries_of_one_stage_keep_the_order_of_similarity_and_have_no_match() -> None:
+    pictures = [painted(seed) for seed in range(8)]
+    nearest = Reranked(torch.tensor([[4, 1, 6]]), torch.tensor([[0.9, 0.8, 0.7]]), None)
+    rank = torch.tensor([1])
+    (only,) = query_examples(["one"], torch.tensor([1]), rank, rank, nearest, pictures.__getitem__, 8)
+    assert [(one.picture, one.match) for one in only.found] == [(pictures[n], None) for n in (4, 1, 6)]
+    assert "Below each: the cosine similarity, which decides the order." in Page(one_stage(queries=(only,))).text
+
+
+def one_stage(queries: tuple[QueryExample, ...] = ()) -> str:
+    """The page of a dual encoder's run."""
+    two = {name: value for name, value in evaluation().items() if not name.startswith("rerank_gain")}
+    return render(replace(everything("text"), evaluation=two, examples=Examples(queries), judgement=None))
+
+
+def test_a_page_of_one_stage_speaks_of_no_other() -> None:
+    page = Page(one_stage())
+    assert "The similarity of pictures' and texts' vectors ranks all of them." in page.text
+    assert "e-rank" not in page.text
+    assert not page.all("i", "first")
+    assert page.all("i", "final")
+
+
 def test_a_look_into_real_pretraining_gives_examples() -> None:
     batch, _, _ = small_batch()
     config = AlbefConfig(

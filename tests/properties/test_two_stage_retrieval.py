@@ -52,8 +52,9 @@ class Call:
 class FakeModel(nn.Module):
     """Vectors come from the inputs as they are; match logits are integers, so that no order of work can change them."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_rows: int = 0) -> None:
         super().__init__()
+        self.image_rows = image_rows
         self.dropout = nn.Dropout(0.5)
         self.frozen = nn.Linear(1, 1)
         self.calls: list[Call] = []
@@ -167,6 +168,15 @@ def test_all_pairs_of_an_image_share_one_call_when_the_budget_allows() -> None:
     assert [call.images for call in model.calls] == [3, 3, 1]
 
 
+def test_an_image_that_joins_each_of_its_pairs_counts_as_its_rows() -> None:
+    """A pair has 4 to 9 text tokens; three pairs of 44 begin within 100 rows, four do not."""
+    attended, joining = FakeModel(), FakeModel(image_rows=40)
+    for model in (attended, joining):
+        two_stage(make_case(), k=1000, budget=100, batch=1, model=model)
+    assert max(len(call.pairs) for call in joining.calls) <= 3
+    assert max(len(call.pairs) for call in attended.calls) > 10
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=40), st.integers(1, 60))
 @settings(max_examples=80, deadline=None)
 def test_calls_hold_each_pair_once_and_keep_to_the_budget(pairs: list[tuple[int, int]], budget: int) -> None:
@@ -242,6 +252,31 @@ def test_a_query_whose_answer_is_no_candidate_keeps_its_first_rank() -> None:
         assert unreached.any()
         assert one.ranks[unreached].equal(one.contrastive_ranks[unreached])
         assert (one.ranks[one.contrastive_ranks < 2] < 2).all()
+
+
+def test_without_candidates_to_rerank_nothing_is_fused_or_kept_and_similarity_decides() -> None:
+    case, model = make_case(images=12), FakeModel()
+    alone = evaluated(case, replace(CONFIG, rerank=0), model)
+    assert model.calls == []
+    assert (model.encoded, model.most_alive) == (12, 6)
+    both = evaluated(case)
+    for direction in DIRECTIONS:
+        one, other = getattr(alone, direction), getattr(both, direction)
+        assert one.recall == one.contrastive_recall == other.contrastive_recall
+        assert one.ranks.equal(other.contrastive_ranks)
+        assert one.reranked.ordered().candidates[:, :4].equal(other.reranked.candidates)
+    assert alone.rerank_gain is None
+    assert {name for name in both.to_json() if name not in alone.to_json()} == {
+        "rerank_gain.recall@1", "rerank_gain.interval", *(f"{direction}.candidates" for direction in DIRECTIONS)
+    }  # fmt: skip
+
+
+def test_pictures_that_are_seen_once_may_come_from_a_generator() -> None:
+    case = make_case()
+    once = evaluate_retrieval(
+        FakeModel(), (one for one in case.batches()), case.texts, case.owner, replace(CONFIG, rerank=0)
+    )
+    assert once.to_json() == evaluated(case, replace(CONFIG, rerank=0)).to_json()
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 1}, {"tokens_per_call": 1}, {"keep_bytes": 0}])
