@@ -52,3 +52,9 @@ def closed_set_loss(
         scores = (1 - alpha) * scores + alpha * torch.sigmoid(teacher_logits.float())
     loss = F.binary_cross_entropy_with_logits(logits.float(), scores, reduction="sum")
     return Term(loss, loss.new_tensor(len(logits)))
+
+
+@torch.no_grad()
+def closed_set_score(logits: Float[Tensor, "B A"], scores: Float[Tensor, "B A"]) -> Term:
+    """The soft score of each question's likeliest answer, the mean over questions. Higher is better."""
+    return Term.over(scores.gather(1, logits.argmax(1, keepdim=True)).squeeze(1))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from diptych.data.answers import SHORTEST, encode_answers
 from diptych.data.collate import pad_texts
 from diptych.data.tokenizer import Tokenizer
-from diptych.losses.answers import answer_losses, closed_set_loss, weighted_answer_loss
+from diptych.losses.answers import answer_losses, closed_set_loss, closed_set_score, weighted_answer_loss
 from diptych.losses.distillation import alpha_at
 from diptych.nn.decoder import AnswerDecoder, Asked, Memory
 from diptych.nn.heads import classifier
@@ -295,7 +295,7 @@ class VqaClosedSet(TaughtTask):
             with torch.no_grad():
                 teacher_logits = self.teacher_head(fuse_questions(self.teacher, given).pooled)
         measures = {
-            "answer_score": Term.over(given.scores.gather(1, logits.detach().argmax(1, keepdim=True)).squeeze(1)),
+            "answer_score": closed_set_score(logits, given.scores),
             "alpha": Term.over(logits.new_full((1,), alpha)),
         }
         loss = closed_set_loss(logits, given.scores, teacher_logits, alpha)
