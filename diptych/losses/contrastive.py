@@ -67,23 +67,27 @@ def in_batch_contrast(
     text: Float[Tensor, "B E"],
     temperature: Float[Tensor, ""],
     processes: Processes,
-    hidden: Bool[Tensor, "B K"] | None = None,
+    hidden: Bool[Tensor, "Q K"] | None = None,
 ) -> Logits:
-    """This process's pairs against those of all processes, K in all; `hidden` ones neither pull nor push."""
-    image_to_text = similarity(image, processes.gather(text), temperature)
-    text_to_image = similarity(text, processes.gather(image), temperature)
+    """This process's pairs against those of all processes, K in all; `hidden` ones neither pull nor push.
+
+    Its pairs come first. As released (`processes.own_first`), those of the others follow, Q = K in all.
+    """
+    image_to_text = similarity(processes.asked(image), processes.gather(text), temperature)
+    text_to_image = similarity(processes.asked(text), processes.gather(image), temperature)
     return Logits(hide(image_to_text, hidden), hide(text_to_image, hidden))
 
 
-def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "B K"]:
+def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"]:
     """Which of the pairs of all processes is each pair itself."""
     everyone = torch.arange(processes.total, device=device)
-    return processes.places(device)[:, None] == everyone[None]
+    places = everyone if processes.own_first else processes.places(device)
+    return places[:, None] == everyone[None]
 
 
-def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "B K"]:
+def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "Q K"]:
     """Which of the pairs of all processes show the picture of each pair; itself does."""
-    return ids[:, None] == processes.gather(ids)[None]
+    return processes.asked(ids)[:, None] == processes.gather(ids)[None]
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,11 @@ def both_negative_weights(
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
     """Sampling weights of images for each text, then of texts for each image. Not `hard`: all negatives alike.
 
-    Only the first candidates count where there are more than `positives` speaks of (a queue's).
+    Only the first rows and candidates count where there are more than `positives` speaks of (a queue's).
     """
-    counted, scale = positives.shape[1], 1.0 if hard else 0.0
-    for_text, for_image = (x[:, :counted] * scale for x in (logits.text_to_image, logits.image_to_text))
+    rows, candidates = positives.shape
+    scale = 1.0 if hard else 0.0
+    for_text, for_image = (x[:rows, :candidates] * scale for x in (logits.text_to_image, logits.image_to_text))
     return negative_weights(for_text, positives, mask), negative_weights(for_image, positives, mask)
 
 

@@ -1,7 +1,7 @@
 """What data-parallel processes see of each other: the rows of all of them (VLMo §3.3).
 
 A world of one process costs nothing and needs no process group. B rows of this process, W processes, G = W·B rows of
-all of them, in the order of the processes, L text length.
+all of them, in the order of the processes, Q rows that a loss of one process is about, L text length.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Processes:
     size: int = 1
     """W."""
     own_first: bool = False
-    """Gather this process's rows in front of the others', and lead no gradient to those, as released."""
+    """Gather this process's rows in front of the others', and lead no gradient to those, as released for VLMo."""
 
     @classmethod
     def meet(cls, rows: int, own_first: bool = False) -> Processes:
@@ -84,6 +84,10 @@ class Processes:
             return _AllGather.apply(rows) if rows.requires_grad else _gathered(rows)
         everyone = _gathered(rows.detach())
         return torch.cat([rows, everyone[: self.own.start], everyone[self.own.stop :]])
+
+    def asked(self, rows: Shaped[Tensor, "B *D"]) -> Shaped[Tensor, "Q *D"]:
+        """The rows that a loss of this process is about: its own, or all of them, as released."""
+        return self.gather(rows) if self.own_first else rows
 
     def gather_texts(self, texts: Texts) -> Texts:
         """The texts of all processes, padded to the longest of them."""

@@ -1,6 +1,7 @@
 """VLMo's third stage: contrast, matching and masked words on pairs, over all processes (§3.3, §3.4).
 
-B pairs of this process, G those of all processes, L padded text length, P judged pairs, R hidden words, V vocabulary.
+B pairs of this process, G those of all processes, Q pairs that a contrast is about, L padded text length, P judged
+pairs, R hidden words, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from diptych.types import Batch, Losses, Progress, Term, Texts
 
 @dataclass(frozen=True)
 class Contrast:
-    """This process's pairs against those of all processes."""
+    """Pairs that the loss is about (Q, beginning with this process's) against those of all processes."""
 
     branches: Mapping[Branch, Logits]
-    own: Bool[Tensor, "B G"]
+    own: Bool[Tensor, "Q G"]
     """The pair itself."""
-    hidden: Bool[Tensor, "B G"]
+    hidden: Bool[Tensor, "Q G"]
     """The same picture under another caption: neither positive nor negative."""
 
     @property
@@ -211,9 +212,9 @@ class VlmoPretraining(Task):
         self, contrast: Contrast, processes: Processes
     ) -> tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]:
         """Sampling weights of images for each text, and of texts for each image, over all processes or the own one."""
-        config, excluded = self.config, contrast.own | contrast.hidden
+        config, excluded = self.config, (contrast.own | contrast.hidden)[: processes.rows]
         if config.negatives == "own":
-            excluded = excluded | ~contrast.own.any(dim=0)
+            excluded = excluded | ~contrast.own[: processes.rows].any(dim=0)
         return both_negative_weights(contrast.leading, excluded, config.negatives_mask, config.hard_negatives)
 
     def _with_negatives(

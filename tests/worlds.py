@@ -1,0 +1,41 @@
+"""Worlds of real processes that exchange rows by gloo, for tests of what they do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+Work = Callable[[int, int], Any]
+"""What a process does, told its rank and how many there are; a function of a module, so that processes find it."""
+
+
+def run_world(size: int, work: Work, folder: Path) -> list[Any]:
+    """What each of `size` processes gives, by rank. A world of one is this process, without a process group."""
+    if size == 1:
+        return [work(0, 1)]
+    mp.spawn(_process, (size, work, folder), nprocs=size)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _process(rank: int, size: int, work: Work, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
+    try:
+        torch.save(work(rank, size), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def mean_gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Of every parameter that has one, averaged over the processes as data-parallel training does."""
+    found = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+    for gradient in found.values():
+        if dist.is_initialized():
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+    return found
