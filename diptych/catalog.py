@@ -14,6 +14,7 @@ from diptych.data.record import (
     Entailment,
     PairStatement,
     Picture,
+    PlainText,
     Question,
     Record,
     Referring,
@@ -42,6 +43,7 @@ from diptych.data.sources import vqa as vqa_files
 from diptych.data.sources.files import Found, each, open_layout, without_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
+from diptych.models.vlmo import language as vlmo_language
 from diptych.models.vlmo import model as vlmo_model
 from diptych.models.vlmo import pretraining as vlmo_pretraining
 from diptych.recipes import albef as albef_recipes
@@ -53,6 +55,7 @@ from diptych.schema import (
     DataConfig,
     EntailmentConfig,
     GroundingTrainingConfig,
+    LanguageStageConfig,
     ModelConfig,
     Nlvr2Config,
     Recipe,
@@ -83,6 +86,7 @@ TASKS: dict[type, Callable[..., Task]] = {
     EntailmentConfig: entailment.Entailment,
     Nlvr2Config: nlvr2.Nlvr2,
     TextAssignmentConfig: nlvr2.TextAssignment,
+    LanguageStageConfig: vlmo_language.LanguageStage,
     VqaDecoderConfig: vqa.VqaDecoding,
     VqaClosedSetConfig: vqa.VqaClosedSet,
 }
@@ -92,6 +96,7 @@ RECORDS: dict[type, type[AnyRecord]] = {
     GroundingTrainingConfig: Referring,
     EntailmentConfig: Entailment,
     Nlvr2Config: PairStatement,
+    LanguageStageConfig: PlainText,
     VqaDecoderConfig: Question,
     VqaClosedSetConfig: Question,
 }

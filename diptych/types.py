@@ -174,6 +174,23 @@ class Term:
         """The mean of n values."""
         return cls(values.sum(), values.new_tensor(len(values)))
 
+    def plus(self, other: Term) -> Term:
+        """The same mean over the items of both."""
+        return replace(self, sum=self.sum + other.sum, count=self.count + other.count)
+
+    def detach(self) -> Term:
+        """The same number without the graph."""
+        return replace(self, sum=self.sum.detach(), count=self.count.detach())
+
+
+@dataclass(frozen=True)
+class Exponential(Term):
+    """The exponential of a mean, such as a perplexity: of all items together, not the mean of each batch's."""
+
+    @property
+    def mean(self) -> Tensor:
+        return super().mean.exp()
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from diptych.schema import LanguageStageConfig, SpecialIds, VlmoPretrainConfig
 from diptych.seeds import seed_of
-from diptych.types import Progress, Term, Texts
+from diptych.types import Progress, RowList, Term, Texts
 
 IGNORED = -100
 """The label of a position that is not predicted."""
@@ -169,6 +169,13 @@ def _choose(
 
 
 # --------------------------------------------------------------------------- the loss
+
+
+def hidden_words(labels: Int[Tensor, "B L"]) -> tuple[RowList, Int[Tensor, "R"]]:
+    """Where words are hidden, `pair` counting texts, and which."""
+    where = (labels != IGNORED).nonzero()
+    rows = RowList(where[:, 0], where[:, 1])
+    return rows, labels[rows.pair, rows.position]
 
 
 def masked_lm_loss(logits: Float[Tensor, "R V"], labels: Int[Tensor, "R"]) -> Term:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.losses.contrastive import Logits, information_bound
-from diptych.losses.masked_lm import IGNORED
+from diptych.losses.masked_lm import hidden_words
 from diptych.losses.matching import match_labels, matching_pairs
 from diptych.task import Model
 from diptych.types import RowList, Term
@@ -33,9 +33,7 @@ class Draws:
 
     def hidden_words(self) -> tuple[RowList, Int[Tensor, "R"]]:
         """Where words are hidden, `pair` counting texts of the batch, and which."""
-        where = (self.labels != IGNORED).nonzero()
-        rows = RowList(where[:, 0], where[:, 1])
-        return rows, self.labels[rows.pair, rows.position]
+        return hidden_words(self.labels)
 
 
 @dataclass(frozen=True)

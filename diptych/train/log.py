@@ -45,12 +45,8 @@ class StepReport:
 
 def detached(losses: Losses) -> Losses:
     """The same numbers without the graph, and without what the task carries."""
-    terms = {name: (weight, _plain(term)) for name, (weight, term) in losses.terms.items()}
-    return Losses(terms, {name: _plain(term) for name, term in losses.measures.items()})
-
-
-def _plain(term: Term) -> Term:
-    return Term(term.sum.detach(), term.count.detach())
+    terms = {name: (weight, term.detach()) for name, (weight, term) in losses.terms.items()}
+    return Losses(terms, {name: term.detach() for name, term in losses.measures.items()})
 
 
 class Window:
@@ -75,7 +71,7 @@ class Window:
 
     def _add(self, group: str, name: str, term: Term) -> None:
         previous = self.sums.get((group, name))
-        self.sums[group, name] = Term(previous.sum + term.sum, previous.count + term.count) if previous else term
+        self.sums[group, name] = previous.plus(term) if previous else term
 
     def line(self) -> dict[str, Any]:
         values: dict[str, Any] = {"pairs_per_second": self.pairs / max(self.seconds, 1e-9)}

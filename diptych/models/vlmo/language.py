@@ -1,0 +1,83 @@
+"""VLMo's second stage: masked language modelling on texts alone (§3.4).
+
+B texts, L padded length, R hidden words, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych.losses.masked_lm import WordMasking, hidden_words, masked_lm_loss
+from diptych.models.vlmo.model import Vlmo
+from diptych.schema import LanguageStageConfig, SpecialIds
+from diptych.task import Task
+from diptych.types import Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
+
+FROZEN = ("model.blocks.*.attention.*", "model.blocks.*.norm1.*", "model.blocks.*.gamma_*")
+"""What a recipe of this stage freezes: the attention learnt on pictures serves texts as it is, with its norm and the
+scales of both branches. Vision experts and all else that texts alone do not reach are frozen in any case."""
+
+
+@dataclass(frozen=True)
+class MaskedTexts:
+    """Texts with words hidden."""
+
+    texts: Texts
+    rows: RowList
+    """Where; `pair` counts the texts."""
+    words: Int[Tensor, "R"]
+    """Which words are hidden there."""
+
+
+class LanguageStage(Task):
+    """MLM with whole-word masking. Word scores are computed at the hidden words only."""
+
+    model: Vlmo
+    config: LanguageStageConfig
+
+    def __init__(self, model: Vlmo, config: LanguageStageConfig, special: SpecialIds) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
+        self._freeze_unreached()
+        self.train()
+
+    @classmethod
+    def trained(cls, config: LanguageStageConfig) -> tuple[str, ...]:
+        return ("word_logits",)
+
+    def _freeze_unreached(self) -> None:
+        """Images, their experts, fusion, and every head but the words'."""
+        blocks = range(self.model.config.depth)
+        reached = {f"blocks.{number}.experts.text" for number in blocks}  # the upper ones are of another call's parts
+        unused = [part for part in self.model.unused(*self.trained(self.config)) if part not in reached]
+        self.model.freeze(("image", *unused, *(f"blocks.{number}.experts.image" for number in blocks)))
+
+    def mask(self, texts: Texts, progress: Progress, first_row: int = 0) -> MaskedTexts:
+        """Hide words of texts that are rows `first_row` and on of the global batch, as a pure function of `progress`.
+
+        Raises ValueError for texts longer than the model's positions.
+        """
+        ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
+        return MaskedTexts(Texts(ids, texts.attention_mask), *hidden_words(labels))
+
+    def forward(self, batch: TextBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
+        batch = expect(batch, TextBatch, "texts without pictures")
+        masked = masked or self.mask(batch.texts, progress)
+        logits = self.word_logits(masked)
+        loss = masked_lm_loss(logits, masked.words)  # VLMo §3.4
+        with torch.no_grad():
+            measures = {
+                "mlm_accuracy": Term.over((logits.argmax(1) == masked.words).float()),
+                "perplexity": Exponential(loss.sum.detach(), loss.count),
+            }
+        return Losses.weighted(measures=measures, mlm=(1.0, loss))
+
+    def word_logits(self, masked: MaskedTexts) -> Float[Tensor, "R V"]:
+        """Scores of each word at each hidden one."""
+        rows = self.model.encode_text(self.model.text_state(masked.texts), masked.rows)
+        return self.model.word_logits(rows).float()

@@ -1,0 +1,35 @@
+"""Parameters that a recipe keeps as they are (`freeze`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from diptych.train.start import parts
+
+
+def freeze(task: nn.Module, patterns: Sequence[str]) -> str:
+    """Takes the parameters whose names fit a pattern out of training; `*` stands for anything.
+
+    They get no gradient and no place in the optimiser. Returns what was frozen, for people. Raises ValueError for a
+    pattern that fits none.
+    """
+    named = dict(task.named_parameters())
+    frozen: dict[str, nn.Parameter] = {}
+    for pattern in patterns:
+        fitting = {name: value for name, value in named.items() if fnmatchcase(name, pattern)}
+        if not fitting:
+            known = ", ".join(f"{part}.*" if part not in named else part for part in _parts_of(task))
+            raise ValueError(f"freeze={pattern} fits no parameter; the largest parts are {known}")
+        frozen |= fitting
+    for value in frozen.values():
+        value.requires_grad_(False)
+    count, total = (sum(value.numel() for value in some.values()) for some in (frozen, named))
+    return f"{count:,} of {total:,} parameters: {', '.join(parts(frozen, named))}"
+
+
+def _parts_of(task: nn.Module) -> list[str]:
+    """Two levels of names: `model.blocks`, `model.norm` …"""
+    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in task.named_parameters()))
