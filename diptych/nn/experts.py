@@ -204,12 +204,15 @@ class ExpertBlock(nn.Module):
             return rows + self._branch(self.experts.fusion, rows, here.sequence, frame), shown
         text, image = rows.split([here.text_rows, len(rows) - here.text_rows])
         text_of, image_of = here.sequence.split([len(text), len(image)])
-        parts = []
-        if len(text):
-            parts.append(self._branch(self.experts.text, text, text_of, frame))
-        if len(image):
-            parts.append(self._branch(self.experts.image, image, image_of, frame))
-        return rows + (torch.cat(parts) if len(parts) != 1 else parts[0]), shown
+        if not len(image):
+            return rows + self._branch(self.experts.text, text, text_of, frame), shown
+        if not len(text):
+            return rows + self._branch(self.experts.image, image, image_of, frame), shown
+        made = (
+            self._branch(self.experts.text, text, text_of, frame),
+            self._branch(self.experts.image, image, image_of, frame),
+        )
+        return rows + torch.cat(made), shown
 
     def _branch(
         self, expert: Callable[..., Tensor] | None, rows: Float[Tensor, "M D"], sequence: Int[Tensor, "M"], frame: Frame
