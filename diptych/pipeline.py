@@ -36,11 +36,11 @@ from diptych.data.loader import (
     items_at,
     pictures_of,
 )
-from diptych.data.record import AnyRecord, BadRecord, Question, Source, Split
+from diptych.data.record import AnyRecord, BadRecord, Picture, Question, Source, Split
 from diptych.data.scenes.evaluation import noun_set_ceiling
 from diptych.data.sources.scenes import Scenes
 from diptych.data.submissions import write_nlvr2, write_snli_ve, write_vqa
-from diptych.data.tokenizer import Tokenizer
+from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform, to_picture
 from diptych.device import find_device
 from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval, evaluate_task
@@ -64,14 +64,17 @@ from diptych.schema import (
     GroundingTrainingConfig,
     Nlvr2Config,
     Recipe,
+    VisionStageConfig,
+    VisualTokenizerConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
 from diptych.serialize import from_dict
-from diptych.task import Task
+from diptych.task import Model, Task
 from diptych.tasks.grounding import phrase_maps
 from diptych.train import loop
-from diptych.train.start import start_from
+from diptych.train.freeze import freeze
+from diptych.train.start import borrow, start_from
 from diptych.train.state import check_folder
 from diptych.types import Progress, Texts, to_device
 
@@ -105,7 +108,7 @@ class Pictures:
     def __getitem__(self, index: int) -> Image:
         """One picture as a model sees it."""
         (item,) = self._items((self.places[index],))
-        return to_picture(item.views[0])
+        return to_picture(item.views[0], self.recipe.data.normalise)
 
     def check(self) -> None:
         """Raises ValueError naming every picture that is bad."""
@@ -130,6 +133,8 @@ def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
     config = recipe.tokenizer
     if config.vocabulary:
         return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
+    if catalog.record_kind(recipe.task) is Picture:
+        return Tokenizer(SPECIAL, config.separator, config.lowercase)
     stride = max(1, len(source) // TEXTS_READ)
     records = (source.record(index) for index in range(0, len(source), stride))
     texts = [cleaned(text, record, recipe.data.max_words) for record in records for text in _words(record)]
@@ -149,6 +154,26 @@ def with_answers(recipe: Recipe, source: AnySource) -> Recipe:
     stride = max(1, len(source) // QUESTIONS_READ) if recipe.data.source == "scenes" else 1
     questions = (source.record(index) for index in range(0, len(source), stride))
     return replace(recipe, task=replace(task, answers=answer_vocabulary(questions, task.answer_count)))
+
+
+def with_visual_tokenizer(recipe: Recipe) -> Recipe:
+    """The recipe with what the visual tokenizer is that its task names. Raises ValueError where it names none."""
+    task = recipe.task
+    if not isinstance(task, VisionStageConfig):
+        return recipe
+    if not task.tokenizer:
+        raise ValueError(
+            "task.tokenizer names no visual tokenizer: train one, as with `diptych train visual_tokenizer_tiny`, and "
+            "name its run: task.tokenizer=runs/visual_tokenizer_tiny"
+        )
+    origin = from_dict(store.load(store.find(task.tokenizer)).recipe)
+    if not isinstance(origin.model, VisualTokenizerConfig):
+        raise ValueError(f"task.tokenizer={task.tokenizer} is a run of {origin.name}, which is no visual tokenizer")
+    if origin.data.normalise != recipe.data.normalise:
+        raise ValueError(
+            f"the visual tokenizer was trained with data.normalise={origin.data.normalise}: set it so here too"
+        )
+    return replace(recipe, task=replace(task, visual=origin.model))
 
 
 def read_retrieval(recipe: Recipe, source: Source, tokenizer: Tokenizer, limit: int | None = None) -> Retrieval:
@@ -185,10 +210,11 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
     if ranks_pairs(recipe):
         split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
         split.pictures.check()
-        device = find_device(recipe.run.device)
+        device, model = find_device(recipe.run.device), task.model
+        assert isinstance(model, Model), "only models are measured as retrieval"
 
         def measure() -> dict[str, float]:
-            return contrastive_recall(task.model, split.pictures, split.texts, split.image_of_text, device=device)
+            return contrastive_recall(model, split.pictures, split.texts, split.image_of_text, device=device)
 
         return loop.Validation(measure, MAXIMISED)
 
@@ -213,12 +239,17 @@ def _asked(recipe: Recipe, source: AnySource, tokenizer: Tokenizer, limit: int |
 def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     """Trains a recipe in its run folder. Returns that folder."""
     check_folder(folder, resume)
+    begun = resume and store.latest(folder / "checkpoints") is not None
+    if not begun:
+        recipe = with_visual_tokenizer(recipe)
     source = open_split(recipe, "train")
     recipe = with_answers(recipe, source)
     tokenizer = _first_tokenizer(recipe, source, folder)
     task = catalog.build_task(recipe, tokenizer).to(find_device(recipe.run.device))
-    if recipe.init_from and not resume:
-        print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
+    if not begun:
+        _start(task, recipe, tokenizer)
+    if recipe.freeze:
+        print(f"frozen: {freeze(task, recipe.freeze)}")
     answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
     size, run = recipe.model.image_size, recipe.run
     loader = PairLoader(source, tokenizer, recipe.data, size, run.batch_size, run.seed, answers)
@@ -227,15 +258,25 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     return folder
 
 
+def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Brings what other runs learnt, and says what."""
+    if borrowed := borrow(task):
+        print(borrowed)
+    if recipe.init_from:
+        print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
+
+
 def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokenizer:
     """The tokenizer of the run's own checkpoint, of the one that it starts from, or the recipe's: the first there is.
 
-    So a run can be resumed where what it started from is gone.
+    So a run can be resumed where what it started from is gone. What has only seen pictures knows no words to go by.
     """
     if own := store.latest(folder / "checkpoints"):
         return Tokenizer.load(store.load(own).tokenizer)
     if recipe.init_from and not recipe.tokenizer.vocabulary:
-        return Tokenizer.load(store.load(store.find(recipe.init_from)).tokenizer)
+        origin = store.load(store.find(recipe.init_from))
+        if catalog.record_kind(from_dict(origin.recipe).task) is not Picture:
+            return Tokenizer.load(origin.tokenizer)
     return make_tokenizer(recipe, source)
 
 
@@ -513,9 +554,7 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     if not isinstance(recipe.task, AlbefPretrainConfig):
         return (), ()
     source = catalog.open_source(recipe.data, "train")
-    dataset = PairDataset(
-        source, TrainTransform(recipe.data, recipe.model.image_size), tokenizer, recipe.data, 0
-    )
+    dataset = PairDataset(source, TrainTransform(recipe.data, recipe.model.image_size), tokenizer, recipe.data, 0)
     fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
     if fetched.batch is None:
         return (), ()
@@ -524,21 +563,22 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     seen = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
     clean = [record.clean[0] if record.clean else None for record in fetched.records]
     return (
-        negative_examples(seen, fetched.batch, tokenizer),
-        teacher_examples(seen, fetched.batch, tokenizer, clean),
+        negative_examples(seen, fetched.batch, tokenizer, recipe.data.normalise),
+        teacher_examples(seen, fetched.batch, tokenizer, recipe.data.normalise, clean),
     )
 
 
 def write_judged(judged: Judged) -> Path:
     """The report of a run that has been judged. Of the split, only the pictures shown are opened again."""
     opened, recipe = judged.opened, judged.opened.recipe
-    transform = EvaluationTransform(recipe.model.image_size)
+    transform = EvaluationTransform(recipe.data, recipe.model.image_size)
 
     def pictures(record: AnyRecord) -> tuple[Image, ...]:
         return pictures_of(judged.source, record, recipe.data)
 
     def heat(record: AnyRecord, image: Image) -> Tensor:
         assert isinstance(recipe.task, GroundingTrainingConfig)
+        assert isinstance(opened.task.model, Model)
         batch = evaluation_batch([record], [[transform(image)]], opened.tokenizer, recipe.data)
         placed = to_device(batch, find_device(recipe.run.device))
         return phrase_maps(opened.task.model, placed.pixels, placed.texts, recipe.task.boxes).phrase[0]

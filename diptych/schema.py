@@ -244,8 +244,8 @@ class VisionStageConfig:
     """Patches of a masked block at least (BEiT, Algorithm 1)."""
     min_aspect: float = 0.3
     """Of a block's height to its width at least, and the reverse at most (BEiT, Algorithm 1)."""
-    codes: int = 0
-    """Size of the codebook; read from the tokenizer, whatever stands here."""
+    visual: VisualTokenizerConfig = field(default_factory=VisualTokenizerConfig)
+    """What that tokenizer is; read from it when training begins, whatever stands here."""
 
 
 @dataclass(frozen=True)
@@ -494,6 +494,9 @@ class ScenesConfig:
     seed: int = 0
 
 
+Normalise = Literal["albef", "vlmo"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     source: str = "scenes"
@@ -533,6 +536,9 @@ class DataConfig:
     allowed some, up to a quarter and at most ten records, unless this is 0. Evaluation allows none."""
     workers: int = 1
     """Loader processes beside the training process; 0 loads in it."""
+    normalise: Normalise = "albef"
+    """What colours become. `albef`: 0 at the mean of natural pictures and 1 a deviation above it. `vlmo`: -1 to 1. A
+    model must see pictures as it was trained on them."""
 
 
 @dataclass(frozen=True)

@@ -475,7 +475,7 @@ def items_at(
     A measure must not depend on which files happen to be readable: at the first bad record the rest is read through,
     and a ValueError names them all.
     """
-    transform = EvaluationTransform(image_size)
+    transform = EvaluationTransform(config, image_size)
     for number, index in enumerate(indices):
         record = source.record(index)
         try:

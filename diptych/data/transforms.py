@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -17,16 +18,22 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.augment import RandAugment
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Normalise
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of red, green and blue in 0..1: the released pictures are normalised with these."""
+Colours = tuple[float, float, float]
+STATISTICS: dict[Normalise, tuple[Colours, Colours]] = {
+    "albef": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "vlmo": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and deviation of red, green and blue in 0..1: the released pictures are normalised with these."""
 ASPECT = (3 / 4, 4 / 3)
 """Width by height of the random crop."""
 
-_SCALE = np.array([1 / (255 * std) for std in STD], np.float32)[:, None, None]
-_SHIFT = np.array([-mean / std for mean, std in zip(MEAN, STD, strict=True)], np.float32)[:, None, None]
+LONGER = 1333 / 800
+"""The longer side at most, by the shorter one, of pictures that keep their shape."""
+MULTIPLE = 32
+"""Sides of such pictures are multiples of this."""
+
 _DIRECTIONAL = re.compile(
     r"(?<![^\W_])(?:left|right)(?:most|wards?|hand(?:ed)?|side|s|y|ies?)?(?![^\W_])", re.IGNORECASE
 )
@@ -53,17 +60,18 @@ class TrainTransform:
         flip = rng.random() < self.config.flip  # drawn always: the caption must not move the later draws
         if flip and (self.config.flip_directional or not says_left_or_right(caption)):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(self.augment(image, rng))
+        return to_tensor(self.augment(image, rng), self.config.normalise)
 
 
 class EvaluationTransform:
     """The whole picture, resized to a square whatever its shape, and normalised."""
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, config: DataConfig, image_size: int) -> None:
+        self.normalise = config.normalise
         self.image_size = image_size
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
-        return to_tensor(resize(image, self.image_size))
+        return to_tensor(resize(image, self.image_size), self.normalise)
 
 
 def resize(image: Image.Image, side: int) -> Image.Image:
@@ -95,17 +103,40 @@ def says_left_or_right(text: str) -> bool:
     return _DIRECTIONAL.search(text) is not None
 
 
-def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
+def keep_shape(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Width and height for a picture that is not to become a square, as VLMo's other transform has them.
+
+    The shorter side becomes `shorter`, unless the longer one then exceeds `LONGER` times as much; both are cut to
+    multiples of 32. No model here takes such pictures: their positions are those of a square.
+
+    >>> keep_shape((640, 480), 384)
+    (512, 384)
+    """
+    scale = min(shorter / min(size), int(LONGER * shorter) / max(size))
+    width, height = (int(side * scale + 0.5) // MULTIPLE * MULTIPLE for side in size)
+    return width, height
+
+
+def to_tensor(image: Image.Image, normalise: Normalise) -> Float[Tensor, "3 H W"]:
     """RGB bytes to normalised channels."""
     bytes_HWC = np.asarray(image)
     assert image.mode == "RGB", "sources give RGB pictures"
+    scale, shift = _scale_and_shift(normalise)
     pixels = np.empty((3, *bytes_HWC.shape[:2]), np.float32)
-    np.multiply(bytes_HWC.transpose(2, 0, 1), _SCALE, out=pixels)
-    pixels += _SHIFT
+    np.multiply(bytes_HWC.transpose(2, 0, 1), scale, out=pixels)
+    pixels += shift
     return torch.from_numpy(pixels)
 
 
-def to_picture(pixels: Float[Tensor, "3 H W"]) -> Image.Image:
+def to_picture(pixels: Float[Tensor, "3 H W"], normalise: Normalise) -> Image.Image:
     """The inverse of `to_tensor`, for reports and heat maps."""
-    bytes_CHW = (pixels.float().cpu().numpy() - _SHIFT) / _SCALE
+    scale, shift = _scale_and_shift(normalise)
+    bytes_CHW = (pixels.float().cpu().numpy() - shift) / scale
     return Image.fromarray(cast(np.ndarray, np.rint(np.clip(bytes_CHW, 0, 255)).astype(np.uint8).transpose(1, 2, 0)))
+
+
+@cache
+def _scale_and_shift(normalise: Normalise) -> tuple[np.ndarray, np.ndarray]:
+    """By which bytes become normalised channels [3, 1, 1]."""
+    mean, std = (np.array(values)[:, None, None] for values in STATISTICS[normalise])
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

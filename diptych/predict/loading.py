@@ -20,7 +20,7 @@ from diptych.nn.taught import HeadConfig
 from diptych.predict.predictor import Predictor
 from diptych.schema import Recipe, VqaDecoderConfig
 from diptych.serialize import from_dict
-from diptych.task import Task
+from diptych.task import Model, Task
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -66,16 +66,19 @@ def make_predictor(
             task = task.to(place).eval()
             model = task.model
         else:
-            model = catalog.build_model(recipe.model, tokenizer)
+            model = catalog.build_model(recipe.model, tokenizer).eval()
             own = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
             store.load_into(model, own, origin)
-            model = model.to(place).eval()
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"{origin} holds a visual tokenizer, which knows no texts: name it as a vision stage's tokenizer"
+        )
     trained = cast("type[Task]", catalog.TASKS[type(recipe.task)]).trained(recipe.task)
     return Predictor(
-        model=model,
+        model=model.to(place),
         task=task,
         tokenizer=tokenizer,
-        transform=EvaluationTransform(recipe.model.image_size),
+        transform=EvaluationTransform(recipe.data, recipe.model.image_size),
         recipe=recipe,
         device=place,
         origin=origin,

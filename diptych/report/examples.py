@@ -15,6 +15,7 @@ from torch import Tensor
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.report.data import NegativeExample, QueryExample, Shown, TeacherExample, TextGuess, WordGuess
+from diptych.schema import Normalise
 from diptych.search.rerank import Reranked
 from diptych.types import Batch, RowList
 
@@ -92,11 +93,11 @@ def query_examples(
 
 
 def negative_examples(
-    seen: Inspection, batch: Batch, tokenizer: Tokenizer, count: int = 8
+    seen: Inspection, batch: Batch, tokenizer: Tokenizer, normalise: Normalise, count: int = 8
 ) -> tuple[NegativeExample, ...]:
     """The first `count` pairs of a batch with the negatives drawn for them."""
     texts = [tokenizer.decode(ids) for ids in batch.texts.input_ids.tolist()]
-    pictures = [to_picture(pixels) for pixels in batch.pixels]
+    pictures = [to_picture(pixels, normalise) for pixels in batch.pixels]
     return tuple(
         NegativeExample(
             picture=pictures[b],
@@ -112,7 +113,12 @@ def negative_examples(
 
 
 def teacher_examples(
-    seen: Inspection, batch: Batch, tokenizer: Tokenizer, clean: Sequence[str | None], count: int = 8
+    seen: Inspection,
+    batch: Batch,
+    tokenizer: Tokenizer,
+    normalise: Normalise,
+    clean: Sequence[str | None],
+    count: int = 8,
 ) -> tuple[TeacherExample, ...]:
     """The first `count` pairs of a batch that have a hidden word, with what the teacher says of them.
 
@@ -124,7 +130,7 @@ def teacher_examples(
         rows.setdefault(pair, []).append(row)
     return tuple(
         TeacherExample(
-            picture=to_picture(batch.pixels[b]),
+            picture=to_picture(batch.pixels[b], normalise),
             caption=texts[b],
             clean=clean[b],
             words=tuple(_word(seen, batch, tokenizer, row) for row in rows[b][:WORDS]),

@@ -216,7 +216,7 @@ def test_pictures_are_opened_when_they_are_asked_for_and_again_at_each_walk() ->
     assert album.opened == ["a", "b", "c"] * 2
     seen = split.pictures[2]
     assert album.opened[6:] == ["c"]
-    assert seen.tobytes() == to_picture(first[1][0]).tobytes()
+    assert seen.tobytes() == to_picture(first[1][0], "albef").tobytes()
 
 
 def test_every_bad_picture_is_named_before_training() -> None:

@@ -19,7 +19,15 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.models.albef import Albef
 from diptych.predict import Predictor, load, search_folder
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, EvaluationConfig, Recipe, TextConfig, VisionConfig
+from diptych.schema import (
+    AlbefConfig,
+    AlbefPretrainConfig,
+    DataConfig,
+    EvaluationConfig,
+    Recipe,
+    TextConfig,
+    VisionConfig,
+)
 from diptych.serialize import to_dict
 
 CAPTIONS = ["a red fox left of a car", "two dogs on the beach", "a boat", "a small bird above a tree"]
@@ -83,7 +91,7 @@ def probability(image: Image.Image, text: str, tokenizer: Tokenizer) -> float:
     """The match probability computed with nothing of predict.py."""
     model, zero = tiny_model(), torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
-        images = model.image_state(EvaluationTransform(16)(image)[None])
+        images = model.image_state(EvaluationTransform(DataConfig(), 16)(image)[None])
         texts = model.text_state(pad_texts(tokenizer.encode([clean_caption(text, 30)]), tokenizer.pad_id))
         return model.match_logits(model.fuse(texts, images, zero, zero)).softmax(1)[0, 1].item()
 

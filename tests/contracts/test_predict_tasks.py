@@ -29,6 +29,7 @@ from diptych.predict.predictor import boxes_config
 from diptych.pretrained import export, from_pretrained
 from diptych.schema import (
     AlbefPretrainConfig,
+    DataConfig,
     EntailmentConfig,
     EvaluationConfig,
     GroundingConfig,
@@ -122,7 +123,8 @@ def read(text: str, question: bool = False) -> Texts:
 
 
 def batch(image: Image.Image, text: str, question: bool = False) -> Batch:
-    return Batch(EvaluationTransform(tiny.SIDE)(image)[None], read(text, question), torch.zeros(1, dtype=torch.long))
+    pixels = EvaluationTransform(DataConfig(), tiny.SIDE)(image)[None]
+    return Batch(pixels, read(text, question), torch.zeros(1, dtype=torch.long))
 
 
 def flat(found: Any) -> list[float]:

@@ -52,7 +52,7 @@ from diptych.report.data import (
 )
 from diptych.report.html import picture
 from diptych.report.judged import confusion, given_answers, groups
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, SpecialIds, TextConfig, VisionConfig
+from diptych.schema import AlbefConfig, AlbefPretrainConfig, DataConfig, SpecialIds, TextConfig, VisionConfig
 from diptych.search.rerank import Reranked
 from diptych.types import Batch, Progress, RowList, Texts
 
@@ -357,7 +357,8 @@ def small_batch() -> tuple[Batch, list[Image.Image], Seen]:
     width = max(map(len, ids))
     mask = torch.tensor([[i < len(one) for i in range(width)] for one in ids])
     padded = torch.tensor([one + [TOKENIZER.pad_id] * (width - len(one)) for one in ids])
-    batch = Batch(torch.stack([EvaluationTransform(4)(one) for one in pictures]), Texts(padded, mask), torch.arange(3))
+    pixels = torch.stack([EvaluationTransform(DataConfig(), 4)(one) for one in pictures])
+    batch = Batch(pixels, Texts(padded, mask), torch.arange(3))
     seen = Seen(
         negative_text_index=torch.tensor([1, 2, 0]),
         negative_text_probability=torch.tensor([0.75, 0.5, 0.25]),
@@ -375,7 +376,7 @@ def small_batch() -> tuple[Batch, list[Image.Image], Seen]:
 
 def test_negatives_are_shown_with_the_pair_they_were_drawn_for() -> None:
     batch, pictures, seen = small_batch()
-    first, second = negative_examples(seen, batch, TOKENIZER, count=2)
+    first, second = negative_examples(seen, batch, TOKENIZER, "albef", count=2)
     assert (first.caption, first.negative_caption, first.caption_probability) == (
         "a red fox",
         "a dog left of a car",
@@ -394,7 +395,7 @@ def test_negatives_are_shown_with_the_pair_they_were_drawn_for() -> None:
 
 def test_the_teachers_words_stand_at_the_place_of_the_hidden_one() -> None:
     batch, _, seen = small_batch()
-    first, second = teacher_examples(seen, batch, TOKENIZER, clean=[None, "a dog", None])
+    first, second = teacher_examples(seen, batch, TOKENIZER, "albef", clean=[None, "a dog", None])
     assert first.words == (WordGuess("a red", "fox", "", (("dog", 0.75), ("fox", 0.125))),)
     assert first.texts == (TextGuess("a dog left of a car", 0.5, False), TextGuess("a red fox", 0.25, True))
     assert second.words[:2] == (
@@ -471,8 +472,8 @@ def test_a_look_into_real_pretraining_gives_examples() -> None:
     ids = SpecialIds(TOKENIZER.pad_id, TOKENIZER.unk_id, TOKENIZER.cls_id, TOKENIZER.sep_id, TOKENIZER.mask_id)
     task = AlbefPretraining(Albef(config), AlbefPretrainConfig(queue_size=4, mask_probability=0.9), ids)
     seen = task.inspect(batch, Progress(step=0, epoch=0.0), guesses=3)
-    negatives = negative_examples(seen, batch, TOKENIZER)
-    teacher = teacher_examples(seen, batch, TOKENIZER, clean=[None] * 3)
+    negatives = negative_examples(seen, batch, TOKENIZER, "albef")
+    teacher = teacher_examples(seen, batch, TOKENIZER, "albef", clean=[None] * 3)
     captions = [TOKENIZER.decode(one) for one in batch.texts.input_ids.tolist()]
     assert [one.caption for one in negatives] == captions
     assert all(one.negative_caption != one.caption for one in negatives)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from diptych.data import augment
 from diptych.data.transforms import EvaluationTransform
+from diptych.schema import DataConfig
 from tests.parity.golden import Golden
 
 NEAR = 0.98
@@ -66,7 +67,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_the_evaluation_transform_gives_the_released_pixels(pictures: Pictures) -> None:
     side = pictures.golden.tensors["transform.out"].shape[-1]
-    pictures.golden.check("transform.out", EvaluationTransform(side)(pictures.picture("transform.in")), within=1e-5)
+    pictures.golden.check(
+        "transform.out", EvaluationTransform(DataConfig(), side)(pictures.picture("transform.in")), within=1e-5
+    )
 
 
 def test_the_augmented_picture_is_the_released_one(pictures: Pictures, augmented: str) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor
 from diptych.data import augment
 from diptych.data.transforms import (
     ASPECT,
-    MEAN,
-    STD,
+    STATISTICS,
     EvaluationTransform,
     TrainTransform,
     crop_box,
@@ -27,7 +26,7 @@ from diptych.data.transforms import (
     to_picture,
     to_tensor,
 )
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Normalise
 
 PLAIN = DataConfig(crop=(1.0, 1.0), flip=0.5, randaugment=(0, 0))
 """On a square picture only the flip is left to chance."""
@@ -74,7 +73,7 @@ def test_a_picture_too_narrow_for_any_crop_gives_its_middle(
 
 def test_a_crop_of_the_whole_area_shows_the_whole_picture_whatever_its_shape() -> None:
     image, transform = _noise(40, 10), TrainTransform(replace(PLAIN, flip=0.0), 16)
-    assert torch.equal(transform(image, "a fox", random.Random(0)), EvaluationTransform(16)(image))
+    assert torch.equal(transform(image, "a fox", random.Random(0)), EvaluationTransform(PLAIN, 16)(image))
 
 
 def test_a_crop_that_is_no_share_of_the_area_is_refused() -> None:
@@ -239,21 +238,32 @@ def test_a_transform_can_be_sent_to_another_process() -> None:
 # --------------------------------------------------------------------------- tensors
 
 
-def _by_definition(image: Image.Image) -> Tensor:
+def _by_definition(image: Image.Image, normalise: Normalise) -> Tensor:
     values = torch.tensor(_shades(image), dtype=torch.float64).permute(2, 0, 1) / 255
-    return ((values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]).float()
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in STATISTICS[normalise])
+    return ((values - mean) / std).float()
 
 
-def test_pixels_are_normalised_by_definition_and_back() -> None:
+@pytest.mark.parametrize("normalise", STATISTICS)
+def test_pixels_are_normalised_by_definition_and_back(normalise: Normalise) -> None:
     image = _noise(13, 11)
-    assert torch.allclose(to_tensor(image), _by_definition(image), atol=1e-6)
-    assert to_picture(to_tensor(image)).tobytes() == image.tobytes()
+    assert torch.allclose(to_tensor(image, normalise), _by_definition(image, normalise), atol=1e-6)
+    assert to_picture(to_tensor(image, normalise), normalise).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("normalise", STATISTICS)
+def test_training_and_evaluation_normalise_as_the_recipe_says(normalise: Normalise) -> None:
+    image = _noise(16, 16)
+    config = replace(PLAIN, flip=0.0, normalise=normalise)
+    expected = _by_definition(image, normalise)
+    assert torch.allclose(TrainTransform(config, 16)(image, "a fox", random.Random(0)), expected, atol=1e-6)
+    assert torch.allclose(EvaluationTransform(config, 16)(image), expected, atol=1e-6)
 
 
 def test_evaluation_shows_the_whole_picture_as_a_square() -> None:
     image = Image.new("RGB", (90, 30), "black")
     image.paste((255, 255, 255), (45, 0, 90, 30))
-    picture = _shades(to_picture(EvaluationTransform(20)(image)))
+    picture = _shades(to_picture(EvaluationTransform(PLAIN, 20)(image), PLAIN.normalise))
     assert picture.shape == (20, 20, 3)
     assert (picture[:, :8] < 10).all()
     assert (picture[:, 12:] > 245).all()

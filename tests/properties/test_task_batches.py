@@ -111,7 +111,7 @@ def read(row: Tensor) -> str:
 
 def turned(pixels: Tensor, number: int) -> bool:
     """Whether a picture that is shown whole is flipped; it must be one of the two."""
-    shown, plain = np.asarray(to_picture(pixels)), np.asarray(noise(number))
+    shown, plain = np.asarray(to_picture(pixels, "albef")), np.asarray(noise(number))
     flipped = not np.array_equal(shown, plain)
     assert not flipped or np.array_equal(shown, plain[:, ::-1])
     return flipped

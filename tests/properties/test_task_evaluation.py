@@ -150,7 +150,7 @@ def read(text: str) -> Texts:
 
 
 def seen(number: int) -> Tensor:
-    return EvaluationTransform(tiny.SIDE)(noise(number))[None]
+    return EvaluationTransform(DataConfig(), tiny.SIDE)(noise(number))[None]
 
 
 def alone(record: Any, text: str) -> Any:
