@@ -43,9 +43,12 @@ from diptych.data.sources import vqa as vqa_files
 from diptych.data.sources.files import Found, each, open_layout, without_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
+from diptych.models import visual_tokenizer
 from diptych.models.vlmo import language as vlmo_language
 from diptych.models.vlmo import model as vlmo_model
 from diptych.models.vlmo import pretraining as vlmo_pretraining
+from diptych.models.vlmo import vision as vlmo_vision
+from diptych.nn.visual_tokenizer import VisualTokenizer
 from diptych.recipes import albef as albef_recipes
 from diptych.recipes import albef_base_tasks, albef_tasks
 from diptych.recipes import vlmo as vlmo_recipes
@@ -63,20 +66,24 @@ from diptych.schema import (
     SpecialIds,
     TaskConfig,
     TextAssignmentConfig,
+    VisionStageConfig,
+    VisualTokenizerConfig,
+    VisualTokenizerTrainingConfig,
     VlmoConfig,
     VlmoPretrainConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
 from diptych.seeds import seed_of
-from diptych.task import Model, Task
+from diptych.task import Network, Task
 from diptych.tasks import entailment, nlvr2, retrieval, vqa
 
-MODELS: dict[type, Callable[[Any], Model]] = {
+MODELS: dict[type, Callable[[Any], Network]] = {
     AlbefConfig: albef_model.Albef,
     VlmoConfig: vlmo_model.Vlmo,
+    VisualTokenizerConfig: VisualTokenizer,
 }
-"""What builds a model, by the type of a recipe's `model`."""
+"""What builds a model or another network, by the type of a recipe's `model`."""
 
 TASKS: dict[type, Callable[..., Task]] = {
     AlbefPretrainConfig: albef_model.AlbefPretraining,
@@ -86,6 +93,8 @@ TASKS: dict[type, Callable[..., Task]] = {
     EntailmentConfig: entailment.Entailment,
     Nlvr2Config: nlvr2.Nlvr2,
     TextAssignmentConfig: nlvr2.TextAssignment,
+    VisualTokenizerTrainingConfig: visual_tokenizer.VisualTokenizerTraining,
+    VisionStageConfig: vlmo_vision.VisionStage,
     LanguageStageConfig: vlmo_language.LanguageStage,
     VqaDecoderConfig: vqa.VqaDecoding,
     VqaClosedSetConfig: vqa.VqaClosedSet,
@@ -96,6 +105,8 @@ RECORDS: dict[type, type[AnyRecord]] = {
     GroundingTrainingConfig: Referring,
     EntailmentConfig: Entailment,
     Nlvr2Config: PairStatement,
+    VisualTokenizerTrainingConfig: Picture,
+    VisionStageConfig: Picture,
     LanguageStageConfig: PlainText,
     VqaDecoderConfig: Question,
     VqaClosedSetConfig: Question,
@@ -180,7 +191,7 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     return source
 
 
-def build_model(config: ModelConfig, tokenizer: Tokenizer) -> Model:
+def build_model(config: ModelConfig, tokenizer: Tokenizer) -> Network:
     """The model that a recipe describes, with as many words as the tokenizer has; its weights are fresh."""
     return MODELS[type(config)](config.with_words(tokenizer.vocab_size, tokenizer.pad_id))
 

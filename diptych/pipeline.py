@@ -134,7 +134,7 @@ def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
     if config.vocabulary:
         return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
     if catalog.record_kind(recipe.task) is Picture:
-        return Tokenizer(SPECIAL, config.separator, config.lowercase)
+        return Tokenizer(SPECIAL, separator=config.separator, lowercase=config.lowercase)
     stride = max(1, len(source) // TEXTS_READ)
     records = (source.record(index) for index in range(0, len(source), stride))
     texts = [cleaned(text, record, recipe.data.max_words) for record in records for text in _words(record)]

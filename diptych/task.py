@@ -16,7 +16,24 @@ from diptych.schema import ModelConfig, Recipe, TaskConfig
 from diptych.types import Joint, Losses, Progress, Rows, Texts
 
 
-class Model(nn.Module, ABC):
+class Network(nn.Module):
+    """What a task trains."""
+
+    def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
+        """The state of a task with such a network (names begin with `model.` or `teacher.`), as it fits this one.
+
+        `origin`: the network that stored it.
+        """
+        return dict(state)
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Parts that no loss reaches: to the optimiser they are not there."""
+        for name, parameter in self.named_parameters():
+            if any(name == part or name.startswith(f"{part}.") for part in names):
+                parameter.requires_grad_(False)
+
+
+class Model(Network, ABC):
     """Two encoders, and a fusion encoder over pairs of what they give. States are each model's own."""
 
     parts: Mapping[str, tuple[str, ...]]
@@ -72,13 +89,6 @@ class Model(nn.Module, ABC):
     def joint_width(self, images: int = 1) -> int:
         """Width of `Joint.pooled` where each text is fused with so many images."""
 
-    def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
-        """The state of a task with such a model (names begin with `model.` or `teacher.`), as it fits this one.
-
-        `origin`: the model that stored it.
-        """
-        return dict(state)
-
     def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of such a state an answer decoder (`head.`, and its teacher `teacher_head.`) begins with; here nothing.
 
@@ -90,20 +100,14 @@ class Model(nn.Module, ABC):
         """The `parts` of all calls but these."""
         return tuple(name for call, names in self.parts.items() if call not in calls for name in names)
 
-    def freeze(self, names: Sequence[str]) -> None:
-        """Parts that no loss reaches: to the optimiser they are not there."""
-        for name, parameter in self.named_parameters():
-            if any(name == part or name.startswith(f"{part}.") for part in names):
-                parameter.requires_grad_(False)
-
 
 class Task(nn.Module, ABC):
-    """A model with its losses. Subclasses hold the model as `self.model`.
+    """A model, or another network, with its losses. Subclasses hold it as `self.model`.
 
     `before_step` and `after_step` are the only places where anything but the optimiser moves state.
     """
 
-    model: Model
+    model: Network
     config: TaskConfig
 
     @classmethod
@@ -119,6 +123,20 @@ class Task(nn.Module, ABC):
         kept = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin.task, type(self.config))
         found = self.model.adapt(state, origin.model)
         return {name: value for name, value in found.items() if name.startswith(kept)}
+
+    def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
+        """Parts of the model that a run of recipe `origin` stored without having taught them: they begin afresh.
+
+        Where its `text` is among them, words may have other numbers than they had there. By default none.
+        """
+        return ()
+
+    def borrowed(self) -> Mapping[str, str]:
+        """Parts that are the networks of other runs, each with the run or checkpoint it comes from; by default none.
+
+        They are taken over once, when training begins, and then are stored with the task.
+        """
+        return {}
 
     def before_step(self) -> None:
         """Once an optimiser step, before its first forward: clamp the temperature, move the teacher."""

@@ -14,6 +14,8 @@ from diptych.task import Task
 
 STUDENTS = {"teacher": "model", "teacher_head": "head"}
 """What each momentum copy is a copy of."""
+TEXT = "text"
+"""The part of a model whose weights belong to numbered words."""
 OPTIONAL = ("teacher.", "head.", "teacher_head.")
 """What may be stored for nothing: a task may do without a teacher, or with less of one, and has heads of its own."""
 
@@ -30,7 +32,7 @@ class Start:
     copied: tuple[str, ...]
     """The teacher's that were not stored and begin as the student's."""
     fresh: tuple[str, ...]
-    """As the task was built."""
+    """As the task was built, and the networks that it borrowed."""
     dropped: tuple[str, ...]
     """Stored, but of no use here."""
     untrained: tuple[str, ...] = ()
@@ -62,20 +64,24 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
 
     Raises ValueError if there is no checkpoint, if it is damaged, if any weight of the student is missing or left over,
     if any weight is of another shape, or if its tokenizer is another: the same numbers would then mean other words.
+    Of parts that the task begins afresh after such a run, words among them, none of this is asked.
     """
     checkpoint = store.load(store.find(origin))
-    if Tokenizer.load(checkpoint.tokenizer) != tokenizer:
+    recipe = from_dict(checkpoint.recipe)
+    untaught = task.fresh_from(recipe)
+    if TEXT not in untaught and Tokenizer.load(checkpoint.tokenizer) != tokenizer:
         raise ValueError(
             f"{checkpoint.folder} was trained with another tokenizer: set tokenizer.vocabulary={checkpoint.tokenizer},"
             " and tokenizer.separator and tokenizer.lowercase as its tokenizer.json says"
         )
     stored, own = checkpoint.weights(), task.state_dict()
-    found = task.adapt(stored, from_dict(checkpoint.recipe))
+    left = [name for name in stored if _within(name, untaught)]
+    found = task.adapt({name: value for name, value in stored.items() if name not in left}, recipe)
     loaded = {name: value for name, value in found.items() if name in own or not name.startswith(OPTIONAL)}
     apart = [name for name in stored if not name.startswith(("model.", "teacher."))]  # which `found` may lack
     twins = {name: _twin(name) for name in own if name not in loaded}
     copied = {name: loaded[twin] for name, twin in twins.items() if twin in loaded}
-    fresh = {name: own[name] for name in twins if name not in copied and not name.startswith("model.")}
+    fresh = {name: own[name] for name in twins if name not in copied and _may_lack(name, untaught)}
     store.load_into(task, loaded | copied | fresh, checkpoint.folder)
     return Start(
         checkpoint.folder,
@@ -83,9 +89,35 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
         resized=tuple(name for name, value in loaded.items() if name in stored and value.shape != stored[name].shape),
         copied=tuple(copied),
         fresh=tuple(fresh),
-        dropped=tuple(name for name in dict.fromkeys([*found, *apart]) if name not in loaded),
+        dropped=tuple(name for name in dict.fromkeys([*left, *found, *apart]) if name not in loaded),
         untrained=tuple(checkpoint.state.get("fresh", ())),
     )
+
+
+def borrow(task: Task) -> str:
+    """Puts the networks of other runs into the parts that are said to be theirs. Returns what was taken, for people.
+
+    Raises ValueError if there is no checkpoint, if it is damaged, or if any weight is missing, left over or of another
+    shape.
+    """
+    lines = []
+    for part, origin in task.borrowed().items():
+        checkpoint = store.load(store.find(origin))
+        student = {k.removeprefix("model."): v for k, v in checkpoint.weights().items() if k.startswith("model.")}
+        store.load_into(task.get_submodule(part), student, checkpoint.folder)
+        lines.append(f"{part} ({len(student)}) borrowed from {checkpoint.folder}")
+    return "\n".join(lines)
+
+
+def _may_lack(name: str, untaught: Iterable[str]) -> bool:
+    """Whether a weight may be in no checkpoint."""
+    return not name.startswith("model.") or _within(name, untaught)
+
+
+def _within(name: str, untaught: Iterable[str]) -> bool:
+    """Whether a weight of student or teacher lies in one of these parts of the model."""
+    owner, _, part = name.partition(".")
+    return owner in ("model", "teacher") and any(part == each or part.startswith(f"{each}.") for each in untaught)
 
 
 def _twin(name: str) -> str:

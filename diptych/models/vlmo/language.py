@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diptych.losses.masked_lm import WordMasking, hidden_words, masked_lm_loss
 from diptych.models.vlmo.model import Vlmo
-from diptych.schema import LanguageStageConfig, SpecialIds
+from diptych.models.vlmo.untaught import untaught_by
+from diptych.schema import LanguageStageConfig, Recipe, SpecialIds
 from diptych.task import Task
 from diptych.types import Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
 
@@ -56,6 +57,10 @@ class LanguageStage(Task):
         reached = {f"blocks.{number}.experts.text" for number in blocks}  # the upper ones are of another call's parts
         unused = [part for part in self.model.unused(*self.trained(self.config)) if part not in reached]
         self.model.freeze(("image", *unused, *(f"blocks.{number}.experts.image" for number in blocks)))
+
+    def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
+        """What the stage before has not taught."""
+        return untaught_by(origin.task, self.model.config.depth)
 
     def mask(self, texts: Texts, progress: Progress, first_row: int = 0) -> MaskedTexts:
         """Hide words of texts that are rows `first_row` and on of the global batch, as a pure function of `progress`.

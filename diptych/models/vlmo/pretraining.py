@@ -29,6 +29,7 @@ from diptych.losses.pretraining import (
     word_measures,
 )
 from diptych.models.vlmo.model import Branch, ImageState, Vlmo
+from diptych.models.vlmo.untaught import untaught_by
 from diptych.nn.gather import Processes
 from diptych.nn.layout import TextState
 from diptych.schema import LanguageStageConfig, Recipe, SpecialIds, VisionStageConfig, VlmoPretrainConfig
@@ -112,6 +113,13 @@ class VlmoPretraining(Task):
         if model.config.fusion_start == model.config.depth and "embed_image" not in calls:
             unreached.append(f"blocks.{model.config.depth - 1}.experts.image")  # fusion asks for text rows only there
         model.freeze(unreached)
+
+    def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
+        """What the stages before have not taught, but for vision-language experts that begin as copies of others."""
+        untaught, experts = untaught_by(origin.task, self.model.config.depth), self.config.fusion_experts
+        if experts == "language" and isinstance(origin.task, VisionStageConfig):
+            raise ValueError("task.fusion_experts=language needs a start that has learnt texts: the language stage")
+        return tuple(part for part in untaught if experts == "fresh" or not part.endswith(".fusion"))
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """After a stage of one modality, the vision-language experts begin as `fusion_experts` says (§3.4)."""

@@ -1,0 +1,111 @@
+"""The visual tokenizer: a discrete VAE that tells a picture as a grid of codes, one a patch (BEiT §2.1; DALL-E's dVAE).
+
+I images, S codes a side, K size of the codebook, C width of a code, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.schema import VisualTokenizerConfig
+from diptych.task import Network
+
+NORM_GROUPS = 8
+LEAST_WIDTH = 32
+"""Channels at the finest resolution, unless `width` is less; they double with each halving up to `width`."""
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3×3 convolutions beside a straight way."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (nn.GroupNorm(NORM_GROUPS, width) for _ in range(2))
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Float[Tensor, "I D S S"]) -> Float[Tensor, "I D S S"]:
+        x_ = self.conv1(F.gelu(self.norm1(x)))
+        return x + self.conv2(F.gelu(self.norm2(x_)))
+
+
+class VisualTokenizer(Network):
+    """Convolutions from a picture to scores of the codes, and from codes back to a picture."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        widths = _widths(config)
+        self.config = config
+        self.side = config.image_size // config.patch_size
+        """Codes a side."""
+        self.encoder = nn.Sequential(
+            *_halvings(widths),
+            *(ResidualBlock(config.width) for _ in range(config.residual_blocks)),
+            nn.GroupNorm(NORM_GROUPS, config.width),
+            nn.GELU(),
+            nn.Conv2d(config.width, config.codes, 1),
+        )
+        self.codebook = nn.Embedding(config.codes, config.code_width)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.code_width, config.width, 1),
+            *(ResidualBlock(config.width) for _ in range(config.residual_blocks)),
+            *_doublings(widths),
+        )
+
+    def logits(self, pixels: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I K S S"]:
+        """Scores of the codes at each patch. Raises ValueError for another size than the configuration's."""
+        size = self.config.image_size
+        if tuple(pixels.shape[-2:]) != (size, size):
+            raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not {size} × {size}, which this tokenizer reads")
+        scores: Tensor = self.encoder(pixels)
+        return scores.float()
+
+    @torch.no_grad()
+    def codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I S S"]:
+        """The likeliest code of each patch, the visual tokens of BEiT §2.1."""
+        return self.logits(pixels).argmax(1)
+
+    def paint(self, weights: Float[Tensor, "I K S S"]) -> Float[Tensor, "I 3 H W"]:
+        """The picture of a mixture of codes at each patch."""
+        return self._decode(weights.movedim(1, -1) @ self.codebook.weight)
+
+    def paint_codes(self, codes: Int[Tensor, "I S S"]) -> Float[Tensor, "I 3 H W"]:
+        """The picture of a code at each patch."""
+        return self._decode(self.codebook(codes))
+
+    def _decode(self, patches: Float[Tensor, "I S S C"]) -> Float[Tensor, "I 3 H W"]:
+        pixels: Tensor = self.decoder(patches.movedim(-1, 1))
+        return pixels.float()
+
+
+def _widths(config: VisualTokenizerConfig) -> list[int]:
+    """Channels after each halving. Raises ValueError for sizes that cannot be."""
+    halvings = config.patch_size.bit_length() - 1
+    if halvings < 1 or 2**halvings != config.patch_size:
+        raise ValueError(f"model.patch_size must be a power of two from 2 on, not {config.patch_size}")
+    if config.image_size % config.patch_size:
+        raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
+    if config.width % NORM_GROUPS:
+        raise ValueError(f"model.width must be a multiple of {NORM_GROUPS}, not {config.width}")
+    least = min(config.width, LEAST_WIDTH)
+    return [max(least, config.width >> (halvings - 1 - number)) for number in range(halvings)]
+
+
+def _halvings(widths: list[int]) -> list[nn.Module]:
+    """Convolutions of stride 2, to the width of each resolution in turn."""
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1)]
+    for finer, coarser in pairwise(widths):
+        layers += [nn.GELU(), nn.Conv2d(finer, coarser, 4, stride=2, padding=1)]
+    return layers
+
+
+def _doublings(widths: list[int]) -> list[nn.Module]:
+    """The way back."""
+    layers: list[nn.Module] = []
+    for coarser, finer in pairwise([*reversed(widths), 3]):
+        layers += [nn.GELU(), nn.ConvTranspose2d(coarser, finer, 4, stride=2, padding=1)]
+    return layers
