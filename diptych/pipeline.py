@@ -47,6 +47,8 @@ from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, ev
 from diptych.evaluate.tasks import JUDGES, has_label
 from diptych.metrics.judged import MAIN, TaskResult
 from diptych.models.albef import AlbefPretraining
+from diptych.models.visual_tokenizer import VisualTokenizerTraining
+from diptych.models.vlmo.vision import VisionStage
 from diptych.predict import Predictor, load
 from diptych.recipes.override import override
 from diptych.report import (
@@ -224,7 +226,7 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
 
     def judge(count: int = items) -> dict[str, float]:
         found = evaluate_task(task, _asked(recipe, source, tokenizer, count), tokenizer, resamples=1)
-        return {name: score.value for name, score in found.scores.items()}
+        return {name: score.value for name, score in found.scores.items()} | dict(found.figures)
 
     if isinstance(recipe.task, GroundingTrainingConfig):  # a layer without attention shows now, not after training
         judge(1)
@@ -576,12 +578,20 @@ def write_judged(judged: Judged) -> Path:
     def pictures(record: AnyRecord) -> tuple[Image, ...]:
         return pictures_of(judged.source, record, recipe.data)
 
+    def placed(record: AnyRecord, image: Image) -> Any:
+        batch = evaluation_batch([record], [[transform(image)]], opened.tokenizer, recipe.data)
+        return to_device(batch, find_device(recipe.run.device))
+
     def heat(record: AnyRecord, image: Image) -> Tensor:
         assert isinstance(recipe.task, GroundingTrainingConfig)
         assert isinstance(opened.task.model, Model)
-        batch = evaluation_batch([record], [[transform(image)]], opened.tokenizer, recipe.data)
-        placed = to_device(batch, find_device(recipe.run.device))
-        return phrase_maps(opened.task.model, placed.pixels, placed.texts, recipe.task.boxes).phrase[0]
+        batch = placed(record, image)
+        return phrase_maps(opened.task.model, batch.pixels, batch.texts, recipe.task.boxes).phrase[0]
 
-    page = judgement(recipe.task, judged.split, judged.result, judged.records, pictures, heat)
+    def views(record: AnyRecord) -> list[tuple[str, Image]]:
+        assert isinstance(opened.task, VisionStage | VisualTokenizerTraining)
+        shown = opened.task.views(placed(record, *pictures(record)))
+        return [(name, to_picture(pixels[0], recipe.data.normalise)) for name, pixels in shown.items()]
+
+    page = judgement(recipe.task, judged.split, judged.result, judged.records, pictures, heat, views)
     return write_report(opened.folder, collect(opened.folder, judgement=page))

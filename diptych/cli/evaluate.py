@@ -34,21 +34,22 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
     given, assignments = parser.parse_known_args(arguments)
 
-    from diptych import demo, pipeline
+    from diptych import pipeline
     from diptych.recipes.override import parse_assignments
+    from diptych.report import summary
 
     found = pipeline.evaluate(given.run, given.split, given.submission, parse_assignments(assignments))
     if given.json:
         print(json.dumps(found.to_json(), indent=1))
         return
-    print(judged_text(found) if isinstance(found, pipeline.Judged) else demo.summary(found.to_json()))
+    print(judged_text(found) if isinstance(found, pipeline.Judged) else summary(found.to_json()))
     written = [*found.written, *([given.submission] if given.submission else [])]
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
 
 
 def judged_text(judged: Judged) -> str:
     """The measures of a judged split as a few lines: value, interval, how many records; below them the references."""
-    from diptych.report import named_references, named_scores
+    from diptych.report import named_figures, named_references, named_scores
 
     recipe, result = judged.opened.recipe, judged.result
     head = f"{recipe.name}, {judged.split} split: {len(result.decisions):,} records"
@@ -59,6 +60,10 @@ def judged_text(judged: Judged) -> str:
     lines = [f"{head}, in % with 95 % intervals", *(_line(*one, width) for one in scores.items())]
     if references:
         lines += ["Without looking:", *(_line(*one, width) for one in references.items())]
+    if result.figures:
+        figures = named_figures(result)
+        wide = max(map(len, figures))
+        lines += ["Beside:", *(f"  {name:<{wide}}  {value:,.4g}" for name, value in figures.items())]
     if result.classes:
         wide = max(map(len, result.classes))
         lines.append("Found of each class, and right where it was said:")

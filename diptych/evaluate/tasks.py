@@ -23,12 +23,15 @@ from diptych.metrics.grounding import HALF, box_accuracy, box_iou, central_box, 
 from diptych.metrics.judged import MAIN, Decision, TaskResult
 from diptych.metrics.nlvr2 import nlvr2_accuracy
 from diptych.metrics.vqa import FULL, Normalisation, VqaAccuracy, vqa_accuracy
+from diptych.models.visual_tokenizer import perplexity, use_of
 from diptych.schema import (
     EntailmentConfig,
     GroundingConfig,
     GroundingTrainingConfig,
     Nlvr2Config,
     TextAssignmentConfig,
+    VisionStageConfig,
+    VisualTokenizerTrainingConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
@@ -153,6 +156,64 @@ def _class_accuracy(
     commonest = right.bincount().argmax()
     always = estimate((right == commonest).double().numpy(), groups, resamples)
     return TaskResult({MAIN: measured.overall}, {"commonest": always}, measured.classes, tuple(decisions))
+
+
+# --------------------------------------------------------------------------- pictures alone
+
+
+def _judge_hidden_patches(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+    """Whether the likeliest code of each hidden patch is the one that the visual tokenizer gives it."""
+    decisions: list[Decision] = []
+    hits, owners, codes = [], [], []
+    for one in asked:
+        made = task.predict(one.batch)
+        said = _finite(made.logits, [one.records[row] for row in made.hidden.nonzero()[:, 0].tolist()]).argmax(1)
+        counts = made.hidden.sum(1).tolist()
+        for record, guessed, right in zip(one.records, said.split(counts), made.codes.split(counts), strict=True):
+            found = guessed == right
+            hits.append(found)
+            codes.append(right)
+            owners += [record.image_id] * len(right)
+            score = found.double().mean().item()
+            decisions.append(Decision(record.id, guessed.tolist(), None, right.tolist(), score))
+    right = torch.cat(codes).cpu()
+    always = right == right.bincount().argmax()
+    values = {name: each.double().cpu().numpy() for name, each in (("hits", torch.cat(hits)), ("always", always))}
+    return TaskResult(
+        {MAIN: estimate(values["hits"], owners, resamples)},
+        {"commonest": estimate(values["always"], owners, resamples)},
+        decisions=tuple(decisions),
+    )
+
+
+def _judge_repainted(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+    """The share of the pictures' variance that their codes give back, and how evenly the codes are used."""
+    errors, flat, sums, squares, codes = [], [], [], [], []
+    records: list[AnyRecord] = []
+    for one in asked:
+        made, pixels = task.predict(one.batch), one.batch.pixels.double()
+        errors.append(_finite(made.error, one.records).double())
+        sums.append(pixels.mean((2, 3)))
+        squares.append(pixels.square().mean((2, 3)))
+        flat.append((squares[-1] - sums[-1].square()).mean(1))
+        codes.append(made.codes)
+        records += one.records
+    mean = torch.cat(sums).mean(0)
+    variance = (torch.cat(squares).mean(0) - mean.square()).mean().clamp(min=torch.finfo(torch.double).tiny)
+    given_back, of_one_colour = ((1 - torch.cat(each) / variance).cpu().numpy() for each in (errors, flat))
+    use = use_of(torch.cat(codes), task.model.config.codes)
+    said = zip(records, torch.cat(codes).tolist(), given_back.tolist(), strict=True)
+    return TaskResult(
+        {MAIN: estimate(given_back, None, resamples)},
+        {"one_colour": estimate(of_one_colour, None, resamples)},
+        decisions=tuple(Decision(record.id, grid, None, None, max(0.0, share)) for record, grid, share in said),
+        figures={
+            "reconstruction_error": torch.cat(errors).mean().item(),
+            "code_perplexity": perplexity(use).item(),
+            "codes_used": (use > 0).sum().item(),
+            "codes": len(use),
+        },
+    )
 
 
 # --------------------------------------------------------------------------- answers
@@ -300,5 +361,7 @@ JUDGES: dict[type, Judge] = {
     VqaDecoderConfig: _judge_answers,
     VqaClosedSetConfig: _judge_answers,
     GroundingTrainingConfig: _judge_boxes,
+    VisionStageConfig: _judge_hidden_patches,
+    VisualTokenizerTrainingConfig: _judge_repainted,
 }
 """By the type of a recipe's `task`. What is not here is measured as retrieval."""

@@ -38,6 +38,8 @@ class TaskResult:
     """The same measure for whoever does not look: always the commonest answer, the largest box."""
     classes: Mapping[str, ClassCounts] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured and is no percentage: a perplexity, an error."""
 
     def to_json(self) -> dict[str, Any]:
         """Flat names, as for retrieval: `accuracy`, `accuracy.interval`, `references.commonest` …"""
@@ -47,6 +49,7 @@ class TaskResult:
             for name, score in scores.items():
                 found[f"{prefix}{name}"] = round(score.value, 6)
                 found[f"{prefix}{name}.interval"] = [round(end, 6) for end in score.interval]
+        found |= {name: round(value, 6) for name, value in self.figures.items()}
         for name, counts in self.classes.items():
             found[f"classes.{name}"] = vars(counts)
         return found

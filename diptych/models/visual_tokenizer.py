@@ -67,6 +67,10 @@ class VisualTokenizerTraining(Task):
         pixels = self.model.paint_codes(codes)
         return Repainted(codes, pixels, (pixels - batch.pixels).square().flatten(1).mean(1))
 
+    def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
+        """For people: pictures beside what their codes give back."""
+        return {"picture": batch.pixels, "given back": self.predict(batch).pixels}
+
 
 def temperature_at(step: int, config: VisualTokenizerTrainingConfig) -> float:
     """From the first to the last, in equal ratios."""

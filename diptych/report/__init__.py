@@ -6,19 +6,22 @@ write_report(folder, collect(folder, ceiling=…, examples=Examples(query_exampl
 from diptych.report.collect import collect
 from diptych.report.data import Examples, ReportData
 from diptych.report.examples import negative_examples, query_examples, teacher_examples
-from diptych.report.judged import judgement, named_references, named_scores
+from diptych.report.judged import judgement, named_figures, named_references, named_scores
 from diptych.report.page import render, write_report
+from diptych.report.summary import summary
 
 __all__ = [
     "Examples",
     "ReportData",
     "collect",
     "judgement",
+    "named_figures",
     "named_references",
     "named_scores",
     "negative_examples",
     "query_examples",
     "render",
+    "summary",
     "teacher_examples",
     "write_report",
 ]

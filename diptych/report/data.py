@@ -181,6 +181,22 @@ class Judgement:
     answers: tuple[GivenAnswer, ...] = ()
     """Those given most often, of answers in words."""
     examples: tuple[ExampleGroup, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What is no percentage, under names for people."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One of the runs that made a model, one after the other."""
+
+    recipe: str
+    folder: str
+    steps: int
+    records: int
+    """Pairs, pictures, or texts that it saw, each as often as it saw it."""
+    seconds: float
+    measures: tuple[tuple[str, str], ...]
+    """Its own at its end, in training: name and value."""
 
 
 @dataclass(frozen=True)
@@ -200,3 +216,5 @@ class ReportData:
     examples: Examples = field(default_factory=Examples)
     judgement: Judgement | None = None
     """For tasks that are judged record by record."""
+    stages: tuple[Trained, ...] = ()
+    """The runs that this one started from, in their order."""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.heatmap import heat_picture
-from diptych.data.record import AnyRecord, Box, Question, Referring
+from diptych.data.record import AnyRecord, Box, Picture, Question, Referring
 from diptych.metrics.accuracy import Estimate
 from diptych.metrics.judged import Decision, TaskResult
 from diptych.report.data import RIGHT, Confusion, ExampleGroup, GivenAnswer, JudgedExample, Judgement
@@ -22,6 +22,8 @@ from diptych.schema import (
     Nlvr2Config,
     TaskConfig,
     TextAssignmentConfig,
+    VisionStageConfig,
+    VisualTokenizerTrainingConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
@@ -65,6 +67,17 @@ WORDINGS: dict[type, Wording] = {
         "Where is what the phrase names? A box is right if it overlaps the right one by half or more (IoU). The model "
         "was trained without boxes.",
     ),
+    VisionStageConfig: Wording(
+        "Masked image modelling",
+        "Visual-token accuracy",
+        "Which code of the visual tokenizer belongs to each hidden patch? Every picture has its own mask, always the "
+        "same.",
+    ),
+    VisualTokenizerTrainingConfig: Wording(
+        "Visual tokenizer",
+        "Variance given back",
+        "How much of what differs between and within the pictures comes back from their codes, one a patch?",
+    ),
     TextAssignmentConfig: Wording(
         "Text assignment",
         "Accuracy",
@@ -83,6 +96,13 @@ REFERENCES = {
     "largest_proposal": "Always the largest proposal",
     "central_proposal": "Always the most central proposal",
     "any_proposal": "Any proposal, drawn evenly",
+    "one_colour": "Its mean colour for each picture",
+}
+FIGURES = {
+    "reconstruction_error": "Mean square error, in normalised colours",
+    "code_perplexity": "Perplexity of the codes' use",
+    "codes_used": "Codes used",
+    "codes": "Codes in all",
 }
 
 
@@ -100,6 +120,11 @@ def named_references(result: TaskResult) -> dict[str, Estimate]:
     return {REFERENCES[name]: score for name, score in result.references.items()}
 
 
+def named_figures(result: TaskResult) -> dict[str, float]:
+    """What is no percentage, under names for people."""
+    return {FIGURES[name]: value for name, value in result.figures.items()}
+
+
 def judgement(
     task: TaskConfig,
     split: str,
@@ -107,11 +132,12 @@ def judgement(
     records: Mapping[str, AnyRecord],
     pictures: Callable[[AnyRecord], Sequence[Image.Image]],
     heat: Callable[[AnyRecord, Image.Image], Float[Tensor, "h w"]],
+    views: Callable[[AnyRecord], Sequence[tuple[str, Image.Image]]],
 ) -> Judgement:
     """All that the page says of a judged split.
 
-    `records` by their id; `pictures` opens those of a record and `heat` maps its phrase on its picture. Both are asked
-    for the examples shown only.
+    `records` by their id; `pictures` opens those of a record, `heat` maps its phrase on its picture, and `views` says
+    what the model sees and makes of a picture alone. They are asked for the examples shown only.
     """
     wording, decisions = WORDINGS[type(task)], result.decisions
 
@@ -119,6 +145,8 @@ def judgement(
         record = records[decision.record]
         if isinstance(record, Referring):
             return _box_example(decision, record, pictures(record)[0], heat)
+        if isinstance(record, Picture):
+            return JudgedExample(tuple(views(record)), "", "", None, "", decision.score)
         shown = [image for name in decision.pictures for image in pictures(records[name])] or pictures(record)
         names = ("first", "second") if decision.pictures else ("left", "right") if len(shown) > 1 else ("picture",)
         return JudgedExample(
@@ -143,6 +171,7 @@ def judgement(
         examples=tuple(
             ExampleGroup(title, tuple(map(example, chosen)), total) for title, chosen, total in groups(decisions)
         ),
+        figures=named_figures(result),
     )
 
 

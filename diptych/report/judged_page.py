@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 from diptych.metrics.accuracy import Estimate
-from diptych.report.charts import percent
+from diptych.report.charts import number, percent
 from diptych.report.data import RIGHT, Confusion, ExampleGroup, GivenAnswer, JudgedExample, Judgement
 from diptych.report.html import Html, picture, tag
 
@@ -47,9 +47,11 @@ def result(judged: Judgement) -> list[Html]:
         rows.append(tag("tr", tag("th", "Without looking", colspan=5), class_="way"))
         rows += [_row(name, score, "first") for name, score in judged.references.items()]
     intro = f"{judged.how} In percent; intervals by bootstrap: what shares a picture or a statement stays together."
+    figures = [tag("div", tag("dt", name), tag("dd", number(value))) for name, value in judged.figures.items()]
     return [
         tag("p", intro, class_="intro"),
         tag("div", tag("table", tag("tr", heads), rows, class_="measures"), class_="scroll"),
+        *([tag("dl", figures, class_="facts")] if figures else []),
     ]
 
 

@@ -95,12 +95,23 @@ class VisionStage(Task):
         masks = self._masks(seed_of("patches", identity) for identity in batch.image_ids.tolist())
         return self.guess(batch.pixels, masks)
 
+    @torch.no_grad()
+    def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
+        """For people: pictures, what is seen of them, and what the codes guessed for the rest would give back."""
+        made = self.predict(batch)
+        codes = self._codes(batch.pixels)
+        codes[made.hidden] = made.logits.argmax(1)
+        painted = self.tokenizer.paint_codes(codes.unflatten(1, (self.side, self.side)))
+        return {"picture": batch.pixels, "seen": blanked(batch.pixels, made.hidden), "guessed": painted}
+
+    def _codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I N"]:
+        return self.tokenizer.codes(resized(pixels, self.config.visual.image_size)).flatten(1)
+
     def guess(self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Guesses:
         """Scores of the codes of the hidden patches, beside the right ones."""
         hidden = hidden.to(pixels.device)
-        codes = self.tokenizer.codes(resized(pixels, self.config.visual.image_size)).flatten(1)
         rows = self.model.encode_image(self._shown(pixels, hidden))[:, 1:][hidden]
-        return Guesses(hidden, self.head(rows), codes[hidden])
+        return Guesses(hidden, self.head(rows), self._codes(pixels)[hidden])
 
     def _shown(self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Float[Tensor, "I T D"]:
         """The mask token instead of each hidden patch, whose pixels are blank too: a stem of convolutions sees around.
