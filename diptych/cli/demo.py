@@ -1,4 +1,4 @@
-"""`diptych demo [--all-tasks]`"""
+"""`diptych demo [--model MODEL] [--all-tasks]`"""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+MODELS = ("albef", "vlmo")
+
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych demo",
-        description="Make pictures, train a small ALBEF on them from nothing, evaluate it and write a report. "
+        description="Make pictures, train a small model on them from nothing, evaluate it and write a report. "
         "With --all-tasks, teach it the five tasks afterwards and print one table.",
     )
+    parser.add_argument("--model", choices=MODELS, default="albef", help="which system (default: albef)")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/demo"), help="where the run goes (default: runs/demo)"
+        "--folder", type=Path, help="where the run goes (default: runs/demo, and runs/demo-vlmo for VLMo)"
     )
     parser.add_argument(
         "--all-tasks", action="store_true", help="retrieval, grounding, entailment, questions and picture pairs too"
@@ -26,9 +29,12 @@ def run(arguments: Sequence[str]) -> None:
     if given.no_blind and not given.all_tasks:
         raise ValueError("--no-blind belongs to --all-tasks")
 
-    from diptych import demo
+    from diptych.demo import pretraining, tasks
+    from diptych.demo.systems import SYSTEMS, Demonstration
 
+    system = SYSTEMS[given.model]
+    shown = Demonstration(system, given.folder or system.folder)
     if given.all_tasks:
-        demo.all_tasks(given.folder, blind=not given.no_blind)
+        tasks.all_tasks(shown, blind=not given.no_blind)
     else:
-        demo.demo(given.folder)
+        pretraining.demo(shown)

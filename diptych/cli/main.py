@@ -16,6 +16,7 @@ VERBS = {
     "resume": ("diptych.cli.resume", "go on with a run that was stopped or killed"),
     "evaluate": ("diptych.cli.evaluate", "measure a trained run on its test split"),
     "report": ("diptych.cli.report", "write a run's report.html"),
+    "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),

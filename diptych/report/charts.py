@@ -151,3 +151,16 @@ def percent(share: float) -> str:
     ('12.3\\xa0%', '0.012\\xa0%')
     """
     return f"{number(100 * share)}\N{NO-BREAK SPACE}%"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units.
+
+    >>> duration(42.0), duration(605.0), duration(7322.0)
+    ('42 s', '10 min 5 s', '2 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

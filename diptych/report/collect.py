@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.report.charts import number
+from diptych.report.charts import duration, number
 from diptych.report.data import Chart, Examples, Judgement, ReportData, Series
+from diptych.report.metrics import read_metrics
+from diptych.report.stages import earlier
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ CHARTS = (
             "losses.itc": "contrastive (ITC)",
             "losses.itm": "matching (ITM)",
             "losses.mlm": "words (MLM)",
+            "losses.masked_image": "visual tokens (masked image modelling)",
         },
         "Each without its weight. Before training, ITC is about log N and MLM about the log of the vocabulary's size.",
     ),
@@ -98,6 +101,25 @@ CHARTS = (
         100.0,
     ),
     ChartSpec(
+        "Visual tokens",
+        "%",
+        {"measures.code_accuracy": "guessed", "measures.commonest_code": "the commonest of the batch, always"},
+        "Of the hidden patches; what is learnt is how far the first curve is above the second.",
+        100.0,
+    ),
+    ChartSpec(
+        "Codes in use",
+        "perplexity",
+        {"measures.code_perplexity": "of the codes of a batch"},
+        "As many codes, evenly used, would be as uncertain. 1 is a collapse: every patch is the same code.",
+    ),
+    ChartSpec(
+        "Hidden words",
+        "perplexity",
+        {"measures.perplexity": "of a hidden word"},
+        "As many words, equally likely, would be as uncertain.",
+    ),
+    ChartSpec(
         "How hard the negatives are",
         "cosine",
         {"measures.positive_similarity": "right pairs", "measures.negative_similarity": "negatives drawn"},
@@ -144,23 +166,8 @@ def collect(
         recipe=recipe,
         examples=examples or Examples(),
         judgement=judgement,
+        stages=earlier(folder) if recipe else (),
     )
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines with flat names (`losses.itc`). A last line cut short by a kill is left out."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: a report needs a run's folder, with what its training logged")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [dict(_flat(json.loads(line))) for line in lines if line.endswith("\n")]
-
-
-def _flat(content: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, float]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", math.nan if value is None else float(value)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -217,7 +224,7 @@ def facts(recipe: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> tu
             found.append(("Pictures", "all blank: a model that does not see"))
         if recipe.get("init_from"):
             found.append(("Started from", recipe["init_from"]))
-        found.append(("Picture side", f"{recipe['model']['vision']['image_size']} pixels"))
+        found.append(("Picture side", f"{_image_size(recipe['model'])} pixels"))
         found.append(("Batch", f"{recipe['run']['batch_size']} pairs"))
     if lines:
         last = lines[-1]
@@ -228,14 +235,7 @@ def facts(recipe: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> tu
     return tuple(found)
 
 
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units.
-
-    >>> duration(42.0), duration(605.0), duration(7322.0)
-    ('42 s', '10 min 5 s', '2 h 2 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _image_size(model: Mapping[str, Any]) -> int:
+    """ALBEF's is that of its image encoder."""
+    size: int = model.get("vision", model)["image_size"]
+    return size

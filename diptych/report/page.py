@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych import __version__
 from diptych.report import judged_page
-from diptych.report.charts import draw, percent
+from diptych.report.charts import draw, duration, percent
 from diptych.report.data import (
     NegativeExample,
     QueryExample,
@@ -16,55 +15,25 @@ from diptych.report.data import (
     Shown,
     TeacherExample,
     TextGuess,
+    Trained,
     WordGuess,
 )
-from diptych.report.html import Content, Html, picture, raw, tag
+from diptych.report.html import Content, Html, picture, tag
+from diptych.report.shell import Section, page, write_whole
 
 FILE = "report.html"
 LEVELS = (1, 5, 10)
 WAYS = (("text_to_image", "Text → image"), ("image_to_text", "Image → text"))
-MARK = raw(
-    '<svg class="mark" viewBox="0 0 28 22" aria-hidden="true">'
-    '<path d="M2 3l11 3v14L2 17z"/><path d="M26 3L15 6v14l11-3z"/></svg>'
-)
 
 
 def write_report(folder: Path, data: ReportData) -> Path:
     """Writes `folder/report.html`, whole or not at all, and returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{FILE}.unfinished"
-    unfinished.write_text(render(data), encoding="utf-8")
-    return unfinished.replace(folder / FILE)
+    return write_whole(folder / FILE, render(data))
 
 
 def render(data: ReportData) -> str:
-    """The page. It loads nothing: styles, curves, pictures and script are in it."""
-    sections = [section for section in _sections(data) if section is not None]
-    links = [tag("a", title, href=f"#{name}") for name, title, _ in sections]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{data.title} · diptych"),
-        tag("style", raw(_own("style.css"))),
-    )
-    body = tag(
-        "body",
-        tag("header", tag("div", MARK, tag("h1", data.title)), tag("nav", links)),
-        tag("main", [_section(*section) for section in sections]),
-        tag("footer", f"Written by diptych {__version__}."),
-        tag("script", raw(_own("hover.js"))),
-    )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _own(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-Section = tuple[str, str, list[Html]]
-"""Anchor, title, content."""
+    """The page."""
+    return page(data.title, [section for section in _sections(data) if section], script="hover.js")
 
 
 def _sections(data: ReportData) -> list[Section | None]:
@@ -76,15 +45,12 @@ def _sections(data: ReportData) -> list[Section | None]:
         ("examples", "Examples", judged_page.examples(judgement)) if judgement and judgement.examples else None,
         ("retrieval", "Retrieval", _retrieval(data)) if data.evaluation else None,
         ("queries", "Queries", _queries(examples.queries)) if examples.queries else None,
+        ("stages", "Stages", _stages(data.stages)) if data.stages else None,
         ("training", "Training", _training(data)) if data.charts else None,
         ("negatives", "Hard negatives", _negatives(examples.negatives)) if examples.negatives else None,
         ("teacher", "The teacher", _teacher(examples.teacher)) if examples.teacher else None,
         ("recipe", "Recipe", _recipe(data.recipe)) if data.recipe else None,
     ]
-
-
-def _section(name: str, title: str, content: Sequence[Html]) -> Html:
-    return tag("section", tag("h2", title), content, id=name)
 
 
 # --------------------------------------------------------------------------- summary and recipe
@@ -291,6 +257,27 @@ def _training(data: ReportData) -> list[Html]:
     )
     drawn = [draw(chart) for chart in data.charts if any(one.steps for one in chart.series)]
     return [tag("p", intro, class_="intro"), tag("div", drawn, class_="charts")]
+
+
+# --------------------------------------------------------------------------- stages
+
+
+def _stages(stages: Sequence[Trained]) -> list[Html]:
+    intro = "The runs that this one started from, in their order, each with its own measures at its end, in training."
+    heads = tag("tr", [tag("th", name) for name in ("", "Steps", "Records seen", "Time", "Measures")])
+    return [
+        tag("p", intro, class_="intro"),
+        tag("div", tag("table", heads, map(_stage, stages), class_="plain"), class_="scroll"),
+    ]
+
+
+def _stage(one: Trained) -> Html:
+    measures = [tag("div", f"{name} ", tag("b", value)) for name, value in one.measures]
+    cells: list[Content] = [
+        [tag("b", one.recipe), tag("small", one.folder, class_="below")], f"{one.steps:,}", f"{one.records:,}",
+        duration(one.seconds), measures or "–",
+    ]  # fmt: skip
+    return tag("tr", [tag("td", cell) for cell in cells])
 
 
 # --------------------------------------------------------------------------- negatives

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from diptych import __version__
 from diptych.data.pictures import open_picture
 from diptych.data.record import (
     TASK_NAMES,
@@ -21,7 +20,8 @@ from diptych.data.record import (
     Split,
 )
 from diptych.data.sources.files import Found
-from diptych.report.html import LARGEST, Html, picture, raw, tag
+from diptych.report.html import LARGEST, Html, picture, tag
+from diptych.report.shell import Section, page, write_whole
 
 WHOLE = "figure img { aspect-ratio: auto; }"
 """Here pictures are shown whole: boxes reach to their edges."""
@@ -34,10 +34,7 @@ def write_samples(parts: Mapping[Split, Found], file: Path, title: str, count: i
     """Write the page, whole or not at all: of each split `count` records, drawn by `seed`. Returns its path."""
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.write_text(render(parts, title, count, seed), encoding="utf-8")
-    return unfinished.replace(file)
+    return write_whole(file, render(parts, title, count, seed))
 
 
 def render(parts: Mapping[Split, Found], title: str, count: int, seed: int) -> str:
@@ -45,29 +42,16 @@ def render(parts: Mapping[Split, Found], title: str, count: int, seed: int) -> s
     shown = {split: found for split, found in parts.items() if found.records}
     if not shown:
         raise ValueError(f"{title} holds no record to show")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} · diptych"),
-        tag("style", raw(Path(__file__).with_name("style.css").read_text(encoding="utf-8") + WHOLE)),
-    )
-    links = [tag("a", split, href=f"#{split}") for split in shown]
     sections = [_section(split, found, count, seed) for split, found in shown.items()]
-    footer = tag("footer", f"Written by diptych {__version__}.")
-    body = tag("body", tag("header", tag("div", tag("h1", title)), tag("nav", links)), tag("main", sections), footer)
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return page(title, sections, style=WHOLE)
 
 
-def _section(split: Split, found: Found, count: int, seed: int) -> Html:
+def _section(split: Split, found: Found, count: int, seed: int) -> Section:
     records = found.records
     places = sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
     intro = f"{len(places)} of {len(records)} records ({TASK_NAMES[type(records[0])]})"
     cards = tag("div", [tag("div", _card(records[place]), class_="tile") for place in places], class_="tiles")
-    return tag(
-        "section", tag("h2", split), tag("p", intro, class_="intro"), tag("div", cards, class_="tiles"), id=split
-    )
+    return split, split, [tag("p", intro, class_="intro"), tag("div", cards, class_="tiles")]
 
 
 def _card(record: AnyRecord) -> Iterator[Html]:

@@ -15,6 +15,7 @@ FLOORS = (
     ("cli",),
     ("app", "serve"),
     ("ablate", "demo"),
+    ("compare",),
     ("pipeline", "pretrained"),
     ("train",),
     ("evaluate", "report"),
@@ -35,7 +36,7 @@ FLOORS = (
 """Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
 ALONE = ("models", "tasks")
 """Rooms whose files, or packages, do not import each other."""
-MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "pipeline", "pretrained", "predict"}
+MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "compare", "pipeline", "pretrained", "predict"}
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = ("schema", "serialize", "seeds", "data.record", "cli.main")
 

@@ -1,0 +1,119 @@
+"""From made pictures to a model that is trained on them, measured and reported, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from diptych import catalog, compare, pipeline
+from diptych.checkpoints import store
+from diptych.demo.systems import SYSTEMS, Demonstration, Stage
+from diptych.report import collect, summary, write_report
+from diptych.schema import Recipe, VisionStageConfig
+from diptych.train.state import stored_recipe
+
+PICTURES = "pictures"
+"""The folder of saved test pictures below a run's."""
+SAVED = 200
+"""Unseen scenes that are saved as files, to search in."""
+QUERIES = 4
+"""Captions of the saved pictures that are suggested for a search: the first ones, not the best found."""
+
+
+def demo(shown: Demonstration) -> Path:
+    """Made pictures, a model trained on them from nothing, its measures and its report. A stopped one goes on."""
+    folder = shown.folder
+    for stage in shown.system.stages:
+        place = shown.stage_folder(stage)
+        _train(stage_recipe(shown, stage), place)
+        print(f"Report:  {write_report(place, collect(place))}")
+    _train(linked(shown, catalog.find_recipe(shown.system.recipe)), folder)
+    evaluated = pipeline.measure(folder)
+    page = pipeline.write(evaluated)
+    pictures = _save_pictures(evaluated, folder / PICTURES)
+    print(summary(evaluated.to_json()))
+    print(f"\nReport:    {page}\nPictures:  {pictures} (unseen scenes)")
+    compare_systems(shown)
+    print("\nTry next:", *_suggestions(shown, evaluated.split.captions[:QUERIES]), sep="\n  ")
+    return page
+
+
+# --------------------------------------------------------------------------- runs
+
+
+def stage_recipe(shown: Demonstration, stage: Stage) -> Recipe:
+    """The stage's recipe, on pictures of its own."""
+    recipe = catalog.find_recipe(stage.recipe)
+    seed = catalog.find_recipe(shown.system.recipe).data.scenes.seed + stage.scenes
+    data = replace(recipe.data, scenes=replace(recipe.data.scenes, seed=seed))
+    return linked(shown, replace(recipe, data=data))
+
+
+def linked(shown: Demonstration, recipe: Recipe) -> Recipe:
+    """The recipe; where it names the run of a stage, the demonstration's."""
+    places = {stage.recipe: str(shown.stage_folder(stage)) for stage in shown.system.stages}
+
+    def link(run: str) -> str:
+        return places.get(Path(run).name, run)
+
+    task = recipe.task
+    if isinstance(task, VisionStageConfig):
+        task = replace(task, tokenizer=link(task.tokenizer))
+    return replace(recipe, task=task, init_from=link(recipe.init_from) if recipe.init_from else None)
+
+
+def _train(recipe: Recipe, place: Path) -> None:
+    """Trains a run, or goes on with what its folder holds; one that has ended stays as it is."""
+    begun = (place / "recipe.json").exists()
+    if begun:
+        recipe = stored_recipe(place)
+        if _ended(recipe, place):
+            print(f"{place} is trained already")
+            return
+        print(f"{place} holds a run already: going on with it")
+    else:
+        print(f"\n{recipe.name} in {place}")
+    pipeline.train(recipe, place, resume=begun)
+
+
+def _ended(recipe: Recipe, place: Path) -> bool:
+    newest = store.latest(place / "checkpoints")
+    return newest is not None and store.load(newest).state["step"] == recipe.run.steps
+
+
+# --------------------------------------------------------------------------- what is shown
+
+
+def _save_pictures(evaluated: pipeline.Evaluated, folder: Path) -> Path:
+    """The first test pictures as files, to search in."""
+    folder.mkdir(exist_ok=True)
+    pictures = evaluated.split.pictures
+    for number in range(min(SAVED, len(pictures))):
+        pictures[number].save(folder / f"{number:04d}.png")
+    return folder
+
+
+def _suggestions(shown: Demonstration, queries: Sequence[str]) -> list[str]:
+    """Commands that go on from here."""
+    folder, system = shown.folder, shown.system
+    start = f" init_from={shown.stage_folder(system.stages[-1])}" if system.stages else ""
+    return [
+        *(f'diptych search {folder} "{query}" --images {folder / PICTURES}' for query in queries),
+        f"diptych demo --all-tasks --model {system.name}",
+        f"diptych train {system.recipe} data.source=folder data.path=YOUR_PHOTOS run.batch_size=16{start}",
+    ]
+
+
+def compare_systems(shown: Demonstration) -> None:
+    """This demonstration beside those of the other systems, where they have been run."""
+    folders = [shown.folder if one is shown.system else one.folder for one in SYSTEMS.values()]
+    runs = [folder for folder in folders if (folder / "eval.json").exists()]
+    if len(runs) < 2:
+        return
+    try:
+        found = compare.compare(runs)
+    except ValueError as error:
+        print(f"\nNot compared with the other system: {error}")
+        return
+    print(f"\n{compare.as_text(found)}\n\nThe same as a page: {compare.write(found, shown.folder)}")

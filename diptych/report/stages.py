@@ -1,0 +1,59 @@
+"""The runs that made a run, found by what its recipe says that it started from, and what each of them measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from diptych.report.data import Trained
+from diptych.report.metrics import read_metrics
+
+MEASURES = {
+    "code_perplexity": ("codes in use (perplexity)", 1.0, ""),
+    "code_accuracy": ("visual tokens guessed", 100.0, " %"),
+    "commonest_code": ("the commonest code, always", 100.0, " %"),
+    "mlm_accuracy": ("hidden words guessed", 100.0, " %"),
+    "perplexity": ("perplexity of a hidden word", 1.0, ""),
+}
+"""What a stage is judged by: its measure in training, its name, its factor, its unit."""
+
+
+def trained(folder: Path) -> tuple[Trained, ...]:
+    """The runs that led to this one, in their order, itself last; those that are gone are left out."""
+    return tuple(dict.fromkeys(_trained(folder)))
+
+
+def earlier(folder: Path) -> tuple[Trained, ...]:
+    """The runs that led to this one."""
+    return trained(folder)[:-1]
+
+
+def _trained(folder: Path) -> Iterator[Trained]:
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    for named in (recipe.get("task", {}).get("tokenizer"), recipe.get("init_from")):
+        if named and (Path(named) / "recipe.json").is_file() and (Path(named) / "metrics.jsonl").is_file():
+            yield from _trained(Path(named))
+    lines = read_metrics(folder / "metrics.jsonl")
+    last: Mapping[str, float] = lines[-1] if lines else {}
+    yield Trained(
+        recipe["name"], str(folder), int(last.get("step", 0)), int(last.get("pairs", 0)), last.get("seconds", 0.0),
+        tuple(_measures(lines)),
+    )  # fmt: skip
+
+
+def _measures(lines: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
+    """As of the last line that has them."""
+    for key, (name, factor, unit) in MEASURES.items():
+        values = [line[f"measures.{key}"] for line in lines if f"measures.{key}" in line]
+        if values:
+            yield name, f"{factor * values[-1]:.1f}{unit}"
+
+
+def training_rate(folder: Path) -> float | None:
+    """Records a second over all steps of a run, without its validations; None where nothing was logged."""
+    lines = [{"pairs": 0.0}, *(line for line in read_metrics(folder / "metrics.jsonl") if "pairs_per_second" in line)]
+    steps = [(new["pairs"] - old["pairs"], new["pairs_per_second"]) for old, new in pairwise(lines)]
+    seconds = sum(pairs / rate for pairs, rate in steps)
+    return sum(pairs for pairs, _ in steps) / seconds if seconds else None
