@@ -1,9 +1,10 @@
-"""Fine-tuning for image-text retrieval (ALBEF §5): ITC and ITM, in which every caption of a picture is right.
+"""Fine-tuning for image-text retrieval: ITC and ITM, in which every caption of a picture is right (ALBEF §5).
 
 As in pre-training but for the identities of pictures: equal ones are positives of each other, in batch and queue, and
-never negatives. The weakly supervised grounding of §6.4 trains the same way.
+never negatives. ITC's keys are a teacher's, or the batch's own, of all processes together; ITM may be left out, and
+with it all fusion (VLMo §4). The weakly supervised grounding of ALBEF §6.4 trains the same way.
 
-B pairs, K contrastive candidates (batch, then queue), P fused pairs, E embedding width.
+B pairs, K contrastive candidates (batch, then queue; or the pairs of all processes), P fused pairs, E embedding width.
 """
 
 from __future__ import annotations
@@ -15,25 +16,41 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.losses.contrastive import Similarities, distilled_contrastive_loss, similarity
+from diptych.losses.contrastive import (
+    Logits,
+    Similarities,
+    contrastive_loss,
+    distilled_contrastive_loss,
+    in_batch_contrast,
+    same_picture,
+    similarity,
+)
 from diptych.losses.distillation import alpha_at
-from diptych.losses.matching import draw_negatives, match_labels, matching_loss, matching_pairs, negative_weights
+from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_loss, matching_pairs
+from diptych.losses.pretraining import matching_measures, negative_similarity
+from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
 from diptych.nn.taught import DistilledTask
-from diptych.schema import RetrievalConfig, SpecialIds
+from diptych.schema import GroundingTrainingConfig, RetrievalConfig, SpecialIds
 from diptych.seeds import seed_of
 from diptych.task import Model
 from diptych.types import Batch, Losses, Progress, Term
 
+Keys = tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]
+
 
 @dataclass(frozen=True)
-class Contrast(Similarities):
-    """All that the contrast of one batch with batch and queue gives."""
+class Contrast:
+    """All that the contrast of one batch with its candidates gives."""
 
+    logits: Logits
+    """With a teacher, its own beside them (`Similarities`)."""
     same: Bool[Tensor, "B K"]
     """Candidates of the same picture: the pair's own other half, and other captions."""
-    keys: tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]
+    own: slice
+    """The batch's own pairs among the candidates."""
+    keys: Keys | None
     """The teacher's image and text features of this batch, for the queue."""
 
     @property
@@ -41,43 +58,54 @@ class Contrast(Similarities):
         """All that is right in equal shares, which sum to 1."""
         return self.same / self.same.sum(1, keepdim=True)
 
+    @property
+    def within_batch(self) -> Logits:
+        """[B, B]: pair b's own other half at place b."""
+        return Logits(self.logits.image_to_text[:, self.own], self.logits.text_to_image[:, self.own])
+
 
 @dataclass(frozen=True)
 class Forward:
-    """What one pass made, for the losses and for whoever wants to look inside."""
+    """What one pass made, for the losses and for whoever wants to look inside. Without ITM there is only the first."""
 
     contrast: Contrast
-    negative_image: Int[Tensor, "B"]
-    negative_text: Int[Tensor, "B"]
-    match_logits: Float[Tensor, "P 2"]
+    negatives: tuple[Int[Tensor, "B"], Int[Tensor, "B"]] | None = None
+    """The hard image of each text and the hard text of each image, counted within the batch."""
+    match_logits: Float[Tensor, "P 2"] | None = None
 
 
 class Retrieval(DistilledTask):
-    """ITC + ITM with identities, learnt from labels and a momentum teacher."""
+    """ITC + ITM with identities, learnt from labels and, where ITC's keys are its, a momentum teacher."""
 
     model: Model
-    teacher: Model
+    teacher: Model | None
     config: RetrievalConfig
 
     def __init__(self, model: Model, config: RetrievalConfig, special: SpecialIds | None = None) -> None:
+        """Raises ValueError for settings that contradict each other."""
         super().__init__()
+        _check(config)
         self.model, self.config = model, config
-        # Its fusion layers are not asked here, but published checkpoints carry them.
-        self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text"))
-        self.queue = FeatureQueue(config.queue_size, model.embed_dim)
+        self.teacher, self.queue = None, FeatureQueue(config.queue_size, model.embed_dim)
+        if config.keys == "teacher":
+            # Its fusion layers are not asked here, but published checkpoints carry them.
+            self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text", "fuse"))
         model.freeze(model.unused(*self.trained(config)))
         self.train()
 
     @classmethod
     def trained(cls, config: RetrievalConfig) -> tuple[str, ...]:
-        return "embed_image", "embed_text", "temperature", "match_logits"
+        """A term of weight 0 trains nothing."""
+        contrasted = ("embed_image", "embed_text", "temperature") if config.itc else ()
+        return contrasted + (("fuse", "match_logits") if config.itm else ())
 
     def before_step(self) -> None:
         """The temperature is not clamped, unlike in pre-training."""
-        move_towards(self.teacher, self.model, self.config.momentum)
+        if self.teacher is not None:
+            move_towards(self.teacher, self.model, self.config.momentum)
 
-    def after_step(self, carries: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        for carry in carries:
+    def after_step(self, carries: Iterable[tuple[Tensor, Tensor, Tensor] | None]) -> None:
+        for carry in filter(None, carries):
             self.queue.push(*carry)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
@@ -97,65 +125,74 @@ class Retrieval(DistilledTask):
     ) -> Forward:
         """Every pass of a step: each image and each text once, then all fusions in one call.
 
-        Recorded `negatives` (images, texts) stand in for drawn ones.
+        Recorded `negatives` (images, texts) stand in for drawn ones, which come from this process's batch.
 
         Raises ValueError where all pairs are of one picture, so that ITM has no negative.
         """
         images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
-        contrast = self._contrast(images, texts, batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.itc > 0):
+            contrast = self._contrast(images, texts, batch)
+        if not self.config.itm:
+            return Forward(contrast)
         if negatives is None:
             for_texts, for_images = self.negative_weights(contrast)
             negatives = draw_negatives(for_texts, uniform[0]), draw_negatives(for_images, uniform[1])
         joint = self.model.fuse(texts, images, *matching_pairs(*negatives))
-        return Forward(contrast, *negatives, self.model.match_logits(joint))
+        return Forward(contrast, negatives, self.model.match_logits(joint))
 
     def _contrast(self, images: object, texts: object, batch: Batch) -> Contrast:
-        """Similarities of the batch's images and texts with the teacher's features of batch and queue (§3.2)."""
-        temperature, ids = self.model.temperature(), batch.image_ids
+        """Similarities of the batch's images and texts with the candidates."""
         image, text = self.model.embed_image(images)["main"], self.model.embed_text(texts)["main"]
+        if self.teacher is not None:
+            return self._taught_contrast(image, text, batch, self.teacher)
+        processes = Processes.meet(len(batch))
+        logits = in_batch_contrast(image, text, self.model.temperature(), processes)  # VLMo §3.5
+        return Contrast(logits, same_picture(batch.image_ids, processes), processes.own, None)
+
+    def _taught_contrast(
+        self, image: Float[Tensor, "B E"], text: Float[Tensor, "B E"], batch: Batch, teacher: Model
+    ) -> Contrast:
+        """With the teacher's features of batch and queue (ALBEF §3.2)."""
+        temperature, ids = self.model.temperature(), batch.image_ids
         with torch.no_grad():
-            image_key = self.teacher.embed_image(self.teacher.image_state(batch.pixels))["main"]
-            text_key = self.teacher.embed_text(self.teacher.text_state(batch.texts))["main"]
+            image_key = teacher.embed_image(teacher.image_state(batch.pixels))["main"]
+            text_key = teacher.embed_text(teacher.text_state(batch.texts))["main"]
             image_keys, text_keys, key_ids = self.queue.behind(image_key, text_key, ids)
             teacher_i2t = similarity(image_key, text_keys, temperature)
             teacher_t2i = similarity(text_key, image_keys, temperature)
         i2t, t2i = similarity(image, text_keys, temperature), similarity(text, image_keys, temperature)
-        same = ids[:, None] == key_ids[None]
-        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, same, (image_key, text_key))
+        logits = Similarities(i2t, t2i, teacher_i2t, teacher_t2i)
+        return Contrast(logits, ids[:, None] == key_ids[None], slice(0, len(ids)), (image_key, text_key))
 
     @torch.no_grad()
     def negative_weights(self, contrast: Contrast) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
-        """Sampling weights of images for each text, and of texts for each image, within the batch (§3.2)."""
-        size, mask = len(contrast.same), self.config.negatives_mask
-        same = contrast.same[:, :size]
-        return (
-            negative_weights(contrast.text_to_image[:, :size], same, mask),
-            negative_weights(contrast.image_to_text[:, :size], same, mask),
-        )
+        """Sampling weights of images for each text, and of texts for each image, within the batch (ALBEF §3.2)."""
+        return both_negative_weights(contrast.within_batch, contrast.same[:, contrast.own], self.config.negatives_mask)
 
     def losses(self, made: Forward, batch: Batch, alpha: float) -> Losses:
         """The terms of one pass; `alpha` is the teacher's share."""
-        contrast = made.contrast
-        labels = match_labels(len(batch), made.match_logits.device)
-        itc = distilled_contrastive_loss(contrast, contrast.positives, alpha)
-        itm = matching_loss(made.match_logits, labels)
-        carry = (*contrast.keys, batch.image_ids)
-        measures = self._measures(made, labels, alpha)
-        return Losses.weighted(measures=measures, carry=carry, itc=(1.0, itc), itm=(1.0, itm))
+        terms = {}
+        if self.config.itc:
+            terms["itc"] = (self.config.itc, _itc(made.contrast, alpha))
+        if made.match_logits is not None:
+            labels = match_labels(len(batch), made.match_logits.device)
+            terms["itm"] = (self.config.itm, matching_loss(made.match_logits, labels))
+        keys = made.contrast.keys
+        carry = None if keys is None else (*keys, batch.image_ids)
+        return Losses.weighted(measures=self._measures(made, alpha), carry=carry, **terms)
 
     @torch.no_grad()
-    def _measures(self, made: Forward, labels: Int[Tensor, "P"], alpha: float) -> dict[str, Term]:
+    def _measures(self, made: Forward, alpha: float) -> dict[str, Term]:
         """Whether contrast and fusion are healthy. Similarities are cosines."""
-        i2t, t2i, temperature = made.contrast.image_to_text, made.contrast.text_to_image, self.model.temperature()
-        here = torch.arange(len(i2t), device=i2t.device)
-        negative = (i2t[here, made.negative_text] + t2i[here, made.negative_image]) / 2
-        return {
-            "temperature": Term.over(temperature[None]),
-            "alpha": Term.over(i2t.new_full((1,), alpha)),
-            "positive_similarity": Term.over((i2t.diagonal() + t2i.diagonal()) / 2 * temperature),
-            "negative_similarity": Term.over(negative * temperature),
-            "itm_accuracy": Term.over((made.match_logits.argmax(1) == labels).float()),
-        }
+        logits, temperature = made.contrast.within_batch, self.model.temperature()
+        right = (logits.image_to_text.diagonal() + logits.text_to_image.diagonal()) / 2
+        measures = {"temperature": Term.over(temperature[None]), "positive_similarity": Term.over(right * temperature)}
+        if self.teacher is not None:
+            measures["alpha"] = Term.over(right.new_full((1,), alpha))
+        if made.negatives is not None and made.match_logits is not None:
+            measures["negative_similarity"] = negative_similarity(logits, *made.negatives, temperature)
+            measures |= matching_measures(made.match_logits)
+        return measures
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "B"]:
@@ -163,3 +200,24 @@ class Retrieval(DistilledTask):
         images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
         here = torch.arange(len(batch), device=batch.pixels.device)
         return self.model.match_logits(self.model.fuse(texts, images, here, here)).softmax(1)[:, 1]
+
+
+def _itc(contrast: Contrast, alpha: float) -> Term:
+    if isinstance(contrast.logits, Similarities):
+        return distilled_contrastive_loss(contrast.logits, contrast.positives, alpha)
+    targets = contrast.positives
+    return contrastive_loss(contrast.logits.image_to_text, contrast.logits.text_to_image, targets, targets)
+
+
+def _check(config: RetrievalConfig) -> None:
+    """Raises ValueError for settings that contradict each other."""
+    if not config.itc and not config.itm:
+        raise ValueError("task.itc and task.itm are both 0: nothing is left to train")
+    if config.keys == "batch" and (config.alpha or config.queue_size):
+        raise ValueError(
+            "task.keys=batch has neither teacher nor queue: set task.alpha=0 and task.queue_size=0, "
+            "or task.keys=teacher"
+        )
+    if isinstance(config, GroundingTrainingConfig) and not getattr(config, config.boxes.mode):
+        mode = config.boxes.mode
+        raise ValueError(f"task.boxes.mode={mode} asks what task.{mode}=0 does not train: set the other mode")

@@ -82,7 +82,8 @@ def features_are_the_released_ones(golden: Golden) -> None:
         for key, ours in zip(("image", "text"), made.contrast.keys, strict=True):
             golden.check(f"a04.{key}_feat_m", ours)
         golden.check("a04.fused_pos", task.model.fuse(texts, images, here, here, "all").rows)
-        text_index, image_index = torch.cat([here, made.negative_text]), torch.cat([made.negative_image, here])
+        negative_image, negative_text = made.negatives
+        text_index, image_index = torch.cat([here, negative_text]), torch.cat([negative_image, here])
         golden.check("a04.fused_neg", task.model.fuse(texts, images, text_index, image_index, "all").rows)
 
 
@@ -98,11 +99,14 @@ def contrast_and_targets_are_the_released_ones(golden: Golden) -> None:
     for name in ("a04", "a00"):
         *_, made, _, alpha = case_of(name, golden)
         contrast = made.contrast
-        for key, teacher in (("i2t", contrast.teacher_image_to_text), ("t2i", contrast.teacher_text_to_image)):
+        for key, teacher in (
+            ("i2t", contrast.logits.teacher_image_to_text),
+            ("t2i", contrast.logits.teacher_text_to_image),
+        ):
             golden.check(f"{name}.sim_{key}_targets", itc_targets(teacher, contrast.positives, alpha))
         if name == "a04":
-            golden.check("a04.sim_i2t", contrast.image_to_text)
-            golden.check("a04.sim_t2i", contrast.text_to_image)
+            golden.check("a04.sim_i2t", contrast.logits.image_to_text)
+            golden.check("a04.sim_t2i", contrast.logits.text_to_image)
 
 
 def sampling_weights_are_the_released_ones(golden: Golden) -> None:

@@ -164,15 +164,14 @@ def test_no_negative_is_of_the_same_picture(mask: str) -> None:
         for step in range(20):
             progress = replace(LATER, step=step)
             made = task.run(batch(ids=IDS), task.draw(batch(ids=IDS), progress))
-            assert (same[made.negative_image] != same).all()
-            assert (same[made.negative_text] != same).all()
+            assert all((same[drawn] != same).all() for drawn in made.negatives)
 
 
 def test_a_text_draws_its_image_and_an_image_its_text() -> None:
     task, uniform = tiny.retrieval(), tiny.uniform(2, 4, seed=3)
     made = task.run(batch(ids=IDS), uniform)
-    pairs = (made.contrast.text_to_image, made.negative_image), (made.contrast.image_to_text, made.negative_text)
-    for (logits, drawn), numbers in zip(pairs, uniform.tolist(), strict=True):
+    both = made.contrast.logits.text_to_image, made.contrast.logits.image_to_text
+    for logits, drawn, numbers in zip(both, made.negatives, uniform.tolist(), strict=True):
         for row, (own, number) in enumerate(zip(IDS, numbers, strict=True)):
             others = [column for column in range(4) if IDS[column] != own]
             odds = logits[row, others].softmax(0).cumsum(0).tolist()
@@ -186,8 +185,8 @@ def test_the_contrast_is_cross_entropy_to_labels_and_teacher(alpha: float) -> No
     losses = task(batch(ids=IDS), LATER)
     expected = 0.0
     for logits, teacher in (
-        (contrast.image_to_text, contrast.teacher_image_to_text),
-        (contrast.text_to_image, contrast.teacher_text_to_image),
+        (contrast.logits.image_to_text, contrast.logits.teacher_image_to_text),
+        (contrast.logits.text_to_image, contrast.logits.teacher_text_to_image),
     ):
         targets = (1 - alpha) * contrast.positives + alpha * teacher.softmax(1)
         expected += F.cross_entropy(logits, targets).item() / 2  # torch's own, with probabilities as targets
