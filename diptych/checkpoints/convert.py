@@ -28,10 +28,11 @@ class Rename:
 
 @dataclass(frozen=True)
 class Stack:
-    """Several published tensors that we keep as one, laid end to end along dimension 0."""
+    """Several published tensors that we keep as one, laid end to end along dimension `dim`."""
 
     published: tuple[str, ...]
     ours: str
+    dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[
     """Our names for a published state. Raises ValueError that lists whatever no rule names or does not fit."""
     report, unknown = Report(), list[str]()
     ours: dict[str, Tensor] = {}
-    stacks: dict[tuple[str, int], dict[int, Tensor]] = {}
+    stacks: dict[str, tuple[Stack, dict[int, Tensor]]] = {}
     for name, tensor in state.items():
         found = find_rule(name, rules)
         if found is None:
@@ -134,16 +135,16 @@ def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[
             target = _fill(rule.ours, values)
             report.loaded[name] = target
             if isinstance(rule, Stack):
-                stacks.setdefault((target, len(rule.published)), {})[place] = tensor
+                stacks.setdefault(target, (rule, {}))[1][place] = tensor
             else:
                 tensor = tensor.squeeze() if rule.squeeze else tensor
                 ours[target] = tensor.t().contiguous() if rule.transpose else tensor
     if unknown:
         raise ValueError(f"{len(unknown)} tensors of the checkpoint are not known: " + ", ".join(sorted(unknown)[:10]))
-    for (target, parts), pieces in stacks.items():
-        if len(pieces) < parts:
+    for target, (stack, pieces) in stacks.items():
+        if len(pieces) < len(stack.published):
             raise ValueError(f"the checkpoint lacks a part of {target}")
-        ours[target] = torch.cat([pieces[i] for i in range(parts)])
+        ours[target] = torch.cat([pieces[i] for i in range(len(pieces))], dim=stack.dim)
     return ours, report
 
 
@@ -178,7 +179,7 @@ def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
             continue
         rule, values = _inverse(name, rules)
         if isinstance(rule, Stack):
-            parts = tensor.chunk(len(rule.published))
+            parts = tensor.chunk(len(rule.published), dim=rule.dim)
             published |= {_fill(pattern, values): part for pattern, part in zip(rule.published, parts, strict=True)}
         else:
             tensor = tensor.t().contiguous() if rule.transpose else tensor

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diptych.checkpoints.convert import Rule
 
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "module")
 """Entries under which files keep their tensors if they hold more than those."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 """The weights in a folder of the Hugging Face layout."""
@@ -47,7 +47,7 @@ class Layout:
     """Names, as `spelling` leaves them, that a file of this layout has, and their first dimension where that tells."""
     rules: Callable[[Any], Sequence[Rule]]
     """From a model's configuration, which the shapes tell, to the rename table."""
-    task: Callable[[], Any]
+    task: Any
     """The configuration, as published, of the task whose state it is."""
     spelling: tuple[tuple[str, str], ...] = ()
     """Replacements (pattern, new) that turn each variant of a name into the one that the rules know."""

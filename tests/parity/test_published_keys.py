@@ -16,7 +16,8 @@ from diptych.catalog import TASKS
 from diptych.checkpoints.convert import Alias, Rule, absences, counts, find_rule, from_published, to_published
 from diptych.checkpoints.published import recognise, spell
 from diptych.models.albef import Albef, repeat_fusion_layers, start_of_answer_decoder
-from diptych.pretrained import LAYOUTS, Options, convert, make_task_config, sizes
+from diptych.pretrained import LAYOUTS, Options, convert
+from diptych.pretrained.albef import make_task_config, sizes
 from diptych.schema import AlbefConfig, SpecialIds, VisionConfig
 from diptych.task import Task
 from diptych.train.start import start_from
@@ -49,7 +50,7 @@ def full_size(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor
 
 def build(kind: str, config: AlbefConfig, state: dict[str, Tensor], special: SpecialIds) -> Task:
     """The task of the kind, as large as the state."""
-    task = make_task_config(LAYOUTS[KINDS[kind]].task(), state, config)
+    task = make_task_config(LAYOUTS[KINDS[kind]].task, state, config)
     return TASKS[type(task)](Albef(config), task, special)
 
 

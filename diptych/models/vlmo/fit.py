@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diptych.nn.embeddings import resize_positions
-from diptych.nn.relative import resize_table
+from diptych.nn.relative import entry_count, resize_table
 from diptych.schema import ModelConfig, VlmoConfig
 
 Fit = Callable[[Tensor, VlmoConfig, VlmoConfig], Tensor]
@@ -30,6 +31,16 @@ def fit_state(state: Mapping[str, Tensor], origin: ModelConfig, config: VlmoConf
     return fitted
 
 
+def with_text_rows(
+    table: Float[Tensor, "D H"], receiver: Float[Tensor, "E C"], config: VlmoConfig
+) -> Float[Tensor, "E C"]:
+    """A BEiT's relative positions, of all layers or one for all, with the `receiver`'s of texts behind them."""
+    texts = entry_count(grid_side(config), config.max_positions) - len(table)
+    if texts != 2 * config.max_positions + 2:
+        raise ValueError(f"{len(table)} relative positions are not those of {config.image_size} px")
+    return torch.cat([table.repeat(1, receiver.shape[1] // table.shape[1]), receiver[-texts:].to(table)])
+
+
 def grid_side(config: VlmoConfig) -> int:
     """Patches a side."""
     return config.image_size // config.patch_size
@@ -47,7 +58,7 @@ def _text(table: Float[Tensor, "L D"], origin: VlmoConfig, config: VlmoConfig) -
     if config.max_positions > len(table):
         raise ValueError(
             f"texts of {config.max_positions} tokens are longer than the {len(table)} positions that were learnt: "
-            f"set max_positions to {len(table)} at most"
+            f"ask for {len(table)} at most"
         )
     return table[: config.max_positions]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diptych.checkpoints.convert import Count, Drop, Rename, Rule
+from diptych.checkpoints.convert import Absent, Count, Drop, Rename, Rule, Stack
 from diptych.schema import VlmoConfig
 
 _EXPERTS = {"text": "text", "imag": "image", "vl": "fusion"}
@@ -41,7 +41,8 @@ _PARTS = {
     "logit_scale": "log_scale",
     "logit_vl_scale": "vl_log_scale",
 }
-_INDEX_TABLES = ("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index")
+INDEX_TABLES = ("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index")
+_COMPUTED = "which relative position lies where: computed"
 CLASSIFIERS = ("vqa_classifier", "nlvr2_classifier")
 """A task's head: linear, LayerNorm, GELU, linear."""
 
@@ -62,7 +63,7 @@ def published_rules(config: VlmoConfig, classifiers: Sequence[str] = CLASSIFIERS
             for theirs, ours in blocks.items()
         ),
         *(Rename(f"{name}.{{i}}.{{p}}", "head.{i}.{p}") for name in classifiers),
-        *(Drop(name, "which relative position lies where: computed") for name in _INDEX_TABLES),
+        *(Drop(name, _COMPUTED) for name in INDEX_TABLES),
         *_text_positions(config),
     ]
 
@@ -75,3 +76,54 @@ def _text_positions(config: VlmoConfig) -> list[Rule]:
         Drop(table, "never read: positions of texts are relative"),
         Drop(ids, "consecutive numbers of the text positions that are never read"),
     ]
+
+
+# --------------------------------------------------------------------------- BEiT
+
+_LAYER_TABLE = "blocks.{}.attn.relative_position_bias_table"
+SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+"""A BEiT's while it is pre-trained: one for all layers."""
+
+
+def beit_rules(config: VlmoConfig) -> list[Rule]:
+    """Names in a BEiT, as released or of timm → names in the state of a stage with a model of `config` (§3.4).
+
+    The table of relative positions comes without the rows of texts.
+    """
+    blocks = _BLOCK | {
+        "norm2.{p}": "experts.image.norm.{p}",
+        "mlp.fc1.{p}": "experts.image.fc1.{p}",
+        "mlp.fc2.{p}": "experts.image.fc2.{p}",
+    }
+    tables = tuple(_LAYER_TABLE.format(number) for number in range(config.depth))
+    return [
+        Rename("cls_token", "model.image.cls_token"),
+        Rename("pos_embed", "model.image.positions"),
+        Rename("patch_embed.proj.{p}", "model.image.proj.{p}"),
+        Rename("norm.{p}", "model.norm.{p}"),
+        *(Rename(f"blocks.{{i}}.{theirs}", f"model.blocks.{{i}}.{ours}") for theirs, ours in blocks.items()),
+        Stack(tables, "model.positions.table", dim=1),
+        Rename(SHARED_TABLE, "model.positions.table"),
+        Drop("blocks.{i}.attn.relative_position_index", _COMPUTED),
+        Drop("rel_pos_bias.relative_position_index", _COMPUTED),
+        Drop("fc_norm.{p}", "norm of pooled patches, for classes of other pictures"),
+        Drop("head.{p}", "classes of other pictures"),
+        Drop("lm_head.{p}", "predicts codes of a visual tokenizer that the file does not hold"),
+        Drop("mask_token", "stood for hidden patches in its own pre-training"),
+        Absent("model.norm", "not in the file: fresh"),
+        Absent("model.types", "a BEiT tells no texts from images: random"),
+        *(Absent(f"model.{part}", "a BEiT reads no text: random") for part in ("text", "word_head")),
+        Absent("model.blocks.{i}.experts.text", "a BEiT reads no text: random"),
+        Absent("model.blocks.{i}.experts.fusion", "a BEiT fuses nothing: random"),
+        Absent("model.pooler", "a BEiT fuses nothing: random"),
+        *absent(*ALIGNMENT, "match_head"),
+    ]
+
+
+ALIGNMENT = ("log_scale", "vl_log_scale", "image_proj", "text_proj", "vl_image_proj", "vl_text_proj")
+"""What only the contrasts have."""
+
+
+def absent(*parts: str) -> list[Rule]:
+    """Parts of the model that the published file lacks because its stage or task does not use them."""
+    return [Absent(f"model.{part}", "its stage does not use it: random") for part in parts]

@@ -1,0 +1,46 @@
+"""What a checkpoint is, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diptych.checkpoints import store
+from diptych.checkpoints.published import Contents, read, recognise, spell
+from diptych.pretrained.assemble import LAYOUTS, family_of, family_with
+from diptych.pretrained.exchange import layout_of
+from diptych.serialize import from_dict
+
+
+def inspect(path: Path) -> str:
+    """What a file, a folder in the Hugging Face layout, a run or a checkpoint is, in words. Reads shapes only."""
+    if path.is_dir() and ((path / "checkpoints").is_dir() or (path / store.MANIFEST).is_file()):
+        return _inspect_run(path)
+    contents = read(path, shapes_only=True)
+    layout = LAYOUTS[recognise(contents.tensors, LAYOUTS)]
+    state = spell(contents.tensors, layout)
+    lines = [f"{contents.file}: {layout.title}", f"  holds    {len(state)} tensors, {_wrapping(contents)}"]
+    lines += family_of(layout).lines(state, layout)
+    return "\n".join([*lines, f"  can      {'; '.join(layout.able)}"])
+
+
+def _inspect_run(path: Path) -> str:
+    checkpoint = store.load(store.find(path))
+    recipe, fresh = from_dict(checkpoint.recipe), checkpoint.state.get("fresh", [])
+    state = read(checkpoint.folder / "weights.safetensors", shapes_only=True).tensors
+    family, layout = family_with(recipe.model), layout_of(recipe)
+    lines = [
+        f"{checkpoint.folder}: a checkpoint of diptych",
+        f"  holds    {len(state)} tensors of {recipe.name} with {type(recipe.task).__name__}, "
+        f"step {checkpoint.state['step']}",
+    ]
+    lines += family.run_lines(recipe, state) if family else []
+    lines += [f"  random   {', '.join(fresh)}"] if fresh else []
+    lines += [f"  can      {'; '.join(layout.able)}"] if layout else []
+    return "\n".join(lines)
+
+
+def _wrapping(contents: Contents) -> str:
+    if contents.wrapper is None:
+        return "bare"
+    beside = f", beside {', '.join(contents.beside)}" if contents.beside else ""
+    return f'under "{contents.wrapper}"{beside}'
