@@ -34,8 +34,9 @@ def _process(rank: int, size: int, work: Work, folder: Path) -> None:
 def mean_gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Of every parameter that has one, averaged over the processes as data-parallel training does."""
     found = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
-    for gradient in found.values():
-        if dist.is_initialized():
-            dist.all_reduce(gradient)
-            gradient /= dist.get_world_size()
-    return found
+    if not dist.is_initialized():
+        return found
+    flat = torch.cat([gradient.flatten() for gradient in found.values()])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([gradient.numel() for gradient in found.values()])
+    return {name: part.view_as(gradient) for (name, gradient), part in zip(found.items(), parts, strict=True)}

@@ -1,0 +1,109 @@
+"""What a process of a world does with its share of one global batch, for test_pretraining.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from diptych.types import Batch, Progress, Texts
+from tests import tiny
+from tests.worlds import mean_gradients
+
+LENGTHS = (5, 9, 3, 7, 12, 4, 6, 2)
+"""Of the global batch's texts: the longest differs from share to share."""
+IDS = (10, 11, 12, 13, 10, 15, 12, 17)
+"""Of its pictures: some return under another caption in another share."""
+PROGRESS = Progress(step=3, epoch=2.0, seed=5)
+
+CASES: dict[str, dict[str, Any]] = {
+    "all three losses": {},
+    "absolute positions": {"model": {"positions": "absolute", "layer_scale": None}},
+    "main branch": {"itc_branches": "main"},
+    "vl branch": {"itc_branches": "vl"},
+    "ITC alone": {"itm": 0.0, "mlm": 0.0},
+    "ITM alone": {"itc": 0.0, "mlm": 0.0},
+    "MLM alone": {"itc": 0.0, "itm": 0.0},
+    "one word in eight texts": {"mask_probability": 0.001, "whole_words": False},
+    "easy negatives": {"hard_negatives": False},
+    "false negatives": {"false_negatives": "keep"},
+    "align first": {"fuse_start": 10},
+}
+"""Changes of the task whose result is the same however many processes there are."""
+OWN = {"negatives": "own"}
+RELEASED = {"gather": "released"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Losses and gradients, averaged over the processes."""
+
+    losses: dict[str, float]
+    gradients: dict[str, Tensor]
+    drawn: list[tuple[int, int]] = field(default_factory=list)
+    """Of the whole batch's pairs: picture and text drawn as this process's negatives."""
+    width: int = 0
+    """Of this process's grid of texts."""
+
+
+def share_of(rank: int, size: int) -> Batch:
+    """Consecutive pairs of the global batch, padded no further than they need."""
+    whole, each = tiny.batch(LENGTHS, IDS), len(LENGTHS) // size
+    rows = slice(rank * each, (rank + 1) * each)
+    width = max(LENGTHS[rows])
+    texts = Texts(whole.texts.input_ids[rows, :width], whole.texts.attention_mask[rows, :width])
+    return Batch(whole.pixels[rows], texts, whole.image_ids[rows])
+
+
+def averaged(value: Tensor) -> float:
+    value = value.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value.item()
+
+
+def step(rank: int, size: int, changes: dict[str, Any]) -> Found:
+    task, batch = tiny.vlmo_pretraining(**changes), share_of(rank, size)
+    losses = task(batch, PROGRESS)
+    losses.total.backward()
+    means = {name: averaged(term.mean) for name, (_, term) in losses.terms.items()}
+    made = task.run(batch, task.draw(batch, PROGRESS))
+    drawn = [] if made.negatives is None else list(zip(*(part.tolist() for part in made.negatives), strict=True))
+    return Found(means, mean_gradients(task), drawn, batch.texts.input_ids.shape[1])
+
+
+def wrapped_step(rank: int, size: int) -> Found:
+    """The same, averaged by torch's own data-parallel wrapper, twice in a row."""
+    task, batch = tiny.vlmo_pretraining(), share_of(rank, size)
+    wrapper = DistributedDataParallel(task, forward_sync_buffers=False) if size > 1 else task
+    for _ in range(2):
+        task.zero_grad(set_to_none=True)
+        losses = wrapper(batch, PROGRESS)
+        losses.total.backward()
+    means = {name: averaged(term.mean) for name, (_, term) in losses.terms.items()}
+    return Found(means, {name: weight.grad for name, weight in task.named_parameters() if weight.grad is not None})
+
+
+def unequal(rank: int, size: int) -> str:
+    """What a process says to shares of different sizes."""
+    batch = tiny.batch(LENGTHS[: 2 + rank], IDS[: 2 + rank])
+    try:
+        tiny.vlmo_pretraining()(batch, replace(PROGRESS))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def everything(rank: int, size: int) -> dict[str, Any]:
+    """All that the tests ask of a world."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {name: step(rank, size, changes) for name, changes in CASES.items()}
+    found |= {"own": step(rank, size, OWN), "released": step(rank, size, RELEASED)}
+    found["wrapped"] = wrapped_step(rank, size)
+    found["unequal"] = unequal(rank, size)
+    return found
