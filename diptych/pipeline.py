@@ -46,8 +46,9 @@ from diptych.device import find_device
 from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval, evaluate_task
 from diptych.evaluate.tasks import JUDGES, has_label
 from diptych.metrics.judged import MAIN, TaskResult
-from diptych.models.albef import AlbefPretraining
+from diptych.models.albef import AlbefInspection, AlbefPretraining
 from diptych.models.visual_tokenizer import VisualTokenizerTraining
+from diptych.models.vlmo.pretraining import VlmoPretraining
 from diptych.models.vlmo.vision import VisionStage
 from diptych.predict import Predictor, load
 from diptych.recipes.override import override
@@ -68,6 +69,7 @@ from diptych.schema import (
     Recipe,
     VisionStageConfig,
     VisualTokenizerConfig,
+    VlmoPretrainConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
@@ -550,10 +552,10 @@ def write(evaluated: Evaluated) -> Path:
 
 
 def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
-    """Hard negatives and the teacher's answers for the first training pairs, where the run was pre-training."""
+    """Hard negatives and a teacher's answers for the first training pairs, where the run was pre-training on pairs."""
     predictor = evaluated.predictor
     recipe, tokenizer = predictor.recipe, predictor.tokenizer
-    if not isinstance(recipe.task, AlbefPretrainConfig):
+    if not isinstance(recipe.task, AlbefPretrainConfig | VlmoPretrainConfig):
         return (), ()
     source = catalog.open_source(recipe.data, "train")
     dataset = PairDataset(source, TrainTransform(recipe.data, recipe.model.image_size), tokenizer, recipe.data, 0)
@@ -561,13 +563,16 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     if fetched.batch is None:
         return (), ()
     opened = open_task(predictor.origin)
-    assert isinstance(opened.task, AlbefPretraining)
+    assert isinstance(opened.task, AlbefPretraining | VlmoPretraining)
     seen = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
+    if seen is None:
+        return (), ()
     clean = [record.clean[0] if record.clean else None for record in fetched.records]
-    return (
-        negative_examples(seen, fetched.batch, tokenizer, recipe.data.normalise),
-        teacher_examples(seen, fetched.batch, tokenizer, recipe.data.normalise, clean),
-    )
+    normalise = recipe.data.normalise
+    negatives = negative_examples(seen, fetched.batch, tokenizer, normalise)
+    if not isinstance(seen, AlbefInspection):
+        return negatives, ()
+    return negatives, teacher_examples(seen, fetched.batch, tokenizer, normalise, clean)
 
 
 def write_judged(judged: Judged) -> Path:

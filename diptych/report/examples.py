@@ -26,8 +26,8 @@ WORDS = 2
 
 
 @runtime_checkable
-class Inspection(Protocol):
-    """What a look into one pre-training pass of B pairs shows. Texts and images are counted within the batch."""
+class Negatives(Protocol):
+    """The negatives that one pre-training pass of B pairs has drawn. Texts and images are counted within the batch."""
 
     @property
     def negative_text_index(self) -> Int[Tensor, "B"]:
@@ -44,6 +44,11 @@ class Inspection(Protocol):
 
     @property
     def negative_image_probability(self) -> Float[Tensor, "B"]: ...
+
+
+@runtime_checkable
+class Inspection(Negatives, Protocol):
+    """What a look into a pass with a momentum teacher shows."""
 
     @property
     def masked(self) -> RowList:
@@ -93,7 +98,7 @@ def query_examples(
 
 
 def negative_examples(
-    seen: Inspection, batch: Batch, tokenizer: Tokenizer, normalise: Normalise, count: int = 8
+    seen: Negatives, batch: Batch, tokenizer: Tokenizer, normalise: Normalise, count: int = 8
 ) -> tuple[NegativeExample, ...]:
     """The first `count` pairs of a batch with the negatives drawn for them."""
     texts = [tokenizer.decode(ids) for ids in batch.texts.input_ids.tolist()]
