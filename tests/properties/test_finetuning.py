@@ -220,7 +220,7 @@ def test_without_a_queue_the_batch_is_all_there_is() -> None:
     losses = task(batch(), LATER)
     task.after_step([losses.carry])
     assert losses.total.isfinite()
-    assert contrast_of(task).image_to_text.shape == (4, 4)
+    assert contrast_of(task).logits.image_to_text.shape == (4, 4)
 
 
 # --------------------------------------------------------------------------- entailment
