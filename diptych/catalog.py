@@ -26,6 +26,7 @@ from diptych.data.record import (
 from diptych.data.sources import albef as albef_lists
 from diptych.data.sources import (
     conceptual,
+    files,
     folder,
     img2dataset,
     jsonl,
@@ -36,11 +37,12 @@ from diptych.data.sources import (
     scene_tasks,
     scenes,
     snli_ve,
+    texts,
     visual_genome,
 )
 from diptych.data.sources import nlvr2 as nlvr2_files
 from diptych.data.sources import vqa as vqa_files
-from diptych.data.sources.files import Found, each, open_layout, without_texts
+from diptych.data.sources.files import FileSource, Found, each, open_layout, without_pictures, without_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.models import albef as albef_model
 from diptych.models import visual_tokenizer
@@ -50,7 +52,7 @@ from diptych.models.vlmo import pretraining as vlmo_pretraining
 from diptych.models.vlmo import vision as vlmo_vision
 from diptych.nn.visual_tokenizer import VisualTokenizer
 from diptych.recipes import albef as albef_recipes
-from diptych.recipes import albef_base_tasks, albef_tasks
+from diptych.recipes import albef_base_tasks, albef_tasks, vlmo_stages
 from diptych.recipes import vlmo as vlmo_recipes
 from diptych.schema import (
     AlbefConfig,
@@ -131,8 +133,9 @@ LAYOUTS: dict[str, Callable[[str, DataConfig], Found]] = {
 """What reads all that a published layout says, from a path or several with commas between them. VQA v2, SBU and RefCOCO
 are in several files, which belong together."""
 
-SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
+SOURCES: dict[str, Callable[[DataConfig, Split], Any]] = {
     "scenes": scenes.open_scenes,
+    "texts": texts.open_texts,
     **{name: partial(open_layout, read) for name, read in LAYOUTS.items()},
 }
 
@@ -163,6 +166,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "vlmo_base": vlmo_recipes.vlmo_base,
     "vlmo_base_plus": vlmo_recipes.vlmo_base_plus,
     "vlmo_large": vlmo_recipes.vlmo_large,
+    "visual_tokenizer_tiny": vlmo_stages.visual_tokenizer_tiny,
+    "visual_tokenizer_base": vlmo_stages.visual_tokenizer_base,
+    "vlmo_tiny_vision": vlmo_stages.vlmo_tiny_vision,
+    "vlmo_base_vision": vlmo_stages.vlmo_base_vision,
+    "vlmo_base_plus_vision": vlmo_stages.vlmo_base_plus_vision,
+    "vlmo_large_vision": vlmo_stages.vlmo_large_vision,
 }
 
 
@@ -183,10 +192,12 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
         raise ValueError(_unknown("data.source", config.source, SOURCES))
     if config.source == "scenes" and kind is not Record:
         return scene_tasks.open_scene_task(config, split, kind)
-    if kind is Picture:
+    if kind is Picture and config.source in LAYOUTS:
         layout = LAYOUTS["pictures" if config.source in BARE else config.source]
         return without_texts(open_layout(layout, config, split))
     source = SOURCES[config.source](config, split)
+    if kind is PlainText and isinstance(source, FileSource) and not isinstance(source.record(0), PlainText):
+        return without_pictures(source)
     check_kind(source, kind, f"data.source={config.source}")
     return source
 
@@ -215,10 +226,17 @@ def record_kind(task: TaskConfig) -> type[AnyRecord]:
     return RECORDS.get(type(task), Record)
 
 
+def read_splits(config: DataConfig) -> dict[Split, Found]:
+    """All that `data.source` leads to, by split, with what is wrong with it. Raises ValueError."""
+    if config.source == "texts":
+        return texts.read_splits(config)
+    return files.read_splits(find_layout(config.source), config)
+
+
 def find_layout(name: str) -> Callable[[str, DataConfig], Found]:
     """Raises ValueError listing the known layouts."""
     if name not in LAYOUTS:
-        raise ValueError(_unknown("layout", name, LAYOUTS))
+        raise ValueError(_unknown("layout", name, {**LAYOUTS, "texts": None}))
     return LAYOUTS[name]
 
 

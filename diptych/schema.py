@@ -500,7 +500,7 @@ Normalise = Literal["albef", "vlmo"]
 @dataclass(frozen=True)
 class DataConfig:
     source: str = "scenes"
-    """A name of catalog.SOURCES: scenes, folder, jsonl, pictures, albef, or a published layout: karpathy (COCO,
+    """A name of catalog.SOURCES: scenes, folder, jsonl, pictures, texts, albef, or a published layout: karpathy (COCO,
     Flickr30k), visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
     path: str | None = None
     """Folder, JSONL file or annotation list that the source reads; several with commas between them."""

@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.add_argument("layout", help="as data.source: jsonl, folder, albef, karpathy, vqa, refcoco, …")
+    parser.add_argument("layout", help="as data.source: jsonl, folder, texts, albef, karpathy, vqa, refcoco, …")
     parser.add_argument("path", help="its file or folder; several files with commas between them")
     parser.add_argument("--root", help="folder that relative picture paths start from (default: beside the file)")
     parser.add_argument("--validation", metavar="PATH", help="the validation split, where it has a file of its own")
@@ -44,14 +44,13 @@ def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
 
 
 def _read(given: argparse.Namespace) -> tuple[DataConfig, dict[Split, Found]]:
-    from diptych.catalog import find_layout
-    from diptych.data.sources.files import read_splits
+    from diptych.catalog import read_splits
     from diptych.schema import DataConfig
 
     config = DataConfig(
         source=given.layout, path=given.path, root=given.root, validation_path=given.validation, test_path=given.test
     )
-    return config, read_splits(find_layout(given.layout), config)
+    return config, read_splits(config)
 
 
 def _validate(given: argparse.Namespace) -> None:

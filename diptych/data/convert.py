@@ -28,7 +28,7 @@ def write_splits(parts: Mapping[Split, Found], folder: Path, shard_bytes: int | 
     it, since they are drawn from the JSONL as well. Records that cannot be used are left out and named. Raises
     ValueError if there is nothing to write.
     """
-    kept: dict[Split, list[AnyRecord]] = {
+    kept: dict[Split, Sequence[AnyRecord]] = {
         split: parts[split].records for split in SPLITS if parts[split].records and not parts[split].drawn
     }
     drawn = [record for split in SPLITS if parts[split].drawn for record in parts[split].records]
@@ -48,7 +48,8 @@ def _said(kept: Mapping[Split, Sequence[AnyRecord]], files: Mapping[Split, Path]
     lines = [f"{file}: {len(kept[split])} records" for split, file in files.items()]
     names = {"train": "data.path", "validation": "data.validation_path", "test": "data.test_path"}
     use = " ".join(f"{names[split]}={file}" for split, file in files.items())
-    return "\n".join([*lines, *lost, f"use them with: data.source=jsonl {use}"])
+    source = "texts" if all(isinstance(records[0], PlainText) for records in kept.values()) else "jsonl"
+    return "\n".join([*lines, *lost, f"use them with: data.source={source} {use}"])
 
 
 def _pack(pictures: Iterable[str], folder: Path, shard_bytes: int) -> dict[str, str]:

@@ -20,11 +20,12 @@ from diptych.data.record import (
     BadRecord,
     Entailment,
     PairStatement,
+    PlainText,
     Question,
     Referring,
     Split,
 )
-from diptych.data.sources.files import Found, listing
+from diptych.data.sources.files import Found, draw_number, listing
 from diptych.schema import DataConfig
 
 CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
@@ -94,11 +95,13 @@ def validate(parts: Mapping[Split, Found], config: DataConfig, open_pictures: bo
     errors = [error for check in splits for error in _errors(check)]
     notes = [note for check in splits for note in _notes(check, config)]
     for one, other in combinations(SPLITS, 2):
-        shared = _shared(parts[one], parts[other], seen)
+        of_texts = _of_texts(parts[one]) and _of_texts(parts[other])
+        shared = _shared_texts(parts[one], parts[other]) if of_texts else _shared(parts[one], parts[other], seen)
         if shared:
             # A drawn split cannot be chosen better by hand: what its copies are worth is for the user to say.
             where = errors if one == "train" and not parts[other].drawn else notes
-            where.append(f"{one} and {other} share {_many(shared, 'picture')}: {_some(shared)}")
+            things = _many(shared, "text" if of_texts else "picture")
+            where.append(f"{one} and {other} share {things}: {_some(shared)}")
         if ids := sorted(_ids(parts[one]) & _ids(parts[other])):
             notes.append(f"{one} and {other} share {_many(ids, 'id')}: {_some(ids)}")
     return Check(splits, tuple(errors), tuple(notes))
@@ -152,14 +155,16 @@ def _check(split: Split, found: Found, config: DataConfig, seen: _Pictures | Non
 
 
 def _is_long(record: AnyRecord, max_words: int) -> bool:
+    if isinstance(record, PlainText):
+        return False
     clean = clean_question if isinstance(record, Question) else clean_caption
     return any(clean(text, max_words) != clean(text, len(text) + 1) for text in record.texts)
 
 
 def _repeated(records: Iterable[AnyRecord]) -> Iterator[str]:
-    said: set[Any] = set()
+    said: set[int] = set()  # of as many texts as there may be, no more than a number each
     for record in records:
-        what = (record.image_ids, record.texts, getattr(record, "box", None))
+        what = hash((record.image_ids, record.texts, getattr(record, "box", None)))
         if what in said:
             yield record.id
         said.add(what)
@@ -179,7 +184,19 @@ def _lacks_label(record: AnyRecord, split: Split) -> bool:
     return isinstance(record, Referring) and split != "train" and record.box is None
 
 
+def _of_texts(found: Found) -> bool:
+    return bool(found.records) and isinstance(found.records[0], PlainText)
+
+
+def _shared_texts(one: Found, other: Found) -> list[str]:
+    """Names of texts of `other` that `one` has too; of `one`, which may be far larger, nothing is kept."""
+    names = {draw_number(record.text): record.id for record in other.records}
+    return sorted({names[number] for record in one.records if (number := draw_number(record.text)) in names})
+
+
 def _ids(found: Found) -> set[str]:
+    if _of_texts(found):  # their names are their places
+        return set()
     return {record.id for record in found.records}
 
 
@@ -212,7 +229,8 @@ def _counts(check: SplitCheck) -> Iterator[str]:
         yield f"{check.split}: empty"
         return
     what = TASK_NAMES.get(check.kind, "none")
-    yield f"{check.split}: {check.records} records ({what}), {check.pictures} pictures, {check.texts} texts"
+    pictures = f"{check.pictures} pictures, " * (check.kind is not PlainText)
+    yield f"{check.split}: {check.records} records ({what}), {pictures}{check.texts} texts"
     if check.bad:
         reasons = ", ".join(f"{n} × {why}" for why, n in Counter(error.reason for error in check.bad).most_common())
         yield f"  {len(check.bad)} cannot be used: {reasons}"

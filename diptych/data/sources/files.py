@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,7 +70,8 @@ class FileSource(Generic[R]):
 class Found:
     """What reading a list or folder gave so far: records of one task."""
 
-    records: list[Any] = field(default_factory=list)
+    records: Sequence[Any] = field(default_factory=list)
+    """A list while it is read; of a split that is streamed, whatever gives its records one by one."""
     skipped: list[BadRecord] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     splits: dict[str, Split] = field(default_factory=dict)
@@ -128,6 +130,7 @@ class Found:
         )
 
     def _keep(self, record: AnyRecord, split: Split | None) -> None:
+        assert isinstance(self.records, list)
         self.ids.add(record.id)
         self.records.append(record)
         if split is not None:
@@ -246,17 +249,53 @@ def each(read: Callable[[str, DataConfig], Found]) -> Callable[[str, DataConfig]
 
 def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
     """The lines of a file that hold something, each as (FILE:LINE, what it says, or BadRecord why that is unknown)."""
+    for _, number, content in lines_of(file):
+        name = f"{file}:{number}"
+        try:
+            yield name, parsed(content, name)
+        except BadRecord as error:
+            yield name, error
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The lines of a file that hold something: where each begins, its number from 1, its content."""
+    start = 0
     with file.open("rb") as stream:  # bytes, so that one broken line does not spoil the others
         for number, line in enumerate(stream, start=1):
-            content = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            name = f"{file}:{number}"
-            try:
-                if content:
-                    yield name, json.loads(content.decode())
-            except UnicodeDecodeError as error:
-                yield name, BadRecord(name, "line is not UTF-8", str(error))
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield name, BadRecord(name, "line is not JSON", str(error))
+            if content := line_content(line, number):
+                yield start, number, content
+            start += len(line)
+
+
+def line_content(line: bytes, number: int) -> bytes:
+    """A line without the white space around it; some editors put a mark before the first."""
+    return (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
+
+
+def parsed(content: bytes, name: str) -> Any:
+    """What a line of JSON says. Raises BadRecord."""
+    try:
+        return json.loads(decoded(content, name))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadRecord(name, "line is not JSON", str(error)) from None
+
+
+def decoded(content: bytes, name: str) -> str:
+    """A line as text. Raises BadRecord."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord(name, "line is not UTF-8", str(error)) from None
+
+
+def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar shard, in its order. Raises tarfile.TarError, OSError or EOFError where it is broken."""
+    with tarfile.open(shard, "r:") as archive:
+        yield from (member for member in archive if member.isreg())
+    with shard.open("rb") as stream:  # one that was cut between two members looks whole otherwise
+        stream.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+        if any(stream.read()):
+            raise tarfile.ReadError("it does not end as tar files do")
 
 
 # --------------------------------------------------------------------------- splits
@@ -311,7 +350,7 @@ def _divided(found: Found, config: DataConfig, split: Split) -> Found:
     if found.splits:
         return found.of(split)
     held = _held_out(found, config)
-    kept = [record for record in found.records if held.get(record.image_ids[0], "train") == split]
+    kept = [record for record in found.records if held.get(_shown(record)[0], "train") == split]
     return Found(kept, found.skipped) if split == "train" else Found(kept, drawn=True)
 
 
@@ -343,19 +382,23 @@ def _given(found: Found, path: str, split: Split) -> FileSource[Any]:
 
 def _held_out(found: Found, config: DataConfig) -> dict[str, Split]:
     """The pictures of `config.path` that training must not see, each with its split."""
-    if not 0 <= config.held_out < 0.5:
-        raise ValueError(f"data.held_out is {config.held_out}: it must be at least 0 and below 0.5")
     group_of = _groups(found.records)
     groups = sorted(set(group_of.values()), key=_draw)
-    count = round(config.held_out * len(groups))
-    if config.held_out > 0:
-        count = max(count, min(LEAST_DRAWN, len(groups) // 4))
+    count = held_out_count(len(groups), config.held_out)
     held: dict[str, Split] = {}
     if config.validation_path is None:
         held |= dict.fromkeys(groups[:count], "validation")
     if config.test_path is None:
         held |= dict.fromkeys(groups[count : 2 * count], "test")
     return {picture: held[group] for picture, group in group_of.items() if group in held}
+
+
+def held_out_count(groups: int, share: float) -> int:
+    """How many of so many pictures an evaluation split gets. Raises ValueError for a share that leaves nothing."""
+    if not 0 <= share < 0.5:
+        raise ValueError(f"data.held_out is {share}: it must be at least 0 and below 0.5")
+    count = round(share * groups)
+    return max(count, min(LEAST_DRAWN, groups // 4)) if share > 0 else count
 
 
 def _groups(records: Iterable[AnyRecord]) -> dict[str, str]:
@@ -369,13 +412,19 @@ def _groups(records: Iterable[AnyRecord]) -> dict[str, str]:
         return picture
 
     for record in records:
-        first, last = sorted((top(record.image_ids[0]), top(record.image_ids[-1])))
+        seen = _shown(record)
+        first, last = sorted((top(seen[0]), top(seen[-1])))
         above[last] = first  # so that a group's name is its least, whatever the order
     return {picture: top(picture) for picture in above}
 
 
-def _draw(image_id: str) -> tuple[bytes, str]:
-    return hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), image_id
+def _draw(image_id: str) -> tuple[int, str]:
+    return draw_number(image_id), image_id
+
+
+def draw_number(identity: str) -> int:
+    """What splits are drawn by: those with the least of these 64-bit numbers are held out."""
+    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _readable(records: Iterable[AnyRecord]) -> FileSource[Any]:
@@ -403,6 +452,23 @@ def _why_empty(found: Found, source: FileSource[Any], config: DataConfig, split:
         f" data.held_out={config.held_out:g} leaves none for it. Give more pictures, another share, or"
         f" data.validation_path and data.test_path.{reasons}"
     )
+
+
+def _shown(record: AnyRecord) -> Sequence[str]:
+    """What must not fall into two splits: a record's pictures, or what it says without any."""
+    return record.image_ids or record.texts
+
+
+def without_pictures(source: FileSource[Any]) -> FileSource[PlainText]:
+    """Each text of a source, whatever it was said of. Raises ValueError where there is none."""
+    texts = tuple(
+        PlainText(record.id if len(record.texts) == 1 else f"{record.id}, text {number}", text)
+        for record in source.records
+        for number, text in enumerate(record.texts, start=1)
+    )
+    if not texts:
+        raise ValueError("this task needs texts, and the data has none: choose a data.source that does")
+    return FileSource(texts, source.skipped)
 
 
 def without_texts(source: FileSource[Any]) -> FileSource[Picture]:

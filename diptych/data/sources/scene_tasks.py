@@ -11,10 +11,22 @@ from typing import Any
 
 from PIL import Image
 
-from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Picture, Question, Referring, Split
+from diptych.data.cleanup import clean_caption
+from diptych.data.record import (
+    AnyRecord,
+    BadRecord,
+    Entailment,
+    PairStatement,
+    Picture,
+    PlainText,
+    Question,
+    Referring,
+    Split,
+)
 from diptych.data.scenes.examples import entailment_example, pair_example, question_example, referring_example
 from diptych.data.scenes.generator import check, make_scene, render
 from diptych.data.scenes.sprites import sprite_set
+from diptych.data.sources.scenes import Scenes
 from diptych.schema import DataConfig, ScenesConfig
 
 
@@ -56,6 +68,12 @@ def _picture(source: SceneTask, index: int) -> Picture:
     return Picture(source.name(index), make_scene(source.config, source.split, index), identity)
 
 
+def _plain_text(source: SceneTask, index: int) -> PlainText:
+    """What the scene's caption says elsewhere, cleaned as it is there."""
+    (caption,) = Scenes(source.config, source.split).record(index).captions
+    return PlainText(source.name(index), clean_caption(caption, len(caption)))
+
+
 def _entailment(source: SceneTask, index: int) -> Entailment:
     scene, said = entailment_example(source.config, source.split, index)
     return Entailment(source.name(index), scene, said.text, said.label, source.image_id(index))
@@ -91,6 +109,7 @@ def _referring(source: SceneTask, index: int) -> Referring:
 
 MAKERS: dict[type, Callable[[SceneTask, int], AnyRecord]] = {
     Picture: _picture,
+    PlainText: _plain_text,
     Entailment: _entailment,
     Question: _question,
     PairStatement: _statement,
