@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych import catalog
 from diptych.compare.parameters import parameters
 from diptych.compare.quality import quality, same_data
 from diptych.compare.speed import ROUNDS, measured, training
 from diptych.compare.text import as_text
+from diptych.data.record import Record
 from diptych.pipeline import ranks_pairs
 from diptych.predict import Predictor, load
 from diptych.report.compared import ComparedRun, Comparison
@@ -48,7 +50,8 @@ def compare(runs: Sequence[Path], rounds: int = ROUNDS) -> Comparison:
 
 def _predictor(run: Path) -> Predictor | None:
     """The run's model, if it was trained to rank pairs."""
-    return load(run) if ranks_pairs(stored_recipe(run)) else None
+    recipe = stored_recipe(run)
+    return load(run) if ranks_pairs(recipe) and catalog.record_kind(recipe.task) is Record else None
 
 
 def write(found: Comparison, folder: Path) -> Path:

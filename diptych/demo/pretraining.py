@@ -9,7 +9,7 @@ from pathlib import Path
 from diptych import catalog, compare, pipeline
 from diptych.checkpoints import store
 from diptych.demo.systems import SYSTEMS, Demonstration, Stage
-from diptych.report import collect, summary, write_report
+from diptych.report import summary
 from diptych.schema import Recipe, VisionStageConfig
 from diptych.train.state import stored_recipe
 
@@ -27,7 +27,8 @@ def demo(shown: Demonstration) -> Path:
     for stage in shown.system.stages:
         place = shown.stage_folder(stage)
         _train(stage_recipe(shown, stage), place)
-        print(f"Report:  {write_report(place, collect(place))}")
+        if not (place / "report.html").exists():
+            print(f"Report:  {pipeline.report(place)}")
     _train(linked(shown, catalog.find_recipe(shown.system.recipe)), folder)
     evaluated = pipeline.measure(folder)
     page = pipeline.write(evaluated)

@@ -92,8 +92,8 @@ def _marks(score: Score, place: int) -> list[Html]:
 def _speed(found: Comparison) -> list[Html]:
     intro = (
         "Training as each run's log says, without validations, whatever else the machine did then. The rest was "
-        "measured for this page on one machine, every model in turn, in several rounds: the median, the least and the most. A "
-        "query is one text among encoded test pictures."
+        "measured for this page on one machine, every model in turn, in several rounds: the median, the least and the "
+        "most. A query is one text among encoded test pictures."
     )
     return [tag("p", intro, class_="intro"), _table(_bar_heads(found), [_rates(one) for one in found.speed])]
 

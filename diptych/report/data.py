@@ -196,7 +196,7 @@ class Trained:
     """Pairs, pictures, or texts that it saw, each as often as it saw it."""
     seconds: float
     measures: tuple[tuple[str, str], ...]
-    """Its own at its end, in training: name and value."""
+    """Its own, at its end: name and value."""
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ def _training(data: ReportData) -> list[Html]:
 
 
 def _stages(stages: Sequence[Trained]) -> list[Html]:
-    intro = "The runs that this one started from, in their order, each with its own measures at its end, in training."
+    intro = "The runs that this one started from, in their order, each with its own measures at its end."
     heads = tag("tr", [tag("th", name) for name in ("", "Steps", "Records seen", "Time", "Measures")])
     return [
         tag("p", intro, class_="intro"),

@@ -6,18 +6,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from diptych.report.charts import number
 from diptych.report.data import Trained
+from diptych.report.judged import FIGURES, REFERENCES, WORDINGS
 from diptych.report.metrics import read_metrics
+from diptych.serialize import KIND
 
-MEASURES = {
-    "code_perplexity": ("codes in use (perplexity)", 1.0, ""),
+IN_TRAINING = {
+    "code_perplexity": ("perplexity of the codes' use", 1.0, ""),
     "code_accuracy": ("visual tokens guessed", 100.0, " %"),
-    "commonest_code": ("the commonest code, always", 100.0, " %"),
+    "commonest_code": ("always the commonest code", 100.0, " %"),
     "mlm_accuracy": ("hidden words guessed", 100.0, " %"),
     "perplexity": ("perplexity of a hidden word", 1.0, ""),
 }
-"""What a stage is judged by: its measure in training, its name, its factor, its unit."""
+"""Measures of a log by their key: their name, factor and unit."""
+OFFICIAL = {kind.__name__: wording.measure for kind, wording in WORDINGS.items()}
 
 
 def trained(folder: Path) -> tuple[Trained, ...]:
@@ -39,16 +44,29 @@ def _trained(folder: Path) -> Iterator[Trained]:
     last: Mapping[str, float] = lines[-1] if lines else {}
     yield Trained(
         recipe["name"], str(folder), int(last.get("step", 0)), int(last.get("pairs", 0)), last.get("seconds", 0.0),
-        tuple(_measures(lines)),
+        tuple(_evaluated(folder, recipe) or _logged(lines)),
     )  # fmt: skip
 
 
-def _measures(lines: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
+def _evaluated(folder: Path, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of a run that was judged record by record: on unseen ones, what did not look, and other figures."""
+    file, official = folder / "eval.json", OFFICIAL.get(recipe.get("task", {}).get(KIND, ""))
+    if not file.is_file() or official is None:
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    shares = {"accuracy": official} | {f"references.{key}": name for key, name in REFERENCES.items()}
+    return [
+        *((name, f"{found[key]:.1f} %") for key, name in shares.items() if key in found),
+        *((name, number(found[key])) for key, name in FIGURES.items() if key in found),
+    ]
+
+
+def _logged(lines: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
     """As of the last line that has them."""
-    for key, (name, factor, unit) in MEASURES.items():
+    for key, (name, factor, unit) in IN_TRAINING.items():
         values = [line[f"measures.{key}"] for line in lines if f"measures.{key}" in line]
         if values:
-            yield name, f"{factor * values[-1]:.1f}{unit}"
+            yield f"{name}, in training", f"{number(factor * values[-1])}{unit}"
 
 
 def training_rate(folder: Path) -> float | None:
