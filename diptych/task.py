@@ -125,9 +125,10 @@ class Task(nn.Module, ABC):
         return {name: value for name, value in found.items() if name.startswith(kept)}
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
-        """Parts of the model that a run of recipe `origin` stored without having taught them: they begin afresh.
+        """Parts of the model that a run of recipe `origin` stored without having taught them.
 
-        Where its `text` is among them, words may have other numbers than they had there. By default none.
+        They begin afresh, or as `adapt` says, which is not shown what was stored of them. Where the model's `text` is
+        among them, words may have other numbers than they had there. By default none.
         """
         return ()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.data.answers import answer_vocabulary
@@ -24,10 +24,12 @@ from diptych.metrics.judged import MAIN, Decision, TaskResult
 from diptych.metrics.nlvr2 import nlvr2_accuracy
 from diptych.metrics.vqa import FULL, Normalisation, VqaAccuracy, vqa_accuracy
 from diptych.models.visual_tokenizer import perplexity, use_of
+from diptych.models.vlmo.language import MaskedTexts
 from diptych.schema import (
     EntailmentConfig,
     GroundingConfig,
     GroundingTrainingConfig,
+    LanguageStageConfig,
     Nlvr2Config,
     TextAssignmentConfig,
     VisionStageConfig,
@@ -186,13 +188,54 @@ def _judge_hidden_patches(task: Any, asked: Iterable[Asked], tokenizer: Tokenize
     )
 
 
+def _judge_hidden_words(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+    """Whether the likeliest word at each hidden place is the one that stands there, and how uncertain the model is."""
+    decisions: list[Decision] = []
+    owners: list[str] = []
+    right, hits, surprise = [], [], []
+    for one in asked:
+        masked, logits = task.predict(one.batch, len(decisions))
+        owner = masked.rows.pair.tolist()
+        chances = _finite(logits, [one.records[row] for row in owner]).log_softmax(1)
+        best = chances.max(dim=1)
+        right.append(masked.words.cpu())
+        hits.append((best.indices == masked.words).cpu())
+        surprise.append(-chances.gather(1, masked.words[:, None])[:, 0].double().cpu())
+        owners += [one.records[row].id for row in owner]
+        decisions += _guessed(one, masked, best.indices, best.values.exp(), tokenizer)
+    words = torch.cat(right)
+    if not len(words):
+        raise ValueError("nothing to measure: no text of the split has a word that can be hidden")
+    values = {"hits": torch.cat(hits), "always": words == words.bincount().argmax()}
+    found, always = (estimate(each.double().numpy(), owners, resamples) for each in values.values())
+    perplexity_of_words = torch.cat(surprise).mean().exp().item()
+    return TaskResult(
+        {MAIN: found}, {"commonest": always}, decisions=tuple(decisions), figures={"perplexity": perplexity_of_words}
+    )
+
+
+def _guessed(
+    one: Asked, masked: MaskedTexts, said: Int[Tensor, "R"], probability: Float[Tensor, "R"], tokenizer: Tokenizer
+) -> Iterator[Decision]:
+    """Of each text: what was said of its hidden words, with the mean probability, and the share that is right."""
+    ids = one.batch.texts.input_ids.clone()
+    ids[masked.rows.pair, masked.rows.position] = tokenizer.mask_id
+    for row, record in enumerate(one.records):
+        here = masked.rows.pair == row
+        guessed, right = said[here].tolist(), masked.words[here].tolist()
+        score = sum(a == b for a, b in zip(guessed, right, strict=True)) / len(right) if right else None
+        sure = probability[here].mean().item() if right else None
+        texts = (" ".join(map(tokenizer.token, some)) for some in (guessed, right))
+        yield Decision(record.id, next(texts), sure, next(texts), score, shown=tokenizer.decode(ids[row].tolist()))
+
+
 def _judge_repainted(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """The share of the pictures' variance that their codes give back, and how evenly the codes are used."""
     errors, flat, sums, squares, codes = [], [], [], [], []
     records: list[AnyRecord] = []
     for one in asked:
         made, pixels = task.predict(one.batch), one.batch.pixels.double()
-        errors.append(_finite(made.error, one.records).double())
+        errors.append(_finite(made.error[:, None], one.records)[:, 0].double())
         sums.append(pixels.mean((2, 3)))
         squares.append(pixels.square().mean((2, 3)))
         flat.append((squares[-1] - sums[-1].square()).mean(1))
@@ -362,6 +405,7 @@ JUDGES: dict[type, Judge] = {
     VqaClosedSetConfig: _judge_answers,
     GroundingTrainingConfig: _judge_boxes,
     VisionStageConfig: _judge_hidden_patches,
+    LanguageStageConfig: _judge_hidden_words,
     VisualTokenizerTrainingConfig: _judge_repainted,
 }
 """By the type of a recipe's `task`. What is not here is measured as retrieval."""

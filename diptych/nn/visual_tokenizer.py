@@ -19,6 +19,10 @@ NORM_GROUPS = 8
 LEAST_WIDTH = 32
 """Channels at the finest resolution, unless `width` is less; they double with each halving up to `width`."""
 
+SCORE_SPREAD = 2.3
+"""Deviation of the scores' first weights, times √width. With it scores differ by more than the noise that codes are
+drawn with, so that unlike patches have unlike codes from the first step on (docs/decisions.md)."""
+
 
 class ResidualBlock(nn.Module):
     """Two normalised 3×3 convolutions beside a straight way."""
@@ -42,12 +46,14 @@ class VisualTokenizer(Network):
         self.config = config
         self.side = config.image_size // config.patch_size
         """Codes a side."""
+        scores = nn.Conv2d(config.width, config.codes, 1)
+        nn.init.normal_(scores.weight, std=SCORE_SPREAD / config.width**0.5)
         self.encoder = nn.Sequential(
             *_halvings(widths),
             *(ResidualBlock(config.width) for _ in range(config.residual_blocks)),
             nn.GroupNorm(NORM_GROUPS, config.width),
             nn.GELU(),
-            nn.Conv2d(config.width, config.codes, 1),
+            scores,
         )
         self.codebook = nn.Embedding(config.codes, config.code_width)
         self.decoder = nn.Sequential(

@@ -30,7 +30,7 @@ class Start:
     resized: tuple[str, ...]
     """Of the loaded ones, those that were made to fit."""
     copied: tuple[str, ...]
-    """The teacher's that were not stored and begin as the student's."""
+    """Of others of the student: a teacher that was not stored, and what the task begins as a copy."""
     fresh: tuple[str, ...]
     """As the task was built, and the networks that it borrowed."""
     dropped: tuple[str, ...]
@@ -81,6 +81,7 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
     apart = [name for name in stored if not name.startswith(("model.", "teacher."))]  # which `found` may lack
     twins = {name: _twin(name) for name in own if name not in loaded}
     copied = {name: loaded[twin] for name, twin in twins.items() if twin in loaded}
+    copied |= {name: loaded.pop(name) for name in list(loaded) if _within(name, untaught)}
     fresh = {name: own[name] for name in twins if name not in copied and _may_lack(name, untaught)}
     store.load_into(task, loaded | copied | fresh, checkpoint.folder)
     return Start(

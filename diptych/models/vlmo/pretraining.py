@@ -115,11 +115,10 @@ class VlmoPretraining(Task):
         model.freeze(unreached)
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
-        """What the stages before have not taught, but for vision-language experts that begin as copies of others."""
-        untaught, experts = untaught_by(origin.task, self.model.config.depth), self.config.fusion_experts
-        if experts == "language" and isinstance(origin.task, VisionStageConfig):
+        """What the stages before have not taught. Raises ValueError where experts to be copied are among it."""
+        if self.config.fusion_experts == "language" and isinstance(origin.task, VisionStageConfig):
             raise ValueError("task.fusion_experts=language needs a start that has learnt texts: the language stage")
-        return tuple(part for part in untaught if experts == "fresh" or not part.endswith(".fusion"))
+        return untaught_by(origin.task, self.model.config.depth)
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """After a stage of one modality, the vision-language experts begin as `fusion_experts` says (§3.4)."""
