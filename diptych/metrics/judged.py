@@ -27,6 +27,8 @@ class Decision:
     """How right it was, in 0..1: 0 or 1, an answer's VQA accuracy, a box's overlap (IoU)."""
     pictures: tuple[str, ...] = ()
     """The records whose pictures were shown, where they are not the record's own."""
+    shown: str = ""
+    """What of the text was shown, where it was not all."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from diptych.report.html import LARGEST
 from diptych.schema import (
     EntailmentConfig,
     GroundingTrainingConfig,
+    LanguageStageConfig,
     Nlvr2Config,
     TaskConfig,
     TextAssignmentConfig,
@@ -73,6 +74,11 @@ WORDINGS: dict[type, Wording] = {
         "Which code of the visual tokenizer belongs to each hidden patch? Every picture has its own mask, always the "
         "same.",
     ),
+    LanguageStageConfig: Wording(
+        "Masked language modelling",
+        "Masked-word accuracy",
+        "Which word stands at each hidden place? Every text has its own mask, always the same.",
+    ),
     VisualTokenizerTrainingConfig: Wording(
         "Visual tokenizer",
         "Variance given back",
@@ -103,6 +109,7 @@ FIGURES = {
     "code_perplexity": "Perplexity of the codes' use",
     "codes_used": "Codes used",
     "codes": "Codes in all",
+    "perplexity": "Perplexity of a hidden word",
 }
 
 
@@ -151,7 +158,7 @@ def judgement(
         names = ("first", "second") if decision.pictures else ("left", "right") if len(shown) > 1 else ("picture",)
         return JudgedExample(
             pictures=tuple(zip(names, shown, strict=True)),
-            text=record.texts[0],
+            text=decision.shown or record.texts[0],
             said=str(decision.said),
             probability=decision.probability,
             right=_people(record) if isinstance(record, Question) else str(decision.right),

@@ -82,6 +82,12 @@ class LanguageStage(Task):
             }
         return Losses.weighted(measures=measures, mlm=(1.0, loss))
 
+    def predict(self, batch: TextBatch, first_row: int = 0) -> tuple[MaskedTexts, Float[Tensor, "R V"]]:
+        """Texts that are records `first_row` and on of a split, each with a mask that is always the same, and scores of
+        each word at each hidden one."""
+        masked = self.mask(batch.texts, Progress(0, 0.0), first_row)
+        return masked, self.word_logits(masked)
+
     def word_logits(self, masked: MaskedTexts) -> Float[Tensor, "R V"]:
         """Scores of each word at each hidden one."""
         rows = self.model.encode_text(self.model.text_state(masked.texts), masked.rows)
