@@ -132,11 +132,12 @@ class VlmoFamily(Family):
         )
 
     def filled(self, recipe: Recipe, state: State, options: Options) -> Recipe:
-        """Texts are cut as they were in training, the closed set has the answers that are given."""
+        """Texts are cut and pictures shown as in training; the closed set has the answers that are given."""
         assert isinstance(recipe.model, VlmoConfig)
         longest = options.text_length or (len(state[_TEXT]) if _TEXT in state else recipe.data.max_tokens)
         longest = min(longest, recipe.model.max_positions)
-        recipe = replace(recipe, data=replace(recipe.data, max_tokens=longest, max_tokens_evaluation=longest))
+        data = replace(recipe.data, max_tokens=longest, max_tokens_evaluation=longest, normalise="vlmo")
+        recipe = replace(recipe, data=data)
         if not isinstance(recipe.task, VqaClosedSetConfig):
             return recipe
         classes = len(state["vqa_classifier.3.weight"])
