@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.checkpoints.convert import from_published
+from diptych.checkpoints.convert import from_published, to_published
 from diptych.models.vlmo.model import Vlmo
 from diptych.models.vlmo.published import published_rules
 from diptych.schema import SpecialIds, VlmoConfig
@@ -22,6 +23,7 @@ from tests.parity.golden import read_tensors
 
 STAGES = ("pretrain", "textmlm", "irtr", "vqa", "nlvr2")
 """The folder's five modules."""
+Reader = Callable[[Path, str, VlmoConfig], dict[str, Tensor]]
 
 
 @dataclass
@@ -92,11 +94,21 @@ def stored(folder: Path, stage: str, config: VlmoConfig) -> dict[str, Tensor]:
     return state
 
 
-def load_stage(task: nn.Module, folder: Path, stage: str, own: tuple[str, ...] = ()) -> None:
-    """Puts a stage's weights into a task, strictly but for its `own` parts, which the file lacks."""
+def scaled(folder: Path, stage: str, config: VlmoConfig) -> dict[str, Tensor]:
+    """`stored`, with the tensors of `eps_probe` made small."""
+    probe, rules = manifest(folder)["eps_probe"], published_rules(config)
+    small = {
+        name: value * probe["factor"] if any(re.search(p, name) for p in probe["scaled_name_patterns"]) else value
+        for name, value in to_published(stored(folder, stage, config), rules).items()
+    }
+    return from_published(small, rules)[0]
+
+
+def load_stage(task: nn.Module, folder: Path, stage: str, own: tuple[str, ...] = (), read: Reader = stored) -> None:
+    """Puts a stage's weights, as `read`, into a task, strictly but for its `own` parts, which the file lacks."""
     model = task.get_submodule("model")
     assert isinstance(model, Vlmo)
-    missing, unexpected = task.load_state_dict(stored(folder, stage, model.config), strict=False)
+    missing, unexpected = task.load_state_dict(read(folder, stage, model.config), strict=False)
     assert not unexpected, unexpected
     assert all(name.startswith(own) for name in missing), missing
 

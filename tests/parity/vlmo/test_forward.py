@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.checkpoints.convert import from_published, to_published
 from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import published_rules
 from diptych.nn.experts import ExpertBlock
 from diptych.types import RowList, Texts
-from tests.parity.vlmo.golden import Golden, build, manifest, read_texts, stored
+from tests.parity.vlmo.golden import Golden, build, read_texts, scaled
 
 Features = dict[str, Tensor]
 
@@ -198,23 +195,11 @@ def test_without_padding_the_valid_rows_are_the_same(golden_vlmo: Path, inputs: 
     forward.check("infer_mlm/cls_feats", joint.pooled)
 
 
-def scaled(golden_vlmo: Path, stage: str) -> tuple[Vlmo, dict[str, Tensor]]:
-    """A stage's model with the probe's tensors made small, and its scaled state under our names."""
-    probe, model = manifest(golden_vlmo)["eps_probe"], copy.deepcopy(build(golden_vlmo, stage))
-    rules = published_rules(model.config)
-    small = {
-        name: value * probe["factor"] if any(re.search(p, name) for p in probe["scaled_name_patterns"]) else value
-        for name, value in to_published(stored(golden_vlmo, stage, model.config), rules).items()
-    }
-    state, _ = from_published(small, rules)
-    own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    model.load_state_dict(own, strict=False)
-    return model, state
-
-
 def test_small_residual_streams_show_every_epsilon(golden_vlmo: Path, inputs: Golden) -> None:
     probe = Golden(golden_vlmo, "eps_probe")
-    model, _ = scaled(golden_vlmo, "pretrain")
+    model = copy.deepcopy(build(golden_vlmo))
+    small = scaled(golden_vlmo, "pretrain", model.config)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in small.items()}, strict=False)
     pixels, masked = inputs["vl/image"], read_texts(inputs, "vl", masked=True)
     found = fused(model, pixels, masked)
     assert compare(probe, "pretrain/infer_mlm", found)
