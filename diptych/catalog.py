@@ -172,6 +172,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "vlmo_base_vision": vlmo_stages.vlmo_base_vision,
     "vlmo_base_plus_vision": vlmo_stages.vlmo_base_plus_vision,
     "vlmo_large_vision": vlmo_stages.vlmo_large_vision,
+    "vlmo_tiny_language": vlmo_stages.vlmo_tiny_language,
+    "vlmo_base_language": vlmo_stages.vlmo_base_language,
+    "vlmo_base_plus_language": vlmo_stages.vlmo_base_plus_language,
+    "vlmo_large_language": vlmo_stages.vlmo_large_language,
 }
 
 

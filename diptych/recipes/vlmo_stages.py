@@ -7,6 +7,7 @@ from dataclasses import replace
 from diptych.recipes.vlmo import vlmo_base, vlmo_base_plus, vlmo_large, vlmo_tiny
 from diptych.schema import (
     DataConfig,
+    LanguageStageConfig,
     OptimConfig,
     Recipe,
     RunConfig,
@@ -15,6 +16,7 @@ from diptych.schema import (
     VisionStageConfig,
     VisualTokenizerConfig,
     VisualTokenizerTrainingConfig,
+    VlmoConfig,
 )
 
 ALONE = ScenesConfig(seed=1)
@@ -56,7 +58,7 @@ def visual_tokenizer_tiny() -> Recipe:
         ),
         task=VisualTokenizerTrainingConfig(anneal_steps=300, kl=0.1),
         data=replace(vlmo_tiny().data, scenes=ALONE),
-        optim=OptimConfig(lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98)),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=50, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=600, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
     )
@@ -126,4 +128,79 @@ def vlmo_tiny_vision() -> Recipe:
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=600, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
+    )
+
+
+# --------------------------------------------------------------------------- stage 2, on texts
+
+
+def frozen_attention(model: VlmoConfig) -> tuple[str, ...]:
+    """The attention learnt on pictures serves texts as it is (VLMo §3.4), with its norm and both branches' scales.
+
+    Vision experts, which texts do not reach, do not train in any case.
+    """
+    scales = ("model.blocks.*.gamma_*",) if model.layer_scale is not None else ()
+    return ("model.blocks.*.attention.*", "model.blocks.*.norm1.*", *scales)
+
+
+def _language(name: str, pairs: Recipe, longest: int) -> Recipe:
+    """The second stage of the model that `pairs` trains, on texts of so many tokens at most."""
+    assert isinstance(pairs.model, VlmoConfig)
+    return replace(
+        pairs,
+        name=name,
+        model=replace(pairs.model, max_positions=longest),
+        task=LanguageStageConfig(),
+        data=DataConfig(source="texts", max_tokens=longest, max_tokens_evaluation=longest),
+        init_from=f"runs/{pairs.name}_vision",
+        freeze=frozen_attention(pairs.model),
+    )
+
+
+def vlmo_base_language() -> Recipe:
+    """Masked language modelling for `vlmo_base` on texts of 196 tokens; batch, rate and steps as on pairs.
+
+    Command: `diptych train vlmo_base_language data.path=texts tokenizer.vocabulary=vocab.txt`, after `vlmo_base_vision`
+    Cost: not published.
+    Expected: no published figure for accuracy or perplexity. Published: English Wikipedia and BookCorpus (VLMo §4.1).
+    """
+    return _language("vlmo_base_language", vlmo_base(), 196)
+
+
+def vlmo_base_plus_language() -> Recipe:
+    """The same for `vlmo_base_plus`; the stage on pairs keeps the first of its text positions.
+
+    Command: `diptych train vlmo_base_plus_language data.path=texts tokenizer.vocabulary=vocab.txt`, after
+    `vlmo_base_plus_vision`
+    Cost: not published.
+    Expected: no published figure.
+    """
+    return _language("vlmo_base_plus_language", vlmo_base_plus(), 196)
+
+
+def vlmo_large_language() -> Recipe:
+    """The same for `vlmo_large`.
+
+    Command: `diptych train vlmo_large_language data.path=texts tokenizer.vocabulary=vocab.txt`, after
+    `vlmo_large_vision`
+    Cost: not published.
+    Expected: no published figure.
+    """
+    return _language("vlmo_large_language", vlmo_large(), 196)
+
+
+def vlmo_tiny_language() -> Recipe:
+    """The demo's second stage: captions of scenes that the other stages do not see.
+
+    Command: `diptych train vlmo_tiny_language`, after `vlmo_tiny_vision`
+    """
+    tiny = vlmo_tiny()
+    assert isinstance(tiny.model, VlmoConfig)
+    return replace(
+        _language("vlmo_tiny_language", tiny, tiny.model.max_positions),
+        task=LanguageStageConfig(mask_probability=0.4),
+        data=replace(tiny.data, scenes=replace(ALONE, seed=2)),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98)),
+        schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
+        run=RunConfig(steps=600, batch_size=128, log_every=25, validate_every=200, checkpoint_every=200),
     )

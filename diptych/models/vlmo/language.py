@@ -18,10 +18,6 @@ from diptych.schema import LanguageStageConfig, Recipe, SpecialIds
 from diptych.task import Task
 from diptych.types import Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
 
-FROZEN = ("model.blocks.*.attention.*", "model.blocks.*.norm1.*", "model.blocks.*.gamma_*")
-"""What a recipe of this stage freezes: the attention learnt on pictures serves texts as it is, with its norm and the
-scales of both branches. Vision experts and all else that texts alone do not reach are frozen in any case."""
-
 
 @dataclass(frozen=True)
 class MaskedTexts:
@@ -35,7 +31,10 @@ class MaskedTexts:
 
 
 class LanguageStage(Task):
-    """MLM with whole-word masking. Word scores are computed at the hidden words only."""
+    """MLM with whole-word masking. Word scores are computed at the hidden words only.
+
+    What texts alone do not reach never trains. That attention does not train either is the recipe's to say (`freeze`).
+    """
 
     model: Vlmo
     config: LanguageStageConfig

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from diptych.checkpoints.convert import to_published
 from diptych.losses.masked_lm import hidden_words
-from diptych.models.vlmo.language import FROZEN, LanguageStage, MaskedTexts
+from diptych.models.vlmo.language import LanguageStage, MaskedTexts
 from diptych.models.vlmo.model import Vlmo
 from diptych.models.vlmo.published import published_rules
+from diptych.recipes.vlmo_stages import frozen_attention
 from diptych.schema import LanguageStageConfig, OptimConfig, ScheduleConfig
 from diptych.train.freeze import freeze
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
@@ -32,7 +33,7 @@ def build_task(folder: Path, keep_padding: bool = True) -> LanguageStage:
     task = LanguageStage(model, LanguageStageConfig(masking="released"), special_ids(folder))
     heads = ("image_proj", "text_proj", "vl_", "log_scale", "match_head")
     load_stage(task, folder, "textmlm", own=tuple(f"model.{head}" for head in heads))
-    freeze(task, FROZEN)
+    freeze(task, frozen_attention(model.config))
     return task
 
 
