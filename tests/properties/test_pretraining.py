@@ -1,9 +1,12 @@
-"""ALBEF's pre-training as a task: what trains, what a step depends on, what it changes, how losses add up."""
+"""Pre-training of both systems as a task: what trains, what a step depends on, what it changes, how losses add up."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,39 +15,64 @@ from torch import Tensor
 from diptych.losses.distillation import mixed_word_loss
 from diptych.losses.masked_lm import masked_lm_loss
 from diptych.losses.matching import matching_loss
-from diptych.types import Progress, Term
+from diptych.losses.pretraining import Draws
+from diptych.types import Batch, Progress, Term, Texts
 from tests import tiny
 
 LATER = Progress(step=3, epoch=2.0, seed=5)
 """After the teacher has been let in."""
 
+Build = Callable[..., Any]
+ALBEF: dict[str, Build] = {
+    f"albef {norm} {stem}": partial(tiny.pretraining, model={"norm": norm, "stem": stem})
+    for norm, stem in tiny.VARIANTS
+}
+VLMO: dict[str, Build] = {
+    "vlmo": tiny.vlmo_pretraining,
+    "vlmo absolute conv": partial(
+        tiny.vlmo_pretraining, model={"positions": "absolute", "layer_scale": None, "stem": "conv", "text_norm": False}
+    ),
+    "vlmo main": partial(tiny.vlmo_pretraining, itc_branches="main"),
+    "vlmo vl": partial(tiny.vlmo_pretraining, itc_branches="vl"),
+    "vlmo without fusion experts": partial(tiny.vlmo_pretraining, model={"fusion_start": 4}, itc_branches="main"),
+}
 
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-@pytest.mark.parametrize("weights", [w for w in itertools.product((0.0, 1.0), repeat=3) if any(w)], ids=str)
-def test_a_term_left_out_freezes_exactly_what_it_alone_reaches(
-    weights: tuple[float, float, float], norm: str, stem: str
-) -> None:
+
+def over(builds: dict[str, Build]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("build", builds.values(), ids=builds)
+
+
+EACH = over(ALBEF | VLMO)
+BOTH = over({"albef": tiny.pretraining, "vlmo": tiny.vlmo_pretraining})
+WEIGHTS = [
+    dict(zip(("itc", "itm", "mlm"), weights, strict=True))
+    for weights in itertools.product((0.0, 1.0), repeat=3)
+    if any(weights)
+]
+
+
+@EACH
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_a_term_left_out_freezes_exactly_what_it_alone_reaches(weights: dict[str, float], build: Build) -> None:
     """So no trainable parameter is without a gradient, which data-parallel training would not bear."""
-    names = dict(zip(("itc", "itm", "mlm"), weights, strict=True))
-    task = tiny.pretraining(model={"norm": norm, "stem": stem}, **names)
+    task = build(**weights)
     trainable = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
     task.model.requires_grad_(True)
     losses = task(tiny.batch(), LATER)
     losses.total.backward()
     reached = {n for n, w in task.model.named_parameters() if w.grad is not None and bool(w.grad.any())}
     assert trainable == reached
-    assert set(losses.terms) == {name for name, weight in names.items() if weight}
-    assert not any(weight.requires_grad for weight in task.teacher.parameters())
+    assert set(losses.terms) == {name for name, weight in weights.items() if weight}
+    frozen = {name for name, weight in task.named_parameters() if not weight.requires_grad}
+    assert frozen == {name for name, _ in task.named_parameters() if name.startswith("teacher.")}
 
 
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-def test_every_trainable_parameter_gets_a_gradient_when_the_rest_is_frozen(norm: str, stem: str) -> None:
-    for weights in itertools.product((0.0, 1.0), repeat=3):
-        if any(weights):
-            names = dict(zip(("itc", "itm", "mlm"), weights, strict=True))
-            task = tiny.pretraining(model={"norm": norm, "stem": stem}, **names)
-            task(tiny.batch(), LATER).total.backward()
-            assert all((weight.grad is not None) == weight.requires_grad for weight in task.parameters()), names
+@EACH
+def test_every_trainable_parameter_gets_a_gradient_when_the_rest_is_frozen(build: Build) -> None:
+    for weights in WEIGHTS:
+        task = build(**weights)
+        task(tiny.batch(), LATER).total.backward()
+        assert all((weight.grad is not None) == weight.requires_grad for weight in task.parameters()), weights
 
 
 def numbers(task: torch.nn.Module, batch: object, progress: Progress = LATER) -> dict[str, float]:
@@ -53,15 +81,51 @@ def numbers(task: torch.nn.Module, batch: object, progress: Progress = LATER) ->
     return terms | {name: term.mean.item() for name, term in losses.measures.items()}
 
 
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-def test_losses_do_not_depend_on_how_far_texts_are_padded(norm: str, stem: str) -> None:
-    task, batch = tiny.pretraining(model={"norm": norm, "stem": stem}), tiny.batch()
+@EACH
+def test_losses_do_not_depend_on_how_far_texts_are_padded(build: Build) -> None:
+    task, batch = build(), tiny.batch()
     wide = replace(batch, texts=tiny.padded(batch.texts, tiny.POSITIONS))
     assert numbers(task, wide) == pytest.approx(numbers(task, batch), rel=1e-4, abs=1e-6)
 
 
-def test_draws_are_a_function_of_seed_step_and_micro_batch() -> None:
-    task, batch = tiny.pretraining(), tiny.batch()
+def taken(batch: Batch, draws: Draws, pairs: Tensor) -> tuple[Batch, Draws]:
+    """Some pairs of a batch, in any order, with the negatives that were drawn for them, which are among them."""
+    texts = Texts(batch.texts.input_ids[pairs], batch.texts.attention_mask[pairs])
+    place = torch.full((len(batch),), -1).scatter(0, pairs, torch.arange(len(pairs)))
+    assert draws.negative_image is not None
+    assert draws.negative_text is not None
+    negatives = place[draws.negative_image[pairs]], place[draws.negative_text[pairs]]
+    assert all(bool((one >= 0).all()) for one in negatives)
+    part = Draws(draws.masked_ids[pairs], draws.labels[pairs], draws.uniform[:, pairs], *negatives)
+    return Batch(batch.pixels[pairs], texts, batch.image_ids[pairs]), part
+
+
+def terms_of(task: Any, batch: Batch, draws: Draws) -> dict[str, Term]:
+    """ITM and MLM with these draws."""
+    if isinstance(task, tiny.AlbefPretraining):
+        losses = task.losses(task.run(batch, draws), batch, alpha=1.0)
+    else:
+        losses = task(batch, LATER, draws)
+    return {name: losses.terms[name][1] for name in ("itm", "mlm")}
+
+
+@BOTH
+@pytest.mark.parametrize("cut", [[[3, 0, 2, 1]], [[0, 1], [2, 3]], [[1, 0], [3, 2]]], ids=str)
+def test_matching_and_words_do_not_depend_on_batch_mates(build: Build, cut: list[list[int]]) -> None:
+    """Shuffled or cut into micro-batches, the terms of the same pairs with the same draws add up to the same."""
+    task, batch = build(), tiny.batch()
+    drawn = task.draw(batch, LATER)
+    negatives = torch.tensor([1, 0, 3, 2]), torch.tensor([1, 0, 3, 2])
+    draws = Draws(drawn.masked_ids, drawn.labels, drawn.uniform, *negatives)
+    whole = terms_of(task, batch, draws)
+    parts = [terms_of(task, *taken(batch, draws, torch.tensor(pairs))) for pairs in cut]
+    for name, term in whole.items():
+        torch.testing.assert_close(added([part[name] for part in parts]).mean, term.mean)
+
+
+@BOTH
+def test_draws_are_a_function_of_seed_step_and_micro_batch(build: Build) -> None:
+    task, batch = build(), tiny.batch()
 
     def drawn(progress: Progress) -> list[Tensor]:
         made = task.draw(batch, progress)
@@ -78,16 +142,50 @@ def test_draws_are_a_function_of_seed_step_and_micro_batch() -> None:
         assert not any(map(torch.equal, first, drawn(other)))
 
 
-def test_a_forward_changes_nothing() -> None:
-    task, batch = tiny.pretraining(model={"dropout": 0.1}), tiny.batch()
+@BOTH
+def test_a_forward_changes_nothing(build: Build) -> None:
+    task, batch = build(model={"dropout": 0.1}), tiny.batch()
     before = {name: value.clone() for name, value in task.state_dict().items()}
     task(batch, LATER).total.backward()
     task.inspect(batch, LATER)
     assert task.training
-    assert not task.teacher.training
+    assert all(part.training == (name != "teacher") for name, part in task.named_children())
     after = task.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@BOTH
+def test_a_look_inside_shows_the_negatives_with_their_probabilities(build: Build) -> None:
+    task, batch = build(), tiny.batch(ids=(10, 11, 10, 13))
+    seen = task.inspect(batch, LATER)
+    same = batch.image_ids[:, None] == batch.image_ids[None]
+    here = torch.arange(len(batch))
+    for drawn, probability in (
+        (seen.negative_text_index, seen.negative_text_probability),
+        (seen.negative_image_index, seen.negative_image_probability),
+    ):
+        assert not bool(same[here, drawn].any())
+        assert bool(((probability > 0) & (probability <= 1)).all())
+    uniform = build(hard_negatives=False).inspect(batch, LATER)
+    assert uniform.negative_text_probability.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 2, 1 / 3])
+
+
+@BOTH
+@pytest.mark.parametrize("ids", [(10,), (10, 10)])
+def test_a_batch_of_one_picture_is_an_error_that_says_what_to_do(build: Build, ids: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="pairs from at least two different pictures"):
+        build()(tiny.batch(lengths=(5, 9)[: len(ids)], ids=ids), LATER)
+
+
+@BOTH
+def test_without_a_hidden_word_the_loss_is_zero_and_nothing_is_nan(build: Build) -> None:
+    task = build(mask_probability=0.4)
+    losses = task(tiny.batch(lengths=(1, 1, 1, 1)), LATER)
+    losses.total.backward()
+    term = losses.terms["mlm"][1]
+    assert (term.mean.item(), term.count.item()) == (0.0, 0.0)
+    assert all(bool(weight.grad.isfinite().all()) for weight in task.parameters() if weight.grad is not None)
 
 
 def test_only_the_two_hooks_move_state_and_each_its_own() -> None:
@@ -119,17 +217,18 @@ def test_words_of_the_teacher_are_computed_only_where_they_count() -> None:
     assert len(calls) == 1
 
 
-def test_until_fuse_start_only_the_contrast_trains() -> None:
-    task, batch = tiny.pretraining(fuse_start=4), tiny.batch()
+@BOTH
+def test_until_fuse_start_only_the_contrast_trains(build: Build) -> None:
+    task, batch = build(fuse_start=4), tiny.batch()
     alone, whole = task(batch, LATER), task(batch, replace(LATER, step=4))
     assert set(alone.terms) == {"itc"}
     assert set(whole.terms) == {"itc", "itm", "mlm"}
     torch.testing.assert_close(alone.terms["itc"][1].mean, whole.terms["itc"][1].mean)
     alone.total.backward()
-    fused = [*task.model.text.layers[2:].parameters(), *task.model.match_head.parameters()]
-    assert all(weight.grad is None for weight in fused)
+    unreached = {name for name, weight in build(itm=0.0, mlm=0.0).named_parameters() if not weight.requires_grad}
+    assert {name for name, weight in task.named_parameters() if weight.grad is None} == unreached
     with pytest.raises(ValueError, match=r"task\.fuse_start=4 trains ITC alone first, but task\.itc is 0"):
-        tiny.pretraining(fuse_start=4, itc=0.0)
+        build(fuse_start=4, itc=0.0)
 
 
 @pytest.mark.parametrize("fuse_start", [0, 100])
@@ -187,8 +286,9 @@ def test_matching_and_word_losses_add_up_over_any_cut(cut: tuple[int, ...]) -> N
         torch.testing.assert_close(parts.mean, whole.mean)
 
 
-def test_the_total_is_the_weighted_sum_of_the_terms_and_counts_are_those_of_the_batch() -> None:
-    task, batch = tiny.pretraining(itc=2.0, itm=0.5, mlm=3.0), tiny.batch()
+@BOTH
+def test_the_total_is_the_weighted_sum_of_the_terms_and_counts_are_those_of_the_batch(build: Build) -> None:
+    task, batch = build(itc=2.0, itm=0.5, mlm=3.0), tiny.batch()
     losses = task(batch, LATER)
     means = {name: term.mean.item() for name, (_, term) in losses.terms.items()}
     assert losses.total.item() == pytest.approx(2 * means["itc"] + 0.5 * means["itm"] + 3 * means["mlm"])
