@@ -286,8 +286,9 @@ class VlmoPretrainConfig:
     false_negatives: Literal["mask", "keep"] = "mask"
     """As in `AlbefPretrainConfig`."""
     gather: Literal["gradient", "released"] = "gradient"
-    """Whether features gathered from other processes lead gradients back to them. `released`: they do not, and the
-    contrastive gradient is that of one process divided by their number (REFERENCE defect 15)."""
+    """Whether features gathered from other processes lead gradients back to them, so that any number of processes
+    learns what one would. `released`: they do not, and the contrastive gradient is that of one process divided by their
+    number (REFERENCE defect 15); MLM's mean is then over each process's own hidden words."""
     fusion_experts: Literal["fresh", "vision", "language"] = "fresh"
     """What the vision-language experts begin with where the stage before had none: new weights, as released, or a copy
     of each layer's vision or language expert."""
