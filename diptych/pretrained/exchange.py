@@ -49,16 +49,22 @@ def from_pretrained(
     image_size: int | None = None,
     heads: tuple[int, int] | None = None,
     text_length: int | None = None,
+    trained_image_size: int | None = None,
     answers: Path | str | None = None,
     device: str = "auto",
 ) -> Predictor:
     """The model of a published file, ready to use; nothing is written.
 
     `vocabulary`: a vocab.txt or a folder that holds one. `image_size`, and a VLMo's `text_length`: positions are
-    resized to them. `heads` of image and text encoder, where they are not 64 wide. `answers` of a VLMo's VQA: a JSON
-    list. Raises ValueError as `assemble` does.
+    resized to them. `heads` of image and text encoder, where they are not 64 wide. `trained_image_size`: what a VLMo's
+    relative positions are for, where the file does not tell. `answers` of a VLMo's VQA: a JSON list.
+    Raises ValueError as `assemble` does.
     """
-    made = assemble(files, Options(vocabulary, image_size, heads, text_length=text_length, answers=answers))
+    options = Options(
+        vocabulary, image_size, heads,
+        text_length=text_length, trained_image_size=trained_image_size, answers=answers,
+    )  # fmt: skip
+    made = assemble(files, options)
     fresh = fresh_parts(made.report)
     return make_predictor(made.recipe, made.tokenizer, made.weights, Path(files[0]), fresh, device)
 

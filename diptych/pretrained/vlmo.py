@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diptych import catalog
+from diptych.checkpoints.convert import Absent
 from diptych.checkpoints.published import Contents, Layout
 from diptych.models.vlmo.fit import fit_state, grid_side, with_text_rows
 from diptych.models.vlmo.published import ALIGNMENT, INDEX_TABLES, SHARED_TABLE, absent, beit_rules, published_rules
@@ -70,6 +71,7 @@ LAYOUTS: dict[str, Layout] = {
         lambda config: [
             *published_rules(config, []),
             *absent("vl_log_scale", "vl_image_proj", "vl_text_proj", "match_head", "word_head"),
+            Absent("queue", "a batch's own features are its keys: there is no queue"),
         ],
         RetrievalConfig(keys="batch", queue_size=0, alpha=0.0, itm=0.0),
         _BARE,

@@ -77,6 +77,7 @@ def full_size(told: dict[str, Any], with_tables: bool) -> dict[str, Tensor]:
 
 def build(recipe: Recipe) -> Task:
     """Without data."""
+    assert isinstance(recipe.model, VlmoConfig)
     with torch.device("meta"):
         return TASKS[type(recipe.task)](Vlmo(recipe.model), recipe.task, SPECIAL)
 
