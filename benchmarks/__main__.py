@@ -15,9 +15,11 @@ PARTS = {
     "retrieval": ["benchmarks.retrieval", "time"],
     "retrieval-memory": ["benchmarks.retrieval", "memory"],
     "grounding": ["benchmarks.grounding"],
+    "vlmo": ["benchmarks.vlmo", "pretrain"],
+    "vlmo-embed": ["benchmarks.vlmo", "embed"],
     "scenes": ["benchmarks.scenes"],
 }
-TIMED = ("pretrain", "rerank", "retrieval", "grounding")
+TIMED = ("pretrain", "rerank", "retrieval", "grounding", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """For glibc: freed memory stays with the process, so that no side pays for fresh pages at each call. The plain one,
 which fills more of them, gains most."""

@@ -34,6 +34,7 @@ RECIPE = albef_base()
 CONFIG = replace(RECIPE.model, text=replace(RECIPE.model.text, dropout=0.0))
 TARGETS = {
     "pretrain fp32": 1.18, "pretrain bf16": 2.3, "rerank fp32": 7.0, "rerank bf16": 12.0, "retrieval fp32": 7.0,
+    "vlmo fp32": 1.12, "vlmo bf16": 2.0,
 }  # fmt: skip
 
 
@@ -93,13 +94,17 @@ def batch() -> tuple[Batch, Draws]:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(BATCH, 3, CONFIG.vision.image_size, CONFIG.vision.image_size, generator=generator)
     read = texts(BATCH)
-    hidden = torch.rand(read.input_ids.shape, generator=generator) < RECIPE.task.mask_probability
-    hidden &= read.attention_mask & (read.input_ids != SPECIAL.cls)
-    labels = read.input_ids.masked_fill(~hidden, -100)
-    masked = read.input_ids.masked_fill(hidden, SPECIAL.mask)
+    masked, labels = hide_words(read, RECIPE.task.mask_probability, generator)
     order = torch.arange(BATCH)
     draws = Draws(masked, labels, torch.zeros(2, BATCH), order.roll(1), order.roll(-1))
     return Batch(pixels, read, order), draws
+
+
+def hide_words(read: Texts, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ids with [MASK], and what stood there."""
+    hidden = torch.rand(read.input_ids.shape, generator=generator) < probability
+    hidden &= read.attention_mask & (read.input_ids != SPECIAL.cls)
+    return read.input_ids.masked_fill(hidden, SPECIAL.mask), read.input_ids.masked_fill(~hidden, -100)
 
 
 def widen(ids: Tensor, width: int, fill: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Result = TypeVar("Result")
-SIZES = (1024, 2048, 4096)
+SQUARES = tuple((size, size, size) for size in (1024, 2048, 4096))
 ROUNDS = 5
 ATTENTION_ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
@@ -32,15 +32,15 @@ RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_MAX_": s
 """For glibc: freed memory goes back at once, so that what is resident is in use: without, peaks vary by half."""
 
 
-def peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the best square matrix product of 1024 to 4096."""
+def peak(dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]] = SQUARES) -> float:
+    """FLOP/s of the best of some matrix products [m, k] × [k, n]; without `shapes` square ones of 1024 to 4096."""
     best = 0.0
-    for size in SIZES:
-        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    for m, k, n in shapes:
+        a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
         for _ in range(4):
             start = time.perf_counter()
             a @ b
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+            best = max(best, 2 * m * k * n / (time.perf_counter() - start))
     return best
 
 
