@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diptych import catalog, compare, pipeline
 from diptych.checkpoints import store
-from diptych.demo.systems import SYSTEMS, Demonstration, Stage
+from diptych.demo.systems import SYSTEMS, Demonstration
 from diptych.report import summary
 from diptych.schema import Recipe, VisionStageConfig
 from diptych.train.state import stored_recipe
@@ -24,12 +24,12 @@ QUERIES = 4
 def demo(shown: Demonstration) -> Path:
     """Made pictures, a model trained on them from nothing, its measures and its report. A stopped one goes on."""
     folder = shown.folder
-    for stage in shown.system.stages:
-        place = shown.stage_folder(stage)
-        _train(stage_recipe(shown, stage), place)
+    for name in shown.system.stages:
+        place = shown.stage_folder(name)
+        _train(linked(shown, name), place)
         if not (place / "report.html").exists():
             print(f"Report:  {pipeline.report(place)}")
-    _train(linked(shown, catalog.find_recipe(shown.system.recipe)), folder)
+    _train(linked(shown, shown.system.recipe), folder)
     evaluated = pipeline.measure(folder)
     page = pipeline.write(evaluated)
     pictures = _save_pictures(evaluated, folder / PICTURES)
@@ -43,25 +43,17 @@ def demo(shown: Demonstration) -> Path:
 # --------------------------------------------------------------------------- runs
 
 
-def stage_recipe(shown: Demonstration, stage: Stage) -> Recipe:
-    """The stage's recipe, on pictures of its own."""
-    recipe = catalog.find_recipe(stage.recipe)
-    seed = catalog.find_recipe(shown.system.recipe).data.scenes.seed + stage.scenes
-    data = replace(recipe.data, scenes=replace(recipe.data.scenes, seed=seed))
-    return linked(shown, replace(recipe, data=data))
-
-
-def linked(shown: Demonstration, recipe: Recipe) -> Recipe:
-    """The recipe; where it names the run of a stage, the demonstration's."""
-    places = {stage.recipe: str(shown.stage_folder(stage)) for stage in shown.system.stages}
+def linked(shown: Demonstration, name: str) -> Recipe:
+    """A recipe; where it names the run of a stage, the demonstration's."""
+    places = {stage: str(shown.stage_folder(stage)) for stage in shown.system.stages}
 
     def link(run: str) -> str:
         return places.get(Path(run).name, run)
 
-    task = recipe.task
-    if isinstance(task, VisionStageConfig):
-        task = replace(task, tokenizer=link(task.tokenizer))
-    return replace(recipe, task=task, init_from=link(recipe.init_from) if recipe.init_from else None)
+    recipe = catalog.find_recipe(name)
+    if isinstance(recipe.task, VisionStageConfig):
+        recipe = replace(recipe, task=replace(recipe.task, tokenizer=link(recipe.task.tokenizer)))
+    return replace(recipe, init_from=link(recipe.init_from) if recipe.init_from else None)
 
 
 def _train(recipe: Recipe, place: Path) -> None:

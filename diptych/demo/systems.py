@@ -8,15 +8,6 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A run before the one that sees pairs."""
-
-    recipe: str
-    scenes: int
-    """Added to the seed of the made pictures, so that no stage sees a picture of the pairs."""
-
-
-@dataclass(frozen=True)
 class TaskRun:
     """One run of the demonstration of all tasks."""
 
@@ -48,8 +39,9 @@ class System:
     recipe: str
     """Of the run on pairs; a task's is this and the task's name."""
     folder: Path
-    stages: tuple[Stage, ...] = ()
-    """Runs before it, in their order. Each starts from those before it that its recipe names."""
+    stages: tuple[str, ...] = ()
+    """Recipes of the runs before it, in their order, on scenes of their own. Where a recipe names the run of another
+    one of them (`runs/RECIPE`), it starts from the demonstration's."""
     tasks: tuple[TaskRun, ...] = TASKS
 
     def task_recipe(self, run: TaskRun) -> str:
@@ -61,12 +53,7 @@ VLMO = System(
     "vlmo",
     "vlmo_tiny",
     Path("runs/demo-vlmo"),
-    stages=(
-        # The tokenizer and the stage that predicts its codes see the same pictures (BEiT §2.1).
-        Stage("visual_tokenizer_tiny", scenes=1),
-        Stage("vlmo_tiny_vision", scenes=1),
-        Stage("vlmo_tiny_language", scenes=2),
-    ),
+    stages=("visual_tokenizer_tiny", "vlmo_tiny_vision", "vlmo_tiny_language"),
 )
 SYSTEMS: Mapping[str, System] = {system.name: system for system in (ALBEF, VLMO)}
 
@@ -79,8 +66,8 @@ class Demonstration:
     folder: Path
     """The run on pairs; the others are below it."""
 
-    def stage_folder(self, stage: Stage) -> Path:
-        return self.folder / "stages" / stage.recipe
+    def stage_folder(self, recipe: str) -> Path:
+        return self.folder / "stages" / recipe
 
     def task_folder(self, run: TaskRun) -> Path:
         return self.folder / "tasks" / run.name

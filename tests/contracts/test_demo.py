@@ -1,4 +1,4 @@
-"""The demonstration of all tasks: what it runs, what not again, and its table. Trainings are stood in for."""
+"""The demonstrations: what they run, from what, what not again, and the table. Trainings are stood in for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from diptych import catalog, demo, pipeline
+from diptych import catalog, pipeline
 from diptych.checkpoints import store
-from diptych.schema import Recipe
+from diptych.cli import demo as verb
+from diptych.demo import pretraining, tasks
+from diptych.demo.systems import ALBEF, SYSTEMS, VLMO, Demonstration, System, TaskRun
+from diptych.schema import Recipe, VisionStageConfig
 from diptych.serialize import to_dict
 
 RETRIEVAL = {
@@ -54,77 +57,142 @@ class StandIn:
     def report(self, folder: Path) -> Path:
         recipe = json.loads((folder / "recipe.json").read_text())
         found = BLIND if recipe["data"]["blank_images"] else JUDGED
-        found = {"albef_tiny_retrieval": RETRIEVAL, "albef_tiny_grounding": GROUNDING}.get(recipe["name"], found)
+        found = {"retrieval": RETRIEVAL, "grounding": GROUNDING}.get(recipe["name"].rpartition("_")[2], found)
         (folder / "eval.json").write_text(json.dumps(found))
         return folder / "report.html"
 
 
 @contextmanager
-def blind_afterwards(folder: Path, stage: demo.Stage) -> Iterator[None]:
+def blind_afterwards(shown: Demonstration, run: TaskRun) -> Iterator[None]:
     """In this process, where trainings are stood in for."""
     yield
-    demo._run(folder, stage, blank=True)
+    tasks._run(shown, run, blank=True)
 
 
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    made = StandIn()
-    monkeypatch.setattr(pipeline, "train", made.train)
-    monkeypatch.setattr(pipeline, "report", made.report)
-    monkeypatch.setattr(demo, "_weights_of", lambda run: b"weights")
-    monkeypatch.setattr(demo, "_blind_beside", blind_afterwards)
-    made.train(catalog.find_recipe("albef_tiny"), tmp_path)
-    made.trained.clear()
-    (tmp_path / "eval.json").write_text(json.dumps(RETRIEVAL))
+@pytest.fixture(params=SYSTEMS.values(), ids=SYSTEMS)
+def system(request: pytest.FixtureRequest) -> System:
+    made: System = request.param
     return made
 
 
-def test_every_task_is_trained_from_the_right_model_and_again_without_pictures(
-    tmp_path: Path, stand_in: StandIn
+@pytest.fixture
+def shown(system: System, tmp_path: Path) -> Demonstration:
+    return Demonstration(system, tmp_path / "demo")
+
+
+@pytest.fixture
+def stand_in(shown: Demonstration, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """After pre-training."""
+    made = StandIn()
+    monkeypatch.setattr(pipeline, "train", made.train)
+    monkeypatch.setattr(pipeline, "report", made.report)
+    monkeypatch.setattr(tasks, "_weights_of", lambda run: b"weights")
+    monkeypatch.setattr(tasks, "_blind_beside", blind_afterwards)
+    monkeypatch.chdir(shown.folder.parent)
+    made.train(catalog.find_recipe(shown.system.recipe), shown.folder)
+    made.trained.clear()
+    (shown.folder / "eval.json").write_text(json.dumps(RETRIEVAL))
+    return made
+
+
+# --------------------------------------------------------------------------- stages
+
+
+def test_the_verb_names_the_systems() -> None:
+    assert tuple(SYSTEMS) == verb.MODELS
+    assert len({system.folder for system in SYSTEMS.values()}) == len(SYSTEMS)
+
+
+def test_each_stage_starts_from_the_demonstration_s_own_runs(shown: Demonstration) -> None:
+    """What a recipe names as `runs/…` is one of the stages before it."""
+    before: list[str] = []
+    for name in (*shown.system.stages, shown.system.recipe):
+        recipe = pretraining.linked(shown, name)
+        starts = {recipe.init_from, recipe.task.tokenizer if isinstance(recipe.task, VisionStageConfig) else None}
+        assert starts - {None} <= {str(shown.stage_folder(stage)) for stage in before}
+        before.append(name)
+    assert pretraining.linked(Demonstration(VLMO, shown.folder), "vlmo_tiny").init_from
+
+
+def test_no_stage_sees_the_scenes_of_the_pairs_and_texts_are_of_other_scenes_than_pictures() -> None:
+    seeds = {name: catalog.find_recipe(name).data.scenes.seed for name in (*VLMO.stages, VLMO.recipe)}
+    assert seeds["visual_tokenizer_tiny"] == seeds["vlmo_tiny_vision"]
+    assert len(set(seeds.values())) == 3
+
+
+def test_stages_run_in_their_order_and_only_what_is_missing_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    demo.all_tasks(tmp_path)
-    start = tmp_path.name
+    made, shown = StandIn(), Demonstration(VLMO, tmp_path)
+    monkeypatch.setattr(pipeline, "train", made.train)
+    monkeypatch.setattr(pipeline, "report", made.report)
+    monkeypatch.setattr(pretraining, "_ended", lambda recipe, place: recipe.name == "visual_tokenizer_tiny")
+    monkeypatch.setattr(pipeline, "measure", lambda folder: pytest.fail("stages end here"))
+    for _ in range(2):
+        with pytest.raises(pytest.fail.Exception):
+            pretraining.demo(shown)
+    order = [
+        ("visual_tokenizer_tiny", "", False), ("vlmo_tiny_vision", "", False),
+        ("vlmo_tiny_language", "vlmo_tiny_vision", False), ("vlmo_tiny", "vlmo_tiny_language", False),
+    ]  # fmt: skip
+    trained = [(name, start, resumed) for name, start, _, resumed in made.trained]
+    assert trained[:4] == order
+    assert trained[4:] == [(name, start, True) for name, start, _ in order[1:]]
+    assert f"{shown.stage_folder('visual_tokenizer_tiny')} is trained already" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------- tasks
+
+
+def test_every_task_is_trained_from_the_right_model_and_again_without_pictures(
+    shown: Demonstration, stand_in: StandIn
+) -> None:
+    tasks.all_tasks(shown)
+    start, tiny = shown.folder.name, shown.system.recipe
     assert stand_in.trained == [
-        ("albef_tiny_retrieval", start, False, False),
-        ("albef_tiny_grounding", start, False, False),
-        *((f"albef_tiny_{name}", start, blind, False) for name in HEADED for blind in (False, True)),
-        ("albef_tiny_assignment", "entailment", False, False),
-        ("albef_tiny_nlvr2", "assignment", False, False),
-        ("albef_tiny_nlvr2", "assignment", True, False),
+        (f"{tiny}_retrieval", start, False, False),
+        (f"{tiny}_grounding", start, False, False),
+        *((f"{tiny}_{name}", start, blind, False) for name in HEADED for blind in (False, True)),
+        (f"{tiny}_assignment", "entailment", False, False),
+        (f"{tiny}_nlvr2", "assignment", False, False),
+        (f"{tiny}_nlvr2", "assignment", True, False),
     ]  # fmt: skip
 
 
-def test_what_is_there_is_not_trained_again_and_what_was_stopped_goes_on(tmp_path: Path, stand_in: StandIn) -> None:
-    demo.all_tasks(tmp_path)
+def test_what_is_there_is_not_trained_again_and_what_was_stopped_goes_on(
+    shown: Demonstration, stand_in: StandIn
+) -> None:
+    tasks.all_tasks(shown)
     stand_in.trained.clear()
-    (tmp_path / "tasks" / "vqa" / "eval.json").unlink()
-    demo.all_tasks(tmp_path)
-    assert stand_in.trained == [("albef_tiny_vqa", tmp_path.name, False, True)]
+    (shown.folder / "tasks" / "vqa" / "eval.json").unlink()
+    tasks.all_tasks(shown)
+    assert stand_in.trained == [(f"{shown.system.recipe}_vqa", shown.folder.name, False, True)]
 
 
 def test_another_recipe_or_other_weights_are_another_blind_run(
-    tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+    shown: Demonstration, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    demo.all_tasks(tmp_path)
+    tasks.all_tasks(shown)
     stand_in.trained.clear()
-    stage = next(stage for stage in demo.STAGES if stage.name == "vqa")
-    before = demo._blind_folder(tmp_path, stage)
-    recipe = catalog.find_recipe("albef_tiny_vqa")
+    tiny = shown.system.recipe
+    run = next(run for run in shown.system.tasks if run.name == "vqa")
+    before = tasks._blind_folder(shown, run)
+    recipe = catalog.find_recipe(f"{tiny}_vqa")
     longer = replace(recipe, run=replace(recipe.run, steps=9))
     with monkeypatch.context() as patch:
-        patch.setitem(catalog.RECIPES, "albef_tiny_vqa", lambda: longer)
-        assert demo._blind_folder(tmp_path, stage) != before
-        with pytest.raises(ValueError, match=r"tasks/vqa holds a run of another recipe than albef_tiny_vqa: remove it"):
-            demo.all_tasks(tmp_path)
-    monkeypatch.setattr(demo, "_weights_of", lambda run: b"other weights")
-    demo.all_tasks(tmp_path)
+        patch.setitem(catalog.RECIPES, f"{tiny}_vqa", lambda: longer)
+        assert tasks._blind_folder(shown, run) != before
+        with pytest.raises(ValueError, match=rf"tasks/vqa holds a run of another recipe than {tiny}_vqa: remove it"):
+            tasks.all_tasks(shown)
+    monkeypatch.setattr(tasks, "_weights_of", lambda run: b"other weights")
+    tasks.all_tasks(shown)
     assert [name for name, _, blind, _ in stand_in.trained if blind] == [
-        f"albef_tiny_{name}" for name in (*HEADED, "nlvr2")
+        f"{tiny}_{name}" for name in (*HEADED, "nlvr2")
     ]
 
 
-def test_baselines_can_be_left_out(tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
-    found = demo.all_tasks(tmp_path, blind=False)
+def test_baselines_can_be_left_out(shown: Demonstration, stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    found = tasks.all_tasks(shown, blind=False)
     assert not any(blind for _, _, blind, _ in stand_in.trained)
     assert {row.task for row in found} == {"retrieval", "grounding", *HEADED, "nlvr2"}
     assert {row.task for row in found if row.baseline_value is None} == {*HEADED, "nlvr2"}
@@ -133,9 +201,9 @@ def test_baselines_can_be_left_out(tmp_path: Path, stand_in: StandIn, capsys: py
 
 
 def test_the_table_says_how_far_each_measure_is_above_its_baseline(
-    tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+    shown: Demonstration, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = {(row.task, row.measure, row.baseline): row for row in demo.all_tasks(tmp_path)}
+    found = {(row.task, row.measure, row.baseline): row for row in tasks.all_tasks(shown)}
     entailment, consistency = found["entailment", "accuracy", "blind"], found["nlvr2", "consistency", "blind"]
     assert (entailment.value, entailment.baseline_value, entailment.chance) == (70.0, 50.0, 34.0)
     assert entailment.apart
@@ -160,32 +228,33 @@ def test_the_table_says_how_far_each_measure_is_above_its_baseline(
         "34.0",
     ]
     assert "+0.0 overlap" in printed
-    stored: list[dict[str, Any]] = json.loads((tmp_path / "tasks" / "table.json").read_text())
+    stored: list[dict[str, Any]] = json.loads((shown.folder / "tasks" / "table.json").read_text())
     assert len(stored) == len(found)
 
 
-def test_a_run_of_another_recipe_in_a_task_s_folder_is_named(tmp_path: Path, stand_in: StandIn) -> None:
-    stand_in.train(catalog.find_recipe("albef_tiny"), tmp_path / "tasks" / "retrieval")
-    with pytest.raises(ValueError, match=r"tasks/retrieval holds a run of another recipe than albef_tiny_retrieval"):
-        demo.all_tasks(tmp_path)
+def test_a_run_of_another_recipe_in_a_task_s_folder_is_named(shown: Demonstration, stand_in: StandIn) -> None:
+    tiny = shown.system.recipe
+    stand_in.train(catalog.find_recipe(tiny), shown.folder / "tasks" / "retrieval")
+    with pytest.raises(ValueError, match=rf"tasks/retrieval holds a run of another recipe than {tiny}_retrieval"):
+        tasks.all_tasks(shown)
 
 
 def test_the_weights_that_a_blind_run_is_named_by_are_the_best_checkpoint_s(tmp_path: Path) -> None:
     content = store.CheckpointState({}, {}, {"step": 1, "measure": 1.0}, to_dict(catalog.find_recipe("albef_tiny")))
     folder = store.save_checkpoint(tmp_path / "checkpoints", 1, content)
-    assert demo._weights_of(tmp_path) == (folder / "weights.safetensors").read_bytes()
+    assert tasks._weights_of(tmp_path) == (folder / "weights.safetensors").read_bytes()
 
 
 def test_the_blind_twin_runs_in_a_process_of_its_own_with_half_of_the_threads(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Here it fails, since there is no checkpoint to start from; what it says goes to its log and into the error."""
-    stage = demo.Stage("entailment", "albef_tiny_entailment", blind=True)
+    shown, run = Demonstration(ALBEF, tmp_path), TaskRun("entailment", blind=True)
     content = store.CheckpointState({}, {}, {"step": 1, "measure": 1.0}, to_dict(catalog.find_recipe("albef_tiny")))
     store.save_checkpoint(tmp_path / "checkpoints", 1, content)
     before, within = torch.get_num_threads(), 0
     failure = pytest.raises(ValueError, match=r"albef_tiny_entailment on blank pictures failed; the end of .*\.log:\n")
-    with failure as failed, demo._blind_beside(tmp_path, stage):
+    with failure as failed, tasks._blind_beside(shown, run):
         within = torch.get_num_threads()
     assert (within, torch.get_num_threads()) == (max(1, before // 2), before)
     (log,) = (tmp_path / "blind").glob("entailment-*.log")
