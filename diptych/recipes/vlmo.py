@@ -30,7 +30,7 @@ def vlmo_base() -> Recipe:
         name="vlmo_base",
         model=VlmoConfig(),
         task=VlmoPretrainConfig(),
-        data=DataConfig(source="jsonl", max_tokens=40, max_tokens_evaluation=40, crop=(0.5, 1.0)),
+        data=DataConfig(source="jsonl", max_tokens=40, max_tokens_evaluation=40, crop=(0.5, 1.0), normalise="vlmo"),
         tokenizer=TokenizerConfig(size=30522, separator=True),
         optim=OptimConfig(lr=2e-4, weight_decay=0.01, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(kind="linear", warmup_steps=2500, warmup_lr=0.0, min_lr=0.0),
