@@ -205,9 +205,9 @@ def _chart(spec: ChartSpec, lines: Sequence[Mapping[str, float]], recipe: Mappin
 
 
 def _candidates(recipe: Mapping[str, Any]) -> int | None:
-    """N of the bound once the queue is full: a batch and the queue."""
-    queue, batch = recipe.get("task", {}).get("queue_size"), recipe.get("run", {}).get("batch_size")
-    return queue + batch if queue is not None and batch else None
+    """N of the bound: a batch, and a full queue where the task has one."""
+    queue, batch = recipe.get("task", {}).get("queue_size", 0), recipe.get("run", {}).get("batch_size")
+    return queue + batch if batch else None
 
 
 # --------------------------------------------------------------------------- summary

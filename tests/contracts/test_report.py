@@ -24,6 +24,8 @@ from diptych.metrics.accuracy import Estimate
 from diptych.metrics.intervals import Interval
 from diptych.metrics.judged import Decision
 from diptych.models.albef import Albef, AlbefPretraining
+from diptych.models.vlmo.model import Vlmo
+from diptych.models.vlmo.pretraining import VlmoPretraining
 from diptych.report import (
     Examples,
     ReportData,
@@ -52,7 +54,16 @@ from diptych.report.data import (
 )
 from diptych.report.html import picture
 from diptych.report.judged import confusion, given_answers, groups
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, DataConfig, SpecialIds, TextConfig, VisionConfig
+from diptych.schema import (
+    AlbefConfig,
+    AlbefPretrainConfig,
+    DataConfig,
+    SpecialIds,
+    TextConfig,
+    VisionConfig,
+    VlmoConfig,
+    VlmoPretrainConfig,
+)
 from diptych.search.rerank import Reranked
 from diptych.types import Batch, Progress, RowList, Texts
 
@@ -312,6 +323,9 @@ def test_curves_are_those_of_the_metrics_file(tmp_path: Path) -> None:
     assert "measures.surprise" in curves, "a measure that no chart was made for is drawn for itself"
     bound = next(chart for chart in data.charts if chart.title.startswith("Mutual"))
     assert bound.references == ((f"log N = {math.log(1000):.2f}", math.log(1000)),)
+    (tmp_path / "recipe.json").write_text((tmp_path / "recipe.json").read_text().replace('"queue_size": 936', ""))
+    bound = next(chart for chart in collect(tmp_path).charts if chart.title.startswith("Mutual"))
+    assert bound.references == ((f"log N = {math.log(64):.2f}", math.log(64)),), "without a queue, the batch"
     assert dict(data.facts) == {
         "Recipe": "albef_tiny",
         "Data": "folder photos",
@@ -484,6 +498,22 @@ def test_a_look_into_real_pretraining_gives_examples() -> None:
         for word in lesson.words:
             assert " ".join(filter(None, (word.before, word.label, word.after))) in (lesson.caption, "fox ##s")
     Page(render(ReportData("a run", (), (), examples=Examples(negatives=negatives, teacher=teacher))))
+
+
+def test_a_look_into_pretraining_without_a_teacher_gives_the_negatives() -> None:
+    batch, _, _ = small_batch()
+    config = VlmoConfig(
+        image_size=4, patch_size=2, width=8, depth=2, heads=2, fusion_start=1, max_positions=16,
+        vocab_size=TOKENIZER.vocab_size,
+    )  # fmt: skip
+    ids = SpecialIds(TOKENIZER.pad_id, TOKENIZER.unk_id, TOKENIZER.cls_id, TOKENIZER.sep_id, TOKENIZER.mask_id)
+    seen = VlmoPretraining(Vlmo(config), VlmoPretrainConfig(), ids).inspect(batch, Progress(step=0, epoch=0.0))
+    negatives = negative_examples(seen, batch, TOKENIZER, "vlmo")
+    assert [one.caption for one in negatives] == [TOKENIZER.decode(one) for one in batch.texts.input_ids.tolist()]
+    assert all(one.negative_caption != one.caption for one in negatives)
+    assert "Hard negatives" in Page(render(ReportData("a run", (), (), examples=Examples(negatives=negatives)))).text
+    left_out = VlmoPretraining(Vlmo(config), VlmoPretrainConfig(itm=0.0), ids)
+    assert left_out.inspect(batch, Progress(step=0, epoch=0.0)) is None, "without matching there are none"
 
 
 # --------------------------------------------------------------------------- tasks judged record by record
