@@ -52,7 +52,7 @@ from diptych.models.vlmo import pretraining as vlmo_pretraining
 from diptych.models.vlmo import vision as vlmo_vision
 from diptych.nn.visual_tokenizer import VisualTokenizer
 from diptych.recipes import albef as albef_recipes
-from diptych.recipes import albef_base_tasks, albef_tasks, vlmo_stages
+from diptych.recipes import albef_base_tasks, albef_tasks, vlmo_base_tasks, vlmo_stages, vlmo_tasks
 from diptych.recipes import vlmo as vlmo_recipes
 from diptych.schema import (
     AlbefConfig,
@@ -176,6 +176,28 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "vlmo_base_language": vlmo_stages.vlmo_base_language,
     "vlmo_base_plus_language": vlmo_stages.vlmo_base_plus_language,
     "vlmo_large_language": vlmo_stages.vlmo_large_language,
+    "vlmo_tiny_retrieval": vlmo_tasks.vlmo_tiny_retrieval,
+    "vlmo_tiny_grounding": vlmo_tasks.vlmo_tiny_grounding,
+    "vlmo_tiny_entailment": vlmo_tasks.vlmo_tiny_entailment,
+    "vlmo_tiny_vqa": vlmo_tasks.vlmo_tiny_vqa,
+    "vlmo_tiny_vqa_closed": vlmo_tasks.vlmo_tiny_vqa_closed,
+    "vlmo_tiny_assignment": vlmo_tasks.vlmo_tiny_assignment,
+    "vlmo_tiny_nlvr2": vlmo_tasks.vlmo_tiny_nlvr2,
+    "vlmo_base_retrieval_coco": vlmo_base_tasks.vlmo_base_retrieval_coco,
+    "vlmo_base_retrieval_flickr": vlmo_base_tasks.vlmo_base_retrieval_flickr,
+    "vlmo_base_plus_retrieval_coco": vlmo_base_tasks.vlmo_base_plus_retrieval_coco,
+    "vlmo_base_plus_retrieval_flickr": vlmo_base_tasks.vlmo_base_plus_retrieval_flickr,
+    "vlmo_large_retrieval_coco": vlmo_base_tasks.vlmo_large_retrieval_coco,
+    "vlmo_large_retrieval_flickr": vlmo_base_tasks.vlmo_large_retrieval_flickr,
+    "vlmo_base_vqa_closed": vlmo_base_tasks.vlmo_base_vqa_closed,
+    "vlmo_base_plus_vqa_closed": vlmo_base_tasks.vlmo_base_plus_vqa_closed,
+    "vlmo_large_vqa_closed": vlmo_base_tasks.vlmo_large_vqa_closed,
+    "vlmo_base_vqa": vlmo_base_tasks.vlmo_base_vqa,
+    "vlmo_base_nlvr2": vlmo_base_tasks.vlmo_base_nlvr2,
+    "vlmo_base_plus_nlvr2": vlmo_base_tasks.vlmo_base_plus_nlvr2,
+    "vlmo_large_nlvr2": vlmo_base_tasks.vlmo_large_nlvr2,
+    "vlmo_base_entailment": vlmo_base_tasks.vlmo_base_entailment,
+    "vlmo_base_grounding": vlmo_base_tasks.vlmo_base_grounding,
 }
 
 

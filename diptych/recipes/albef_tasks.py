@@ -19,15 +19,17 @@ from diptych.schema import (
     ScheduleConfig,
     TaskConfig,
     TextAssignmentConfig,
+    VlmoConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
 
 
-def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
-    """A task on made scenes, started from the demo's model."""
-    tiny = albef_tiny()
-    assert isinstance(tiny.model, AlbefConfig)
+def tiny_task(
+    tiny: Recipe, name: str, task: TaskConfig, steps: int, lr: float, images_per_text: int, init_from: str
+) -> Recipe:
+    """A task on made scenes, started from a demo's model, whose recipe is `tiny`."""
+    assert isinstance(tiny.model, AlbefConfig | VlmoConfig)
     return replace(
         tiny,
         name=name,
@@ -36,8 +38,12 @@ def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_
         optim=OptimConfig(lr=lr, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=steps, batch_size=64, log_every=25, validate_every=500, checkpoint_every=500),
-        init_from="runs/demo",
+        init_from=init_from,
     )
+
+
+def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
+    return tiny_task(albef_tiny(), name, task, steps, lr, images_per_text, "runs/demo")
 
 
 def albef_tiny_retrieval() -> Recipe:

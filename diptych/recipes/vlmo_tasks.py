@@ -1,0 +1,106 @@
+"""The five tasks for the demo's VLMo: minutes each on two CPU cores. The published settings: vlmo_base_tasks.py.
+
+As many steps at the same rates as ALBEF's (albef_tasks.py), so that the two can be compared; no teacher anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diptych.recipes.albef_tasks import tiny_task
+from diptych.recipes.vlmo import vlmo_tiny
+from diptych.schema import (
+    DecoderConfig,
+    EntailmentConfig,
+    EvaluationConfig,
+    GroundingConfig,
+    GroundingTrainingConfig,
+    Nlvr2Config,
+    Recipe,
+    RetrievalConfig,
+    TaskConfig,
+    TextAssignmentConfig,
+    VqaClosedSetConfig,
+    VqaDecoderConfig,
+)
+
+
+def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
+    return tiny_task(vlmo_tiny(), name, task, steps, lr, images_per_text, "runs/demo-vlmo")
+
+
+def vlmo_tiny_retrieval() -> Recipe:
+    """Retrieval as dual encoder: ITC goes on with every caption of a picture right, and nothing is fused.
+
+    Command: `diptych train vlmo_tiny_retrieval`, after `diptych demo --model vlmo`
+    Cost: minutes on two cores.
+    Expected: docs/results.md; `albef_tiny_retrieval` has recall@1 73 and 75 % with re-ranking.
+    """
+    task = RetrievalConfig(keys="batch", queue_size=0, alpha=0.0, itm=0.0)
+    return replace(_tiny("vlmo_tiny_retrieval", task, 700), evaluation=EvaluationConfig(rerank=0))
+
+
+def vlmo_tiny_grounding() -> Recipe:
+    """Grounding: retrieval's losses on phrases; boxes by the class token's attention in the last block.
+
+    ITM trains too, so that the fusion attention can be asked: `task.boxes.mode=itm task.boxes.layer=2`.
+    Command: `diptych train vlmo_tiny_grounding`, after `diptych demo --model vlmo`
+    Cost: minutes on two cores.
+    Expected: docs/results.md; `albef_tiny_grounding` has accuracy 34 %, the most central proposal 19 %.
+    """
+    boxes = GroundingConfig(mode="itc", layer=3)
+    task = GroundingTrainingConfig(keys="batch", queue_size=0, alpha=0.0, boxes=boxes)
+    return _tiny("vlmo_tiny_grounding", task, 700)
+
+
+def vlmo_tiny_entailment() -> Recipe:
+    """Visual entailment on made hypotheses.
+
+    Command: `diptych train vlmo_tiny_entailment`, after `diptych demo --model vlmo`
+    Cost: minutes on two cores.
+    Expected: docs/results.md; `albef_tiny_entailment` has accuracy 69 %, 30 % on blank pictures.
+    """
+    return _tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 2000, lr=2.5e-4)
+
+
+def vlmo_tiny_vqa() -> Recipe:
+    """Questions, answered by a decoder that reads the fused text and image and begins as the two fusion blocks.
+
+    Command: `diptych train vlmo_tiny_vqa`, after `diptych demo --model vlmo`
+    Cost: minutes on two cores.
+    Expected: docs/results.md; `albef_tiny_vqa` has VQA accuracy 57 %, 28 % on blank pictures.
+    """
+    decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm_eps=1e-6, norm="pre", dropout=0.0)
+    return _tiny("vlmo_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 2200)
+
+
+def vlmo_tiny_vqa_closed() -> Recipe:
+    """The same questions, answered by a classifier over the 200 commonest answers.
+
+    Command: `diptych train vlmo_tiny_vqa_closed`, after `diptych demo --model vlmo`
+    Cost: minutes on two cores.
+    Expected: docs/results.md; `albef_tiny_vqa_closed` has VQA accuracy 59 %, 28 % on blank pictures.
+    """
+    return _tiny("vlmo_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1800)
+
+
+def vlmo_tiny_assignment() -> Recipe:
+    """Text assignment, before `vlmo_tiny_nlvr2`: which of two pictures does a caption describe? From entailment.
+
+    Command: `diptych train vlmo_tiny_assignment`, after `diptych train vlmo_tiny_entailment`
+    Cost: minutes on two cores.
+    Expected: docs/results.md; `albef_tiny_assignment` has accuracy 87 %, 33 % by chance.
+    """
+    recipe = _tiny("vlmo_tiny_assignment", TextAssignmentConfig(), 600, lr=2.5e-4, images_per_text=2)
+    return replace(recipe, init_from="runs/vlmo_tiny_entailment")
+
+
+def vlmo_tiny_nlvr2() -> Recipe:
+    """NLVR2 on made pairs of pictures: the statement is fused with each of them, and the two vectors classified.
+
+    Command: `diptych train vlmo_tiny_nlvr2`, after `diptych train vlmo_tiny_assignment`
+    Cost: minutes on two cores.
+    Expected: docs/results.md; `albef_tiny_nlvr2` has accuracy 75 %, 50 % on blank pictures.
+    """
+    recipe = _tiny("vlmo_tiny_nlvr2", Nlvr2Config(alpha=0.0, head="gelu"), 2300, lr=1.5e-4, images_per_text=2)
+    return replace(recipe, init_from="runs/vlmo_tiny_assignment")
