@@ -81,6 +81,56 @@ def test_the_base_recipes_have_the_released_settings(
         assert recipe.data.crop == ((1, 1) if task is GroundingTrainingConfig else (0.5, 1))
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "lr", "head_lr", "run", "size"),
+    [
+        ("base_vqa_closed", VqaClosedSetConfig, 3e-5, 20, (None, 10, 128), 480),
+        ("base_plus_vqa_closed", VqaClosedSetConfig, 3e-5, 20, (None, 10, 128), 480),
+        ("large_vqa_closed", VqaClosedSetConfig, 1.5e-5, 20, (None, 10, 128), 480),
+        ("base_nlvr2", Nlvr2Config, 5e-5, 1, (None, 10, 128), 384),
+        ("base_plus_nlvr2", Nlvr2Config, 3e-5, 1, (None, 10, 128), 384),
+        ("large_nlvr2", Nlvr2Config, 3e-5, 1, (None, 10, 128), 384),
+        ("base_retrieval_coco", RetrievalConfig, 3e-5, 1, (3000, 30, 3072), 384),
+        ("base_retrieval_flickr", RetrievalConfig, 3e-5, 1, (1500, 30, 3072), 384),
+        ("base_plus_retrieval_coco", RetrievalConfig, 3e-5, 1, (3000, 30, 3072), 384),
+        ("base_plus_retrieval_flickr", RetrievalConfig, 3e-5, 1, (1500, 30, 3072), 384),
+        ("large_retrieval_coco", RetrievalConfig, 2e-5, 1, (3000, 30, 3072), 384),
+        ("large_retrieval_flickr", RetrievalConfig, 2e-5, 1, (1500, 30, 3072), 384),
+    ],
+)
+def test_vlmos_recipes_have_the_released_settings(
+    name: str, task: type, lr: float, head_lr: float, run: tuple[int | None, int, int], size: int
+) -> None:
+    """REFERENCE's second table. Retrieval is a dual encoder's; no task has a teacher."""
+    recipe = find_recipe(f"vlmo_{name}")
+    assert type(recipe.task) is task
+    assert (recipe.optim.lr, recipe.optim.head_lr, recipe.optim.accumulate) == (lr, head_lr, 1)
+    assert (recipe.run.steps, recipe.run.epochs, recipe.run.batch_size) == run
+    assert (recipe.model.image_size, recipe.task.alpha) == (size, 0)
+    assert recipe.model.images_per_text == 1 + (task is Nlvr2Config)
+    assert replace(recipe.model, image_size=224, images_per_text=1) == find_recipe(recipe.init_from[5:]).model
+    if task is RetrievalConfig:
+        assert (recipe.task.keys, recipe.task.itm, recipe.evaluation.rerank) == ("batch", 0, 0)
+    else:
+        assert recipe.task.head == "gelu"
+
+
+def test_an_override_knows_the_fields_of_the_recipes_own_model() -> None:
+    albef, vlmo = tiny(), find_recipe("vlmo_tiny")
+    assert override(albef, {"model.vision.drop_path": "0.3"}).model.vision.drop_path == 0.3
+    assert override(vlmo, {"model.drop_path": "0.3"}).model.drop_path == 0.3
+    with pytest.raises(
+        ValueError, match=r"unknown name 'drop_path' in 'model'\. Did you mean model\.vision\.drop_path\?"
+    ):
+        override(albef, {"model.drop_path": "0.3"})
+    with pytest.raises(
+        ValueError, match=r"unknown name 'vision' in 'model'\. .*Known there: depth, drop_path, dropout,"
+    ):
+        override(vlmo, {"model.vision.drop_path": "0.3"})
+    with pytest.raises(ValueError, match=r"'drop_path'\. Did you mean model\.drop_path\?"):
+        override(vlmo, {"drop_path": "0.3"})
+
+
 def test_the_base_recipe_has_the_size_that_the_paper_states() -> None:
     with torch.device("meta"):
         model = Albef(find_recipe("albef_base").model)
