@@ -253,8 +253,8 @@ def _judge_repainted(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, re
         figures={
             "reconstruction_error": torch.cat(errors).mean().item(),
             "code_perplexity": perplexity(use).item(),
-            "codes_used": (use > 0).sum().item(),
-            "codes": len(use),
+            "codes_used": float((use > 0).sum()),
+            "codes": float(len(use)),
         },
     )
 
