@@ -28,7 +28,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        asked = gradients[0].contiguous()
+        asked = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(asked)
         return asked[ctx.own]
 

@@ -15,10 +15,14 @@ Released behaviour is reached by its typed field, or stated here in a few indepe
 | 12 flips under left and right | properties/test_data_transforms.py: `flip_directional` both ways |
 | 13 no masked word, special tokens | here (`mask_special_tokens`) |
 | 14 strict loading | here; also contracts/test_store.py, test_start.py, test_convert.py |
+| 15 contrast's gradient by number of processes | parity/vlmo/test_two_ranks.py: `gather` both ways; distributed/ |
+| 16 loss weights, logit scale | properties/test_pretraining.py, test_vlmo_pretraining.py (`temperature_bounds`) |
+| 16 padding, decay | properties/test_vlmo.py; parity/vlmo/test_optim.py (`decay`) |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,7 @@ from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.models.albef import AlbefPretraining, Contrast
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import NOBODY, FeatureQueue
+from diptych.task import Task
 from diptych.types import Progress, Texts
 from tests import tiny
 
@@ -83,10 +88,11 @@ def test_1_the_field_reaches_the_task(mask: str) -> None:
     torch.testing.assert_close(for_texts, negative_weights(SURE.T, OWN, mask))
 
 
+@pytest.mark.parametrize("build", [tiny.pretraining, tiny.vlmo_pretraining])
 @pytest.mark.parametrize("ids", [(7,), (7, 7, 7)], ids=["one pair", "one picture"])
-def test_1_a_batch_without_any_negative_is_refused_in_words(ids: tuple[int, ...]) -> None:
+def test_1_a_batch_without_any_negative_is_refused_in_words(ids: tuple[int, ...], build: Callable[[], Task]) -> None:
     with pytest.raises(ValueError, match=r"pairs from at least two different pictures\. Use a larger batch"):
-        tiny.pretraining()(tiny.batch([5] * len(ids), ids), LATER)
+        build()(tiny.batch([5] * len(ids), ids), LATER)
 
 
 # --------------------------------------------------------------------------- 2: false negatives
@@ -267,8 +273,9 @@ def test_6_a_caption_that_is_cut_fits_and_an_uncut_one_does_not() -> None:
 # --------------------------------------------------------------------------- 13: masking
 
 
-def test_13_no_hidden_word_is_a_loss_of_zero_with_finite_gradients() -> None:
-    task, batch = tiny.pretraining(mask_probability=0.0), tiny.batch()
+@pytest.mark.parametrize("build", [tiny.pretraining, tiny.vlmo_pretraining])
+def test_13_no_hidden_word_is_a_loss_of_zero_with_finite_gradients(build: Callable[[], Task]) -> None:
+    task, batch = build(), tiny.batch(lengths=(1, 1, 1, 1))
     losses = task(batch, LATER)
     losses.total.backward()
     _, mlm = losses.terms["mlm"]

@@ -171,23 +171,6 @@ def test_a_look_inside_shows_the_negatives_with_their_probabilities(build: Build
     assert uniform.negative_text_probability.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 2, 1 / 3])
 
 
-@BOTH
-@pytest.mark.parametrize("ids", [(10,), (10, 10)])
-def test_a_batch_of_one_picture_is_an_error_that_says_what_to_do(build: Build, ids: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="pairs from at least two different pictures"):
-        build()(tiny.batch(lengths=(5, 9)[: len(ids)], ids=ids), LATER)
-
-
-@BOTH
-def test_without_a_hidden_word_the_loss_is_zero_and_nothing_is_nan(build: Build) -> None:
-    task = build(mask_probability=0.4)
-    losses = task(tiny.batch(lengths=(1, 1, 1, 1)), LATER)
-    losses.total.backward()
-    term = losses.terms["mlm"][1]
-    assert (term.mean.item(), term.count.item()) == (0.0, 0.0)
-    assert all(bool(weight.grad.isfinite().all()) for weight in task.parameters() if weight.grad is not None)
-
-
 def test_only_the_two_hooks_move_state_and_each_its_own() -> None:
     task, batch = tiny.pretraining(), tiny.batch()
 
