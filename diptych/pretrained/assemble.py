@@ -85,6 +85,7 @@ def assemble(files: Sequence[Path | str], options: Options) -> Assembled:
             f"the vocabulary has {tokenizer.vocab_size} pieces and the text encoder {words} words: "
             "give the vocabulary that it was trained with"
         )
+    model = model.with_words(tokenizer.vocab_size, tokenizer.pad_id)
     recipe = _recipe(recipe, family.resized(model, options), tokenizer)
     recipe = family.filled(recipe, state, options)
     rules = layout.rules(model)

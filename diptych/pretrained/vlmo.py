@@ -179,15 +179,16 @@ class VlmoFamily(Family):
         assert isinstance(model, VlmoConfig)
         if not model.text_norm:
             raise ValueError("the released code normalises text embeddings, which model.text_norm=false leaves out")
-        if model.positions == "absolute" or _TABLE not in published:
-            return dict(published), {}
+        told = {} if recipe.data.normalise == "vlmo" else {"pixels": "seen as ALBEF's; released code shows -1 to 1"}
+        if model.positions == "absolute":
+            return dict(published), told
         length, side, width = recipe.data.max_tokens, grid_side(model), model.width
         added = {
             name: relative_index(*tokens, side, model.max_positions, "cpu")
             for name, tokens in _indexed(length, side).items()
         }
         added |= {_TEXT: torch.zeros(length, width), "text_embeddings.position_ids": torch.arange(length)[None]}
-        return dict(published) | added, {_TEXT: "never read, and not kept: zeros stand there"}
+        return dict(published) | added, told | {_TEXT: "never read, and not kept: zeros stand there"}
 
 
 PUBLISHED = ("vlmo_base", "vlmo_base_plus", "vlmo_large")
