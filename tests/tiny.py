@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from diptych.models.albef import Albef, AlbefPretraining
+from diptych.models.vlmo.language import LanguageStage
 from diptych.models.vlmo.model import Vlmo
 from diptych.models.vlmo.pretraining import VlmoPretraining
+from diptych.recipes.vlmo_stages import frozen_attention
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
     DecoderConfig,
     EntailmentConfig,
+    LanguageStageConfig,
     Nlvr2Config,
     RetrievalConfig,
     SpecialIds,
@@ -32,6 +35,7 @@ from diptych.tasks.entailment import Entailment
 from diptych.tasks.nlvr2 import Nlvr2, TextAssignment
 from diptych.tasks.retrieval import Retrieval
 from diptych.tasks.vqa import VqaClosedSet, VqaDecoding
+from diptych.train.freeze import freeze
 from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch, Texts
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4, continuing=(30, 31, 32, 33, 34, 35, 36, 37, 38, 39))
@@ -93,6 +97,13 @@ def vlmo(seed: int = 0, **changes: Any) -> Vlmo:
 def vlmo_pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VlmoPretraining:
     config = replace(VlmoPretrainConfig(mask_probability=0.4), **changes)
     return VlmoPretraining(vlmo(seed, **(model or {})), config, SPECIAL)
+
+
+def language_stage(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> LanguageStage:
+    """Frozen as recipes do it."""
+    task = LanguageStage(vlmo(seed, **(model or {})), replace(LanguageStageConfig(), **changes), SPECIAL)
+    freeze(task, frozen_attention(task.model.config))
+    return task
 
 
 def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> AlbefPretraining:

@@ -100,8 +100,18 @@ class WordMasking(nn.Module):
         return WordDraws.make(range(first_row, first_row + size), self.width, self.vocab_size, seed)
 
     def forward(self, texts: Texts, draws: WordDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-        """Ids with words hidden, and labels (the original id where hidden, IGNORED elsewhere)."""
-        return whole_word_mask(texts, draws, self.special, self.continues, self.config)
+        """Ids with words hidden, and labels (the original id where hidden, IGNORED elsewhere).
+
+        Raises ValueError for texts longer than there may be.
+        """
+        width, ids, mask = self.width, texts.input_ids, texts.attention_mask
+        if ids.shape[1] > width and mask[:, width:].any():
+            longest = int(mask.sum(1).max())
+            raise ValueError(f"a text has {longest} tokens; the model takes {width}: set data.max_tokens={width}")
+        own = Texts(ids[:, :width], mask[:, :width])
+        masked, labels = whole_word_mask(own, draws, self.special, self.continues, self.config)
+        padding = ids[:, width:]
+        return torch.cat([masked, padding], 1), torch.cat([labels, torch.full_like(padding, IGNORED)], 1)
 
 
 def whole_word_mask(
@@ -153,7 +163,7 @@ def _choose(
     first_always: bool,
 ) -> Bool[Tensor, "B L"]:
     """Words in their order while they fit into the targets; one that does not fit is passed over."""
-    starts = candidates & (~continues[ids] | (candidates.cumsum(1) == 1))
+    starts = candidates & ~(continues[ids] & F.pad(candidates[:, :-1], (1, 0)))
     word = (starts.cumsum(1) - 1).clamp(min=0)
     lengths = torch.zeros_like(ids).scatter_add_(1, word, candidates.long())
     place = torch.full_like(order, torch.inf)

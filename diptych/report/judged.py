@@ -157,7 +157,7 @@ def judgement(
         shown = [image for name in decision.pictures for image in pictures(records[name])] or pictures(record)
         names = ("first", "second") if decision.pictures else ("left", "right") if len(shown) > 1 else ("picture",)
         return JudgedExample(
-            pictures=tuple(zip(names, shown, strict=True)),
+            pictures=tuple(zip(names[: len(shown)], shown, strict=True)),
             text=decision.shown or record.texts[0],
             said=str(decision.said),
             probability=decision.probability,

@@ -16,7 +16,7 @@ from diptych.models.vlmo.model import Vlmo
 from diptych.models.vlmo.untaught import untaught_by
 from diptych.schema import LanguageStageConfig, Recipe, SpecialIds
 from diptych.task import Task
-from diptych.types import Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
+from diptych.types import AnyBatch, Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class LanguageStage(Task):
         ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
         return MaskedTexts(Texts(ids, texts.attention_mask), *hidden_words(labels))
 
-    def forward(self, batch: TextBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
-        batch = expect(batch, TextBatch, "texts without pictures")
-        masked = masked or self.mask(batch.texts, progress)
+    def forward(self, batch: AnyBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
+        texts = expect(batch, TextBatch, "texts without pictures").texts
+        masked = masked or self.mask(texts, progress)
         logits = self.word_logits(masked)
         loss = masked_lm_loss(logits, masked.words)  # VLMo §3.4
         with torch.no_grad():
