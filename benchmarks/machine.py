@@ -10,24 +10,13 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-Result = TypeVar("Result")
+from diptych.train.flops import counted as counted
+
 SQUARES = tuple((size, size, size) for size in (1024, 2048, 4096))
 ROUNDS = 5
-ATTENTION_ON_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
-        query, key, value
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, query, key, value, *_, **__: (
-        sdpa_backward_flop_count(out, query, key, value)
-    ),
-}
-"""torch counts its fused attention on graphics cards only."""
-
 RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_MAX_": str(1 << 30)}
 """For glibc: freed memory goes back at once, so that what is resident is in use: without, peaks vary by half."""
 
@@ -89,13 +78,6 @@ def portions(job: Callable[[slice], object], count: int = ROUNDS) -> Callable[[]
 def ratio(one: Measured, other: Measured) -> float:
     """How many times faster `other` is: the median of the ratios of neighbours."""
     return median(a / b for a, b in zip(one.rounds, other.rounds, strict=True))
-
-
-def counted(job: Callable[[], Result]) -> tuple[int, Result]:
-    """Floating-point operations in matrix products, convolutions and attention, backward included; and the result."""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter:
-        result = job()
-    return counter.get_total_flops(), result
 
 
 def flops(job: Callable[[], object]) -> int:

@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": ("diptych.cli.evaluate", "measure a trained run on its test split"),
     "report": ("diptych.cli.report", "write a run's report.html"),
     "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
+    "ablate": ("diptych.cli.ablate", "train variants for several seeds: one table with intervals"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a measured mean could move if other queries had been asked.
+"""Intervals: how far a measured mean could move if other queries had been asked, or other seeds drawn.
 
 G groups that are drawn together (the captions of one picture succeed and fail together, so the picture is the unit),
 M measures, S resamples.
@@ -6,6 +6,8 @@ M measures, S resamples.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,3 +78,46 @@ def mean_interval(
     """
     column = np.asarray(values, dtype=np.float64)[:, None]
     return interval(bootstrap_means(column, np.ones_like(column), resamples, seed)[:, 0], level)
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
+    """Student's interval of the mean over n runs: mean ± t · s / √n, with t of n - 1 degrees of freedom.
+
+    For a paired difference give the differences seed by seed. None for fewer than two runs, which do not say how far
+    apart runs are. Right where runs scatter normally.
+
+    >>> print(seed_interval([69.0, 70.0, 71.0]))
+    67.5 … 72.5
+    """
+    if (n := len(values)) < 2:
+        return None
+    mean = float(np.mean(values))
+    half = t_quantile(n - 1, level) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Interval(mean - half, mean + half)
+
+
+def t_quantile(freedom: int, level: float = 0.95) -> float:
+    """The t below which |T| stays with probability `level`, T being Student-distributed with `freedom` degrees.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.3 and 26.7.4: with θ = arctan(t / √freedom)
+    the probability is a finite sum of cosines, which is inverted here by halving.
+
+    >>> round(t_quantile(2), 4), round(t_quantile(9), 4)
+    (4.3027, 2.2622)
+    """
+
+    def within(angle: float) -> float:
+        odd = freedom % 2
+        term = math.cos(angle) if odd else 1.0
+        total = 0.0
+        for power in range(odd + 1, freedom, 2):  # terms to cos^(freedom - 2)
+            total += term
+            term *= math.cos(angle) ** 2 * power / (power + 1)
+        total *= math.sin(angle)
+        return 2 / math.pi * (angle + total) if odd else total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < level else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)

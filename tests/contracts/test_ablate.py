@@ -1,0 +1,288 @@
+"""Ablations: what a grid trains, side by side and again, and what its table says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import t as student
+from scipy.stats import ttest_rel
+
+from diptych import catalog, pipeline
+from diptych.ablate import runs, table
+from diptych.ablate.grid import Grid, Part, given_grid, read_grid
+from diptych.ablate.ready import GRIDS, VLMO_STAGES
+from diptych.cli.main import main
+from diptych.metrics.intervals import t_quantile
+from diptych.schema import VisionStageConfig, VlmoPretrainConfig
+from diptych.serialize import to_dict
+
+RUN = {"batch_size": 8, "log_every": 1, "checkpoint_every": 1, "validate_every": 0}
+SCENES = {"sprites": "shapes", "size": 32, "count": 40, "evaluation_count": 12}
+SMALL: Mapping[str, Any] = {
+    "model": {"image_size": 32, "width": 32, "depth": 2, "heads": 2, "fusion_start": 1},
+    "data.scenes": SCENES, "data.workers": 0, "tokenizer.size": 150, "run": RUN | {"steps": 3},
+}  # fmt: skip
+PAIRS = {**SMALL, "task.fuse_start": 0}
+TOKENIZER = {
+    "model": {"image_size": 32, "width": 16, "codes": 8, "code_width": 8, "residual_blocks": 0},
+    "data.scenes": SCENES, "data.workers": 0, "run": RUN | {"steps": 2},
+}  # fmt: skip
+
+
+def small_stages(**changes: Any) -> Grid:
+    """The ready grid, shrunk."""
+    grid = replace(VLMO_STAGES, **changes)
+    grid = grid.replaced([part.name for part in grid.variants], PAIRS)
+    grid = grid.replaced(["visual tokenizer"], TOKENIZER)
+    return grid.replaced(["vision stage", "language stage"], SMALL | {"run": RUN | {"steps": 2}})
+
+
+def small(*variants: str, seeds: tuple[int, ...] = (0,)) -> Grid:
+    grid = replace(given_grid("vlmo_tiny", variants), seeds=seeds)
+    return grid.replaced([part.name for part in grid.variants], PAIRS | {"init_from": None, "evaluation.rerank": 0})
+
+
+# --------------------------------------------------------------------------- grids
+
+
+def test_every_ready_grid_is_made_of_recipes_that_can_be_built(tmp_path: Path) -> None:
+    for grid in GRIDS.values():
+        for run in runs.plan(grid, tmp_path / grid.name):
+            assert run.recipe.run.seed == run.seed
+            with torch.device("meta"):
+                model = catalog.MODELS[type(run.recipe.model)](run.recipe.model)
+            if not isinstance(run.recipe.task, VisionStageConfig):  # it wants the tokenizer's run
+                special = catalog.SpecialIds(0, 1, 2, 3, 4)
+                catalog.TASKS[type(run.recipe.task)](model.to_empty(device="cpu"), run.recipe.task, special)
+
+
+def test_variants_of_a_ready_grid_differ_from_the_first_in_what_they_are_about(tmp_path: Path) -> None:
+    for grid in GRIDS.values():
+        planned = {run.part.name: to_dict(run.recipe) for run in runs.plan(replace(grid, seeds=(0,)), tmp_path)}
+        first, *others = (planned[part.name] for part in grid.variants)
+        for other in others:
+            assert other != first
+            assert {key for key in other if other[key] != first[key]} <= {"task", "init_from"}
+
+
+def test_the_stages_are_compared_at_equal_pairs_and_see_scenes_of_their_own(tmp_path: Path) -> None:
+    planned = {run.part.name: run.recipe for run in runs.plan(replace(VLMO_STAGES, seeds=(7,)), tmp_path)}
+    pairs = [planned[part.name] for part in VLMO_STAGES.variants]
+    assert len({recipe.run.steps * recipe.run.batch_size for recipe in pairs if recipe.run.steps}) == 1
+    assert all(isinstance(recipe.task, VlmoPretrainConfig) and recipe.evaluation.rerank == 0 for recipe in pairs)
+    shown = {planned[part.name].data.scenes.seed for part in VLMO_STAGES.stages}
+    assert not shown & {recipe.data.scenes.seed for recipe in pairs}
+    assert planned["vision stage"].data.scenes.seed != planned["language stage"].data.scenes.seed
+    starts = [recipe.init_from and Path(recipe.init_from).parent.name for recipe in pairs]
+    assert starts == [None, "vision-stage", "language-stage"]
+
+
+def test_a_chain_has_each_stage_that_a_variant_begins_with_once() -> None:
+    chains = {part.name: [one.name for one in VLMO_STAGES.chain(part)] for part in VLMO_STAGES.variants}
+    assert chains["no stages"] == ["no stages"]
+    assert chains["vision"] == ["visual tokenizer", "vision stage", "vision"]
+    assert chains["vision and language"] == [
+        "visual tokenizer", "vision stage", "language stage", "vision and language",
+    ]  # fmt: skip
+
+
+def test_a_stage_that_no_variant_begins_with_is_not_trained(tmp_path: Path) -> None:
+    grid = replace(VLMO_STAGES, variants=VLMO_STAGES.variants[:2])
+    assert "language stage" not in {run.part.name for run in runs.plan(grid, tmp_path)}
+
+
+def test_a_grid_is_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "recipe: vlmo_tiny\nset: {task.mlm: 0.5}\nseeds: [3, 5]\n"
+        "stages:\n  language: {recipe: vlmo_tiny_language, set: {init_from: null}}\n"
+        "variants:\n  alone: {set: {init_from: null}}\n  after: {after: {init_from: language}, set: {task.mlm: 1}}\n"
+    )
+    language = Part("language", "vlmo_tiny_language", {"init_from": None})
+    assert read_grid(file) == Grid(
+        "mine",
+        (
+            Part("alone", "vlmo_tiny", {"task.mlm": 0.5, "init_from": None}),
+            Part("after", "vlmo_tiny", {"task.mlm": 1}, {"init_from": "language"}),
+        ),
+        (language,),
+        (3, 5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variants: {a: {}}", "variants.a needs a recipe"),
+        ("recipe: vlmo_tiny", "at least one variant"),
+        ("recipe: vlmo_tiny\nvariant: {a: {}}", "unknown name 'variant'. Known there: recipe, seeds, set"),
+        ("recipe: vlmo_tiny\nvariants: {a: {sets: {}}}", "unknown name 'sets'"),
+        ("recipe: vlmo_tiny\nvariants: [a, b]", "expected names with values"),
+        ("recipe: vlmo_tiny\nvariants: {a: {}}\nseeds: [one]", "seeds are whole numbers"),
+        ("recipe: vlmo_tiny\nvariants: {a: {}}\nseeds: [1, 1]", "given twice: 1"),
+        ("recipe: vlmo_tiny\nvariants: {a/b: {}}", "cannot hold a slash"),
+        ("recipe: vlmo_tiny\nvariants: {a: {after: {init_from: b}}}", "from 'b', but no stage stands before it"),
+        ("recipe: [", "could not be read as YAML or JSON"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message.replace("'", ".")):
+        read_grid(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "no grid 'nothing'. Ready: albef_losses"),
+        (["vlmo_stages", "vison:run.steps=3"], "no variant or stage 'vison'. Known: visual tokenizer, vision stage"),
+        (["vlmo_stages", "--seeds", "one"], "--seeds is 'one'"),
+        (["vlmo_stages", "--jobs", "0"], "--jobs is 0"),
+        (["vlmo_stages", "task.mml=1"], "unknown name 'mml' in 'task'"),
+        (["vlmo_tiny", "--variant", "a: task.itc"], "'task.itc' is no override"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named_before_anything_is_trained(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", *arguments, "--folder", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------- runs
+
+
+def test_the_stages_of_the_ready_grid_train_measure_and_add_up(tmp_path: Path) -> None:
+    """In this process, one after the other; the table is that of the issue: recall both ways, computation beside."""
+    grid = small_stages(seeds=(0, 1))
+    for run in runs.plan(grid, tmp_path):
+        runs.carry_out(run)
+    found = table.table(grid, tmp_path)
+    assert {one.measure.split(",")[0] for one in found.reached} == {"text → picture", "picture → text"}
+    assert all("dual encoder" in one.measure for one in found.reached)
+    took = {cost.variant: cost for cost in found.costs}
+    assert [part.part for part in took["vision and language"].parts] == [
+        "visual tokenizer", "vision stage", "language stage", "vision and language",
+    ]  # fmt: skip
+    own = [cost.parts[-1] for cost in found.costs]
+    assert {(part.steps, part.records) for part in own} == {(3, 24)}
+    assert took["no stages"].flops < took["vision"].flops < took["vision and language"].flops
+    assert took["vision"].flops == sum(part.flops for part in took["vision"].parts)
+    assert all(part.flops > 0 and part.seconds > 0 for cost in found.costs for part in cost.parts)
+    for seed in grid.seeds:
+        start = catalog.find_recipe("vlmo_tiny")
+        assert start.name == "vlmo_tiny"
+        language = runs.place(tmp_path, grid.stages[2], seed)
+        assert json.loads((language / "recipe.json").read_text())["init_from"].endswith(f"vision-stage/seed-{seed}")
+    text = table.as_markdown(found)
+    assert "| vision and language | language stage" in " ".join(text.split())
+    assert json.loads(table.write(found, tmp_path)[1].read_text())["costs"][0]["flops"] == took["no stages"].flops
+
+
+def test_a_failed_run_is_told_and_does_not_lose_the_others_and_what_is_done_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, in processes of their own. The one that fails finds no data."""
+    grid = small("full", "broken: data.source=jsonl data.path=nowhere.jsonl")
+    planned = runs.plan(grid, tmp_path)
+    failed = runs.train_all(planned, jobs=2)
+    assert list(failed) == [tmp_path / "broken" / "seed-0"]
+    assert "nowhere.jsonl" in failed[tmp_path / "broken" / "seed-0"]
+    found = table.table(grid, tmp_path, failed)
+    assert {one.variant for one in found.reached} == {"full"}
+    assert "broken/seed-0: the end of" in table.as_markdown(found)
+    monkeypatch.setattr(runs, "_started", lambda run, jobs: pytest.fail(f"{run.folder} was trained again"))
+    assert not runs.train_all(tuple(run for run in planned if run.part.name == "full"), jobs=2)
+
+
+def test_what_begins_with_a_failed_stage_is_left_out(tmp_path: Path) -> None:
+    grid = small_stages(seeds=(0,), variants=VLMO_STAGES.variants[1:])
+    grid = grid.replaced(["visual tokenizer"], {"data.source": "pictures", "data.path": "nowhere"})
+    failed = runs.train_all(runs.plan(grid, tmp_path), jobs=1)
+    reasons = {folder.parent.name: why for folder, why in failed.items()}
+    assert "nowhere" in reasons["visual-tokenizer"]
+    assert all("left out" in why for name, why in reasons.items() if name != "visual-tokenizer")
+    assert len(reasons) == 5
+    with pytest.raises(ValueError, match="no run of a variant has ended"):
+        table.table(grid, tmp_path, failed)
+
+
+def test_a_stopped_run_goes_on_and_another_recipe_in_its_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = small("full")
+    (run,) = runs.plan(grid, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.carry_out(run)
+    assert not run.done
+    runs.carry_out(run)
+    assert run.done
+    with pytest.raises(ValueError, match="full/seed-0 holds a run of another recipe: remove it"):
+        runs.plan(grid.replaced(["full"], {"optim.lr": 1e-5}), tmp_path)
+
+
+def test_the_steps_that_only_align_are_counted_as_what_they_are(tmp_path: Path) -> None:
+    """A run whose first half aligns only takes what lies between one that always fuses and one that never does."""
+    taken = []
+    for start in (0, 4, 8):
+        grid = small("full").replaced(["full"], {"run.steps": 8, "task.fuse_start": start})
+        (run,) = runs.plan(grid, tmp_path / str(start))
+        pipeline.train(run.recipe, run.folder)
+        taken.append(runs.step_flops(run.folder, 8))
+    fused, half, aligned = taken
+    assert aligned < half < fused
+    assert half == pytest.approx((aligned + fused) / 2, rel=0.1)
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def judged(folder: Path, accuracy: float) -> None:
+    """What a run leaves behind."""
+    folder.mkdir(parents=True)
+    recipe = catalog.find_recipe("albef_tiny_entailment")
+    (folder / "recipe.json").write_text(json.dumps(to_dict(recipe)))
+    (folder / "eval.json").write_text(
+        json.dumps({"accuracy": accuracy, "accuracy.interval": [accuracy - 2, accuracy + 2]})
+    )
+    (folder / "compute.json").write_text(json.dumps({"steps": 5, "records": 40, "flops": 2e12, "seconds": 9.0}))
+
+
+def test_differences_are_paired_by_seed_with_student_s_interval(tmp_path: Path) -> None:
+    grid = replace(given_grid("albef_tiny_entailment", ["first", "second"]), seeds=(0, 1, 2, 3))
+    values = {"first": [60.0, 64.0, 70.0], "second": [63.0, 66.0, 74.0, 90.0]}
+    for part in grid.variants:
+        for seed, value in enumerate(values[part.name]):
+            judged(runs.place(tmp_path, part, seed), value)
+    found = {one.variant: one for one in table.table(grid, tmp_path).reached}
+    assert found["first"].difference is None
+    assert found["second"].difference == pytest.approx(3.0)  # the fourth seed has no partner
+    expected = ttest_rel(values["second"][:3], values["first"]).confidence_interval(0.95)
+    assert found["second"].difference_interval == pytest.approx((expected.low, expected.high))
+    assert found["second"].mean == pytest.approx(73.25)
+    assert found["second"].seeds[3].interval == (88.0, 92.0)
+
+
+def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
+    grid = replace(given_grid("albef_tiny_entailment", ["first", "second"]), seeds=(4,))
+    for part in grid.variants:
+        judged(runs.place(tmp_path, part, 4), 50.0)
+    found = table.table(grid, tmp_path)
+    assert [(one.interval, one.difference_interval) for one in found.reached] == [(None, None)] * 2
+    assert "50.0 (48.0 … 52.0)" in table.as_markdown(found)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_quantiles_of_student_s_t_are_those_of_scipy(level: float) -> None:
+    for freedom in (1, 2, 3, 4, 7, 30, 101):
+        assert t_quantile(freedom, level) == pytest.approx(student.ppf(0.5 + level / 2, freedom))
