@@ -42,7 +42,20 @@ def step(request: pytest.FixtureRequest, inputs: Golden, stored: Golden) -> Step
     return run(inputs, stored, request.param)
 
 
-def test_losses_and_their_inputs_are_the_released_ones(inputs: Golden, stored: Golden, step: Step) -> None:
+def test_every_stored_number_of_pretraining_comes_out(inputs: Golden, stored: Golden, step: Step) -> None:
+    check_losses(inputs, stored, step)
+    check_heads(inputs, stored, step)
+    assert set(stored.keys("pretrain/")) <= stored.used
+    scalars = {
+        name: value for name, value in manifest(inputs.folder)["scalars"].items() if name.startswith("pretrain/")
+    }
+    assert scalars
+    for name, value in scalars.items():
+        check_number(name, stored[name].item(), value, 1e-7)
+
+
+def check_losses(inputs: Golden, stored: Golden, step: Step) -> None:
+    """The losses, and what goes into them."""
     task, made, losses = step
     assert made.contrast is not None
     for branch, mark in (("main", ""), ("vl", "_vl")):
@@ -65,7 +78,8 @@ def test_losses_and_their_inputs_are_the_released_ones(inputs: Golden, stored: G
 
 
 @torch.no_grad()
-def test_what_the_heads_read_and_say_is_as_released(inputs: Golden, stored: Golden, step: Step) -> None:
+def check_heads(inputs: Golden, stored: Golden, step: Step) -> None:
+    """What the heads read, and what they say."""
     task, made, _ = step
     model, batch = task.model, pairs(inputs, "vl")
     assert made.negatives is not None
@@ -84,14 +98,15 @@ def test_what_the_heads_read_and_say_is_as_released(inputs: Golden, stored: Gold
         torch.testing.assert_close(model.word_logits(joint.rows[joint.text_rows]), theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["total_loss", "itc_loss", "itm_loss", "mlm_loss"])
-def test_stored_gradients_are_the_released_ones(golden_vlmo: Path, step: Step, loss: str) -> None:
+def test_every_stored_gradient_comes_out(golden_vlmo: Path, step: Step) -> None:
     task, _, losses = step
     golden = Golden(golden_vlmo, "grads_pretrain")
-    found, prefix = gradients(task, weighted(losses)[loss]), f"{'total' if loss == 'total_loss' else loss}/"
-    assert golden.keys(prefix)
-    for key in golden.keys(prefix):
-        golden.check(key, found[key.removeprefix(prefix)], within=1e-5)
+    for loss, value in weighted(losses).items():
+        found, prefix = gradients(task, value), f"{'total' if loss == 'total_loss' else loss}/"
+        assert golden.keys(prefix)
+        for key in golden.keys(prefix):
+            golden.check(key, found[key.removeprefix(prefix)], within=1e-5)
+    assert not golden.unused
 
 
 def test_every_gradient_has_the_released_norm_and_none_is_missing(golden_vlmo: Path, step: Step) -> None:
@@ -104,20 +119,6 @@ def test_every_gradient_has_the_released_norm_and_none_is_missing(golden_vlmo: P
             check_number(name, found[name].norm().item() / max(norm, 1e-3), norm / max(norm, 1e-3), 2e-5)
     assert set(norms) - absent == set(found) - absent
     assert not any(name in found and bool(found[name].any()) for name in absent)
-
-
-def test_every_stored_number_of_pretraining_is_compared(stored: Golden, golden_vlmo: Path, step: Step) -> None:
-    """Judges the comparisons above, in the process that made them; on its own it has none."""
-    keys = set(stored.keys("pretrain/"))
-    if not keys & stored.used - {"pretrain/itm_neg_image_index", "pretrain/itm_neg_text_index"}:
-        pytest.skip("the comparisons above did not run here")
-    assert keys <= stored.used
-    prefixes = ("total/", "itc_loss/", "itm_loss/", "mlm_loss/")
-    assert all(key.startswith(prefixes) for key in Golden(golden_vlmo, "grads_pretrain").tensors)
-    scalars = {name: value for name, value in manifest(golden_vlmo)["scalars"].items() if name.startswith("pretrain/")}
-    assert scalars
-    for name, value in scalars.items():
-        check_number(name, stored[name].item(), value, 1e-7)
 
 
 def test_a_pass_does_not_read_more_than_its_losses_need(inputs: Golden, stored: Golden) -> None:
