@@ -10,34 +10,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from diptych import catalog, pipeline
 from diptych.ablate.grid import Grid, Part
-from diptych.checkpoints import store
-from diptych.data.loader import PairLoader
+from diptych.compare.compute import record_compute
 from diptych.recipes.override import override
-from diptych.report.metrics import read_metrics
-from diptych.report.stages import training_rate
-from diptych.schema import Recipe, VqaClosedSetConfig
+from diptych.report.stages import COMPUTE
+from diptych.schema import Recipe
 from diptych.serialize import to_dict
-from diptych.train.flops import counted
-from diptych.train.freeze import freeze
-from diptych.train.loop import forward_backward
 from diptych.train.state import stored_recipe
-from diptych.types import Progress
 
-COUNTED = 8
-"""Steps, evenly spread over a run, whose operations are counted: what a step computes changes with its number
-(`fuse_start`) and with the lengths of its texts."""
 SHOWN = 2_000
 """Characters of a failed run's log that are shown, from its end."""
 
@@ -61,7 +50,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        return (self.folder / "compute.json").is_file()
+        return (self.folder / COMPUTE).is_file()
 
 
 def plan(grid: Grid, folder: Path) -> tuple[Run, ...]:
@@ -169,49 +158,4 @@ def carry_out(run: Run) -> None:
     pipeline.train(stored_recipe(run.folder) if begun else run.recipe, run.folder, resume=begun)
     if run.measured:
         pipeline.evaluate(run.folder)
-    unfinished = run.folder / "compute.unfinished"
-    unfinished.write_text(json.dumps(compute(run.folder), indent=1))
-    unfinished.replace(run.folder / "compute.json")
-
-
-# --------------------------------------------------------------------------- what a training took
-
-
-def compute(folder: Path) -> Mapping[str, Any]:
-    """A run's steps, records, floating-point operations, and seconds in its steps without validations."""
-    newest = store.latest(folder / "checkpoints")
-    assert newest is not None, "the run has ended"
-    state = store.load(newest).state["run"]
-    rate = training_rate(folder)
-    lines = read_metrics(folder / "metrics.jsonl")
-    seconds = state["pairs"] / rate if rate else lines[-1]["seconds"] if lines else state["seconds"]
-    return {
-        "steps": state["step"],
-        "records": state["pairs"],
-        "flops": step_flops(folder, state["step"]) * state["step"],
-        "seconds": seconds,
-    }
-
-
-def step_flops(folder: Path, steps: int) -> float:
-    """Floating-point operations of a run's step, forward and backward: the mean of `COUNTED` steps spread over it.
-
-    Products of matrices, convolutions and attention count; what is added or normalised does not.
-    """
-    opened = pipeline.open_task(store.latest(folder / "checkpoints") or folder)
-    recipe, task = opened.recipe, opened.task.train()
-    if recipe.freeze:
-        freeze(task, recipe.freeze)
-    data = replace(recipe.data, workers=0)
-    answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
-    source, size, run = pipeline.open_split(recipe, "train"), recipe.model.image_size, recipe.run
-    loader = PairLoader(source, opened.tokenizer, data, size, run.batch_size, run.seed, answers)
-    accumulate, total = recipe.optim.accumulate, 0
-    places = sorted({int(steps * (turn + 0.5) / COUNTED) for turn in range(COUNTED)})
-    for step in places:
-        batch = next(loader.batches(step * accumulate)).batch
-        progress = Progress(step, step * accumulate / loader.steps_per_epoch, run.seed)
-        flops, _ = counted(lambda batch=batch, at=progress: forward_backward(task, batch, at, run, 1.0))  # type: ignore[misc]
-        task.zero_grad(set_to_none=True)
-        total += flops * accumulate
-    return total / len(places)
+    record_compute(run.folder)

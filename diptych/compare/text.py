@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diptych.report.charts import duration, number
+from diptych.report.charts import duration, number, operations
 from diptych.report.compared import Comparison, Rate, Score
 
 Line = tuple[str, ...]
@@ -20,7 +20,7 @@ def as_text(found: Comparison) -> str:
     speed = [(one.what, one.unit, *map(_rate, one.rates)) for one in found.speed]
     parameters = [(one.what, *map(_count, one.counts)) for one in found.parameters]
     training = [
-        (run.name, one.recipe, f"{one.steps:,}", f"{one.records:,}", duration(one.seconds))
+        (run.name, one.recipe, f"{one.steps:,}", f"{one.records:,}", operations(one.flops), duration(one.seconds))
         for run in found.runs
         for one in run.trained
     ]
@@ -29,7 +29,7 @@ def as_text(found: Comparison) -> str:
             _table("Quality in %, with 95 % intervals", ("task", "measure", "no look", *names, ""), quality),
             _table("Speed: training by the log, the rest measured now in turns", ("", "", *names), speed),
             _table("Parameters that a result depends on", ("", *names), parameters),
-            _table("Training", ("model", "run", "steps", "records", "time"), training),
+            _table("Training", ("model", "run", "steps", "records", "computation", "time"), training),
         ]
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diptych import catalog, compare, pipeline
 from diptych.checkpoints import store
+from diptych.compare.compute import record_compute
 from diptych.demo.systems import SYSTEMS, Demonstration
 from diptych.report import summary
 from diptych.schema import Recipe, VisionStageConfig
@@ -68,6 +69,7 @@ def _train(recipe: Recipe, place: Path) -> None:
     else:
         print(f"\n{recipe.name} in {place}")
     pipeline.train(recipe, place, resume=begun)
+    record_compute(place)
 
 
 def _ended(recipe: Recipe, place: Path) -> bool:

@@ -166,9 +166,10 @@ def _rows(shown: Demonstration, run: TaskRun) -> Iterator[Row]:
     if run.name == "retrieval":
         before = _eval(shown.folder)
         assert before is not None
+        alike = "" if "rerank_gain.recall@1" in found else "contrastive."  # a dual encoder beside a dual encoder
         for way in ("image_to_text", "text_to_image"):
             name = f"{way}.recall@1"
-            yield _row("retrieval", name, found, "before", before, name, found[f"chance.{name}"])
+            yield _row("retrieval", name, found, "before", before, f"{alike}{name}", found[f"chance.{name}"])
     elif run.name == "grounding":
         for name in ("largest_proposal", "central_proposal"):
             chance = found["references.any_proposal"]

@@ -164,3 +164,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def operations(flops: float | None) -> str:
+    """Floating-point operations, in units of 10¹² (TFLOP).
+
+    >>> operations(2.5e15), operations(None)
+    ('2500 TFLOP', '–')
+    """
+    return "–" if flops is None else f"{number(flops / 1e12)} TFLOP"

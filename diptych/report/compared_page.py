@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from diptych.report.charts import duration, number
+from diptych.report.charts import duration, number, operations
 from diptych.report.compared import Comparison, Parameters, Quality, Rate, Score, Speed
 from diptych.report.html import Content, Html, tag
 from diptych.report.shell import Section, page, write_whole
@@ -128,7 +128,7 @@ def _counts(one: Parameters) -> Html:
     return _bars([one.what], one.counts, ["–" if count is None else f"{count:,}" for count in one.counts])
 
 
-def _bars(label: Content, values: Sequence[float | None], shown: object) -> Html:
+def _bars(label: Content, values: Sequence[float | int | None], shown: Iterable[Content]) -> Html:
     """A row of numbers, with their ratio where there are two, and bars as long as they are large."""
     most = max((value for value in values if value is not None), default=0.0)
     bars = [
@@ -137,11 +137,11 @@ def _bars(label: Content, values: Sequence[float | None], shown: object) -> Html
         if value is not None
     ]
     ratio = [tag("td", _ratio(*values), class_="soft")] if len(values) == 2 else []
-    cells = [tag("td", one) for one in shown]  # type: ignore[attr-defined]
+    cells = [tag("td", one) for one in shown]
     return tag("tr", tag("td", label), cells, ratio, tag("td", bars, class_="wide"))
 
 
-def _ratio(one: float | None, other: float | None) -> str:
+def _ratio(one: float | int | None, other: float | int | None) -> str:
     return f"1 : {other / one:.2f}" if one and other else "–"
 
 
@@ -149,8 +149,11 @@ def _ratio(one: float | None, other: float | None) -> str:
 
 
 def _training(found: Comparison) -> list[Html]:
-    intro = "All runs that made each model, in their order. Times are of the machine that each ran on."
-    head = [tag("th", name) for name in ("", "Steps", "Records seen", "Time")]
+    intro = (
+        "All runs that made each model, in their order, with the operations of their steps where they were counted. "
+        "Times are of the machine that each ran on."
+    )
+    head = [tag("th", name) for name in ("", "Steps", "Records seen", "Computation", "Time")]
     rows: list[Html] = []
     for place, run in enumerate(found.runs, 1):
         total = sum(one.seconds for one in run.trained)
@@ -159,7 +162,7 @@ def _training(found: Comparison) -> list[Html]:
         for one in run.trained:
             cells: list[Content] = [
                 [one.recipe, tag("small", one.folder, class_="below")], f"{one.steps:,}", f"{one.records:,}",
-                duration(one.seconds),
+                operations(one.flops), duration(one.seconds),
             ]  # fmt: skip
             rows.append(tag("tr", [tag("td", cell) for cell in cells]))
     return [tag("p", intro, class_="intro"), _table(head, rows)]

@@ -197,6 +197,8 @@ class Trained:
     seconds: float
     measures: tuple[tuple[str, str], ...]
     """Its own, at its end: name and value."""
+    flops: float | None = None
+    """Floating-point operations of its steps, where they were counted."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.report import judged_page
-from diptych.report.charts import draw, duration, percent
+from diptych.report.charts import draw, duration, operations, percent
 from diptych.report.data import (
     NegativeExample,
     QueryExample,
@@ -264,7 +264,7 @@ def _training(data: ReportData) -> list[Html]:
 
 def _stages(stages: Sequence[Trained]) -> list[Html]:
     intro = "The runs that this one started from, in their order, each with its own measures at its end."
-    heads = tag("tr", [tag("th", name) for name in ("", "Steps", "Records seen", "Time", "Measures")])
+    heads = tag("tr", [tag("th", name) for name in ("", "Steps", "Records seen", "Computation", "Time", "Measures")])
     return [
         tag("p", intro, class_="intro"),
         tag("div", tag("table", heads, map(_stage, stages), class_="plain"), class_="scroll"),
@@ -275,7 +275,7 @@ def _stage(one: Trained) -> Html:
     measures = [tag("div", f"{name} ", tag("b", value)) for name, value in one.measures]
     cells: list[Content] = [
         [tag("b", one.recipe), tag("small", one.folder, class_="below")], f"{one.steps:,}", f"{one.records:,}",
-        duration(one.seconds), measures or "–",
+        operations(one.flops), duration(one.seconds), measures or "–",
     ]  # fmt: skip
     return tag("tr", [tag("td", cell) for cell in cells])
 

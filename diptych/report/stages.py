@@ -22,6 +22,8 @@ IN_TRAINING = {
     "perplexity": ("perplexity of a hidden word", 1.0, ""),
 }
 """Measures of a log by their key: their name, factor and unit."""
+COMPUTE = "compute.json"
+"""What a training took, in a run's folder, where it was counted."""
 OFFICIAL = {kind.__name__: wording.measure for kind, wording in WORDINGS.items()}
 
 
@@ -44,8 +46,13 @@ def _trained(folder: Path) -> Iterator[Trained]:
     last: Mapping[str, float] = lines[-1] if lines else {}
     yield Trained(
         recipe["name"], str(folder), int(last.get("step", 0)), int(last.get("pairs", 0)), last.get("seconds", 0.0),
-        tuple(_evaluated(folder, recipe) or _logged(lines)),
+        tuple(_evaluated(folder, recipe) or _logged(lines)), _flops(folder),
     )  # fmt: skip
+
+
+def _flops(folder: Path) -> float | None:
+    file = folder / COMPUTE
+    return json.loads(file.read_text(encoding="utf-8"))["flops"] if file.is_file() else None
 
 
 def _evaluated(folder: Path, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
