@@ -50,6 +50,8 @@ def visual_tokenizer_tiny() -> Recipe:
     """The demo's: 4 × 4 codes of 128 for a scene of 64 pixels.
 
     Command: `diptych train visual_tokenizer_tiny`
+    Cost: three minutes on one core.
+    Expected: 50 % of the variance given back (35 % by each picture's mean colour), all codes used, their perplexity 107.
     """
     return Recipe(
         name="visual_tokenizer_tiny",
