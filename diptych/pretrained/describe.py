@@ -7,7 +7,6 @@ from pathlib import Path
 from diptych.checkpoints import store
 from diptych.checkpoints.published import Contents, read, recognise, spell
 from diptych.pretrained.assemble import LAYOUTS, family_of, family_with
-from diptych.pretrained.exchange import layout_of
 from diptych.serialize import from_dict
 
 
@@ -27,7 +26,8 @@ def _inspect_run(path: Path) -> str:
     checkpoint = store.load(store.find(path))
     recipe, fresh = from_dict(checkpoint.recipe), checkpoint.state.get("fresh", [])
     state = read(checkpoint.folder / "weights.safetensors", shapes_only=True).tensors
-    family, layout = family_with(recipe.model), layout_of(recipe)
+    family = family_with(recipe.model)
+    layout = family.released_layout(recipe) if family else None
     lines = [
         f"{checkpoint.folder}: a checkpoint of diptych",
         f"  holds    {len(state)} tensors of {recipe.name} with {type(recipe.task).__name__}, "

@@ -13,11 +13,9 @@ from safetensors.torch import save_file
 
 from diptych.checkpoints import store
 from diptych.checkpoints.convert import Report, absences, counts, from_published, to_published
-from diptych.checkpoints.published import Layout
 from diptych.predict import Predictor, make_predictor
 from diptych.pretrained.assemble import Assembled, assemble, family_with
 from diptych.pretrained.family import Options
-from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
 
 
@@ -79,13 +77,14 @@ def export(run: Path, file: Path) -> dict[str, str]:
         raise ValueError(f"{file} is there already: name another file")
     checkpoint = store.load(store.find(run))
     recipe = from_dict(checkpoint.recipe)
-    family, layout = family_with(recipe.model), layout_of(recipe)
+    family = family_with(recipe.model)
+    layout = family.released_layout(recipe) if family else None
     if family is None or layout is None:
         raise ValueError(f"{recipe.name} trains what was never released: it has no released layout")
     rules = layout.rules(recipe.model)
     weights = checkpoint.weights()
     try:
-        published = to_published(weights, rules)
+        published = to_published(family.released(weights, recipe), rules)
         published |= counts(published, rules)
         published, told = family.completed(published, recipe)
     except ValueError as error:
@@ -97,10 +96,3 @@ def export(run: Path, file: Path) -> dict[str, str]:
         torch.save({"model": published}, unfinished)
     unfinished.replace(file)
     return absences(weights, from_published(published, rules)[0], rules) | told
-
-
-def layout_of(recipe: Recipe) -> Layout | None:
-    """The layout that a recipe's runs are published in, if such a model and task were ever released."""
-    family = family_with(recipe.model)
-    layouts = family.layouts.values() if family else ()
-    return next((layout for layout in layouts if isinstance(recipe.task, type(layout.task))), None)

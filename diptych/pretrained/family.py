@@ -98,6 +98,14 @@ class Family(ABC):
         fallback = replace(catalog.find_recipe(self.base), task=layout.task)
         return next((recipe for recipe in made if type(recipe.task) is type(layout.task)), fallback)
 
+    def released_layout(self, recipe: Recipe) -> Layout | None:
+        """The layout that a recipe's runs are published in, if such a task was ever released."""
+        return next((layout for layout in self.layouts.values() if isinstance(recipe.task, type(layout.task))), None)
+
+    def released(self, weights: State, recipe: Recipe) -> State:
+        """A run's weights as the released code computes with them."""
+        return weights
+
     def completed(self, published: State, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, str]]:
         """An export with all that a published file has, and why what stands there is not ours.
 

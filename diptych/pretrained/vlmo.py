@@ -13,10 +13,18 @@ import torch
 from torch import Tensor
 
 from diptych import catalog
-from diptych.checkpoints.convert import Absent
 from diptych.checkpoints.published import Contents, Layout
 from diptych.models.vlmo.fit import fit_state, grid_side, with_text_rows
-from diptych.models.vlmo.published import ALIGNMENT, INDEX_TABLES, SHARED_TABLE, absent, beit_rules, published_rules
+from diptych.models.vlmo.published import (
+    ALIGNMENT,
+    INDEX_TABLES,
+    SHARED_TABLE,
+    absent,
+    as_beit,
+    beit_rules,
+    beit_stage_rules,
+    published_rules,
+)
 from diptych.nn.relative import entry_count, max_text_of, relative_index
 from diptych.pretrained.family import Family, Options, State, numbers, shape, word_count
 from diptych.schema import (
@@ -25,6 +33,7 @@ from diptych.schema import (
     Nlvr2Config,
     Recipe,
     RetrievalConfig,
+    VisionStageConfig,
     VlmoConfig,
     VlmoPretrainConfig,
     VqaClosedSetConfig,
@@ -71,7 +80,6 @@ LAYOUTS: dict[str, Layout] = {
         lambda config: [
             *published_rules(config, []),
             *absent("vl_log_scale", "vl_image_proj", "vl_text_proj", "match_head", "word_head"),
-            Absent("queue", "a batch's own features are its keys: there is no queue"),
         ],
         RetrievalConfig(keys="batch", queue_size=0, alpha=0.0, itm=0.0),
         _BARE,
@@ -94,6 +102,11 @@ LAYOUTS: dict[str, Layout] = {
         able=("start VLMo's second stage",),
     ),
 }
+
+BEIT_STAGE = Layout(
+    "a BEiT, pre-trained", {}, beit_stage_rules, VisionStageConfig(), able=("start VLMo's second stage",)
+)
+"""What a run of the first stage is published in. Read, it is a BEiT like others."""
 
 
 class VlmoFamily(Family):
@@ -173,13 +186,22 @@ class VlmoFamily(Family):
         assert isinstance(recipe.model, VlmoConfig)
         return _lines(recipe.model)
 
+    def released_layout(self, recipe: Recipe) -> Layout | None:
+        return BEIT_STAGE if isinstance(recipe.task, VisionStageConfig) else super().released_layout(recipe)
+
+    def released(self, weights: State, recipe: Recipe) -> State:
+        assert isinstance(recipe.model, VlmoConfig)
+        return as_beit(weights, recipe.model) if isinstance(recipe.task, VisionStageConfig) else weights
+
     def completed(self, published: State, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Relative positions: the index tables, without which the released code resizes nothing."""
         model = recipe.model
         assert isinstance(model, VlmoConfig)
+        told = {} if recipe.data.normalise == "vlmo" else {"pixels": "seen as ALBEF's; released code shows -1 to 1"}
+        if isinstance(recipe.task, VisionStageConfig):
+            return dict(published), told
         if not model.text_norm:
             raise ValueError("the released code normalises text embeddings, which model.text_norm=false leaves out")
-        told = {} if recipe.data.normalise == "vlmo" else {"pixels": "seen as ALBEF's; released code shows -1 to 1"}
         if model.positions == "absolute":
             return dict(published), told
         length, side, width = recipe.data.max_tokens, grid_side(model), model.width

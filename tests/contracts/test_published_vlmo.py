@@ -24,7 +24,16 @@ from diptych.models.vlmo.model import Vlmo
 from diptych.models.vlmo.published import published_rules
 from diptych.pretrained import LAYOUTS, Options, assemble, convert, export, from_pretrained, inspect
 from diptych.pretrained.vlmo import VlmoFamily
-from diptych.schema import AlbefConfig, LanguageStageConfig, Recipe, VlmoConfig, VlmoPretrainConfig
+from diptych.schema import (
+    AlbefConfig,
+    LanguageStageConfig,
+    Recipe,
+    VisionStageConfig,
+    VisualTokenizerConfig,
+    VlmoConfig,
+    VlmoPretrainConfig,
+    VqaClosedSetConfig,
+)
 from diptych.serialize import from_dict, to_dict
 from diptych.train.start import start_from
 from tests import tiny
@@ -400,6 +409,39 @@ def test_other_kinds_of_beit_are_refused(
     change(state)
     with pytest.raises(ValueError, match=message):
         assemble([write(tmp_path / "beit.pth", state)], options(words))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_run_of_the_first_stage_goes_out_as_a_beit_that_computes_the_same(
+    tmp_path: Path, words: Path, style: str
+) -> None:
+    config = STYLES[style]
+    visual = VisualTokenizerConfig(image_size=8, patch_size=2, codes=11, code_width=8, width=8, residual_blocks=1)
+    weights = run(tmp_path / "run", recipe_of(config, VisionStageConfig(visual=visual)))
+    left_out = export(tmp_path / "run", tmp_path / "beit.pth")
+    assert {name.split(".")[0] for name in left_out} == {"model", "tokenizer"}
+    assert LAYOUTS["beit"].title in inspect(tmp_path / "beit.pth")
+    state = torch.load(tmp_path / "beit.pth", weights_only=True)["model"]
+    assert state["lm_head.weight"].shape == (11, 24)
+    vlmo = Vlmo(config).eval()
+    vlmo.load_state_dict({name[6:]: tensor for name, tensor in weights.items() if name.startswith("model.")})
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    scales = {f"blocks.{i}.gamma_{n}": torch.ones(24) for i in range(config.depth) for n in (1, 2)}
+    with torch.no_grad():
+        found = vlmo.encode_image(vlmo.image_state(pixels).patches)
+        tokens = plain_beit(scales | state, pixels)
+    plain = F.layer_norm(tokens, (24,), state["norm.weight"], state["norm.bias"], 1e-6)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    kind = weights["model.types.weight"][1]
+    assert torch.equal(state["mask_token"], (weights["head.mask_token"] + kind)[None, None])
+    made = assemble([tmp_path / "beit.pth"], options(words, trained_image_size=None))
+    assert torch.equal(made.weights["model.norm.weight"], weights["model.norm.weight"])
+
+
+def test_a_classifier_of_another_form_is_not_exported(tmp_path: Path) -> None:
+    run(tmp_path / "run", recipe_of(tiny.VLMO, VqaClosedSetConfig(answers=("yes", "no"), head="relu")))
+    with pytest.raises(ValueError, match=r"head\.2\.\w+ has no published name"):
+        export(tmp_path / "run", tmp_path / "out.pth")
 
 
 def test_inspect_says_what_a_beit_is(tmp_path: Path) -> None:

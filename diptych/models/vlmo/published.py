@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from diptych.checkpoints.convert import Absent, Count, Drop, Rename, Rule, Stack
 from diptych.schema import VlmoConfig
@@ -62,9 +64,10 @@ def published_rules(config: VlmoConfig, classifiers: Sequence[str] = CLASSIFIERS
             Rename(f"transformer.blocks.{{i}}.{theirs}", f"model.blocks.{{i}}.{ours}")
             for theirs, ours in blocks.items()
         ),
-        *(Rename(f"{name}.{{i}}.{{p}}", "head.{i}.{p}") for name in classifiers),
+        *(Rename(f"{name}.{layer}.{{p}}", f"head.{layer}.{{p}}") for name in classifiers for layer in (0, 1, 3)),
         *(Drop(name, _COMPUTED) for name in INDEX_TABLES),
         *_text_positions(config),
+        *(Absent(part, "released VLMo has neither teacher nor queue") for part in ("teacher", "teacher_head", "queue")),
     ]
 
 
@@ -85,10 +88,42 @@ SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 """A BEiT's while it is pre-trained: one for all layers."""
 
 
-def beit_rules(config: VlmoConfig) -> list[Rule]:
+_START: tuple[Rule, ...] = (
+    Drop("lm_head.{p}", "predicts codes of a visual tokenizer that the file does not hold"),
+    Drop("mask_token", "stood for hidden patches in its own pre-training"),
+    Absent("model.norm", "not in the file: fresh"),
+)
+_STAGE: tuple[Rule, ...] = (
+    Rename("lm_head.{p}", "head.scores.{p}"),
+    Rename("mask_token", "head.mask_token"),
+    Absent("tokenizer", "the visual tokenizer is no part of a BEiT"),
+)
+
+
+def beit_stage_rules(config: VlmoConfig) -> list[Rule]:
+    """Names in a BEiT as it is pre-trained → names in the state of VLMo's first stage, for export (`as_beit`)."""
+    return beit_rules(config, _STAGE)
+
+
+def as_beit(state: Mapping[str, Tensor], config: VlmoConfig) -> dict[str, Tensor]:
+    """The state of VLMo's first stage as a BEiT computes it: positions of patches alone, no token types.
+
+    The type that is added to each of an image's tokens goes into what these are made of.
+    """
+    kind, made = state["model.types.weight"][1], dict(state)
+    for name in ("model.image.cls_token", "model.image.proj.bias", "head.mask_token"):
+        made[name] = state[name] + kind
+    made["head.mask_token"] = made["head.mask_token"].reshape(1, 1, -1)
+    if config.positions == "relative":
+        rows = len(made["model.positions.table"]) - 2 * config.max_positions - 2
+        made["model.positions.table"] = made["model.positions.table"][:rows]
+    return made
+
+
+def beit_rules(config: VlmoConfig, stage: Sequence[Rule] = _START) -> list[Rule]:
     """Names in a BEiT, as released or of timm → names in the state of a stage with a model of `config` (§3.4).
 
-    The table of relative positions comes without the rows of texts.
+    The table of relative positions comes without the rows of texts. `stage`: what becomes of BEiT's own pre-training.
     """
     blocks = _BLOCK | {
         "norm2.{p}": "experts.image.norm.{p}",
@@ -108,9 +143,7 @@ def beit_rules(config: VlmoConfig) -> list[Rule]:
         Drop("rel_pos_bias.relative_position_index", _COMPUTED),
         Drop("fc_norm.{p}", "norm of pooled patches, for classes of other pictures"),
         Drop("head.{p}", "classes of other pictures"),
-        Drop("lm_head.{p}", "predicts codes of a visual tokenizer that the file does not hold"),
-        Drop("mask_token", "stood for hidden patches in its own pre-training"),
-        Absent("model.norm", "not in the file: fresh"),
+        *stage,
         Absent("model.types", "a BEiT tells no texts from images: random"),
         *(Absent(f"model.{part}", "a BEiT reads no text: random") for part in ("text", "word_head")),
         Absent("model.blocks.{i}.experts.text", "a BEiT reads no text: random"),
