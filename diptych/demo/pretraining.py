@@ -92,7 +92,7 @@ def _save_pictures(evaluated: pipeline.Evaluated, folder: Path) -> Path:
 def _suggestions(shown: Demonstration, queries: Sequence[str]) -> list[str]:
     """Commands that go on from here."""
     folder, system = shown.folder, shown.system
-    start = f" init_from={shown.stage_folder(system.stages[-1])}" if system.stages else ""
+    start = " init_from=none" if system.stages else ""  # whose words are those of scenes
     return [
         *(f'diptych search {folder} "{query}" --images {folder / PICTURES}' for query in queries),
         f"diptych demo --all-tasks --model {system.name}",

@@ -16,12 +16,15 @@ import pytest
 from PIL import Image
 
 import diptych
-from diptych import demo, pipeline
+from diptych import pipeline
 from diptych.catalog import find_recipe
 from diptych.cli import where
 from diptych.cli.main import VERBS, main
+from diptych.compare import speed
+from diptych.demo import pretraining, tasks
+from diptych.demo.systems import ALBEF, Demonstration
 from diptych.recipes.override import override, parse_assignments
-from diptych.schema import GroundingTrainingConfig, Recipe, VqaDecoderConfig
+from diptych.schema import AlbefConfig, GroundingTrainingConfig, Recipe, VlmoConfig, VqaDecoderConfig
 from tests.contracts.test_demo import blind_afterwards
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +35,6 @@ PAGES = [
     *(f"diptych/recipes/{file.name}" for file in (ROOT / "diptych/recipes").glob("*.py")),
 ]
 SHRUNK = {
-    "model.vision.depth": 1,
-    "model.text.layers": 2,
-    "model.text.fusion_start": 1,
     "data.scenes.sprites": "shapes",
     "data.scenes.count": 256,
     "data.scenes.evaluation_count": 24,
@@ -44,10 +44,12 @@ SHRUNK = {
 }
 """What makes a training of the README one of seconds; nothing that it shows depends on it."""
 SHALLOW: dict[type, dict[str, int]] = {
+    AlbefConfig: {"model.vision.depth": 1, "model.text.layers": 2, "model.text.fusion_start": 1},
+    VlmoConfig: {"model.depth": 2, "model.fusion_start": 1},
     GroundingTrainingConfig: {"task.boxes.layer": 0},
     VqaDecoderConfig: {"task.decoder.layers": 1},
 }
-"""And what goes with so few layers."""
+"""Few layers, by the type of a recipe's model and task."""
 BASE = "albef_base"
 """Recipes of this size are parsed, not run."""
 BROKEN = 5
@@ -117,19 +119,30 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     train = pipeline.train
 
     def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
-        return train(override(recipe, SHRUNK | SHALLOW.get(type(recipe.task), {})), *arguments, **named)
+        fewer = [SHALLOW.get(type(part), {}) for part in (recipe.model, recipe.task)]
+        return train(override(recipe, SHRUNK | fewer[0] | fewer[1]), *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(pipeline, "train", train_small)
-        patch.setattr(demo, "_blind_beside", blind_afterwards)
-        demo.demo(Path("runs/demo"))
+        patch.setattr(tasks, "_blind_beside", blind_afterwards)
+        patch.setattr(speed, "SECONDS", 0.01)
+        pretraining.demo(Demonstration(ALBEF, ALBEF.folder))
         yield place
 
 
 def test_every_command_runs_in_the_order_of_the_page(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = [command for command in commands(README) if BASE not in command]
-    assert {verb for verb, *_ in shown} >= {"train", "resume", "evaluate", "report", "search", "recipes", "where"}
+    assert {verb for verb, *_ in shown} >= {
+        "train",
+        "resume",
+        "evaluate",
+        "report",
+        "search",
+        "recipes",
+        "where",
+        "compare",
+    }
     said = {}
     for command in shown:
         status = main(command)
@@ -142,6 +155,17 @@ def test_every_command_runs_in_the_order_of_the_page(walked: Path, capsys: pytes
     assert "albef_tiny in runs/albef_tiny" in training
     for file in ("recipe.json", "metrics.jsonl", "eval.json", "report.html"):
         assert (walked / "runs/albef_tiny" / file).is_file()
+    assert "Not compared" not in said["demo --model vlmo"]
+    assert (walked / "runs/demo-vlmo/comparison.html").is_file()
+    stages = re.search(r"<section id=\"stages\">.*?</section>", (walked / "runs/demo-vlmo/report.html").read_text())
+    assert stages is not None
+    for measure in (
+        "Visual-token accuracy",
+        "Always the commonest",
+        "Perplexity of the codes",
+        "Perplexity of a hidden",
+    ):
+        assert measure in stages[0], measure
 
 
 def test_the_python_example_runs(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
