@@ -240,9 +240,22 @@ def _asked(recipe: Recipe, source: AnySource, tokenizer: Tokenizer, limit: int |
     return evaluation_batches(source, tokenizer, recipe.data, size, batch, limit)
 
 
+def check_lengths(recipe: Recipe) -> None:
+    """Raises ValueError where texts may be longer than the model's positions: at once, not at the first such text."""
+    longest = recipe.model.max_positions
+    for name in ("max_tokens", "max_tokens_evaluation"):
+        length = getattr(recipe.data, name)
+        if longest is not None and length > longest:
+            raise ValueError(
+                f"data.{name}={length}: the model has positions for texts of {longest} tokens. "
+                f"Set data.{name}={longest} or less, so that longer ones are cut, or build it with more positions"
+            )
+
+
 def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     """Trains a recipe in its run folder. Returns that folder."""
     check_folder(folder, resume)
+    check_lengths(recipe)
     begun = resume and store.latest(folder / "checkpoints") is not None
     if not begun:
         recipe = with_visual_tokenizer(recipe)
@@ -337,7 +350,9 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
     for name in changes:
         if not name.startswith(allowed):
             raise ValueError(f"{name} was settled by training; what can be changed: {', '.join(allowed)}")
-    return override(recipe, changes)
+    found = override(recipe, changes)
+    check_lengths(found)
+    return found
 
 
 def evaluate(

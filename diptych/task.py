@@ -37,7 +37,8 @@ class Model(Network, ABC):
     """Two encoders, and a fusion encoder over pairs of what they give. States are each model's own."""
 
     parts: Mapping[str, tuple[str, ...]]
-    """Parameters and modules that a single call of this contract uses, by its name, or another use of the model."""
+    """Parameters and modules that a single call of this contract uses, by its name, or another use of the model; of
+    what `fuse` gives, `pooled` may have some of its own."""
     embed_dim: int
     """E."""
     image_rows: int = 0

@@ -54,6 +54,12 @@ VLMO = VlmoConfig(
 )  # fmt: skip
 VARIANTS = [("post", "patch"), ("pre", "conv")]
 """Places of the norms, kinds of stem."""
+MODELS: list[dict[str, Any]] = [
+    *({"norm": norm, "stem": stem} for norm, stem in VARIANTS),
+    {"system": "vlmo"},
+    {"system": "vlmo", "positions": "absolute", "layer_scale": None, "stem": "conv"},
+]
+"""Both systems in their variants, as `any_model` takes them."""
 
 
 def albef_config(
@@ -94,6 +100,10 @@ def vlmo(seed: int = 0, **changes: Any) -> Vlmo:
     return model.eval()
 
 
+def any_model(seed: int = 0, system: str = "albef", **changes: Any) -> Albef | Vlmo:
+    return vlmo(seed, **changes) if system == "vlmo" else albef(seed, **changes)
+
+
 def vlmo_pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VlmoPretraining:
     config = replace(VlmoPretrainConfig(mask_probability=0.4), **changes)
     return VlmoPretraining(vlmo(seed, **(model or {})), config, SPECIAL)
@@ -119,17 +129,19 @@ def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: A
 
 def retrieval(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Retrieval:
     """As `pretraining`; the picture of identity 11 waits in the queue too."""
-    task = Retrieval(albef(seed, **(model or {})), replace(RetrievalConfig(queue_size=6), **changes))
-    shake(task.teacher, seed + 1)
+    task = Retrieval(any_model(seed, **(model or {})), replace(RetrievalConfig(queue_size=6), **changes))
+    if task.teacher is not None:
+        shake(task.teacher, seed + 1)
     if task.config.queue_size:
-        image, text = nn.functional.normalize(uniform(2, 3, 8, seed=seed) - 0.5, dim=-1)
+        width = task.model.embed_dim
+        image, text = nn.functional.normalize(uniform(2, 3, width, seed=seed) - 0.5, dim=-1)
         task.queue.push(image, text, torch.tensor([100, 11, 102]))
     return task
 
 
 def entailment(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Entailment:
     """A task whose teacher, if it has one, is not the student."""
-    task = Entailment(albef(seed, **(model or {})), replace(EntailmentConfig(), **changes))
+    task = Entailment(any_model(seed, **(model or {})), replace(EntailmentConfig(), **changes))
     shake(task.head, seed)
     for part in (task.teacher, task.teacher_head):
         if part is not None:
@@ -139,7 +151,7 @@ def entailment(seed: int = 0, model: dict[str, Any] | None = None, **changes: An
 
 def nlvr2(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Nlvr2:
     """A task whose teacher, if it has one, is not the student."""
-    task = Nlvr2(albef(seed, images_per_text=2, **(model or {})), replace(Nlvr2Config(), **changes))
+    task = Nlvr2(any_model(seed, images_per_text=2, **(model or {})), replace(Nlvr2Config(), **changes))
     shake(task.head, seed)
     for part in (task.teacher, task.teacher_head):
         if part is not None:
@@ -148,21 +160,23 @@ def nlvr2(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) ->
 
 
 def text_assignment(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> TextAssignment:
-    task = TextAssignment(albef(seed, images_per_text=2, **(model or {})), replace(TextAssignmentConfig(), **changes))
+    task = TextAssignment(
+        any_model(seed, images_per_text=2, **(model or {})), replace(TextAssignmentConfig(), **changes)
+    )
     shake(task.head, seed)
     return task
 
 
 def vqa_decoding(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VqaDecoding:
     """A task whose teacher, if it has one, is not the student; norms stand where the model has them."""
-    decoder = replace(DECODER, norm=(model or {}).get("norm", "post"))
+    decoder = replace(DECODER, norm=(model or {}).get("norm", "pre" if "system" in (model or {}) else "post"))
     config = replace(VqaDecoderConfig(decoder=decoder, max_answer_tokens=5), **changes)
-    return _shaken_heads(VqaDecoding(albef(seed, **(model or {})), config, SPECIAL), seed)
+    return _shaken_heads(VqaDecoding(any_model(seed, **(model or {})), config, SPECIAL), seed)
 
 
 def vqa_closed_set(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VqaClosedSet:
     config = replace(VqaClosedSetConfig(answers=ANSWERS), **changes)
-    return _shaken_heads(VqaClosedSet(albef(seed, **(model or {})), config, SPECIAL), seed)
+    return _shaken_heads(VqaClosedSet(any_model(seed, **(model or {})), config, SPECIAL), seed)
 
 
 def _shaken_heads(task: Any, seed: int) -> Any:

@@ -44,14 +44,13 @@ class TaughtTask(DistilledTask):
 
     @classmethod
     def trained(cls, config: HeadConfig) -> tuple[str, ...]:
-        return ("fuse",)
+        return "fuse", "pooled"
 
     def __init__(self, model: Model, head: nn.Module, config: HeadConfig) -> None:
         super().__init__()
-        unused = model.unused(*self.trained(config))
-        model.freeze(unused)
+        model.freeze(model.unused(*self.trained(config)))
         self.model, self.head, self.config = model, head, config
-        self.teacher = momentum_copy(model, without=unused) if config.alpha else None
+        self.teacher = momentum_copy(model, without=model.unused("fuse", "pooled")) if config.alpha else None
         self.teacher_head = momentum_copy(head) if config.alpha else None
         self.train()
 

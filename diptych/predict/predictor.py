@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from jaxtyping import Float
@@ -93,7 +93,7 @@ class Predictor:
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Probability that picture n and text m belong together, by the fusion encoder, for every pair."""
-        self._require("match_logits", "fuse")
+        self._require("match_logits", "fuse", "pooled")
         pictures, words = given_pictures(images).items, self.texts(texts)
         lengths = words.attention_mask.sum(dim=1)
         found: list[Tensor] = []
@@ -233,7 +233,7 @@ class Predictor:
         trained, best one fine-tuned for grounding; the map is that of `boxes_config`.
         """
         config = boxes_config(self.recipe, self.model)
-        of_pairs, of_vectors = ("match_logits", "fuse"), ("embed_image", "embed_text", "temperature")
+        of_pairs, of_vectors = ("match_logits", "fuse", "pooled"), ("embed_image", "embed_text", "temperature")
         self._require(*(of_pairs if config.mode == "itm" else of_vectors))
         images, phrases, offered = given_pictures(image), given_strings(phrase, "phrases"), given_boxes(proposals)
         words = self.texts(phrases.items)
@@ -287,11 +287,11 @@ class Predictor:
         They look like numbers all the same: the demo's model tells the captions of 50 unseen scenes from others with
         an area under the curve of 0.997 by `match`, after fine-tuning for entailment with 0.93, for VQA with 0.51.
         """
-        used = (part for call in calls for part in self.model.parts[call])
+        used = (part for call in calls for part in self.model.parts.get(call, ()))
         if part := next((part for part in used if part in self.untrained), None):
             raise ValueError(
                 f"{self.origin} holds no trained {part}: its encoders were trained for something else. "
-                f"Take a pre-trained checkpoint, or {self._training(Retrieval)}"
+                f"Take a pre-trained checkpoint, or {self._training(Retrieval, calls=calls)}"
             )
 
     def _headed(self, purpose: str, *kinds: type[Kind]) -> Kind:
@@ -300,11 +300,16 @@ class Predictor:
                 return self.task
         raise ValueError(f"this model was not trained for {purpose}: {self._training(*kinds)}")
 
-    def _training(self, *kinds: type[Task]) -> str:
-        """How to come by a model with such a task: the recipes for it, those of this model's size if there are any."""
+    def _training(self, *kinds: type[Task], calls: Sequence[str] = ()) -> str:
+        """How to come by a model with such a task: the recipes for it, those of this model's size if there are any.
+
+        Only those that train all `calls` of the model.
+        """
         recipes = [make() for make in catalog.RECIPES.values()]
         same = [one for one in recipes if type(one.model) is type(self.recipe.model)]
-        fit = [one for one in same if catalog.TASKS[type(one.task)] in kinds]
+        tasks = {one.name: cast("type[Task]", catalog.TASKS[type(one.task)]) for one in same}
+        fit = [one for one in same if tasks[one.name] in kinds]
+        fit = [one for one in fit if {*calls} <= {*tasks[one.name].trained(one.task)}]
         alike = [one for one in fit if one.model.width == self.recipe.model.width]
         names = [one.name for one in alike or fit]
         return f"train {' or '.join(names)} (diptych train {names[0]} init_from=RUN, a pre-trained one)"

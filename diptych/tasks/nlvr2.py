@@ -151,7 +151,7 @@ class TextAssignment(Task):
 
     @classmethod
     def trained(cls, config: TextAssignmentConfig) -> tuple[str, ...]:
-        return ("fuse",)
+        return "fuse", "pooled"
 
     def forward(self, batch: Batch, progress: Progress, assignment: Assignment | None = None) -> Losses:
         """A recorded `assignment` may stand in for the one to draw."""

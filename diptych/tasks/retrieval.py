@@ -89,7 +89,7 @@ class Retrieval(DistilledTask):
         self.teacher, self.queue = None, FeatureQueue(config.queue_size, model.embed_dim)
         if config.keys == "teacher":
             # Its fusion layers are not asked here, but published checkpoints carry them.
-            self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text", "fuse"))
+            self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text", "fuse", "pooled"))
         model.freeze(model.unused(*self.trained(config)))
         self.train()
 
@@ -97,7 +97,7 @@ class Retrieval(DistilledTask):
     def trained(cls, config: RetrievalConfig) -> tuple[str, ...]:
         """A term of weight 0 trains nothing."""
         contrasted = ("embed_image", "embed_text", "temperature") if config.itc else ()
-        return contrasted + (("fuse", "match_logits") if config.itm else ())
+        return contrasted + (("fuse", "pooled", "match_logits") if config.itm else ())
 
     def before_step(self) -> None:
         """The temperature is not clamped, unlike in pre-training."""

@@ -23,7 +23,7 @@ from diptych.losses.distillation import alpha_at
 from diptych.nn.decoder import AnswerDecoder, Asked, Memory
 from diptych.nn.heads import classifier
 from diptych.nn.layout import Packed
-from diptych.nn.taught import TaughtTask
+from diptych.nn.taught import HeadConfig, TaughtTask
 from diptych.schema import Recipe, SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model
 from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect, to_device
@@ -86,6 +86,11 @@ class VqaDecoding(TaughtTask):
     head: AnswerDecoder
     teacher_head: AnswerDecoder | None
     config: VqaDecoderConfig
+
+    @classmethod
+    def trained(cls, config: HeadConfig) -> tuple[str, ...]:
+        """The decoder reads rows."""
+        return ("fuse",)
 
     def __init__(self, model: Model, config: VqaDecoderConfig, special: SpecialIds) -> None:
         if config.max_answer_tokens < 2:

@@ -41,10 +41,10 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-def test_exactly_what_the_loss_reaches_trains(make: Callable[..., Any], norm: str, stem: str, alpha: float) -> None:
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
+def test_exactly_what_the_loss_reaches_trains(make: Callable[..., Any], system: dict[str, Any], alpha: float) -> None:
     """So no trainable parameter is without a gradient, which data-parallel training would not bear."""
-    task = make(model={"norm": norm, "stem": stem}, alpha=alpha)
+    task = make(model=system, alpha=alpha)
     task(batch(), LATER).total.backward()
     assert all((weight.grad is not None) == weight.requires_grad for weight in task.parameters())
     trainable = {name for name, weight in task.named_parameters() if weight.requires_grad}
@@ -94,9 +94,9 @@ def test_the_teacher_has_dropout_only_as_released(make: Callable[..., Any], rele
     assert torch.equal(asked(), asked())
 
 
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-def test_no_result_depends_on_padding(make: Callable[..., Any], norm: str, stem: str) -> None:
-    task, narrow = make(model={"norm": norm, "stem": stem}), batch()
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
+def test_no_result_depends_on_padding(make: Callable[..., Any], system: dict[str, Any]) -> None:
+    task, narrow = make(model=system), batch()
     wide = replace(narrow, texts=tiny.padded(narrow.texts, tiny.POSITIONS))
     torch.testing.assert_close(task(wide, LATER).total, task(narrow, LATER).total, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(task.predict(wide), task.predict(narrow), rtol=1e-4, atol=1e-6)

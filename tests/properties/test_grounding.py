@@ -126,9 +126,9 @@ def test_a_map_is_attention_times_the_positive_gradient_averaged_over_heads() ->
 
 
 @place
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-def test_padding_and_batch_mates_change_no_map(mode: Any, layer: int, norm: str, stem: str) -> None:
-    model, config = tiny.albef(norm=norm, stem=stem), GroundingConfig(mode, layer)
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
+def test_padding_and_batch_mates_change_no_map(mode: Any, layer: int, system: dict[str, Any]) -> None:
+    model, config = tiny.any_model(**system), GroundingConfig(mode, layer)
     pixels, texts = pictures(4), tiny.texts([5, 9, 3, 7])
     together = phrase_maps(model, pixels, texts, config)
     wider = phrase_maps(model, pixels, tiny.padded(texts, 12), config)

@@ -207,10 +207,10 @@ def test_a_model_for_one_image_is_refused(task: type, config: object) -> None:
 # --------------------------------------------------------------------------- NLVR2
 
 
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
 @pytest.mark.parametrize("kind", ["nlvr2", "text_assignment"])
-def test_exactly_what_the_loss_reaches_trains(kind: str, norm: str, stem: str) -> None:
-    task = {"nlvr2": tiny.nlvr2, "text_assignment": tiny.text_assignment}[kind](model={"norm": norm, "stem": stem})
+def test_exactly_what_the_loss_reaches_trains(kind: str, system: dict[str, Any]) -> None:
+    task = {"nlvr2": tiny.nlvr2, "text_assignment": tiny.text_assignment}[kind](model=system)
     batch = tiny.picture_pairs(tiny.batch())
     trainable = {name for name, weight in task.named_parameters() if weight.requires_grad}
     task(batch, LATER).total.backward()
@@ -258,9 +258,9 @@ def test_the_teacher_follows_once_a_step_and_is_never_trained() -> None:
     assert tiny.nlvr2(teacher_dropout=True).train().teacher.training
 
 
-@pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-def test_answers_depend_on_neither_padding_nor_batch_mates(norm: str, stem: str) -> None:
-    task = tiny.nlvr2(model={"norm": norm, "stem": stem}).eval()
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
+def test_answers_depend_on_neither_padding_nor_batch_mates(system: dict[str, Any]) -> None:
+    task = tiny.nlvr2(model=system).eval()
     pairs = tiny.picture_pairs(tiny.batch())
     answers = task.predict(pairs)
     same(answers.sum(1), torch.ones(4))

@@ -25,7 +25,6 @@ from tests import tiny
 
 START, LATER = Progress(step=0, epoch=0.0), Progress(step=3, epoch=2.0, seed=5)
 """Before and after the teacher has been let in."""
-NORMS = [{"norm": norm, "stem": stem} for norm, stem in tiny.VARIANTS]
 CANDIDATES = tiny.answers((3, 4, 3, 6, 5, 3, 4, 3), seed=3)
 TASKS = {"decoding": tiny.vqa_decoding, "closed_set": tiny.vqa_closed_set}
 
@@ -61,7 +60,7 @@ def widened(batch: QuestionBatch) -> QuestionBatch:
 # --------------------------------------------------------------------------- padding and batch mates
 
 
-@pytest.mark.parametrize("model", NORMS, ids=str)
+@pytest.mark.parametrize("model", tiny.MODELS, ids=str)
 @pytest.mark.parametrize("kind", TASKS)
 def test_losses_do_not_depend_on_padding_and_add_up_over_single_questions(kind: str, model: dict[str, Any]) -> None:
     task, batch = TASKS[kind](model=model, alpha=0.4), asked_of()
@@ -73,7 +72,7 @@ def test_losses_do_not_depend_on_padding_and_add_up_over_single_questions(kind: 
     assert sum(one.count.item() for one in each) == term.count.item() == len(batch)
 
 
-@pytest.mark.parametrize("model", NORMS, ids=str)
+@pytest.mark.parametrize("model", tiny.MODELS, ids=str)
 def test_padding_and_batch_mates_change_no_answer(model: dict[str, Any]) -> None:
     decoding, closed = tiny.vqa_decoding(model=model).eval(), tiny.vqa_closed_set(model=model).eval()
     batch = asked_of()
@@ -133,7 +132,7 @@ def eager_to_end(task: VqaDecoding, bonus: float) -> VqaDecoding:
     return task
 
 
-@pytest.mark.parametrize("model", NORMS, ids=str)
+@pytest.mark.parametrize("model", tiny.MODELS, ids=str)
 @pytest.mark.parametrize("bonus", [-50.0, 0.0, 1.0, 3.0, 50.0])
 def test_one_beam_is_greedy(model: dict[str, Any], bonus: float) -> None:
     task, batch = eager_to_end(tiny.vqa_decoding(model=model).eval(), bonus), asked_of()
@@ -146,7 +145,7 @@ def test_one_beam_is_greedy(model: dict[str, Any], bonus: float) -> None:
         assert len(answer) == {-50.0: limit, 50.0: 2}.get(bonus, len(answer))
 
 
-@pytest.mark.parametrize("model", NORMS, ids=str)
+@pytest.mark.parametrize("model", tiny.MODELS, ids=str)
 @pytest.mark.parametrize("beams", [2, 5])
 def test_probabilities_of_beams_are_those_of_scoring_the_same_answers(model: dict[str, Any], beams: int) -> None:
     lengths = set[int]()
@@ -267,7 +266,7 @@ def test_a_questions_states_are_projected_once_for_all_its_answers() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-@pytest.mark.parametrize("model", NORMS, ids=str)
+@pytest.mark.parametrize("model", tiny.MODELS, ids=str)
 @pytest.mark.parametrize("kind", TASKS)
 def test_what_trains_is_exactly_what_the_loss_reaches(kind: str, model: dict[str, Any], alpha: float) -> None:
     """So no trainable parameter is without a gradient, which data-parallel training would not bear."""

@@ -117,7 +117,8 @@ class Vlmo(Model):
             "embed_text": ("text_proj", *(f"blocks.{number}.experts.text" for number in upper)),
             "temperature": ("log_scale",),
             "vl": ("vl_image_proj", "vl_text_proj", "vl_log_scale"),
-            "fuse": ("pooler", *(f"blocks.{number}.experts.fusion" for number in upper)),
+            "fuse": tuple(f"blocks.{number}.experts.fusion" for number in upper),
+            "pooled": ("pooler",),
             "match_logits": ("match_head",),
             "word_logits": ("word_head",),
         }

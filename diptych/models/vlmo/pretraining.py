@@ -100,7 +100,7 @@ class VlmoPretraining(Task):
             calls += ["vl"]
         if config.itm or config.mlm:
             calls += ["fuse"]
-        return (*calls, *["match_logits"] * bool(config.itm), *["word_logits"] * bool(config.mlm))
+        return (*calls, *["pooled", "match_logits"] * bool(config.itm), *["word_logits"] * bool(config.mlm))
 
     def _freeze_unreached(self) -> None:
         """What only a term of weight 0 would train."""
@@ -108,8 +108,6 @@ class VlmoPretraining(Task):
         unreached = list(model.unused(*calls))
         if "vl" in calls:
             unreached = [part for part in unreached if ".experts.fusion" not in part]
-        if not self.config.itm:
-            unreached.append("pooler")
         if model.config.fusion_start == model.config.depth and "embed_image" not in calls:
             unreached.append(f"blocks.{model.config.depth - 1}.experts.image")  # fusion asks for text rows only there
         model.freeze(unreached)
