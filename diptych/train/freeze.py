@@ -7,8 +7,6 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from diptych.train.start import parts
-
 
 def freeze(task: nn.Module, patterns: Sequence[str]) -> str:
     """Takes the parameters whose names fit a pattern out of training; `*` stands for anything.
@@ -27,7 +25,7 @@ def freeze(task: nn.Module, patterns: Sequence[str]) -> str:
     for value in frozen.values():
         value.requires_grad_(False)
     count, total = (sum(value.numel() for value in some.values()) for some in (frozen, named))
-    return f"{count:,} of {total:,} parameters: {', '.join(parts(frozen, named))}"
+    return f"{count:,} of {total:,} parameters, by {', '.join(patterns)}"
 
 
 def _parts_of(task: nn.Module) -> list[str]:
