@@ -91,8 +91,11 @@ def vlmo_tiny() -> Recipe:
             image_size=64, patch_size=16, width=128, depth=4, heads=4, fusion_start=2, layer_scale=None,
             max_positions=64, vocab_size=2000, drop_path=0.0, dropout=0.0, stem="conv", text_norm=False,
         ),
-        task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, fuse_start=450),
+        # Aligns by one branch, then fuses: docs/decisions.md 52.
+        task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1000),
         tokenizer=replace(tiny.tokenizer, separator=True),
+        schedule=replace(tiny.schedule, warmup_steps=400),
+        run=replace(tiny.run, steps=1600, validate_every=200, checkpoint_every=200),
         init_from="runs/vlmo_tiny_language",
     )  # fmt: skip
 
