@@ -340,6 +340,49 @@ def test_curves_are_those_of_the_metrics_file(tmp_path: Path) -> None:
     Page(render(data))
 
 
+def begun(folder: Path, name: str, **task: object) -> Path:
+    """A run with 40 pairs seen in 9 seconds."""
+    folder.mkdir()
+    start = task.pop("start", None)
+    (folder / "recipe.json").write_text(json.dumps({"name": name, "task": task, "init_from": start}))
+    lines = metrics_line(5, pairs=40, seconds=9.0, measures={"mlm_accuracy": 0.125, "perplexity": 33.0})
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder
+
+
+def test_the_runs_that_led_to_a_run_are_shown_in_their_order_by_their_own_measures(tmp_path: Path) -> None:
+    """A tokenizer is one of them; what was judged on unseen records is shown by that, else what was logged."""
+    codes = begun(tmp_path / "codes", "visual_tokenizer_tiny", kind="VisualTokenizerTrainingConfig")
+    vision = begun(tmp_path / "vision", "vlmo_tiny_vision", kind="VisionStageConfig", tokenizer=str(codes))
+    words = begun(tmp_path / "words", "vlmo_tiny_language", kind="Unknown", start=str(vision))
+    (codes / "eval.json").write_text(json.dumps({"accuracy": 80.0, "code_perplexity": 59.55}))
+    (vision / "eval.json").write_text(json.dumps({"accuracy": 35.25, "references.commonest": 9.0}))
+    (vision / "compute.json").write_text(json.dumps({"flops": 2.5e13}))
+    folder = run_folder(tmp_path)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"init_from": str(words)}))
+    data = collect(folder)
+    assert [(one.recipe, one.steps, one.records, one.seconds) for one in data.stages] == [
+        (name, 5, 40, 9.0) for name in ("visual_tokenizer_tiny", "vlmo_tiny_vision", "vlmo_tiny_language")
+    ]
+    assert [dict(one.measures) for one in data.stages] == [
+        {"Variance given back": "80.0 %", "Perplexity of the codes' use": "59.5"},
+        {"Visual-token accuracy": "35.2 %", "Always the commonest answer": "9.0 %"},
+        {"hidden words guessed, in training": "12.5 %", "perplexity of a hidden word, in training": "33"},
+    ]
+    text = Page(render(data)).text
+    assert "Stages" in text
+    assert "Visual-token accuracy 35.2 %" in text
+    assert "25 TFLOP" in text
+
+
+def test_what_a_run_started_from_may_be_gone(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"init_from": str(tmp_path / "gone")}))
+    assert collect(folder).stages == ()
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape("metrics.jsonl does not exist")):
         collect(tmp_path)
