@@ -32,7 +32,7 @@ class Start:
     copied: tuple[str, ...]
     """Of others of the student: a teacher that was not stored, and what the task begins as a copy."""
     fresh: tuple[str, ...]
-    """As the task was built, and the networks that it borrowed."""
+    """As the task was built."""
     dropped: tuple[str, ...]
     """Stored, but of no use here."""
     untrained: tuple[str, ...] = ()
@@ -84,12 +84,13 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
     copied |= {name: loaded.pop(name) for name in list(loaded) if _within(name, untaught)}
     fresh = {name: own[name] for name in twins if name not in copied and _may_lack(name, untaught)}
     store.load_into(task, loaded | copied | fresh, checkpoint.folder)
+    borrowed = tuple(f"{part}." for part in task.borrowed())
     return Start(
         checkpoint.folder,
         loaded=tuple(loaded),
         resized=tuple(name for name, value in loaded.items() if name in stored and value.shape != stored[name].shape),
         copied=tuple(copied),
-        fresh=tuple(fresh),
+        fresh=tuple(name for name in fresh if not name.startswith(borrowed)),
         dropped=tuple(name for name in dict.fromkeys([*left, *found, *apart]) if name not in loaded),
         untrained=tuple(checkpoint.state.get("fresh", ())),
     )

@@ -158,6 +158,7 @@ def test_a_first_stage_goes_on_with_its_own_head(stages: Any) -> None:
     task = build(2, recipe(VisionStageConfig), NO_WORDS)
     started = start_from(task, folder, NO_WORDS)
     assert {"head.mask_token", "head.scores.weight"} <= set(started.loaded)
+    assert not [name for name in started.fresh if name.startswith("tokenizer.")], "what was borrowed is not fresh"
 
 
 def test_a_tokenizer_that_does_not_fit_is_not_borrowed(tmp_path: Path) -> None:
