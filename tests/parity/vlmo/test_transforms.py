@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +24,8 @@ CONFIG = DataConfig(crop=(0.5, 1.0), normalise="vlmo", flip_directional=True)
 """As released, but for the fault of AutoContrast."""
 GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 """Operations that interpolate at steps of 1/32 pixel as released: within two grey levels."""
+GAIN = {"Brightness": 1.36, "Sharpness": 1.45, "AutoContrast": 4.0, "Equalize": 8.0}
+"""By how much others may stretch such a difference: the latter two as far as a picture's histogram asks for."""
 OPERATIONS: dict[str, Callable[..., Image.Image]] = {
     "Identity": lambda image: image,
     "AutoContrast": augment.autocontrast,
@@ -74,7 +77,11 @@ def check_resized(image: Image.Image, ours: Image.Image, theirs: Tensor, to_thei
 
 
 def grey_levels(applied: list[str]) -> int:
-    return 2 * sum(name in GEOMETRY for name in applied)
+    """How far apart the results of these operations may be: what interpolation left, stretched by what follows it."""
+    apart = 0.0
+    for name in applied:
+        apart = apart + 2 if name in GEOMETRY else apart * GAIN.get(name, 1.0)
+    return math.ceil(apart)
 
 
 def do(name: str, image: Image.Image, arguments: list[Any], released: bool) -> Image.Image:
