@@ -27,6 +27,7 @@ from diptych.schema import (
     GroundingTrainingConfig,
     RetrievalConfig,
     TaskConfig,
+    VlmoPretrainConfig,
 )
 from diptych.task import Task
 from diptych.tasks.grounding import find_box, phrase_maps
@@ -170,7 +171,7 @@ def share(values: Sequence[object]) -> float:
 
 
 def test_every_task_is_either_judged_by_its_records_or_measured_as_retrieval() -> None:
-    assert set(get_args(TaskConfig)) - set(JUDGES) == {AlbefPretrainConfig, RetrievalConfig}
+    assert set(get_args(TaskConfig)) - set(JUDGES) == {AlbefPretrainConfig, VlmoPretrainConfig, RetrievalConfig}
     with pytest.raises(ValueError, match="Retrieval is not judged record by record"):
         judged(tiny.retrieval(), RECORDS["grounding"])
 
