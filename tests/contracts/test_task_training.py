@@ -33,6 +33,23 @@ def test_a_folder_in_use_is_refused_before_any_data_is_opened(tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(("name", "positions"), [("albef_tiny", 512), ("vlmo_tiny", 64)])
+@pytest.mark.parametrize("field", ["max_tokens", "max_tokens_evaluation"])
+def test_texts_longer_than_the_models_positions_stop_a_run_before_its_data_is_opened(
+    name: str, positions: int, field: str, tmp_path: Path
+) -> None:
+    nowhere: dict[str, Any] = {"data__source": "folder", "data__path": str(tmp_path / "nowhere")}
+    long = recipe(name, **{f"data__{field}": positions + 1}, **nowhere)
+    with pytest.raises(
+        ValueError, match=rf"data\.{field}={positions + 1}: .* of {positions} tokens\. Set data\.{field}="
+    ):
+        pipeline.train(long, tmp_path / "run")
+    with pytest.raises(ValueError, match="nowhere"):
+        pipeline.train(recipe(name, **{f"data__{field}": positions}, **nowhere), tmp_path / "run")
+    with pytest.raises(ValueError, match=rf"data\.{field}={positions + 1}"):
+        pipeline.changed(find_recipe(name), {f"data.{field}": positions + 1})
+
+
 def test_the_words_of_answers_are_learnt_too() -> None:
     unasked = tuple(replace(record, answers=()) for record in ASKED)
     with_answers, without = (pipeline.make_tokenizer(recipe(), Shown(some)) for some in (ASKED, unasked))

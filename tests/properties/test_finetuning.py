@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from diptych import catalog
 from diptych.losses.distillation import class_loss
 from diptych.nn.queue import NOBODY
-from diptych.schema import EntailmentConfig, RetrievalConfig
+from diptych.schema import EntailmentConfig, GroundingConfig, GroundingTrainingConfig, RetrievalConfig
 from diptych.task import Model, Task
 from diptych.tasks.entailment import CLASSES, Entailment
 from diptych.tasks.retrieval import Retrieval
@@ -266,6 +266,65 @@ def test_class_losses_add_up_over_any_cut(cut: Sequence[int], alpha: float | Non
     parts = [loss(*piece) for piece in zip(*(x.split(cut) for x in (logits, teacher, labels)), strict=True)]
     torch.testing.assert_close(torch.stack([part.sum for part in parts]).sum(), whole.sum)
     assert sum(part.count.item() for part in parts) == whole.count.item() == 12
+
+
+# --------------------------------------------------------------------------- retrieval as dual encoder
+
+ALONE: dict[str, Any] = {"keys": "batch", "queue_size": 0, "alpha": 0.0}
+
+
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
+def test_a_dual_encoder_contrasts_its_own_batch_and_fuses_nothing(
+    system: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, one = tiny.retrieval(model=system, itm=0.0, **ALONE), batch(ids=IDS)
+    model = task.model
+    monkeypatch.setattr(model, "fuse", None)
+    image, text = model.embed_image(model.image_state(one.pixels)), model.embed_text(model.text_state(one.texts))
+    logits = image["main"] @ text["main"].T / model.temperature()
+    same = torch.tensor(IDS)[:, None] == torch.tensor(IDS)
+    right = same / same.sum(1, keepdim=True)
+    losses = task(one, LATER)
+    torch.testing.assert_close(losses.total, (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2)
+    assert set(losses.terms) == {"itc"}
+    assert losses.carry is None
+    assert task.teacher is None
+    losses.total.backward()
+    assert all((weight.grad is not None) == weight.requires_grad for weight in task.parameters())
+    frozen = {name for name, weight in task.named_parameters() if not weight.requires_grad}
+    assert {f"model.{part}.weight" for part in ("match_head", "word_head.dense")} <= frozen
+
+
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
+@pytest.mark.parametrize("left_out", ["itc", "itm"])
+def test_a_term_of_weight_0_trains_nothing_and_the_other_is_as_before(system: dict[str, Any], left_out: str) -> None:
+    """Negatives are drawn by the same similarities, whether these learn or not."""
+    both, one = tiny.retrieval(model=system, itc=2.0, itm=0.5, **ALONE), batch()
+    alone = tiny.retrieval(model=system, **{left_out: 0.0}, **ALONE)
+    whole, part = both(one, LATER), alone(one, LATER)
+    assert [weight for weight, _ in whole.terms.values()] == [2.0, 0.5]
+    assert set(part.terms) == {"itc", "itm"} - {left_out}
+    for name, (_, term) in part.terms.items():
+        torch.testing.assert_close(term.mean, whole.terms[name][1].mean)
+    part.total.backward()
+    assert all((weight.grad is not None) == weight.requires_grad for weight in alone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RetrievalConfig(itc=0.0, itm=0.0), "both 0"),
+        (RetrievalConfig(keys="batch", queue_size=0), r"set task\.alpha=0 and task\.queue_size=0"),
+        (RetrievalConfig(keys="batch", alpha=0.0), r"set task\.alpha=0 and task\.queue_size=0"),
+        (GroundingTrainingConfig(itm=0.0), r"task\.boxes\.mode=itm asks what task\.itm=0 does not train"),
+        (GroundingTrainingConfig(itc=0.0, boxes=GroundingConfig(mode="itc")), r"asks what task\.itc=0 does not"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_the_way_out(
+    config: RetrievalConfig, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Retrieval(tiny.albef(), config)
 
 
 # --------------------------------------------------------------------------- any model

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from torch import nn
 from diptych.evaluate import DIRECTIONS, contrastive_recall, evaluate_retrieval
 from diptych.metrics.recall import recall, retrieval_ranks
 from diptych.models.albef import Albef
-from diptych.schema import AlbefConfig, EvaluationConfig, TextConfig, VisionConfig
+from diptych.models.vlmo.model import Vlmo
+from diptych.schema import AlbefConfig, EvaluationConfig, TextConfig, VisionConfig, VlmoConfig
 from diptych.search.index import CosineIndex, top_k
 from diptych.search.rerank import UNSELECTED, plan_calls, rerank
 from diptych.types import Joint, Texts
@@ -341,23 +344,30 @@ def test_what_cannot_be_evaluated_is_said_in_the_users_words() -> None:
 # --------------------------------------------------------------------------- the real model
 
 
-def albef() -> Albef:
-    config = AlbefConfig(
-        vision=VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2),
-        text=TextConfig(vocab_size=20, width=24, layers=4, fusion_start=2, heads=2, intermediate=48, max_positions=12),
-        embed_dim=8,
-    )
+def real(system: str) -> Albef | Vlmo:
     torch.manual_seed(0)
-    model = Albef(config)
+    model = Albef(ALBEF) if system == "albef" else Vlmo(VLMO)
     for weight in model.parameters():  # far from the start, so that scores differ visibly
         torch.nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else None
     return model
 
 
-def test_albef_scores_the_same_pairs_the_same_in_any_cut() -> None:
+both = pytest.mark.parametrize("system", ["albef", "vlmo"])
+ALBEF = AlbefConfig(
+    vision=VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2),
+    text=TextConfig(vocab_size=20, width=24, layers=4, fusion_start=2, heads=2, intermediate=48, max_positions=12),
+    embed_dim=8,
+)
+VLMO = VlmoConfig(
+    image_size=16, patch_size=8, width=24, depth=4, heads=2, fusion_start=2, max_positions=12, vocab_size=20
+)
+
+
+@both
+def test_a_real_model_scores_the_same_pairs_the_same_in_any_cut(system: str) -> None:
     case = make_case(images=9)
     pixels = torch.randn(9, 3, 16, 16, generator=torch.Generator().manual_seed(1)).split(4)
-    model = albef().train()  # dropout would show
+    model = real(system).train()  # dropout would show
     cuts = [CONFIG, replace(CONFIG, batch_size=1, tokens_per_call=1, keep_bytes=0), replace(CONFIG, batch_size=99)]
     results = [evaluate_retrieval(model, pixels, case.texts, case.owner, cut) for cut in cuts]
     for one in results[1:]:
@@ -368,10 +378,11 @@ def test_albef_scores_the_same_pairs_the_same_in_any_cut() -> None:
     assert results[0].image_to_text.reranked.match.std() > 0.1
 
 
-def test_albef_pairs_of_the_ranking_score_as_they_do_alone() -> None:
+@both
+def test_pairs_of_the_ranking_score_as_they_do_alone(system: str) -> None:
     case = make_case(images=5)
     pixels = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    model = albef().eval()
+    model = real(system).eval()
     scored = evaluate_retrieval(model, [pixels], case.texts, case.owner, replace(CONFIG, rerank=3)).text_to_image
     with torch.no_grad():
         for text, row in enumerate(scored.reranked.candidates.tolist()):
@@ -382,3 +393,26 @@ def test_albef_pairs_of_the_ranking_score_as_they_do_alone() -> None:
                 states = model.text_state(alone), model.image_state(pixels[[image]])
                 logit = model.match_logits(model.fuse(*states, zero, zero))[0, 1]
                 torch.testing.assert_close(scored.reranked.match[text, place], logit, rtol=1e-4, atol=1e-4)
+
+
+def test_what_vlmo_keeps_of_a_picture_is_its_patches_and_each_picture_is_embedded_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The transformer runs over a picture once for its vector, then only within pairs."""
+    case, model = make_case(images=6), real("vlmo").eval()
+    pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1)).split(4)
+    rows: dict[str, int] = {"image_state": 0, "embed_image": 0}
+
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(given: Any) -> Any:
+            rows[name] += len(given)
+            return call(given)
+
+        return counted
+
+    for name in rows:
+        monkeypatch.setattr(model, name, counting(name, getattr(model, name)))
+    evaluate_retrieval(model, pixels, case.texts, case.owner, CONFIG)
+    assert rows == {"image_state": 6, "embed_image": 6}
+    evaluate_retrieval(model, pixels, case.texts, case.owner, replace(CONFIG, keep_bytes=0))
+    assert rows == {"image_state": 6 + 12, "embed_image": 6 + 6}
