@@ -179,8 +179,10 @@ class VlmoFamily(Family):
         base = self.recipe(layout, state).model
         assert isinstance(base, VlmoConfig)
         # A width that no published model has does not tell its heads, which are not told here either.
-        model = sizes(state, base, heads=1, trained_image_size=None)
-        return _lines(model)[: 2 if word_count(state) is None else None]
+        fits, patch = _fits(state), shape(state, f"{_inner(state)}patch_embed.proj.weight")[-1]
+        model = sizes(state, base, heads=1, trained_image_size=min(fits) * patch if len(fits) > 1 else None)
+        lines = _lines(model)[: 2 if word_count(state) is None else None]
+        return lines if len(fits) < 2 else [lines[0], f"  unsaid   positions are for {_could(fits, patch)}"]
 
     def run_lines(self, recipe: Recipe, state: State) -> list[str]:
         assert isinstance(recipe.model, VlmoConfig)
@@ -204,12 +206,12 @@ class VlmoFamily(Family):
             raise ValueError("the released code normalises text embeddings, which model.text_norm=false leaves out")
         if model.positions == "absolute":
             return dict(published), told
-        length, side, width = recipe.data.max_tokens, grid_side(model), model.width
+        side, length = grid_side(model), min(recipe.data.max_tokens, model.max_positions)
         added = {
             name: relative_index(*tokens, side, model.max_positions, "cpu")
             for name, tokens in _indexed(length, side).items()
         }
-        added |= {_TEXT: torch.zeros(length, width), "text_embeddings.position_ids": torch.arange(length)[None]}
+        added |= {_TEXT: torch.zeros(length, model.width), "text_embeddings.position_ids": torch.arange(length)[None]}
         return dict(published) | added, told | {_TEXT: "never read, and not kept: zeros stand there"}
 
 
@@ -277,26 +279,36 @@ def _even_heads(width: int) -> int:
     return width // 64
 
 
-def _grid(state: State, patch: int, trained_image_size: int | None) -> tuple[int, int]:
-    """Side and longest text of the table of relative positions, of which its length alone does not tell both."""
+def _fits(state: State) -> dict[int, int]:
+    """By side, the longest text: what a table of relative positions may be for, as far as the file tells."""
+    if _TABLE not in state:
+        return {}
     entries = len(state[_TABLE])
     if INDEX_TABLES[0] in state:
         side = _square(len(state[INDEX_TABLES[0]]) - 1, "patches")
-        return side, max_text_of(entries, side)
-    if trained_image_size:
+        return {side: max_text_of(entries, side)}
+    least = len(state[_TEXT]) if _TEXT in state else 2
+    spare = {side: entries - entry_count(side, 0) for side in range(1, math.isqrt(entries))}
+    fits = {side: rest // 2 for side, rest in spare.items() if rest >= 2 * least and rest % 2 == 0}
+    return {side: longest for side, longest in fits.items() if longest == _TEXT_LENGTH} or fits
+
+
+def _could(fits: Mapping[int, int], patch: int) -> str:
+    return ", or ".join(f"{side * patch} px and {longest} tokens" for side, longest in fits.items())
+
+
+def _grid(state: State, patch: int, trained_image_size: int | None) -> tuple[int, int]:
+    """Side and longest text of the table of relative positions, of which its length alone does not tell both."""
+    entries, fits = len(state[_TABLE]), _fits(state)
+    if trained_image_size and INDEX_TABLES[0] not in state:
         side = trained_image_size // patch
         return side, max_text_of(entries, side)
-    least = len(state[_TEXT]) if _TEXT in state else 2
-    sides = [side for side in range(1, math.isqrt(entries)) if entry_count(side, least) <= entries]
-    fits = {side: max_text_of(entries, side) for side in sides}
-    known = [side for side, longest in fits.items() if longest == _TEXT_LENGTH or len(fits) == 1]
-    if not known:
-        could = "; ".join(f"{side * patch} px and {longest} tokens" for side, longest in fits.items())
-        raise ValueError(
-            f"the file lacks the index tables that tell what its {entries} relative positions are for ({could}): "
-            "say it with --trained-image-size"
-        )
-    return known[0], fits[known[0]]
+    if len(fits) == 1:
+        return next(iter(fits.items()))
+    raise ValueError(
+        f"the file lacks the index tables that tell what its {entries} relative positions are for "
+        f"({_could(fits, patch) or 'no size fits'}): say it with --trained-image-size"
+    )
 
 
 def _indexed(text_length: int, side: int) -> dict[str, tuple[int, int | None]]:

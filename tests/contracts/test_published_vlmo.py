@@ -269,9 +269,12 @@ def test_inspect_says_what_a_file_and_its_run_are(
     assert "for 24 px" in inspect(tmp_path / "again")
 
 
-def test_inspect_asks_for_what_a_file_does_not_tell(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--trained-image-size"):
-        inspect(write(tmp_path / "file.pth", published(tiny.VLMO)))
+def test_inspect_says_what_a_file_does_not_tell(tmp_path: Path) -> None:
+    said = inspect(write(tmp_path / "file.pth", published(tiny.VLMO)))
+    assert "4 of width 24" in said
+    assert "unsaid   positions are for" in said
+    assert "or 16 px and 12 tokens" in said
+    assert "40 words" not in said
 
 
 # --------------------------------------------------------------------------- BEiT
