@@ -121,6 +121,9 @@ def vlmo_tiny_vision() -> Recipe:
     """The demo's first stage: six of a scene's sixteen patches are hidden.
 
     Command: `diptych train vlmo_tiny_vision`, after `visual_tokenizer_tiny`
+    Cost: minutes on two cores; not timed on an idle machine.
+    Expected: more than 8 % of the hidden patches' codes guessed, which 140 of the 600 steps reached on 400 unseen
+    scenes; always the commonest of the 128 codes is 2 %.
     """
     recipe = _vision("vlmo_tiny_vision", vlmo_tiny(), visual_tokenizer_tiny())
     assert isinstance(recipe.task, VisionStageConfig)
