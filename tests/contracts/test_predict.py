@@ -39,6 +39,7 @@ RECIPE = Recipe(
         embed_dim=8,
     ),
     task=AlbefPretrainConfig(),
+    data=DataConfig(normalise="vlmo"),  # not the default: a predictor must ask the recipe
     evaluation=EvaluationConfig(rerank=4, batch_size=3, tokens_per_call=40),
 )
 
@@ -91,7 +92,7 @@ def probability(image: Image.Image, text: str, tokenizer: Tokenizer) -> float:
     """The match probability computed with nothing of predict.py."""
     model, zero = tiny_model(), torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
-        images = model.image_state(EvaluationTransform(DataConfig(), 16)(image)[None])
+        images = model.image_state(EvaluationTransform(RECIPE.data, 16)(image)[None])
         texts = model.text_state(pad_texts(tokenizer.encode([clean_caption(text, 30)]), tokenizer.pad_id))
         return model.match_logits(model.fuse(texts, images, zero, zero)).softmax(1)[0, 1].item()
 
