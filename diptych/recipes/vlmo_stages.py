@@ -51,7 +51,7 @@ def visual_tokenizer_tiny() -> Recipe:
 
     Command: `diptych train visual_tokenizer_tiny`
     Cost: three minutes on one core.
-    Expected: 50 % of the variance given back (35 % by each picture's mean colour), all codes used, their perplexity 107.
+    Expected: 50 % of the variance given back (35 % by each picture's mean colour), all codes used, perplexity 107.
     """
     return Recipe(
         name="visual_tokenizer_tiny",
