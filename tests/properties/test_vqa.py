@@ -149,7 +149,7 @@ def test_one_beam_is_greedy(model: dict[str, Any], bonus: float) -> None:
 @pytest.mark.parametrize("beams", [2, 5])
 def test_probabilities_of_beams_are_those_of_scoring_the_same_answers(model: dict[str, Any], beams: int) -> None:
     lengths = set[int]()
-    for bonus in (-2.0, 1.0):
+    for bonus in (-2.0, 1.0, 6.0):
         task, batch = eager_to_end(tiny.vqa_decoding(model=model).eval(), bonus), asked_of()
         found = task.generate(batch, beams=beams)
         assert torch.equal(found.log_probability, found.log_probability.sort(dim=1, descending=True).values)
