@@ -10,6 +10,7 @@ from typing import Any
 from diptych import catalog
 from diptych.metrics.intervals import Interval
 from diptych.report.compared import Quality, Score
+from diptych.report.judged import MEASURES
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
 from diptych.train.state import stored_recipe
@@ -89,7 +90,7 @@ def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
     """Key in eval.json, and name for people."""
     keys = dict.fromkeys(key.removesuffix(".interval") for one in evaluations for key in one if _is_measure(key))
     if "text_to_image.recall@1" not in keys:
-        return [(key, key) for key in keys]
+        return [(key, MEASURES.get(key, key)) for key in keys]
     ranked = [
         (f"contrastive.{way}.recall@{k}", f"{name}, recall@{k}, dual encoder") for way, name in WAYS for k in LEVELS
     ]

@@ -11,6 +11,7 @@ from diptych.checkpoints import store
 from diptych.compare.compute import record_compute
 from diptych.demo.systems import SYSTEMS, Demonstration
 from diptych.report import summary
+from diptych.report.stages import COMPUTE
 from diptych.schema import Recipe, VisionStageConfig
 from diptych.train.state import stored_recipe
 
@@ -62,14 +63,13 @@ def _train(recipe: Recipe, place: Path) -> None:
     begun = (place / "recipe.json").exists()
     if begun:
         recipe = stored_recipe(place)
-        if _ended(recipe, place):
-            print(f"{place} is trained already")
-            return
-        print(f"{place} holds a run already: going on with it")
+    if begun and _ended(recipe, place):
+        print(f"{place} is trained already")
     else:
-        print(f"\n{recipe.name} in {place}")
-    pipeline.train(recipe, place, resume=begun)
-    record_compute(place)
+        print(f"{place} holds a run already: going on with it" if begun else f"\n{recipe.name} in {place}")
+        pipeline.train(recipe, place, resume=begun)
+    if not (place / COMPUTE).exists():
+        record_compute(place)
 
 
 def _ended(recipe: Recipe, place: Path) -> bool:

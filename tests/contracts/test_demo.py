@@ -129,7 +129,7 @@ def test_stages_run_in_their_order_and_only_what_is_missing_runs_again(
     made, shown = StandIn(), Demonstration(VLMO, tmp_path)
     monkeypatch.setattr(pipeline, "train", made.train)
     monkeypatch.setattr(pipeline, "report", made.report)
-    monkeypatch.setattr(pretraining, "record_compute", lambda place: place)
+    monkeypatch.setattr(pretraining, "record_compute", lambda place: None)
     monkeypatch.setattr(pretraining, "_ended", lambda recipe, place: recipe.name == "visual_tokenizer_tiny")
     monkeypatch.setattr(pipeline, "measure", lambda folder: pytest.fail("stages end here"))
     for _ in range(2):
@@ -251,6 +251,22 @@ def test_a_run_of_another_recipe_in_a_task_s_folder_is_named(shown: Demonstratio
     stand_in.train(catalog.find_recipe(tiny), shown.folder / "tasks" / "retrieval")
     with pytest.raises(ValueError, match=rf"tasks/retrieval holds a run of another recipe than {tiny}_retrieval"):
         tasks.all_tasks(shown)
+
+
+def test_what_a_run_took_is_counted_also_where_it_was_stopped_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = StandIn()
+    counted: list[Path] = []
+    monkeypatch.setattr(pipeline, "train", made.train)
+    monkeypatch.setattr(pretraining, "_ended", lambda recipe, place: True)
+    monkeypatch.setattr(pretraining, "record_compute", counted.append)
+    made.train(catalog.find_recipe("albef_tiny"), tmp_path)
+    pretraining._train(catalog.find_recipe("albef_tiny"), tmp_path)
+    assert (len(made.trained), counted) == (1, [tmp_path])
+    (tmp_path / "compute.json").write_text("{}")
+    pretraining._train(catalog.find_recipe("albef_tiny"), tmp_path)
+    assert (len(made.trained), counted) == (1, [tmp_path])
 
 
 def test_the_weights_that_a_blind_run_is_named_by_are_the_best_checkpoint_s(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from diptych import pipeline
 from diptych.catalog import find_recipe
 from diptych.cli import where
 from diptych.cli.main import VERBS, main
-from diptych.compare import speed
+from diptych.compare import compute, speed
 from diptych.demo import pretraining, tasks
 from diptych.demo.systems import ALBEF, Demonstration
 from diptych.recipes.override import override, parse_assignments
@@ -127,6 +127,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(pipeline, "train", train_small)
         patch.setattr(tasks, "_blind_beside", blind_afterwards)
         patch.setattr(speed, "SECONDS", 0.01)
+        patch.setattr(compute, "COUNTED", 1)
         pretraining.demo(Demonstration(ALBEF, ALBEF.folder))
         yield place
 
