@@ -89,6 +89,15 @@ def wrapped_step(rank: int, size: int) -> Found:
     return Found(means, {name: weight.grad for name, weight in task.named_parameters() if weight.grad is not None})
 
 
+def dual_encoder(rank: int, size: int) -> Found:
+    """Retrieval without fusion: every caption of a picture is right, whichever process has it."""
+    task = tiny.retrieval(model={"system": "vlmo"}, keys="batch", queue_size=0, alpha=0.0, itm=0.0)
+    batch = share_of(rank, size)
+    losses = task(batch, PROGRESS)
+    losses.total.backward()
+    return Found({name: averaged(term.mean) for name, (_, term) in losses.terms.items()}, mean_gradients(task))
+
+
 def unequal(rank: int, size: int) -> str:
     """What a process says to shares of different sizes."""
     batch = tiny.batch(LENGTHS[: 2 + rank], IDS[: 2 + rank])
@@ -104,6 +113,6 @@ def everything(rank: int, size: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     found: dict[str, Any] = {name: step(rank, size, changes) for name, changes in CASES.items()}
     found |= {"own": step(rank, size, OWN), "released": step(rank, size, RELEASED)}
-    found["wrapped"] = wrapped_step(rank, size)
+    found |= {"wrapped": wrapped_step(rank, size), "dual encoder": dual_encoder(rank, size)}
     found["unequal"] = unequal(rank, size)
     return found

@@ -1,4 +1,4 @@
-"""One global batch on 1, 2 and 4 processes: the same losses and the same gradients (VLMo §3.3)."""
+"""One global batch on 1, 2 and 4 processes: the same losses and gradients, in pre-training (VLMo §3.3), in retrieval."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def assert_same(ours: Found, theirs: Found, factor: float = 1.0) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("case", [*CASES, "wrapped"])
+@pytest.mark.parametrize("case", [*CASES, "wrapped", "dual encoder"])
 def test_the_same_global_batch_gives_the_same_losses_and_gradients(
     worlds: dict[int, World], case: str, size: int
 ) -> None:
