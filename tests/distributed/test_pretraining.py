@@ -1,4 +1,4 @@
-"""One global batch on 1, 2 and 4 processes: the same losses and gradients, in pre-training (VLMo §3.3), in retrieval."""
+"""One global batch on 1, 2, 4 processes: the same losses and gradients, in pre-training (VLMo §3.3) and retrieval."""
 
 from __future__ import annotations
 
