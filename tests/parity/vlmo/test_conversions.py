@@ -196,7 +196,8 @@ def test_wrappers_make_no_difference(cases: Cases) -> None:
 
 def test_a_file_without_index_tables_fits_a_larger_picture(cases: Cases) -> None:
     case = "fails_or_not/own_checkpoint_without_index_tables_to_larger_image"
-    assert "KeyError" in cases.told[case].get("error", "KeyError")
+    if cases.relative:  # of which alone the released code gives up
+        assert "KeyError" in cases.told[case]["error"]
     size = cases.told["config"]["img_size"]
     state = cases.given(PRETRAINED)
     bare = {name: tensor for name, tensor in state.items() if name not in INDEX_TABLES}
