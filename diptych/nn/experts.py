@@ -200,7 +200,7 @@ class ExpertBlock(nn.Module):
         here = frame if asked is None else asked
         rows = rows if asked is None else rows[asked.rows]
         rows = rows + self._dropped(mixed, here.sequence, frame.layout.groups)
-        if route == "fusion":
+        if route == "fusion":  # VLMo §3.2
             return rows + self._branch(self.experts.fusion, rows, here.sequence, frame), shown
         text, image = rows.split([here.text_rows, len(rows) - here.text_rows])
         text_of, image_of = here.sequence.split([len(text), len(image)])

@@ -11,8 +11,8 @@ import diptych
 from diptych.cli import where
 from diptych.cli.main import main
 
-REQUIRED = tuple(f"ALBEF Eq. {number}" for number in range(1, 11))
-"""The numbered equations of ALBEF (arXiv 2107.07651)."""
+REQUIRED = tuple(f"ALBEF Eq. {number}" for number in range(1, 11)) + tuple(f"VLMo §3.{part}" for part in range(1, 6))
+"""The numbered equations of ALBEF (arXiv 2107.07651), and the sections of VLMo's method (arXiv 2111.02358)."""
 
 
 def test_every_equation_is_tagged_exactly_once() -> None:

@@ -306,7 +306,7 @@ class Vlmo(Model):
         frame = Frame.of(packed, len(text_index), tokens, texts.hidden.device, visible)
         kinds = self.types.weight[1] if turn is None else self.types.weight[1 + turn][:, None]
         patches = (images.patches[image_index] + kinds).flatten(0, 1)
-        rows = torch.cat([texts.hidden[source] + self.types.weight[0], patches])
+        rows = torch.cat([texts.hidden[source] + self.types.weight[0], patches])  # VLMo §3.1
         return Pass(rows, frame, self._biases(frame.text_length, tokens))
 
     def _biases(self, text_length: int, image_tokens: int) -> Sequence[Tensor | None]:
