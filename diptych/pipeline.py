@@ -243,9 +243,11 @@ def _asked(recipe: Recipe, source: AnySource, tokenizer: Tokenizer, limit: int |
 def check_lengths(recipe: Recipe) -> None:
     """Raises ValueError where texts may be longer than the model's positions: at once, not at the first such text."""
     longest = recipe.model.max_positions
+    if longest is None or catalog.record_kind(recipe.task) is Picture:
+        return
     for name in ("max_tokens", "max_tokens_evaluation"):
         length = getattr(recipe.data, name)
-        if longest is not None and length > longest:
+        if length > longest:
             raise ValueError(
                 f"data.{name}={length}: the model has positions for texts of {longest} tokens. "
                 f"Set data.{name}={longest} or less, so that longer ones are cut, or build it with more positions"

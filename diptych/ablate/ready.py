@@ -58,7 +58,7 @@ VLMO_CONTRAST = Grid(
     _variants(
         "vlmo_tiny",
         {
-            "both": {},
+            "both": {"task.itc_branches": "both"},
             "main": {"task.itc_branches": "main"},
             "vl": {"task.itc_branches": "vl"},
         },

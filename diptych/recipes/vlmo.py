@@ -82,6 +82,9 @@ def vlmo_tiny() -> Recipe:
 
     Command: `diptych demo --model vlmo`, which runs the stages before it too; from nothing:
     `diptych train vlmo_tiny init_from=none`
+    Cost: eight minutes on two cores; the stages before it, five.
+    Expected: recall@10 above 60 % both ways among 1,000 unseen scenes as dual encoder (chance 1 %). Re-ranking makes it
+    worse: matching has just begun to learn.
     """
     tiny = albef_tiny()
     return replace(
@@ -92,7 +95,7 @@ def vlmo_tiny() -> Recipe:
             max_positions=64, vocab_size=2000, drop_path=0.0, dropout=0.0, stem="conv", text_norm=False,
         ),
         # Aligns by one branch, then fuses: docs/decisions.md 52.
-        task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1000),
+        task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1100),
         tokenizer=replace(tiny.tokenizer, separator=True),
         schedule=replace(tiny.schedule, warmup_steps=400),
         run=replace(tiny.run, steps=1600, validate_every=200, checkpoint_every=200),
@@ -104,6 +107,7 @@ def vlmo_small() -> Recipe:
     """Half the depth and a third of the width of the paper's, for one GPU or a night on a CPU.
 
     Command: `diptych train vlmo_small data.source=folder data.path=photos init_from=none`
+    Cost: hours on a CPU; not measured.
     Expected: no published figure, and not run to its end here; compare with `vlmo_tiny` on the same data.
     """
     tiny = vlmo_tiny()

@@ -281,6 +281,7 @@ def test_each_part_of_a_call_is_reached_by_it_alone() -> None:
         "embed_text": lambda: model.embed_text(texts)["main"],
         "temperature": model.temperature,
         "fuse": lambda: fuse(model, texts, images).pooled,
+        "pooled": lambda: fuse(model, texts, images).pooled,
         "match_logits": lambda: model.match_logits(fuse(model, texts, images)),
         "word_logits": lambda: model.word_logits(fuse(model, texts, images, ROWS).rows),
         "vl": lambda: (
