@@ -95,10 +95,10 @@ def vlmo_tiny() -> Recipe:
             max_positions=64, vocab_size=2000, drop_path=0.0, dropout=0.0, stem="conv", text_norm=False,
         ),
         # Aligns by one branch, then fuses: docs/decisions.md 52.
-        task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1100),
+        task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1500),
         tokenizer=replace(tiny.tokenizer, separator=True),
         schedule=replace(tiny.schedule, warmup_steps=400),
-        run=replace(tiny.run, steps=1600, validate_every=200, checkpoint_every=200),
+        run=replace(tiny.run, steps=2000, validate_every=200, checkpoint_every=200),
         init_from="runs/vlmo_tiny_language",
     )  # fmt: skip
 
