@@ -238,3 +238,16 @@ def questions(
         answers=answers(lengths), answer_of=torch.tensor(owners), weights=uniform(len(lengths), seed=7) + 0.2,
         scores=uniform(len(given), len(ANSWERS), seed=8),
     )  # fmt: skip
+
+
+def same(ours: Tensor | None, theirs: Tensor | None) -> None:
+    assert ours is not None
+    assert theirs is not None
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def alone(batch: Texts, which: int, length: int) -> Texts:
+    """One text of a batch in storage of `length`."""
+    own = int(batch.attention_mask[which].sum())
+    cut = Texts(batch.input_ids[which : which + 1, :own], batch.attention_mask[which : which + 1, :own])
+    return padded(cut, length)

@@ -18,6 +18,7 @@ from diptych.nn.blocks import TextBlock
 from diptych.nn.embeddings import resize_positions
 from diptych.types import Joint, Progress, RowList, Texts
 from tests import tiny
+from tests.tiny import alone, same
 
 LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX, IMAGE_INDEX = torch.tensor([0, 1, 1, 3, 2, 0]), torch.tensor([2, 0, 2, 2, 4, 0])
@@ -43,19 +44,6 @@ def images(model: Albef) -> ImageState:
 
 def pixels(side: int = tiny.SIDE) -> Tensor:
     return tiny.uniform(5, 3, side, side, seed=3) * 2 - 1
-
-
-def same(ours: Tensor | None, theirs: Tensor | None) -> None:
-    assert ours is not None
-    assert theirs is not None
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def alone(batch: Texts, which: int, length: int) -> Texts:
-    """One text of a batch in storage of `length`."""
-    own = int(batch.attention_mask[which].sum())
-    cut = Texts(batch.input_ids[which : which + 1, :own], batch.attention_mask[which : which + 1, :own])
-    return tiny.padded(cut, length)
 
 
 # --------------------------------------------------------------------------- a plain implementation

@@ -18,8 +18,9 @@ from diptych.models.vlmo.model import BRANCHES, ImageState, Vlmo
 from diptych.nn.attention import CHUNK, attend_biased
 from diptych.nn.experts import ExpertBlock
 from diptych.nn.layout import TextState
-from diptych.types import Joint, RowList, Texts
+from diptych.types import Joint, RowList
 from tests import tiny
+from tests.tiny import alone, same
 
 LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX, IMAGE_INDEX = torch.tensor([0, 1, 1, 3, 2, 0]), torch.tensor([2, 0, 2, 2, 4, 0])
@@ -47,19 +48,6 @@ def images(model: Vlmo) -> ImageState:
 
 def pixels() -> Tensor:
     return tiny.uniform(5, 3, tiny.SIDE, tiny.SIDE, seed=3) * 2 - 1
-
-
-def same(ours: Tensor | None, theirs: Tensor | None) -> None:
-    assert ours is not None
-    assert theirs is not None
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def alone(batch: Texts, which: int, length: int) -> Texts:
-    """One text of a batch in storage of `length`."""
-    own = int(batch.attention_mask[which].sum())
-    cut = Texts(batch.input_ids[which : which + 1, :own], batch.attention_mask[which : which + 1, :own])
-    return tiny.padded(cut, length)
 
 
 # --------------------------------------------------------------------------- a plain implementation
