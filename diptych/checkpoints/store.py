@@ -78,7 +78,7 @@ def save_checkpoint(parent: Path, step: int, content: CheckpointState) -> Path:
     Raises CheckpointError when the disk refuses; older checkpoints stay as they are.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    clean(parent)
+    clean(parent)  # the leftovers may be what fills the disk
     final = parent / f"{PREFIX}{step:08d}"
     if final.exists():
         raise CheckpointError(f"{final} is there already: a step is saved once")
@@ -149,7 +149,8 @@ def clean(parent: Path) -> None:
 
 
 def prune(parent: Path, newest: int) -> None:
-    """Keeps the `newest` last checkpoints and the best one."""
+    """Keeps the `newest` last checkpoints and the best one, and nothing that an interrupted save or removal left."""
+    clean(parent)
     present = _all(parent)
     kept = {*present[max(0, len(present) - newest) :], best(parent)}
     for folder in present:

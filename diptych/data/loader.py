@@ -14,9 +14,12 @@ import os
 import random
 import signal
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -326,7 +329,7 @@ class PairLoader:
             num_workers=self.workers,
             prefetch_factor=2,
             collate_fn=_as_is,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=partial(_begin_worker, os.getpid()),
             # A fork starts in milliseconds and works from scripts without a `__main__` guard. It is safe here:
             # workers use one thread, no OpenMP and no GPU. Elsewhere than on Linux the platform's own way.
             multiprocessing_context="fork" if sys.platform == "linux" else None,
@@ -364,14 +367,24 @@ def _as_is(fetched: Any) -> Any:
     return fetched
 
 
-def _quiet_worker(_: int) -> None:
+def _begin_worker(trainer: int, _: int) -> None:
     """Leave Ctrl-C and the first SIGTERM to the training process, which saves and then ends its workers.
 
     Both often reach the whole process group; a worker that died of them would take the step being saved with it.
+    When the training process is gone, the worker goes too.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
+
+def _end_with(trainer: int) -> None:
+    """torch's own watch looks between two batches, and never gets there where the trainer was killed while it held a
+    lock that both share."""
+    while os.getppid() == trainer:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 # --------------------------------------------------------------------------- evaluation

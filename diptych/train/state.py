@@ -129,7 +129,11 @@ class RunStore:
                 f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(differing)}"
             )
         newest = store.latest(self.checkpoints)
-        return self._restore(store.load(newest)) if newest else RunState()
+        if newest is None:
+            return RunState()
+        state = self._restore(store.load(newest))
+        self._prune()  # a run killed while it removed old checkpoints may have nothing more to save
+        return state
 
     def _restore(self, checkpoint: store.Checkpoint) -> RunState:
         store.load_into(self.task, checkpoint.weights(), checkpoint.folder)
@@ -165,8 +169,11 @@ class RunStore:
                 save_tokenizer=self.save_tokenizer,
             ),
         )
-        store.prune(self.checkpoints, self.recipe.run.keep_checkpoints)
+        self._prune()
         return written
+
+    def _prune(self) -> None:
+        store.prune(self.checkpoints, self.recipe.run.keep_checkpoints)
 
 
 def stored_recipe(folder: Path) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,6 +300,16 @@ def test_lines_after_the_checkpoint_and_a_line_cut_short_are_dropped_on_resuming
         file.write('{"step": 6, "lo')
     train(Toy(), Loader(), recipe(run__checkpoint_every=3), folder, resume=True)
     assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_resuming_removes_what_a_killed_pruning_left_even_where_nothing_more_is_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(Toy(), Loader(), recipe(run__checkpoint_every=2, run__keep_checkpoints=1), folder)
+    kept = sorted((folder / "checkpoints").iterdir())
+    shutil.copytree(kept[-1], folder / "checkpoints" / "step-00000002")
+    shutil.copytree(kept[-1], folder / "checkpoints" / ".unfinished-step-00000004")
+    train(Toy(), Loader(), recipe(run__checkpoint_every=2, run__keep_checkpoints=1), folder, resume=True)
+    assert sorted((folder / "checkpoints").iterdir()) == kept
 
 
 def test_what_was_skipped_is_remembered_over_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

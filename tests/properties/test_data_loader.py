@@ -252,6 +252,32 @@ def test_a_dataset_sent_to_another_process_makes_the_same_samples() -> None:
         assert again[key].input_ids == dataset[key].input_ids
 
 
+def test_workers_end_with_a_training_process_that_is_killed_while_it_holds_a_lock_that_they_share() -> None:
+    script = """
+from tests.properties.test_data_loader import *
+import gc, multiprocessing.synchronize as shared
+batches = loader(MadeSource(16), DataConfig(workers=2)).batches()
+next(batches)
+print(*(one.pid for one in multiprocessing.active_children()), flush=True)
+(done,) = {id(one): one for one in gc.get_objects() if isinstance(one, shared.Event)}.values()
+done._cond.acquire()
+time.sleep(0.2)  # the workers come to wait for it
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, env=os.environ | {"PYTHONPATH": root}, timeout=60,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGKILL
+    workers = [Path(f"/proc/{number}") for number in ended.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 10
+    while any(place.exists() for place in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(place.exists() for place in workers)
+
+
 def test_closing_the_batches_ends_the_workers() -> None:
     before = set(_workers())
     batches = loader(MadeSource(16), DataConfig(workers=2)).batches()
