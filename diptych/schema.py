@@ -572,7 +572,8 @@ class OptimConfig:
     clip: float | None = None
     """Largest gradient norm."""
     accumulate: int = 1
-    """Micro-batches an optimiser step; each sees only its own negatives and the queue."""
+    """Pieces that an optimiser step's pairs are computed in, each of `run.batch_size`. Their pairs are each other's
+    negatives, as in a batch of all of them: the pieces save memory, each being computed again on the way back."""
     head_lr: float = 1.0
     """Multiplies the rate of a task's head, which starts from nothing beside a trained model. VLMo's VQA: 20."""
     adam: Literal["torch", "released_vlmo"] = "torch"
@@ -604,11 +605,19 @@ class RunConfig:
     """Optimiser steps in all; None: `epochs` decides."""
     epochs: int = 30
     batch_size: int = 512
+    """Pairs of all processes together; `optim.accumulate` times as many an optimiser step."""
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 multiplies in bfloat16; weights, optimiser, teacher and losses stay fp32."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How the processes that `torchrun` starts share a model: `ddp` keeps it whole in each, `fsdp` cuts weights,
+    gradients, optimiser and teacher into equal parts. Both compute the same."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block, and compute the block again on the way back: less memory, a third more work."""
+    compile: bool = False
+    """Compile each block (`torch.compile`)."""
     threads: int | None = None
     """CPU threads; None leaves torch's choice."""
     log_every: int = 10
