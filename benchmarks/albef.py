@@ -138,7 +138,7 @@ class Steps:
             losses = task(self.batch, Progress(0, epoch=1.0), draws)
         losses.total.backward()
         self._step("ours")
-        task.after_step([losses.carry])
+        task.after_step(losses.carry)
         return [losses.terms[name][1].mean.item() for name in ("itc", "itm", "mlm")]
 
     def _step(self, side: str) -> None:

@@ -6,7 +6,9 @@ same pieces together otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -77,6 +79,7 @@ from diptych.serialize import from_dict
 from diptych.task import Model, Task
 from diptych.tasks.grounding import phrase_maps
 from diptych.train import loop
+from diptych.train.distributed import World, joined, restarted
 from diptych.train.freeze import freeze
 from diptych.train.start import borrow, start_from
 from diptych.train.state import check_folder
@@ -255,8 +258,19 @@ def check_lengths(recipe: Recipe) -> None:
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
-    """Trains a recipe in its run folder. Returns that folder."""
-    check_folder(folder, resume)
+    """Trains a recipe in its run folder, together with the other processes if `torchrun` has started some.
+
+    Returns that folder. Where `torchrun` has started them anew after a fault, the run goes on.
+    """
+    resume = resume or (restarted() and (folder / "recipe.json").exists())
+    with joined(recipe.run) as world, contextlib.ExitStack() as quiet:
+        if not world.first:
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        return _train(recipe, folder, resume, world)
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
+    world.first_does(lambda: check_folder(folder, resume))
     check_lengths(recipe)
     begun = resume and store.latest(folder / "checkpoints") is not None
     if not begun:
@@ -271,9 +285,15 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
         print(f"frozen: {freeze(task, recipe.freeze)}")
     answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
     size, run = recipe.model.image_size, recipe.run
-    loader = PairLoader(source, tokenizer, recipe.data, size, run.batch_size, run.seed, answers)
+    loader = PairLoader(
+        source, tokenizer, recipe.data, size, run.batch_size * recipe.optim.accumulate, run.seed, answers,
+        rank=world.rank, size=world.size,
+    )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
-    loop.train(task, loader, recipe, folder, validation=validation, save_tokenizer=tokenizer.save, resume=resume)
+    loop.train(
+        task, loader, recipe, folder,
+        validation=validation, save_tokenizer=tokenizer.save, resume=resume, world=world,
+    )  # fmt: skip
     return folder
 
 

@@ -209,6 +209,9 @@ class AlbefPretrainConfig:
     mask_probability: float = 0.15
     hard_negatives: bool = True
     """False draws ITM's negatives uniformly (ablation in Table 1)."""
+    negatives: Literal["all", "own"] = "all"
+    """ITM's negatives from the batches of `all` processes, whose encoded images and texts are gathered, so that any
+    number of processes learns what one would; or from each process's `own`, as released: less to send."""
     negatives_mask: Literal["before", "after"] = "before"
     """Positives leave the sampling weights `before` the softmax, or `after` it as released, which crashes when
     all that is left underflows (REFERENCE defect 1)."""
@@ -614,6 +617,8 @@ class RunConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How the processes that `torchrun` starts share a model: `ddp` keeps it whole in each, `fsdp` cuts weights,
     gradients, optimiser and teacher into equal parts. Both compute the same."""
+    timeout: float = 600.0
+    """Seconds without a step after which a run on several processes stops, and says which of them hangs."""
     activation_checkpointing: bool = False
     """Keep only what enters each block, and compute the block again on the way back: less memory, a third more work."""
     compile: bool = False
@@ -623,6 +628,8 @@ class RunConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     """Steps between checkpoints."""
+    checkpoint_async: bool = False
+    """Write checkpoints beside the training, from a copy in memory."""
     keep_checkpoints: int = 2
     """Newest ones kept beside the best."""
     validate_every: int = 500

@@ -6,7 +6,7 @@ I images, B texts, P pairs, R rows, E embedding width, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -18,6 +18,9 @@ from diptych.types import Joint, Losses, Progress, Rows, Texts
 
 class Network(nn.Module):
     """What a task trains."""
+
+    pieces: int = 1
+    """Pieces that a batch is computed in, each computed again on the way back (nn/pieces.py)."""
 
     def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
         """The state of a task with such a network (names begin with `model.` or `teacher.`), as it fits this one.
@@ -47,8 +50,10 @@ class Model(Network, ABC):
     """Layers of `fuse` whose attention from text to image can be asked for (`maps`)."""
 
     @abstractmethod
-    def image_state(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> Any:
-        """What of images can be computed once and kept."""
+    def image_state(
+        self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), keys: Int[Tensor, "I"] | None = None
+    ) -> Any:
+        """What of images can be computed once and kept. `keys`: of each, for dropout, as those of `Texts`."""
 
     @abstractmethod
     def text_state(self, texts: Texts) -> Any:
@@ -148,5 +153,5 @@ class Task(nn.Module, ABC):
         """The losses of a batch of the kind that the records make. Changes nothing; random draws are a pure function of
         `progress` and the batch."""
 
-    def after_step(self, carries: Iterable[Any]) -> None:
-        """Once an optimiser step, with `Losses.carry` of each micro-batch: feed the queue."""
+    def after_step(self, carry: Any) -> None:
+        """Once an optimiser step, with its `Losses.carry`: feed the queue."""

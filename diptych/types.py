@@ -36,9 +36,14 @@ class Texts:
 
     input_ids: Int[Tensor, "B L"]
     attention_mask: Bool[Tensor, "B L"]
+    keys: Int[Tensor, "B"] | None = None
+    """Of each text, for dropout that depends on nothing else (nn/draws.py); None: as it is drawn."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Texts:
+        return Texts(self.input_ids[rows], self.attention_mask[rows], None if self.keys is None else self.keys[rows])
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Batch:
     """Identity of each picture: equal numbers mean the same picture."""
     records: tuple[str, ...] = ()
     """Names of the records, for messages."""
+    keys: Int[Tensor, "B"] | None = None
+    """Of each picture, for dropout, as `Texts.keys`."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -65,6 +72,8 @@ class PictureBatch:
     """As in `Batch`."""
     records: tuple[str, ...] = ()
     """Names of the records, for messages."""
+    keys: Int[Tensor, "B"] | None = None
+    """As in `Batch`."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -201,8 +210,6 @@ class Progress:
     epoch: float
     """Epochs done, with their fraction."""
     seed: int = 0
-    micro: int = 0
-    """Micro-batch within the step."""
 
     def epoch_since(self, step: int) -> float:
         """Epochs done since an earlier step."""

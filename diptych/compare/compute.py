@@ -15,6 +15,7 @@ from diptych.report.metrics import read_metrics
 from diptych.report.shell import write_whole
 from diptych.report.stages import COMPUTE, training_rate
 from diptych.schema import VqaClosedSetConfig
+from diptych.train.distributed import Shared
 from diptych.train.flops import counted
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
@@ -58,13 +59,14 @@ def step_flops(folder: Path, steps: int) -> float:
     data = replace(recipe.data, workers=0)
     answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
     source, size, run = pipeline.open_split(recipe, "train"), recipe.model.image_size, recipe.run
-    loader = PairLoader(source, opened.tokenizer, data, size, run.batch_size, run.seed, answers)
-    accumulate, total = recipe.optim.accumulate, 0
+    pairs = run.batch_size * recipe.optim.accumulate
+    loader = PairLoader(source, opened.tokenizer, data, size, pairs, run.seed, answers)
+    total = 0
     places = sorted({int(steps * (turn + 0.5) / COUNTED) for turn in range(COUNTED)})
     for step in places:
-        batch = next(loader.batches(step * accumulate)).batch
-        progress = Progress(step, step * accumulate / loader.steps_per_epoch, run.seed)
-        flops, _ = counted(lambda batch=batch, at=progress: forward_backward(task, batch, at, run, 1.0))  # type: ignore[misc]
+        batch = next(loader.batches(step)).batch
+        progress = Progress(step, step / loader.steps_per_epoch, run.seed)
+        flops, _ = counted(lambda batch=batch, at=progress: forward_backward(Shared(task), batch, at, run))  # type: ignore[misc]
         task.zero_grad(set_to_none=True)
-        total += flops * accumulate
+        total += flops
     return total / len(places)

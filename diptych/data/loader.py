@@ -280,8 +280,16 @@ class PairLoader:
         batch_size: int,
         seed: int,
         answers: Sequence[str] = (),
+        *,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
-        """`answers`: as for `PairDataset`. Raises ValueError where the source cannot fill a batch."""
+        """`batch_size` is that of all `size` processes together, of which this one, `rank`, gets an equal part.
+
+        `answers`: as for `PairDataset`. Raises ValueError where the source cannot fill a batch.
+        """
+        if batch_size % size:
+            raise ValueError(f"{size} processes cannot share {batch_size} pairs equally: change run.batch_size")
         if batch_size < 1:
             raise ValueError(f"run.batch_size is {batch_size}: it must be at least 1")
         if len(source) < batch_size:
@@ -291,6 +299,7 @@ class PairLoader:
             )
         self.dataset = PairDataset(source, TrainTransform(config, image_size), tokenizer, config, seed, answers)
         self.batch_size = batch_size
+        self.own = slice(rank * batch_size // size, (rank + 1) * batch_size // size)
         self.seed = seed
         self.workers = config.workers
         self.ledger = SkipLedger(config.bad_share, len(source) + len(source.skipped), source.skipped)
@@ -316,7 +325,7 @@ class PairLoader:
             order = epoch_order(len(self.dataset.source), self.seed, epoch)
             for step in range(first, self.steps_per_epoch):
                 indices = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
-                yield [(epoch, index) for index in indices]
+                yield [(epoch, index) for index in indices[self.own]]
             epoch, first = epoch + 1, 0
 
     def _fetch(self, start_step: int) -> Iterator[_Fetched]:

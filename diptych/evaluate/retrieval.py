@@ -6,7 +6,7 @@ I images, T texts, E embedding width, Q queries (I or T), K candidates of a quer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ def _encode_texts(
     vectors: list[Tensor] = []
     states: list[State] = []
     for start in range(0, len(texts), batch_size):
-        batch = Texts(*(getattr(texts, item.name)[start : start + batch_size] for item in fields(texts)))
+        batch = texts[start : start + batch_size]
         state = model.text_state(to_device(batch, device))
         vectors.append(model.embed_text(state)["main"])
         if keep:

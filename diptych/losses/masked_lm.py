@@ -96,7 +96,7 @@ class WordMasking(nn.Module):
 
     def draw(self, size: int, progress: Progress, first_row: int = 0) -> WordDraws:
         """For `size` texts, which are rows `first_row` and on of the global batch."""
-        seed = seed_of(progress.seed, "words", progress.step, progress.micro)
+        seed = seed_of(progress.seed, "words", progress.step)
         return WordDraws.make(range(first_row, first_row + size), self.width, self.vocab_size, seed)
 
     def forward(self, texts: Texts, draws: WordDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:

@@ -17,8 +17,12 @@ from torch import Tensor
 from diptych.losses.contrastive import Logits, information_bound
 from diptych.losses.masked_lm import hidden_words
 from diptych.losses.matching import match_labels, matching_pairs
+from diptych.nn.draws import derived
 from diptych.task import Model
-from diptych.types import RowList, Term
+from diptych.types import RowList, Term, Texts
+
+MASKED = 0
+"""Sets the draws of a text with hidden words apart from those of the text itself."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Draws:
     uniform: Float[Tensor, "2 B"]
     negative_image: Int[Tensor, "B"] | None = None
     negative_text: Int[Tensor, "B"] | None = None
+
+    def with_masked(self, texts: Texts) -> Texts:
+        """The texts and, behind them, the same with words hidden."""
+        keys = None if texts.keys is None else torch.cat([texts.keys, derived(texts.keys, MASKED)])
+        return Texts(torch.cat([texts.input_ids, self.masked_ids]), texts.attention_mask.repeat(2, 1), keys)
 
     def hidden_words(self) -> tuple[RowList, Int[Tensor, "R"]]:
         """Where words are hidden, `pair` counting texts of the batch, and which."""

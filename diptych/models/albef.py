@@ -10,8 +10,8 @@ V vocabulary, K contrastive candidates (batch, then queue).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -34,10 +34,13 @@ from diptych.losses.pretraining import (
     negative_similarity,
     word_measures,
 )
-from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights
+from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights, stacked
+from diptych.nn.draws import derived
 from diptych.nn.embeddings import ImageEmbedding, WordEmbedding, resize_positions
-from diptych.nn.layout import Layout, Packed, TextState, pack
+from diptych.nn.gather import Processes
+from diptych.nn.layout import Layout, Packed, TextState, all_or_none, pack
 from diptych.nn.momentum import momentum_copy, move_towards
+from diptych.nn.pieces import can_be_cut, cuts, fuse_in_pieces, recomputed
 from diptych.nn.queue import FeatureQueue
 from diptych.nn.taught import DistilledTask
 from diptych.nn.words import WordHead
@@ -55,12 +58,14 @@ class ImageState:
 
     tokens: Float[Tensor, "I T D"]
     maps: Mapping[int, Tensor] = field(default_factory=dict)
+    keys: Int[Tensor, "I"] | None = None
+    """Of each image, for dropout (nn/draws.py)."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: Tensor | slice) -> ImageState:
-        return ImageState(self.tokens[index])
+        return ImageState(self.tokens[index], keys=None if self.keys is None else self.keys[index])
 
     @property
     def nbytes(self) -> int:
@@ -68,7 +73,7 @@ class ImageState:
 
     @classmethod
     def cat(cls, states: Sequence[ImageState]) -> ImageState:
-        return cls(torch.cat([state.tokens for state in states]))
+        return cls(torch.cat([state.tokens for state in states]), keys=all_or_none([state.keys for state in states]))
 
 
 # --------------------------------------------------------------------------- the model (§3.1)
@@ -82,17 +87,19 @@ class VisionEncoder(nn.Module):
         self.embedding = ImageEmbedding(config.image_size, config.patch_size, config.width, config.stem)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         args = (config.width, config.heads, config.mlp_ratio, config.norm_eps)
-        self.blocks = nn.ModuleList(VisionBlock(*args, drop_path=rate) for rate in rates)
+        self.blocks = stacked(VisionBlock(*args, drop_path=rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.blocks.apply(init_weights)
 
-    def forward(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> ImageState:
+    def forward(
+        self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), keys: Int[Tensor, "I"] | None = None
+    ) -> ImageState:
         hidden, kept = self.embedding(pixels), {}
         for number, block in enumerate(self.blocks):
-            hidden, attention = block(hidden, number in maps)
+            hidden, attention = block(hidden, number in maps, keys)
             if attention is not None:
                 kept[number] = attention
-        return ImageState(self.norm(hidden), kept)
+        return ImageState(self.norm(hidden), kept, keys)
 
 
 class TextEncoder(nn.Module):
@@ -119,11 +126,12 @@ class TextEncoder(nn.Module):
             config.attention_dropout,
         )  # fmt: skip
         fusion_layers = (config.layers - config.fusion_start) * images_per_text
-        self.layers = nn.ModuleList(TextBlock(*args, image_width=None) for _ in range(config.fusion_start))
-        self.layers.extend(
+        lower = [TextBlock(*args, image_width=None) for _ in range(config.fusion_start)]
+        upper = [
             TextBlock(*args, image_width=image_width, projects=number % images_per_text == 0)
             for number in range(fusion_layers)
-        )
+        ]
+        self.layers = stacked([*lower, *upper])
         pre = config.norm == "pre"
         self.text_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if pre else nn.Identity()
         self.fusion_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if pre else nn.Identity()
@@ -131,8 +139,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Int[Tensor, "N"], packed: Packed, visible: Bool[Tensor, "N"] | None) -> TextState:
         """The text-only part."""
-        hidden = self.embedding(ids, packed.position)
-        frame = TextFrame(packed.layout, packed.layout.filled(visible))
+        hidden = self.embedding(ids, packed.position, packed.row_keys)
+        frame = TextFrame(packed.layout, packed.layout.filled(visible), packed.row_keys)
         for layer in self.layers[: self.fusion_start]:
             hidden, *_ = layer(hidden, frame)
         return TextState(hidden, packed, visible)
@@ -183,15 +191,25 @@ class Albef(Model):
         self.match_head = nn.Linear(config.text.width, 2)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
 
-    def image_state(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> ImageState:
+    def image_state(
+        self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), keys: Int[Tensor, "I"] | None = None
+    ) -> ImageState:
         """Encode images of any square size that is a multiple of the patch.
 
         `maps`: block numbers whose attention from [CLS] to the patches [I, heads, 1, patches] is kept in the graph.
         """
-        return self.vision(pixels, maps)
+        if maps or self.pieces == 1:
+            return self.vision(pixels, maps, keys)
+        parts = [(pixels[cut], (), None if keys is None else keys[cut]) for cut in cuts(len(pixels), self.pieces)]
+        return ImageState.cat([recomputed(self.vision, *part) for part in parts])
 
     def text_state(self, texts: Texts) -> TextState:
         """Encode texts, without their padding. Raises ValueError for texts longer than the position table."""
+        if self.pieces == 1:
+            return self._text_state(texts)
+        return TextState.cat([recomputed(self._text_state, texts[cut]) for cut in cuts(len(texts), self.pieces)])
+
+    def _text_state(self, texts: Texts) -> TextState:
         return self.text(*pack(texts, self.config.keep_padding, self.config.text.max_positions))
 
     def embed_image(self, state: ImageState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I E"]]:
@@ -222,16 +240,28 @@ class Albef(Model):
         [CLS] and the `rows` only. `maps`: layer numbers, counted over the whole text stack, whose cross-attention
         [P, heads, L, patches] is kept in the graph. S is `images_per_text`; raises ValueError for another.
         """
-        turns = self._turns(image_index)
+        self._turns(image_index)
         if wrong := [number for number in maps if number not in self.map_layers]:
             raise ValueError(
                 f"layers {wrong} have no cross-attention; those from {self.config.text.fusion_start} on have"
             )
+        if self.pieces > 1 and can_be_cut(rows, maps):
+            assert rows != "all"
+            return fuse_in_pieces(self._fuse, self.pieces, texts, images, text_index, image_index, rows)
+        return self._fuse(texts, images, text_index, image_index, rows, maps)
+
+    def _fuse(
+        self, texts: TextState, images: ImageState, text_index: Int[Tensor, "P"],
+        image_index: Int[Tensor, "P"] | Int[Tensor, "P S"], rows: Rows = None, maps: Sequence[int] = (),
+    ) -> Joint:  # fmt: skip
+        turns = self._turns(image_index)
         packed, source = texts.packed.select(text_index)
         visible = None if texts.visible is None else texts.visible[source]
         seen, places = packed.layout.filled(visible), [index[packed.sequence] for index in turns]
+        for index in turns:
+            packed = packed.meeting(None if images.keys is None else images.keys[index])
         frames = [
-            TextFrame(packed.layout, seen, Layout.of(image_of_row, len(images)), index)
+            TextFrame(packed.layout, seen, packed.row_keys, Layout.of(image_of_row, len(images)), index)
             for image_of_row, index in zip(places, turns, strict=True)
         ]
         everything = rows == "all" or bool(maps)
@@ -279,7 +309,8 @@ class Albef(Model):
         if isinstance(rows, RowList):
             wanted = torch.cat([wanted, packed.starts[rows.pair] + rows.position])
         layout = Layout.of(packed.sequence[wanted], len(packed.lengths))
-        return Queried(wanted, layout, Layout.of(image_of_row[wanted], images))
+        keys = None if packed.row_keys is None else packed.row_keys[wanted]
+        return Queried(wanted, layout, Layout.of(image_of_row[wanted], images), keys)
 
     @staticmethod
     def _joint(
@@ -333,6 +364,9 @@ def repeat_fusion_layers(state: Mapping[str, Tensor], config: AlbefConfig) -> di
 
 # --------------------------------------------------------------------------- pre-training (§3.2, §3.3)
 
+TEACHER = 1
+"""Sets its draws apart from the student's."""
+
 
 @dataclass(frozen=True)
 class Contrast(Similarities):
@@ -340,13 +374,17 @@ class Contrast(Similarities):
 
     hidden: Bool[Tensor, "B K"]
     """Candidates that are the same picture under another caption: neither positive nor negative."""
-    keys: tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]] | None
-    """The teacher's image and text features of this batch, for the queue; None where it was not asked."""
+    keys: tuple[Float[Tensor, "G E"], Float[Tensor, "G E"], Int[Tensor, "G"]] | None
+    """The teacher's image and text features of all processes' pairs with their pictures' identities, for the queue;
+    None where it was not asked."""
+
+    places: Int[Tensor, "B"]
+    """Where each pair stands among the candidates, which begin with the pairs of all processes."""
 
     @cached_property
     def positives(self) -> Float[Tensor, "B K"]:
         """Pair b's own other half."""
-        return torch.eye(*self.hidden.shape, device=self.hidden.device)
+        return F.one_hot(self.places, self.hidden.shape[1]).float()
 
 
 @dataclass(frozen=True)
@@ -356,6 +394,7 @@ class Forward:
     contrast: Contrast
     negative_image: Int[Tensor, "B"]
     negative_text: Int[Tensor, "B"]
+    """Among the pairs of all processes."""
     match_logits: Float[Tensor, "P 2"]
     masked: RowList
     """Hidden words, `pair` counting texts of the batch."""
@@ -408,20 +447,26 @@ class AlbefPretraining(DistilledTask):
         self.model.temp.clamp_(*self.config.temperature_bounds)
         move_towards(self.teacher, self.model, self.config.momentum)
 
-    def after_step(self, carries: Iterable[tuple[Tensor, ...]]) -> None:
-        for carry in filter(None, carries):
+    def after_step(self, carry: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        if carry is not None:
             self.queue.push(*carry)
 
-    def draw(self, batch: Batch, progress: Progress) -> Draws:
-        """Masking and negatives as a pure function of (seed, step): independent of how far the texts are padded."""
-        generator = torch.Generator().manual_seed(seed_of(progress.seed, "pretrain", progress.step, progress.micro))
+    def draw(self, batch: Batch, progress: Progress, processes: Processes | None = None) -> Draws:
+        """This process's part of the draws for the global batch, which are a pure function of (seed, step).
+
+        They are the same however the batch is shared out, and however far its texts are padded.
+        """
+        processes = processes or Processes.meet(len(batch))
+        generator = torch.Generator().manual_seed(seed_of(progress.seed, "pretrain", progress.step))
         texts, vocabulary = batch.texts, self.model.config.text.vocab_size
-        size, length = texts.input_ids.shape
+        length = texts.input_ids.shape[1]
         width = max(length, self.model.config.text.max_positions)
-        wide = MaskDraws.make(size, width, self.config.mask_probability, vocabulary, generator)
-        draws = MaskDraws(*(getattr(wide, name)[:, :length] for name in ("select", "replace", "randomise", "words")))
+        wide = MaskDraws.make(processes.total, width, self.config.mask_probability, vocabulary, generator)
+        names, own = ("select", "replace", "randomise", "words"), processes.own
+        draws = MaskDraws(*(getattr(wide, name)[own, :length] for name in names))
         masked_ids, labels = self.mask(texts, draws)
-        return Draws(masked_ids, labels, torch.rand(2, size, generator=generator).to(masked_ids.device))
+        uniform = torch.rand(2, processes.total, generator=generator)[:, own]
+        return Draws(masked_ids, labels, uniform.to(masked_ids.device))
 
     def mask(self, texts: Texts, draws: MaskDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
         """Hide words of the texts. Never [CLS] or padding; other special tokens only with `mask_special_tokens`."""
@@ -437,43 +482,76 @@ class AlbefPretraining(DistilledTask):
         config = self.config
         taught = progress.step >= config.teacher_start
         alpha = alpha_at(progress.epoch_since(config.teacher_start), 1.0, config.alpha_ramp) if taught else 0.0
+        processes = Processes.meet(len(batch))
         if progress.step < config.fuse_start:
-            return self.align(batch, alpha, taught)
-        draws = draws or self.draw(batch, progress)
-        made = self.run(batch, draws, taught, with_teacher_words=alpha * config.alpha_mlm > 0)
-        return self.losses(made, batch, alpha)
+            return self.align(batch, alpha, taught, processes)
+        draws = draws or self.draw(batch, progress, processes)
+        made = self.run(batch, draws, taught, with_teacher_words=alpha * config.alpha_mlm > 0, processes=processes)
+        return self.losses(made, alpha)
 
-    def align(self, batch: Batch, alpha: float, taught: bool = True) -> Losses:
+    def align(self, batch: Batch, alpha: float, taught: bool = True, processes: Processes | None = None) -> Losses:
         """ITC alone, with nothing computed for the other terms (`fuse_start`)."""
-        images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
+        processes = processes or Processes.meet(len(batch))
+        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(batch.texts)
         with torch.no_grad():
-            teacher = (self.teacher.image_state(batch.pixels), self.teacher.text_state(batch.texts)) if taught else None
-        contrast = self._contrast(images, texts, teacher, batch.image_ids)
+            teacher = self._teacher_states(batch, batch.texts) if taught else None
+        contrast = self._contrast(images, texts, teacher, batch.image_ids, processes)
         itc = (self.config.itc, self._itc(contrast, alpha))
-        return Losses.weighted(
-            measures=self._contrast_measures(contrast, alpha), carry=_carry(contrast, batch), itc=itc
-        )
+        return Losses.weighted(measures=self._contrast_measures(contrast, alpha), carry=contrast.keys, itc=itc)
 
-    def run(self, batch: Batch, draws: Draws, taught: bool = True, with_teacher_words: bool = True) -> Forward:
+    def run(
+        self,
+        batch: Batch,
+        draws: Draws,
+        taught: bool = True,
+        with_teacher_words: bool = True,
+        processes: Processes | None = None,
+    ) -> Forward:
         """Every pass of a step: each image and each text once, then all fusions in one call.
 
         Not `taught`: the teacher is not asked for anything (`teacher_start`).
         """
-        both = Texts(torch.cat([batch.texts.input_ids, draws.masked_ids]), batch.texts.attention_mask.repeat(2, 1))
-        images, texts = self.model.image_state(batch.pixels), self.model.text_state(both)
+        processes, both = processes or Processes.meet(len(batch)), draws.with_masked(batch.texts)
+        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(both)
         masked, labels = draws.hidden_words()
         teacher, teacher_words = None, None
         if taught:
             with torch.no_grad():
-                read = self.teacher.text_state(both if with_teacher_words else batch.texts)
-                teacher = self.teacher.image_state(batch.pixels), read
+                teacher = self._teacher_states(batch, both if with_teacher_words else batch.texts)
                 teacher_words = self._teacher_words(*teacher, masked) if with_teacher_words else None
-        contrast = self._contrast(images, texts, teacher, batch.image_ids)
-        negative_image, negative_text = self._negatives(contrast, batch, draws)
-        matched, words = fuse_pairs(self.model, texts, images, len(batch), (negative_image, negative_text), masked)
+        contrast = self._contrast(images, texts, teacher, batch.image_ids, processes)
+        drawn = self._negatives(contrast, draws, processes)
+        images, texts, negatives = self._with_negatives(images, texts, drawn, processes)
+        matched, words = fuse_pairs(self.model, texts, images, len(batch), negatives, masked)
         assert matched is not None
         assert words is not None
-        return Forward(contrast, negative_image, negative_text, matched, masked, labels, words, teacher_words)
+        return Forward(contrast, *drawn, matched, masked, labels, words, teacher_words)
+
+    def _teacher_states(self, batch: Batch, texts: Texts) -> tuple[ImageState, TextState]:
+        """What the teacher makes of them. Where it has dropout, what it drops is not what the student does."""
+        keys = None if batch.keys is None else derived(batch.keys, TEACHER)
+        text_keys = None if texts.keys is None else derived(texts.keys, TEACHER)
+        images = self.teacher.image_state(batch.pixels, keys=keys)
+        return images, self.teacher.text_state(replace(texts, keys=text_keys))
+
+    def _with_negatives(
+        self,
+        images: ImageState,
+        texts: TextState,
+        drawn: tuple[Int[Tensor, "B"], Int[Tensor, "B"]],
+        processes: Processes,
+    ) -> tuple[ImageState, TextState, tuple[Int[Tensor, "B"], Int[Tensor, "B"]]]:
+        """The states with what was drawn of other processes behind them, and where they now hold the negatives."""
+        if processes.size == 1:
+            return images, texts, drawn
+        image_place, other_images = processes.locate(drawn[0], behind=len(images))
+        text_place, other_texts = processes.locate(drawn[1], behind=len(texts))
+        if self.config.negatives == "all":  # every process gathers, also one that drew none of the others'
+            keys = None if images.keys is None else processes.gather(images.keys)
+            everyone = ImageState(processes.gather(images.tokens), keys=keys)
+            images = ImageState.cat([images, everyone[other_images]])
+            texts = TextState.cat([texts, processes.gather_states(texts[: processes.rows])[other_texts]])
+        return images, texts, (image_place, text_place)
 
     def _teacher_words(self, images: ImageState, texts: TextState, masked: RowList) -> Float[Tensor, "R V"]:
         """The teacher's word scores at the hidden words; the masked texts are the second half of `texts`."""
@@ -484,9 +562,12 @@ class AlbefPretraining(DistilledTask):
         return self.teacher.word_logits(rows).float()
 
     def _contrast(
-        self, images: ImageState, texts: TextState, teacher: tuple[ImageState, TextState] | None, ids: Tensor
-    ) -> Contrast:
+        self, images: ImageState, texts: TextState, teacher: tuple[ImageState, TextState] | None, ids: Tensor,
+        processes: Processes,
+    ) -> Contrast:  # fmt: skip
         """Similarities of the batch's images and texts with the teacher's features of batch and queue (§3.2).
+
+        The batch is that of all processes, of which each compares its own pairs.
 
         Without a teacher, the student's own features stand in for its, as if its momentum were 0; none are queued.
         """
@@ -499,37 +580,45 @@ class AlbefPretraining(DistilledTask):
             if teacher is not None:
                 image_key = self.teacher.embed_image(teacher[0])["main"]
                 text_key = self.teacher.embed_text(teacher[1])["main"][:size]
-            image_keys, text_keys, key_ids = self.queue.behind(image_key, text_key, ids)
-            hidden = ids[:, None] == key_ids[None]
-            hidden[:, :size].fill_diagonal_(False)
+            keys = processes.gather(image_key), processes.gather(text_key), processes.gather(ids)
+            image_keys, text_keys, key_ids = self.queue.behind(*keys)
+            places = processes.places(ids.device)
+            hidden = (ids[:, None] == key_ids[None]) & ~F.one_hot(places, len(key_ids)).bool()
             if self.config.false_negatives == "keep":
                 hidden.zero_()
             teacher_i2t = hide(similarity(image_key, text_keys, temperature), hidden)
             teacher_t2i = hide(similarity(text_key, image_keys, temperature), hidden)
         i2t = hide(similarity(image, text_keys, temperature), hidden)
         t2i = hide(similarity(text, image_keys, temperature), hidden)
-        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, (image_key, text_key) if teacher else None)
+        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, keys if teacher else None, places)
 
-    def _negatives(self, contrast: Contrast, batch: Batch, draws: Draws) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
+    def _negatives(
+        self, contrast: Contrast, draws: Draws, processes: Processes
+    ) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
         """For each text an image, for each image a text, as hard as the contrast finds them (§3.2)."""
         if draws.negative_image is not None and draws.negative_text is not None:
             return draws.negative_image, draws.negative_text
-        weights_image, weights_text = self.negative_weights(contrast, len(batch))
+        weights_image, weights_text = self.negative_weights(contrast, processes)
         return draw_negatives(weights_image, draws.uniform[0]), draw_negatives(weights_text, draws.uniform[1])
 
-    def negative_weights(self, contrast: Contrast, size: int) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
-        """Sampling weights of images for each text, and of texts for each image, within the batch."""
-        positives = contrast.hidden[:, :size] | torch.eye(size, dtype=torch.bool, device=contrast.hidden.device)
-        return both_negative_weights(contrast, positives, self.config.negatives_mask, self.config.hard_negatives)
+    def negative_weights(
+        self, contrast: Contrast, processes: Processes
+    ) -> tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]:
+        """Sampling weights of images for each text, and of texts for each image, over all processes or the own one."""
+        own = F.one_hot(contrast.places, processes.total).bool()
+        excluded = contrast.hidden[:, : processes.total] | own
+        if self.config.negatives == "own":
+            excluded = excluded | ~own.any(dim=0)
+        return both_negative_weights(contrast, excluded, self.config.negatives_mask, self.config.hard_negatives)
 
     @torch.no_grad()
     def inspect(self, batch: Batch, progress: Progress, guesses: int = 5) -> AlbefInspection:
         """A pass in evaluation mode, for a report. Changes nothing."""
-        training = self.training
-        made = self.eval().run(batch, self.draw(batch, progress))
+        training, processes = self.training, Processes(len(batch))
+        made = self.eval().run(batch, self.draw(batch, progress, processes), processes=processes)
         self.train(training)
         drawn = drawn_negatives(
-            *self.negative_weights(made.contrast, len(batch)), made.negative_image, made.negative_text
+            *self.negative_weights(made.contrast, processes), made.negative_image, made.negative_text
         )
         assert made.teacher_word_logits is not None
         words = made.teacher_word_logits.softmax(1).topk(min(guesses, made.teacher_word_logits.shape[1]))
@@ -540,17 +629,17 @@ class AlbefPretraining(DistilledTask):
             teacher_texts=texts.indices, teacher_text_probabilities=texts.values,
         )  # fmt: skip
 
-    def losses(self, made: Forward, batch: Batch, alpha: float) -> Losses:
+    def losses(self, made: Forward, alpha: float) -> Losses:
         """The terms of one pass; `alpha` in 0..1 is how far the teacher has been let in."""
         config, contrast = self.config, made.contrast
-        itm = matching_loss(made.match_logits, match_labels(len(batch), made.match_logits.device))
+        itm = matching_loss(made.match_logits, match_labels(len(made.match_logits) // 3, made.match_logits.device))
         mlm = hard_mlm = masked_lm_loss(made.word_logits, made.labels)
         if made.teacher_word_logits is not None:
             mlm = mixed_word_loss(hard_mlm, made.word_logits, made.teacher_word_logits, alpha * config.alpha_mlm)
         terms = {"itc": (config.itc, self._itc(contrast, alpha)), "itm": (config.itm, itm), "mlm": (config.mlm, mlm)}
         terms = {name: term for name, term in terms.items() if term[0]}
         measures = self._contrast_measures(contrast, alpha) | self._fusion_measures(made, hard_mlm)
-        return Losses.weighted(measures=measures, carry=_carry(contrast, batch), **terms)  # ALBEF Eq. 5
+        return Losses.weighted(measures=measures, carry=contrast.keys, **terms)  # ALBEF Eq. 5
 
     def _itc(self, contrast: Contrast, alpha: float) -> Term:
         """The contrastive loss against labels and teacher."""
@@ -563,7 +652,7 @@ class AlbefPretraining(DistilledTask):
         return {
             **contrast_measures(contrast, contrast.positives, self.model.temp),
             "alpha": Term.over(contrast.positives.new_full((1,), alpha)),
-            "teacher_label_probability": Term.over(labelled.diagonal() / 2),
+            "teacher_label_probability": Term.over((labelled * contrast.positives).sum(1) / 2),
         }
 
     def _fusion_measures(self, made: Forward, hard_mlm: Term) -> dict[str, Term]:
@@ -574,11 +663,6 @@ class AlbefPretraining(DistilledTask):
             **matching_measures(made.match_logits),
             "negative_similarity": negative_similarity(*negatives),
         }
-
-
-def _carry(contrast: Contrast, batch: Batch) -> tuple[Tensor, ...]:
-    """What the queue takes after the step: the teacher's features with their pictures' identities, or nothing."""
-    return (*contrast.keys, batch.image_ids) if contrast.keys else ()
 
 
 # --------------------------------------------------------------------------- published names

@@ -6,12 +6,14 @@ I pictures, S codes a side, K size of the codebook.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diptych.nn.gather import Processes
 from diptych.nn.visual_tokenizer import VisualTokenizer
 from diptych.schema import SpecialIds, VisualTokenizerTrainingConfig
 from diptych.seeds import seed_of
@@ -46,17 +48,19 @@ class VisualTokenizerTraining(Task):
         self.model, self.config = model, config
 
     def forward(self, batch: PictureBatch | Batch, progress: Progress) -> Losses:
-        """The draws are a function of seed, step and micro-batch."""
+        """The draws are a function of seed, step and row of the batch of all processes."""
+        processes = Processes.meet(len(batch))
         logits = self.model.logits(batch.pixels)
         temperature = temperature_at(progress.step, self.config)
-        seed = seed_of(progress.seed, "codes", progress.step, progress.micro)
-        painted = self.model.paint(gumbel_softmax(logits, temperature, seed))
+        rows = range(processes.own.start, processes.own.stop)
+        seeds = [seed_of(progress.seed, "codes", progress.step, row) for row in rows]
+        painted = self.model.paint(gumbel_softmax(logits, temperature, seeds))
         error = (painted - batch.pixels).square().flatten(1).mean(1)
         measures = {
             "code_perplexity": Term.over(perplexity(use_of(logits.argmax(1), logits.shape[1]))[None]),
             "temperature": Term.over(logits.new_full((1,), temperature)),
         }
-        uneven = (self.config.kl, Term.over(unevenness(logits)[None]))
+        uneven = (self.config.kl, Term.over(unevenness(logits, processes)[None]))
         terms = {"reconstruction": (1.0, Term.over(error))} | ({"uneven_use": uneven} if self.config.kl else {})
         return Losses.weighted(measures=measures, **terms)
 
@@ -78,16 +82,26 @@ def temperature_at(step: int, config: VisualTokenizerTrainingConfig) -> float:
     return first * (last / first) ** min(1.0, step / max(1, config.anneal_steps))
 
 
-def gumbel_softmax(logits: Float[Tensor, "I K S S"], temperature: float, seed: int) -> Float[Tensor, "I K S S"]:
-    """A draw from the codes of each patch, relaxed so that it has a gradient (Jang et al., arXiv 1611.01144)."""
-    generator = torch.Generator(logits.device).manual_seed(seed)
-    noise = -torch.empty_like(logits).exponential_(generator=generator).log()
+def gumbel_softmax(
+    logits: Float[Tensor, "I K S S"], temperature: float, seeds: Sequence[int]
+) -> Float[Tensor, "I K S S"]:
+    """A draw from the codes of each patch, relaxed so that it has a gradient (Jang et al., arXiv 1611.01144).
+
+    Each picture has its own seed.
+    """
+    generator, noise = torch.Generator(logits.device), torch.empty_like(logits)
+    for row, seed in zip(noise, seeds, strict=True):
+        row.exponential_(generator=generator.manual_seed(seed))
+    noise = -noise.log()
     return ((logits + noise) / temperature).softmax(1)
 
 
-def unevenness(logits: Float[Tensor, "I K S S"]) -> Float[Tensor, ""]:
-    """The divergence (KL) of the codes' mean probability in a batch from an even one: 0 … log K, in nats."""
-    use = logits.softmax(1).mean((0, 2, 3))
+def unevenness(logits: Float[Tensor, "I K S S"], processes: Processes) -> Float[Tensor, ""]:
+    """The divergence (KL) of the codes' mean probability, in the batch of all processes, from an even one.
+
+    0 … log K, in nats.
+    """
+    use = processes.added(logits.softmax(1).mean((2, 3)).sum(0)) / processes.total
     return math.log(len(use)) - torch.special.entr(use).sum()
 
 

@@ -5,19 +5,22 @@ B images, T tokens, D width, N packed text rows, R queried rows, P pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_with_map
+from diptych.nn.draws import branches_kept, dropout
 from diptych.nn.layout import Layout
 from diptych.nn.lean import norm_linear, norm_mlp
 
 PUBLISHED_WIDTH = 768
+DRAWS = 4
+"""Places for the draws of one block."""
 
 
 def init_weights(module: nn.Module) -> None:
@@ -32,15 +35,36 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Leave out a residual branch for whole samples (dimension 0), scaling the others up."""
+def drop_path(
+    x: Float[Tensor, "B *D"], probability: float, training: bool, keys: Int[Tensor, "B"] | None, place: int
+) -> Float[Tensor, "B *D"]:
+    """Leave out a residual branch for whole samples, scaling the others up. Keys and place as for `dropout`."""
     if probability == 0 or not training:
         return x
-    kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= probability
-    return x * kept / (1 - probability)
+    kept = branches_kept(probability, len(x), keys, place, x.device)
+    return x * kept.view(-1, *[1] * (x.ndim - 1)) / (1 - probability)
 
 
-class VisionBlock(nn.Module):
+class Block(nn.Module):
+    """A layer: what is compiled, cut into parts, or computed again as a whole.
+
+    All its weights are used in `forward`.
+    """
+
+    place = 0
+    """Where its draws begin (nn/draws.py); set by `stacked`."""
+
+
+def stacked(blocks: Iterable[Block]) -> nn.ModuleList:
+    """Blocks one upon another, with the draws of each apart from those of the others."""
+    found = nn.ModuleList()
+    for number, block in enumerate(blocks):
+        block.place = DRAWS * number
+        found.append(block)
+    return found
+
+
+class VisionBlock(Block):
     """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float, drop_path: float) -> None:
@@ -54,7 +78,7 @@ class VisionBlock(nn.Module):
         self.fc2 = nn.Linear(int(width * mlp_ratio), width)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], want_map: bool = False
+        self, x: Float[Tensor, "B T D"], want_map: bool = False, keys: Int[Tensor, "B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H 1 patches"] | None]:
         """The block's output; the map goes from [CLS] to the patches."""
         query, key, value = norm_linear(x, self.norm1, self.qkv.weight, self.qkv.bias).chunk(3, dim=-1)
@@ -62,8 +86,9 @@ class VisionBlock(nn.Module):
             mixed, attention_map = attend_with_map(query, key, value, self.heads, rows=1)
         else:
             mixed, attention_map = attend(query, key, value, self.heads), None
-        x = x + drop_path(self.out(mixed), self.drop_path, self.training)
-        x = x + drop_path(norm_mlp(x, self.norm2, self.fc1, self.fc2), self.drop_path, self.training)
+        x = x + drop_path(self.out(mixed), self.drop_path, self.training, keys, self.place)
+        made = norm_mlp(x, self.norm2, self.fc1, self.fc2)
+        x = x + drop_path(made, self.drop_path, self.training, keys, self.place + 1)
         return x, attention_map
 
 
@@ -73,6 +98,8 @@ class TextFrame:
 
     layout: Layout
     visible: Bool[Tensor, "P L"] | None
+    keys: Int[Tensor, "N"] | None = None
+    """Of each row, for dropout."""
     by_image: Layout | None = None
     """Rows grouped by image; None in layers without cross-attention."""
     image_index: Int[Tensor, "P"] | None = None
@@ -85,9 +112,10 @@ class Queried:
     rows: Int[Tensor, "R"]
     layout: Layout
     by_image: Layout | None
+    keys: Int[Tensor, "R"] | None = None
 
 
-class TextBlock(nn.Module):
+class TextBlock(Block):
     """BERT's layer; in fusion layers, cross-attention stands between self-attention and feed-forward (ALBEF §3.1)."""
 
     def __init__(
@@ -122,8 +150,9 @@ class TextBlock(nn.Module):
         """
         before = self.attention_norm(hidden) if self.norm_place == "pre" else hidden
         which = None if queried is None else (queried.rows, queried.layout)
+        keys = frame.keys if queried is None else queried.keys
         mixed = self.attention(before, frame.layout, frame.visible, which)
-        hidden = self._add(hidden if queried is None else hidden[queried.rows], mixed, self.attention_norm)
+        hidden = self._add(hidden if queried is None else hidden[queried.rows], mixed, self.attention_norm, keys, 0)
         attention_map = None
         if key_value is None and image is not None:
             key_value = self.cross.kv(image)
@@ -137,13 +166,13 @@ class TextBlock(nn.Module):
                 by_image = frame.by_image if queried is None else queried.by_image
                 assert by_image is not None
                 mixed = self.cross(before, by_image, key_value)
-            hidden = self._add(hidden, mixed, self.cross_norm)
+            hidden = self._add(hidden, mixed, self.cross_norm, keys, 1)
         if self.norm_place == "pre":
             mixed = norm_mlp(hidden, self.mlp_norm, self.fc1, self.fc2)
         else:
             mixed = self.fc2(F.gelu(self.fc1(hidden)))
-        return self._add(hidden, mixed, self.mlp_norm), attention_map, key_value
+        return self._add(hidden, mixed, self.mlp_norm, keys, 2), attention_map, key_value
 
-    def _add(self, hidden: Tensor, branch: Tensor, norm: nn.LayerNorm) -> Tensor:
-        total = hidden + F.dropout(branch, self.dropout, self.training)
+    def _add(self, hidden: Tensor, branch: Tensor, norm: nn.LayerNorm, keys: Tensor | None, sublayer: int) -> Tensor:
+        total = hidden + dropout(branch, self.dropout, self.training, keys, self.place + sublayer)
         return norm(total) if self.norm_place == "post" else total

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.nn.attention import attend
-from diptych.nn.blocks import TextBlock, init_weights
+from diptych.nn.blocks import TextBlock, init_weights, stacked
 from diptych.nn.embeddings import WordEmbedding
 from diptych.nn.layout import Layout, Packed
 from diptych.nn.lean import norm_mlp
@@ -61,6 +61,8 @@ class AnswerFrame:
     """By answer."""
     by_question: Layout
     visible: Bool[Tensor, "Q T"]
+    keys: Int[Tensor, "N"] | None = None
+    """Of each row, for dropout."""
 
 
 class DecoderBlock(TextBlock):
@@ -72,12 +74,12 @@ class DecoderBlock(TextBlock):
         """The layer's output at the new rows, and what it remembers."""
         pre = self.norm_place == "pre"
         mixed, own = self._look_back(self.attention_norm(hidden) if pre else hidden, frame.layout, past)
-        hidden = self._add(hidden, mixed, self.attention_norm)
+        hidden = self._add(hidden, mixed, self.attention_norm, frame.keys, 0)
         made = self.cross.kv(question) if past is None else past.question
         mixed = self._read(self.cross_norm(hidden) if pre else hidden, frame, made)
-        hidden = self._add(hidden, mixed, self.cross_norm)
+        hidden = self._add(hidden, mixed, self.cross_norm, frame.keys, 1)
         mixed = norm_mlp(hidden, self.mlp_norm, self.fc1, self.fc2) if pre else self.fc2(F.gelu(self.fc1(hidden)))
-        return self._add(hidden, mixed, self.mlp_norm), Memory(own, made)
+        return self._add(hidden, mixed, self.mlp_norm, frame.keys, 2), Memory(own, made)
 
     def _look_back(
         self, hidden: Float[Tensor, "N D"], layout: Layout, past: Memory | None
@@ -112,7 +114,7 @@ class AnswerDecoder(nn.Module):
         self.embedding = WordEmbedding(
             vocab_size, pad_id, config.max_positions, width, config.norm_eps, config.norm, config.dropout
         )
-        self.layers = nn.ModuleList(
+        self.layers = stacked(
             DecoderBlock(
                 width, config.heads, config.intermediate, config.norm_eps, config.norm, config.dropout,
                 config.attention_dropout, image_width=width,
@@ -144,9 +146,9 @@ class AnswerDecoder(nn.Module):
             raise ValueError(
                 f"an answer that takes {length} positions is longer than the decoder's {self.config.max_positions}"
             )
-        hidden = self.embedding(ids, packed.position + behind)
+        hidden = self.embedding(ids, packed.position + behind, packed.row_keys)
         by_question = Layout.of(question_of[packed.sequence], len(asked))
-        frame = AnswerFrame(packed.layout, by_question, asked.mask)
+        frame = AnswerFrame(packed.layout, by_question, asked.mask, packed.row_keys)
         kept = list[Memory]()
         for number, layer in enumerate(self.layers):
             hidden, memory = layer(hidden, frame, asked.rows, past[number] if past else None)

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.nn.blocks import init_weights
+from diptych.nn.draws import dropout
+
+EMBEDDING = -1
+"""Its place among the layers that drop."""
 
 
 def resize_positions(table: Float[Tensor, "1 T D"], side: int) -> Float[Tensor, "1 T2 D"]:
@@ -96,8 +100,11 @@ class WordEmbedding(nn.Module):
         self.dropout = dropout
         self.apply(init_weights)
 
-    def forward(self, ids: Int[Tensor, "N"], positions: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
+    def forward(
+        self, ids: Int[Tensor, "N"], positions: Int[Tensor, "N"], keys: Int[Tensor, "N"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """`keys`: of each row, for dropout (nn/draws.py)."""
         hidden = self.words(ids) + self.types.weight[0]
         if self.positions is not None:
             hidden = hidden + self.positions(positions)
-        return F.dropout(self.norm(hidden), self.dropout, self.training)
+        return dropout(self.norm(hidden), self.dropout, self.training, keys, EMBEDDING)

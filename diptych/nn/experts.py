@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.nn.attention import attend, attend_biased, attend_with_map, split_heads
-from diptych.nn.blocks import init_weights
+from diptych.nn.blocks import Block, init_weights
+from diptych.nn.draws import branches_kept
 from diptych.nn.layout import Layout, Packed
 from diptych.nn.lean import norm_linear, norm_mlp, scaled
 
@@ -34,16 +35,19 @@ class Frame:
     """How many of the rows are text."""
     text_length: int
     """Places of the grid for text."""
+    keys: Int[Tensor, "G"] | None = None
+    """Of each sequence, for what is dropped (nn/draws.py)."""
 
     @classmethod
     def of(
         cls, packed: Packed | None, groups: int, image_tokens: int, device: torch.device,
-        visible: Bool[Tensor, "N"] | None = None,
+        visible: Bool[Tensor, "N"] | None = None, keys: Int[Tensor, "G"] | None = None,
     ) -> Frame:  # fmt: skip
         """Of texts (None: none), images of so many tokens (0: none), or both side by side.
 
-        `visible`: the text rows that may be attended to.
+        `visible`: the text rows that may be attended to. `keys`: of the sequences, where they are not those of texts.
         """
+        keys = keys if packed is None else packed.keys
         images = torch.arange(groups * image_tokens, device=device)
         sequence, place = images // max(1, image_tokens), images % max(1, image_tokens)
         text_rows = text_length = 0
@@ -58,7 +62,7 @@ class Frame:
         if visible is not None:
             visible = torch.cat([visible, visible.new_ones(groups * image_tokens)])
         full = visible is None and len(index) == groups * length
-        return cls(layout, sequence, None if full else layout.filled(visible), text_rows, text_length)
+        return cls(layout, sequence, None if full else layout.filled(visible), text_rows, text_length, keys)
 
     def at(self, rows: Int[Tensor, "R"]) -> Asked:
         """The frame of some of the rows, text rows first."""
@@ -174,7 +178,7 @@ def _additive(
     return hidden[:, None, None] if bias is None else bias[None] + hidden[:, None, None]
 
 
-class ExpertBlock(nn.Module):
+class ExpertBlock(Block):
     """Pre-norm: x + γ₁ · attention(norm(x)), then x + γ₂ · expert(norm(x))."""
 
     def __init__(
@@ -199,30 +203,36 @@ class ExpertBlock(nn.Module):
         mixed, shown = self.attention(rows, self.norm1, self.gamma_1, frame, bias, asked, want_map)
         here = frame if asked is None else asked
         rows = rows if asked is None else rows[asked.rows]
-        rows = rows + self._dropped(mixed, here.sequence, frame.layout.groups)
+        rows = rows + self._dropped(mixed, here.sequence, frame, 0)
         if route == "fusion":  # VLMo §3.2
-            return rows + self._branch(self.experts.fusion, rows, here.sequence, frame), shown
+            return rows + self._branch(self.experts.fusion, rows, here.sequence, frame, 3), shown
         text, image = rows.split([here.text_rows, len(rows) - here.text_rows])
         text_of, image_of = here.sequence.split([len(text), len(image)])
         if not len(image):
-            return rows + self._branch(self.experts.text, text, text_of, frame), shown
+            return rows + self._branch(self.experts.text, text, text_of, frame, 1), shown
         if not len(text):
-            return rows + self._branch(self.experts.image, image, image_of, frame), shown
+            return rows + self._branch(self.experts.image, image, image_of, frame, 2), shown
         made = (
-            self._branch(self.experts.text, text, text_of, frame),
-            self._branch(self.experts.image, image, image_of, frame),
+            self._branch(self.experts.text, text, text_of, frame, 1),
+            self._branch(self.experts.image, image, image_of, frame, 2),
         )
         return rows + torch.cat(made), shown
 
     def _branch(
-        self, expert: Callable[..., Tensor] | None, rows: Float[Tensor, "M D"], sequence: Int[Tensor, "M"], frame: Frame
-    ) -> Float[Tensor, "M D"]:
+        self, expert: Callable[..., Tensor] | None, rows: Float[Tensor, "M D"], sequence: Int[Tensor, "M"],
+        frame: Frame, draw: int,
+    ) -> Float[Tensor, "M D"]:  # fmt: skip
         assert expert is not None, "this layer has no vision-language expert"
-        return self._dropped(expert(rows, self.gamma_2), sequence, frame.layout.groups)
+        return self._dropped(expert(rows, self.gamma_2), sequence, frame, draw)
 
-    def _dropped(self, branch: Float[Tensor, "M D"], sequence: Int[Tensor, "M"], groups: int) -> Float[Tensor, "M D"]:
-        """Stochastic depth: the branch is left out for whole sequences, each draw apart for text and images."""
+    def _dropped(
+        self, branch: Float[Tensor, "M D"], sequence: Int[Tensor, "M"], frame: Frame, draw: int
+    ) -> Float[Tensor, "M D"]:
+        """Stochastic depth: the branch is left out for whole sequences, each draw apart for text and images.
+
+        `draw`: 0 for attention, then those of the text, the image and the fusion expert.
+        """
         if self.drop_path == 0 or not self.training:
             return branch
-        kept = torch.rand(groups, device=branch.device) >= self.drop_path
+        kept = branches_kept(self.drop_path, frame.layout.groups, frame.keys, self.place + draw, branch.device)
         return branch * (kept / (1 - self.drop_path)).to(branch.dtype)[sequence, None]

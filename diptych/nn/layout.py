@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from diptych.nn.draws import derived
 from diptych.types import Texts
 
 
@@ -68,6 +69,8 @@ class Packed:
     """The lengths of G sequences that lie end to end."""
 
     lengths: Int[Tensor, "G"]
+    keys: Int[Tensor, "G"] | None = None
+    """Of each sequence, for dropout (nn/draws.py)."""
 
     @cached_property
     def starts(self) -> Int[Tensor, "G"]:
@@ -85,6 +88,11 @@ class Packed:
         return torch.arange(len(sequence), device=sequence.device) - self.starts[sequence]
 
     @cached_property
+    def row_keys(self) -> Int[Tensor, "N"] | None:
+        """Of each row, for dropout."""
+        return None if self.keys is None else derived(self.keys[self.sequence], self.position)
+
+    @cached_property
     def layout(self) -> Layout:
         """One grid row a sequence."""
         length = int(self.lengths.max())
@@ -93,9 +101,13 @@ class Packed:
             return Layout(len(self.lengths), length, None)
         return Layout(len(self.lengths), length, sequence * length + self.position)
 
+    def meeting(self, keys: Int[Tensor, "G"] | None) -> Packed:
+        """The same lengths, each sequence beside an image of such a key."""
+        return self if keys is None or self.keys is None else Packed(self.lengths, derived(self.keys, keys))
+
     def select(self, which: Int[Tensor, "P"]) -> tuple[Packed, Int[Tensor, "M"]]:
         """Sequences `which`, in that order and as often: their lengths, and the rows to take."""
-        chosen = Packed(self.lengths[which])
+        chosen = Packed(self.lengths[which], None if self.keys is None else self.keys[which])
         return chosen, self.starts[which][chosen.sequence] + chosen.position
 
 
@@ -123,12 +135,16 @@ class TextState:
 
     @classmethod
     def cat(cls, states: Sequence[TextState]) -> TextState:
-        visible = [state.visible for state in states if state.visible is not None]
-        return cls(
-            torch.cat([state.hidden for state in states]),
-            Packed(torch.cat([state.packed.lengths for state in states])),
-            torch.cat(visible) if visible else None,
-        )
+        packed = [state.packed for state in states]
+        keys, visible = all_or_none([one.keys for one in packed]), all_or_none([state.visible for state in states])
+        lengths = torch.cat([one.lengths for one in packed])
+        return cls(torch.cat([state.hidden for state in states]), Packed(lengths, keys), visible)
+
+
+def all_or_none(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Put together, where every part is there."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found and len(found) == len(parts) else None
 
 
 def pack(texts: Texts, keep_padding: bool, longest: int) -> tuple[Int[Tensor, "N"], Packed, Bool[Tensor, "N"] | None]:
@@ -144,4 +160,4 @@ def pack(texts: Texts, keep_padding: bool, longest: int) -> tuple[Int[Tensor, "N
     kept = torch.ones_like(mask) if keep_padding else mask
     flat = kept.flatten().nonzero().squeeze(1)
     visible = mask.flatten()[flat] if keep_padding else None
-    return texts.input_ids.flatten()[flat], Packed(kept.sum(1)), visible
+    return texts.input_ids.flatten()[flat], Packed(kept.sum(1), texts.keys), visible

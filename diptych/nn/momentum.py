@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from diptych.nn.shards import own_part
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -23,8 +25,11 @@ def momentum_copy(module: Module, without: Sequence[str] = ()) -> Module:
 
 @torch.no_grad()
 def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher ← momentum · teacher + (1 − momentum) · student, in place: nothing is allocated."""
+    """teacher ← momentum · teacher + (1 − momentum) · student, in place: nothing is allocated.
+
+    Where both are cut into parts, each process moves its own.
+    """
     current = dict(student.named_parameters())
     names = [name for name, _ in teacher.named_parameters()]
-    slow: list[Tensor] = [parameter for _, parameter in teacher.named_parameters()]
-    torch._foreach_lerp_(slow, [current[name] for name in names], 1 - momentum)
+    slow: list[Tensor] = [own_part(parameter.data) for _, parameter in teacher.named_parameters()]
+    torch._foreach_lerp_(slow, [own_part(current[name].data) for name in names], 1 - momentum)

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.nn.blocks import Block
+from diptych.nn.pieces import in_pieces
 from diptych.schema import VisualTokenizerConfig
 from diptych.task import Network
 
@@ -24,7 +26,7 @@ SCORE_SPREAD = 2.3
 drawn with, so that unlike patches have unlike codes from the first step on (docs/decisions.md)."""
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """Two normalised 3×3 convolutions beside a straight way."""
 
     def __init__(self, width: int) -> None:
@@ -67,7 +69,7 @@ class VisualTokenizer(Network):
         size = self.config.image_size
         if tuple(pixels.shape[-2:]) != (size, size):
             raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not {size} × {size}, which this tokenizer reads")
-        scores: Tensor = self.encoder(pixels)
+        scores = in_pieces(self.encoder, self.pieces, pixels)
         return scores.float()
 
     @torch.no_grad()
@@ -84,7 +86,7 @@ class VisualTokenizer(Network):
         return self._decode(self.codebook(codes))
 
     def _decode(self, patches: Float[Tensor, "I S S C"]) -> Float[Tensor, "I 3 H W"]:
-        pixels: Tensor = self.decoder(patches.movedim(-1, 1))
+        pixels = in_pieces(self.decoder, self.pieces, patches.movedim(-1, 1))
         return pixels.float()
 
 

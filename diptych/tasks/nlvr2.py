@@ -5,7 +5,7 @@ B samples, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diptych.losses.contrastive import similarity
 from diptych.losses.distillation import alpha_at, class_loss
 from diptych.losses.matching import draw_negatives, negative_weights
+from diptych.nn.gather import Processes
 from diptych.nn.heads import classifier
 from diptych.nn.taught import TaughtTask
 from diptych.schema import Nlvr2Config, SpecialIds, TextAssignmentConfig
@@ -173,8 +174,10 @@ class TextAssignment(Task):
 
         Raises ValueError for a batch of fewer than three different pictures.
         """
-        seed = seed_of(progress.seed, "text assignment", progress.step, progress.micro)
-        draws = AssignmentDraws.make(len(batch), torch.Generator().manual_seed(seed))
+        seed = seed_of(progress.seed, "text assignment", progress.step)
+        processes = Processes.meet(len(batch))
+        everyone = AssignmentDraws.make(processes.total, torch.Generator().manual_seed(seed))
+        draws = AssignmentDraws(*(getattr(everyone, item.name)[..., processes.own] for item in fields(everyone)))
         device = batch.pixels.device
         return Assignment.of(draws.labels.to(device), self.others(images, batch.image_ids, draws.others.to(device)))
 

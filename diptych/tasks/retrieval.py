@@ -9,7 +9,6 @@ B pairs, K contrastive candidates (batch, then queue; or the pairs of all proces
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +36,8 @@ from diptych.seeds import seed_of
 from diptych.task import Model
 from diptych.types import Batch, Losses, Progress, Term
 
-Keys = tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]
+Keys = tuple[Float[Tensor, "G E"], Float[Tensor, "G E"], Int[Tensor, "G"]]
+"""The teacher's image and text features of the pairs of all processes, and their pictures' identities."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Contrast:
     own: slice
     """The batch's own pairs among the candidates."""
     keys: Keys | None
-    """The teacher's image and text features of this batch, for the queue."""
+    """For the queue."""
 
     @property
     def positives(self) -> Float[Tensor, "B K"]:
@@ -104,8 +104,8 @@ class Retrieval(DistilledTask):
         if self.teacher is not None:
             move_towards(self.teacher, self.model, self.config.momentum)
 
-    def after_step(self, carries: Iterable[tuple[Tensor, Tensor, Tensor] | None]) -> None:
-        for carry in filter(None, carries):
+    def after_step(self, carry: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        if carry is not None:
             self.queue.push(*carry)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
@@ -114,8 +114,9 @@ class Retrieval(DistilledTask):
 
     def draw(self, batch: Batch, progress: Progress) -> Float[Tensor, "2 B"]:
         """One uniform number for each negative image, then for each negative text: a function of (seed, step)."""
-        generator = torch.Generator().manual_seed(seed_of(progress.seed, "retrieval", progress.step, progress.micro))
-        return torch.rand(2, len(batch), generator=generator).to(batch.pixels.device)
+        generator = torch.Generator().manual_seed(seed_of(progress.seed, "retrieval", progress.step))
+        processes = Processes.meet(len(batch))
+        return torch.rand(2, processes.total, generator=generator)[:, processes.own].to(batch.pixels.device)
 
     def run(
         self,
@@ -129,7 +130,7 @@ class Retrieval(DistilledTask):
 
         Raises ValueError where all pairs are of one picture, so that ITM has no negative.
         """
-        images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
+        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(batch.texts)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.itc > 0):
             contrast = self._contrast(images, texts, batch)
         if not self.config.itm:
@@ -143,26 +144,28 @@ class Retrieval(DistilledTask):
     def _contrast(self, images: object, texts: object, batch: Batch) -> Contrast:
         """Similarities of the batch's images and texts with the candidates."""
         image, text = self.model.embed_image(images)["main"], self.model.embed_text(texts)["main"]
-        if self.teacher is not None:
-            return self._taught_contrast(image, text, batch, self.teacher)
         processes = Processes.meet(len(batch))
+        if self.teacher is not None:
+            return self._taught_contrast(image, text, batch, self.teacher, processes)
         logits = in_batch_contrast(image, text, self.model.temperature(), processes)  # VLMo §3.5
         return Contrast(logits, same_picture(batch.image_ids, processes), processes.own, None)
 
     def _taught_contrast(
-        self, image: Float[Tensor, "B E"], text: Float[Tensor, "B E"], batch: Batch, teacher: Model
-    ) -> Contrast:
-        """With the teacher's features of batch and queue (ALBEF §3.2)."""
+        self, image: Float[Tensor, "B E"], text: Float[Tensor, "B E"], batch: Batch, teacher: Model,
+        processes: Processes,
+    ) -> Contrast:  # fmt: skip
+        """With the teacher's features of the batch of all processes and of the queue (ALBEF §3.2)."""
         temperature, ids = self.model.temperature(), batch.image_ids
         with torch.no_grad():
             image_key = teacher.embed_image(teacher.image_state(batch.pixels))["main"]
             text_key = teacher.embed_text(teacher.text_state(batch.texts))["main"]
-            image_keys, text_keys, key_ids = self.queue.behind(image_key, text_key, ids)
+            keys = processes.gather(image_key), processes.gather(text_key), processes.gather(ids)
+            image_keys, text_keys, key_ids = self.queue.behind(*keys)
             teacher_i2t = similarity(image_key, text_keys, temperature)
             teacher_t2i = similarity(text_key, image_keys, temperature)
         i2t, t2i = similarity(image, text_keys, temperature), similarity(text, image_keys, temperature)
         logits = Similarities(i2t, t2i, teacher_i2t, teacher_t2i)
-        return Contrast(logits, ids[:, None] == key_ids[None], slice(0, len(ids)), (image_key, text_key))
+        return Contrast(logits, ids[:, None] == key_ids[None], processes.own, keys)
 
     @torch.no_grad()
     def negative_weights(self, contrast: Contrast) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
@@ -177,9 +180,7 @@ class Retrieval(DistilledTask):
         if made.match_logits is not None:
             labels = match_labels(len(batch), made.match_logits.device)
             terms["itm"] = (self.config.itm, matching_loss(made.match_logits, labels))
-        keys = made.contrast.keys
-        carry = None if keys is None else (*keys, batch.image_ids)
-        return Losses.weighted(measures=self._measures(made, alpha), carry=carry, **terms)
+        return Losses.weighted(measures=self._measures(made, alpha), carry=made.contrast.keys, **terms)
 
     @torch.no_grad()
     def _measures(self, made: Forward, alpha: float) -> dict[str, Term]:

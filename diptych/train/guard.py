@@ -5,15 +5,16 @@ from __future__ import annotations
 import fcntl
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from diptych.train.distributed import World
 from diptych.types import AnyBatch
 
 
@@ -77,20 +78,25 @@ class StopSignals:
             raise KeyboardInterrupt
         self.caught = signal.Signals(number)
 
-    @property
-    def exit_status(self) -> int:
-        """130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
-        assert self.caught is not None
-        return 128 + self.caught
+
+def exit_status(stopped: signal.Signals) -> int:
+    """130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
+    return 128 + stopped
 
 
-def require_finite(what: str, value: Tensor, step: int, batches: Sequence[AnyBatch]) -> None:
-    """Raises ValueError naming the records if `value` is not finite. `step`: optimiser steps done before."""
-    if torch.isfinite(value):
-        return
-    names = ", ".join(name for batch in batches for name in batch.records)
+def refuse(world: World, loss: Tensor, norm: Tensor, step: int, batch: AnyBatch) -> NoReturn:
+    """Raises ValueError in all processes, naming the records of those whose loss is not finite.
+
+    Where every loss is, it is the gradient that is not. `step`: optimiser steps done before.
+    """
+    own = None if torch.isfinite(loss) else (loss.item(), batch.records)
+    found = [(rank, *one) for rank, one in enumerate(world.exchange(own)) if one is not None]
+    what, value = ("loss", found[0][1]) if found else ("gradient's norm", norm.item())
+    if found and world.size > 1:
+        what += f" of process {', '.join(str(rank) for rank, *_ in found)}"
+    names = ", ".join(name for records in ([one[2] for one in found] or [batch.records]) for name in records)
     raise ValueError(
-        f"the {what} of step {step + 1} is {value.item()}; the weights are still those of step {step}."
+        f"the {what} of step {step + 1} is {value}; the weights are still those of step {step}."
         " Look at the records of its batch, lower optim.lr or set optim.clip, and go on from the last checkpoint."
         f" Records: {names}"
     )

@@ -8,8 +8,9 @@ A training line adds means since the one before: `lr`, `pairs_per_second`, `grad
 from __future__ import annotations
 
 import json
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,17 +37,13 @@ class StepReport:
 
     lr: float
     gradient_norm: Tensor
-    losses: Sequence[Losses]
-    """One a micro-batch, out of the graph."""
+    losses: Losses
+    """Of the batch of all processes, out of the graph."""
     pairs: int
     seconds: float
     """From asking for the data to the end of the step."""
-
-
-def detached(losses: Losses) -> Losses:
-    """The same numbers without the graph, and without what the task carries."""
-    terms = {name: (weight, term.detach()) for name, (weight, term) in losses.terms.items()}
-    return Losses(terms, {name: term.detach() for name, term in losses.measures.items()})
+    stopped: signal.Signals | None = None
+    """What asks the run to stop after this step."""
 
 
 class Window:
@@ -60,12 +57,11 @@ class Window:
     def add(self, report: StepReport) -> None:
         one = torch.ones(())
         self._add("", "gradient_norm", Term(report.gradient_norm, one))
-        for losses in report.losses:
-            self._add("", "loss", Term(losses.total, one))
-            for name, (_, term) in losses.terms.items():
-                self._add("losses", name, term)
-            for name, term in losses.measures.items():
-                self._add("measures", name, term)
+        self._add("", "loss", Term(report.losses.total, one))
+        for name, (_, term) in report.losses.terms.items():
+            self._add("losses", name, term)
+        for name, term in report.losses.measures.items():
+            self._add("measures", name, term)
         self.pairs += report.pairs
         self.seconds += report.seconds
 
@@ -140,6 +136,25 @@ class RunLog:
             for name, value in _flat(content):
                 self.curves.add_scalar(name, value, state.step)
         return line
+
+
+class SilentLog:
+    """Of a process that leaves speaking and writing to the first one."""
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def step(self, report: StepReport, state: RunState) -> None:
+        pass
+
+    def validation(self, measures: Mapping[str, float], maximised: str, state: RunState) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
 
 
 class Display:

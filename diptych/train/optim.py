@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,28 +57,35 @@ def in_head(name: str) -> bool:
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, rule: DecayRule, head_lr: float = 1.0
+    module: nn.Module,
+    weight_decay: float,
+    rule: DecayRule,
+    head_lr: float = 1.0,
+    parts: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters with decay and without; a task's head apart, unless it learns at the model's rate.
 
-    `rate` of a group multiplies the learning rate.
+    `rate` of a group multiplies the learning rate. `parts`: what stands for the parameters, by their names, where this
+    process holds but a part of them.
     """
     rules = decays(module, rule)
     if not rules:
         raise ValueError("nothing to train: every parameter is frozen")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, decayed in rules.items():
         kind = (head_lr if in_head(name) else 1.0, weight_decay if decayed else 0.0)
-        groups.setdefault(kind, []).append(module.get_parameter(name))
+        groups.setdefault(kind, []).append(parts[name] if parts else module.get_parameter(name))
     return [{"params": members, "weight_decay": decay, "rate": rate} for (rate, decay), members in groups.items()]
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, parts: Mapping[str, Tensor] | None = None
+) -> torch.optim.Optimizer:
     """AdamW in one fused kernel, which every device here has. The learning rate is set before each step.
 
-    `config.adam` may ask for the released order of VLMo's instead.
+    `config.adam` may ask for the released order of VLMo's instead. `parts` as for `parameter_groups`.
     """
-    groups = parameter_groups(module, config.weight_decay, config.decay, config.head_lr)
+    groups = parameter_groups(module, config.weight_decay, config.decay, config.head_lr, parts)
     if config.adam == "released_vlmo":
         return ReleasedAdam(groups, config.lr, config.betas, config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
@@ -162,26 +170,28 @@ def _cosine(share: float, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def gradient_norm(module: nn.Module, clip: float | None) -> Tensor:
+def gradient_norm(parameters: Iterable[Tensor], clip: float | None) -> Tensor:
     """The norm of the whole gradient, before it is scaled down in place to at most `clip`."""
-    norm = nn.utils.get_total_norm([value.grad for value in module.parameters() if value.grad is not None])
+    given = list(parameters)
+    norm = nn.utils.get_total_norm([value.grad for value in given if value.grad is not None])
     if clip is not None:
-        nn.utils.clip_grads_with_norm_(module.parameters(), clip, norm)
+        nn.utils.clip_grads_with_norm_(given, clip, norm)
     return norm
 
 
-def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's memory under the parameters' names: `exp_avg/NAME` and so on."""
     return {
         f"{key}/{name}": value
-        for name, parameter in module.named_parameters()
+        for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, stored: dict[str, Tensor]) -> None:
-    """Puts back what `optimizer_state` gave. Names and shapes must fit the module's trainable parameters."""
-    parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
+def load_optimizer_state(
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]
+) -> None:
+    """Puts back what `optimizer_state` gave. Names and shapes must fit the trainable parameters."""
     for key, value in stored.items():
         kind, _, name = key.partition("/")
         if name not in parameters:

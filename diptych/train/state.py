@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import diptych
 from diptych.checkpoints import store
 from diptych.data.loader import SkipLedger
 from diptych.data.record import BadRecord
+from diptych.nn.shards import own_part
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
-from diptych.task import Task
+from diptych.train.distributed import Shared, World
 from diptych.train.optim import load_optimizer_state, optimizer_state
 
 
@@ -61,16 +64,15 @@ class Plan:
 
     steps: int
     steps_per_epoch: int
-    accumulate: int
     validate_every: int
     checkpoint_every: int
     patience: int | None
 
     @classmethod
-    def of(cls, recipe: Recipe, batches_per_epoch: int) -> Plan:
-        run, accumulate = recipe.run, recipe.optim.accumulate
+    def of(cls, recipe: Recipe, steps_per_epoch: int) -> Plan:
+        run = recipe.run
         least = {
-            "optim.accumulate": accumulate,
+            "optim.accumulate": recipe.optim.accumulate,
             "run.log_every": run.log_every,
             "run.checkpoint_every": run.checkpoint_every,
             "run.keep_checkpoints": run.keep_checkpoints,
@@ -78,14 +80,8 @@ class Plan:
         }
         if wrong := [name for name, value in least.items() if value < 1]:
             raise ValueError(f"{' and '.join(wrong)} must be at least 1")
-        if batches_per_epoch < accumulate:
-            raise ValueError(
-                f"an epoch has {batches_per_epoch} batches, fewer than optim.accumulate={accumulate}:"
-                " lower that or run.batch_size"
-            )
-        steps_per_epoch = batches_per_epoch // accumulate
         steps = run.epochs * steps_per_epoch if run.steps is None else run.steps
-        return cls(steps, steps_per_epoch, accumulate, run.validate_every, run.checkpoint_every, run.patience)
+        return cls(steps, steps_per_epoch, run.validate_every, run.checkpoint_every, run.patience)
 
     def epoch(self, step: int) -> float:
         return step / self.steps_per_epoch
@@ -102,78 +98,162 @@ class Plan:
         return state.step % self.checkpoint_every == 0 or state.improved or self.ended(state)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunStore:
-    """A run's folder, with all that has to be put back when it is resumed."""
+    """A run's folder, with all that has to be put back when it is resumed. All processes of the run have one."""
 
     folder: Path
     recipe: Recipe
-    task: Task
+    shared: Shared
+    parameters: Mapping[str, Tensor]
+    """What the optimiser moves, by name."""
     optimizer: torch.optim.Optimizer
     ledger: SkipLedger
     save_tokenizer: Callable[[Path], object] | None = None
+    _writing: Future[None] | None = None
+    """The checkpoint that is being written beside the training."""
 
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def world(self) -> World:
+        return self.shared.world
+
     def open(self, resume: bool) -> RunState:
         """Marks the folder as this run's, or puts back the state of its last checkpoint (none yet: the beginning)."""
+        newest = self.world.first_does(lambda: self._begin(resume))
+        if newest is None:
+            return RunState()
+        state = self._restore(store.load(newest))
+        if self.world.first:
+            self._prune()  # a run killed while it removed old checkpoints may have nothing more to save
+        return state
+
+    def _begin(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from."""
         check_folder(self.folder, resume)
         recipe = to_dict(self.recipe)
         if not resume:
             _write(self.folder / "recipe.json", recipe)
-            return RunState()
+            return None
         if differing := _differences(to_dict(stored_recipe(self.folder)), recipe):
             raise ValueError(
                 f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(differing)}"
             )
-        newest = store.latest(self.checkpoints)
-        if newest is None:
-            return RunState()
-        state = self._restore(store.load(newest))
-        self._prune()  # a run killed while it removed old checkpoints may have nothing more to save
-        return state
+        return store.latest(self.checkpoints)
 
     def _restore(self, checkpoint: store.Checkpoint) -> RunState:
-        store.load_into(self.task, checkpoint.weights(), checkpoint.folder)
-        load_optimizer_state(self.task, self.optimizer, checkpoint.optimizer())
+        """Each process reads its own part, whatever number of processes has written."""
+        weights, memory = checkpoint.stored("weights"), checkpoint.stored("optimizer")
+        store.check_fit(self.shared.task, {name: weights.shape(name) for name in weights.names}, checkpoint.folder)
+        with torch.no_grad():
+            for name, value in self.shared.task.state_dict().items():
+                own_part(value).copy_(self.shared.read(weights, name, value))
+        load_optimizer_state(
+            self.parameters, self.optimizer,
+            {name: self.shared.read(memory, name) for name in memory.names},
+        )  # fmt: skip
         skipped = checkpoint.state["skipped"]
-        self.ledger.note(skipped["seen"], [BadRecord(*error) for error in skipped["bad"]])
+        if self.world.first:  # what was skipped counts once, not for every process
+            self.ledger.note(skipped["seen"], [BadRecord(*error) for error in skipped["bad"]])
         return RunState(**checkpoint.state["run"])
 
     def newest(self) -> Path:
         """The last checkpoint of a run that has one."""
-        newest = store.latest(self.checkpoints)
+        newest = self.world.tell(store.latest(self.checkpoints))
         assert newest is not None
         return newest
 
-    def save(self, state: RunState, epoch: float) -> Path:
-        bad = [(error.record, error.reason, error.detail) for error in self.ledger.bad.values()]
+    def skipped(self) -> SkipLedger:
+        """What all processes have skipped. All must call this."""
+        found = self.world.exchange((self.ledger.seen, list(self.ledger.bad.values())))
+        everyone = SkipLedger(self.ledger.limit_share, self.ledger.total)
+        for seen, bad in found:
+            everyone.note(seen, bad)
+        return everyone
+
+    def save(self, state: RunState, epoch: float) -> None:
+        """Writes a checkpoint; with `run.checkpoint_async` beside the training, from a copy in memory."""
+        self.settle()
+        skipped = self.skipped()
+        bad = [(error.record, error.reason, error.detail) for error in skipped.bad.values()]
         content = {
             "step": state.step,
             "epoch": epoch,
             "measure": state.measure,
             "run": asdict(state),
-            "skipped": {"seen": self.ledger.seen, "bad": bad},
+            "skipped": {"seen": skipped.seen, "bad": bad},
             "versions": versions(),
         }
-        written = store.save_checkpoint(
-            self.checkpoints,
-            state.step,
-            store.CheckpointState(
-                weights=self.task.state_dict(),
-                optimizer=optimizer_state(self.task, self.optimizer),
-                state=content,
-                recipe=to_dict(self.recipe),
-                save_tokenizer=self.save_tokenizer,
-            ),
+        weights = self.shared.own_parts(self.shared.task.state_dict())
+        memory = self.shared.own_parts(optimizer_state(self.parameters, self.optimizer))
+        aside = self.recipe.run.checkpoint_async
+        if aside:
+            weights, memory = copied(weights), copied(memory)
+        ready = store.CheckpointState(
+            weights, memory, content, to_dict(self.recipe), self.save_tokenizer, cut=self.shared.cut
         )
-        self._prune()
-        return written
+        if aside:
+            self._writing = _aside(lambda: self._write_down(state.step, ready))
+        else:
+            self._write_down(state.step, ready)
+
+    def _write_down(self, step: int, content: store.CheckpointState) -> None:
+        store.save_checkpoint(self.checkpoints, step, content, Filing(self.world))
+        if self.world.first:
+            self._prune()
+
+    def settle(self) -> None:
+        """Waits for what is being written. Raises CheckpointError where that failed."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """What was begun is finished; its own fault is told unless there is one already."""
+        if error is None or isinstance(error, SystemExit):
+            self.settle()
+        elif self._writing is not None:
+            wait([self._writing])
 
     def _prune(self) -> None:
         store.prune(self.checkpoints, self.recipe.run.keep_checkpoints)
+
+
+@dataclass(frozen=True)
+class Filing:
+    """The processes of a run as the writers of its checkpoints, who meet apart from its training."""
+
+    world: World
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
+    @property
+    def size(self) -> int:
+        return self.world.size
+
+    def exchange(self, value: Any) -> list[Any]:
+        return self.world.exchange(value, self.world.files)
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, where nothing changes them."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+
+def _aside(work: Callable[[], None]) -> Future[None]:
+    """Done by a thread of its own."""
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(work)
+        threads.shutdown(wait=False)
+    return future
 
 
 def stored_recipe(folder: Path) -> Recipe:

@@ -230,7 +230,7 @@ def test_4_without_a_queue_the_batch_is_all_there_is() -> None:
     task, batch = tiny.pretraining(queue_size=0), tiny.batch()
     losses = task(batch, LATER)
     losses.total.backward()
-    task.after_step([losses.carry])
+    task.after_step(losses.carry)
     assert losses.total.isfinite()
     assert task.run(batch, task.draw(batch, LATER)).contrast.image_to_text.shape == (4, 4)
 
@@ -246,7 +246,7 @@ def test_5_a_step_needs_neither_gpu_nor_process_group() -> None:
     task.before_step()
     losses = task(tiny.batch(), LATER)
     losses.total.backward()
-    task.after_step([losses.carry])
+    task.after_step(losses.carry)
     assert {weight.device.type for weight in task.parameters()} == {"cpu"}
     assert losses.total.isfinite()
 

@@ -81,7 +81,7 @@ class Toy(Task):
         self.calls.append("before")
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
-        self.calls.append((progress.step, progress.micro))
+        self.calls.append(progress.step)
         self.hook(progress)
         out = self.model(batch.pixels.flatten(1)) + 0.1 * torch.rand(2, 2)
         if progress.step == self.poison:
@@ -94,10 +94,9 @@ class Toy(Task):
             carry=batch.records[0],
         )
 
-    def after_step(self, carries: Iterable[Any]) -> None:
-        names = list(carries)
-        self.calls.append(names)
-        self.memory += len(names)
+    def after_step(self, carry: Any) -> None:
+        self.calls.append(carry)
+        self.memory += 1
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -110,27 +109,22 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
 
 def test_a_step_calls_the_task_in_order_and_hands_it_what_it_carries(tmp_path: Path) -> None:
     task = Toy()
-    train(task, Loader(), recipe(run__steps=2, optim__accumulate=2), tmp_path / "run")
-    assert task.calls == [
-        "before", (0, 0), (0, 1), ["r0a", "r1a"],
-        "before", (1, 0), (1, 1), ["r2a", "r3a"],
-    ]  # fmt: skip
+    train(task, Loader(), recipe(run__steps=2), tmp_path / "run")
+    assert task.calls == ["before", 0, "r0a", "before", 1, "r1a"]
 
 
 def test_weights_end_where_a_plain_loop_ends(tmp_path: Path) -> None:
-    """Accumulation averages, clipping comes before the step, the rate is the schedule's."""
-    changes = {"optim.accumulate": 2, "optim.clip": 0.5, "optim.weight_decay": 0.1}
+    """Clipping comes before the step, the rate is the schedule's."""
+    changes = {"optim.clip": 0.5, "optim.weight_decay": 0.1}
     config = override(recipe(), changes)
     checkpoint = train(Toy(), Loader(), config, tmp_path / "run")
     plain = Toy()
     optimizer = torch.optim.AdamW([plain.model.weight], lr=1.0, weight_decay=0.1, foreach=False)
     noise = recorded_noise(config)
     for step in range(6):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, config.optim.lr, config.schedule, 6, PER_EPOCH // 2)
-        loss = torch.zeros(())
-        for micro in range(2):
-            out = plain.model(batch(2 * step + micro).pixels.flatten(1)) + 0.1 * noise[step, micro]
-            loss = loss + (out.square().sum() / 2 + 0.5 * plain.model.weight.abs().sum()) / 2
+        optimizer.param_groups[0]["lr"] = learning_rate(step, config.optim.lr, config.schedule, 6, PER_EPOCH)
+        out = plain.model(batch(step).pixels.flatten(1)) + 0.1 * noise[step]
+        loss = out.square().sum() / 2 + 0.5 * plain.model.weight.abs().sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([plain.model.weight], 0.5)
@@ -154,15 +148,14 @@ def test_a_run_has_one_process_at_a_time(tmp_path: Path) -> None:
     train(Toy(), Loader(), recipe(run__steps=2), folder, resume=True)
 
 
-def recorded_noise(config: Recipe) -> dict[tuple[int, int], Tensor]:
+def recorded_noise(config: Recipe) -> dict[int, Tensor]:
     """What `torch.rand` gave in each forward of a run that starts with another global seed."""
     from diptych.seeds import seed_of
 
     drawn = {}
     for step in range(6):
-        for micro in range(2):
-            torch.manual_seed(seed_of(config.run.seed, "step", step, micro))
-            drawn[step, micro] = torch.rand(2, 2)
+        torch.manual_seed(seed_of(config.run.seed, "step", step, 0))
+        drawn[step] = torch.rand(2, 2)
     return drawn
 
 
@@ -339,7 +332,6 @@ def test_a_checkpoint_says_what_made_it(tmp_path: Path) -> None:
             {"run__log_every": 0, "run__keep_checkpoints": 0},
             "run.log_every and run.keep_checkpoints must be at least 1",
         ),
-        ({"optim__accumulate": 5}, "an epoch has 4 batches, fewer than optim.accumulate=5"),
     ],
 )
 def test_impossible_plans_are_refused_before_anything_is_written(

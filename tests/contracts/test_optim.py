@@ -85,7 +85,7 @@ def test_frozen_parameters_are_left_out_and_an_all_frozen_module_is_an_error() -
 def test_clipping_bounds_the_gradient_and_tells_what_it_was(clip: float | None, expected: float) -> None:
     model = nn.Linear(2, 1, bias=False)
     model.weight.grad = torch.tensor([[3.0, 4.0]])
-    assert gradient_norm(model, clip).item() == pytest.approx(5.0)
+    assert gradient_norm(model.parameters(), clip).item() == pytest.approx(5.0)
     assert model.weight.grad.norm().item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -105,10 +105,10 @@ def test_memory_put_back_by_name_continues_as_if_never_lost(adam: Adam) -> None:
     optimizer = stepped(model, 3, adam)
     copy = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     copy.load_state_dict(model.state_dict())
-    stored = optimizer_state(model, optimizer)
+    stored = optimizer_state(dict(model.named_parameters()), optimizer)
     assert "exp_avg_sq/0.weight" in stored
     restored = build_optimizer(copy, OptimConfig(lr=0.1, adam=adam))
-    load_optimizer_state(copy, restored, stored)
+    load_optimizer_state(dict(copy.named_parameters()), restored, stored)
     for one, its in ((model, optimizer), (copy, restored)):
         one(torch.ones(1, 2)).square().sum().backward()
         its.step()
@@ -116,13 +116,14 @@ def test_memory_put_back_by_name_continues_as_if_never_lost(adam: Adam) -> None:
 
 
 def test_memory_of_another_model_is_refused() -> None:
-    stored = optimizer_state(model := nn.Linear(2, 2), stepped(model, 1))
+    model = nn.Linear(2, 2)
+    stored = optimizer_state(dict(model.named_parameters()), stepped(model, 1))
     other = nn.Linear(2, 2, bias=False)
     with pytest.raises(ValueError, match="is of another model: 'bias' is no trainable parameter"):
-        load_optimizer_state(other, build_optimizer(other, OptimConfig()), stored)
+        load_optimizer_state(dict(other.named_parameters()), build_optimizer(other, OptimConfig()), stored)
     wider = nn.Linear(2, 3)
     with pytest.raises(ValueError, match=r"weight is \(2, 2\), not \(3, 2\)"):
-        load_optimizer_state(wider, build_optimizer(wider, OptimConfig()), stored)
+        load_optimizer_state(dict(wider.named_parameters()), build_optimizer(wider, OptimConfig()), stored)
 
 
 # --------------------------------------------------------------------------- the released order of Adam

@@ -58,7 +58,7 @@ def draws_of(golden: Golden) -> Draws:
 def step(task: AlbefPretraining, batch: Batch, draws: Draws, alpha: float) -> tuple[Forward, Losses]:
     task.before_step()
     made = task.run(batch, draws)
-    return made, task.losses(made, batch, alpha)
+    return made, task.losses(made, alpha)
 
 
 ALPHAS = {"a04": 0.4, "a00": 0.0}
@@ -178,7 +178,7 @@ def test_the_queue_takes_the_teachers_features_and_wraps(golden: Golden) -> None
         batch = batch_of(golden, image)
         sizes = json.loads((golden.folder / "config.json").read_text())
         _, losses = step(task, batch, draws_of(golden), sizes["alpha_of_case_a04"])
-        task.after_step([losses.carry])
+        task.after_step(losses.carry)
         golden.check(f"{name}.after.image_queue", task.queue.image.T)
         golden.check(f"{name}.after.text_queue", task.queue.text.T)
         golden.check(f"{name}.after.queue_ptr", task.queue.pointer[None])
@@ -303,7 +303,7 @@ def train(task: AlbefPretraining, optimizer: torch.optim.Optimizer, golden: Gold
         optimizer.zero_grad()
         made.total.backward()
         optimizer.step()
-        task.after_step([made.carry])
+        task.after_step(made.carry)
         losses.append(torch.stack([made.terms[name][1].mean.detach() for name in ("mlm", "itc", "itm")]))
         stored = golden[f"{run}.temp"][s].item()
         check_number(f"temperature after step {s}", task.model.temp.item(), stored, 1e-6)

@@ -302,7 +302,7 @@ def test_only_before_step_moves_state_and_only_the_teachers(kind: str) -> None:
     task(batch, LATER).total.backward()
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
     task.before_step()
-    task.after_step([])
+    task.after_step(None)
     after = task.state_dict()
     for name, old in before.items():
         new = old

@@ -14,6 +14,7 @@ from torch import Tensor
 from diptych.losses.masked_lm import WordMasking, hidden_words, masked_lm_loss
 from diptych.models.vlmo.model import Vlmo
 from diptych.models.vlmo.untaught import untaught_by
+from diptych.nn.gather import Processes
 from diptych.schema import LanguageStageConfig, Recipe, SpecialIds
 from diptych.task import Task
 from diptych.types import AnyBatch, Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
@@ -67,11 +68,11 @@ class LanguageStage(Task):
         Raises ValueError for texts longer than the model's positions.
         """
         ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
-        return MaskedTexts(Texts(ids, texts.attention_mask), *hidden_words(labels))
+        return MaskedTexts(Texts(ids, texts.attention_mask, texts.keys), *hidden_words(labels))
 
     def forward(self, batch: AnyBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
         texts = expect(batch, TextBatch, "texts without pictures").texts
-        masked = masked or self.mask(texts, progress)
+        masked = masked or self.mask(texts, progress, Processes.meet(len(batch)).own.start)
         logits = self.word_logits(masked)
         loss = masked_lm_loss(logits, masked.words)  # VLMo §3.4
         with torch.no_grad():

@@ -6,9 +6,9 @@ V vocabulary, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from diptych.models.vlmo.decoder_start import start_of_answer_decoder
 from diptych.models.vlmo.fit import fit_state
-from diptych.nn.blocks import init_weights
+from diptych.nn.blocks import init_weights, stacked
 from diptych.nn.embeddings import ImageEmbedding, WordEmbedding
 from diptych.nn.experts import Asked, ExpertBlock, Frame, Route
-from diptych.nn.layout import TextState, pack
+from diptych.nn.layout import TextState, all_or_none, pack
+from diptych.nn.pieces import can_be_cut, cuts, fuse_in_pieces, in_pieces, recomputed, rows_in_pieces
 from diptych.nn.relative import RelativePositions
 from diptych.nn.words import OwnWordHead
 from diptych.schema import ModelConfig, VlmoConfig
@@ -42,12 +43,14 @@ class ImageState:
     """Blocks whose attention is to be shown."""
     maps: dict[int, Tensor] = field(default_factory=dict)
     """From the class token to the patches [I, H, 1, patches], by block; there once images have been embedded."""
+    keys: Int[Tensor, "I"] | None = None
+    """Of each image, for dropout (nn/draws.py)."""
 
     def __len__(self) -> int:
         return len(self.patches)
 
     def __getitem__(self, index: Tensor | slice) -> ImageState:
-        return ImageState(self.patches[index])
+        return ImageState(self.patches[index], keys=None if self.keys is None else self.keys[index])
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +58,7 @@ class ImageState:
 
     @classmethod
     def cat(cls, states: Sequence[ImageState]) -> ImageState:
-        return cls(torch.cat([state.patches for state in states]))
+        return cls(torch.cat([state.patches for state in states]), keys=all_or_none([state.keys for state in states]))
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Vlmo(Model):
         side = config.image_size // config.patch_size
         self.image_rows, self.map_layers = 1 + side**2, range(config.depth)
         self.positions = RelativePositions(side, config.max_positions, config.depth, config.heads) if relative else None
-        self.blocks = nn.ModuleList(
+        self.blocks = stacked(
             ExpertBlock(
                 width, config.heads, config.mlp_ratio, config.norm_eps, config.layer_scale,
                 config.drop_path * number / max(config.depth - 1, 1), fusion=number >= config.fusion_start,
@@ -125,7 +128,9 @@ class Vlmo(Model):
 
     # ------------------------------------------------------------------ states
 
-    def image_state(self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = ()) -> ImageState:
+    def image_state(
+        self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), keys: Int[Tensor, "I"] | None = None
+    ) -> ImageState:
         """Cut images into patches, of the size that the model is built for.
 
         `maps`: blocks whose attention from the class token to the patches [I, H, 1, patches] the state's `maps` hold,
@@ -137,28 +142,44 @@ class Vlmo(Model):
                 f"pixels {tuple(pixels.shape[-2:])} are not {size} × {size}, for which the model's relative positions "
                 "are: build it with another model.image_size, to which they are resized at loading"
             )
-        return ImageState(self.image(pixels), tuple(maps))
+        return ImageState(self.image(pixels), tuple(maps), keys=keys)
 
     def text_state(self, texts: Texts) -> TextState:
         """Embed texts, without their padding. Raises ValueError for texts longer than the model's positions."""
         ids, packed, visible = pack(texts, self.config.keep_padding, self.config.max_positions)
-        return TextState(self.text(ids, packed.position), packed, visible)
+        return TextState(self.text(ids, packed.position, packed.row_keys), packed, visible)
 
     # ------------------------------------------------------------------ dual encoder
 
     def embed_image(self, state: ImageState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I D"]]:
         """Of each image's class token, normalised. Both branches share the lower blocks."""
+        if self.pieces == 1 or state.wanted:
+            return self._embed_image(state, branches)
+        return self._embed_in_pieces(self._embed_image, state, branches)
+
+    def _embed_image(self, state: ImageState, branches: Sequence[str]) -> dict[str, Float[Tensor, "I D"]]:
         images, tokens, _ = state.patches.shape
         start = torch.arange(images, device=state.patches.device) * tokens
-        found = self._embed(self._images(state.patches), start, branches, state.wanted, state.maps)
+        found = self._embed(self._images(state.patches, state.keys), start, branches, state.wanted, state.maps)
         heads = {"main": self.image_proj, "vl": self.vl_image_proj}
         return {name: F.normalize(heads[name](rows).float(), dim=-1) for name, rows in found.items()}
 
     def embed_text(self, state: TextState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "B D"]]:
         """Of each text's [CLS], normalised. Both branches share the lower blocks."""
+        if self.pieces == 1:
+            return self._embed_text(state, branches)
+        return self._embed_in_pieces(self._embed_text, state, branches)
+
+    def _embed_text(self, state: TextState, branches: Sequence[str]) -> dict[str, Float[Tensor, "B D"]]:
         found = self._embed(self._texts(state), state.packed.starts, branches)
         heads = {"main": self.text_proj, "vl": self.vl_text_proj}
         return {name: F.normalize(heads[name](rows).float(), dim=-1) for name, rows in found.items()}
+
+    def _embed_in_pieces(
+        self, embed: Callable[..., dict[str, Tensor]], state: Any, branches: Sequence[str]
+    ) -> dict[str, Tensor]:
+        parts = [recomputed(embed, state[cut], branches) for cut in cuts(len(state), self.pieces)]
+        return {branch: torch.cat([part[branch] for part in parts]) for branch in branches}
 
     def temperature(self, branch: str = "main") -> Float[Tensor, ""]:
         """The learnt τ that a branch's similarities are divided by."""
@@ -199,6 +220,15 @@ class Vlmo(Model):
         `rows` count the text's tokens; "all" are those of text and image. `maps`: blocks whose attention from the text
         to the patches [P, H, L, patches] is kept in the graph. The last block is computed for [CLS] and `rows` only.
         """
+        if self.pieces > 1 and can_be_cut(rows, maps):
+            assert rows != "all"
+            return fuse_in_pieces(self._fuse_images, self.pieces, texts, images, text_index, image_index, rows)
+        return self._fuse_images(texts, images, text_index, image_index, rows, maps)
+
+    def _fuse_images(
+        self, texts: TextState, images: ImageState, text_index: Int[Tensor, "P"],
+        image_index: Int[Tensor, "P"] | Int[Tensor, "P S"], rows: Rows = None, maps: Sequence[int] = (),
+    ) -> Joint:  # fmt: skip
         if image_index.ndim == 1:
             return self._fuse(texts, images, text_index, image_index, None, rows, maps)
         turns = image_index.shape[1]
@@ -264,13 +294,21 @@ class Vlmo(Model):
 
     # ------------------------------------------------------------------ one modality, for the stages (§3.4)
 
-    def encode_image(self, patches: Float[Tensor, "I T D"]) -> Float[Tensor, "I T D"]:
+    def encode_image(
+        self, patches: Float[Tensor, "I T D"], keys: Int[Tensor, "I"] | None = None
+    ) -> Float[Tensor, "I T D"]:
         """All tokens of images alone, after the final norm."""
-        run = self._blocks(self._images(patches), range(self.config.depth), "own")
+        return in_pieces(self._encode_image, self.pieces, patches, keys)
+
+    def _encode_image(self, patches: Tensor, keys: Tensor | None) -> Tensor:
+        run = self._blocks(self._images(patches, keys), range(self.config.depth), "own")
         return self.norm(run.rows).view_as(patches)
 
     def encode_text(self, state: TextState, rows: RowList) -> Float[Tensor, "R D"]:
         """The listed rows of texts alone, after the final norm; the last block is computed for them only."""
+        return rows_in_pieces(self._encode_text, self.pieces, state, rows)
+
+    def _encode_text(self, state: TextState, rows: RowList) -> Tensor:
         run = self._texts(state)
         asked = run.frame.at(state.packed.starts[rows.pair] + rows.position)
         return self.norm(self._blocks(run, range(self.config.depth), "own", asked).rows)
@@ -287,9 +325,9 @@ class Vlmo(Model):
 
     # ------------------------------------------------------------------ passes
 
-    def _images(self, patches: Float[Tensor, "I T D"]) -> Pass:
+    def _images(self, patches: Float[Tensor, "I T D"], keys: Int[Tensor, "I"] | None) -> Pass:
         images, tokens, _ = patches.shape
-        frame = Frame.of(None, images, tokens, patches.device)
+        frame = Frame.of(None, images, tokens, patches.device, keys=keys)
         return Pass((patches + self.types.weight[1]).flatten(0, 1), frame, self._biases(0, tokens))
 
     def _texts(self, state: TextState) -> Pass:
@@ -301,6 +339,7 @@ class Vlmo(Model):
         turn: Int[Tensor, "P"] | None,
     ) -> Pass:  # fmt: skip
         packed, source = texts.packed.select(text_index)
+        packed = packed.meeting(None if images.keys is None else images.keys[image_index])
         visible = None if texts.visible is None else texts.visible[source]
         tokens = images.patches.shape[1]
         frame = Frame.of(packed, len(text_index), tokens, texts.hidden.device, visible)

@@ -35,7 +35,7 @@ from diptych.nn.layout import TextState
 from diptych.schema import LanguageStageConfig, Recipe, SpecialIds, VisionStageConfig, VlmoPretrainConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
-from diptych.types import Batch, Losses, Progress, Term, Texts
+from diptych.types import Batch, Losses, Progress, Term
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class VlmoPretraining(Task):
         processes = processes or self.meet(batch)
         draws = self.masking.draw(len(batch), progress, processes.own.start)
         masked_ids, labels = self.masking(batch.texts, draws)
-        generator = torch.Generator().manual_seed(seed_of(progress.seed, "pretrain", progress.step, progress.micro))
+        generator = torch.Generator().manual_seed(seed_of(progress.seed, "pretrain", progress.step))
         uniform = torch.rand(2, processes.total, generator=generator)[:, processes.own]
         return Draws(masked_ids, labels, uniform.to(masked_ids.device))
 
@@ -161,16 +161,14 @@ class VlmoPretraining(Task):
 
     def align(self, batch: Batch, processes: Processes) -> Forward:
         """ITC alone, with nothing computed for the other terms (`fuse_start`)."""
-        images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
+        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(batch.texts)
         return Forward(self._contrast(images, texts, batch.image_ids, processes))
 
     def run(self, batch: Batch, draws: Draws, processes: Processes | None = None) -> Forward:
         """Every pass of a step: each image and each text once, then all fusions in one call (§3.3)."""
         config, processes, size = self.config, processes or self.meet(batch), len(batch)
-        given = batch.texts
-        if config.mlm:
-            given = Texts(torch.cat([given.input_ids, draws.masked_ids]), given.attention_mask.repeat(2, 1))
-        images, texts = self.model.image_state(batch.pixels), self.model.text_state(given)
+        given = draws.with_masked(batch.texts) if config.mlm else batch.texts
+        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(given)
         made = Forward()
         if config.itc or config.itm:
             made = Forward(self._contrast(images, texts[:size], batch.image_ids, processes))
@@ -237,15 +235,16 @@ class VlmoPretraining(Task):
         text_place, other_texts = processes.locate(negatives[1], behind=len(texts))
         if self.config.negatives == "all":
             pixels, everyone = processes.gather(batch.pixels), processes.gather_texts(batch.texts)
+            keys = None if batch.keys is None else processes.gather(batch.keys)
             if len(other_images):
-                images = ImageState.cat([images, self.model.image_state(pixels[other_images])])
+                own_keys = None if keys is None else keys[other_images]
+                images = ImageState.cat([images, self.model.image_state(pixels[other_images], keys=own_keys)])
             if len(other_texts):
-                fetched = Texts(everyone.input_ids[other_texts], everyone.attention_mask[other_texts])
-                texts = TextState.cat([texts, self.model.text_state(fetched)])
+                texts = TextState.cat([texts, self.model.text_state(everyone[other_texts])])
         return images, texts, (image_place, text_place)
 
     def losses(self, made: Forward, processes: Processes) -> Losses:
-        """The terms of one pass. MLM's is the mean over the hidden words of all processes, unless as released."""
+        """The terms of one pass. As released, MLM's counts each process alike, however many words it hides."""
         config, terms, measures = self.config, {}, self._contrast_measures(made)
         if made.contrast is not None and config.itc:
             terms["itc"] = (config.itc, _itc(made.contrast))
@@ -255,7 +254,8 @@ class VlmoPretraining(Task):
             measures |= matching_measures(made.match_logits)
         if made.word_logits is not None and made.labels is not None:
             mlm = masked_lm_loss(made.word_logits, made.labels)
-            terms["mlm"] = (config.mlm, mlm if config.gather == "released" else processes.shared(mlm))
+            alike = Term(mlm.mean * processes.rows, mlm.count.new_tensor(processes.rows))
+            terms["mlm"] = (config.mlm, alike if config.gather == "released" else mlm)
             measures |= word_measures(mlm, made.word_logits, made.labels)
         return Losses.weighted(measures=measures, **terms)
 

@@ -79,10 +79,11 @@ class VisionStage(Task):
         return {"tokenizer": self.config.tokenizer}
 
     def forward(self, batch: PictureBatch | Batch, progress: Progress) -> Losses:
-        """Masks are a function of seed, step, micro-batch and row of the batch of all processes."""
-        where = (progress.seed, "patches", progress.step, progress.micro)
+        """Masks are a function of seed, step and row of the batch of all processes."""
+        where = (progress.seed, "patches", progress.step)
         first = Processes.meet(len(batch)).own.start
-        made = self.guess(batch.pixels, self._masks(seed_of(*where, first + row) for row in range(len(batch))))
+        masks = self._masks(seed_of(*where, first + row) for row in range(len(batch)))
+        made = self.guess(batch.pixels, masks, batch.keys)
         measures = {
             "code_accuracy": Term.over((made.logits.argmax(1) == made.codes).float()),
             "commonest_code": Term.over((made.codes == made.codes.mode().values).float()),
@@ -107,10 +108,12 @@ class VisionStage(Task):
     def _codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I N"]:
         return self.tokenizer.codes(resized(pixels, self.config.visual.image_size)).flatten(1)
 
-    def guess(self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Guesses:
-        """Scores of the codes of the hidden patches, beside the right ones."""
+    def guess(
+        self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"], keys: Int[Tensor, "I"] | None = None
+    ) -> Guesses:
+        """Scores of the codes of the hidden patches, beside the right ones. `keys`: of the pictures, for dropout."""
         hidden = hidden.to(pixels.device)
-        rows = self.model.encode_image(self._shown(pixels, hidden))[:, 1:][hidden]
+        rows = self.model.encode_image(self._shown(pixels, hidden), keys)[:, 1:][hidden]
         return Guesses(hidden, self.head(rows), self._codes(pixels)[hidden])
 
     def _shown(self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Float[Tensor, "I T D"]:

@@ -127,6 +127,6 @@ def run(task: LanguageStage, golden: Golden, told: dict[str, Any]) -> None:
         losses = task(texts, START, masked)
         optimizer.zero_grad()
         losses.total.backward()
-        check_number(f"norm at step {at['step']}", gradient_norm(task, None).item(), at["grad_norm"], 1e-4)
+        check_number(f"norm at step {at['step']}", gradient_norm(task.parameters(), None).item(), at["grad_norm"], 1e-4)
         optimizer.step()
         check_number(f"loss at step {at['step']}", losses.total.item(), at["total_loss"], 1e-4)

@@ -43,7 +43,7 @@ def run(task: VlmoPretraining, golden: Golden, told: dict[str, Any]) -> None:
         losses = task.losses(task.run(batch, recorded(golden, group_name, *drawn), processes), processes)
         optimizer.zero_grad()
         losses.total.backward()
-        check_number(f"norm at step {at['step']}", gradient_norm(task, None).item(), at["grad_norm"], 1e-4)
+        check_number(f"norm at step {at['step']}", gradient_norm(task.parameters(), None).item(), at["grad_norm"], 1e-4)
         optimizer.step()
         for name, value in weighted(losses).items():
             check_number(f"{name} at step {at['step']}", value.item(), at[name], 1e-4)
