@@ -2,6 +2,7 @@
 #
 #   make demo    generate pictures, train, evaluate, report: at most ten minutes on two cores
 #   make test    the whole test suite          make lint   ruff and mypy
+#   make chaos   fifty random faults over a small training on two processes
 #   make bench   speed beside a plain version  make docs   check links and examples, write the API index
 #
 # PYTHON=python3.12 chooses the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes
@@ -16,7 +17,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # One thread a test process: two processes with two threads each fight for two cores.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test chaos lint bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -24,6 +25,9 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/dev.stamp
 	$(THREADS) $(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+chaos: $(VENV)/dev.stamp
+	$(THREADS) $(BIN)/python -m tests.distributed.chaos $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

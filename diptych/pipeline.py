@@ -47,6 +47,7 @@ from diptych.data.transforms import EvaluationTransform, TrainTransform, to_pict
 from diptych.device import find_device
 from diptych.evaluate import OnProgress, RetrievalResult, contrastive_recall, evaluate_retrieval, evaluate_task
 from diptych.evaluate.tasks import JUDGES, has_label
+from diptych.launched import restarted
 from diptych.metrics.judged import MAIN, TaskResult
 from diptych.models.albef import AlbefInspection, AlbefPretraining
 from diptych.models.visual_tokenizer import VisualTokenizerTraining
@@ -79,7 +80,7 @@ from diptych.serialize import from_dict
 from diptych.task import Model, Task
 from diptych.tasks.grounding import phrase_maps
 from diptych.train import loop
-from diptych.train.distributed import World, joined, restarted
+from diptych.train.distributed import World, joined
 from diptych.train.freeze import freeze
 from diptych.train.start import borrow, start_from
 from diptych.train.state import check_folder

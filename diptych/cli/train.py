@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
+from diptych.launched import processes, rank
+
 EXAMPLES = """\
 examples:
   diptych train albef_tiny
   diptych train albef_tiny data.source=folder data.path=photos run.steps=500
   diptych train albef_tiny --optim.lr 3e-4 --folder runs/slow
+  torchrun --nproc-per-node 8 -m diptych train albef_base --folder runs/base data.path=pairs.jsonl
 
 `diptych recipes` lists the recipes, `diptych recipes RECIPE` all names that can be set.
 """
@@ -35,8 +38,11 @@ def run(arguments: Sequence[str]) -> None:
     from diptych.recipes.override import override, parse_assignments
 
     recipe = override(find_recipe(given.recipe), parse_assignments(assignments))
+    if given.folder is None and processes() > 1:
+        raise ValueError("several processes train one run: name its folder for all of them, with --folder RUN")
     folder = given.folder or _free(recipe.name)
-    print(f"{recipe.name} in {folder}")
+    if rank() == 0:
+        print(f"{recipe.name} in {folder}")
     pipeline.train(recipe, folder)
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diptych.checkpoints.store import Stored
+from diptych.launched import local_rank, processes
 from diptych.nn.blocks import Block
 from diptych.nn.pieces import recomputed
 from diptych.nn.shards import own_part, own_rows
@@ -31,6 +32,8 @@ from diptych.train.optim import gradient_norm
 from diptych.types import AnyBatch, Losses, Progress, Term
 
 Result = TypeVar("Result")
+LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL", "recvValue failed")
+"""What the backends say of a process that does not answer any more."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,11 @@ class World:
 @contextmanager
 def joined(run: RunConfig) -> Iterator[World]:
     """The processes that `torchrun` started, or this one alone. A group that is there already is used, and left."""
-    meets = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    meets = processes() > 1 and not dist.is_initialized()
     if meets:
         backend = "nccl" if torch.cuda.is_available() and run.device != "cpu" else "gloo"
         if backend == "nccl":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(local_rank())
         dist.init_process_group(backend, timeout=timedelta(seconds=2 * run.timeout))
     try:
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -92,14 +95,13 @@ def joined(run: RunConfig) -> Iterator[World]:
             yield World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
         else:
             yield World()
+    except RuntimeError as error:
+        if meets and any(sign in str(error) for sign in LOST):
+            raise OSError(f"another process of this run is gone, and this one ends with it ({error})") from error
+        raise
     finally:
         if meets:
             dist.destroy_process_group()
-
-
-def restarted() -> bool:
-    """Whether `torchrun` has started these processes anew after a fault."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 # --------------------------------------------------------------------------- one model on all processes
@@ -137,7 +139,7 @@ class Shared:
         wrapper = DistributedDataParallel(
             task,
             device_ids=None if device.type == "cpu" else [device],
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             find_unused_parameters=getattr(recipe.task, "fuse_start", 0) > 0,  # before it, fusion has no gradient
         )
         return cls(task, world, wrapper)
@@ -225,6 +227,8 @@ def _cut(task: Task, blocks: Sequence[nn.Module], world: World) -> None:
     device = next(task.parameters()).device.type
     mesh = init_device_mesh(device, (world.size,))
     scalars = {value for value in task.parameters() if value.ndim == 0}
+    # torch warns of each block whose output is a view, which must not be changed in place: nothing here is.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh, reshard_after_forward=False, ignored_params=scalars)

@@ -18,6 +18,8 @@ EXIT_STATUS = 75
 """Of a process that gives up waiting: a failure that may pass (sysexits.h), after which `torchrun` starts all anew."""
 BEATS = 20
 """How often within the time allowed a process says that it lives."""
+JUDGED = 4
+"""Beats that others are waited for, once nobody goes on."""
 
 
 class Watch:
@@ -49,15 +51,17 @@ class Watch:
 
     def _keep(self) -> None:
         """In a thread: say that this process lives; when nobody goes on, say who is missing, and end."""
+        beats: list[list[int]] = []
+        """Of all processes, since nobody goes on."""
         beat = 0
         while not self.ended.wait(self.seconds / BEATS):
             beat += 1
             try:
                 self._write("beat", beat)
-                if self.reached and time.monotonic() - self.since > self.seconds:
-                    before = self._read("beat")
-                    self.ended.wait(3 * self.seconds / BEATS)
-                    said = self.missing(before, self._read("beat"), self._read("step"))
+                waits = self.reached and time.monotonic() - self.since > self.seconds
+                beats = [*beats, self._read("beat")] if waits else []
+                if len(beats) > JUDGED:
+                    said = self.missing(beats[0], beats[-1], self._read("step"))
                     print(f"diptych: {said}", file=sys.stderr, flush=True)
                     os._exit(EXIT_STATUS)
             except dist.DistError:  # the first process, which keeps the store, is gone: torchrun ends the others

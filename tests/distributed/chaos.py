@@ -1,0 +1,106 @@
+"""Random faults over a small training: `python -m tests.distributed.chaos` (`make chaos`).
+
+One run is left alone. The other is hit by a fault at each attempt (a process or all killed, stopped, hanging, told to
+end, its loss no number, its disk full, the newest checkpoint damaged) and resumed, on two processes with their weights
+cut into parts and checkpoints written beside the training, until as many faults as asked have come; whenever it reaches
+its end, it is compared and begun again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diptych.checkpoints import store
+from tests.distributed.warm import ALL, FAULTS, Fault, run, small
+from tests.smoke.test_resume import result
+
+DAMAGE = "damage checkpoint"
+STEPS = 24
+CHANGES = {"run__steps": STEPS, "run__parallel": "fsdp", "run__checkpoint_async": True, "run__timeout": 2.0}
+
+
+@dataclass
+class Tally:
+    """What came of the faults."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    survived: int = 0
+    lost: list[int] = field(default_factory=list)
+    """Steps that had to be taken again after each fault."""
+    ends: int = 0
+    equal: int = 0
+
+
+def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
+    """One attempt under one fault; what it leaves can be gone on from."""
+    begun = (folder / "recipe.json").exists()
+    newest = store.latest(folder / "checkpoints") if begun else None
+    step = 0 if newest is None else int(newest.name.removeprefix(store.PREFIX))
+    what = draw.choice([*FAULTS, DAMAGE] if step > 8 else list(FAULTS))
+    tally.faults[what] += 1
+    if what == DAMAGE:
+        assert newest is not None
+        victim = draw.choice([path for path in newest.rglob("*") if path.is_file()])
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+        tally.survived += run(2, small(**{**CHANGES, "run__steps": STEPS}), folder, True) == [0, 0]
+        return
+    at = draw.randrange(step, STEPS)
+    rank = draw.choice([0, 1, ALL])
+    statuses = run(2, small(**CHANGES), folder, begun, Fault(what, rank, at))
+    saved = store.latest(folder / "checkpoints")
+    reached = 0 if saved is None else int(saved.name.removeprefix(store.PREFIX))
+    tally.lost.append(max(0, at - reached))
+    tally.survived += any(statuses) or what == "fill disk"  # which may come after the last checkpoint
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("chaos", description="Random faults over a small training.")
+    parser.add_argument("--faults", type=int, default=50, metavar="N", help="default: 50")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    draw, tally, began = random.Random(given.seed), Tally(), time.monotonic()
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / "whole"
+        assert run(2, small(**CHANGES), whole) == [0, 0], whole.with_suffix(".log").read_text()
+        expected, folder = result(whole), Path(place) / "disturbed"
+        while sum(tally.faults.values()) < given.faults or folder.exists():
+            if sum(tally.faults.values()) < given.faults:
+                disturb(folder, draw, tally)
+                print(f"{sum(tally.faults.values())}: {list(tally.faults.items())}", file=sys.stderr)
+            elif run(2, small(**CHANGES), folder, (folder / "recipe.json").exists()) != [0, 0]:
+                print(folder.with_suffix(".log").read_text()[-2000:])
+                return 1
+            if _ended(folder):
+                tally.ends += 1
+                tally.equal += _kept(result(folder)) == _kept(expected)
+                shutil.rmtree(folder)
+                folder.with_suffix(".log").unlink()
+    count = sum(tally.faults.values())
+    print(f"faults injected: {count} ({', '.join(f'{name} {number}' for name, number in tally.faults.items())})")
+    print(f"survived:        {tally.survived}")
+    print(f"steps lost:      {sum(tally.lost)} in all, {max(tally.lost, default=0)} at most")
+    print(f"runs ended:      {tally.ends}, final weights, optimiser, log equal bit by bit in {tally.equal}")
+    print(f"took:            {time.monotonic() - began:.0f} s")
+    return int(not (tally.survived == count and tally.equal == tally.ends))
+
+
+def _ended(folder: Path) -> bool:
+    newest = store.latest(folder / "checkpoints")
+    return newest is not None and newest.name == f"{store.PREFIX}{STEPS:08d}"
+
+
+def _kept(found: dict[str, object]) -> dict[str, object]:
+    """Without which checkpoints are there: damaged ones are set aside."""
+    return {name: value for name, value in found.items() if name != "kept"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""A run under `torchrun` of which one process is killed, the first time: `… -m tests.distributed.once_killed RUN`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from diptych import pipeline
+from diptych.launched import rank, restarted
+from tests.distributed.warm import Fault, inject, small
+
+folder = Path(sys.argv[1])
+if rank() == 1 and not restarted():
+    (folder.parent / "killed").touch()
+    inject(Fault("kill", 1, 7))
+pipeline.train(small(), folder)

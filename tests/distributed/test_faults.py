@@ -1,0 +1,138 @@
+"""What happens to one process befalls the run, which says so, loses nothing, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diptych.checkpoints import store
+from tests.smoke.test_resume import KILLED, ROOT, result
+
+Run = Callable[..., tuple[list[int], str]]
+FSDP = {"run__parallel": "fsdp", "run__checkpoint_async": True}
+
+
+@pytest.fixture(scope="module")
+def run() -> Any:
+    """`run(folder, size, changes, resume, fault)`: exit statuses and what was said."""
+    command = [sys.executable, "-m", "tests.distributed.ordered"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def ordered(
+            folder: Path, size: int = 2, changes: dict[str, Any] | None = None, resume: bool = False,
+            fault: tuple[str, int, int] | None = None,
+        ) -> tuple[list[int], str]:  # fmt: skip
+            request = {"folder": str(folder), "size": size, "changes": changes or {}, "resume": resume, "fault": fault}
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            statuses = json.loads(process.stdout.readline())
+            return statuses, folder.with_suffix(".log").read_text()
+
+        yield ordered
+        assert process.stdin
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for name, changes in (("ddp", {}), ("fsdp", FSDP)):
+        assert run(folder / name, changes=changes)[0] == [0, 0]
+    return {name: folder / name for name in ("ddp", "fsdp")}
+
+
+@pytest.mark.parametrize(("name", "changes"), [("ddp", {}), ("fsdp", FSDP)])
+@pytest.mark.parametrize(("rank", "step"), [(0, 9), (1, 6)])
+def test_a_process_killed_at_any_step_leaves_a_run_that_ends_with_the_same_bits(
+    run: Run, undisturbed: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any], rank: int, step: int
+) -> None:
+    statuses, said = run(tmp_path / "run", changes=changes, fault=("kill", rank, step))
+    assert statuses[rank] == KILLED
+    assert statuses[1 - rank] != 0
+    assert "another process of this run is gone" in said or statuses[1 - rank] == KILLED
+    assert run(tmp_path / "run", changes=changes, resume=True)[0] == [0, 0]
+    assert result(tmp_path / "run") == result(undisturbed[name])
+
+
+def test_a_signal_to_one_process_saves_the_step_of_all_and_any_number_goes_on(
+    run: Run, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    statuses, said = run(tmp_path / "run", changes=FSDP, fault=("terminate", 1, 6))
+    assert statuses == [143, 143]
+    assert "SIGTERM: step 7 is saved. Go on with: diptych resume" in said
+    assert run(tmp_path / "run", size=4, changes=FSDP, resume=True)[0] == [0] * 4
+    ours, theirs = (store.load(store.find(folder)).weights() for folder in (tmp_path / "run", undisturbed["fsdp"]))
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-4, msg=key)
+
+
+def test_a_number_of_one_process_that_is_none_stops_all_before_the_weights_and_names_it(
+    run: Run, tmp_path: Path
+) -> None:
+    statuses, said = run(tmp_path / "run", fault=("poison", 1, 6))
+    assert statuses == [2, 2]
+    assert "the loss of process 1 of step 7 is nan; the weights are still those of step 6" in said
+    assert "Records: scenes/train/" in said
+
+
+@pytest.mark.parametrize(("fault", "why"), [("stop", "process 1 does not answer"), ("sleep", "1 has not got its data")])
+def test_a_process_that_hangs_is_named_and_all_end(run: Run, tmp_path: Path, fault: str, why: str) -> None:
+    statuses, said = run(tmp_path / "run", changes={"run__timeout": 3.0}, fault=(fault, 1, 6))
+    assert 75 in statuses
+    assert f"no step for 3 s (run.timeout), in step 7: {why}" in said.replace("process 1 has", "1 has")
+
+
+def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_the_checkpoint_before(
+    run: Run, tmp_path: Path
+) -> None:
+    changes = {"run__parallel": "fsdp"}
+    statuses, said = run(tmp_path / "run", changes=changes, fault=("fill disk", 1, 6))
+    assert statuses == [2, 2]
+    assert "checkpoint of step 8 could not be written" in said
+    assert "the last whole one is" in said
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step-00000004", "step-00000005",
+    ]  # fmt: skip
+    assert run(tmp_path / "run", changes=changes, resume=True)[0] == [0, 0]
+
+
+def test_a_folder_that_holds_a_run_is_refused_by_all(run: Run, undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.json").write_text("{}")
+    statuses, said = run(folder)
+    assert statuses == [2, 2]
+    assert "already holds a run: go on with" in said
+
+
+def test_torchrun_starts_a_killed_process_anew_and_the_run_ends_with_the_same_bits(
+    undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    ended = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2",
+            "-m", "tests.distributed.once_killed", str(folder),
+        ],
+        cwd=ROOT,
+        # Without it the first restart waits for a store that went with the processes.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert (tmp_path / "killed").exists()
+    assert result(folder) == result(undisturbed["ddp"])

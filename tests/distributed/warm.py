@@ -1,0 +1,168 @@
+"""Runs on several processes that start in milliseconds: one process has imported everything and forks them.
+
+It does what `torchrun` does, without its restarts: where one process fails, the others are ended. Faults are injected
+on order, each at the beginning of a step of one process.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diptych import pipeline
+from diptych.catalog import find_recipe
+from diptych.recipes.override import override
+from diptych.schema import Recipe
+from diptych.train.loop import Stepper
+from tests.smoke.killable import OVERRIDES
+
+PATIENCE, GRACE = 2.0, 5.0
+"""Seconds after one process has failed until the others are asked to end, and until they are ended."""
+EVEN: dict[str, Any] = {"run": {**OVERRIDES["run"], "batch_size": 4, "timeout": 5.0, "device": "cpu"}}
+
+
+def small(**changes: Any) -> Recipe:
+    """The small run of tests/smoke, for an even number of processes; `__` stands for a dot."""
+    given = {name.replace("__", "."): value for name, value in changes.items()}
+    return override(find_recipe("albef_tiny"), {**OVERRIDES, **EVEN, **given})
+
+
+ALL = -1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befalls process `rank` (`ALL`: each) when it is about to take its step `step` (from 0)."""
+
+    what: str
+    rank: int
+    step: int
+
+
+def _kill(stepper: Stepper) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop(stepper: Stepper) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _terminate(stepper: Stepper) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _sleep(stepper: Stepper) -> None:
+    time.sleep(60)
+
+
+def _poison(stepper: Stepper) -> None:
+    """The loss of this process alone is no number."""
+    forward = stepper.shared.forward
+
+    def poisoned(*args: Any) -> Any:
+        losses = forward(*args)
+        (_, term), *_ = losses.terms.values()
+        term.sum.data.fill_(torch.nan)
+        return losses
+
+    stepper.shared.forward = poisoned  # type: ignore[method-assign]
+
+
+def _fill_disk(stepper: Stepper) -> None:
+    """From now on no file of this process may grow beyond a few bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+
+FAULTS: dict[str, Callable[[Stepper], None]] = {
+    "kill": _kill,
+    "stop": _stop,
+    "terminate": _terminate,
+    "sleep": _sleep,
+    "poison": _poison,
+    "fill disk": _fill_disk,
+}
+
+
+def inject(fault: Fault) -> None:
+    step = Stepper.step
+
+    def disturbed(self: Stepper, loaded: Any, state: Any) -> Any:
+        if state.step == fault.step:
+            FAULTS[fault.what](self)
+        return step(self, loaded, state)
+
+    Stepper.step = disturbed  # type: ignore[method-assign]
+
+
+def run(size: int, recipe: Recipe, folder: Path, resume: bool = False, fault: Fault | None = None) -> list[int]:
+    """Exit statuses by rank, -9 for a kill. What the processes say goes into `FOLDER.log`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sys.stdout.flush()
+    children = {_fork(rank, size, port, recipe, folder, resume, fault): rank for rank in range(size)}
+    statuses: dict[int, int] = {}
+    failed: float | None = None
+    while len(statuses) < size:
+        for process, rank in children.items():
+            if rank not in statuses:
+                ended, status = os.waitpid(process, os.WNOHANG)
+                if ended:
+                    statuses[rank] = os.waitstatus_to_exitcode(status)
+        left = [process for process, rank in children.items() if rank not in statuses]
+        if failed is None and any(statuses.values()):
+            failed = time.monotonic()
+        waited = 0.0 if failed is None else time.monotonic() - failed
+        if waited > PATIENCE:
+            _signal(left, signal.SIGTERM if waited < GRACE else signal.SIGKILL)
+        time.sleep(0.02)
+    return [statuses[rank] for rank in range(size)]
+
+
+def _signal(processes: list[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def _fork(
+    rank: int, size: int, port: int, recipe: Recipe, folder: Path, resume: bool, fault: Fault | None
+) -> int:  # fmt: skip
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
+        torch.set_num_threads(1)
+        if fault is not None and fault.rank in (rank, ALL):
+            inject(fault)
+        pipeline.train(recipe, folder, resume)
+        status = 0
+    except (ValueError, OSError) as error:
+        print(f"diptych: {error}", file=sys.stderr)
+        status = 2
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    except BaseException as error:
+        print(f"process {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
