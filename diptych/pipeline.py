@@ -170,7 +170,7 @@ def with_visual_tokenizer(recipe: Recipe) -> Recipe:
             "task.tokenizer names no visual tokenizer: train one, as with `diptych train visual_tokenizer_tiny`, and "
             "name its run: task.tokenizer=runs/visual_tokenizer_tiny"
         )
-    origin = from_dict(store.load(store.find(task.tokenizer)).recipe)
+    origin = from_dict(store.load_from(task.tokenizer).recipe)
     if not isinstance(origin.model, VisualTokenizerConfig):
         raise ValueError(f"task.tokenizer={task.tokenizer} is a run of {origin.name}, which is no visual tokenizer")
     if origin.data.normalise != recipe.data.normalise:
@@ -290,10 +290,11 @@ def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokeniz
 
     So a run can be resumed where what it started from is gone. What has only seen pictures knows no words to go by.
     """
-    if own := store.latest(folder / "checkpoints"):
-        return Tokenizer.load(store.load(own).tokenizer)
+    own, _ = store.newest_whole(folder / "checkpoints")
+    if own:
+        return Tokenizer.load(own.tokenizer)
     if recipe.init_from and not recipe.tokenizer.vocabulary:
-        origin = store.load(store.find(recipe.init_from))
+        origin = store.load_from(recipe.init_from)
         if catalog.record_kind(from_dict(origin.recipe).task) is not Picture:
             return Tokenizer.load(origin.tokenizer)
     return make_tokenizer(recipe, source)
@@ -366,12 +367,13 @@ def evaluate(
     be complete.
     """
     changes = changes or {}
-    recipe = changed(from_dict(store.load(store.find(path)).recipe), changes)
+    checkpoint = store.load_from(path)
+    recipe = changed(from_dict(checkpoint.recipe), changes)
     if submission is not None:
         _check_submission(recipe, split, submission)
     if ranks_pairs(recipe):
-        return measure(path, split, changes)
-    judged = judge(path, split, changes)
+        return measure(checkpoint.folder, split, changes)
+    judged = judge(checkpoint.folder, split, changes)
     if submission is not None:
         submit(judged, submission)
     return judged
@@ -446,7 +448,7 @@ class Opened:
 
 def open_task(path: Path, changes: Changes | None = None) -> Opened:
     """The task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError."""
-    checkpoint = store.load(store.find(path))
+    checkpoint = store.load_from(path)
     recipe = changed(from_dict(checkpoint.recipe), changes or {})
     tokenizer = Tokenizer.load(checkpoint.tokenizer)
     task = catalog.build_task(recipe, tokenizer)

@@ -66,7 +66,7 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
     if any weight is of another shape, or if its tokenizer is another: the same numbers would then mean other words.
     Of parts that the task begins afresh after such a run, words among them, none of this is asked.
     """
-    checkpoint = store.load(store.find(origin))
+    checkpoint = store.load_from(origin)
     recipe = from_dict(checkpoint.recipe)
     untaught = task.fresh_from(recipe)
     if TEXT not in untaught and Tokenizer.load(checkpoint.tokenizer) != tokenizer:
@@ -104,7 +104,7 @@ def borrow(task: Task) -> str:
     """
     lines = []
     for part, origin in task.borrowed().items():
-        checkpoint = store.load(store.find(origin))
+        checkpoint = store.load_from(origin)
         student = {k.removeprefix("model."): v for k, v in checkpoint.weights().items() if k.startswith("model.")}
         store.load_into(task.get_submodule(part), student, checkpoint.folder)
         lines.append(f"{part} ({len(student)}) borrowed from {checkpoint.folder}")

@@ -118,7 +118,10 @@ class RunStore:
         return self.folder / "checkpoints"
 
     def open(self, resume: bool) -> RunState:
-        """Marks the folder as this run's, or puts back the state of its last checkpoint (none yet: the beginning)."""
+        """Marks the folder as this run's, or puts back the state of its last checkpoint (none yet: the beginning).
+
+        Of damaged checkpoints the last whole one is taken; raises CheckpointError where none is.
+        """
         check_folder(self.folder, resume)
         recipe = to_dict(self.recipe)
         if not resume:
@@ -128,10 +131,11 @@ class RunStore:
             raise ValueError(
                 f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(differing)}"
             )
-        newest = store.latest(self.checkpoints)
+        newest, damaged = store.newest_whole(self.checkpoints)
         if newest is None:
             return RunState()
-        state = self._restore(store.load(newest))
+        state = self._restore(newest)
+        store.set_aside(damaged, newest.folder)
         self._prune()  # a run killed while it removed old checkpoints may have nothing more to save
         return state
 
