@@ -78,7 +78,7 @@ from diptych.task import Model, Task
 from diptych.tasks.grounding import phrase_maps
 from diptych.train import loop
 from diptych.train.freeze import freeze
-from diptych.train.start import borrow, start_from
+from diptych.train.start import Start, borrow, record_start, start_from
 from diptych.train.state import check_folder
 from diptych.types import Progress, Texts, to_device
 
@@ -265,24 +265,27 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     recipe = with_answers(recipe, source)
     tokenizer = _first_tokenizer(recipe, source, folder)
     task = catalog.build_task(recipe, tokenizer).to(find_device(recipe.run.device))
-    if not begun:
-        _start(task, recipe, tokenizer)
+    started = None if begun else _start(task, recipe, tokenizer)
     if recipe.freeze:
         print(f"frozen: {freeze(task, recipe.freeze)}")
     answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
     size, run = recipe.model.image_size, recipe.run
     loader = PairLoader(source, tokenizer, recipe.data, size, run.batch_size, run.seed, answers)
     validation = make_validation(recipe, task, tokenizer)
+    if started:
+        record_start(folder, task, *started)
     loop.train(task, loader, recipe, folder, validation=validation, save_tokenizer=tokenizer.save, resume=resume)
     return folder
 
 
-def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Brings what other runs learnt, and says what."""
+def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> tuple[Start | None, str]:
+    """Brings what other runs learnt, says what, and returns it."""
     if borrowed := borrow(task):
         print(borrowed)
-    if recipe.init_from:
-        print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
+    start = start_from(task, recipe.init_from, tokenizer) if recipe.init_from else None
+    if start:
+        print(f"starting from {start}")
+    return start, borrowed
 
 
 def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokenizer:

@@ -32,6 +32,7 @@ from diptych.losses.pretraining import (
     fuse_pairs,
     matching_measures,
     negative_similarity,
+    repeated_pictures,
     word_measures,
 )
 from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights
@@ -342,6 +343,8 @@ class Contrast(Similarities):
     """Candidates that are the same picture under another caption: neither positive nor negative."""
     keys: tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]] | None
     """The teacher's image and text features of this batch, for the queue; None where it was not asked."""
+    false_negatives: Term | None = None
+    """`repeated_pictures`, also where they are not hidden."""
 
     @cached_property
     def positives(self) -> Float[Tensor, "B K"]:
@@ -502,13 +505,15 @@ class AlbefPretraining(DistilledTask):
             image_keys, text_keys, key_ids = self.queue.behind(image_key, text_key, ids)
             hidden = ids[:, None] == key_ids[None]
             hidden[:, :size].fill_diagonal_(False)
+            false_negatives = repeated_pictures(hidden)
             if self.config.false_negatives == "keep":
                 hidden.zero_()
             teacher_i2t = hide(similarity(image_key, text_keys, temperature), hidden)
             teacher_t2i = hide(similarity(text_key, image_keys, temperature), hidden)
         i2t = hide(similarity(image, text_keys, temperature), hidden)
         t2i = hide(similarity(text, image_keys, temperature), hidden)
-        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, (image_key, text_key) if teacher else None)
+        keys = (image_key, text_key) if teacher else None
+        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, keys, false_negatives)
 
     def _negatives(self, contrast: Contrast, batch: Batch, draws: Draws) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
         """For each text an image, for each image a text, as hard as the contrast finds them (§3.2)."""
@@ -562,6 +567,7 @@ class AlbefPretraining(DistilledTask):
         labelled = torch.softmax(contrast.teacher_image_to_text, 1) + torch.softmax(contrast.teacher_text_to_image, 1)
         return {
             **contrast_measures(contrast, contrast.positives, self.model.temp),
+            **({"false_negatives": contrast.false_negatives} if contrast.false_negatives else {}),
             "alpha": Term.over(contrast.positives.new_full((1,), alpha)),
             "teacher_label_probability": Term.over(labelled.diagonal() / 2),
         }

@@ -105,7 +105,9 @@ def optimise(
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]
     task.before_step()
+    asked = time.monotonic()
     batches = [next(loaded).batch for _ in range(plan.accumulate)]
+    waiting = time.monotonic() - asked
     losses = [
         forward_backward(task, batch, replace(progress, micro=micro), run, share=1 / plan.accumulate)
         for micro, batch in enumerate(batches)
@@ -115,9 +117,8 @@ def optimise(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     task.after_step([found.carry for found in losses])
-    return StepReport(
-        rate, norm, [detached(found) for found in losses], sum(map(len, batches)), time.monotonic() - began
-    )
+    pairs, seconds = sum(map(len, batches)), time.monotonic() - began
+    return StepReport(rate, norm, [detached(found) for found in losses], pairs, seconds, waiting)
 
 
 def forward_backward(task: Task, batch: AnyBatch, progress: Progress, run: RunConfig, share: float) -> Losses:
