@@ -11,7 +11,7 @@ from typing import Any
 from diptych import pipeline
 from diptych.checkpoints import store
 from diptych.data.loader import PairLoader
-from diptych.report.metrics import read_metrics
+from diptych.logged import read_metrics
 from diptych.report.shell import write_whole
 from diptych.report.stages import COMPUTE, training_rate
 from diptych.schema import VqaClosedSetConfig

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diptych.logged import read_metrics
 from diptych.report.charts import duration, number
 from diptych.report.data import Chart, Examples, Judgement, ReportData, Series
-from diptych.report.metrics import read_metrics
 from diptych.report.stages import earlier
 
 
