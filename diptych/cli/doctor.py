@@ -46,7 +46,8 @@ def run(arguments: Sequence[str]) -> None:
         given.to.write_text(json.dumps(made.to_json()) + "\n", encoding="utf-8")
         print(f"{given.to}: {', '.join(made.bands)} of {made.recipe.name}, from {made.runs} run(s)")
         return
-    found = doctor.examine(given.runs[0], doctor.known(given.envelope))
+    examined = doctor.read_run(given.runs[0])
+    found = doctor.examine(examined, doctor.known(examined.recipe.name, given.envelope))
     print(json.dumps(found.to_json(), indent=1) if given.json else found.text())
     if not found.healthy:
         sys.exit(WRONG)

@@ -7,14 +7,13 @@ machinery.py   gradients, records, loader, checkpoints
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from diptych.doctor import beginning, learning, machinery
 from diptych.doctor.envelope import Envelope, envelope, known, record
 from diptych.doctor.finding import Diagnosis, Finding
 from diptych.doctor.run import Run, read_run
 
-__all__ = ["CHECKS", "Diagnosis", "Envelope", "Finding", "examine", "known", "read_run", "record"]
+__all__ = ["CHECKS", "Diagnosis", "Envelope", "Finding", "Run", "examine", "known", "read_run", "record"]
 
 CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     beginning.start,
@@ -32,8 +31,7 @@ CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
 """What is looked at beside the envelopes, in the order in which it is said."""
 
 
-def examine(folder: Path, envelopes: Sequence[Envelope]) -> Diagnosis:
-    """All findings about a run. Raises ValueError for a folder that holds none, or has logged nothing."""
-    run = read_run(folder)
+def examine(run: Run, envelopes: Sequence[Envelope]) -> Diagnosis:
+    """All findings about a run."""
     findings = [*envelope(run, envelopes), *(finding for check in CHECKS for finding in check(run))]
-    return Diagnosis(str(folder), run.recipe.name, run.step, run.recipe.run.steps, findings)
+    return Diagnosis(str(run.folder), run.recipe.name, run.step, run.recipe.run.steps, findings)

@@ -50,7 +50,8 @@ def _from_weights(recipe: Recipe, start: dict[str, object]) -> Finding:
             f"{', '.join(random)} of the model began random, though the run starts from {start['from']}",
             f"bring weights for them, as with `diptych convert FILE FILE --to FOLDER`: {COST}",
         )
-    rest = f"; fresh: {', '.join(fresh)}" if fresh else ""
+    began = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", part) for part in fresh)
+    rest = f"; fresh: {', '.join(began)}" if fresh else ""
     return Finding("start", "fine", f"from {start['from']}{rest}")
 
 

@@ -1,8 +1,9 @@
 """Recorded envelopes: where a loss of this very recipe has been, step by step.
 
 A band is made of one or several runs (`record`):
-1. At each logged step, the values of all runs at steps from (1 − t) to (1 + t) times this one are pooled: a run may
-   learn the same a little sooner or later. t is 0.25 divided by the root of the number of runs.
+1. At each logged step, the values of all runs at steps from (1 − t) to (1 + t) times this one are pooled, and those on
+   the curve at these two: a run may learn the same a little sooner or later. t is 0.25 divided by the root of the
+   number of runs.
 2. Their 5 % and 95 % quantiles are the band, which is widened by 5 % of its value on either side, divided likewise.
 t and 5 % are our own choices: one run says nothing of how another seed differs. More runs narrow them.
 
@@ -100,8 +101,7 @@ def record(runs: Sequence[Run]) -> Envelope:
             and run.lines[-1]["step"] + run.recipe.run.log_every <= run.recipe.run.steps
         ):
             raise ValueError(f"{run.folder} has not ended: it is at step {run.step} of {run.recipe.run.steps}")
-    names = dict.fromkeys(name for line in first.lines for name in line if name.startswith("losses."))
-    return Envelope(first.recipe, len(runs), {name: _band([run.points(name) for run in runs]) for name in names})
+    return Envelope(first.recipe, len(runs), {name: _band([run.points(name) for run in runs]) for name in first.terms})
 
 
 def _band(curves: Sequence[Sequence[Point]]) -> Band:
@@ -111,8 +111,10 @@ def _band(curves: Sequence[Sequence[Point]]) -> Band:
     steps = sorted({step for step, _ in points})
     low, high = [], []
     for step in steps:
-        near = sorted(value for at, value in points if (1 - sooner) * step <= at <= (1 + sooner) * step)
-        down, up = (_quantile(near, share) for share in QUANTILES)
+        first, last = (1 - sooner) * step, (1 + sooner) * step
+        near = [value for at, value in points if first <= at <= last]
+        near += [_between(*zip(*curve, strict=True), at) for curve in curves for at in (first, last)]
+        down, up = (_quantile(sorted(near), share) for share in QUANTILES)
         low.append(round(down - wider * abs(down), 4))
         high.append(round(up + wider * abs(up), 4))
     return Band(steps, low, high)
@@ -130,7 +132,7 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def _between(steps: Sequence[int], values: Sequence[float], step: int) -> float:
+def _between(steps: Sequence[int], values: Sequence[float], step: float) -> float:
     if step <= steps[0]:
         return values[0]
     for place in range(1, len(steps)):
@@ -161,9 +163,10 @@ def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield name, bool(value) if name in PLACES else value
 
 
-def known(files: Iterable[Path] = ()) -> list[Envelope]:
-    """The given ones, then those of the package."""
-    return [Envelope.read(file) for file in (*files, *sorted(RECORDED.glob("*.json")))]
+def known(name: str, files: Iterable[Path] = ()) -> list[Envelope]:
+    """The given ones, then the package's for recipes of that name, if it has one. Raises ValueError as `read` does."""
+    own = RECORDED / f"{name}.json"
+    return [Envelope.read(file) for file in (*files, *([own] if own.is_file() else []))]
 
 
 def envelope(run: Run, envelopes: Sequence[Envelope]) -> Iterator[Finding]:

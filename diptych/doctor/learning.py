@@ -95,7 +95,7 @@ def course(run: Run) -> Iterator[Finding]:
             "loss: course", "wrong", "the log holds numbers that are none", "go on from an earlier checkpoint"
         )
         return
-    risen = [text for term in _terms(run) if (text := _risen(run, term))]
+    risen = [text for term in run.terms if (text := _risen(run, term))]
     if risen:
         yield Finding(
             "loss: course",
@@ -103,11 +103,6 @@ def course(run: Run) -> Iterator[Finding]:
             f"got worse again: {'; '.join(risen)}",
             "lower optim.lr, set optim.clip=1.0, or lengthen the warm-up; go on from the best checkpoint",
         )
-
-
-def _terms(run: Run) -> list[str]:
-    terms = dict.fromkeys(name for line in run.lines for name in line if name.startswith("losses."))
-    return [name for name in terms if name != "losses.uneven_use"]  # which only keeps codes in use
 
 
 def _risen(run: Run, name: str) -> str:

@@ -19,6 +19,8 @@ Point = tuple[int, float]
 """A step and what was logged there."""
 FEWEST = 8
 """Lines below which nothing is said of a curve's course: its quarters would be single lines."""
+REGULARISERS = ("losses.uneven_use",)
+"""Terms that only keep something in bounds: their course says nothing of what is learnt."""
 EARLY = 200
 """Steps that a loss is given at least before it is judged, or the warm-up if that is longer. Our own choice."""
 
@@ -49,6 +51,12 @@ class Run:
         if schedule.warmup_share is not None:
             return int(schedule.warmup_share * (self.recipe.run.steps or self.step))
         return 100 * schedule.warmup_epochs if schedule.kind == "released" else schedule.warmup_steps
+
+    @property
+    def terms(self) -> list[str]:
+        """What is learnt, as the log names it: `losses.itc` …"""
+        names = dict.fromkeys(name for line in self.lines for name in line if name.startswith("losses."))
+        return [name for name in names if name not in REGULARISERS]
 
     def points(self, name: str) -> list[Point]:
         """A number of the training lines by step."""
