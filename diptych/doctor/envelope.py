@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class Band:
 
     def at(self, step: int) -> tuple[float, float]:
         """Between two recorded steps, on the line between them; beyond the ends, as at the end."""
-        return _between(self.steps, self.low, step), _between(self.steps, self.high, step)
+        low, high = (list(zip(self.steps, values, strict=True)) for values in (self.low, self.high))
+        return _between(low, step), _between(high, step)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _band(curves: Sequence[Sequence[Point]]) -> Band:
     for step in steps:
         first, last = (1 - sooner) * step, (1 + sooner) * step
         near = [value for at, value in points if first <= at <= last]
-        near += [_between(*zip(*curve, strict=True), at) for curve in curves for at in (first, last)]
+        near += [_between(curve, at) for curve in curves for at in (first, last)]
         down, up = (_quantile(sorted(near), share) for share in QUANTILES)
         low.append(round(down - wider * abs(down), 4))
         high.append(round(up + wider * abs(up), 4))
@@ -132,14 +134,18 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def _between(steps: Sequence[int], values: Sequence[float], step: float) -> float:
-    if step <= steps[0]:
-        return values[0]
-    for place in range(1, len(steps)):
-        if step <= steps[place]:
-            share = (step - steps[place - 1]) / (steps[place] - steps[place - 1])
-            return values[place - 1] + share * (values[place] - values[place - 1])
-    return values[-1]
+def _between(curve: Sequence[Point], step: int | float) -> float:
+    """On the line between the two nearest points; beyond the ends, as at the end.
+
+    >>> _between([(10, 1.0), (20, 3.0)], 15), _between([(10, 1.0), (20, 3.0)], 99)
+    (2.0, 3.0)
+    """
+    if step <= curve[0][0]:
+        return curve[0][1]
+    for (before, low), (after, high) in pairwise(curve):
+        if step <= after:
+            return low + (step - before) / (after - before) * (high - low)
+    return curve[-1][1]
 
 
 # --------------------------------------------------------------------------- comparing

@@ -75,9 +75,9 @@ class Run:
 def quarters(values: list[float]) -> list[float]:
     """The means of four equal parts, in order; none of a curve that is too short.
 
-    >>> quarters([8, 8, 4, 4, 2, 2, 1, 1])
+    >>> quarters([8.0, 8.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0])
     [8.0, 4.0, 2.0, 1.0]
-    >>> quarters([1, 2])
+    >>> quarters([1.0, 2.0])
     []
     """
     if len(values) < FEWEST:
