@@ -3,7 +3,7 @@
 A band is made of one or several runs (`record`):
 1. At each logged step, the values of all runs at steps from (1 − t) to (1 + t) times this one are pooled, and those on
    the curve at these two: a run may learn the same a little sooner or later. t is 0.25 divided by the root of the
-   number of runs.
+   number of runs. Of a term that joins later (`task.fuse_start`), steps count from there.
 2. Their 5 % and 95 % quantiles are the band, which is widened by 5 % of its value on either side, divided likewise.
 t and 5 % are our own choices: one run says nothing of how another seed differs. More runs narrow them.
 
@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from diptych.doctor.chance import chances
 from diptych.doctor.finding import Finding
 from diptych.doctor.run import FEWEST, Point, Run
 from diptych.schema import Recipe
@@ -103,17 +104,20 @@ def record(runs: Sequence[Run]) -> Envelope:
             and run.lines[-1]["step"] + run.recipe.run.log_every <= run.recipe.run.steps
         ):
             raise ValueError(f"{run.folder} has not ended: it is at step {run.step} of {run.recipe.run.steps}")
-    return Envelope(first.recipe, len(runs), {name: _band([run.points(name) for run in runs]) for name in first.terms})
+    joins = {f"losses.{level.term}": level.since for level in chances(first.recipe)}
+    bands = {name: _band([run.points(name) for run in runs], joins.get(name, 0)) for name in first.terms}
+    return Envelope(first.recipe, len(runs), bands)
 
 
-def _band(curves: Sequence[Sequence[Point]]) -> Band:
+def _band(curves: Sequence[Sequence[Point]], since: int = 0) -> Band:
+    """`since`: steps before which the term did not train; sooner and later count from there."""
     share = len(curves) ** -0.5
     sooner, wider = SOONER * share, WIDER * share
     points = sorted(point for curve in curves for point in curve)
     steps = sorted({step for step, _ in points})
     low, high = [], []
     for step in steps:
-        first, last = (1 - sooner) * step, (1 + sooner) * step
+        first, last = step - sooner * (step - since), step + sooner * (step - since)
         near = [value for at, value in points if first <= at <= last]
         near += [_between(curve, at) for curve in curves for at in (first, last)]
         down, up = (_quantile(sorted(near), share) for share in QUANTILES)

@@ -15,6 +15,8 @@ from diptych.schema import AlbefPretrainConfig, VisualTokenizerTrainingConfig, V
 
 AT_CHANCE = 0.98
 """Share of the level of chance from which on a loss has learnt nothing."""
+HARDLY = 0.9
+"""Share from which on it has learnt hardly anything yet, which is noted."""
 FAR_ABOVE = 1.5
 """Times the level of chance at which no loss should begin."""
 RISEN = 1.15
@@ -65,6 +67,8 @@ def _against(run: Run, level: Chance, first: float) -> Finding:
             "see that pictures and texts belong together (`diptych data show`), then try optim.lr a third and three "
             "times as high; a longer warm-up helps where the loss first fell",
         )
+    if late >= HARDLY * level.nats:
+        return Finding(name, "note", f"{late:.2f}, {known}: hardly anything is learnt yet", "train longer")
     return Finding(name, "fine", f"{late:.2f}, {known}")
 
 

@@ -154,6 +154,13 @@ def test_a_fault_is_found_and_nothing_else(fault: str, tmp_path: Path) -> None:
     assert not found.healthy
 
 
+def test_a_term_that_has_hardly_begun_to_learn_is_noted(tmp_path: Path) -> None:
+    """As the matching of the demo's VLMo."""
+    found = examine(write(tmp_path / "run", pairs(), after(0, losses__itm=0.62)))
+    assert found.healthy
+    assert levels(found)["loss: itm"] == "note"
+
+
 @pytest.mark.parametrize(("kept", "share", "level"), [
     ("mask", 0.3, "fine"), ("mask", 0.7, "note"), ("keep", 0.3, "wrong"), ("keep", 0.02, "note"), ("keep", 0.0, "fine"),
 ])  # fmt: skip
@@ -288,6 +295,9 @@ def test_a_band_holds_its_run_and_narrows_with_more_runs() -> None:
         assert low < value < high
         assert low <= four.at(step)[0] < value < four.at(step)[1] <= high
     assert one.at(0) == one.at(EVERY), "before the first step, as there"
+    joined = [(step + 1000, value) for step, value in curve]
+    shifted = _band([joined], since=1000)
+    assert [shifted.at(step + 1000) for step in STEPS] == [one.at(step) for step in STEPS], "steps count from its own"
     assert one.at(40) == pytest.approx(tuple(0.4 * a + 0.6 * b for a, b in zip(one.at(25), one.at(50), strict=True)))
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,21 @@ def test_neither_the_clock_nor_the_times_of_files_matter(
     seconds = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
+
+
+def test_the_doctor_reads_what_training_wrote(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with suppress(SystemExit):  # a loader of such small steps may well be called slow
+        main(["doctor", str(whole), "--json"])
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["start"]["what"] == "from nothing, as this model is made for"
+    assert found["records"]["level"] == "fine", "every step had all its pairs, accumulated ones too"
+    assert found["features"]["level"] == "unknown", "twelve steps are too few"
+    assert "do not belong together" in found["features"]["what"]
+    assert found["false negatives"]["level"] == "fine"
+    assert "time is spent waiting for data" in found["loader"]["what"]
+    start = json.loads((whole / "start.json").read_text())
+    assert (start["from"], start["untrained"], start["borrowed"]) == (None, [], [])
+    assert start["fresh"].keys() == {"model", "teacher", "queue"}
 
 
 def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> None:
