@@ -82,7 +82,7 @@ from diptych.tasks.grounding import phrase_maps
 from diptych.train import loop
 from diptych.train.distributed import World, joined
 from diptych.train.freeze import freeze
-from diptych.train.start import borrow, start_from
+from diptych.train.start import Start, borrow, record_start, start_from
 from diptych.train.state import check_folder
 from diptych.types import Progress, Texts, to_device
 
@@ -174,7 +174,7 @@ def with_visual_tokenizer(recipe: Recipe) -> Recipe:
             "task.tokenizer names no visual tokenizer: train one, as with `diptych train visual_tokenizer_tiny`, and "
             "name its run: task.tokenizer=runs/visual_tokenizer_tiny"
         )
-    origin = from_dict(store.load(store.find(task.tokenizer)).recipe)
+    origin = from_dict(store.load_from(task.tokenizer).recipe)
     if not isinstance(origin.model, VisualTokenizerConfig):
         raise ValueError(f"task.tokenizer={task.tokenizer} is a run of {origin.name}, which is no visual tokenizer")
     if origin.data.normalise != recipe.data.normalise:
@@ -280,8 +280,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     recipe = with_answers(recipe, source)
     tokenizer = _first_tokenizer(recipe, source, folder)
     task = catalog.build_task(recipe, tokenizer).to(find_device(recipe.run.device))
-    if not begun:
-        _start(task, recipe, tokenizer)
+    started = None if begun else _start(task, recipe, tokenizer)
     if recipe.freeze:
         print(f"frozen: {freeze(task, recipe.freeze)}")
     answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
@@ -291,6 +290,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
         rank=world.rank, size=world.size,
     )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
+    if started and world.first:
+        record_start(folder, task, *started)
     loop.train(
         task, loader, recipe, folder,
         validation=validation, save_tokenizer=tokenizer.save, resume=resume, world=world,
@@ -298,12 +299,14 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     return folder
 
 
-def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Brings what other runs learnt, and says what."""
+def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> tuple[Start | None, str]:
+    """Brings what other runs learnt, says what, and returns it."""
     if borrowed := borrow(task):
         print(borrowed)
-    if recipe.init_from:
-        print(f"starting from {start_from(task, recipe.init_from, tokenizer)}")
+    start = start_from(task, recipe.init_from, tokenizer) if recipe.init_from else None
+    if start:
+        print(f"starting from {start}")
+    return start, borrowed
 
 
 def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokenizer:
@@ -311,10 +314,11 @@ def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokeniz
 
     So a run can be resumed where what it started from is gone. What has only seen pictures knows no words to go by.
     """
-    if own := store.latest(folder / "checkpoints"):
-        return Tokenizer.load(store.load(own).tokenizer)
+    own, _ = store.newest_whole(folder / "checkpoints")
+    if own:
+        return Tokenizer.load(own.tokenizer)
     if recipe.init_from and not recipe.tokenizer.vocabulary:
-        origin = store.load(store.find(recipe.init_from))
+        origin = store.load_from(recipe.init_from)
         if catalog.record_kind(from_dict(origin.recipe).task) is not Picture:
             return Tokenizer.load(origin.tokenizer)
     return make_tokenizer(recipe, source)
@@ -387,12 +391,13 @@ def evaluate(
     be complete.
     """
     changes = changes or {}
-    recipe = changed(from_dict(store.load(store.find(path)).recipe), changes)
+    checkpoint = store.load_from(path)
+    recipe = changed(from_dict(checkpoint.recipe), changes)
     if submission is not None:
         _check_submission(recipe, split, submission)
     if ranks_pairs(recipe):
-        return measure(path, split, changes)
-    judged = judge(path, split, changes)
+        return measure(checkpoint.folder, split, changes)
+    judged = judge(checkpoint.folder, split, changes)
     if submission is not None:
         submit(judged, submission)
     return judged
@@ -467,7 +472,7 @@ class Opened:
 
 def open_task(path: Path, changes: Changes | None = None) -> Opened:
     """The task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError."""
-    checkpoint = store.load(store.find(path))
+    checkpoint = store.load_from(path)
     recipe = changed(from_dict(checkpoint.recipe), changes or {})
     tokenizer = Tokenizer.load(checkpoint.tokenizer)
     task = catalog.build_task(recipe, tokenizer)

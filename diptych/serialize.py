@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import UnionType
-from typing import Any, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
@@ -75,6 +75,8 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
 
 def typed(hint: Any, value: Any, name: str) -> Any:
     """`value` as the type `hint`; text is read as a user would write it (`none`, `true`, `1e-3`, `0.5,1`)."""
+    if _is_exactly(hint, value):
+        return value
     given = value
     if isinstance(value, str):
         if type(None) in get_args(hint) and value.lower() in ("none", "null"):
@@ -89,6 +91,13 @@ def typed(hint: Any, value: Any, name: str) -> Any:
         return parser.parse_object({"value": value}).value
     except jsonargparse.ArgumentError:
         raise ValueError(f"{name}: expected {spelled(hint)}, got {given!r}") from None
+
+
+def _is_exactly(hint: Any, value: Any) -> bool:
+    """Whether a stored value plainly is what is declared, as most are: building a parser for each takes its time."""
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    return (type(value) is hint and hint in (bool, int, float)) or (value is None and type(None) in get_args(hint))
 
 
 def is_config(hint: Any) -> TypeGuard[type[Any]]:

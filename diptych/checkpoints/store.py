@@ -10,16 +10,20 @@
         manifest.json           size and sha256 of every file above
 
 A checkpoint is written beside its place under a name that nothing loads, flushed to the disk, then renamed.
-Reading executes nothing.
+Reading executes nothing. What the disk has damaged since is passed over for the next best one, and said
+(`newest_whole`, `load_from`). The order is that of the steps in the names: clocks and times of files do not matter.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,8 +35,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 PREFIX = "step-"
+STEP = re.compile(rf"{PREFIX}\d+")
 TEMPORARY = ".unfinished-"
+DAMAGED = "damaged-"
+"""What a damaged checkpoint is called once it is set aside; nothing loads or removes it."""
 MANIFEST = "manifest.json"
+LISTED = ("state.json", "recipe.json")
+"""What every manifest lists."""
+
+ADVICE = ": use another checkpoint"
 
 
 class CheckpointError(ValueError):
@@ -288,60 +299,170 @@ def prune(parent: Path, newest: int) -> None:
 
 
 def _all(parent: Path) -> list[Path]:
-    return sorted(folder for folder in parent.glob(f"{PREFIX}*") if folder.is_dir())
+    """By their steps."""
+    present = (folder for folder in parent.glob(f"{PREFIX}*") if STEP.fullmatch(folder.name) and folder.is_dir())
+    return sorted(present, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
 
 
 def latest(parent: Path) -> Path | None:
-    """The checkpoint with the most steps, or None."""
+    """The checkpoint with the most steps, or None. It may have been damaged since."""
     present = _all(parent)
     return present[-1] if present else None
 
 
 def best(parent: Path) -> Path | None:
     """The checkpoint with the highest measure, the earliest of equals; None when none was validated."""
-    found, highest = None, float("-inf")
-    for folder in _all(parent):
+    judged = [folder for folder in _by_measure(parent) if _measure(folder) is not None]
+    return judged[0] if judged else None
+
+
+def _by_measure(parent: Path) -> list[Path]:
+    """The highest measure first, the earliest of equals; behind them those without one, the newest first."""
+
+    def place(folder: Path) -> tuple[float, int]:
+        measure = _measure(folder)
+        return (float("inf"), -_step(folder)) if measure is None else (-measure, _step(folder))
+
+    return sorted(_all(parent), key=place)
+
+
+def _measure(folder: Path) -> float | None:
+    try:
         measure = _json(folder / "state.json").get("measure")
-        if measure is not None and measure > highest:
-            found, highest = folder, measure
-    return found
+    except CheckpointError:  # said where it is loaded
+        return None
+    return measure if isinstance(measure, int | float) and not math.isnan(measure) else None
 
 
 def find(path: Path | str) -> Path:
-    """The checkpoint meant by `path`: a checkpoint folder, or a run folder (its best one, else its latest)."""
-    path = Path(path)
-    if (path / MANIFEST).is_file():
-        return path
-    parent = path / "checkpoints"
-    found = best(parent) or latest(parent)
-    if found is None:
-        reason = "holds no checkpoint" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"{path} {reason}: name a run folder or one of the folders in its checkpoints/")
-    return found
+    """The checkpoint meant by `path`, which is whole: see `load_from`."""
+    return load_from(path).folder
+
+
+# --------------------------------------------------------------------------- what has been damaged
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A checkpoint that must not be trusted."""
+
+    folder: Path
+    reason: str
+    """Names the file."""
+
+
+def newest_whole(parent: Path) -> tuple[Checkpoint | None, list[Damage]]:
+    """The whole checkpoint with the most steps, and the damaged ones that have more. Changes nothing.
+
+    None where there is no checkpoint at all. Raises CheckpointError naming every one where none is whole.
+    """
+    return _first_whole(list(reversed(_all(parent))))
+
+
+def _first_whole(candidates: Sequence[Path]) -> tuple[Checkpoint | None, list[Damage]]:
+    damaged: list[Damage] = []
+    for folder in candidates:
+        try:
+            return load(folder), damaged
+        except CheckpointError as error:
+            damaged.append(Damage(folder, str(error).removesuffix(ADVICE)))
+    if damaged:
+        reasons = "".join(f"\n  {one.reason}" for one in damaged)
+        raise CheckpointError(
+            f"none of the {len(damaged)} checkpoints in {damaged[0].folder.parent} is whole:{reasons}\n"
+            "Bring one back from a copy, or train in another folder."
+        )
+    return None, []
+
+
+def set_aside(damaged: Iterable[Damage], instead: Path) -> None:
+    """Renames damaged checkpoints, so that their steps can be saved again, and says what is lost by it.
+
+    `instead`: the whole checkpoint that the run goes on from.
+    """
+    for one in damaged:
+        kept = _free(one.folder.with_name(f"{DAMAGED}{one.folder.name}"))
+        one.folder.replace(kept)
+        lost = _step(one.folder) - _step(instead)
+        _say(
+            f"{one.reason}\n  going on from {instead} instead: {lost} steps are lost and done again;"
+            f" the damaged checkpoint is kept as {kept}"
+        )
+
+
+def _say(text: str) -> None:
+    """To people: what a command prints for programs stays as it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _free(path: Path) -> Path:
+    """`path`, with a number behind it where something is there already."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 # --------------------------------------------------------------------------- reading
 
 
+def load_from(path: Path | str) -> Checkpoint:
+    """The checkpoint meant by `path`: a checkpoint folder, or a run folder (its best one, else its latest).
+
+    Of a run, damaged ones are passed over for the next best one, and that is said. Raises CheckpointError where there
+    is none, where none is whole, or where the checkpoint folder itself is damaged.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
+        return load(path)
+    found, damaged = _first_whole(_by_measure(path / "checkpoints"))
+    if found is None:
+        reason = "holds no checkpoint" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {reason}: name a run folder or one of the folders in its checkpoints/")
+    for one in damaged:
+        _say(f"{one.reason}\n  taking {found.folder} instead")
+    return found
+
+
 def load(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, once every file is what the manifest says. Raises CheckpointError naming the file."""
-    for name, expected in _json(folder / MANIFEST).items():
+    for name, expected in _manifest(folder).items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing: use another checkpoint")
+            raise CheckpointError(f"{path} is missing{ADVICE}")
         size = path.stat().st_size
         if size != expected["bytes"]:
-            raise CheckpointError(f"{path} has {size} bytes, {expected['bytes']} were written: use another checkpoint")
-        if _fingerprint(path)["sha256"] != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged (its sha256 is not the one written): use another checkpoint")
+            raise CheckpointError(f"{path} has {size} bytes, {expected['bytes']} were written{ADVICE}")
+        try:
+            found = _fingerprint(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error}){ADVICE}") from error
+        if found["sha256"] != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged (its sha256 is not the one written){ADVICE}")
     return Checkpoint(folder, _json(folder / "state.json"), _json(folder / "recipe.json"))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError for one that is not as `_write` made it."""
+    path = folder / MANIFEST
+    manifest = _json(path)
+    entries = manifest.values() if isinstance(manifest, dict) else [None]
+    whole = all(isinstance(entry, dict) and entry.keys() == {"bytes", "sha256"} for entry in entries)
+    if not whole or any(name not in manifest for name in LISTED):
+        raise CheckpointError(f"{path} is damaged (it does not list what was written){ADVICE}")
+    return manifest
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as part of a checkpoint ({error})") from error
+        raise CheckpointError(f"{path} cannot be read as part of a checkpoint ({error}){ADVICE}") from error
     return content
 
 

@@ -16,6 +16,7 @@ VERBS = {
     "resume": ("diptych.cli.resume", "go on with a run that was stopped or killed"),
     "evaluate": ("diptych.cli.evaluate", "measure a trained run on its test split"),
     "report": ("diptych.cli.report", "write a run's report.html"),
+    "doctor": ("diptych.cli.doctor", "say whether a run is healthy, and what to do where it is not"),
     "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
     "ablate": ("diptych.cli.ablate", "train variants for several seeds: one table with intervals"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),

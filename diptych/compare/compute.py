@@ -11,7 +11,7 @@ from typing import Any
 from diptych import pipeline
 from diptych.checkpoints import store
 from diptych.data.loader import PairLoader
-from diptych.report.metrics import read_metrics
+from diptych.logged import read_metrics
 from diptych.report.shell import write_whole
 from diptych.report.stages import COMPUTE, training_rate
 from diptych.schema import VqaClosedSetConfig
@@ -33,9 +33,9 @@ def record_compute(folder: Path) -> Path:
 
 def compute(folder: Path) -> Mapping[str, Any]:
     """A run's steps, records, floating-point operations, and seconds in its steps without validations."""
-    newest = store.latest(folder / "checkpoints")
+    newest, _ = store.newest_whole(folder / "checkpoints")
     assert newest is not None, "the run has ended"
-    state = store.load(newest).state["run"]
+    state = newest.state["run"]
     rate = training_rate(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     seconds = state["pairs"] / rate if rate else lines[-1]["seconds"] if lines else state["seconds"]
@@ -52,7 +52,8 @@ def step_flops(folder: Path, steps: int) -> float:
 
     Products of matrices, convolutions and attention count; what is added or normalised does not.
     """
-    opened = pipeline.open_task(store.latest(folder / "checkpoints") or folder)
+    newest, _ = store.newest_whole(folder / "checkpoints")
+    opened = pipeline.open_task(newest.folder if newest else folder)
     recipe, task = opened.recipe, opened.task.train()
     if recipe.freeze:
         freeze(task, recipe.freeze)

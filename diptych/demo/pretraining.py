@@ -73,8 +73,8 @@ def _train(recipe: Recipe, place: Path) -> None:
 
 
 def _ended(recipe: Recipe, place: Path) -> bool:
-    newest = store.latest(place / "checkpoints")
-    return newest is not None and store.load(newest).state["step"] == recipe.run.steps
+    newest, _ = store.newest_whole(place / "checkpoints")
+    return newest is not None and newest.state["step"] == recipe.run.steps
 
 
 # --------------------------------------------------------------------------- what is shown

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.losses.contrastive import Logits, information_bound
+from diptych.losses.contrastive import HIDDEN, Logits, information_bound
 from diptych.losses.masked_lm import hidden_words
 from diptych.losses.matching import match_labels, matching_pairs
 from diptych.nn.draws import derived
@@ -88,7 +88,7 @@ def fuse_pairs(
 def contrast_measures(
     logits: Logits, positives: Float[Tensor, "B K"], temperature: Float[Tensor, ""]
 ) -> dict[str, Term]:
-    """Whether a contrast is healthy. The bound in nats, the similarity as a cosine."""
+    """Whether a contrast is healthy. The bound in nats, similarities as cosines."""
     bound = (  # ALBEF Eq. 9
         information_bound(logits.image_to_text, positives) + information_bound(logits.text_to_image, positives)
     ) / 2
@@ -97,7 +97,28 @@ def contrast_measures(
         "mi_bound": Term.over(bound),
         "temperature": Term.over(temperature.detach()[None]),
         "positive_similarity": Term.over(cosine),
+        "other_similarity": other_similarity(logits, positives == 0, temperature),
     }
+
+
+@torch.no_grad()
+def other_similarity(logits: Logits, others: Bool[Tensor, "B K"], temperature: Float[Tensor, ""]) -> Term:
+    """Of pairs that do not belong together, as a cosine; what is hidden does not count.
+
+    As high as `positive_similarity`, all features are the same: a collapse.
+    """
+    both = (logits.image_to_text + logits.text_to_image) / 2
+    shown = others & (both > HIDDEN / 2)
+    return Term(both.where(shown, 0).sum() * temperature, shown.sum())
+
+
+@torch.no_grad()
+def repeated_pictures(repeated: Bool[Tensor, "B K"]) -> Term:
+    """The share of pairs with another caption of their own picture among the candidates (`repeated`).
+
+    Such candidates are false negatives, unless they are hidden.
+    """
+    return Term.over(repeated.any(1).float())
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from diptych.losses.pretraining import (
     fuse_pairs,
     matching_measures,
     negative_similarity,
+    repeated_pictures,
     word_measures,
 )
 from diptych.nn.blocks import Queried, TextBlock, TextFrame, VisionBlock, init_weights, stacked
@@ -377,9 +378,10 @@ class Contrast(Similarities):
     keys: tuple[Float[Tensor, "G E"], Float[Tensor, "G E"], Int[Tensor, "G"]] | None
     """The teacher's image and text features of all processes' pairs with their pictures' identities, for the queue;
     None where it was not asked."""
-
     places: Int[Tensor, "B"]
     """Where each pair stands among the candidates, which begin with the pairs of all processes."""
+    false_negatives: Term | None = None
+    """`repeated_pictures`, also where they are not hidden."""
 
     @cached_property
     def positives(self) -> Float[Tensor, "B K"]:
@@ -584,13 +586,15 @@ class AlbefPretraining(DistilledTask):
             image_keys, text_keys, key_ids = self.queue.behind(*keys)
             places = processes.places(ids.device)
             hidden = (ids[:, None] == key_ids[None]) & ~F.one_hot(places, len(key_ids)).bool()
+            false_negatives = repeated_pictures(hidden)
             if self.config.false_negatives == "keep":
                 hidden.zero_()
             teacher_i2t = hide(similarity(image_key, text_keys, temperature), hidden)
             teacher_t2i = hide(similarity(text_key, image_keys, temperature), hidden)
         i2t = hide(similarity(image, text_keys, temperature), hidden)
         t2i = hide(similarity(text, image_keys, temperature), hidden)
-        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, keys if teacher else None, places)
+        keys_kept = keys if teacher else None
+        return Contrast(i2t, t2i, teacher_i2t, teacher_t2i, hidden, keys_kept, places, false_negatives)
 
     def _negatives(
         self, contrast: Contrast, draws: Draws, processes: Processes
@@ -651,6 +655,7 @@ class AlbefPretraining(DistilledTask):
         labelled = torch.softmax(contrast.teacher_image_to_text, 1) + torch.softmax(contrast.teacher_text_to_image, 1)
         return {
             **contrast_measures(contrast, contrast.positives, self.model.temp),
+            **({"false_negatives": contrast.false_negatives} if contrast.false_negatives else {}),
             "alpha": Term.over(contrast.positives.new_full((1,), alpha)),
             "teacher_label_probability": Term.over((labelled * contrast.positives).sum(1) / 2),
         }

@@ -33,7 +33,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
 
     Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
     """
-    checkpoint = store.load(store.find(_folder(path)))
+    checkpoint = store.load_from(_folder(path))
     return make_predictor(
         from_dict(checkpoint.recipe),
         Tokenizer.load(checkpoint.tokenizer),

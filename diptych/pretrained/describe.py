@@ -23,7 +23,7 @@ def inspect(path: Path) -> str:
 
 
 def _inspect_run(path: Path) -> str:
-    checkpoint = store.load(store.find(path))
+    checkpoint = store.load_from(path)
     recipe, fresh = from_dict(checkpoint.recipe), checkpoint.state.get("fresh", [])
     state = read(checkpoint.folder / "weights.safetensors", shapes_only=True).tensors
     family = family_with(recipe.model)

@@ -75,7 +75,7 @@ def export(run: Path, file: Path) -> dict[str, str]:
     """
     if file.exists():
         raise ValueError(f"{file} is there already: name another file")
-    checkpoint = store.load(store.find(run))
+    checkpoint = store.load_from(run)
     recipe = from_dict(checkpoint.recipe)
     family = family_with(recipe.model)
     layout = family.released_layout(recipe) if family else None

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diptych.logged import read_metrics
 from diptych.report.charts import duration, number
 from diptych.report.data import Chart, Examples, Judgement, ReportData, Series
-from diptych.report.metrics import read_metrics
 from diptych.report.stages import earlier
 
 
@@ -122,8 +122,13 @@ CHARTS = (
     ChartSpec(
         "How hard the negatives are",
         "cosine",
-        {"measures.positive_similarity": "right pairs", "measures.negative_similarity": "negatives drawn"},
-        "The closer the curves, the harder it is to tell the negatives from the right pairs.",
+        {
+            "measures.positive_similarity": "right pairs",
+            "measures.negative_similarity": "negatives drawn",
+            "measures.other_similarity": "all that do not belong together",
+        },
+        "The closer the first two, the harder it is to tell the negatives from the right pairs. Where the last is as "
+        "high as the first, all features are the same.",
     ),
     ChartSpec(
         "The teacher",
@@ -134,10 +139,18 @@ CHARTS = (
         },
         "How much the teacher believes the label among all candidates, and how far it has been let in (ALBEF §3.3).",
     ),
+    ChartSpec(
+        "False negatives",
+        "% of the pairs",
+        {"measures.false_negatives": "another caption of the same picture among the candidates"},
+        "Hidden from the contrast, unless the recipe keeps them (task.false_negatives).",
+        100.0,
+    ),
     ChartSpec("Temperature", "τ", {"measures.temperature": "learnt τ"}, "Similarities are divided by it."),
     ChartSpec("Learning rate", "", {"lr": "rate"}),
     ChartSpec("Norm of the gradient", "", {"gradient_norm": "norm"}, "Before clipping."),
     ChartSpec("Speed", "pairs/s", {"pairs_per_second": "pairs per second"}),
+    ChartSpec("Waiting for data", "% of the time", {"waiting": "until the next batch was there"}, scale=100.0),
 )
 UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss", "validation.")
 """Numbers that get no chart of their own: the axes, the total, and recalls beside the chosen ones."""

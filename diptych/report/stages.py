@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from diptych.logged import read_metrics
 from diptych.report.charts import number
 from diptych.report.data import Trained
 from diptych.report.judged import FIGURES, REFERENCES, WORDINGS
-from diptych.report.metrics import read_metrics
 from diptych.serialize import KIND
 
 IN_TRAINING = {

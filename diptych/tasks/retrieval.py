@@ -26,7 +26,7 @@ from diptych.losses.contrastive import (
 )
 from diptych.losses.distillation import alpha_at
 from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_loss, matching_pairs
-from diptych.losses.pretraining import matching_measures, negative_similarity
+from diptych.losses.pretraining import matching_measures, negative_similarity, other_similarity
 from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
@@ -187,7 +187,12 @@ class Retrieval(DistilledTask):
         """Whether contrast and fusion are healthy. Similarities are cosines."""
         logits, temperature = made.contrast.within_batch, self.model.temperature()
         right = (logits.image_to_text.diagonal() + logits.text_to_image.diagonal()) / 2
-        measures = {"temperature": Term.over(temperature[None]), "positive_similarity": Term.over(right * temperature)}
+        others = ~made.contrast.same[:, made.contrast.own]
+        measures = {
+            "temperature": Term.over(temperature[None]),
+            "positive_similarity": Term.over(right * temperature),
+            "other_similarity": other_similarity(logits, others, temperature),
+        }
         if self.teacher is not None:
             measures["alpha"] = Term.over(right.new_full((1,), alpha))
         if made.negatives is not None and made.match_logits is not None:

@@ -1,8 +1,9 @@
 """What a run says while it trains: `metrics.jsonl` always, a bar or plain lines, TensorBoard when asked for.
 
 Every line of `metrics.jsonl` has `step`, `epoch`, and, counted from the start of the run, `pairs` and `seconds`.
-A training line adds means since the one before: `lr`, `pairs_per_second`, `gradient_norm`, `loss`, `losses: {name: …}`
-(each without its weight), `measures: {name: …}`. A validation line adds `validation: {name: …}`.
+A training line adds means since the one before: `lr`, `pairs_per_second`, `waiting` (the share, 0..1, of that time in
+which the next batch was waited for), `gradient_norm`, `loss`, `losses: {name: …}` (each without its weight),
+`measures: {name: …}`. A validation line adds `validation: {name: …}`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class StepReport:
     pairs: int
     seconds: float
     """From asking for the data to the end of the step."""
+    waiting: float = 0.0
+    """Of these, until the data was there."""
     stopped: signal.Signals | None = None
     """What asks the run to stop after this step."""
 
@@ -53,6 +56,7 @@ class Window:
         self.sums: dict[tuple[str, str], Term] = {}
         self.pairs = 0
         self.seconds = 0.0
+        self.waiting = 0.0
 
     def add(self, report: StepReport) -> None:
         one = torch.ones(())
@@ -64,13 +68,15 @@ class Window:
             self._add("measures", name, term)
         self.pairs += report.pairs
         self.seconds += report.seconds
+        self.waiting += report.waiting
 
     def _add(self, group: str, name: str, term: Term) -> None:
         previous = self.sums.get((group, name))
         self.sums[group, name] = previous.plus(term) if previous else term
 
     def line(self) -> dict[str, Any]:
-        values: dict[str, Any] = {"pairs_per_second": self.pairs / max(self.seconds, 1e-9)}
+        seconds = max(self.seconds, 1e-9)
+        values: dict[str, Any] = {"pairs_per_second": self.pairs / seconds, "waiting": self.waiting / seconds}
         groups: dict[str, dict[str, float]] = {"losses": {}, "measures": {}}
         for (group, name), term in self.sums.items():
             groups.get(group, values)[name] = float(term.mean)

@@ -120,7 +120,9 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         progress = Progress(state.step, plan.epoch(state.step), run.seed)
+        asked = time.monotonic()
         batch = next(loaded).batch
+        waiting = time.monotonic() - asked
         self.watch.arrived(state.step + 1)
         task.before_step()
         losses = forward_backward(self.shared, batch, progress, run)
@@ -133,7 +135,7 @@ class Stepper:
         self.shared.clear_gradients(self.parameters)
         task.after_step(losses.carry)
         found = added_up(losses, self.shared.world)
-        return StepReport(rate, norm, found, told.pairs, time.monotonic() - began, told.stopped)
+        return StepReport(rate, norm, found, told.pairs, time.monotonic() - began, waiting, told.stopped)
 
 
 def forward_backward(shared: Shared, batch: AnyBatch, progress: Progress, run: RunConfig) -> Losses:

@@ -1,17 +1,25 @@
-"""Starting from what another run learnt (`init_from`)."""
+"""Starting from what another run learnt (`init_from`), and what a run's folder keeps of how it began.
+
+RUN/start.json   `from`: the checkpoint, null for none; by parts of the task, with how many tensors each holds:
+                 `loaded`, `resized`, `copied`, `fresh`, `dropped`; `untrained` and `borrowed`, as below
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
 from diptych.serialize import from_dict
 from diptych.task import Task
 
+START = "start.json"
 STUDENTS = {"teacher": "model", "teacher_head": "head"}
 """What each momentum copy is a copy of."""
 TEXT = "text"
@@ -38,19 +46,18 @@ class Start:
     untrained: tuple[str, ...] = ()
     """Parts of the stored student that are random, since no published file brought them (`diptych convert`)."""
 
-    def __str__(self) -> str:
-        """By the longest parts of which all is meant, with the number of tensors."""
-        lines = [str(self.folder)]
+    def by_parts(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """What became of the weights, by the longest parts of which all is meant, with the number of tensors."""
         own, stored = {*self.loaded, *self.copied, *self.fresh}, {*self.loaded, *self.dropped}
-        for what, names, among in (
-            ("loaded", self.loaded, own),
-            ("resized", self.resized, own),
-            ("copied from the student", self.copied, own),
-            ("fresh", self.fresh, own),
-            ("dropped", self.dropped, stored),
-        ):
-            if names:
-                lines.append(f"  {what}: {', '.join(f'{part} ({n})' for part, n in parts(names, among).items())}")
+        for what in ("loaded", "resized", "copied", "fresh", "dropped"):
+            yield what, parts(getattr(self, what), stored if what == "dropped" else own)
+
+    def __str__(self) -> str:
+        lines = [str(self.folder)]
+        for what, found in self.by_parts():
+            if found:
+                name = "copied from the student" if what == "copied" else what
+                lines.append(f"  {name}: {', '.join(f'{part} ({n})' for part, n in found.items())}")
         if self.untrained:
             lines.append(f"  random in the checkpoint already: {', '.join(self.untrained)}")
         return "\n".join(lines)
@@ -66,7 +73,7 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
     if any weight is of another shape, or if its tokenizer is another: the same numbers would then mean other words.
     Of parts that the task begins afresh after such a run, words among them, none of this is asked.
     """
-    checkpoint = store.load(store.find(origin))
+    checkpoint = store.load_from(origin)
     recipe = from_dict(checkpoint.recipe)
     untaught = task.fresh_from(recipe)
     if TEXT not in untaught and Tokenizer.load(checkpoint.tokenizer) != tokenizer:
@@ -96,6 +103,19 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
     )
 
 
+def record_start(folder: Path, task: Task, start: Start | None, borrowed: str = "") -> None:
+    """Keeps in a run's folder what it began with; without a `start` all of it is fresh."""
+    if start is None:
+        names = task.state_dict()
+        content: dict[str, Any] = {"from": None, "fresh": parts(names, names), "untrained": []}
+    else:
+        content = {"from": str(start.folder), **dict(start.by_parts()), "untrained": list(start.untrained)}
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"start.{os.getpid()}.unfinished"  # each of several processes writes the same
+    unfinished.write_text(json.dumps({**content, "borrowed": borrowed.splitlines()}, indent=1))
+    unfinished.replace(folder / START)
+
+
 def borrow(task: Task) -> str:
     """Puts the networks of other runs into the parts that are said to be theirs. Returns what was taken, for people.
 
@@ -104,7 +124,7 @@ def borrow(task: Task) -> str:
     """
     lines = []
     for part, origin in task.borrowed().items():
-        checkpoint = store.load(store.find(origin))
+        checkpoint = store.load_from(origin)
         student = {k.removeprefix("model."): v for k, v in checkpoint.weights().items() if k.startswith("model.")}
         store.load_into(task.get_submodule(part), student, checkpoint.folder)
         lines.append(f"{part} ({len(student)}) borrowed from {checkpoint.folder}")

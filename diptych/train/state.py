@@ -122,16 +122,19 @@ class RunStore:
         return self.shared.world
 
     def open(self, resume: bool) -> RunState:
-        """Marks the folder as this run's, or puts back the state of its last checkpoint (none yet: the beginning)."""
+        """Marks the folder as this run's, or puts back the state of its last checkpoint (none yet: the beginning).
+
+        Of damaged checkpoints the last whole one is taken; raises CheckpointError where none is.
+        """
         newest = self.world.first_does(lambda: self._begin(resume))
         if newest is None:
             return RunState()
-        state = self._restore(store.load(newest))
+        state = self._restore(newest)
         if self.world.first:
             self._prune()  # a run killed while it removed old checkpoints may have nothing more to save
         return state
 
-    def _begin(self, resume: bool) -> Path | None:
+    def _begin(self, resume: bool) -> store.Checkpoint | None:
         """The checkpoint to go on from."""
         check_folder(self.folder, resume)
         recipe = to_dict(self.recipe)
@@ -142,7 +145,10 @@ class RunStore:
             raise ValueError(
                 f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(differing)}"
             )
-        return store.latest(self.checkpoints)
+        newest, damaged = store.newest_whole(self.checkpoints)
+        if newest is not None:
+            store.set_aside(damaged, newest.folder)
+        return newest
 
     def _restore(self, checkpoint: store.Checkpoint) -> RunState:
         """Each process reads its own part, whatever number of processes has written."""

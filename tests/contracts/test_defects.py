@@ -36,6 +36,7 @@ from diptych.losses.contrastive import HIDDEN
 from diptych.losses.masked_lm import IGNORED, MaskDraws, masked_lm_loss
 from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.models.albef import AlbefPretraining, Contrast
+from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import NOBODY, FeatureQueue
 from diptych.task import Task
@@ -83,7 +84,9 @@ def test_1_positives_that_leave_before_the_softmax_leave_something_to_draw() -> 
 def test_1_the_field_reaches_the_task(mask: str) -> None:
     task = tiny.pretraining(negatives_mask=mask)
     nobody = torch.zeros(3, 3, dtype=torch.bool)
-    for_texts, for_images = task.negative_weights(Contrast(SURE, SURE.T, SURE, SURE.T, nobody, (SURE, SURE)), 3)
+    for_texts, for_images = task.negative_weights(
+        Contrast(SURE, SURE.T, SURE, SURE.T, nobody, None, torch.arange(3)), Processes(3)
+    )
     torch.testing.assert_close(for_images, negative_weights(SURE, OWN, mask))
     torch.testing.assert_close(for_texts, negative_weights(SURE.T, OWN, mask))
 
@@ -116,7 +119,7 @@ def test_2_other_captions_of_a_picture_leave_contrast_targets_and_negatives() ->
         assert (ours[SAME] == HIDDEN).all()
         assert (ours.softmax(1)[SAME] == 0).all()
         assert torch.equal(ours[~SAME], getattr(kept, name)[~SAME])
-    for weights in task.negative_weights(masked, 4):
+    for weights in task.negative_weights(masked, Processes(4)):
         assert (weights[SAME[:, :4]] == 0).all()
         torch.testing.assert_close(weights.sum(1), torch.ones(4))
 
@@ -125,7 +128,9 @@ def test_2_the_released_code_keeps_them_as_negatives() -> None:
     task, kept = contrast_of("keep")
     assert not kept.hidden.any()
     assert (kept.image_to_text[SAME].abs() < 1 / 0.07 + 1e-3).all()
-    for logits, weights in zip((kept.text_to_image, kept.image_to_text), task.negative_weights(kept, 4), strict=True):
+    for logits, weights in zip(
+        (kept.text_to_image, kept.image_to_text), task.negative_weights(kept, Processes(4)), strict=True
+    ):
         assert (weights[SAME[:, :4]] > 0).all()
         released = released_weights(logits[:, :4])
         torch.testing.assert_close(weights, released / released.sum(1, keepdim=True))

@@ -12,10 +12,11 @@ import diptych
 ROOT = Path(diptych.__file__).parent
 
 FLOORS = (
+    ("__main__",),
     ("cli",),
     ("app", "serve"),
     ("ablate", "demo"),
-    ("compare",),
+    ("compare", "doctor"),
     ("pipeline", "pretrained"),
     ("train",),
     ("evaluate", "report"),
@@ -31,14 +32,16 @@ FLOORS = (
     ("nn",),
     ("task",),
     ("types",),
-    ("schema", "serialize", "seeds", "device", "launched"),
+    ("schema", "serialize", "seeds", "device", "launched", "logged"),
 )
 """Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
 ALONE = ("models", "tasks")
 """Rooms whose files, or packages, do not import each other."""
 MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "compare", "pipeline", "pretrained", "predict"}
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
-WITHOUT_TORCH = ("schema", "serialize", "seeds", "launched", "data.record", "cli.main")
+WITHOUT_TORCH = (
+    "schema", "serialize", "seeds", "launched", "data.record", "doctor", "cli.main", "cli.doctor",
+)  # fmt: skip
 
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 BOTTOM = len(FLOORS) - 1

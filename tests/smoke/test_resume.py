@@ -57,7 +57,7 @@ def result(folder: Path) -> dict[str, Any]:
     manifest.pop("state.json")
     state = {**checkpoint.state, "run": {**checkpoint.state["run"], "seconds": None}}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    log = [{key: line[key] for key in line if "second" not in key} for line in lines]
+    log = [{key: line[key] for key in line if "second" not in key and key != "waiting"} for line in lines]
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     return {"manifest": manifest, "state": state, "log": log, "kept": kept}
 

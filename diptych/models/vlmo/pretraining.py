@@ -26,6 +26,7 @@ from diptych.losses.pretraining import (
     fuse_pairs,
     matching_measures,
     negative_similarity,
+    repeated_pictures,
     word_measures,
 )
 from diptych.models.vlmo.model import Branch, ImageState, Vlmo
@@ -47,6 +48,8 @@ class Contrast:
     """The pair itself."""
     hidden: Bool[Tensor, "Q G"]
     """The same picture under another caption: neither positive nor negative."""
+    false_negatives: Term
+    """`repeated_pictures`, also where they are not hidden."""
 
     @property
     def leading_branch(self) -> Branch:
@@ -192,6 +195,7 @@ class VlmoPretraining(Task):
             image, text = self.model.embed_image(images, asked), self.model.embed_text(texts, asked)
             own = own_halves(processes, ids.device)
             hidden = same_picture(ids, processes) & ~own
+            false_negatives = repeated_pictures(hidden)
             if self.config.false_negatives == "keep":
                 hidden = torch.zeros_like(hidden)
             logits = {
@@ -200,7 +204,7 @@ class VlmoPretraining(Task):
                 )
                 for branch in asked
             }
-        return Contrast(logits, own, hidden)
+        return Contrast(logits, own, hidden, false_negatives)
 
     def _negatives(
         self, contrast: Contrast, draws: Draws, processes: Processes
@@ -266,6 +270,7 @@ class VlmoPretraining(Task):
             return {}
         logits, temperature = made.contrast.leading, self.model.temperature(made.contrast.leading_branch)
         measures = contrast_measures(logits, made.contrast.own.float(), temperature)
+        measures["false_negatives"] = made.contrast.false_negatives
         if made.negatives is not None:
             measures["negative_similarity"] = negative_similarity(logits, *made.negatives, temperature)
         return measures

@@ -12,7 +12,7 @@ from typing import Any
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Lines with flat names (`losses.itc`). A last line cut short by a kill is left out."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: a report needs a run's folder, with what its training logged")
+        raise ValueError(f"{path} does not exist: name a run's folder, with what its training logged")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [dict(_flat(json.loads(line))) for line in lines if line.endswith("\n")]
 

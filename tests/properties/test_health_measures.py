@@ -1,0 +1,97 @@
+"""What the losses measure of a run's health, against counts and cosines made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from diptych.losses.contrastive import HIDDEN, Logits
+from diptych.losses.pretraining import other_similarity
+from diptych.types import Losses, Progress
+from tests import tiny
+
+PRETRAINING: dict[str, Callable[..., Any]] = {"albef": tiny.pretraining, "vlmo": tiny.vlmo_pretraining}
+Task = Any
+
+
+def measured(task: Task, ids: tuple[int, ...] = (10, 11, 12, 13)) -> dict[str, float]:
+    losses: Losses = task(tiny.batch(ids=ids), Progress(0, 0.0))
+    return {name: float(term.mean) for name, term in losses.measures.items()}
+
+
+def collapse(task: Task) -> None:
+    """All pictures and texts are mapped to one point."""
+    for model in (task.model, getattr(task, "teacher", None)):
+        for name in ("image_proj", "text_proj"):
+            if model is not None and isinstance(found := getattr(model, name), nn.Linear):
+                nn.init.zeros_(found.weight)
+                found.bias = nn.Parameter(torch.ones(found.out_features))
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_collapsed_features_show_as_equal_similarities(name: str) -> None:
+    task = PRETRAINING[name](**({"queue_size": 0} if name == "albef" else {}))
+    before = measured(task)
+    assert before["other_similarity"] < 0.99
+    collapse(task)
+    after = measured(task)
+    assert after["other_similarity"] == pytest.approx(1.0, abs=1e-4)
+    assert after["positive_similarity"] == pytest.approx(1.0, abs=1e-4)
+    assert after["mi_bound"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "aligned alone"])
+@pytest.mark.parametrize("kept", ["mask", "keep"])
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_false_negatives_are_counted_whether_masked_or_kept(name: str, kept: str, fused: bool) -> None:
+    task = PRETRAINING[name](false_negatives=kept, fuse_start=0 if fused else 5)
+    assert measured(task)["false_negatives"] == 0
+    assert measured(task, ids=(10, 11, 10, 10))["false_negatives"] == pytest.approx(3 / 4)
+
+
+def test_a_picture_in_the_queue_is_a_false_negative_too() -> None:
+    """The queue of `tiny.pretraining` holds the pictures 100 to 102."""
+    assert measured(tiny.pretraining(), ids=(10, 101, 12, 13))["false_negatives"] == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_masked_false_negatives_do_not_count_as_pairs_that_do_not_belong_together(name: str) -> None:
+    task = PRETRAINING[name](false_negatives="mask", **({"queue_size": 0} if name == "albef" else {}))
+    ids = (10, 10, 12, 13)
+    batch = tiny.batch(ids=ids)
+    task.model.eval()
+    with torch.no_grad():
+        image = task.model.embed_image(task.model.image_state(batch.pixels))["main"]
+        text = task.model.embed_text(task.model.text_state(batch.texts))["main"]
+        if name == "albef":
+            task.before_step()  # keys are the teacher's
+            key_image = task.teacher.embed_image(task.teacher.image_state(batch.pixels))["main"]
+            key_text = task.teacher.embed_text(task.teacher.text_state(batch.texts))["main"]
+        else:
+            key_image, key_text = image, text
+    cosines = [
+        float((image[b] @ key_text[k] + text[b] @ key_image[k]) / 2)
+        for b in range(4)
+        for k in range(4)
+        if ids[b] != ids[k]
+    ]
+    assert measured(task, ids)["other_similarity"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-4)
+
+
+def test_what_is_hidden_leaves_no_trace() -> None:
+    logits = torch.tensor([[9.0, 1.0, HIDDEN], [3.0, 9.0, 5.0]])
+    others = torch.tensor([[False, True, True], [True, False, True]])
+    found = other_similarity(Logits(logits, logits), others, torch.tensor(0.1))
+    assert float(found.mean) == pytest.approx(0.3)
+    assert int(found.count) == 3
+
+
+def test_retrieval_counts_other_captions_of_a_picture_as_belonging_together() -> None:
+    task = tiny.retrieval(queue_size=0)
+    losses = task(replace(tiny.batch(), image_ids=torch.tensor([10, 10, 12, 13])), Progress(0, 0.0))
+    assert int(losses.measures["other_similarity"].count) == 16 - 4 - 2

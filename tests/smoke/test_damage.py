@@ -1,0 +1,187 @@
+"""What the disk does to checkpoints after they were written: a run goes on from the last whole one, and says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import diptych
+from diptych import pipeline
+from diptych.checkpoints import store
+from diptych.cli.main import main
+from tests.smoke.killable import RECIPE
+
+NEWEST, BEFORE = "step-00000012", "step-00000008"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    kept = replace(RECIPE, run=replace(RECIPE.run, keep_checkpoints=3))
+    return pipeline.train(kept, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """Its copy."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def result(run: Path) -> dict[str, Any]:
+    """The bits that a run ends with, its state and its log, times left out."""
+    newest = run / "checkpoints" / NEWEST
+    checkpoint, manifest = store.load(newest), json.loads((newest / "manifest.json").read_text())
+    manifest.pop("state.json")
+    state = {**checkpoint.state, "run": {**checkpoint.state["run"], "seconds": None}}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    log = [{key: line[key] for key in line if "second" not in key and key != "waiting"} for line in lines]
+    return {"manifest": manifest, "state": state, "log": log}
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "flipped weights": ("weights.safetensors", flip),
+    "cut optimizer": ("optimizer.safetensors", cut),
+    "missing state": ("state.json", Path.unlink),
+    "empty recipe": ("recipe.json", empty),
+    "missing words": ("tokenizer/vocab.txt", Path.unlink),
+    "missing manifest": ("manifest.json", Path.unlink),
+    "cut manifest": ("manifest.json", cut),
+    "emptied manifest": ("manifest.json", lambda path: path.write_text("{}")),
+    "another manifest": ("manifest.json", lambda path: path.write_text('{"state.json": 3, "recipe.json": []}')),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_resuming_after_damage_ends_with_the_bits_of_an_undisturbed_run(
+    damage: str, whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, harm = DAMAGES[damage]
+    checkpoints = run / "checkpoints"
+    harm(checkpoints / NEWEST / name)
+    harmed = {path.name: path.read_bytes() for path in (checkpoints / NEWEST).glob("*.*")}
+    assert main(["resume", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"{checkpoints / NEWEST / name} ")
+    assert f"going on from {checkpoints / BEFORE} instead: 4 steps are lost and done again" in said
+    assert result(run) == result(whole)
+    kept = checkpoints / f"damaged-{NEWEST}"
+    assert {path.name: path.read_bytes() for path in kept.glob("*.*")} == harmed, "set aside as it was found"
+
+
+def test_all_damaged_checkpoints_after_the_last_whole_one_are_set_aside(
+    whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice, so that names are taken."""
+    checkpoints = run / "checkpoints"
+    for _ in range(2):
+        for name in (NEWEST, BEFORE):
+            flip(checkpoints / name / "weights.safetensors")
+        assert main(["resume", str(run)]) == 0
+        said = capsys.readouterr().err
+        assert re.findall(r"(\d+) steps are lost", said) == ["4", "2"]
+        assert result(run) == result(whole)
+    assert {path.name for path in checkpoints.glob("damaged-*")} == {
+        f"damaged-{name}{number}" for name in (NEWEST, BEFORE) for number in ("", "-2")
+    }
+
+
+def test_where_none_is_whole_all_are_named_and_nothing_is_touched(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = sorted((run / "checkpoints").iterdir())
+    assert len(found) == 3
+    for folder in found:
+        cut(folder / "weights.safetensors")
+    before = (run / "metrics.jsonl").read_text()
+    for verb in ("resume", "evaluate"):
+        assert main([verb, str(run)]) == 2
+        said = capsys.readouterr().err
+        assert f"none of the 3 checkpoints in {run / 'checkpoints'} is whole" in said
+        assert all(f"{folder / 'weights.safetensors'} has " in said for folder in found)
+    assert sorted((run / "checkpoints").iterdir()) == found
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_evaluating_takes_the_next_best_and_says_so_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = store.find(run)
+    flip(found / "weights.safetensors")
+    assert main(["evaluate", str(run), "--json"]) == 0
+    captured = capsys.readouterr()
+    measured = json.loads(captured.out)["checkpoint"]
+    (found / "state.json").unlink()
+    assert measured == store.best(found.parent).name
+    assert measured != found.name
+    assert captured.err.count(f"{found / 'weights.safetensors'} is damaged") == 1
+    assert f"taking {found.parent / measured} instead" in captured.err
+    assert found.is_dir(), "measuring moves nothing"
+    assert main(["evaluate", str(found)]) == 2, "the very checkpoint was asked for"
+
+
+def test_neither_the_clock_nor_the_times_of_files_matter(
+    whole: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes back by an hour at each look, and the newest checkpoint bears the oldest date."""
+    now = iter(range(2_000_000_000, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(now) * 10**9)
+    checkpoints = run / "checkpoints"
+    best = store.best(checkpoints)
+    shutil.rmtree(checkpoints / NEWEST)
+    for age, folder in enumerate(sorted(checkpoints.iterdir())):
+        for path in (folder, *folder.rglob("*")):
+            os.utime(path, (10_000 - age, 10_000 - age))
+    newest, _ = store.newest_whole(checkpoints)
+    assert newest is not None
+    assert newest.folder.name == BEFORE
+    assert store.best(checkpoints) == best
+    assert main(["resume", str(run)]) == 0
+    assert result(run) == result(whole)
+    seconds = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)
+    assert seconds[0] >= 0
+
+
+def test_the_doctor_reads_what_training_wrote(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with suppress(SystemExit):  # a loader of such small steps may well be called slow
+        main(["doctor", str(whole), "--json"])
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["start"]["what"] == "from nothing, as this model is made for"
+    assert found["records"]["level"] == "fine", "every step had all its pairs, accumulated ones too"
+    assert found["features"]["level"] == "unknown", "twelve steps are too few"
+    assert "do not belong together" in found["features"]["what"]
+    assert found["false negatives"]["level"] == "fine"
+    assert "time is spent waiting for data" in found["loader"]["what"]
+    start = json.loads((whole / "start.json").read_text())
+    assert (start["from"], start["untrained"], start["borrowed"]) == (None, [], [])
+    assert start["fresh"].keys() == {"model", "teacher", "queue"}
+
+
+def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> None:
+    """Only the index of texts keeps a file's time, to see that the file is another: it compares for equality."""
+    asked = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(datetime|date|now)\b|getmtime|st_[acm]time")
+    sources = {path: path.read_text() for path in Path(diptych.__file__).parent.rglob("*.py")}
+    assert [path.name for path, text in sources.items() if asked.search(text)] == ["texts.py"]
