@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from diptych.models.vlmo.model import BRANCHES, ImageState, Vlmo
 from diptych.nn.attention import CHUNK, attend_biased
-from diptych.nn.experts import ExpertBlock
+from diptych.nn.draws import sample_keys
+from diptych.nn.experts import ExpertBlock, Frame
 from diptych.nn.layout import TextState
 from diptych.types import Joint, RowList
 from tests import tiny
@@ -296,17 +297,19 @@ def test_stochastic_depth_leaves_out_whole_branches_of_a_sequence() -> None:
     """With the last block's branches always left out, a training pass ends where the block before it did."""
     model = tiny.vlmo(depth=2, fusion_start=1, drop_path=1.0 - 1e-7).train()
     state = model.image_state(pixels())
-    run = model._images(state.patches)
+    run = model._images(state.patches, None)
     before = model._blocks(run, range(1), "own").rows
     same(model._blocks(run, range(2), "own").rows, before)
     model.eval()
     assert not torch.allclose(model._blocks(run, range(2), "own").rows, before)
 
 
-def test_stochastic_depth_draws_for_whole_sequences_and_keeps_the_mean() -> None:
+@pytest.mark.parametrize("keys", [None, sample_keys(0, 0, 4000)], ids=["drawn", "counted"])
+def test_stochastic_depth_draws_for_whole_sequences_and_keeps_the_mean(keys: Tensor | None) -> None:
     block = tiny.vlmo(depth=2, fusion_start=1, drop_path=0.5).blocks[1].train()
     torch.manual_seed(0)
-    made = block._dropped(torch.ones(4000 * 3, 1), torch.arange(4000).repeat_interleave(3), 4000).view(4000, 3)
+    frame = Frame.of(None, 4000, 3, torch.device("cpu"), keys=keys)
+    made = block._dropped(torch.ones(4000 * 3, 1), frame.sequence, frame, 0).view(4000, 3)
     assert set(made.unique().tolist()) == {0.0, 2.0}
     assert float(made.std(1).max()) == 0
     assert abs(float(made.mean()) - 1) < 0.1

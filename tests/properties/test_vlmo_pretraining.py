@@ -143,6 +143,6 @@ def test_a_branch_through_experts_that_are_not_there_is_an_error() -> None:
 def test_drawn_pairs_of_others_are_fetched_once_and_found_behind_the_own(own_first: bool, start: int) -> None:
     """Rank 2 of 3 processes with two pairs each, of which 4 and 5, or the first two, are its own."""
     drawn = torch.tensor([start + 1, 2, 3, 2, start])
-    place, others = Processes(2, rank=2, size=3, own_first=own_first).locate(drawn, behind=10)
+    place, others = Processes(2, rank=2, counts=(2, 2, 2), own_first=own_first).locate(drawn, behind=10)
     assert place.tolist() == [1, 10, 11, 10, 0]
     assert others.tolist() == [2, 3]
