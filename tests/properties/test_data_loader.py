@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.data.loader import Loaded, PairDataset, PairLoader, SkipLedger, epoch_order, evaluation_items
+from diptych.data.loader import Loaded, PairDataset, PairLoader, SkipLedger, evaluation_items
+from diptych.data.order import epoch_order
 from diptych.data.record import BadRecord, Record
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform

@@ -1,0 +1,126 @@
+"""Fetched shards in a folder of bounded size, shared by every process of the machine.
+
+Nobody takes a half-fetched shard for a whole one: it has another name until it is whole. A process that reads one holds
+a lock on it; room is made by removing those that nobody reads, the longest unused first. Space is reserved before
+fetching, so that two processes do not overfill the folder together. Linux and macOS only, where files can be locked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.data.record import BadRecord
+from diptych.data.shards.index import Stamp
+from diptych.data.shards.remote import fetch, persistently
+
+CHANGED = "shard changed under its index"
+"""Why no record of a shard is read: what the index says of it may be wrong now."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Shards of addresses, in a folder of at most `limit` bytes."""
+
+    folder: Path
+    limit: int
+    timeout: float
+    """Seconds without a byte after which a fetch is tried again."""
+    retries: int
+
+    def open(self, url: str, stamp: Stamp) -> int:
+        """A descriptor of a whole shard in the state `stamp`, fetched if it is not there. Close it to give it free.
+
+        Raises BadRecord where the shard is missing, unreachable or in another state, and ValueError where there is no
+        room for it.
+        """
+        file = self.file(url, stamp)
+        while True:
+            with suppress(FileNotFoundError):
+                shard = os.open(file, os.O_RDONLY)
+                fcntl.flock(shard, fcntl.LOCK_SH)
+                with suppress(FileNotFoundError):
+                    os.utime(file)  # the time of the last use
+                return shard
+            self._fetch(url, stamp, file)
+
+    def file(self, url: str, stamp: Stamp) -> Path:
+        """Where a shard is as long as it is open."""
+        state = f"{url}\n{stamp.size}\n{stamp.tag}"
+        return self.folder / f"{hashlib.blake2b(state.encode(), digest_size=16).hexdigest()}.tar"
+
+    def _fetch(self, url: str, stamp: Stamp, file: Path) -> None:
+        """Bring a shard, unless another process does so meanwhile."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        with part.open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if file.exists() or not _is(part, stream.fileno()):
+                return
+            try:
+                self._reserve(url, stamp.size, stream.fileno())
+                got = persistently(url, lambda: self._get(url, part), self.retries)
+                if got != stamp:
+                    raise BadRecord(url, CHANGED, f"{got.size:,} bytes, {got.tag or 'no tag'}")
+                os.truncate(part, got.size)
+                part.rename(file)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+
+    def _get(self, url: str, part: Path) -> Stamp:
+        with part.open("r+b") as target:
+            return fetch(url, target, self.timeout)
+
+    def _reserve(self, url: str, size: int, part: int) -> None:
+        """Make room, and take it. Raises ValueError where all that is there is being read."""
+        with locked(self.folder / "room.lock"):
+            os.ftruncate(part, 0)
+            room = self.limit - size - sum(file.stat().st_size for file in self._files())
+            for file in sorted(self._files(), key=lambda file: file.stat().st_mtime_ns):
+                if room >= 0:
+                    break
+                if _forgotten(file):
+                    room += file.stat().st_size
+                    file.unlink()
+            if room < 0:
+                raise ValueError(
+                    f"no room for {url} ({size:,} bytes) among the fetched shards in {self.folder}: all others are in"
+                    f" use. Raise data.cache_bytes ({self.limit:,}), or lower data.window or data.lanes"
+                )
+            os.ftruncate(part, size)
+
+    def _files(self) -> list[Path]:
+        return [file for file in self.folder.iterdir() if file.suffix in (".tar", ".part")]
+
+
+def _is(path: Path, opened: int) -> bool:
+    """Whether the file of that name is still the one that was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
+
+
+def _forgotten(file: Path) -> bool:
+    """Whether no process reads or fetches it."""
+    with file.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """One process at a time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,248 @@
+"""From `data.path` to shards with their indices: names spelled out, indices built where there is none that holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from diptych.data.cache import cache_folder
+from diptych.data.record import BadRecord
+from diptych.data.shards.index import ShardIndex, Stamp, build_index, read_index
+from diptych.data.shards.kept import Kept, locked
+from diptych.data.shards.remote import fetch, is_remote, persistently, remote_names, say, stamp_of
+from diptych.data.sources.folder import files_below
+from diptych.data.workers import each_in_parallel, processors
+from diptych.schema import DataConfig
+
+LAYOUT = "data.source=shards reads tar shards: their paths or addresses, patterns of these, or folders of them"
+SUFFIX = ".index"
+"""An index is called as its shard, with this behind it."""
+SAID_EVERY = 100
+"""Shards between two messages while many are indexed."""
+FETCHERS = 8
+"""Remote shards are looked at by so many processes at least: they wait for servers more than they compute."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A shard, by the name that its user gave it, and its index file."""
+
+    name: str
+    index: Path
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What became of a shard when it was opened: its place, or why there is none."""
+
+    name: str
+    place: Place | None = None
+    lost: BadRecord | None = None
+    note: str = ""
+
+
+def folder_of(config: DataConfig) -> Path:
+    """Where fetched shards are kept, and indices that cannot be kept beside their shards."""
+    return Path(config.cache) if config.cache else cache_folder()
+
+
+def kept_shards(config: DataConfig) -> Kept:
+    """The fetched shards. Raises ValueError for settings that cannot be."""
+    for name in ("cache_bytes", "timeout"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"data.{name} is {getattr(config, name)}: it must be above 0")
+    if config.retries < 0:
+        raise ValueError(f"data.retries is {config.retries}: it must be at least 0")
+    return Kept(folder_of(config) / "shards", config.cache_bytes, config.timeout, config.retries)
+
+
+# --------------------------------------------------------------------------- names
+
+
+def shard_names(paths: str) -> list[str]:
+    """Every shard that `data.path` means, in order, each once. Raises ValueError where a pattern means none."""
+    names = [name for part in split_list(paths) for pattern in braces(part) for name in _named(pattern)]
+    return list(dict.fromkeys(names))
+
+
+def split_list(paths: str) -> list[str]:
+    """Parts with commas between them; those within braces belong to a pattern.
+
+    >>> split_list("a/{0,1}.tar, b.tar")
+    ['a/{0,1}.tar', 'b.tar']
+    """
+    return [part.strip() for part in re.findall(r"(?:\{[^{}]*\}|[^,])+", paths) if part.strip()]
+
+
+def braces(pattern: str) -> Iterator[str]:
+    """A pattern with braces as the shell spells it out: ranges keep their leading zeros.
+
+    >>> list(braces("a/{08..10}-{x,y}.tar"))[:3]
+    ['a/08-x.tar', 'a/08-y.tar', 'a/09-x.tar']
+    """
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        yield pattern
+        return
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if span is None:
+        choices: Iterator[str] = iter(found[1].split(","))
+    else:
+        width = max(map(len, span.groups())) if any(end.startswith("0") for end in span.groups()) else 0
+        choices = (f"{number:0{width}}" for number in range(int(span[1]), int(span[2]) + 1))
+    for choice in choices:
+        yield from braces(pattern[: found.start()] + choice + pattern[found.end() :])
+
+
+def _named(pattern: str) -> list[str]:
+    if is_remote(pattern):
+        return remote_names(pattern) if "*" in pattern else [pattern]
+    place = Path(pattern.removeprefix("file://"))
+    if place.is_dir():
+        names = [str(place / file) for file in files_below(place) if file.suffix == ".tar"]
+    elif any(sign in pattern for sign in "*?["):
+        root = Path(place.anchor)
+        names = sorted(map(str, root.glob(str(place.relative_to(root)))))
+    else:
+        return [str(place)]
+    if not names:
+        raise ValueError(f"no shard in {pattern}: {LAYOUT}")
+    return names
+
+
+# --------------------------------------------------------------------------- opening
+
+
+def open_shards_of(config: DataConfig) -> list[Seen]:
+    """Every shard of `data.path` with its index, in order. Raises ValueError where there is none at all.
+
+    Indices that are missing, or of another state of the shard, are built in parallel; each is whole or not there, so
+    what was begun before is not done again.
+    """
+    if config.path is None:
+        raise ValueError(f"data.source=shards needs data.path. {LAYOUT}")
+    if config.root is not None:
+        raise ValueError("data.root says nothing here: shards hold their pictures")
+    names, kept = shard_names(config.path), kept_shards(config)
+    remote = any(map(is_remote, names))
+    if not remote and not any(Path(name).is_file() for name in names):
+        raise ValueError(f"no shard {', '.join(names[:3])}: {LAYOUT}")
+    processes = min(len(names), max(processors(), FETCHERS if remote else 1))
+    with locked(folder_of(config) / "index.lock"):  # one process of a machine builds, the others find it built
+        seen = {one.name: one for one in _looked_at(names, kept, folder_of(config), processes)}
+    return [seen[name] for name in names]
+
+
+def _looked_at(names: list[str], kept: Kept, folder: Path, processes: int) -> Iterator[Seen]:
+    """What there is already is found by this process; only building is worth others."""
+    absent: list[str] = []
+    for name in names:
+        found = None if is_remote(name) else _local(name, folder)
+        if found is None:
+            absent.append(name)
+        else:
+            if found.note:
+                say(found.note)
+            yield found
+    look = partial(_remote_or_built, kept=kept, folder=folder)
+    for number, one in enumerate(each_in_parallel(look, absent, min(processes, len(absent))), start=1):
+        if one.note:
+            say(one.note)
+        if number % SAID_EVERY == 0:
+            say(f"{number} of {len(absent)} shards looked at")
+        yield one
+
+
+def _local(name: str, folder: Path) -> Seen | None:
+    """A file whose index is there and of its state. One that is gone keeps its place while its index is there, so that
+    the others keep theirs; its samples are counted as they are met."""
+    try:
+        stamp = Stamp.of(Path(name).stat())
+    except OSError as error:
+        stamp, reason = None, error.strerror or str(error)
+    for file in _index_files(name, folder):
+        found = read_index(file)
+        if found is not None and stamp in (None, found.stamp):
+            return Seen(name, Place(name, file, found.stamp), note="" if stamp else f"{name}: {reason}")
+    return None if stamp else Seen(name, lost=BadRecord(name, "shard missing", reason))
+
+
+def _index_files(name: str, folder: Path) -> tuple[Path, Path]:
+    """Where the index of a file may be: beside it, or in the cache where that cannot be written."""
+    return Path(name + SUFFIX), _cached_index(str(Path(name).resolve()), folder)
+
+
+def _cached_index(name: str, folder: Path) -> Path:
+    return folder / "indices" / (hashlib.blake2b(name.encode(), digest_size=16).hexdigest() + SUFFIX)
+
+
+def _remote_or_built(name: str, kept: Kept, folder: Path) -> Seen:
+    try:
+        return _remote(name, kept, folder) if is_remote(name) else _built(name, folder)
+    except BadRecord as error:
+        return Seen(name, lost=error)
+    except OSError as error:
+        return Seen(name, lost=BadRecord(name, "shard unreadable", error.strerror or str(error)))
+
+
+def _built(name: str, folder: Path) -> Seen:
+    stamp = Stamp.of(Path(name).stat())
+    files = _index_files(name, folder)
+    note = f"{name} has changed: its index is built anew" if any(file.exists() for file in files) else ""
+    index = build_index(Path(name), name, stamp)
+    for file in files:
+        try:
+            index.write(file)
+        except OSError as error:
+            failure = error
+            continue
+        return Seen(name, Place(name, file, stamp), note=note)
+    raise ValueError(f"the index of {name} can be written neither beside it nor to {files[1]}: {failure}")
+
+
+def _remote(url: str, kept: Kept, folder: Path) -> Seen:
+    """A shard at an address: its state is asked for, and it is fetched only if no index of that state is known."""
+    file = _cached_index(url, folder)
+    found, note = read_index(file), ""
+    try:
+        stamp = persistently(url, lambda: stamp_of(url, kept.timeout), kept.retries)
+    except BadRecord as error:
+        if found is None:
+            raise
+        return Seen(url, Place(url, file, found.stamp), note=str(error))  # keeps its place, as a file does
+    if found is None or found.stamp != stamp:
+        note = f"{url} has changed: its index is built anew" if found else ""
+        index = _published(url, stamp, kept) or _fetched(url, stamp, kept)
+        index.write(file)
+    return Seen(url, Place(url, file, stamp), note=note)
+
+
+def _published(url: str, stamp: Stamp, kept: Kept) -> ShardIndex | None:
+    """The index that lies beside a shard at its address, if it is of a shard of that length."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "index"
+        try:
+            with file.open("wb") as stream:
+                fetch(url + SUFFIX, stream, kept.timeout)
+        except (OSError, HTTPException):
+            return None
+        found = read_index(file)
+        if found is None or found.stamp.size != stamp.size:
+            return None
+        return found.of(stamp)
+
+
+def _fetched(url: str, stamp: Stamp, kept: Kept) -> ShardIndex:
+    shard = kept.open(url, stamp)
+    try:
+        return build_index(kept.file(url, stamp), url, stamp)
+    finally:
+        os.close(shard)
