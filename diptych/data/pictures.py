@@ -77,6 +77,15 @@ def picture_bytes(path: str) -> bytes:
     return content.getvalue() if isinstance(content, io.BytesIO) else content.read_bytes()
 
 
+def suffix_of(content: bytes) -> str:
+    """How a file with this picture in it is called, by what it holds. Raises OSError for no picture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            kind = (image.format or "").lower()
+    return {"jpeg": ".jpg", "mpo": ".jpg", "jpeg2000": ".jp2"}.get(kind, f".{kind}")
+
+
 class _Refused(Exception):
     """Why a file gives no picture: the reason to count by, and detail."""
 

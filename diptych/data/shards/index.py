@@ -115,10 +115,12 @@ def read_index(file: Path) -> ShardIndex | None:
             count, place = int(head["count"]), len(line)
             if file.stat().st_size != place + BYTES_A_SAMPLE * count:
                 return None
+        whole = np.memmap(file, np.uint8, "r") if count else np.empty(place, np.uint8)  # one, as each keeps a descriptor
         columns = {}
         for name, kind in COLUMNS:
-            columns[name] = np.memmap(file, kind, "r", place, (count,)) if count else np.empty(0, kind)
-            place += count * np.dtype(kind).itemsize
+            stop = place + count * np.dtype(kind).itemsize
+            columns[name] = whole[place:stop].view(kind)
+            place = stop
         lost = tuple(BadRecord(*error) for error in head["lost"])
         return ShardIndex(Stamp(int(head["bytes"]), str(head["tag"])), **columns, lost=lost)
     except (OSError, ValueError, KeyError, TypeError):

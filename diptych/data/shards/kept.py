@@ -118,9 +118,12 @@ def _forgotten(file: Path) -> bool:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """One process at a time."""
+def locked(file: Path, refusal: str = "") -> Iterator[None]:
+    """One process at a time. Another one waits, or gets a ValueError with the `refusal`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise ValueError(refusal) from None
         yield

@@ -26,6 +26,8 @@ SUFFIX = ".index"
 """An index is called as its shard, with this behind it."""
 SAID_EVERY = 100
 """Shards between two messages while many are indexed."""
+WORTH = 1 << 26
+"""Bytes of shards whose indexing is worth starting other processes."""
 FETCHERS = 8
 """Remote shards are looked at by so many processes at least: they wait for servers more than they compute."""
 
@@ -69,7 +71,7 @@ def kept_shards(config: DataConfig) -> Kept:
 
 def shard_names(paths: str) -> list[str]:
     """Every shard that `data.path` means, in order, each once. Raises ValueError where a pattern means none."""
-    names = [name for part in split_list(paths) for pattern in braces(part) for name in _named(pattern)]
+    names = [name for part in split_list(paths) for pattern in spelled_out(part) for name in _named(pattern)]
     return list(dict.fromkeys(names))
 
 
@@ -80,6 +82,11 @@ def split_list(paths: str) -> list[str]:
     ['a/{0,1}.tar', 'b.tar']
     """
     return [part.strip() for part in re.findall(r"(?:\{[^{}]*\}|[^,])+", paths) if part.strip()]
+
+
+def spelled_out(path: str) -> Iterator[str]:
+    """What a path with braces stands for; a file may have some in its own name."""
+    return iter([path]) if not is_remote(path) and os.path.exists(path) else braces(path)  # noqa: PTH110
 
 
 def braces(pattern: str) -> Iterator[str]:
@@ -153,12 +160,19 @@ def _looked_at(names: list[str], kept: Kept, folder: Path, processes: int) -> It
                 say(found.note)
             yield found
     look = partial(_remote_or_built, kept=kept, folder=folder)
+    if not _worth_processes(absent):
+        processes = 1
     for number, one in enumerate(each_in_parallel(look, absent, min(processes, len(absent))), start=1):
         if one.note:
             say(one.note)
         if number % SAID_EVERY == 0:
             say(f"{number} of {len(absent)} shards looked at")
         yield one
+
+
+def _worth_processes(names: list[str]) -> bool:
+    """Whether there is more to do than starting them takes."""
+    return any(map(is_remote, names)) or sum(Path(name).stat().st_size for name in names) >= WORTH
 
 
 def _local(name: str, folder: Path) -> Seen | None:
