@@ -115,7 +115,9 @@ def read_index(file: Path) -> ShardIndex | None:
             count, place = int(head["count"]), len(line)
             if file.stat().st_size != place + BYTES_A_SAMPLE * count:
                 return None
-        whole = np.memmap(file, np.uint8, "r") if count else np.empty(place, np.uint8)  # one, as each keeps a descriptor
+        whole = (
+            np.memmap(file, np.uint8, "r") if count else np.empty(place, np.uint8)
+        )  # one, as each keeps a descriptor
         columns = {}
         for name, kind in COLUMNS:
             stop = place + count * np.dtype(kind).itemsize

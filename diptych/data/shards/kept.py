@@ -10,10 +10,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import Stamp
@@ -45,7 +48,7 @@ class Kept:
                 shard = os.open(file, os.O_RDONLY)
                 fcntl.flock(shard, fcntl.LOCK_SH)
                 with suppress(FileNotFoundError):
-                    os.utime(file)  # the time of the last use
+                    os.utime(file, ns=(time.time_ns(),) * 2)  # of the last use; the system's own clock is coarse
                 return shard
             self._fetch(url, stamp, file)
 
@@ -55,32 +58,43 @@ class Kept:
         return self.folder / f"{hashlib.blake2b(state.encode(), digest_size=16).hexdigest()}.tar"
 
     def _fetch(self, url: str, stamp: Stamp, file: Path) -> None:
-        """Bring a shard, unless another process does so meanwhile."""
+        """Bring a shard, unless another process does so meanwhile: who holds its claim fetches, the others wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        with part.open("ab") as stream:
+        claim = file.with_suffix(".claim")
+        with claim.open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            if file.exists() or not _is(part, stream.fileno()):
+            if not _is(claim, stream.fileno()):
                 return
             try:
+                if not file.exists():
+                    self._bring(url, stamp, file)
+            finally:
+                claim.unlink()
+
+    def _bring(self, url: str, stamp: Stamp, file: Path) -> None:
+        part = file.with_suffix(".part")
+        with part.open("wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # so that nobody takes its room
+            try:
                 self._reserve(url, stamp.size, stream.fileno())
-                got = persistently(url, lambda: self._get(url, part), self.retries)
+                got = persistently(url, partial(self._get, url, stream), self.retries)
                 if got != stamp:
                     raise BadRecord(url, CHANGED, f"{got.size:,} bytes, {got.tag or 'no tag'}")
-                os.truncate(part, got.size)
                 part.rename(file)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
 
-    def _get(self, url: str, part: Path) -> Stamp:
-        with part.open("r+b") as target:
-            return fetch(url, target, self.timeout)
+    def _get(self, url: str, stream: BinaryIO) -> Stamp:
+        stream.seek(0)
+        got = fetch(url, stream, self.timeout)
+        stream.truncate()
+        stream.flush()
+        return got
 
     def _reserve(self, url: str, size: int, part: int) -> None:
         """Make room, and take it. Raises ValueError where all that is there is being read."""
         with locked(self.folder / "room.lock"):
-            os.ftruncate(part, 0)
             room = self.limit - size - sum(file.stat().st_size for file in self._files())
             for file in sorted(self._files(), key=lambda file: file.stat().st_mtime_ns):
                 if room >= 0:

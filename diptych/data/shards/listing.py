@@ -58,6 +58,9 @@ def folder_of(config: DataConfig) -> Path:
 
 def kept_shards(config: DataConfig) -> Kept:
     """The fetched shards. Raises ValueError for settings that cannot be."""
+    for name in ("lanes", "window"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"data.{name} is {getattr(config, name)}: it must be at least 1")
     for name in ("cache_bytes", "timeout"):
         if getattr(config, name) <= 0:
             raise ValueError(f"data.{name} is {getattr(config, name)}: it must be above 0")

@@ -39,8 +39,6 @@ class Mixing:
 
     def __init__(self, counts: Int[np.ndarray, "S"], window: int) -> None:
         """`window`: shards of a lane that are open at once."""
-        if window < 1:
-            raise ValueError(f"data.window is {window}: it must be at least 1")
         self.counts = counts
         self.window = window
         self.starts = np.cumsum(counts) - counts
