@@ -60,14 +60,20 @@ def record_of(members: Members, pictures_alone: bool = False) -> AnyRecord:
         raise BadRecord(members.name, "picture missing", "no member of the sample is a picture")
     entry = _entry(members)
     if pictures_alone:
-        identity = entry.get("image_id") or entry.get("url") if entry else None
-        return Picture(members.name, next(iter(members.pictures.values())), str(identity or members.name))
+        return _picture(members, entry or {})
     if entry is None or not any(key in entry for key in TASK_KEYS):
         return _of_img2dataset(members)
     entry = {"image": next(iter(members.pictures)), "id": members.name, **entry}
     if "image_id" not in entry and "images" not in entry:
         entry["image_id"] = members.name
     return _placed(from_entry(entry, members.name), members)
+
+
+def _picture(members: Members, entry: Mapping[str, Any]) -> Picture:
+    """The first picture, whatever is said of it. In this library's form it has the name that it has there."""
+    name = entry.get("id") if "image" in entry else None
+    identity = entry.get("image_id") or entry.get("url") or members.name
+    return Picture(str(name or members.name), next(iter(members.pictures.values())), str(identity))
 
 
 def _entry(members: Members) -> Mapping[str, Any] | None:
