@@ -1,4 +1,4 @@
-"""Pictures a second and core from shards to augmented pixels, beside Pillow's bare decode. `python -m benchmarks.loader`
+"""Pictures a second and core from shards to pixels, beside Pillow's bare decode. `python -m benchmarks.loader`
 
 JPEGs of 480 × 640 in shards, to training batches of 224 px: read, decode, crop, flip, RandAugment, normalise, caption,
 collate. The bare decode turns the same bytes, already in memory, into RGB and nothing else. Both run in one process on
