@@ -98,7 +98,7 @@ def _groups(cls: type[Config], value: Any, name: str) -> tuple[Config, ...]:
     """Any number of groups of fields."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value or "[]")
         except json.JSONDecodeError as error:
             raise ValueError(f"{name}: expected a list of groups of fields as JSON ({error})") from None
     if not isinstance(value, list | tuple):

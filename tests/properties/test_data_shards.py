@@ -479,7 +479,7 @@ def test_no_shard_at_all_is_an_error(tmp_path: Path) -> None:
 INDEXING = """
 import sys, time
 import diptych.data.shards.listing as listing
-from diptych.catalog import open_source
+from diptych.data.sources.shards import open_shards
 from diptych.schema import DataConfig
 build = listing.build_index
 def slowly(*given):
@@ -487,7 +487,7 @@ def slowly(*given):
     return build(*given)
 listing.build_index = slowly
 listing.WORTH = 0
-open_source(DataConfig(source="shards", path=sys.argv[1], held_out=0.0), "train")
+open_shards(DataConfig(source="shards", path=sys.argv[1], held_out=0.0), "train")
 """
 
 

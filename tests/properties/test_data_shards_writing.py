@@ -19,6 +19,8 @@ from diptych.catalog import open_source
 from diptych.cli.data import run
 from diptych.data.record import Entailment, PairStatement, Picture, PlainText, Question, Record, Referring
 from diptych.data.shards.kept import locked
+from diptych.data.shards.writing import part_of_found, write_shards
+from diptych.data.sources.jsonl import read_jsonl
 from diptych.schema import DataConfig
 from tests.shards import jpeg
 
@@ -133,20 +135,22 @@ def test_the_manifest_says_what_was_left_out_and_why(tmp_path: Path, capsys: pyt
 WRITING = """
 import sys, time
 import diptych.data.shards.writing as writing
-from diptych.cli.data import run
+from pathlib import Path
+from diptych.data.sources.jsonl import read_jsonl
+from diptych.schema import DataConfig
 members = writing._members
 def slowly(*given):
     time.sleep(0.02)
     return members(*given)
 writing._members = slowly
-run(sys.argv[1:])
+parts = {"train": writing.part_of_found(read_jsonl(sys.argv[1], DataConfig()))}
+writing.write_shards(parts, Path(sys.argv[2]), {}, 6, 2)
 """
 
 
 def test_writing_that_is_killed_goes_on_with_what_is_not_finished(tmp_path: Path) -> None:
     file, out = pictures(tmp_path / "data", 60), tmp_path / "out"
-    order = ["shard", "jsonl", str(file), "--to", str(out), "--samples", "6", "--jobs", "2"]
-    killed = subprocess.Popen([sys.executable, "-c", WRITING, *order], stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen([sys.executable, "-c", WRITING, str(file), str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(out.glob("unfinished/*.tar.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -163,7 +167,8 @@ def test_writing_that_is_killed_goes_on_with_what_is_not_finished(tmp_path: Path
                 break
         except ValueError:
             time.sleep(0.1)
-    run(order)
+    found = read_jsonl(str(file), DataConfig())
+    assert f"{10 - len(done)} of 10 shards written" in write_shards({"train": part_of_found(found)}, out, {}, 6, 1)
     assert {name: (out / name).stat().st_mtime_ns for name in done} == before
     assert not list(out.glob("*.part"))
     assert not (out / "unfinished").exists()
