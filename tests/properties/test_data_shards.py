@@ -472,6 +472,10 @@ def test_no_shard_at_all_is_an_error(tmp_path: Path) -> None:
     for path, message in (("a.tar", "no shard .*a.tar"), ("*.tar", r"no shard in .*\*.tar")):
         with pytest.raises(ValueError, match=message):
             open_source(config(tmp_path / path), "train")
+    with pytest.raises(
+        ValueError, match=r"train split is empty: .* holds no sample with a picture for it\n.*picture missing"
+    ):
+        open_source(config(tar(tmp_path / "texts.tar", [("1.txt", b"a fox")])), "train")
     with pytest.raises(ValueError, match=r"data\.source=shards needs data\.path"):
         open_source(DataConfig(source="shards"), "train")
 

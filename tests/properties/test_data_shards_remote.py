@@ -38,7 +38,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def config(server: Server, **fields: Any) -> DataConfig:
-    given: dict[str, Any] = {"workers": 0, "held_out": 0.0, "lanes": 1, "window": 1, "timeout": 0.3, "retries": 2}
+    given: dict[str, Any] = {"workers": 0, "held_out": 0.0, "lanes": 1, "window": 1, "timeout": 10.0, "retries": 2}
     return DataConfig(source="shards", path=f"{server.address}/{{00000..00002}}.tar", **given | fields)
 
 
@@ -83,7 +83,7 @@ def test_a_fault_that_passes_is_tried_again_and_named(
     server: Server, faults: list[str], said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.faults = {"00001.tar": faults}
-    assert numbers(open_source(config(server), "train")) == ALL
+    assert numbers(open_source(config(server, timeout=1.0), "train")) == ALL
     told = capfd.readouterr().err
     assert f"{server.address}/00001.tar: " in told
     assert said in told
@@ -103,7 +103,7 @@ def test_a_shard_that_stays_away_costs_its_own_samples_only(
     server: Server, fault: str, reason: str, tries: int
 ) -> None:
     server.faults = {"00001.tar": [fault]}
-    source = open_source(config(server), "train")
+    source = open_source(config(server, timeout=1.0), "train")
     assert numbers(source) == [number for number in ALL if not 100 <= number < 200]
     (error,) = source.skipped
     assert error.record == f"{server.address}/00001.tar"
@@ -146,7 +146,7 @@ def test_a_shard_that_changes_at_its_address_is_never_read_by_the_old_index(
 
 
 def test_a_server_that_is_gone_leaves_what_was_fetched_readable(tmp_path: Path, server: Server) -> None:
-    open_source(config(server), "train")
+    assert open_source(config(server), "train").skipped == ()
     server.files.clear()
     source = open_source(config(server), "train")
     assert numbers(source) == ALL
@@ -162,8 +162,8 @@ def held(folder: Path) -> int:
 
 def test_the_cache_stays_within_its_bound_and_forgets_the_longest_unused(tmp_path: Path, server: Server) -> None:
     size = len(server.files["00000.tar"])
-    folder = Kept(tmp_path / "kept", 2 * size, 1.0, 0)
-    stamps = {name: remote.stamp_of(f"{server.address}/{name}", 1.0) for name in sorted(server.files)}
+    folder = Kept(tmp_path / "kept", 2 * size, 10.0, 0)
+    stamps = {name: remote.stamp_of(f"{server.address}/{name}", 10.0) for name in sorted(server.files)}
     for turn in ("00000.tar", "00001.tar", "00000.tar", "00002.tar", "00000.tar", "00001.tar"):
         os.close(folder.open(f"{server.address}/{turn}", stamps[turn]))
         assert held(tmp_path / "kept") <= 2 * size
@@ -172,9 +172,9 @@ def test_the_cache_stays_within_its_bound_and_forgets_the_longest_unused(tmp_pat
 
 def test_a_shard_that_is_being_read_is_not_removed(tmp_path: Path, server: Server) -> None:
     size = len(server.files["00000.tar"])
-    folder = Kept(tmp_path / "kept", 2 * size, 1.0, 0)
+    folder = Kept(tmp_path / "kept", 2 * size, 0.2, 0)
     addresses = [f"{server.address}/{name}" for name in sorted(server.files)]
-    stamps = [remote.stamp_of(address, 1.0) for address in addresses]
+    stamps = [remote.stamp_of(address, 10.0) for address in addresses]
     first, second = (folder.open(address, stamp) for address, stamp in zip(addresses[:2], stamps, strict=False))
     with pytest.raises(ValueError, match=r"no room for .*00002\.tar .*Raise data\.cache_bytes"):
         folder.open(addresses[2], stamps[2])
@@ -185,10 +185,26 @@ def test_a_shard_that_is_being_read_is_not_removed(tmp_path: Path, server: Serve
     os.close(second)
 
 
+def test_a_cache_that_cannot_hold_what_is_open_at_once_is_refused_before_training(
+    tmp_path: Path, server: Server
+) -> None:
+    size = len(server.files["00000.tar"])
+    for window, cache_bytes, message in (
+        (2, 2 * size - 1, r"cannot hold the 2 shards of up to [\d,]+ bytes that a process has open at once"),
+        (1, size - 1, r"cannot hold the 1 shards"),
+    ):
+        given = config(server, window=window, cache_bytes=cache_bytes)
+        with pytest.raises(ValueError, match=message):
+            PairLoader(open_source(given, "train"), TOKENIZER, given, 16, 5, 0)
+
+    with pytest.raises(ValueError, match=r"more than data\.cache_bytes"):  # nor can a shard be indexed
+        open_source(config(server, cache=str(tmp_path / "other"), cache_bytes=size - 1), "train")
+
+
 def test_what_a_killed_fetch_left_is_fetched_anew(tmp_path: Path, server: Server) -> None:
-    folder = Kept(tmp_path / "kept", 1 << 20, 1.0, 0)
+    folder = Kept(tmp_path / "kept", 1 << 20, 10.0, 0)
     address = f"{server.address}/00000.tar"
-    stamp = remote.stamp_of(address, 1.0)
+    stamp = remote.stamp_of(address, 10.0)
     part = folder.file(address, stamp).with_suffix(".part")
     part.parent.mkdir()
     part.write_bytes(b"x" * 2 * stamp.size)
@@ -199,17 +215,35 @@ def test_what_a_killed_fetch_left_is_fetched_anew(tmp_path: Path, server: Server
 
 
 def test_readers_that_want_the_same_shard_fetch_it_once(tmp_path: Path, server: Server) -> None:
-    folder = Kept(tmp_path / "kept", 1 << 20, 1.0, 0)
+    folder = Kept(tmp_path / "kept", 1 << 20, 10.0, 0)
     address = f"{server.address}/00000.tar"
-    stamp = remote.stamp_of(address, 1.0)
+    stamp = remote.stamp_of(address, 10.0)
     with ThreadPoolExecutor(8) as readers:
         for shard in readers.map(lambda _: folder.open(address, stamp), range(8)):
             os.close(shard)
     assert server.gets["00000.tar"] == 1
 
 
+def test_many_processes_keep_to_the_bound_together(tmp_path: Path, server: Server) -> None:
+    size = len(server.files["00000.tar"])
+    folder = Kept(tmp_path / "kept", 2 * size, 10.0, 0)
+    addresses = [f"{server.address}/{name}" for name in sorted(server.files)]
+    stamps = {address: remote.stamp_of(address, 10.0) for address in addresses}
+
+    def read(turn: int) -> bool:
+        address = addresses[turn % 3]
+        shard = folder.open(address, stamps[address])
+        content = os.pread(shard, 1 << 20, 0)
+        within = sum(1 for _ in folder.folder.glob("*.tar")) <= 2  # all are of one size
+        os.close(shard)
+        return within and content == server.files[address.rpartition("/")[2]]
+
+    with ThreadPoolExecutor(2) as readers:
+        assert all(readers.map(read, range(60)))
+
+
 def test_no_wrong_state_is_kept(tmp_path: Path, server: Server) -> None:
-    folder = Kept(tmp_path / "kept", 1 << 20, 1.0, 0)
+    folder = Kept(tmp_path / "kept", 1 << 20, 10.0, 0)
     with pytest.raises(BadRecord, match=kept.CHANGED):
         folder.open(f"{server.address}/00000.tar", Stamp(len(server.files["00000.tar"]), "another"))
     assert {file.suffix for file in (tmp_path / "kept").iterdir()} == {".lock"}

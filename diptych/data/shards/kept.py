@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ from diptych.data.shards.remote import fetch, persistently
 
 CHANGED = "shard changed under its index"
 """Why no record of a shard is read: what the index says of it may be wrong now."""
+
+POLL = 0.2
+"""Seconds between two looks for room."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Kept:
                 got = persistently(url, partial(self._get, url, stream), self.retries)
                 if got != stamp:
                     raise BadRecord(url, CHANGED, f"{got.size:,} bytes, {got.tag or 'no tag'}")
-                part.rename(file)
+                with self._still():
+                    part.rename(file)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -93,24 +97,44 @@ class Kept:
         return got
 
     def _reserve(self, url: str, size: int, part: int) -> None:
-        """Make room, and take it. Raises ValueError where all that is there is being read."""
-        with locked(self.folder / "room.lock"):
-            room = self.limit - size - sum(file.stat().st_size for file in self._files())
-            for file in sorted(self._files(), key=lambda file: file.stat().st_mtime_ns):
-                if room >= 0:
-                    break
-                if _forgotten(file):
-                    room += file.stat().st_size
-                    file.unlink()
-            if room < 0:
+        """Make room, and take it; others may be about to give some free. Raises ValueError where there is none."""
+        if size > self.limit:
+            raise ValueError(f"{url} has {size:,} bytes, more than data.cache_bytes={self.limit:,}: raise it")
+        deadline = time.monotonic() + self.timeout
+        while not self._room(size, part):
+            if time.monotonic() > deadline:
                 raise ValueError(
                     f"no room for {url} ({size:,} bytes) among the fetched shards in {self.folder}: all others are in"
                     f" use. Raise data.cache_bytes ({self.limit:,}), or lower data.window or data.lanes"
                 )
-            os.ftruncate(part, size)
+            time.sleep(POLL)
 
-    def _files(self) -> list[Path]:
-        return [file for file in self.folder.iterdir() if file.suffix in (".tar", ".part")]
+    def _room(self, size: int, part: int) -> bool:
+        with self._still():
+            files = [file for file in self.folder.iterdir() if file.suffix in (".tar", ".part")]
+            states = {file: state for file in files if (state := _state(file)) is not None}
+            room = self.limit - size - sum(state.st_size for state in states.values())
+            for file in sorted(states, key=lambda file: states[file].st_mtime_ns):
+                if room >= 0:
+                    break
+                if _forgotten(file):
+                    room += states[file].st_size
+                    file.unlink(missing_ok=True)
+            if room >= 0:
+                os.ftruncate(part, size)
+            return room >= 0
+
+    def _still(self) -> AbstractContextManager[None]:
+        """While nobody else makes room or brings a shard to its place."""
+        return locked(self.folder / "room.lock")
+
+
+def _state(file: Path) -> os.stat_result | None:
+    """None where it was given up meanwhile."""
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _is(path: Path, opened: int) -> bool:
@@ -123,12 +147,14 @@ def _is(path: Path, opened: int) -> bool:
 
 def _forgotten(file: Path) -> bool:
     """Whether no process reads or fetches it."""
-    with file.open("rb") as stream:
-        try:
+    try:
+        with file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return True
+    except FileNotFoundError:
         return True
+    except BlockingIOError:
+        return False
 
 
 @contextmanager

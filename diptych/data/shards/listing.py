@@ -50,6 +50,11 @@ class Seen:
     lost: BadRecord | None = None
     note: str = ""
 
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing became of it yet: its index is to be built."""
+        return self.place is None and self.lost is None
+
 
 def folder_of(config: DataConfig) -> Path:
     """Where fetched shards are kept, and indices that cannot be kept beside their shards."""
@@ -141,35 +146,27 @@ def open_shards_of(config: DataConfig) -> list[Seen]:
         raise ValueError(f"data.source=shards needs data.path. {LAYOUT}")
     if config.root is not None:
         raise ValueError("data.root says nothing here: shards hold their pictures")
-    names, kept = shard_names(config.path), kept_shards(config)
+    names, kept, folder = shard_names(config.path), kept_shards(config), folder_of(config)
     remote = any(map(is_remote, names))
     if not remote and not any(Path(name).is_file() for name in names):
         raise ValueError(f"no shard {', '.join(names[:3])}: {LAYOUT}")
-    processes = min(len(names), max(processors(), FETCHERS if remote else 1))
-    with locked(folder_of(config) / "index.lock"):  # one process of a machine builds, the others find it built
-        seen = {one.name: one for one in _looked_at(names, kept, folder_of(config), processes)}
+    known = partial(_known, kept=kept, folder=folder)
+    seen = {one.name: one for one in each_in_parallel(known, names, FETCHERS if remote else 1)}
+    if absent := [name for name in names if seen[name].unknown]:
+        with locked(folder / "index.lock"):  # one process of a machine builds, the others find it built
+            seen |= {one.name: one for one in _indexed(absent, kept, folder)}
+    for one in seen.values():
+        if one.note:
+            say(one.note)
     return [seen[name] for name in names]
 
 
-def _looked_at(names: list[str], kept: Kept, folder: Path, processes: int) -> Iterator[Seen]:
-    """What there is already is found by this process; only building is worth others."""
-    absent: list[str] = []
-    for name in names:
-        found = None if is_remote(name) else _local(name, folder)
-        if found is None:
-            absent.append(name)
-        else:
-            if found.note:
-                say(found.note)
-            yield found
-    look = partial(_remote_or_built, kept=kept, folder=folder)
-    if not _worth_processes(absent):
-        processes = 1
-    for number, one in enumerate(each_in_parallel(look, absent, min(processes, len(absent))), start=1):
-        if one.note:
-            say(one.note)
+def _indexed(names: list[str], kept: Kept, folder: Path) -> Iterator[Seen]:
+    processes = max(processors(), FETCHERS if any(map(is_remote, names)) else 1) if _worth_processes(names) else 1
+    make = partial(_made, kept=kept, folder=folder)
+    for number, one in enumerate(each_in_parallel(make, names, min(processes, len(names))), start=1):
         if number % SAID_EVERY == 0:
-            say(f"{number} of {len(absent)} shards looked at")
+            say(f"{number} of {len(names)} shards indexed")
         yield one
 
 
@@ -178,43 +175,51 @@ def _worth_processes(names: list[str]) -> bool:
     return any(map(is_remote, names)) or sum(Path(name).stat().st_size for name in names) >= WORTH
 
 
-def _local(name: str, folder: Path) -> Seen | None:
-    """A file whose index is there and of its state. One that is gone keeps its place while its index is there, so that
-    the others keep theirs; its samples are counted as they are met."""
+def _known(name: str, kept: Kept, folder: Path) -> Seen:
+    """A shard whose index is there and of its state, or that is not there itself.
+
+    One that is gone keeps its place as long as its index is there, so that the others keep theirs; its samples are
+    counted as they are met.
+    """
+    found = ((file, read_index(file)) for file in _index_files(name, folder))
+    places = [Place(name, file, index.stamp) for file, index in found if index is not None]
     try:
-        stamp = Stamp.of(Path(name).stat())
+        stamp = _stamp(name, kept)
+    except BadRecord as error:
+        return Seen(name, places[0], note=str(error)) if places else Seen(name, lost=error)
+    return next((Seen(name, place) for place in places if place.stamp == stamp), Seen(name))
+
+
+def _stamp(name: str, kept: Kept) -> Stamp:
+    """Raises BadRecord where there is no such shard."""
+    if is_remote(name):
+        return persistently(name, lambda: stamp_of(name, kept.timeout), kept.retries)
+    try:
+        return Stamp.of(Path(name).stat())
     except OSError as error:
-        stamp, reason = None, error.strerror or str(error)
-    for file in _index_files(name, folder):
-        found = read_index(file)
-        if found is not None and stamp in (None, found.stamp):
-            return Seen(name, Place(name, file, found.stamp), note="" if stamp else f"{name}: {reason}")
-    return None if stamp else Seen(name, lost=BadRecord(name, "shard missing", reason))
+        raise BadRecord(name, "shard missing", error.strerror or str(error)) from None
 
 
-def _index_files(name: str, folder: Path) -> tuple[Path, Path]:
-    """Where the index of a file may be: beside it, or in the cache where that cannot be written."""
-    return Path(name + SUFFIX), _cached_index(str(Path(name).resolve()), folder)
-
-
-def _cached_index(name: str, folder: Path) -> Path:
-    return folder / "indices" / (hashlib.blake2b(name.encode(), digest_size=16).hexdigest() + SUFFIX)
-
-
-def _remote_or_built(name: str, kept: Kept, folder: Path) -> Seen:
+def _made(name: str, kept: Kept, folder: Path) -> Seen:
+    """A shard with its index, which another process may have built meanwhile."""
+    known = _known(name, kept, folder)
+    if not known.unknown:
+        return known
     try:
-        return _remote(name, kept, folder) if is_remote(name) else _built(name, folder)
+        return _built(name, kept, folder)
     except BadRecord as error:
         return Seen(name, lost=error)
     except OSError as error:
         return Seen(name, lost=BadRecord(name, "shard unreadable", error.strerror or str(error)))
 
 
-def _built(name: str, folder: Path) -> Seen:
-    stamp = Stamp.of(Path(name).stat())
-    files = _index_files(name, folder)
-    note = f"{name} has changed: its index is built anew" if any(file.exists() for file in files) else ""
-    index = build_index(Path(name), name, stamp)
+def _built(name: str, kept: Kept, folder: Path) -> Seen:
+    """Raises BadRecord; ValueError where an index can be written nowhere."""
+    files, stamp = _index_files(name, folder), _stamp(name, kept)
+    changed = any(read_index(file) is not None for file in files)
+    note = f"{name} has changed: its index is built anew" if changed else ""
+    index = _published(name, stamp, kept) if is_remote(name) else build_index(Path(name), name, stamp)
+    index = _fetched(name, stamp, kept) if index is None else index
     for file in files:
         try:
             index.write(file)
@@ -222,24 +227,14 @@ def _built(name: str, folder: Path) -> Seen:
             failure = error
             continue
         return Seen(name, Place(name, file, stamp), note=note)
-    raise ValueError(f"the index of {name} can be written neither beside it nor to {files[1]}: {failure}")
+    raise ValueError(f"the index of {name} can be written to none of {', '.join(map(str, files))}: {failure}")
 
 
-def _remote(url: str, kept: Kept, folder: Path) -> Seen:
-    """A shard at an address: its state is asked for, and it is fetched only if no index of that state is known."""
-    file = _cached_index(url, folder)
-    found, note = read_index(file), ""
-    try:
-        stamp = persistently(url, lambda: stamp_of(url, kept.timeout), kept.retries)
-    except BadRecord as error:
-        if found is None:
-            raise
-        return Seen(url, Place(url, file, found.stamp), note=str(error))  # keeps its place, as a file does
-    if found is None or found.stamp != stamp:
-        note = f"{url} has changed: its index is built anew" if found else ""
-        index = _published(url, stamp, kept) or _fetched(url, stamp, kept)
-        index.write(file)
-    return Seen(url, Place(url, file, stamp), note=note)
+def _index_files(name: str, folder: Path) -> tuple[Path, ...]:
+    """Where the index of a shard may be: beside a file, or in the cache where that cannot be written."""
+    place = name if is_remote(name) else str(Path(name).resolve())
+    cached = folder / "indices" / (hashlib.blake2b(place.encode(), digest_size=16).hexdigest() + SUFFIX)
+    return (cached,) if is_remote(name) else (Path(name + SUFFIX), cached)
 
 
 def _published(url: str, stamp: Stamp, kept: Kept) -> ShardIndex | None:

@@ -102,9 +102,17 @@ class ShardSource:
         return self._mixing.rows(seed, epoch, lane, lanes, start, stop)
 
     def order(self, batch_size: int, seed: int, size: int) -> Lanes:
-        """Raises ValueError where a batch cannot be cut into lanes, or these not among `size` processes."""
+        """Raises ValueError where a batch cannot be cut into lanes, these not among `size` processes, or where what is
+        open at once of shards at addresses cannot be kept."""
         order = Lanes(self, self.config.lanes, batch_size, seed, size)
-        self.shards.limit = self.config.window * (self.config.lanes // size + 1)
+        at_once = self.config.window * (self.config.lanes // size)
+        largest = max((place.stamp.size for place in self.shards.places if is_remote(place.name)), default=0)
+        if min(at_once, len(self.shards.places)) * largest > self.config.cache_bytes:
+            raise ValueError(
+                f"data.cache_bytes={self.config.cache_bytes:,} cannot hold the {at_once} shards of up to {largest:,}"
+                " bytes that a process has open at once: raise it, or lower data.window or data.lanes"
+            )
+        self.shards.limit = at_once + self.config.window
         return order
 
 
@@ -160,7 +168,10 @@ def open_shards(config: DataConfig, split: Split, kind: type[AnyRecord] | None =
                 f"{listing(source.skipped)}"
             )
     if not len(source):
-        raise ValueError(f"the {split} split is empty: {own or config.path} holds no sample with a picture for it")
+        reasons = f"\n{listing(source.skipped)}" if source.skipped else ""
+        raise ValueError(
+            f"the {split} split is empty: {own or config.path} holds no sample with a picture for it{reasons}"
+        )
     return source if split == "train" else replace(source, least_side=None)
 
 
