@@ -31,11 +31,13 @@ from diptych.data.sources import (
     img2dataset,
     jsonl,
     karpathy,
+    mix,
     pictures,
     refcoco,
     sbu,
     scene_tasks,
     scenes,
+    shards,
     snli_ve,
     texts,
     visual_genome,
@@ -136,8 +138,16 @@ are in several files, which belong together."""
 SOURCES: dict[str, Callable[[DataConfig, Split], Any]] = {
     "scenes": scenes.open_scenes,
     "texts": texts.open_texts,
+    "shards": shards.open_shards,
+    "mix": lambda config, split: mix.open_mix(config, split, open_source),
     **{name: partial(open_layout, read) for name, read in LAYOUTS.items()},
 }
+
+LAZY: dict[str, Callable[[DataConfig], dict[Split, Found]]] = {
+    "texts": texts.read_splits,
+    "shards": shards.read_splits,
+}
+"""What goes through a source whose records are too many to be held, split by split."""
 
 BARE = ("folder", "jsonl", "img2dataset")
 """Layouts whose pictures need no texts: a task that wants pictures alone has them read as `pictures`."""
@@ -218,6 +228,10 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
         raise ValueError(_unknown("data.source", config.source, SOURCES))
     if config.source == "scenes" and kind is not Record:
         return scene_tasks.open_scene_task(config, split, kind)
+    if config.source == "mix":
+        return mix.open_mix(config, split, lambda part, which: open_source(part, which, kind))
+    if config.source == "shards" and kind is Picture:
+        return shards.open_shards(config, split, kind)
     if kind is Picture and config.source in LAYOUTS:
         layout = LAYOUTS["pictures" if config.source in BARE else config.source]
         return without_texts(open_layout(layout, config, split))
@@ -254,15 +268,15 @@ def record_kind(task: TaskConfig) -> type[AnyRecord]:
 
 def read_splits(config: DataConfig) -> dict[Split, Found]:
     """All that `data.source` leads to, by split, with what is wrong with it. Raises ValueError."""
-    if config.source == "texts":
-        return texts.read_splits(config)
+    if config.source in LAZY:
+        return LAZY[config.source](config)
     return files.read_splits(find_layout(config.source), config)
 
 
 def find_layout(name: str) -> Callable[[str, DataConfig], Found]:
     """Raises ValueError listing the known layouts."""
     if name not in LAYOUTS:
-        raise ValueError(_unknown("layout", name, {**LAYOUTS, "texts": None}))
+        raise ValueError(_unknown("layout", name, {**LAYOUTS, **LAZY}))
     return LAYOUTS[name]
 
 

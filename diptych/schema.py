@@ -502,12 +502,26 @@ Normalise = Literal["albef", "vlmo"]
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """One of several sources of a run."""
+
+    source: str
+    """As `data.source`."""
+    path: str | None = None
+    """As `data.path`."""
+    root: str | None = None
+    """As `data.root`."""
+    weight: float = 1.0
+    """Its part of every batch is its weight by the sum of all."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     source: str = "scenes"
-    """A name of catalog.SOURCES: scenes, folder, jsonl, pictures, texts, albef, or a published layout: karpathy (COCO,
-    Flickr30k), visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
+    """A name of catalog.SOURCES: scenes, folder, jsonl, pictures, texts, shards, mix, albef, or a published layout:
+    karpathy (COCO, Flickr30k), visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
     path: str | None = None
-    """Folder, JSONL file or annotation list that the source reads; several with commas between them."""
+    """Folder, JSONL file, annotation list or shards that the source reads; several with commas between them."""
     root: str | None = None
     """Folder that relative picture paths start from; default: beside the annotation file."""
     validation_path: str | None = None
@@ -540,6 +554,25 @@ class DataConfig:
     allowed some, up to a quarter and at most ten records, unless this is 0. Evaluation allows none."""
     workers: int = 1
     """Loader processes beside the training process; 0 loads in it."""
+    mix: tuple[MixConfig, ...] = ()
+    """For `source` mix only: the sources that are mixed. The first gives validation and test. On the command line a
+    list in JSON, or `@FILE` with one."""
+    lanes: int = 8
+    """For shards and mix only: streams that an epoch is dealt to, each giving equal parts of every batch. Divides
+    `run.batch_size`, and is a multiple of the number of processes, which read whole lanes."""
+    window: int = 4
+    """For shards only: those of a lane that are open at once, among which samples are shuffled."""
+    cache: str | None = None
+    """Folder for fetched shards, and for indices that cannot lie beside theirs; default: DIPTYCH_CACHE, else `diptych`
+    in the user's cache folder."""
+    cache_bytes: int = 64 << 30
+    """The most that fetched shards may take there, all runs of a machine together; what was not used for longest goes
+    first. Must hold the shards that are open at once."""
+    timeout: float = 60.0
+    """Seconds without a byte after which fetching a shard is tried again."""
+    retries: int = 5
+    """Further tries after one that failed, the first after a second, each later one after twice as long. A shard that
+    is not got then counts as bad records."""
     normalise: Normalise = "albef"
     """What colours become. `albef`: 0 at the mean of natural pictures and 1 a deviation above it. `vlmo`: -1 to 1. A
     model must see pictures as it was trained on them."""

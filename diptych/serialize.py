@@ -74,10 +74,13 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type `hint`; text is read as a user would write it (`none`, `true`, `1e-3`, `0.5,1`)."""
+    """`value` as the type `hint`; text is read as a user would write it (`none`, `true`, `1e-3`, `0.5,1`, or JSON where
+    each value is a group of fields)."""
     if _is_exactly(hint, value):
         return value
     given = value
+    if get_origin(hint) is tuple and is_config(get_args(hint)[0]):
+        return _groups(get_args(hint)[0], value, name)
     if isinstance(value, str):
         if type(None) in get_args(hint) and value.lower() in ("none", "null"):
             return None
@@ -98,6 +101,21 @@ def _is_exactly(hint: Any, value: Any) -> bool:
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     return (type(value) is hint and hint in (bool, int, float)) or (value is None and type(None) in get_args(hint))
+
+
+def _groups(cls: type[Config], value: Any, name: str) -> tuple[Config, ...]:
+    """Any number of groups of fields."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "[]")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}: expected a list of groups of fields as JSON ({error})") from None
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name}: expected a list of groups of fields, got {value!r}")
+    return tuple(
+        entry if isinstance(entry, cls) else _built(cls, entry, (*name.split("."), str(number)))
+        for number, entry in enumerate(value)
+    )
 
 
 def is_config(hint: Any) -> TypeGuard[type[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ def _lines(fields: dict[str, Any], above: str = "") -> list[str]:
     for key, value in fields.items():
         if isinstance(value, dict):
             lines += _lines(value, f"{above}{key}.")
+        elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            lines.append(f"{above}{key}={json.dumps(value)}")
         else:
             plain = ",".join(map(str, value)) if isinstance(value, list) else value
             lines.append(f"{above}{key}={str(plain).lower() if isinstance(plain, bool | None) else plain}")

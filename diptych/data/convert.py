@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tarfile
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from diptych.data.pictures import SUFFIXES, part_of, picture_bytes
 from diptych.data.record import SPLITS, AnyRecord, PairStatement, PlainText, Split, to_entry
+from diptych.data.shards.tar import add_member, whole_shard
 from diptych.data.sources.files import Found, listing
 
 SHARD_BYTES = 10**9
@@ -63,12 +63,10 @@ def _pack(pictures: Iterable[str], folder: Path, shard_bytes: int) -> dict[str, 
             if archive is None or archive.offset + len(content) > shard_bytes:
                 opened.close()
                 shard = next(shards)
-                archive = opened.enter_context(tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT))
+                archive = opened.enter_context(whole_shard(shard))
             suffix = Path(path).suffix.lower()
-            member = tarfile.TarInfo(f"{number:09}{suffix if suffix in SUFFIXES else ''}")
-            member.size = len(content)
-            places[path] = part_of(shard, archive.offset + tarfile.BLOCKSIZE, len(content))
-            archive.addfile(member, io.BytesIO(content))
+            start = add_member(archive, f"{number:09}{suffix if suffix in SUFFIXES else ''}", content)
+            places[path] = part_of(shard, start, len(content))
     return places
 
 

@@ -1,9 +1,9 @@
 """Batches of pictures with their texts, for every task, from any step on, exactly.
 
 What a sample and a batch hold follows from the kind of record that the source has (`KINDS`).
-An item is a pure function of (seed, epoch, index): which caption, which crop, whether flipped. The order of an epoch
-is a function of (seed, epoch). So a resumed run needs no state of loader or workers: it asks for the batches from its
-step on.
+An item is a pure function of (seed, epoch, index): which caption, which crop, whether flipped. What a step shows is a
+function of (seed, step), cut among the processes (`order.py`). So a resumed run needs no state of loader or workers: it
+asks for the batches from its step on.
 Records that cannot be read are left out of their batch, counted and named; nothing replaces them.
 """
 
@@ -12,18 +12,13 @@ from __future__ import annotations
 import atexit
 import os
 import random
-import signal
-import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -41,6 +36,7 @@ from diptych.data.collate import (
     collate_questions,
     collate_texts,
 )
+from diptych.data.order import Key, Order, Ordered, Shuffled, check_processes
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     AnyRecord,
@@ -57,6 +53,7 @@ from diptych.data.record import (
 )
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
+from diptych.data.workers import START, begin_worker
 from diptych.schema import DataConfig
 from diptych.types import AnyBatch, PicturePairs
 
@@ -66,8 +63,6 @@ SMALL_SOURCE_TOLERANCE = 10
 """Bad records that training always tolerates, up to a quarter of the source, where `bad_share` is above 0."""
 LONGEST_QUESTION = 50
 """Words of a question that evaluation reads, as released; training reads `data.max_words`."""
-Key = tuple[int, int]
-"""(epoch, index in the source)."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +99,11 @@ class SkipLedger:
             return 0
         return max(int(self.limit_share * self.total), min(SMALL_SOURCE_TOLERANCE, self.total // 4))
 
+    @property
+    def count(self) -> int:
+        """How many records are bad."""
+        return sum(error.count for error in self.bad.values())
+
     def note(self, seen: int, skipped: Iterable[BadRecord]) -> None:
         """Another `seen` records were asked for, of which these were `skipped`."""
         self.seen += seen
@@ -112,9 +112,9 @@ class SkipLedger:
 
     def check(self) -> None:
         """Raises ValueError, naming the first few, if more records are bad than the limit allows."""
-        if len(self.bad) > self.allowed:
+        if self.count > self.allowed:
             raise ValueError(
-                f"{len(self.bad)} of {self.total} records could not be used, more than the {self.allowed} that"
+                f"{self.count} of {self.total} records could not be used, more than the {self.allowed} that"
                 f" data.bad_share={self.limit_share:g} allows:\n{_listing(list(self.bad.values()))}\n"
                 "Repair or remove them, or raise data.bad_share."
             )
@@ -123,9 +123,11 @@ class SkipLedger:
         """For people: how many were skipped and why, and the names of the first few."""
         if not self.bad:
             return "no record was skipped"
-        reasons = Counter(error.reason for error in self.bad.values()).most_common()
-        counts = ", ".join(f"{n} × {why}" for why, n in reasons)
-        return f"{len(self.bad)} of {self.total} records skipped: {counts}\n{_listing(list(self.bad.values()))}"
+        reasons: Counter[str] = Counter()
+        for error in self.bad.values():
+            reasons[error.reason] += error.count
+        counts = ", ".join(f"{n} × {why}" for why, n in reasons.most_common())
+        return f"{self.count} of {self.total} records skipped: {counts}\n{_listing(list(self.bad.values()))}"
 
 
 def _listing(errors: Sequence[BadRecord]) -> str:
@@ -280,33 +282,35 @@ class PairLoader:
         batch_size: int,
         seed: int,
         answers: Sequence[str] = (),
-        *,
         rank: int = 0,
         size: int = 1,
     ) -> None:
-        """`batch_size` is that of all `size` processes together, of which this one, `rank`, gets an equal part.
+        """`answers`: as for `PairDataset`. `batch_size` counts the pairs of all `size` processes together, of which
+        process `rank` gets its equal part, in order.
 
-        `answers`: as for `PairDataset`. Raises ValueError where the source cannot fill a batch.
+        Raises ValueError where the source cannot fill a batch, or a batch cannot be shared out.
         """
-        if batch_size % size:
-            raise ValueError(f"{size} processes cannot share {batch_size} pairs equally: change run.batch_size")
         if batch_size < 1:
             raise ValueError(f"run.batch_size is {batch_size}: it must be at least 1")
+        check_processes(batch_size, size)
+        assert 0 <= rank < size
         if len(source) < batch_size:
             raise ValueError(
                 f"the training split has {len(source)} records, fewer than one batch of {batch_size}:"
                 f" lower run.batch_size (to {max(1, len(source) // 2)}, say) or give more data"
             )
         self.dataset = PairDataset(source, TrainTransform(config, image_size), tokenizer, config, seed, answers)
-        self.batch_size = batch_size
-        self.own = slice(rank * batch_size // size, (rank + 1) * batch_size // size)
+        self.rank = rank
+        own = source.order if isinstance(source, Ordered) else partial(Shuffled, len(source))
+        self.order: Order = own(batch_size, seed, size)
         self.seed = seed
         self.workers = config.workers
-        self.ledger = SkipLedger(config.bad_share, len(source) + len(source.skipped), source.skipped)
+        lost = sum(error.count for error in source.skipped)
+        self.ledger = SkipLedger(config.bad_share, len(source) + lost, source.skipped)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.dataset.source) // self.batch_size
+        return self.order.steps_per_epoch
 
     def batches(self, start_step: int = 0) -> Iterator[Loaded]:
         """Batches `start_step`, `start_step` + 1, … without end. Close the iterator (or drop it) to end the workers."""
@@ -320,13 +324,7 @@ class PairLoader:
 
     def keys(self, start_step: int = 0) -> Iterator[list[Key]]:
         """(epoch, index) of each batch's items, from `start_step` on, without end."""
-        epoch, first = divmod(start_step, self.steps_per_epoch)
-        while True:
-            order = epoch_order(len(self.dataset.source), self.seed, epoch)
-            for step in range(first, self.steps_per_epoch):
-                indices = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
-                yield [(epoch, index) for index in indices[self.own]]
-            epoch, first = epoch + 1, 0
+        return (self.order.keys(step, self.rank) for step in count(start_step))
 
     def _fetch(self, start_step: int) -> Iterator[_Fetched]:
         if self.workers == 0:
@@ -338,10 +336,8 @@ class PairLoader:
             num_workers=self.workers,
             prefetch_factor=2,
             collate_fn=_as_is,
-            worker_init_fn=partial(_begin_worker, os.getpid()),
-            # A fork starts in milliseconds and works from scripts without a `__main__` guard. It is safe here:
-            # workers use one thread, no OpenMP and no GPU. Elsewhere than on Linux the platform's own way.
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            worker_init_fn=partial(begin_worker, os.getpid()),
+            multiprocessing_context=START,
             # Its own generator: a loader must not move the global one, on which dropout depends.
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -366,34 +362,9 @@ class _Keys:
         return self.loader.keys(self.start_step)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(count), a function of (seed, epoch)."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
 def _as_is(fetched: Any) -> Any:
     """The worker has collated already."""
     return fetched
-
-
-def _begin_worker(trainer: int, _: int) -> None:
-    """Leave Ctrl-C and the first SIGTERM to the training process, which saves and then ends its workers.
-
-    Both often reach the whole process group; a worker that died of them would take the step being saved with it.
-    When the training process is gone, the worker goes too.
-    """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
-
-
-def _end_with(trainer: int) -> None:
-    """torch's own watch looks between two batches, and never gets there where the trainer was killed while it held a
-    lock that both share."""
-    while os.getppid() == trainer:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 # --------------------------------------------------------------------------- evaluation

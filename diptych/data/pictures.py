@@ -41,6 +41,17 @@ def part_of(shard: str | Path, start: int, size: int) -> str:
     return f"{shard}@{start}+{size}"
 
 
+def place_of(part: str) -> tuple[str, int, int]:
+    """The shard, start and size that `part_of` put together.
+
+    >>> place_of("00000.tar@512+2048")
+    ('00000.tar', 512, 2048)
+    """
+    name, _, place = part.rpartition("@")
+    start, _, size = place.partition("+")
+    return name, int(start), int(size)
+
+
 def file_of(path: str) -> str:
     """The file that holds a picture: the path itself, or the shard.
 
@@ -66,19 +77,32 @@ def picture_bytes(path: str) -> bytes:
     return content.getvalue() if isinstance(content, io.BytesIO) else content.read_bytes()
 
 
+def suffix_of(content: bytes) -> str:
+    """How a file with this picture in it is called, by what it holds. Raises OSError for no picture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            kind = (image.format or "").lower()
+    return {"jpeg": ".jpg", "mpo": ".jpg", "jpeg2000": ".jp2"}.get(kind, f".{kind}")
+
+
 class _Refused(Exception):
     """Why a file gives no picture: the reason to count by, and detail."""
 
 
-def open_picture(path: str | Path, record_id: str, least_side: int | None = None) -> Image.Image:
-    """The decoded RGB picture of a file, or of a part of a tar shard (`part_of`). Raises BadRecord, naming `record_id`.
+def open_picture(path: str | Path | bytes, record_id: str, least_side: int | None = None) -> Image.Image:
+    """The decoded RGB picture of a file, of a part of a tar shard (`part_of`), or of what such a file holds.
 
-    `least_side`: large JPEGs may come at a half, a quarter or an eighth of their size, which decodes several times
-    faster, as long as no side falls below this. The scaled pixels differ slightly, so evaluation does without.
+    Raises BadRecord, naming `record_id`. `least_side`: large JPEGs may come at a half, a quarter or an eighth of their
+    size, which decodes several times faster, as long as no side falls below this. The scaled pixels differ slightly, so
+    evaluation does without.
     """
     try:
-        _check_file(str(path))
-        with _opened(str(path)) as image:
+        if not isinstance(path, bytes):
+            _check_file(str(path))
+        elif not path:
+            raise _Refused("picture empty")
+        with _opened(path if isinstance(path, bytes) else str(path)) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 raise _Refused("picture too large", f"{image.width} × {image.height}")
             if least_side is not None and image.format == "JPEG":
@@ -106,18 +130,23 @@ def _check_file(path: str) -> None:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
+def _opened(path: str | bytes) -> Iterator[Image.Image]:
     """The picture with its header read and nothing decoded."""
+    content = io.BytesIO(path) if isinstance(path, bytes) else _content(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ours is the limit; and notes on odd metadata help nobody here
         try:
-            image = Image.open(_content(path), formats=_formats())
+            image = Image.open(content, formats=_formats())
         except UnidentifiedImageError:
-            raise _Refused("not a picture", f"{path}: none of the formats that Pillow reads") from None
+            raise _Refused("not a picture", f"{_told(path)}none of the formats that Pillow reads") from None
         except Image.DecompressionBombError as error:
             raise _Refused("picture too large", str(error)) from None
         with image:
             yield image
+
+
+def _told(path: str | bytes) -> str:
+    return "" if isinstance(path, bytes) else f"{path}: "
 
 
 @lru_cache(maxsize=1)

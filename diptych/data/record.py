@@ -219,14 +219,16 @@ TASK_NAMES: dict[type, str] = {
 class BadRecord(ValueError):
     """A record that cannot be used. `reason` is a short fixed phrase to count by; the message names the record."""
 
-    def __init__(self, record: str, reason: str, detail: str = "") -> None:
+    def __init__(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
+        """`count`: how many records it stands for, where a whole file of them is lost."""
         super().__init__(f"{record}: {reason}" + (f" ({detail})" if detail else ""))
         self.record = record
         self.reason = reason
         self.detail = detail
+        self.count = count
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.record, self.reason, self.detail)
+        return type(self), (self.record, self.reason, self.detail, self.count)
 
 
 @runtime_checkable

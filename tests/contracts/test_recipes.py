@@ -164,7 +164,7 @@ def test_a_task_is_of_a_known_kind_and_of_pre_training_where_none_is_named() -> 
 
 
 def test_catalog_entries_are_what_their_names_say() -> None:
-    assert set(SOURCES) == {"scenes", "texts", *LAYOUTS}
+    assert set(SOURCES) == {"scenes", "texts", "shards", "mix", *LAYOUTS}
     assert {"folder", "jsonl", "albef", "karpathy", "vqa", "refcoco"} <= set(LAYOUTS)
     assert MODELS[type(tiny().model)] is Albef
     assert TASKS[type(tiny().task)] is AlbefPretraining

@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.data.loader import Loaded, PairDataset, PairLoader, SkipLedger, epoch_order, evaluation_items
+from diptych.data.loader import Loaded, PairDataset, PairLoader, SkipLedger, evaluation_items
+from diptych.data.order import epoch_order
 from diptych.data.record import BadRecord, Record
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform
@@ -85,6 +86,33 @@ def test_batches_from_any_step_on_are_those_of_the_whole_run(workers: int) -> No
     for start in (0, 3, 4, 7):  # an epoch has 4 steps
         for late, early in zip(take(loader(source, config), 5, start), whole[start:], strict=False):
             assert same(late, early)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_share_the_batches_of_one(size: int) -> None:
+    source = MadeSource(18, broken=frozenset({5}))
+    whole = take(loader(source, batch=8), 5)
+    parts = [take(PairLoader(source, TOKENIZER, CONFIG, SIZE, 8, 3, rank=rank, size=size), 5) for rank in range(size)]
+    for step, loaded in enumerate(whole):
+        assert loaded.records == tuple(record for part in parts for record in part[step].records)
+        assert torch.equal(loaded.batch.pixels, torch.cat([part[step].batch.pixels for part in parts]))
+    with pytest.raises(ValueError, match=r"run\.batch_size is 8: it must be a multiple of the number of processes"):
+        PairLoader(source, TOKENIZER, CONFIG, SIZE, 8, 3, rank=0, size=3)
+
+
+def test_a_ledger_counts_each_process_own_records_and_a_lost_file_by_what_it_held() -> None:
+    source = MadeSource(16, broken=frozenset({5}))
+    parts = [PairLoader(source, TOKENIZER, CONFIG, SIZE, 4, 3, rank=rank, size=2) for rank in (0, 1)]
+    for part in parts:
+        take(part, 4)
+    assert [part.ledger.seen for part in parts] == [8, 8]
+    assert sorted(part.ledger.count for part in parts) == [0, 1]
+    ledger = SkipLedger(0.5, 100, [BadRecord("00000.tar", "shard missing", count=40)])
+    ledger.check()
+    ledger.note(20, [BadRecord(f"r{number}", "picture broken") for number in range(11)])
+    with pytest.raises(ValueError, match="51 of 100 records could not be used, more than the 50"):
+        ledger.check()
+    assert "51 of 100 records skipped: 40 × shard missing, 11 × picture broken" in ledger.summary()
 
 
 def test_an_epoch_shows_every_record_once_and_drops_what_fills_no_batch() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diptych.data.cache import cache_folder
 from diptych.data.scenes import openmoji
 from diptych.data.scenes.nouns import Noun, english
 from diptych.data.scenes.shapes import draw_shape, shape_entries
@@ -91,13 +92,6 @@ def _sprite_set(kind: str, curated: bool, language: str, side: int) -> SpriteSet
     by_key = {key: Sprite(key, english(name), group) for key, name, group in entries}
     extents = tuple((width, height) for width, height in drawn["extents"].tolist())
     return SpriteSet(tuple(by_key[key] for key in drawn["keys"].tolist()), drawn["pixels"], extents)
-
-
-def cache_folder() -> Path:
-    """Where drawn sprites are kept: `DIPTYCH_CACHE`, else `diptych` in the user's cache folder."""
-    if named := os.environ.get("DIPTYCH_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
 
 
 def _load(path: Path) -> Drawn | None:

@@ -48,14 +48,15 @@ def read_img2dataset(path: str, config: DataConfig) -> Found:
     found = Found()
     for shard in shards:
         for name, sample in shard_samples(shard, root, found):
-            found.add(sample, name, root, config.max_words, _read)
+            found.add(sample, name, root, config.max_words, read_sample)
     if place.is_dir():
         for name, sample in _folder(root):
-            found.add(sample, name, root, config.max_words, _read)
+            found.add(sample, name, root, config.max_words, read_sample)
     return found
 
 
-def _read(sample: Any, name: str) -> Record:
+def read_sample(sample: Any, name: str) -> Record:
+    """The record of a `Sample`. Raises BadRecord."""
     metadata = _metadata(sample, name)
     if sample.picture is None:
         raise BadRecord(name, "picture missing", str(metadata.get("error_message") or "not fetched"))

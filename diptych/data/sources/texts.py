@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt
 
 from diptych.data.record import SPLITS, BadRecord, PlainText, Split, from_entry
+from diptych.data.shards.listing import spelled_out
 from diptych.data.sources.files import (
     Found,
     decoded,
@@ -198,7 +199,7 @@ def _drawn(stamped: tuple[Stamp, ...], share: float, drawn: tuple[Split, ...]) -
 
 def _stamped(paths: str) -> tuple[Stamp, ...]:
     """The files of a setting, in order. Raises ValueError."""
-    files = [file for path in parts_of(paths) for file in _files(Path(path))]
+    files = [file for path in parts_of(paths) for name in spelled_out(path) for file in _files(Path(name))]
     return tuple((file, (state := file.stat()).st_size, state.st_mtime_ns) for file in dict.fromkeys(files))
 
 

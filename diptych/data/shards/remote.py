@@ -1,0 +1,143 @@
+"""Shards at addresses: what state they are in, and getting them whole.
+
+HTTP goes by the standard library, all else by fsspec, whose own HTTP needs a package that nothing else here does.
+"""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
+
+from diptych.data.record import BadRecord
+from diptych.data.shards.index import Stamp
+
+BACKOFF = 1.0
+"""Seconds before the second try; each further one waits twice as long."""
+LEAST_RATE = 100_000
+"""Bytes a second below which a fetch is given up and tried again: a shard of 1 GB would take hours."""
+CHUNK = 1 << 16
+GONE = (401, 403, 404, 410)
+"""HTTP statuses that another try does not change."""
+
+Result = TypeVar("Result")
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is an address (`https://…`, `s3://…`), not a path.
+
+    >>> is_remote("s3://bucket/00000.tar"), is_remote("shards/00000.tar")
+    (True, False)
+    """
+    return "://" in name and not name.startswith("file://")
+
+
+def say(message: str) -> None:
+    """To whoever watches the run, also from a worker."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def persistently(name: str, action: Callable[[], Result], retries: int) -> Result:
+    """What `action` gives, tried again after failures that may pass. Raises BadRecord that names the shard."""
+    for turn in range(retries + 1):
+        try:
+            return action()
+        except urllib.error.HTTPError as error:
+            if error.code in GONE:
+                raise BadRecord(name, "shard missing", f"the server says {error.code} {error.reason}") from None
+            failure: Exception = error
+        except FileNotFoundError as error:
+            raise BadRecord(name, "shard missing", str(error)) from None
+        except (OSError, http.client.HTTPException) as error:
+            failure = error
+        told = str(failure) or type(failure).__name__
+        if turn < retries:
+            pause = BACKOFF * 2**turn
+            say(f"{name}: {told}; try {turn + 2} of {retries + 1} in {pause:g} s")
+            time.sleep(pause)
+    raise BadRecord(name, "shard unreachable", f"{retries + 1} tries; the last: {told}")
+
+
+def stamp_of(url: str, timeout: float) -> Stamp:
+    """The state that a shard is in. Raises OSError; ValueError where a package is missing."""
+    if not url.startswith(("http://", "https://")):
+        system, path = _file_system(url)
+        return _stamp_of_entry(system.info(path))
+    try:
+        with _answer(url, timeout, "HEAD") as answer:
+            return _stamp_of_answer(answer)
+    except urllib.error.HTTPError as error:
+        if error.code not in (403, 405, 501):  # addresses signed for reading, and servers that know no HEAD
+            raise
+    with _answer(url, timeout) as answer:
+        return _stamp_of_answer(answer)
+
+
+def fetch(url: str, target: BinaryIO, timeout: float) -> Stamp:
+    """Write the whole of a file to `target`; returns the state it is in.
+
+    Raises OSError also where the connection ends early, nothing comes for `timeout` seconds, or all of it comes slower
+    than `LEAST_RATE`. Raises ValueError where a package is missing.
+    """
+    if not url.startswith(("http://", "https://")):
+        system, path = _file_system(url)
+        with system.open(path, "rb") as stream:
+            return _copied(stream, target, _stamp_of_entry(system.info(path)), timeout)
+    with _answer(url, timeout) as answer:
+        return _copied(answer, target, _stamp_of_answer(answer), timeout)
+
+
+def remote_names(pattern: str) -> list[str]:
+    """The addresses that a pattern with `*` stands for, in order. Raises ValueError where no server can say."""
+    if pattern.startswith(("http://", "https://")):
+        raise ValueError(f"{pattern}: a web server does not say what it has; write numbers as {{00000..00099}}")
+    system, path = _file_system(pattern)
+    return sorted(str(system.unstrip_protocol(found)) for found in system.glob(path))
+
+
+def _answer(url: str, timeout: float, method: str = "GET") -> Any:
+    return urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=timeout)
+
+
+def _stamp_of_answer(answer: Any) -> Stamp:
+    length = answer.headers.get("Content-Length")
+    tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+    if length is None:
+        raise ConnectionError("the server does not say how long it is")
+    return Stamp(int(length), tag)
+
+
+def _stamp_of_entry(entry: dict[str, Any]) -> Stamp:
+    tags = (entry.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created"))
+    return Stamp(int(entry["size"]), str(next((tag for tag in tags if tag), "")))
+
+
+def _copied(stream: Any, target: BinaryIO, stamp: Stamp, timeout: float) -> Stamp:
+    begun, size = time.monotonic(), 0
+    while chunk := stream.read(CHUNK):
+        target.write(chunk)
+        size += len(chunk)
+        if (taken := time.monotonic() - begun) > timeout + size / LEAST_RATE:
+            raise TimeoutError(f"too slow: {size:,} bytes in {taken:.0f} s")
+    if size != stamp.size:
+        raise ConnectionError(f"cut off after {size:,} of {stamp.size:,} bytes")
+    return stamp
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        return found
+    except ImportError as error:
+        package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+        protocol = url.partition("://")[0]
+        needed = f": pip install {package[protocol]}" if protocol in package else ""
+        raise ValueError(f"{url}: addresses of {protocol}:// need another package{needed} ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from None
