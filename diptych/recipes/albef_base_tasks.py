@@ -48,7 +48,11 @@ def _base(
     name: str, task: TaskConfig, data: DataConfig, *, lr: float, epochs: int, batch_size: int, validate_every: int,
     image_size: int = 384, images_per_text: int = 1,
 ) -> Recipe:  # fmt: skip
-    """A task of the published model, started from its checkpoint. `batch_size`: of one GPU, as released."""
+    """A task of the published model, started from its checkpoint. `batch_size`: of one GPU, as released.
+
+    One process computes the pieces of the eight GPUs in turn; eight compute the same with optim.accumulate=1 and eight
+    times the run.batch_size.
+    """
     base = albef_base()
     assert isinstance(base.model, AlbefConfig)
     vision = replace(base.model.vision, image_size=image_size)

@@ -56,7 +56,8 @@ def test_a_broken_link_and_a_missing_heading_are_found(
 
 def test_the_index_lists_what_is_public_with_its_first_line(build: ModuleType) -> None:
     text = build.index("diptych.train.optim")
-    assert "- `build_optimizer(module: nn.Module, config: OptimConfig)`: AdamW in one fused kernel" in text
+    assert "- `build_optimizer(module: nn.Module, config: OptimConfig, parts: " in text
+    assert ")`: AdamW in one fused kernel" in text
     assert "_released" not in text
 
 

@@ -157,16 +157,18 @@ def test_writing_that_is_killed_goes_on_with_what_is_not_finished(tmp_path: Path
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (out / "manifest.json").exists()
-    done = {note.name.removesuffix(".json") for note in out.glob("unfinished/*.tar.json")}
-    assert 2 <= len(done) < 10
-    before = {name: (out / name).stat().st_mtime_ns for name in done}
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:  # its processes end with it, and leave the lock
+    while (
+        time.monotonic() < deadline
+    ):  # its processes end with it, once each has written what it has begun, and leave the lock
         try:
             with locked(out / "unfinished/lock", "still there"):
                 break
         except ValueError:
             time.sleep(0.1)
+    done = {note.name.removesuffix(".json") for note in out.glob("unfinished/*.tar.json")}
+    assert 2 <= len(done) < 10
+    before = {name: (out / name).stat().st_mtime_ns for name in done}
     found = read_jsonl(str(file), DataConfig())
     assert f"{10 - len(done)} of 10 shards written" in write_shards({"train": part_of_found(found)}, out, {}, 6, 1)
     assert {name: (out / name).stat().st_mtime_ns for name in done} == before
