@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -50,7 +51,8 @@ def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
         assert newest is not None
         victim = draw.choice([path for path in newest.rglob("*") if path.is_file()])
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-        tally.survived += run(2, small(**{**CHANGES, "run__steps": STEPS}), folder, True) == [0, 0]
+        tally.survived += run(2, small(**CHANGES), folder, True) == [0, 0]
+        tally.lost.append(step - _before(folder, step))
         return
     at = draw.randrange(step, STEPS)
     rank = draw.choice([0, 1, ALL])
@@ -59,6 +61,13 @@ def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
     reached = 0 if saved is None else int(saved.name.removeprefix(store.PREFIX))
     tally.lost.append(max(0, at - reached))
     tally.survived += any(statuses) or what == "fill disk"  # which may come after the last checkpoint
+
+
+def _before(folder: Path, step: int) -> int:
+    """The step that was gone on from where the checkpoint of `step` was damaged, as the log tells."""
+    said = folder.with_suffix(".log").read_text()
+    lost = [int(number) for number in re.findall(r"(\d+) steps are lost", said)]
+    return step - lost[-1] if lost else step
 
 
 def main() -> int:
