@@ -19,6 +19,7 @@ PARTS = {
     "vlmo-embed": ["benchmarks.vlmo", "embed"],
     "scenes": ["benchmarks.scenes"],
     "loader": ["benchmarks.loader"],
+    "scaling": ["benchmarks.scaling"],
 }
 TIMED = ("pretrain", "rerank", "retrieval", "grounding", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

@@ -135,6 +135,7 @@ class Stepper:
         self.shared.clear_gradients(self.parameters)
         task.after_step(losses.carry)
         found = added_up(losses, self.shared.world)
+        self.watch.left()
         return StepReport(rate, norm, found, told.pairs, time.monotonic() - began, waiting, told.stopped)
 
 

@@ -31,14 +31,22 @@ class Watch:
         self.since = time.monotonic()
         self.ended = threading.Event()
         self.store: dist.Store | None = None
+        self.heard: list[tuple[float, list[int]]] = []
+        """When all processes' beats were read, and what they were."""
+        self.steps: list[int] = []
         if world.size > 1:
             self.store = _get_default_store()
-            threading.Thread(target=self._keep, daemon=True).start()
+            for work in (self._beat, self._judge):
+                threading.Thread(target=work, daemon=True).start()
 
     def arrived(self, step: int) -> None:
         """This process has the batch of the step; the next thing that it does is to meet the others."""
         self.reached, self.since = step, time.monotonic()
         self._write("step", step)
+
+    def left(self) -> None:
+        """The step is done. What follows (a validation, a checkpoint) takes its time, and nobody is waited for."""
+        self.reached = 0
 
     def _write(self, what: str, number: int) -> None:
         if self.store is not None:
@@ -49,29 +57,39 @@ class Watch:
         keys = [f"diptych/{what}/{rank}" for rank in range(self.world.size)]
         return [int(self.store.get(key)) if self.store.check([key]) else 0 for key in keys]
 
-    def _keep(self) -> None:
-        """In a thread: say that this process lives; when nobody goes on, say who is missing, and end."""
-        beats: list[list[int]] = []
-        """Of all processes, since nobody goes on."""
+    def _beat(self) -> None:
+        """In a thread, which waits as long as the first process hangs: say that this one lives, hear of the others."""
         beat = 0
         while not self.ended.wait(self.seconds / BEATS):
             beat += 1
             try:
                 self._write("beat", beat)
-                waits = self.reached and time.monotonic() - self.since > self.seconds
-                beats = [*beats, self._read("beat")] if waits else []
-                if len(beats) > JUDGED:
-                    said = self.missing(beats[0], beats[-1], self._read("step"))
-                    print(f"diptych: {said}", file=sys.stderr, flush=True)
-                    os._exit(EXIT_STATUS)
+                self.steps = self._read("step")
+                self.heard = [*self.heard[-JUDGED:], (time.monotonic(), self._read("beat"))]
             except dist.DistError:  # the first process, which keeps the store, is gone: torchrun ends the others
                 return
 
-    def missing(self, before: list[int], now: list[int], steps: list[int]) -> str:
-        """Who does not answer, or else who has not come to the step that others wait in."""
-        silent = [rank for rank, (old, new) in enumerate(zip(before, now, strict=True)) if old == new]
-        late = [rank for rank, step in enumerate(steps) if step < max(steps)]
-        where = f"no step for {self.seconds:.0f} s (run.timeout), in step {max(steps)}"
+    def _judge(self) -> None:
+        """In a thread: when nobody goes on, say who is missing, and end."""
+        beat = self.seconds / BEATS
+        while not self.ended.wait(beat):
+            now = time.monotonic()
+            step = self.reached
+            if not step or now - self.since < self.seconds + (JUDGED + 1) * beat:
+                continue
+            deaf = not self.heard or now - self.heard[-1][0] > JUDGED * beat
+            before, last = ([], []) if deaf else (self.heard[0][1], self.heard[-1][1])
+            print(f"diptych: {self.missing(step, before, last, self.steps)}", file=sys.stderr, flush=True)
+            os._exit(EXIT_STATUS)
+
+    def missing(self, step: int, before: list[int], now: list[int], steps: list[int]) -> str:
+        """Who does not answer, or else who has not come to the step that others wait in.
+
+        `before` and `now`: beats of all processes; none where the first, which keeps them, does not give them out.
+        """
+        silent = [rank for rank, (old, new) in enumerate(zip(before, now, strict=True)) if old == new] if now else [0]
+        late = [rank for rank, reached in enumerate(steps) if reached < step]
+        where = f"no step for {self.seconds:.0f} s (run.timeout), in step {step}"
         if silent:
             return f"{where}: process {_named(silent)} does not answer"
         if late:

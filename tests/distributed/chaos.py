@@ -55,7 +55,7 @@ def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
         tally.lost.append(step - _before(folder, step))
         return
     at = draw.randrange(step, STEPS)
-    rank = draw.choice([0, 1, ALL])
+    rank = draw.choice([0, 1] if what == "stop" else [0, 1, ALL])  # nobody is left to notice that all are stopped
     statuses = run(2, small(**CHANGES), folder, begun, Fault(what, rank, at))
     saved = store.latest(folder / "checkpoints")
     reached = 0 if saved is None else int(saved.name.removeprefix(store.PREFIX))
