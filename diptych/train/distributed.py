@@ -125,6 +125,8 @@ class Shared:
         for part in task.modules():
             if isinstance(part, Network):
                 part.pieces = recipe.optim.accumulate
+        if run.compile:
+            torch._dynamo.config.recompile_limit = 64  # blocks of one class differ in what is asked of them
         for block in blocks:
             if run.activation_checkpointing:
                 block.forward = _kept_out(block.forward)

@@ -65,6 +65,11 @@ TASKS: dict[str, Any] = {
     "visual tokenizer": visual_tokenizer,
     "retrieval": lambda: tiny.retrieval(model={"dropout": 0.2}, itm=0.0),
 }
+ALONE: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "alone, in pieces": {"optim.accumulate": 4},
+    "alone, blocks again": {"run.activation_checkpointing": True},
+}
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "ddp, in pieces": {"optim.accumulate": 2},
@@ -157,7 +162,7 @@ def whole(part: Tensor, like: Tensor) -> Tensor:
 
 def everything(rank: int, size: int) -> dict[tuple[str, str], Found]:
     torch.set_num_threads(1)
-    ways = {"alone": {}, "alone, in pieces": {"optim.accumulate": 4}} if size == 1 else WAYS
+    ways = {1: ALONE, 2: WAYS, 4: {way: changes for way, changes in WAYS.items() if "in pieces" in way}}[size]
     found = {(name, way): steps(name, rank, size, changes) for name in TASKS for way, changes in ways.items()}
     if size == 2:
         for name in TASKS:
