@@ -82,7 +82,9 @@ class Counted:
         for key in {*self.small.sums, *self.large.sums}:
             one, other = self.small.sums.get(key, Sum()), self.large.sums.get(key, Sum())
             fit = partial(self._contrast, candidates=candidates or pairs) if key[0] == LOSSES else self._line
-            found[key] = Sum(**{name: round(fit(value, getattr(other, name), pairs)) for name, value in vars(one).items()})
+            found[key] = Sum(
+                **{name: round(fit(value, getattr(other, name), pairs)) for name, value in vars(one).items()}
+            )
         return found
 
     def flops(self, pairs: int) -> int:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 SQUARES = tuple((size, size, size) for size in (1024, 2048, 4096))
@@ -32,21 +30,66 @@ def peak(
 
 
 def least_seconds(job: Callable[[], object], device: torch.device | str = "cpu", rounds: int = ROUNDS) -> float:
-    """The shortest of some runs."""
-    taken = []
+    """The shortest of some rounds, each of so many runs that they take 10 ms at least."""
+    best = math.inf
     for _ in range(rounds):
-        _wait(device)
-        start = time.perf_counter()
-        job()
-        _wait(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        start, runs = now(device), 0
+        while runs == 0 or now(device) - start < 0.01:
+            job()
+            runs += 1
+        best = min(best, (now(device) - start) / runs)
+    return best
 
 
-def _wait(device: torch.device | str) -> None:
-    """A graphics card works on while Python does: until it is done."""
+def now(device: torch.device | str = "cpu") -> float:
+    """Seconds of a clock. One thread's work is timed by what it had of the processor, which others do not lengthen."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # a card works on while Python does
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
+# --------------------------------------------------------------------------- what is slower than its bytes
+
+NUMBERS = 1 << 20
+ROW = 1 << 10
+
+
+def addition(numbers: int, device: torch.device | str) -> Callable[[], object]:
+    """Two tensors to a new one: twelve bytes a number."""
+    x, y = (torch.randn(numbers, device=device) for _ in range(2))
+    return lambda: x + y
+
+
+def slow_operations(device: torch.device | str) -> dict[str, Callable[[], object]]:
+    """Each on `NUMBERS` numbers, by the name that torch has for it."""
+    x, w = torch.randn(NUMBERS // ROW, ROW, device=device), torch.ones(ROW, device=device)
+    normed, mean, rstd = torch.native_layer_norm(x, [ROW], w, w, 1e-6)
+    chances = torch.softmax(x, -1)
+    everything = [True, True, True]
+    return {
+        "gelu": lambda: F.gelu(x),
+        "gelu_backward": lambda: torch.ops.aten.gelu_backward(x, x),
+        "_softmax": lambda: torch.softmax(x, -1),
+        "_softmax_backward_data": lambda: torch.ops.aten._softmax_backward_data(chances, chances, 1, x.dtype),
+        "_log_softmax": lambda: torch.log_softmax(x, -1),
+        "native_layer_norm": lambda: torch.native_layer_norm(x, [ROW], w, w, 1e-6),
+        "native_layer_norm_backward": lambda: torch.ops.aten.native_layer_norm_backward(
+            normed, x, [ROW], mean, rstd, w, w, everything
+        ),
+        "exp": lambda: x.exp(),
+        "rand": lambda: torch.rand_like(x),
+        "bernoulli_": lambda: torch.empty_like(x).bernoulli_(0.9),
+    }
+
+
+def attention_rate(shape: tuple[int, int, int, int], device: torch.device | str) -> float:
+    """FLOP/s of attention [groups, heads, length, width of a head], forward and back."""
+    groups, heads, length, width = shape
+    query = torch.randn(groups, heads, length, width, device=device, requires_grad=True)
+    flops = (4 + 10) * groups * heads * length**2 * width
+    return flops / least_seconds(lambda: F.scaled_dot_product_attention(query, query, query).sum().backward(), device)
 
 
 # --------------------------------------------------------------------------- memory of a process
