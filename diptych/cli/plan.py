@@ -56,6 +56,8 @@ def run(arguments: Sequence[str]) -> None:
     from diptych.plan.text import as_json, as_text, checked_as_text
 
     recipe = override(find_recipe(given.recipe), parse_assignments(assignments))
+    if given.check is not None and recipe.optim.accumulate > 1:
+        raise ValueError("--check runs steps in one piece: leave optim.accumulate at 1")
     network = None if given.network is None else given.network * 1e9
     pairs = None if given.pairs is None else int(given.pairs)
     wish = Wish(fleet, given.tokens, pairs, given.efficiency, given.tf32, given.price, network)

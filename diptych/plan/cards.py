@@ -37,9 +37,9 @@ class Card:
     source: str
 
 
-_DGX1 = "DGX-1 data sheet: four 100 Gb/s InfiniBand for eight cards"
-_DGX_A100 = "DGX A100 data sheet: eight 200 Gb/s InfiniBand for eight cards"
-_DGX_H100 = "DGX H100 data sheet: eight 400 Gb/s InfiniBand for eight cards"
+_V100 = "NVIDIA V100 data sheet (SXM2); DGX-1 data sheet: four 100 Gb/s InfiniBand for eight cards"
+_A100 = "NVIDIA A100 data sheet (SXM4); DGX A100 data sheet: eight 200 Gb/s InfiniBand for eight cards"
+_H100 = "NVIDIA H100 data sheet (SXM5); DGX H100 data sheet: eight 400 Gb/s InfiniBand for eight cards"
 
 
 def _card(
@@ -57,24 +57,24 @@ CARDS = {
     card.name: card
     for card in (
         # NVLink is sold by the sum of both directions; PCIe 4.0 x16 carries 32 GB/s one way, PCIe 3.0 x16 16 GB/s.
-        _card("V100-16G", 16, (15.7, None, 125), "fp16", 900, 150, 6.25, f"NVIDIA V100 data sheet (SXM2); {_DGX1}"),
-        _card("V100-32G", 32, (15.7, None, 125), "fp16", 900, 150, 6.25, f"NVIDIA V100 data sheet (SXM2); {_DGX1}"),
-        _card("A100-40G", 40, (19.5, 156, 312), "bf16", 1555, 300, 25, f"NVIDIA A100 data sheet (SXM4); {_DGX_A100}"),
-        _card("A100-80G", 80, (19.5, 156, 312), "bf16", 2039, 300, 25, f"NVIDIA A100 data sheet (SXM4); {_DGX_A100}"),
+        _card("V100-16G", 16, (15.7, None, 125.0), "fp16", 900.0, 150.0, 6.25, _V100),
+        _card("V100-32G", 32, (15.7, None, 125.0), "fp16", 900.0, 150.0, 6.25, _V100),
+        _card("A100-40G", 40, (19.5, 156.0, 312.0), "bf16", 1555.0, 300.0, 25.0, _A100),
+        _card("A100-80G", 80, (19.5, 156.0, 312.0), "bf16", 2039.0, 300.0, 25.0, _A100),
         # Sold with sparsity: 989 TF32, 1,979 bf16.
-        _card("H100-80G", 80, (67, 494.5, 989.5), "bf16", 3350, 450, 50, f"NVIDIA H100 data sheet (SXM5); {_DGX_H100}"),
-        _card("T4", 16, (8.1, None, 65), "fp16", 320, 16, None, "NVIDIA T4 data sheet; PCIe 3.0 x16"),
+        _card("H100-80G", 80, (67.0, 494.5, 989.5), "bf16", 3350.0, 450.0, 50.0, _H100),
+        _card("T4", 16, (8.1, None, 65.0), "fp16", 320.0, 16.0, None, "NVIDIA T4 data sheet; PCIe 3.0 x16"),
         # Sold with sparsity: 120 TF32, 242 bf16.
-        _card("L4", 24, (30.3, 60, 121), "bf16", 300, 32, None, "NVIDIA L4 data sheet; PCIe 4.0 x16"),
+        _card("L4", 24, (30.3, 60.0, 121.0), "bf16", 300.0, 32.0, None, "NVIDIA L4 data sheet; PCIe 4.0 x16"),
         # Sold with sparsity: 366 TF32, 733 bf16.
-        _card("L40S", 48, (91.6, 183, 366), "bf16", 864, 32, None, "NVIDIA L40S data sheet; PCIe 4.0 x16"),
-        _card("A10", 24, (31.2, 62.5, 125), "bf16", 600, 32, None, "NVIDIA A10 data sheet; PCIe 4.0 x16"),
+        _card("L40S", 48, (91.6, 183.0, 366.0), "bf16", 864.0, 32.0, None, "NVIDIA L40S data sheet; PCIe 4.0 x16"),
+        _card("A10", 24, (31.2, 62.5, 125.0), "bf16", 600.0, 32.0, None, "NVIDIA A10 data sheet; PCIe 4.0 x16"),
         _card(
-            "RTX3090", 24, (35.6, 35.6, 71), "bf16", 936, 32, None,
+            "RTX3090", 24, (35.6, 35.6, 71.0), "bf16", 936.0, 32.0, None,
             "NVIDIA Ampere GA102 white paper, appendix A; PCIe 4.0 x16, without an NVLink bridge",
         ),
         _card(
-            "RTX4090", 24, (82.6, 82.6, 165.2), "bf16", 1008, 32, None,
+            "RTX4090", 24, (82.6, 82.6, 165.2), "bf16", 1008.0, 32.0, None,
             "NVIDIA Ada white paper, appendix A; PCIe 4.0 x16",
         ),
     )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from diptych import catalog
+from diptych.data.record import PairStatement
 from diptych.device import find_device
 from diptych.nn.queue import FeatureQueue
-from diptych.plan.count import make_batch, plain_tokenizer, plannable
+from diptych.plan.count import checkpoint_blocks, make_batch, plain_tokenizer, plannable
 from diptych.plan.machine import PeakMemory, now, status, trim
 from diptych.plan.predict import AFTER, Plan, Wish
 from diptych.schema import AlbefConfig, Recipe
@@ -45,9 +46,9 @@ class Compared:
 
 
 def check(recipe: Recipe, wish: Wish, plan: Plan, steps: int) -> Compared:
-    """Runs so many real steps at the plan's batch, in processes of their own."""
-    memory = _in_process("memory", recipe, plan.tokens, 1, RETURNED_MEMORY)
-    timed = _in_process("time", recipe, plan.tokens, steps, {})
+    """Runs so many real steps at the plan's batch, in processes of their own. Raises ValueError where they fail."""
+    memory = in_process("memory", recipe, plan.tokens, 1, RETURNED_MEMORY)
+    timed = in_process("time", recipe, plan.tokens, steps, {})
     single, share = timed["threads"] == 1, timed["processor"] / timed["wall"]
     busy = single and share < BUSY
     found = timed["processor"] if busy else timed["wall"]
@@ -57,7 +58,8 @@ def check(recipe: Recipe, wish: Wish, plan: Plan, steps: int) -> Compared:
     return Compared(steps, {"memory": (plan.total, memory["bytes"]), "step": (plan.step, found)}, tuple(notes))
 
 
-def _in_process(what: str, recipe: Recipe, tokens: int, steps: int, environment: Mapping[str, str]) -> dict[str, Any]:
+def in_process(what: str, recipe: Recipe, tokens: int, steps: int, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `main` finds when it is asked `what` in a new process. Raises ValueError where it ends early."""
     asked = {"recipe": to_dict(recipe), "tokens": tokens, "steps": steps, "threads": torch.get_num_threads()}
     command = [sys.executable, "-m", "diptych.plan.check", what]
     ended = subprocess.run(
@@ -81,9 +83,12 @@ def real_step(recipe: Recipe, tokens: int) -> tuple[Task, Callable[[], None]]:
     if recipe.freeze:
         freeze(task, recipe.freeze)
     _fill_queues(task)
+    if recipe.run.activation_checkpointing:
+        checkpoint_blocks(task)
     optimizer = build_optimizer(task, recipe.optim)
-    pixels = [torch.randn(size, 3, side, side) for _ in range(2 if recipe.name.endswith("nlvr2") else 1)]
-    batch = to_device(make_batch(recipe, pixels * (3 - len(pixels)), tokens, words), device)
+    pictures = 2 if catalog.record_kind(recipe.task) is PairStatement else 1
+    pixels = torch.randn(pictures, size, 3, side, side).unbind()
+    batch = to_device(make_batch(recipe, pixels, tokens, words), device)
     progress = Progress(AFTER, float(AFTER), recipe.run.seed)
 
     def step() -> None:
@@ -121,8 +126,6 @@ def memory_of_steps(recipe: Recipe, tokens: int) -> int:
 
 def _small_step(name: str) -> None:
     """Loads what the first step of a process loads."""
-    from dataclasses import replace
-
     recipe = catalog.find_recipe(name)
     real_step(replace(recipe, run=replace(recipe.run, batch_size=4)), 8)[1]()
 

@@ -6,9 +6,10 @@ compares every pair with every candidate. Two sizes give both numbers of each st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,12 +114,12 @@ class Counted:
         """Bytes of encoded images and texts."""
         return round(self._line(self.small.states, self.large.states, pairs))
 
-    def _line(self, one: float, other: float, pairs: int) -> float:
+    def _line(self, one: int, other: int, pairs: int) -> float:
         """Through the values at both sizes."""
         small, large = self.sizes
         return max(0.0, one + (other - one) * (pairs - small) / (large - small))
 
-    def _contrast(self, one: float, other: float, pairs: int, candidates: int) -> float:
+    def _contrast(self, one: int, other: int, pairs: int, candidates: int) -> float:
         """a · pairs + c · pairs · candidates: the queue, and the batch of all processes."""
         small, large = self.sizes
         slope = (other / large - one / small) / (large - small)
@@ -164,18 +165,21 @@ def counted_step(recipe: Recipe, task: Task, fakes: Fakes, batch: AnyBatch, step
     ledger.watch(task)
     task.register_forward_hook(lambda *_: ledger.begin_backward())
     if recipe.run.activation_checkpointing:
-        checkpoint_blocks(task, ledger)
+        checkpoint_blocks(task, ledger.repeated)
     progress = Progress(step, float(step), recipe.run.seed)
     with Pretended(fakes, ledger.on_operation):
         forward_backward(task, batch, progress, recipe.run, 1.0)
     return ledger
 
 
-def checkpoint_blocks(task: Task, ledger: Ledger) -> None:
-    """Keeps what enters each block that trains, and computes the block again on the way back."""
+def checkpoint_blocks(task: Task, watched: Callable[[Any], Any] = lambda call: call) -> None:
+    """Keeps what enters each block that trains, and computes the block again on the way back.
+
+    `watched` wraps what is computed again.
+    """
     for block in task.modules():
         if isinstance(block, BLOCKS) and any(parameter.requires_grad for parameter in block.parameters()):
-            forward = ledger.repeated(block.forward)
+            forward = watched(block.forward)
             block.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
 
 

@@ -212,7 +212,9 @@ class Ledger:
             elif name == "model":
                 self._watch_calls(child, CALLS)
             elif name in CHILDREN:
-                self._watch_calls(child, {"forward": CHILDREN[name], "word_logits": CHILDREN[name], "codes": name})
+                self._watch_calls(
+                    child, {"forward": CHILDREN[name], "word_logits": CHILDREN[name], "codes": CHILDREN[name]}
+                )
         for parameter in task.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self.on_gradient)

@@ -11,7 +11,7 @@ import torch
 
 from diptych.device import find_device
 from diptych.plan import communication
-from diptych.plan.cards import PER_MACHINE, THIS, Fleet
+from diptych.plan.cards import PER_MACHINE, Fleet
 from diptych.plan.count import Counted, count, plannable
 from diptych.plan.ledger import LOSSES, Phase
 from diptych.plan.rates import Rates, measured, of_card
@@ -103,8 +103,8 @@ def plan(recipe: Recipe, wish: Wish) -> Plan:
     pairs = _share(recipe, fleet)
     _network(fleet, wish)
     tokens = wish.tokens or recipe.data.max_tokens
-    counted = count(recipe, pairs, tokens, AFTER)
     rates = rates_of(recipe, wish, pairs, tokens)
+    counted = count(recipe, pairs, tokens, AFTER)
     found = assemble(recipe, wish, counted, rates, tokens)
     whole = _duration(recipe, wish, found, rates, tokens)
     cost = None if wish.price is None or whole is None else whole / 3600 * fleet.count * wish.price
@@ -261,8 +261,16 @@ def parts_of(recipe: Recipe, counted: Counted, rates: Rates, pairs: int, process
             flops[part, "recompute"] = flops.get((part, "recompute"), 0) + pieces * total.flops
         seconds[part] = seconds.get(part, 0.0) + pieces * again * rates.seconds(name, total)
     ordered = sorted(seconds, key=lambda part: -seconds[part])
-    phases: tuple[Phase, ...] = ("forward", "backward", "recompute")
-    return tuple(Part(part, *(flops.get((part, phase), 0) for phase in phases), seconds[part]) for part in ordered)
+    return tuple(
+        Part(
+            part,
+            forward=flops.get((part, "forward"), 0),
+            backward=flops.get((part, "backward"), 0),
+            recompute=flops.get((part, "recompute"), 0),
+            seconds=seconds[part],
+        )
+        for part in ordered
+    )
 
 
 def _seconds(
@@ -365,15 +373,13 @@ def _duration(recipe: Recipe, wish: Wish, found: Plan, rates: Rates, tokens: int
 
 
 def advise(recipe: Recipe, wish: Wish, rates: Rates, tokens: int) -> tuple[str, ...]:
-    """Changes that make it fit, with what it takes then; the mildest first. Of those that do not suffice, the result."""
+    """Changes that lower the memory, the mildest first, with what the plan is then; until one fits."""
     found = []
     for said, changed in alternatives(recipe, wish.fleet):
         counted = count(changed, _share(changed, wish.fleet), tokens, AFTER)
         other = assemble(changed, wish, counted, rates, tokens)
         verdict = "fits" if other.fits else "does not fit yet"
-        found.append(
-            f"{said}: {other.total / 2**30:.1f} GiB, {other.step / max(other.pieces, 1):.3g} s a piece: {verdict}"
-        )
+        found.append(f"{said}: {other.total / 2**30:.1f} GiB, {other.step:.3g} s a step: {verdict}")
         if other.fits and len(found) >= 3:
             break
     return tuple(found)

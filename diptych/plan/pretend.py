@@ -111,10 +111,16 @@ def _first_place(generator: torch.Generator, values: Tensor, dim: int | None = N
     return torch.zeros(shape, dtype=torch.long)
 
 
+def _as_it_is(chooser: torch.Generator, values: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Random numbers written into a tensor that has none."""
+    return values
+
+
 CHOICES: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _yes,
     aten.searchsorted.Tensor: _some_place,
     aten.argmax.default: _first_place,
+    aten.exponential_.default: _as_it_is,
 }
 """What is answered where a value that is not there is asked for."""
 
@@ -123,7 +129,7 @@ CHOICES: dict[Any, Callable[..., Any]] = {
 
 
 def with_real_integers(module: nn.Module) -> None:
-    """Buffers of integers and masks, which decide what is computed, become real: zeros; a queue's say that it is full."""
+    """Buffers of integers and masks, which decide what is computed, become real: zeros, and a full queue's."""
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if not buffer.is_floating_point():

@@ -18,7 +18,8 @@ from diptych.plan.machine import NUMBERS, addition, attention_rate, least_second
 
 SHEET_SHARE = 0.5
 """Of a data sheet's peak that matrix products are planned to reach. Not measured here: whole steps of well-tuned
-language models reached 44 to 52 % of an A100's (Narayanan et al., arXiv 2104.04473, table 1). `--efficiency` replaces it."""
+language models reached 44 to 52 % of an A100's (Narayanan et al., arXiv 2104.04473, table 1). `--efficiency` replaces
+it."""
 MEASURED_SHARE = 0.75
 """Of the best square product on this machine that a step's products reach: between 0.6 (width 128) and 0.85 (width 768)
 in five steps measured beside it, of `benchmarks plan`'s recipes."""
@@ -61,7 +62,7 @@ class Rates:
         making = total.elements / self.slow[name] if name in self.slow else 0.0
         return max(total.flops / rate, moving, making) + total.count * self.launch
 
-    def traffic_at(self, size: float) -> float:
+    def traffic_at(self, size: int | float) -> float:
         """Bytes/s of an operation of so many bytes."""
         before = self.traffic[0]
         for point in self.traffic:

@@ -87,7 +87,7 @@ def as_json(plan: Plan, compared: Compared | None) -> dict[str, Any]:
     return asdict(plan) | {"fits": plan.fits, "flops": plan.flops} | extra
 
 
-def size(value: float) -> str:
+def size(value: int | float) -> str:
     """Bytes.
 
     >>> size(3.5 * 2**30), size(2**20), size(10)
@@ -96,7 +96,7 @@ def size(value: float) -> str:
     return f"{value / GIB:,.2f} GiB" if value >= GIB / 10 else f"{value / (1 << 20):,.1f} MiB"
 
 
-def seconds(value: float) -> str:
+def seconds(value: int | float) -> str:
     """
     >>> seconds(0.0123), seconds(3.21), seconds(600), seconds(7200), seconds(3 * 86400)
     ('12.3 ms', '3.21 s', '10.0 min', '2.0 h', '3.0 days')
