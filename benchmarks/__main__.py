@@ -18,6 +18,7 @@ PARTS = {
     "vlmo": ["benchmarks.vlmo", "pretrain"],
     "vlmo-embed": ["benchmarks.vlmo", "embed"],
     "scenes": ["benchmarks.scenes"],
+    "plan": ["benchmarks.plan"],
 }
 TIMED = ("pretrain", "rerank", "retrieval", "grounding", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

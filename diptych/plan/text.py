@@ -1,4 +1,4 @@
-"""A plan for a terminal, and as JSON. This module imports no torch."""
+"""A plan for a terminal, and as JSON."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ ALONE = ("models", "tasks")
 MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "compare", "pipeline", "pretrained", "plan", "predict"}
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = (
-    "schema", "serialize", "seeds", "data.record", "cli.main", "plan.cards", "plan.communication", "plan.text",
+    "schema", "serialize", "seeds", "data.record", "cli.main", "plan.cards", "plan.communication",
 )  # fmt: skip
 
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
