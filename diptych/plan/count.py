@@ -6,6 +6,7 @@ compares every pair with every candidate. Two sizes give both numbers of each st
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from diptych.nn.attention import CHUNK
 from diptych.nn.blocks import TextBlock, VisionBlock
 from diptych.nn.experts import ExpertBlock
 from diptych.nn.queue import FeatureQueue
-from diptych.plan.ledger import LOSSES, Key, Ledger, Sum
+from diptych.plan.ledger import CONTRAST, Key, Ledger, Sum
 from diptych.plan.pretend import Built, Fakes, Pretended, with_real_integers
 from diptych.schema import Recipe, VlmoConfig, VqaClosedSetConfig
 from diptych.task import Task
@@ -82,10 +83,13 @@ class Counted:
         found = {}
         for key in {*self.small.sums, *self.large.sums}:
             one, other = self.small.sums.get(key, Sum()), self.large.sums.get(key, Sum())
-            fit = partial(self._contrast, candidates=candidates or pairs) if key[0] == LOSSES else self._line
-            found[key] = Sum(
-                **{name: round(fit(value, getattr(other, name), pairs)) for name, value in vars(one).items()}
-            )
+            if key[0] == CONTRAST:
+                scale = self._contrast(pairs, candidates or pairs)
+                grown = {name: round(scale * getattr(other, name)) for name in ("flops", "moved", "elements")}
+                found[key] = replace(other, **grown)
+            else:
+                fitted = {name: self._line(getattr(one, name), getattr(other, name), pairs) for name in vars(one)}
+                found[key] = Sum(**{name: round(value) for name, value in fitted.items()})
         return found
 
     def flops(self, pairs: int) -> int:
@@ -101,7 +105,7 @@ class Counted:
         for place, (one, other) in enumerate(zip(self.small.moments, self.large.moments, strict=True)):
             there = whole if all_gradients else gradients
             alive = self._line(one.rest, other.rest, pairs)
-            alive += self._contrast(one.contrast, other.contrast, pairs, candidates or pairs)
+            alive += self._contrast(pairs, candidates or pairs) * other.contrast
             worst = max(worst, (there, round(alive)), key=sum)
             gradients += self.small.gradients[place] if place < len(self.small.gradients) else 0
         return worst
@@ -119,11 +123,10 @@ class Counted:
         small, large = self.sizes
         return max(0.0, one + (other - one) * (pairs - small) / (large - small))
 
-    def _contrast(self, one: int, other: int, pairs: int, candidates: int) -> float:
-        """a · pairs + c · pairs · candidates: the queue, and the batch of all processes."""
-        small, large = self.sizes
-        slope = (other / large - one / small) / (large - small)
-        return max(0.0, pairs * (one / small + slope * (candidates - small)))
+    def _contrast(self, pairs: int, candidates: int) -> float:
+        """How many times the larger size's contrast one is of so many pairs and candidates, the queue beside these."""
+        queue = self.large.candidates - self.large.pairs
+        return pairs * (candidates + queue) / (self.large.pairs * self.large.candidates)
 
 
 # --------------------------------------------------------------------------- a step
@@ -134,15 +137,23 @@ def count(recipe: Recipe, pairs: int, tokens: int, step: int) -> Counted:
     recipe, fakes, words = plannable(recipe), Fakes(), plain_tokenizer(recipe)
     sizes, ledgers = counted_sizes(recipe, pairs, tokens), []
     for size in sizes:
+        task = pretended_task(recipe, words, fakes)
         with Built(fakes):
-            task = catalog.build_task(recipe, words)
             pixels = torch.empty(2, size, 3, recipe.model.image_size, recipe.model.image_size)
-        with_real_integers(task)
-        if recipe.freeze:
-            freeze(task, recipe.freeze)
         batch = make_batch(recipe, pixels.unbind(), tokens, words)
         ledgers.append(counted_step(recipe, task.train(), fakes, batch, step))
     return Counted(weigh(task), sizes, *ledgers)
+
+
+def pretended_task(recipe: Recipe, words: Tokenizer, fakes: Fakes) -> Task:
+    """The recipe's task, of whose weights there is nothing but the shapes."""
+    with warnings.catch_warnings(), Built(fakes):
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copying a teacher does
+        task = catalog.build_task(recipe, words)
+    with_real_integers(task)
+    if recipe.freeze:
+        freeze(task, recipe.freeze)
+    return task
 
 
 def counted_sizes(recipe: Recipe, pairs: int, tokens: int) -> tuple[int, int]:
@@ -157,7 +168,7 @@ def counted_sizes(recipe: Recipe, pairs: int, tokens: int) -> tuple[int, int]:
 
 def counted_step(recipe: Recipe, task: Task, fakes: Fakes, batch: AnyBatch, step: int) -> Ledger:
     """A pretended step, forward and back."""
-    ledger = Ledger()
+    ledger = Ledger(len(batch), len(batch) + queued(task))
     ledger.known(task)
     for tensor in vars(batch).values():
         if isinstance(tensor, Tensor):
@@ -225,6 +236,11 @@ def make_batch(recipe: Recipe, pixels: Sequence[Tensor], tokens: int, words: Tok
         given = Texts(answers, torch.ones_like(answers, dtype=torch.bool))
         return QuestionBatch(pixels[0], texts, numbers, answers=given, answer_of=numbers, weights=torch.ones(size))
     return Batch(pixels[0], texts, numbers)
+
+
+def queued(task: Task) -> int:
+    """Candidates that a full queue holds."""
+    return sum(part.size for part in task.modules() if isinstance(part, FeatureQueue))
 
 
 def weigh(task: Task) -> Weights:

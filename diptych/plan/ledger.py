@@ -28,7 +28,9 @@ Key = tuple[str, Phase, str]
 """Part, phase and the operation's name."""
 
 LOSSES = "losses"
-"""What no other part has: contrast with batch and queue, and the losses themselves."""
+"""What no other part has."""
+CONTRAST = "contrast"
+"""Of these, what has a number for each pair and candidate: it grows with both."""
 CALLS = {
     "image_state": "image encoder", "embed_image": "image encoder", "encode_image": "image encoder",
     "text_state": "text encoder", "embed_text": "text encoder", "encode_text": "text encoder",
@@ -60,7 +62,7 @@ class Moment:
     """The most that was alive, gradients apart, after some number of parameters had their gradient."""
 
     contrast: int = 0
-    """Bytes that the losses made: they grow with the number of candidates."""
+    """Bytes of what has a number for each pair and candidate."""
     rest: int = 0
 
     @property
@@ -72,6 +74,9 @@ class Moment:
 class Ledger:
     """Of one step."""
 
+    pairs: int
+    candidates: int
+    """That each pair is contrasted with: the batch's, and the queue's."""
     sums: dict[Key, Sum] = field(default_factory=lambda: defaultdict(Sum))
     moments: list[Moment] = field(default_factory=lambda: [Moment()])
     """Entry k: while k parameters had their gradient."""
@@ -88,7 +93,7 @@ class Ledger:
     recomputing: int = 0
     _marks: list[tuple[int, str]] = field(default_factory=lambda: [(0, LOSSES)])
     _alive: Counter[bool] = field(default_factory=Counter)
-    """Bytes of tensors that the losses made (True) and of others."""
+    """Bytes of the contrast (True) and of all else."""
     _owners: dict[int, tuple[bool, int]] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ operations
@@ -100,9 +105,11 @@ class Ledger:
         if not made:
             return
         part, phase = self._where()
+        if part == LOSSES and any(map(self._is_contrast, (*given, *made))):
+            part = CONTRAST
         old = {id(tensor.untyped_storage()) for tensor in given}
         for tensor in made:
-            self._meet(tensor, part)
+            self._meet(tensor)
         if not func._schema.is_mutable and all(id(tensor.untyped_storage()) in old for tensor in made):
             return  # a view
         name = func.overloadpacket.__name__
@@ -129,9 +136,12 @@ class Ledger:
         number = node._sequence_nr() if node is not None else 0
         return self._marks[bisect_right(self._marks, number, key=lambda mark: mark[0]) - 1][1]
 
+    def _is_contrast(self, tensor: Tensor) -> bool:
+        return tuple(tensor.shape) in ((self.pairs, self.candidates), (self.candidates, self.pairs))
+
     # ------------------------------------------------------------------ memory
 
-    def _meet(self, tensor: Tensor, part: str) -> None:
+    def _meet(self, tensor: Tensor) -> None:
         """A tensor whose memory was perhaps just taken."""
         if not isinstance(tensor, FakeTensor):
             return
@@ -139,8 +149,9 @@ class Ledger:
         if id(storage) in self._owners:
             return
         size = storage.nbytes()
-        self._owners[id(storage)] = (part == LOSSES, size)
-        self._alive[part == LOSSES] += size
+        contrast = self._is_contrast(tensor)
+        self._owners[id(storage)] = (contrast, size)
+        self._alive[contrast] += size
         weakref.finalize(storage, self._free, id(storage))
         self._note()
 
@@ -153,8 +164,8 @@ class Ledger:
         self._owners[id(tensor.untyped_storage())] = (False, 0)
 
     def _free(self, name: int) -> None:
-        losses, size = self._owners.pop(name, (False, 0))
-        self._alive[losses] -= size
+        contrast, size = self._owners.pop(name, (False, 0))
+        self._alive[contrast] -= size
 
     def _note(self) -> None:
         moment = self.moments[-1]
@@ -165,9 +176,9 @@ class Ledger:
         """A parameter has its gradient: from now on it counts as one."""
         assert parameter.grad is not None
         name = id(parameter.grad.untyped_storage())
-        losses, size = self._owners.get(name, (False, 0))
-        self._alive[losses] -= size
-        self._owners[name] = (losses, 0)
+        contrast, size = self._owners.get(name, (False, 0))
+        self._alive[contrast] -= size
+        self._owners[name] = (contrast, 0)
         self.gradients.append(parameter.grad.nbytes)
         self.moments.append(Moment(self._alive[True], self._alive[False]))
 

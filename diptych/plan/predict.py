@@ -13,7 +13,7 @@ from diptych.device import find_device
 from diptych.plan import communication
 from diptych.plan.cards import PER_MACHINE, Fleet
 from diptych.plan.count import Counted, count, plannable
-from diptych.plan.ledger import LOSSES, Phase
+from diptych.plan.ledger import CONTRAST, LOSSES, Phase
 from diptych.plan.rates import Rates, measured, of_card
 from diptych.schema import AlbefConfig, AlbefPretrainConfig, Recipe, RetrievalConfig, VlmoConfig, VlmoPretrainConfig
 
@@ -255,7 +255,7 @@ def parts_of(recipe: Recipe, counted: Counted, rates: Rates, pairs: int, process
     flops: dict[tuple[str, Phase], int] = {}
     seconds: dict[str, float] = {}
     for (part, phase, name), total in counted.sums(pairs, processes * pairs * pieces).items():
-        again = 2 if pieces > 1 and phase == "forward" and part not in ("teacher", LOSSES) else 1
+        again = 2 if pieces > 1 and phase == "forward" and part not in ("teacher", LOSSES, CONTRAST) else 1
         flops[part, phase] = flops.get((part, phase), 0) + pieces * total.flops
         if again == 2:
             flops[part, "recompute"] = flops.get((part, "recompute"), 0) + pieces * total.flops

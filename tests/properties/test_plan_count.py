@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diptych import catalog
 from diptych.plan.count import Counted, count, make_batch, plain_tokenizer
-from diptych.plan.ledger import LOSSES
+from diptych.plan.ledger import CONTRAST
 from diptych.recipes.override import override
 from diptych.schema import AlbefConfig, Recipe
 from diptych.task import Task
@@ -114,7 +114,7 @@ def test_the_contrast_grows_with_pairs_times_candidates() -> None:
     counts = planned("albef_tiny")
 
     def products(pairs: int, candidates: int) -> int:
-        return sum(one.flops for key, one in counts.sums(pairs, candidates).items() if key[0] == LOSSES)
+        return sum(one.flops for key, one in counts.sums(pairs, candidates).items() if key[0] == CONTRAST)
 
     model = recipe("albef_tiny").model
     assert isinstance(model, AlbefConfig)
