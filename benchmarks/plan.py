@@ -16,7 +16,7 @@ from diptych.plan.text import seconds, size
 from diptych.recipes.override import override
 
 RUNS = (
-    ("albef_tiny", 64), ("vlmo_tiny", 64), ("albef_small", 32), ("vlmo_small", 32), ("albef_base", 4), ("vlmo_base", 4),
+    ("albef_tiny", 64), ("vlmo_tiny", 64), ("albef_small", 32), ("vlmo_small", 32), ("albef_base", 4), ("vlmo_base", 2),
 )  # fmt: skip
 """Recipes and pairs of a step: those of the recipe where a step takes a second or two, fewer elsewhere."""
 STEPS = 3

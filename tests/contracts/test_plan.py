@@ -21,6 +21,12 @@ MICRO = {
 """Of `albef_tiny`, so that it is counted at once."""
 
 
+@pytest.fixture(autouse=True)
+def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small sizes are counted, whatever the batch: the rest follows, and sooner."""
+    monkeypatch.setattr("diptych.plan.count.MOST", 8)
+
+
 @cache
 def planned(devices: str = "A100-40G", **changes: object) -> Plan:
     """Of a small recipe; a field's dots are written as two lines."""
