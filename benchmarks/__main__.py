@@ -20,6 +20,7 @@ PARTS = {
     "scenes": ["benchmarks.scenes"],
     "loader": ["benchmarks.loader"],
     "scaling": ["benchmarks.scaling"],
+    "plan": ["benchmarks.plan"],
 }
 TIMED = ("pretrain", "rerank", "retrieval", "grounding", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

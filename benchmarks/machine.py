@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -13,24 +13,12 @@ from statistics import median
 
 import torch
 
+from diptych.plan.check import RETURNED_MEMORY as RETURNED_MEMORY
+from diptych.plan.machine import PeakMemory as PeakMemory
+from diptych.plan.machine import peak as peak
 from diptych.train.flops import counted as counted
 
-SQUARES = tuple((size, size, size) for size in (1024, 2048, 4096))
 ROUNDS = 5
-RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_MAX_": str(1 << 30)}
-"""For glibc: freed memory goes back at once, so that what is resident is in use: without, peaks vary by half."""
-
-
-def peak(dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]] = SQUARES) -> float:
-    """FLOP/s of the best of some matrix products [m, k] × [k, n]; without `shapes` square ones of 1024 to 4096."""
-    best = 0.0
-    for m, k, n in shapes:
-        a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-        for _ in range(4):
-            start = time.perf_counter()
-            a @ b
-            best = max(best, 2 * m * k * n / (time.perf_counter() - start))
-    return best
 
 
 def multiplies_bf16() -> bool:
@@ -82,36 +70,6 @@ def ratio(one: Measured, other: Measured) -> float:
 
 def flops(job: Callable[[], object]) -> int:
     return counted(job)[0]
-
-
-class PeakMemory:
-    """Most resident memory within the block beyond what was resident at its start, in bytes. Linux only."""
-
-    grown: int
-
-    def __enter__(self) -> PeakMemory:
-        gc.collect()
-        _trim()
-        Path("/proc/self/clear_refs").write_text("5")
-        self.before = _status("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.grown = _status("VmHWM") - self.before
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {name} in /proc/self/status")
-
-
-def _trim() -> None:
-    """Gives freed memory back to the system, so that what is resident is what is used."""
-    import ctypes
-
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe() -> str:

@@ -23,6 +23,7 @@ VERBS = {
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
     "data": ("diptych.cli.data", "look at data: data validate|convert|show LAYOUT PATH"),
+    "plan": ("diptych.cli.plan", "predict memory, time and cost of a recipe on given devices"),
     "recipes": ("diptych.cli.recipes", "list the recipes, or every field of one"),
     "where": ("diptych.cli.where", 'find the code of a paper\'s equation: where "ALBEF Eq. 6"'),
 }

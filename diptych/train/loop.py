@@ -149,9 +149,7 @@ def forward_backward(shared: Shared, batch: AnyBatch, progress: Progress, run: R
     given = keyed(to_device(batch, device), progress)
     with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
         losses = shared.forward(given, progress)
-    total = shared_total(losses, shared.world)
-    if shared.world.size > 1 or torch.isfinite(total):  # what is not finite is refused, by all together
-        total.backward()
+    shared_total(losses, shared.world).backward()
     return losses
 
 

@@ -17,7 +17,7 @@ FLOORS = (
     ("app", "serve"),
     ("ablate", "demo"),
     ("compare", "doctor"),
-    ("pipeline", "pretrained"),
+    ("pipeline", "pretrained", "plan"),
     ("train",),
     ("evaluate", "report"),
     ("predict",),
@@ -37,10 +37,11 @@ FLOORS = (
 """Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
 ALONE = ("models", "tasks")
 """Rooms whose files, or packages, do not import each other."""
-MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "compare", "pipeline", "pretrained", "predict"}
+MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "compare", "pipeline", "pretrained", "plan", "predict"}
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = (
-    "schema", "serialize", "seeds", "launched", "data.record", "doctor", "cli.main", "cli.doctor",
+    "schema", "serialize", "seeds", "launched", "data.record", "doctor", "cli.main", "cli.doctor", "plan.cards",
+    "plan.communication",
 )  # fmt: skip
 
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

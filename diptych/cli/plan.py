@@ -1,0 +1,84 @@
+"""`diptych plan RECIPE [name=value …] --devices 8xA100-40G`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+EXAMPLES = """\
+examples:
+  diptych plan albef_base --devices 8xA100-40G --pairs 5100000
+  diptych plan vlmo_large --devices 128xV100-32G run.precision=bf16 run.parallel=fsdp
+  diptych plan albef_tiny --devices this --check 5
+
+Nothing is trained and no weight is allocated, but by --check. What the numbers mean and how near they are:
+docs/scaling.md.
+"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diptych plan",
+        usage="diptych plan RECIPE --devices DEVICES [options] [name=value …]",
+        description="Predict what a recipe takes: parameters, memory by part, time by part, and what holds it back.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="a name that `diptych recipes` lists")
+    parser.add_argument(
+        "--devices", default="this", help="so many cards, as in 8xA100-40G, or this machine (default: this)"
+    )
+    parser.add_argument("--tokens", type=int, help="of a text on average (default: data.max_tokens)")
+    parser.add_argument("--pairs", type=float, help="of the training data, where run.epochs counts it")
+    parser.add_argument("--price", type=float, metavar="PER_DEVICE_HOUR", help="for the cost; without it none is said")
+    parser.add_argument("--efficiency", type=float, help="share of the peak that matrix products reach, 0..1")
+    parser.add_argument(
+        "--tf32", action="store_true", help="fp32 products in TF32 (torch.set_float32_matmul_precision)"
+    )
+    parser.add_argument("--network", type=float, metavar="GB/s", help="of a device to other machines, in one direction")
+    parser.add_argument("--check", type=int, metavar="N", help="run N steps here, and print both side by side")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    given, assignments = parser.parse_known_args(arguments)
+
+    from diptych.plan.cards import find_fleet
+    from diptych.recipes.override import override, parse_assignments
+
+    fleet = find_fleet(given.devices)
+    _check_ranges(given)
+    if given.check is not None and fleet.card is not None:
+        raise ValueError("--check runs steps here: it goes with --devices this")
+
+    from diptych.catalog import find_recipe
+    from diptych.plan.check import check
+    from diptych.plan.predict import Wish, plan
+    from diptych.plan.text import as_json, as_text, checked_as_text
+
+    recipe = override(find_recipe(given.recipe), parse_assignments(assignments))
+    if given.check is not None and recipe.optim.accumulate > 1:
+        raise ValueError("--check runs steps in one piece: leave optim.accumulate at 1")
+    network = None if given.network is None else given.network * 1e9
+    pairs = None if given.pairs is None else int(given.pairs)
+    wish = Wish(fleet, given.tokens, pairs, given.efficiency, given.tf32, given.price, network)
+    found = plan(recipe, wish)
+    compared = None if given.check is None else check(recipe, wish, found, given.check)
+    if given.json:
+        print(json.dumps(as_json(found, compared), indent=1))
+        return
+    print(as_text(found))
+    if compared is not None:
+        print("", checked_as_text(compared), sep="\n")
+
+
+def _check_ranges(given: argparse.Namespace) -> None:
+    """Raises ValueError for numbers that mean nothing."""
+    least = {"--tokens": (given.tokens, 1), "--pairs": (given.pairs, 1), "--check": (given.check, 1)}
+    for name, (value, low) in least.items():
+        if value is not None and value < low:
+            raise ValueError(f"{name} must be at least {low}, not {value:g}")
+    for name, value in {"--price": given.price, "--network": given.network}.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be above 0, not {value:g}")
+    if given.efficiency is not None and not 0 < given.efficiency <= 1:
+        raise ValueError(f"--efficiency is a share, above 0 and at most 1, not {given.efficiency:g}")

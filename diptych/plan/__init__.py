@@ -1,0 +1,1 @@
+"""What a recipe will take before it is run: parameters, memory, time, and what holds it back."""

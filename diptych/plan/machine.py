@@ -1,0 +1,126 @@
+"""What this machine can do, measured now: matrix products, memory, and the operations that cost more than their bytes.
+
+Each is the best of a few rounds, so that other processes on the machine disturb little.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+SQUARES = tuple((size, size, size) for size in (1024, 2048, 4096))
+ROUNDS = 4
+
+
+def peak(
+    dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]] = SQUARES, device: torch.device | str = "cpu"
+) -> float:
+    """FLOP/s of the best of some matrix products [m, k] × [k, n]; without `shapes` square ones of 1024 to 4096."""
+    best = 0.0
+    for m, k, n in shapes:
+        a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
+        best = max(best, 2 * m * k * n / least_seconds(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
+    return best
+
+
+def least_seconds(job: Callable[[], object], device: torch.device | str = "cpu", rounds: int = ROUNDS) -> float:
+    """The shortest of some rounds, each of so many runs that they take 10 ms at least."""
+    best = math.inf
+    for _ in range(rounds):
+        start, runs = now(device), 0
+        while runs == 0 or now(device) - start < 0.01:
+            job()
+            runs += 1
+        best = min(best, (now(device) - start) / runs)
+    return best
+
+
+def now(device: torch.device | str = "cpu") -> float:
+    """Seconds of a clock. One thread's work is timed by what it had of the processor, which others do not lengthen."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)  # a card works on while Python does
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
+# --------------------------------------------------------------------------- what is slower than its bytes
+
+NUMBERS = 1 << 20
+ROW = 1 << 10
+
+
+def addition(numbers: int, device: torch.device | str) -> Callable[[], object]:
+    """Two tensors to a new one: twelve bytes a number."""
+    x, y = (torch.randn(numbers, device=device) for _ in range(2))
+    return lambda: x + y
+
+
+def slow_operations(device: torch.device | str) -> dict[str, Callable[[], object]]:
+    """Each on `NUMBERS` numbers, by the name that torch has for it."""
+    x, w = torch.randn(NUMBERS // ROW, ROW, device=device), torch.ones(ROW, device=device)
+    normed, mean, rstd = torch.native_layer_norm(x, [ROW], w, w, 1e-6)
+    chances = torch.softmax(x, -1)
+    everything = [True, True, True]
+    return {
+        "gelu": lambda: F.gelu(x),
+        "gelu_backward": lambda: torch.ops.aten.gelu_backward(x, x),
+        "_softmax": lambda: torch.softmax(x, -1),
+        "_softmax_backward_data": lambda: torch.ops.aten._softmax_backward_data(chances, chances, 1, x.dtype),
+        "_log_softmax": lambda: torch.log_softmax(x, -1),
+        "native_layer_norm": lambda: torch.native_layer_norm(x, [ROW], w, w, 1e-6),
+        "native_layer_norm_backward": lambda: torch.ops.aten.native_layer_norm_backward(
+            normed, x, [ROW], mean, rstd, w, w, everything
+        ),
+        "exp": lambda: x.exp(),
+        "rand": lambda: torch.rand_like(x),
+        "bernoulli_": lambda: torch.empty_like(x).bernoulli_(0.9),
+    }
+
+
+def attention_rate(shape: tuple[int, int, int, int], device: torch.device | str) -> float:
+    """FLOP/s of attention [groups, heads, length, width of a head], forward and back."""
+    groups, heads, length, width = shape
+    query = torch.randn(groups, heads, length, width, device=device, requires_grad=True)
+    flops = (4 + 10) * groups * heads * length**2 * width
+    return flops / least_seconds(lambda: F.scaled_dot_product_attention(query, query, query).sum().backward(), device)
+
+
+# --------------------------------------------------------------------------- memory of a process
+
+
+class PeakMemory:
+    """Most resident memory within the block beyond what was resident at its start, in bytes. Linux only."""
+
+    grown: int
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        trim()
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before = status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.grown = status("VmHWM") - self.before
+
+
+def status(name: str) -> int:
+    """A size in bytes that Linux keeps of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {name} in /proc/self/status")
+
+
+def trim() -> None:
+    """Gives freed memory back to the system, so that what is resident is what is used."""
+    import ctypes
+
+    ctypes.CDLL(None).malloc_trim(0)
