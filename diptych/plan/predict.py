@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 
 from diptych.device import find_device
-from diptych.plan import communication
 from diptych.plan.cards import PER_MACHINE, Fleet
 from diptych.plan.count import Counted, count, plannable
+from diptych.plan.exchange import exchanged
 from diptych.plan.ledger import CONTRAST, LOSSES, Phase
+from diptych.plan.memory import memory_here, memory_of
 from diptych.plan.rates import Rates, measured, of_card
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, Recipe, RetrievalConfig, VlmoConfig, VlmoPretrainConfig
+from diptych.schema import AlbefConfig, Recipe, VlmoConfig
 
 ADAM = 28
 """Bytes that AdamW moves a parameter: weight, gradient and both moments read, all but the gradient written."""
@@ -143,7 +143,7 @@ def assemble(recipe: Recipe, wish: Wish, counted: Counted, rates: Rates, tokens:
         parameters={"in all": weights.parameters, "trained": weights.trained, "of the teacher": weights.teacher // 4},
         memory=memory,
         total=sum(memory.values()),
-        capacity=fleet.card.memory if fleet.card else _memory_here(recipe),
+        capacity=fleet.card.memory if fleet.card else memory_here(recipe),
         parts=parts,
         seconds=seconds,
         step=step,
@@ -158,92 +158,6 @@ def assemble(recipe: Recipe, wish: Wish, counted: Counted, rates: Rates, tokens:
         advice=(),
         notes=_notes(recipe, wish, rates, tokens),
     )
-
-
-# --------------------------------------------------------------------------- memory
-
-
-def memory_of(recipe: Recipe, counted: Counted, fleet: Fleet, pairs: int, tokens: int) -> dict[str, int]:
-    """Bytes by part at the worst moment of a step."""
-    weights, pieces, processes = counted.weights, recipe.optim.accumulate, fleet.count
-    whole = processes * pairs * pieces
-    all_gradients = pieces > 1 or processes > 1
-    gradients, alive = counted.peak(pairs, whole, all_gradients)
-    cut = processes if recipe.run.parallel == "fsdp" else 1
-    memory = {
-        "weights": weights.weights // cut,
-        "gradients": gradients // cut,
-        "optimiser": weights.optimizer // cut,
-        "teacher": weights.teacher // cut,
-        "queue": weights.queue,
-        "pictures and texts": pieces * _input_bytes(recipe, pairs, tokens),
-        "activations": alive + (pieces - 1) * counted.states(pairs),
-        "gathered from others": _gathered_bytes(recipe, pairs * pieces, processes, tokens),
-    }
-    if cut > 1:  # FSDP: the root stays gathered for the step; of the blocks one is, and its gradient before it is cut
-        memory["gathered weights"] = weights.root + 2 * weights.largest_block
-    return {name: size for name, size in memory.items() if size}
-
-
-def _input_bytes(recipe: Recipe, pairs: int, tokens: int) -> int:
-    return pairs * (3 * recipe.model.image_size**2 * 4 + 9 * tokens)
-
-
-def _gathered_bytes(recipe: Recipe, pairs: int, processes: int, tokens: int) -> int:
-    """What of all processes is there at once."""
-    if processes == 1:
-        return 0
-    return sum(
-        size * processes // (processes - 1)
-        for size in gathers(recipe, pairs, processes, tokens, forward_only=True).values()
-    )
-
-
-def _memory_here(recipe: Recipe) -> int:
-    device = find_device(recipe.run.device)
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-# --------------------------------------------------------------------------- exchange
-
-
-def exchanged(recipe: Recipe, counted: Counted, processes: int, pairs: int, tokens: int) -> dict[str, int]:
-    """Bytes that a process sends in a step."""
-    if processes == 1:
-        return {}
-    weights, pieces = counted.weights, recipe.optim.accumulate
-    if recipe.run.parallel == "fsdp":
-        shared = communication.fsdp(weights.weights, weights.gradients, weights.teacher, processes, pieces)
-        sent = {"weights and gradients (fsdp)": shared}
-    else:
-        sent = {"gradients (ddp)": communication.ddp(weights.gradients, processes)}
-    return sent | gathers(recipe, pairs * pieces, processes, tokens)
-
-
-def gathers(recipe: Recipe, pairs: int, processes: int, tokens: int, forward_only: bool = False) -> dict[str, int]:
-    """What of other processes' pairs a process has to see; `pairs`: its own in a step."""
-    task, model = recipe.task, recipe.model
-    if not isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig | RetrievalConfig):
-        return {}
-    assert isinstance(model, AlbefConfig | VlmoConfig)
-    own = isinstance(task, VlmoPretrainConfig) and task.negatives == "own"
-    branches = 2 if isinstance(task, VlmoPretrainConfig) and task.itc_branches == "both" else 1
-    embedding = model.embed_dim if isinstance(model, AlbefConfig) else model.width
-    keys = isinstance(task, AlbefPretrainConfig) or (isinstance(task, RetrievalConfig) and task.keys == "teacher")
-    found = {"features": communication.features(pairs, embedding, processes, branches, not (keys or forward_only))}
-    if task.itm and not own:
-        if isinstance(model, VlmoConfig):
-            found["pictures and texts"] = communication.pixels(pairs, model.image_size, tokens, processes)
-        else:
-            rows = (model.image_size // model.vision.patch_size) ** 2 + 1 + tokens
-            whole = processes * pairs * rows * model.width * communication.FP32
-            sent = communication.all_gather(whole, processes)
-            found["image and text tokens"] = (
-                sent if forward_only else communication.tokens(pairs, rows, model.width, processes)
-            )
-    return found
 
 
 # --------------------------------------------------------------------------- time
