@@ -208,10 +208,13 @@ class Shared:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """The task with what is not in a block put together, so that it can be asked without its `forward`."""
-        if isinstance(self.task, FSDPModule):
-            self.task.unshard()
-        yield
-        if isinstance(self.task, FSDPModule):
+        if not isinstance(self.task, FSDPModule):
+            yield
+            return
+        self.task.unshard()
+        try:
+            yield
+        finally:
             self.task.reshard()
 
 
