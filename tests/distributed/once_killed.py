@@ -9,8 +9,13 @@ from diptych import pipeline
 from diptych.launched import rank, restarted
 from tests.distributed.warm import Fault, inject, small
 
-folder = Path(sys.argv[1])
-if rank() == 1 and not restarted():
-    (folder.parent / "killed").touch()
-    inject(Fault("kill", 1, 7))
-pipeline.train(small(), folder)
+
+def main(folder: Path) -> None:
+    if rank() == 1 and not restarted():
+        (folder.parent / "killed").touch()
+        inject(Fault("kill", 1, 7))
+    pipeline.train(small(), folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -16,6 +16,7 @@ from diptych.losses.contrastive import itc_targets, soft_cross_entropy
 from diptych.losses.masked_lm import MaskDraws, masked_lm_loss
 from diptych.models.albef import PUBLISHED_PRETRAINING, Albef, AlbefPretraining, Draws, Forward, match_labels
 from diptych.nn.embeddings import resize_positions
+from diptych.nn.gather import Processes
 from diptych.schema import AlbefPretrainConfig, OptimConfig
 from diptych.train.optim import build_optimizer
 from diptych.types import Batch, Losses, RowList, Texts
@@ -113,7 +114,9 @@ def test_contrast_targets_and_weights_are_the_released_ones(
     golden.check(f"{name}.loss_t2i", soft_cross_entropy(contrast.text_to_image, text_targets).mean())
     size = len(made.negative_image)
     batch_only = [logits[:, :size].softmax(1) for logits in (contrast.text_to_image, contrast.image_to_text)]
-    for key, ours, plain in zip(("t2i", "i2t"), task.negative_weights(contrast, size), batch_only, strict=True):
+    for key, ours, plain in zip(
+        ("t2i", "i2t"), task.negative_weights(contrast, Processes(size)), batch_only, strict=True
+    ):
         golden.check(f"{name}.weights_{key}", ours)
         golden.check(f"{name}.weights_{key}", plain.fill_diagonal_(0))
 

@@ -297,7 +297,7 @@ def test_stochastic_depth_leaves_out_whole_branches_of_a_sequence() -> None:
     """With the last block's branches always left out, a training pass ends where the block before it did."""
     model = tiny.vlmo(depth=2, fusion_start=1, drop_path=1.0 - 1e-7).train()
     state = model.image_state(pixels())
-    run = model._images(state.patches, None)
+    run = model._images(state.patches)
     before = model._blocks(run, range(1), "own").rows
     same(model._blocks(run, range(2), "own").rows, before)
     model.eval()

@@ -325,7 +325,7 @@ class Vlmo(Model):
 
     # ------------------------------------------------------------------ passes
 
-    def _images(self, patches: Float[Tensor, "I T D"], keys: Int[Tensor, "I"] | None) -> Pass:
+    def _images(self, patches: Float[Tensor, "I T D"], keys: Int[Tensor, "I"] | None = None) -> Pass:
         images, tokens, _ = patches.shape
         frame = Frame.of(None, images, tokens, patches.device, keys=keys)
         return Pass((patches + self.types.weight[1]).flatten(0, 1), frame, self._biases(0, tokens))
