@@ -364,7 +364,7 @@ def test_the_envelopes_of_the_package_are_of_its_recipes() -> None:
         assert not differences(found.recipe, replace(find_recipe(file.stem), init_from=found.recipe.init_from))
         assert found.bands
         assert known(file.stem)[0].bands.keys() == found.bands.keys()
-    assert known("albef_tiny") == [], "none is recorded yet"
+    assert known("albef_base") == [], "none is recorded"
 
 
 # --------------------------------------------------------------------------- the command
