@@ -184,7 +184,7 @@ def counted_step(recipe: Recipe, task: Task, fakes: Fakes, batch: AnyBatch, step
     return ledger
 
 
-def checkpoint_blocks(task: Task, watched: Callable[[Any], Any] = lambda call: call) -> None:
+def checkpoint_blocks(task: Task, watched: Callable[[Any], Any]) -> None:
     """Keeps what enters each block that trains, and computes the block again on the way back.
 
     `watched` wraps what is computed again.
