@@ -20,8 +20,7 @@ from diptych import catalog
 from diptych.data.record import Entailment, PairStatement, Picture, PlainText, Question
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.nn.attention import CHUNK
-from diptych.nn.blocks import TextBlock, VisionBlock
-from diptych.nn.experts import ExpertBlock
+from diptych.nn.blocks import Block
 from diptych.nn.queue import FeatureQueue
 from diptych.plan.ledger import CONTRAST, Key, Ledger, Sum
 from diptych.plan.pretend import Built, Fakes, Pretended, with_real_integers
@@ -44,8 +43,6 @@ from diptych.types import (
 
 LEAST, MOST = 4, 256
 """Pairs of the steps that are counted, at least (a negative for each) and at most."""
-BLOCKS = (VisionBlock, TextBlock, ExpertBlock)
-"""Units of activation checkpointing and of FSDP."""
 ANSWER = 3
 """Tokens of a question's one answer in a plan: [CLS], a word, [SEP]."""
 
@@ -190,9 +187,9 @@ def checkpoint_blocks(task: Task, watched: Callable[[Any], Any]) -> None:
     `watched` wraps what is computed again.
     """
     for block in task.modules():
-        if isinstance(block, BLOCKS) and any(parameter.requires_grad for parameter in block.parameters()):
+        if isinstance(block, Block) and any(parameter.requires_grad for parameter in block.parameters()):
             forward = watched(block.forward)
-            block.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
 
 
 # --------------------------------------------------------------------------- what is counted
@@ -252,11 +249,11 @@ def weigh(task: Task) -> Weights:
     trained = [value for value in own if value.requires_grad]
     queued = {id(buffer) for buffer in queue}
     buffers = [buffer for buffer in task.buffers() if id(buffer) not in queued]
-    blocks = [_nbytes(part.parameters()) for name, part in task.named_modules() if isinstance(part, BLOCKS)]
+    blocks = [_nbytes(part.parameters()) for name, part in task.named_modules() if isinstance(part, Block)]
     own_blocks = [
         _nbytes(part.parameters())
         for name, part in task.named_modules()
-        if isinstance(part, BLOCKS) and not name.startswith("teacher")
+        if isinstance(part, Block) and not name.startswith("teacher")
     ]
     return Weights(
         parameters=sum(value.numel() for value in own),
