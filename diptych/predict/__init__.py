@@ -7,10 +7,12 @@ print(search_folder(model, "a fox left of a red car", "pictures"))
 from diptych.predict.folder import SearchResult, search_folder
 from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, unknown_words
 from diptych.predict.loading import load, make_predictor
-from diptych.predict.predictor import Predictor
+from diptych.predict.predictor import ABILITIES, Predictor
 from diptych.predict.results import Answer, Choice, Hit, Located
+from diptych.predict.shelf import Shelf, Shelved
 
 __all__ = [
+    "ABILITIES",
     "Answer",
     "Choice",
     "Hit",
@@ -19,6 +21,8 @@ __all__ = [
     "Pictures",
     "Predictor",
     "SearchResult",
+    "Shelf",
+    "Shelved",
     "Strings",
     "load",
     "make_predictor",

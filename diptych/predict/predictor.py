@@ -51,6 +51,18 @@ from diptych.types import Batch, Texts, to_device
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
 """Sentences that a label is read in; the second is CLIP's (Radford et al. 2021, §3.1.4)."""
+ABILITIES: dict[str, str] = {
+    "embed": "vectors",
+    "match": "matching",
+    "entail": "hypotheses",
+    "answer": "questions",
+    "compare": "statements about two pictures",
+    "locate": "phrases",
+}
+"""What can be asked of a model, as in `Predictor.missing`, and what it is asked about."""
+OF_PAIRS = ("match_logits", "fuse", "pooled")
+"""Calls of a model that judge whether a picture and a text belong together."""
+OF_VECTORS = ("embed_image", "embed_text")
 Found = TypeVar("Found")
 Kind = TypeVar("Kind", bound=Task)
 
@@ -93,7 +105,7 @@ class Predictor:
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Probability that picture n and text m belong together, by the fusion encoder, for every pair."""
-        self._require("match_logits", "fuse", "pooled")
+        self._require(*OF_PAIRS)
         pictures, words = given_pictures(images).items, self.texts(texts)
         lengths = words.attention_mask.sum(dim=1)
         found: list[Tensor] = []
@@ -153,7 +165,7 @@ class Predictor:
 
         Raises ValueError for a model that was not trained for it.
         """
-        task = self._headed("hypotheses", Entailment)
+        task = self._headed(ABILITIES["entail"], Entailment)
 
         def say(batch: Batch) -> list[Choice]:
             return [Choice.of(entailment.CLASSES, row) for row in task.predict(batch).tolist()]
@@ -183,7 +195,7 @@ class Predictor:
         Raises ValueError for a model that was not trained for it, `answers` to a closed set, and an answer without
         words.
         """
-        task = self._headed("questions", VqaDecoding, VqaClosedSet)
+        task = self._headed(ABILITIES["answer"], VqaDecoding, VqaClosedSet)
         assert isinstance(task, VqaDecoding | VqaClosedSet)
         offered = () if answers is None else tuple(dict.fromkeys(given_strings(answers, "answers").items))
         answerer = Answerer(task, self.tokenizer, offered)
@@ -205,7 +217,7 @@ class Predictor:
 
         Raises ValueError for a model that was not trained for it.
         """
-        task = self._headed("statements about two pictures", Nlvr2)
+        task = self._headed(ABILITIES["compare"], Nlvr2)
 
         def say(batch: Batch) -> list[Choice]:
             return [Choice.of(nlvr2.CLASSES, row) for row in task.predict(batch).tolist()]
@@ -233,8 +245,7 @@ class Predictor:
         trained, best one fine-tuned for grounding; the map is that of `boxes_config`.
         """
         config = boxes_config(self.recipe, self.model)
-        of_pairs, of_vectors = ("match_logits", "fuse", "pooled"), ("embed_image", "embed_text", "temperature")
-        self._require(*(of_pairs if config.mode == "itm" else of_vectors))
+        self._require(*self._locating(config))
         images, phrases, offered = given_pictures(image), given_strings(phrase, "phrases"), given_boxes(proposals)
         words = self.texts(phrases.items)
         found = []
@@ -280,6 +291,28 @@ class Predictor:
         return tuple(sorted(hits, key=lambda hit: -(hit.match or 0.0))[:k]), len(places)
 
     # ------------------------------------------------------------------ what it was trained for
+
+    def missing(self, ability: str) -> str | None:
+        """Why this model cannot be asked, with the recipe to train, or None where it can.
+
+        `ability`: a key of `ABILITIES`; `embed` stands for `embed_images`, `embed_texts` and `rank`.
+        """
+        checks: dict[str, Callable[[], object]] = {
+            "embed": lambda: self._require(*OF_VECTORS),
+            "match": lambda: self._require(*OF_PAIRS),
+            "entail": lambda: self._headed(ABILITIES["entail"], Entailment),
+            "answer": lambda: self._headed(ABILITIES["answer"], VqaDecoding, VqaClosedSet),
+            "compare": lambda: self._headed(ABILITIES["compare"], Nlvr2),
+            "locate": lambda: self._require(*self._locating(boxes_config(self.recipe, self.model))),
+        }
+        try:
+            checks[ability]()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _locating(self, config: GroundingConfig) -> tuple[str, ...]:
+        return OF_PAIRS if config.mode == "itm" else (*OF_VECTORS, "temperature")
 
     def _require(self, *calls: str) -> None:
         """Raises ValueError where calls would use weights that nobody trained for these encoders.

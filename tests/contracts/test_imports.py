@@ -20,6 +20,7 @@ FLOORS = (
     ("pipeline", "pretrained", "plan"),
     ("train",),
     ("evaluate", "report"),
+    ("index", "export"),
     ("predict",),
     ("search",),
     ("catalog",),

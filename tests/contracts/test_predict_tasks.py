@@ -22,7 +22,6 @@ from diptych.checkpoints.store import CheckpointError, CheckpointState, save_che
 from diptych.data.answers import encode_answers
 from diptych.data.cleanup import clean_caption, clean_question
 from diptych.data.collate import pad_texts
-from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.predict import Answer, Choice, Located, Picture, Predictor, load, make_predictor
 from diptych.predict.predictor import boxes_config
@@ -38,70 +37,26 @@ from diptych.schema import (
     Nlvr2Config,
     Recipe,
     RetrievalConfig,
-    TaskConfig,
-    TextAssignmentConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
 from diptych.serialize import to_dict
-from diptych.task import Task
 from diptych.tasks.entailment import CLASSES, Entailment
 from diptych.tasks.grounding import find_box, phrase_maps
 from diptych.tasks.nlvr2 import Nlvr2
 from diptych.tasks.vqa import VqaClosedSet, VqaDecoding
 from diptych.types import Batch, PicturePairs, Texts
 from tests import tiny
+from tests.runs import ANSWERS, TASK_CONFIGS, TEXTS, WORDS, recipe_of, save_run, trained
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ["a red fox left of a car", "two dogs on the beach", "a boat", "a small bird above a tree"]
-ANSWERS = ("yes", "no", "two", "a red fox")
-WORDS = Tokenizer.train([*TEXTS, *ANSWERS, "is what there how many"], size=120)
-TASK_CONFIGS: dict[str, TaskConfig] = {
-    "pretraining": AlbefPretrainConfig(queue_size=6),
-    "retrieval": RetrievalConfig(queue_size=6),
-    "grounding": GroundingTrainingConfig(queue_size=6, boxes=GroundingConfig(layer=3, threshold=0.8)),
-    "entailment": EntailmentConfig(),
-    "nlvr2": Nlvr2Config(),
-    "assignment": TextAssignmentConfig(),
-    "closed": VqaClosedSetConfig(answers=ANSWERS, alpha=0.4),
-    "decoder": VqaDecoderConfig(decoder=tiny.DECODER, answers=ANSWERS),
-    "writer": VqaDecoderConfig(decoder=tiny.DECODER, max_answer_tokens=5),
-}
-
-
-def recipe_of(config: TaskConfig) -> Recipe:
-    """Batches of three, so that few inputs make several."""
-    images = 2 if isinstance(config, Nlvr2Config | TextAssignmentConfig) else 1
-    model = tiny.albef_config(images_per_text=images, max_positions=64)
-    return Recipe("test", model, config, evaluation=EvaluationConfig(rerank=4, batch_size=3))
-
-
-def trained(kind: str) -> Task:
-    """A task that is sure of what it says."""
-    task = build_task(recipe_of(TASK_CONFIGS[kind]), WORDS)
-    for seed, module in enumerate((task.model, getattr(task, "head", None), getattr(task, "teacher", None))):
-        if module is not None:
-            for _ in range(3):
-                tiny.shake(module, seed)
-    torch.nn.init.constant_(task.model.temp, 0.2)  # type: ignore[arg-type]
-    return task.eval()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The run folder of each kind of task."""
     place = tmp_path_factory.mktemp("runs")
-
-    def make(kind: str) -> Path:
-        recipe = recipe_of(TASK_CONFIGS[kind])
-        if isinstance(recipe.task, VqaDecoderConfig) and not recipe.task.answers:
-            recipe = replace(recipe, task=replace(recipe.task, inference="rank"))
-        if not (place / kind).exists():
-            content = CheckpointState(trained(kind).state_dict(), {}, {"step": 1}, to_dict(recipe), WORDS.save)
-            save_checkpoint(place / kind / "checkpoints", 1, content)
-        return place / kind
-
-    return make
+    return lambda kind: place / kind if (place / kind).exists() else save_run(place / kind, kind)
 
 
 @pytest.fixture
