@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from diptych import catalog, compare, pipeline
 from diptych.checkpoints import store
 from diptych.compare.compute import record_compute
+from diptych.data.sources.folder import CAPTIONS_FILE
 from diptych.demo.systems import SYSTEMS, Demonstration
 from diptych.report import summary
 from diptych.report.stages import COMPUTE
@@ -81,11 +83,16 @@ def _ended(recipe: Recipe, place: Path) -> bool:
 
 
 def _save_pictures(evaluated: pipeline.Evaluated, folder: Path) -> Path:
-    """The first test pictures as files, to search in."""
+    """The first test pictures as files, to search in, with their captions as the source `folder` reads them."""
     folder.mkdir(exist_ok=True)
-    pictures = evaluated.split.pictures
-    for number in range(min(SAVED, len(pictures))):
-        pictures[number].save(folder / f"{number:04d}.png")
+    split = evaluated.split
+    count = min(SAVED, len(split.pictures))
+    names = [f"{number:04d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        split.pictures[number].save(folder / name)
+    pairs = zip(split.captions, split.image_of_text.tolist(), strict=True)
+    lines = [json.dumps({"image": names[owner], "caption": caption}) for caption, owner in pairs if owner < count]
+    (folder / CAPTIONS_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return folder
 
 

@@ -21,10 +21,12 @@ from diptych.catalog import find_recipe
 from diptych.cli import where
 from diptych.cli.main import VERBS, main
 from diptych.compare import compute, speed
+from diptych.data.sources.folder import read_folder
+from diptych.data.sources.scenes import open_scenes
 from diptych.demo import pretraining, tasks
 from diptych.demo.systems import ALBEF, Demonstration
 from diptych.recipes.override import override, parse_assignments
-from diptych.schema import AlbefConfig, GroundingTrainingConfig, Recipe, VlmoConfig, VqaDecoderConfig
+from diptych.schema import AlbefConfig, DataConfig, GroundingTrainingConfig, Recipe, VlmoConfig, VqaDecoderConfig
 from tests.contracts.test_demo import blind_afterwards
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +173,15 @@ def test_every_command_runs_in_the_order_of_the_page(walked: Path, capsys: pytes
         "Perplexity of a hidden",
     ):
         assert measure in stages[0], measure
+
+
+def test_the_demo_s_pictures_are_a_folder_of_pairs(walked: Path) -> None:
+    found = read_folder("runs/demo/pictures", DataConfig())
+    assert not found.skipped
+    captions = {Path(record.images[0]).name: record.captions for record in found.records}
+    assert sorted(captions) == sorted(file.name for file in Path("runs/demo/pictures").glob("*.png"))
+    scenes = open_scenes(override(find_recipe("albef_tiny"), SHRUNK).data, "test")
+    assert captions["0003.png"] == scenes.record(3).captions
 
 
 def test_the_python_example_runs(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
