@@ -9,7 +9,6 @@ Records that cannot be read are left out of their batch, counted and named; noth
 
 from __future__ import annotations
 
-import atexit
 import os
 import random
 from collections import Counter
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -341,14 +341,15 @@ class PairLoader:
             # Its own generator: a loader must not move the global one, on which dropout depends.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        # At exit Python ends what is left with one SIGTERM, which workers do not heed, and would wait for ever.
+        # At exit Python ends what is left with one SIGTERM, which workers do not heed, and would wait for ever. This
+        # comes before that, also in a process that multiprocessing has started, where atexit comes too late.
         held = [iter(loader)]
-        atexit.register(held.clear)
+        dropped = Finalize(None, held.clear, exitpriority=0)
         try:
             while True:
                 yield next(held[0])
         finally:
-            atexit.unregister(held.clear)
+            dropped.cancel()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -347,3 +348,19 @@ def test_a_script_ends_though_its_workers_live() -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "4\n", "")
+
+
+def _fail_while_workers_live() -> None:
+    batches = loader(MadeSource(16), DataConfig(workers=1)).batches()
+    next(batches)
+    raise ValueError(batches)  # the traceback keeps them
+
+
+def test_a_process_that_multiprocessing_started_ends_though_its_workers_live() -> None:
+    """As those of an ablation, which otherwise waited for ever for a run that had failed."""
+    process = get_context("spawn").Process(target=_fail_while_workers_live)
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 1
