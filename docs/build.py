@@ -1,28 +1,39 @@
-"""Checks the pages and writes the index of the API: `make docs`.
+"""Builds the site: `make docs`, without a network.
 
-1. Every relative link of a Markdown page leads to a file, and every #anchor to a heading of it.
-2. Every example in a docstring gives what it says.
-3. `docs/_site/api.md` lists what each module offers, with the first line of its docstring.
+1. What can be known from the code is written from it: the papers' equations, the recipes, the reference.
+2. Every relative link of a Markdown page leads to a file, and every #anchor to a heading of it.
+3. Every example in a docstring gives what it says.
+4. Sphinx makes `docs/_site` of the pages; a warning is a failure.
 """
 
 from __future__ import annotations
 
 import ast
 import doctest
+import inspect
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from diptych.catalog import RECIPES
+from diptych.cli import where
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diptych"
-SITE = ROOT / "docs" / "_site"
+DOCS = ROOT / "docs"
+SITE = DOCS / "_site"
+MADE = "generated"
+"""Pages that are written here: a folder of docs."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|\b(?:src|srcset)=\"([^\"\s]+)\"")
 
 
 def pages() -> list[Path]:
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("**/*.md")])
+    """All that people write."""
+    written = [page for page in DOCS.rglob("*.md") if not {MADE, SITE.name} & {*page.relative_to(DOCS).parts}]
+    return sorted([*ROOT.glob("*.md"), *written, *(ROOT / "examples").glob("**/*.md")])
 
 
 def broken_links(page: Path) -> Iterator[str]:
@@ -46,37 +57,116 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+# --------------------------------------------------------------------------- written from the code
+
+
+def generate() -> None:
+    """The pages that the code itself writes."""
+    made = DOCS / MADE
+    shutil.rmtree(made, ignore_errors=True)
+    (made / "api").mkdir(parents=True)
+    (made / "papers.md").write_text(papers(), encoding="utf-8")
+    (made / "recipes.md").write_text(recipes(), encoding="utf-8")
+    rooms: dict[str, list[str]] = {}
+    for name in modules():
+        rooms.setdefault(f"{name}.".split(".")[1] or "diptych", []).append(name)
+    for room, names in rooms.items():
+        text = f"# {room}\n\n" + "\n".join(map(reference, names))
+        (made / "api" / f"{room}.md").write_text(text, encoding="utf-8")
+    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *rooms, "```"])
+    (made / "api" / "index.md").write_text(f"# Reference\n\nEvery room of the code.\n\n{tree}\n", encoding="utf-8")
+
+
+def papers() -> str:
+    """Each equation and section with the places that compute it, as `diptych where` finds them."""
+    lines = [
+        "# The papers and the code",
+        "",
+        "Written from the comments that `diptych where` reads. A test fails on an equation that is missing or doubled.",
+        "",
+        "| paper | place | line |",
+        "|---|---|---|",
+    ]
+    tags = sorted(where.tags(PACKAGE), key=lambda tag: (where.natural(tag.name), tag.file, tag.line))
+    rows = [f"| {tag.name} | `{tag.scope}` | `{tag.file.relative_to(ROOT)}:{tag.line}` |" for tag in tags]
+    return "\n".join([*lines, *rows, ""])
+
+
+def recipes() -> str:
+    """What each recipe says of itself: command, cost, expected result."""
+    lines = [
+        "# Recipes",
+        "",
+        "`diptych recipes NAME` lists every field of one. A field is set as in `run.steps=500`.",
+        "",
+    ]
+    for name, recipe in RECIPES.items():
+        said = inspect.getdoc(recipe) or ""
+        facts = re.sub(r"^(Command|Cost|Expected):", r"- **\1**:", said, flags=re.MULTILINE)
+        lines += [f"## {name}", "", re.sub(r"\n(?=- \*\*Command)", "\n\n", facts), ""]
+    return "\n".join(lines)
+
+
 def modules() -> list[str]:
     files = sorted(PACKAGE.rglob("*.py"))
     return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
 
 
-def index(module: str) -> str:
-    """A module's public classes and functions, from its source."""
+def reference(module: str) -> str:
+    """A module's public classes, their public methods and its public functions, from its source."""
     path = ROOT / module.replace(".", "/")
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    lines = [f"## [`{module}`](../../{file.relative_to(ROOT)})", "", first_line(tree), ""]
+    lines = [f"## `{module}`", "", *prose(tree), ""]
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-            arguments = f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef) else ""
-            lines.append(f"- `{node.name}{arguments}`: {first_line(node)}")
+            lines += [f"### `{node.name}`", "", *described(node)]
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                    lines += described(inner)
     return "\n".join([*lines, ""])
 
 
-def first_line(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
-    return (ast.get_docstring(node) or "").partition("\n")[0]
+def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
+    """Signature and docstring."""
+    bases = ", ".join(map(ast.unparse, node.bases)) if isinstance(node, ast.ClassDef) else ""
+    shown = (
+        f"class {node.name}({bases})" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
+    )
+    gives = f" -> {ast.unparse(node.returns)}" if isinstance(node, ast.FunctionDef) and node.returns else ""
+    return ["```text", f"{shown}{gives}", "```", "", *prose(node), ""]
+
+
+def prose(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
+    """A docstring as Markdown: examples and what is indented stand in blocks of code."""
+    lines: list[str] = []
+    for part in (ast.get_docstring(node) or "").split("\n\n"):
+        code = part.startswith((">>>", " ", "{", "diptych ", "model ="))
+        lines += ["```text", part, "```", ""] if code else [part.replace("<", "\\<").replace("|", "\\|"), ""]
+    return lines
+
+
+def doctests() -> tuple[int, int]:
+    """How many examples failed, and how many there are."""
+    results = [doctest.testmod(import_module(name)) for name in modules()]
+    return sum(result.failed for result in results), sum(result.attempted for result in results)
+
+
+def site() -> int:
+    """Sphinx's exit status; its warnings are errors."""
+    from sphinx.cmd.build import main as sphinx
+
+    return sphinx(["-q", "-W", "--keep-going", "-E", "-b", "html", str(DOCS), str(SITE)])
 
 
 def main() -> int:
+    generate()
     broken = [problem for page in pages() for problem in broken_links(page)]
-    results = [doctest.testmod(import_module(name)) for name in modules()]
-    failed, tried = sum(result.failed for result in results), sum(result.attempted for result in results)
-    SITE.mkdir(exist_ok=True)
-    (SITE / "api.md").write_text("# API\n\n" + "\n".join(map(index, modules())), encoding="utf-8")
     print(*broken, sep="\n", end="\n" if broken else "")
-    print(f"{len(pages())} pages, {len(broken)} broken links; {tried} examples, {failed} failed; API index in {SITE}")
-    return 1 if broken or failed else 0
+    failed, tried = doctests()
+    built = site()
+    print(f"{len(pages())} pages, {len(broken)} broken links; {tried} examples, {failed} failed; site in {SITE}")
+    return 1 if broken or failed or built else 0
 
 
 if __name__ == "__main__":

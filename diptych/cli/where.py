@@ -54,8 +54,8 @@ def run(arguments: Sequence[str]) -> None:
     known = list(tags(Path(diptych.__file__).parent))
     found = [tag for tag in known if not wanted or _folded(tag.name) == wanted]
     if not found:
-        raise ValueError(f"nothing is tagged so. Known: {', '.join(sorted({tag.name for tag in known}, key=_natural))}")
-    for tag in sorted(found, key=lambda tag: (_natural(tag.name), tag.file, tag.line)):
+        raise ValueError(f"nothing is tagged so. Known: {', '.join(sorted({tag.name for tag in known}, key=natural))}")
+    for tag in sorted(found, key=lambda tag: (natural(tag.name), tag.file, tag.line)):
         print(f"{tag.name}  {_shown(tag.file)}:{tag.line}  {tag.scope}")
 
 
@@ -64,7 +64,7 @@ def _folded(name: str) -> str:
     return re.sub(r"eq\.?", "eq", re.sub(r"\s+", "", name.lower()))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """A key that puts Eq. 10 after Eq. 9."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 

@@ -27,7 +27,7 @@ Picture = str | Path | Image.Image | np.ndarray
 """A file, a Pillow image, or an array of bytes [H, W, 3] or [H, W]."""
 Pictures = Picture | Sequence[Picture]
 Strings = str | Sequence[str]
-Boxes = Sequence[Sequence[float]] | np.ndarray
+Boxes = Sequence[Sequence[float | int]] | np.ndarray
 """Each x, y, width, height in pixels of the picture."""
 Item = TypeVar("Item")
 

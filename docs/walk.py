@@ -1,0 +1,239 @@
+"""Draws the figures of "ALBEF and VLMo in pictures" from trained runs: `python docs/walk.py runs/demo runs/demo-vlmo`.
+
+A batch of unseen scenes goes through both models the way that training sends it: aligned, then fused. Nothing is chosen
+by how well it turns out: the batch is the first pictures of the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diptych import pipeline
+from diptych.data.heatmap import enlarge
+from diptych.models.albef import AlbefInspection, AlbefPretraining
+from diptych.pipeline import open_task
+from diptych.predict import Predictor, load
+from diptych.predict.predictor import boxes_config
+from diptych.report.examples import teacher_examples
+from diptych.search.contract import evaluating
+from diptych.tasks.grounding import phrase_maps
+from diptych.types import Batch, Progress, to_device
+
+HERE = Path(__file__).parent
+PAIRS = 8
+"""Of the batch."""
+INK, FAINT, BLUE, ORANGE = "#1f2328", "#656d76", "#0b6e8f", "#c2630d"
+STYLE = {
+    "font.family": "sans-serif", "font.size": 9, "text.color": INK, "axes.edgecolor": FAINT, "axes.titlesize": 10,
+    "axes.titleweight": "bold", "figure.facecolor": "white", "savefig.bbox": "tight", "savefig.dpi": 110,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The batch and the models that it goes through."""
+
+    albef: Predictor
+    vlmo: Predictor
+    pictures: list[Image.Image]
+    captions: list[str]
+
+    @property
+    def models(self) -> dict[str, Predictor]:
+        return {"ALBEF": self.albef, "VLMo": self.vlmo}
+
+
+def begin(albef: Path, vlmo: Path) -> Walk:
+    """Both runs with the first pictures of the test split of the former, which the latter has not seen either."""
+    first = load(albef, "cpu")
+    source = pipeline.open_split(first.recipe, "test")
+    read = pipeline.read_retrieval(first.recipe, source, first.tokenizer, PAIRS)
+    return Walk(first, load(vlmo, "cpu"), [read.pictures[n] for n in range(len(read.pictures))], list(read.captions))
+
+
+# --------------------------------------------------------------------------- figures
+
+
+def batch(walk: Walk) -> Figure:
+    """The pictures, their captions and the pieces that the model reads."""
+    figure, axes = plt.subplots(2, PAIRS // 2, figsize=(10, 6.4))
+    for axis, picture, caption in zip(axes.flat, walk.pictures, walk.captions, strict=True):
+        show(axis, picture)
+        ids = walk.albef.texts(caption).input_ids[0].tolist()
+        pieces = " · ".join(walk.albef.tokenizer.token(one) for one in ids)
+        axis.set_title(fill(caption, 28), fontweight="normal", fontsize=8.5)
+        axis.set_xlabel(fill(pieces, 38), fontsize=7, color=FAINT)
+    figure.tight_layout()
+    return figure
+
+
+def aligned(walk: Walk) -> Figure:
+    """Cosine similarity of every picture and caption, by both dual encoders; the hardest negative of each picture."""
+    return tables(
+        walk,
+        lambda model: (model.embed_images(walk.pictures) @ model.embed_texts(walk.captions).T).numpy(),
+        "cosine similarity",
+        (-1.0, 1.0),
+        "{:.2f}",
+    )
+
+
+def fused(walk: Walk) -> Figure:
+    """Probability that they belong together, by both fusion encoders."""
+    return tables(
+        walk,
+        lambda model: 100 * model.match(walk.pictures, walk.captions).numpy(),
+        "probability of a match, %",
+        (0.0, 100.0),
+        "{:.0f}",
+    )
+
+
+def words(walk: Walk) -> Figure:
+    """Where each word of the first caption looks: Grad-CAM of the match by the attention from it to the patches."""
+    picture, caption = walk.pictures[0], walk.captions[0]
+    maps = {name: word_maps(model, picture, caption) for name, model in walk.models.items()}
+    columns = max(len(one) for one in maps.values())
+    figure, axes = plt.subplots(2, columns, figsize=(0.95 * columns, 2.6), squeeze=False)
+    for row, (name, found) in zip(axes, maps.items(), strict=True):
+        hottest = max(heat.max() for _, heat in found)
+        for axis in row:
+            axis.axis("off")
+        for axis, (word, heat) in zip(row, found, strict=False):
+            show(axis, picture.convert("L").convert("RGB"))
+            axis.imshow(np.clip(heat / max(hottest, 1e-12), 0, 1), cmap="viridis", alpha=0.65, vmin=0, vmax=1)
+            axis.set_title(word, fontweight="normal")
+        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right", weight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def taught(walk: Walk) -> Figure:
+    """What ALBEF's teacher answers beside the label: hidden words, and captions for a picture."""
+    examples = teacher_examples(*look(walk), clean=[None] * PAIRS, count=3)
+    figure, axes = plt.subplots(
+        len(examples), 3, figsize=(10, 1.9 * len(examples)), width_ratios=(1, 1, 1), layout="constrained"
+    )
+    for (left, middle, right), example in zip(axes, examples, strict=True):
+        show(left, example.picture)
+        word = example.words[0]
+        bars(middle, word.guesses, word.label, fill(f"{word.before} ▢ {word.after}", 44))
+        guesses = [(fill(one.text, 34), one.probability) for one in example.texts]
+        own = next((fill(one.text, 34) for one in example.texts if one.label), "")
+        bars(right, guesses, own, "captions of the batch")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Walk], Figure]] = {
+    "batch": batch,
+    "aligned": aligned,
+    "fused": fused,
+    "words": words,
+    "taught": taught,
+}
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def tables(
+    walk: Walk, score: Callable[[Predictor], np.ndarray], name: str, span: tuple[float, float], shape: str
+) -> Figure:
+    """Pictures × captions for both models; right pairs outlined, each picture's best wrong caption dashed."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5.6))
+    for axis, (title, model) in zip(axes, walk.models.items(), strict=True):
+        table = score(model)
+        axis.imshow(table, cmap="Blues", vmin=span[0], vmax=span[1])
+        axis.set_title(f"{title}: {name}")
+        axis.set_xticks(range(len(walk.captions)), [fill(text, 20) for text in walk.captions], rotation=90, fontsize=6)
+        axis.set_yticks([])
+        for row, picture in enumerate(walk.pictures):
+            show(axis.inset_axes((-1.55, row - 0.45, 0.9, 0.9), transform=axis.transData), picture)
+            wrong = int(np.where(np.arange(len(table)) == row, -np.inf, table[row]).argmax())
+            outline(axis, row, row, BLUE, "-")
+            outline(axis, wrong, row, ORANGE, (0, (2, 2)))
+            for column, value in enumerate(table[row]):
+                dark = value > span[0] + 0.6 * (span[1] - span[0])
+                axis.text(
+                    column, row, shape.format(value), ha="center", va="center", fontsize=7,
+                    color="white" if dark else INK,
+                )  # fmt: skip
+    figure.tight_layout()
+    return figure
+
+
+def word_maps(model: Predictor, picture: Image.Image, caption: str) -> list[tuple[str, np.ndarray]]:
+    """Each piece of a caption with its heat at the picture's size, without the marks of begin and end."""
+    texts = model.texts(caption)
+    with evaluating(model.model):
+        found = phrase_maps(model.model, model.transform(picture)[None], texts, boxes_config(model.recipe, model.model))
+    assert found.tokens is not None
+    pieces = [model.tokenizer.token(one) for one in texts.input_ids[0].tolist()]
+    heats = [enlarge(heat, picture.size).numpy() for heat in found.tokens[0]]
+    return [(piece, heat) for piece, heat in zip(pieces, heats, strict=True) if not piece.startswith("[")]
+
+
+def look(walk: Walk) -> tuple:
+    """The batch through ALBEF's pre-training, with the teacher of its checkpoint."""
+    opened = open_task(walk.albef.origin)
+    assert isinstance(opened.task, AlbefPretraining)
+    pixels = torch.stack([walk.albef.transform(picture) for picture in walk.pictures])
+    numbers = torch.arange(len(walk.pictures))
+    given = Batch(pixels, walk.albef.texts(walk.captions), numbers, numbers)
+    seen = opened.task.inspect(to_device(given, walk.albef.device), Progress(0, opened.epoch))
+    assert isinstance(seen, AlbefInspection)
+    return seen, given, walk.albef.tokenizer, walk.albef.recipe.data.normalise
+
+
+def show(axis: Axes, picture: Image.Image) -> None:
+    axis.imshow(picture)
+    axis.set(xticks=[], yticks=[])
+
+
+def outline(axis: Axes, column: int, row: int, colour: str, line: object) -> None:
+    axis.add_patch(
+        plt.Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec=colour, lw=1.8, ls=line)  # type: ignore[arg-type]
+    )
+
+
+def bars(axis: Axes, guesses: Sequence[tuple[str, float]], label: str, title: str) -> None:
+    """Probabilities, the label's in another colour."""
+    names = [name for name, _ in guesses][::-1]
+    values = [100 * value for _, value in guesses][::-1]
+    axis.barh(names, values, color=[BLUE if name == label else ORANGE for name in names], height=0.7)
+    axis.set_title(title + ("" if label in names else f"\n(label: {label})"), fontweight="normal", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.set_xlim(0, 100)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("albef", type=Path, help="a run of ALBEF's pre-training")
+    parser.add_argument("vlmo", type=Path, help="one of VLMo's")
+    parser.add_argument("--to", type=Path, default=HERE / "pictures", help="default: docs/pictures")
+    given = parser.parse_args()
+    given.to.mkdir(exist_ok=True, parents=True)
+    mpl.use("agg")
+    mpl.rcParams.update(STYLE)
+    walk = begin(given.albef, given.vlmo)
+    for name, draw in FIGURES.items():
+        figure = draw(walk)
+        figure.savefig(given.to / f"walk-{name}.png")
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

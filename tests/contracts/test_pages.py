@@ -1,0 +1,111 @@
+"""Every block of code in docs runs: Python as it stands, commands with small trainings, in the order of each page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diptych import pipeline
+from diptych.catalog import find_recipe
+from diptych.cli.main import VERBS, main
+from diptych.recipes.override import override, parse_assignments
+from diptych.schema import Recipe
+from tests.contracts.test_readme import SHALLOW, SHRUNK, save_photos
+from tests.runs import save_family
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if not {"_site", "generated"} & {*page.parts})
+TASKS = [page for page in PAGES if page.parent.name == "tasks" or page.name == "index.md"]
+"""Pages whose commands train and use a model of the demonstration."""
+ELSEWHERE = {"data.md", "scaling.md", "doctor.md", "search.md", "serve.md", "app.md", "export.md", "decisions.md"}
+"""Pages whose commands want published data, a server, cards or a long log: they are parsed here, and run in the tests
+of their own parts."""
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+LINES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "claims": lambda n: {"image": f"photos/{n}.png", "hypothesis": "a red car", "label": "neutral"},
+    "questions": lambda n: {"image": f"photos/{n}.png", "question": "what is it?", "answers": ["car", "car", "boat"]},
+    "statements": lambda n: {
+        "images": [f"photos/{n}.png", f"photos/{n + 20}.png"], "statement": "both show a car", "label": n % 2 == 0,
+    },
+    "phrases": lambda n: {
+        "image": f"photos/{n}.png", "phrase": "the car", "box": [2, 2, 9, 9], "proposals": [[1, 1, 9, 9]],
+    },
+}  # fmt: skip
+"""A line of each task's file; no picture is in two."""
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `diptych …` lines of a text's blocks as a shell reads them."""
+    return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^diptych .*$", text, flags=re.MULTILINE)]
+
+
+def test_each_page_is_run_or_named_as_run_elsewhere() -> None:
+    assert {page.name for page in PAGES} == {page.name for page in TASKS} | ELSEWHERE | {"pictures.md"}
+    assert not [page for page in PAGES if page.name == "pictures.md" and BLOCK.search(page.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_can_be_parsed(page: Path) -> None:
+    for verb, *rest in commands(page.read_text(encoding="utf-8")):
+        assert verb in VERBS, f"{page} shows diptych {verb}"
+        if verb in ("train", "plan") and rest and not rest[0].isupper():
+            assignments = [word for word in rest[1:] if re.match(r"[a-z_.]+=", word)]
+            override(find_recipe(rest[0]), parse_assignments(assignments))
+
+
+@pytest.mark.parametrize("page", TASKS, ids=lambda page: page.name)
+def test_fields_that_a_page_explains_are_fields_of_a_recipe_that_it_trains(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    recipes = [find_recipe(name) for name in re.findall(r"\b(?:albef|vlmo)_(?:tiny|base)_\w+", text)]
+    for field in re.findall(r"`((?:task|data|model|evaluation)(?:\.\w+)+)`(?= \||,)", text):
+        known = [recipe for recipe in recipes if _has(recipe, field)]
+        assert known, f"{page.name} explains {field}"
+
+
+def _has(recipe: Recipe, field: str) -> bool:
+    at: Any = recipe
+    for name in field.split("."):
+        if not hasattr(at, name):
+            return False
+        at = getattr(at, name)
+    return True
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder after `diptych demo --all-tasks`, with models that know nothing, and a file of each task."""
+    save_photos(tmp_path / "photos")
+    save_family(tmp_path / "runs/demo")
+    (tmp_path / "runs/demo/pictures").mkdir()
+    for number in range(3):
+        (tmp_path / f"runs/demo/pictures/000{number}.png").write_bytes((tmp_path / f"photos/{number}.png").read_bytes())
+    for name, line in LINES.items():
+        lines = [json.dumps(line(number)) for number in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    train = pipeline.train
+
+    def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
+        fewer = [SHALLOW.get(type(part), {}) for part in (recipe.model, recipe.task)]
+        return train(override(recipe, SHRUNK | fewer[0] | fewer[1] | {"init_from": None}), *arguments, **named)
+
+    monkeypatch.setattr(pipeline, "train", train_small)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", TASKS, ids=lambda page: page.name)
+def test_every_block_runs_in_its_order(page: Path, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    assert blocks
+    for language, code in blocks:
+        assert language in ("", "python") or code.startswith(":"), language
+        if language == "python":
+            exec(compile(code, page.name, "exec"), {})
+        for command in commands(code) if not language else ():
+            assert main(command) == 0, f"{command}: {capsys.readouterr().err}"
