@@ -109,7 +109,8 @@ def recipes() -> str:
 
 def modules() -> list[str]:
     files = sorted(PACKAGE.rglob("*.py"))
-    return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    return [name for name in names if not name.endswith("__main__")]
 
 
 def reference(module: str) -> str:

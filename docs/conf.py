@@ -12,11 +12,7 @@ myst_heading_anchors = 3
 html_theme = "furo"  # loads nothing from other sites
 html_title = "diptych"
 html_theme_options = {
-    "light_logo": "diptych-light.svg",
-    "dark_logo": "diptych-dark.svg",
-    "sidebar_hide_name": True,
     "light_css_variables": {"color-brand-primary": "#0b6e8f", "color-brand-content": "#0b6e8f"},
     "dark_css_variables": {"color-brand-primary": "#58c4de", "color-brand-content": "#58c4de"},
 }
-html_static_path = ["diptych-light.svg", "diptych-dark.svg"]
 html_copy_source = html_show_sourcelink = False

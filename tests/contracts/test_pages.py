@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if not {"_site", "generated"} & {*page.parts})
 TASKS = [page for page in PAGES if page.parent.name == "tasks" or page.name == "index.md"]
 """Pages whose commands train and use a model of the demonstration."""
-ELSEWHERE = {"data.md", "scaling.md", "doctor.md", "search.md", "serve.md", "app.md", "export.md", "decisions.md"}
+ELSEWHERE = {"data.md", "scaling.md", "doctor.md", "searching.md", "serve.md", "app.md", "export.md", "decisions.md"}
 """Pages whose commands want published data, a server, cards or a long log: they are parsed here, and run in the tests
 of their own parts."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
@@ -104,7 +104,7 @@ def test_every_block_runs_in_its_order(page: Path, reader: Path, capsys: pytest.
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert blocks
     for language, code in blocks:
-        assert language in ("", "python") or code.startswith(":"), language
+        assert language in ("", "python", "{image}", "{toctree}"), language
         if language == "python":
             exec(compile(code, page.name, "exec"), {})
         for command in commands(code) if not language else ():
