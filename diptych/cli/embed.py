@@ -60,6 +60,10 @@ def _tell(found: Embedded) -> None:
 
 def _share(given: argparse.Namespace, arguments: Sequence[str]) -> None:
     """One process for each share. Raises ValueError where one fails; what the others have done stays."""
+    from diptych.index import vectors
+
+    vectors.check_target(given.to)
+    count = given.processes
 
     count = given.processes
     plain = [word for place, word in enumerate(arguments) if not _is_processes(arguments, place)]

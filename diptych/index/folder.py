@@ -74,7 +74,9 @@ class FolderPlace:
         return FolderStore(self.folder)
 
     @contextmanager
-    def writing(self) -> Iterator[FolderWriter]:
+    def writing(self, begin: bool) -> Iterator[FolderWriter]:
+        if not begin and not self.folder.exists():
+            raise ValueError(f"no index in {self.folder}: make one with `diptych index build`")
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file: an index is a folder")
         if self.folder.is_dir() and any(self.folder.iterdir()) and not _ours(self.folder):

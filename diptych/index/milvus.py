@@ -90,7 +90,7 @@ class MilvusPlace:
         return MilvusStore(self, about, client)
 
     @contextmanager
-    def writing(self) -> Iterator[MilvusWriter]:
+    def writing(self, begin: bool) -> Iterator[MilvusWriter]:
         client = self.connect()
         with _asking(self):
             yield MilvusWriter(self, client)

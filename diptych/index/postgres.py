@@ -81,10 +81,11 @@ class PostgresPlace:
         return PostgresStore(self, about, connection)
 
     @contextmanager
-    def writing(self) -> Iterator[PostgresWriter]:
+    def writing(self, begin: bool) -> Iterator[PostgresWriter]:
         connection = self.connect()
         try:
-            _prepare(connection, self)
+            if begin:
+                _prepare(connection, self)
             locked = "SELECT pg_try_advisory_lock(hashtext('diptych'), hashtext(%s))"
             if not connection.execute(locked, [self.index]).fetchone()[0]:
                 raise ValueError(f"another process writes to {self.name}: wait for it, or stop it")
