@@ -19,6 +19,7 @@ VERBS = {
     "doctor": ("diptych.cli.doctor", "say whether a run is healthy, and what to do where it is not"),
     "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
     "ablate": ("diptych.cli.ablate", "train variants for several seeds: one table with intervals"),
+    "app": ("diptych.cli.app", "try trained models in the browser: app RUN… [--images DIR]"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
