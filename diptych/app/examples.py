@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,22 @@ class Album:
             raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
         found = [Captioned(folder / file, captions.get(file.as_posix())) for file in files]
         return cls(folder, tuple(sorted(found, key=lambda one: one.caption is None)))
+
+
+THING = re.compile(
+    r"\b(?:an?|the|two|three) (?!picture|photo|image)((?:\w+ ){0,2}?\w+)"
+    r"(?= (?:to|is|are|left|right|above|below|and|on|with|in|of|near|next|at)\b|[^\w ]|$)"
+)
+
+
+def thing_of(caption: str) -> str | None:
+    """The first thing that a caption names, with its article; None where that cannot be told.
+
+    >>> thing_of("a large whale to the left of a crab"), thing_of("a picture of a phone"), thing_of("sunset")
+    ('a large whale', 'a phone', None)
+    """
+    found = THING.search(caption)
+    return None if found is None else found[0]
 
 
 def album_of(runs: Sequence[Path], images: Path | None) -> Album:

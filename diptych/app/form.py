@@ -24,6 +24,8 @@ ONE_AT_A_TIME: dict[str, Any] = {
     "concurrency_limit": 1,
     "api_visibility": "private",
     "preprocess": False,
+    "show_progress": "minimal",
+    "scroll_to_output": True,
 }
 """Models answer one question at a time, whoever asks; components hand over what was sent as it is."""
 LOG = logging.getLogger(__name__)
@@ -82,11 +84,14 @@ def lay_out(form: Form, pages: Sequence[Page]) -> None:
             choices = _choices(form)
             fields = [field.make() for field in form.fields]
             run = gr.Button(form.button, variant="primary", elem_classes="run")
+            examples = _example_buttons(form)
         with gr.Column(min_width=300, scale=2, elem_classes="outputs"):
             answer = gr.HTML(parts.empty(form.hint), elem_classes="result")
     _connect(form, choices, fields, run, answer)
-    if form.examples:
-        _offer_examples(form, choices, fields, answer)
+    for example, button in examples:
+        button.click(
+            _filling(form, example), _there(choices), [*fields, answer], show_progress_on=answer, **ONE_AT_A_TIME
+        )
 
 
 def header(page: Page, pages: Sequence[Page]) -> Html:
@@ -138,10 +143,10 @@ def _connect(
         return answered(lambda: form.ask(*_chosen(form, sent), *_read(form, sent)))
 
     triggers = [run.click, *(field.submit for field in fields if isinstance(field, gr.Textbox))]
-    gr.on(triggers, ask, given, answer, show_progress="minimal", **ONE_AT_A_TIME)
+    gr.on(triggers, ask, given, answer, **ONE_AT_A_TIME)
     for field, component in zip(form.fields, fields, strict=True):
         if isinstance(field, PictureField):
-            component.upload(_checking(field), component, answer, show_progress="hidden", **ONE_AT_A_TIME)
+            component.upload(_checking(field), component, answer, **ONE_AT_A_TIME)
 
 
 def _checking(field: PictureField) -> Callable[[Any], Any]:
@@ -157,17 +162,15 @@ def _checking(field: PictureField) -> Callable[[Any], Any]:
     return check
 
 
-def _offer_examples(
-    form: Form, choices: Mapping[str, gr.Dropdown | None], fields: Sequence[Any], answer: gr.HTML
-) -> None:
-    gr.HTML(tag("h2", "Examples"), elem_classes="bare")
-    with gr.Row(elem_classes="examples"):
-        for example in form.examples:
-            button = gr.Button(example.name, icon=example.icon, size="sm", min_width=0, elem_classes="example")
-            button.click(
-                _filling(form, example), _there(choices), [*fields, answer], show_progress="minimal",
-                show_progress_on=answer, **ONE_AT_A_TIME,
-            )  # fmt: skip
+def _example_buttons(form: Form) -> list[tuple[Example, gr.Button]]:
+    if not form.examples:
+        return []
+    gr.HTML(tag("h2", "Or try one of these"), elem_classes="bare")
+    with gr.Column(elem_classes="examples"):
+        return [
+            (one, gr.Button(one.name, icon=one.icon, size="sm", min_width=0, elem_classes="example"))
+            for one in form.examples
+        ]
 
 
 def _filling(form: Form, example: Example) -> Callable[..., list[Any]]:

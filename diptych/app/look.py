@@ -45,4 +45,4 @@ def theme() -> gr.themes.Base:
     base = gr.themes.Base(font=list(FONTS), font_mono=list(MONOSPACE), radius_size="md", text_size="md")
     light = {name: pair[0] for name, pair in COLOURS.items()}
     dark = {f"{name}_dark": pair[1] for name, pair in COLOURS.items() if pair[1] is not None}
-    return base.set(**light, **dark, block_shadow="none", block_border_width="1px")
+    return base.set(**light, **dark, block_shadow="none", block_border_width="1px", input_border_width="1px")

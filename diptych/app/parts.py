@@ -22,9 +22,18 @@ def card(title: Content, *content: Content, note: Content = "", kind: str = "") 
     return tag("section", head, *content, class_=f"card {kind}".strip())
 
 
-def message(title: str, text: Content, kind: str = "problem") -> Html:
+def message(title: str, text: str, kind: str = "problem") -> Html:
     """What went wrong or is not there, and the way out. Screen readers say it at once."""
-    return tag("div", tag("strong", title), tag("p", text), class_=f"message {kind}", role="alert")
+    return tag("div", tag("strong", title), tag("p", sentence(text)), class_=f"message {kind}", role="alert")
+
+
+def sentence(text: str) -> str:
+    """An error's words as a sentence.
+
+    >>> sentence("no picture yet")
+    'No picture yet.'
+    """
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", ")")) else ".")
 
 
 def empty(text: str) -> Html:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.app.examples import Album, Captioned, album_of
+from diptych.app.examples import Album, Captioned, album_of, thing_of
 from diptych.app.form import Example
 from diptych.app.collection import Collection, open_collections
 from diptych.predict import Shelf
@@ -45,6 +45,11 @@ class Site:
 
     def captioned_pictures(self) -> tuple[Captioned, ...]:
         return self.album.pictures[:OFFERED]
+
+    def things(self) -> tuple[tuple[Captioned, str], ...]:
+        """Pictures with a thing that their caption names."""
+        named = ((one, thing_of(one.caption)) for one in self.captioned_pictures() if one.caption)
+        return tuple((one, thing) for one, thing in named if thing)
 
     def captioned(self) -> tuple[Example, ...]:
         """Pictures with their captions, as examples of a picture and a text."""

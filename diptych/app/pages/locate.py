@@ -7,7 +7,7 @@ from PIL import Image
 
 from diptych.app import parts
 from diptych.app.fields import PictureField, TextField
-from diptych.app.form import Form, Page
+from diptych.app.form import Example, Form, Page
 from diptych.app.quality import quality
 from diptych.app.site import Site
 from diptych.data.heatmap import BAR, heat_picture
@@ -32,7 +32,7 @@ def form(site: Site) -> Form:
         "Where is it?",
         ask,
         "The heat map with the box will stand here.",
-        site.captioned(),
+        tuple(Example(thing, (one.picture, thing)) for one, thing in site.things()),
         site.missing("locate"),
     )
 

@@ -33,6 +33,7 @@ THUMB = 160
 
 def form(site: Site) -> Form:
     models = [one for one in site.shelf.able("embed") if one.name in site.collections]
+    models.sort(key=lambda one: one.predictor.missing("match") is not None)  # those that can re-rank first
     words = [Example(caption, (caption, None)) for caption in site.album.captions[1:4]]
     pictures = [Example("Pictures like this one", (None, one.picture)) for one in site.album.pictures[:1]]
     return Form(

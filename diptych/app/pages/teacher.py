@@ -31,9 +31,8 @@ def form(site: Site) -> Form:
     taught = [one for one in site.shelf.models if one.name in site.teachers]
     examples = [
         Example(f"{one.caption} · hide “{word}”", (one.picture, one.caption, word))
-        for one in site.captioned_pictures()
-        if one.caption is not None
-        for word in [longest(one.caption)]
+        for one, thing in site.things()
+        for word in thing.lower().split()[-1:]
     ]
     why = f"no model here has a teacher: {training_hint([AlbefPretrainConfig])}"
     return Form(
@@ -50,11 +49,6 @@ def form(site: Site) -> Form:
         tuple(examples),
         None if taught else why,
     )
-
-
-def longest(caption: str) -> str:
-    """The longest word: with captions of things, mostly a thing's name."""
-    return max(caption.split(), key=len).strip(".,;!?").lower()
 
 
 def ask(
