@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gradio as gr
 from PIL import Image
@@ -23,6 +23,7 @@ MOST_LETTERS = 2_000
 """Of a text; models read far less of it."""
 
 
+@runtime_checkable
 class Field(Protocol):
     """A component, and how to read what it sends."""
 

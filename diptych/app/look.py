@@ -8,6 +8,8 @@ import gradio as gr
 
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 FAVICON = Path(__file__).with_name("mark.svg")
+TITLE = "() => { document.title = document.querySelector('.top [aria-current]').textContent + ' · diptych'; }"
+"""Run by each page when it is there: its own name in the browser's tab."""
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONOSPACE = ("ui-monospace", "Menlo", "Consolas", "monospace")
 COLOURS = {

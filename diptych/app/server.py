@@ -18,7 +18,7 @@ import gradio as gr
 
 from diptych.app.fields import MOST_BYTES
 from diptych.app.form import lay_out
-from diptych.app.look import FAVICON, STYLE, theme
+from diptych.app.look import FAVICON, STYLE, TITLE, theme
 from diptych.app.pages import ask, compare, entail, experts, locate, match, search, teacher
 from diptych.app.site import Site
 
@@ -46,12 +46,15 @@ def build(site: Site) -> gr.Blocks:
 
 
 def start(blocks: gr.Blocks, host: str, port: int) -> str:
-    """Serves until `blocks.close()`. Returns the address. Raises OSError for a port that is taken."""
-    _, address, _ = blocks.launch(
-        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
-        max_file_size=MOST_BYTES, allowed_paths=[], enable_monitoring=False, footer_links=[], ssr_mode=False,
-        pwa=False, mcp_server=False, run_history=False, theme=theme(), css=STYLE, favicon_path=FAVICON,
-    )  # fmt: skip
+    """Serves until `blocks.close()`. Returns the address. Raises ValueError where it cannot listen there."""
+    try:
+        _, address, _ = blocks.launch(
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
+            max_file_size=MOST_BYTES, allowed_paths=[], enable_monitoring=False, footer_links=[], ssr_mode=False,
+            pwa=False, mcp_server=False, run_history=False, theme=theme(), css=STYLE, js=TITLE, favicon_path=FAVICON,
+        )  # fmt: skip
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}:{port}: choose another --port, or another --host") from error
     return address
 
 
