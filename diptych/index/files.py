@@ -37,9 +37,7 @@ def write_lines(path: Path, entries: Iterable[Any]) -> None:
     """A JSONL file."""
 
     def write(file: IO[bytes]) -> None:
-        file.writelines(
-            json.dumps(entry, ensure_ascii=False).encode(errors="surrogatepass") + b"\n" for entry in entries
-        )
+        file.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
 
     write_whole(path, write)
 

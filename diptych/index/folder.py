@@ -347,7 +347,7 @@ def _table(place: Path, kind: Kind, entry: dict[str, Any], about: About) -> Tabl
         return EMPTY
     file, how = place / f"{kind}.npy", How(**entry["how"])
     try:
-        with (place / f"{kind}.jsonl").open(encoding="utf-8", errors="surrogatepass") as lines:
+        with (place / f"{kind}.jsonl").open(encoding="utf-8") as lines:
             items = [_item_of(kind, json.loads(line)) for line in lines]
         vectors = np.load(file, mmap_mode="r", allow_pickle=False)
         exact = how.way == "exact"
@@ -390,8 +390,8 @@ def _read_portion(file: Path) -> tuple[str, list[Item], Float32[np.ndarray, "N E
 
 
 def _skip_entry(error: BadRecord) -> dict[str, str]:
-    message = str(error).encode(errors="backslashreplace").decode()
-    return {"record": error.record, "reason": error.reason, "message": message}
+    plain = {"record": error.record, "reason": error.reason, "message": str(error)}
+    return {key: text.encode(errors="backslashreplace").decode() for key, text in plain.items()}
 
 
 def _link(file: Path, name: Path) -> None:

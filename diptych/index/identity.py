@@ -31,7 +31,8 @@ class Maker:
         """Read from the weights in memory: a checkpoint that is moved, or stored anew, stays the same model."""
         recipe = predictor.recipe
         settings: list[Any] = [asdict(recipe.model), predictor.transform.normalise, recipe.data.max_words]
-        settings += [recipe.data.max_tokens_evaluation, predictor.tokenizer.encode(["diptych"])]
+        settings += [recipe.data.max_tokens_evaluation, list(predictor.tokenizer.vocabulary)]
+        settings += [predictor.tokenizer.separator, predictor.tokenizer.lowercase]
         digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=32)
         for name, value in sorted(predictor.model.state_dict().items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from diptych.data.cleanup import clean_caption
 from diptych.data.pictures import SUFFIXES, file_of
@@ -15,6 +15,7 @@ from diptych.data.sources.files import json_lines
 from diptych.data.sources.folder import files_below
 
 Kind = Literal["picture", "text"]
+T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("picture", "text")
 TEXT_KEYS = ("captions", "caption", "hypothesis", "question", "statement", "phrase", "text")
 """Keys of a line that hold a text, as diptych/data/record.py has them."""
@@ -129,10 +130,22 @@ class _Reading:
             self.skipped.append(BadRecord(name, "text without words", repr(text)))
 
     def _keep(self, item: Item, name: str) -> None:
+        if why := _unfit(item.id + item.content):
+            self.skipped.append(BadRecord(name.encode(errors="backslashreplace").decode(), why))
+            return
         taken = self.found.setdefault(item.id, item)
         if taken is not item and taken != item:  # one picture in many lines is one picture
             self.skipped.append(BadRecord(name, "id repeated", item.id))
 
 
-def portions(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def _unfit(text: str) -> str | None:
+    """Why a text cannot be stored everywhere, or None. File names can hold half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "not Unicode"
+    return "a zero byte in it" if "\0" in text else None
+
+
+def portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
