@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,16 +47,21 @@ def build(site: Site) -> gr.Blocks:
 
 
 def start(blocks: gr.Blocks, host: str, port: int) -> str:
-    """Serves until `blocks.close()`. Returns the address. Raises ValueError where it cannot listen there."""
+    """Serves until `blocks.close()`; port 0: any free one. Returns the address. Raises ValueError where it cannot."""
     try:
         _, address, _ = blocks.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
+            server_name=host, server_port=port or _free_port(host), prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
             max_file_size=MOST_BYTES, allowed_paths=[], enable_monitoring=False, footer_links=[], ssr_mode=False,
             pwa=False, mcp_server=False, run_history=False, theme=theme(), css=STYLE, js=TITLE, favicon_path=FAVICON,
         )  # fmt: skip
     except OSError as error:
         raise ValueError(f"cannot listen at {host}:{port}: choose another --port, or another --host") from error
     return address
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 def serve(
