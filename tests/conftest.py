@@ -22,6 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=GOLDEN / "vlmo",
         help="folder with reference numbers of the released VLMo",
     )
+    parser.addoption(
+        "--app-runs", type=Path, nargs="+", metavar="RUN", help="trained runs for the web app (default: tiny ones)"
+    )
+    parser.addoption("--screenshots", type=Path, metavar="DIR", help="where pictures of the web app's pages go")
 
 
 @pytest.fixture(scope="session")

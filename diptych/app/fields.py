@@ -1,0 +1,82 @@
+"""What people put in: pictures and texts, limited before anything is decoded.
+
+Components hand over what the browser sent as it is (`preprocess=False`), so that nobody opens a file before its bytes
+and pixels have been counted. Gradio has checked by then that the file is one that was uploaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import gradio as gr
+from PIL import Image
+
+from diptych.data.pictures import open_picture
+
+MOST_BYTES = 20 * 2**20
+"""Of an uploaded file."""
+MOST_PIXELS = 50_000_000
+"""Of an uploaded picture: those of the largest telephone cameras. Decoded, that is 150 MB."""
+MOST_LETTERS = 2_000
+"""Of a text; models read far less of it."""
+
+
+@runtime_checkable
+class Field(Protocol):
+    """A component, and how to read what it sends."""
+
+    def make(self) -> gr.components.Component: ...
+
+    def read(self, sent: Any) -> Any:
+        """Raises ValueError for what cannot be used."""
+        ...
+
+
+@dataclass(frozen=True)
+class PictureField:
+    label: str = "Picture"
+    optional: bool = False
+
+    def make(self) -> gr.components.Component:
+        return gr.Image(
+            type="filepath", label=self.label, sources=["upload"], buttons=[], height=250, alt_text=self.label,
+            elem_classes="picture-field",
+        )  # fmt: skip
+
+    def read(self, sent: Any) -> Image.Image | None:
+        if sent is None:
+            if self.optional:
+                return None
+            raise ValueError(f"no {self.label.lower()} yet: drop one on its frame, or click an example")
+        return read_picture(Path(sent["path"]), str(sent.get("orig_name") or self.label))
+
+
+@dataclass(frozen=True)
+class TextField:
+    label: str
+    placeholder: str = ""
+    optional: bool = False
+
+    def make(self) -> gr.components.Component:
+        return gr.Textbox(label=self.label, placeholder=self.placeholder, max_length=MOST_LETTERS, lines=1)
+
+    def read(self, sent: Any) -> str:
+        text = str(sent or "").strip()
+        if len(text) > MOST_LETTERS:
+            raise ValueError(f"{self.label} has {len(text):,} letters: write at most {MOST_LETTERS:,}")
+        if not text and not self.optional:
+            raise ValueError(f"no {self.label.lower()} yet: write one, or click an example")
+        return text
+
+
+def read_picture(path: Path, name: str) -> Image.Image:
+    """The picture in a file, called `name` in messages. Raises ValueError for too many bytes or pixels and no picture.
+
+    The path does not appear in messages: it is the server's own.
+    """
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{name} has {size / 2**20:.0f} MiB: give a picture of at most {MOST_BYTES // 2**20} MiB")
+    return open_picture(path.read_bytes(), name, most_pixels=MOST_PIXELS)

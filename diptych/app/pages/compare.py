@@ -1,0 +1,54 @@
+"""Is a statement about two pictures true?"""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from diptych.app import parts
+from diptych.app.fields import PictureField, TextField
+from diptych.app.form import Example, Form, Page
+from diptych.app.quality import quality
+from diptych.app.site import Site
+from diptych.predict import Shelved
+from diptych.report.html import Html
+
+PAGE = Page(
+    "compare",
+    "Compare",
+    "Is it true of these two pictures?",
+    "Give a left and a right picture and a statement about both, such as “the left image has more animals”.",
+)
+STATEMENTS = (
+    "there is a whale in the left image",
+    "both images hold an animal",
+    "one of the images has a purple background",
+    "the right image holds two things",
+)
+
+
+def form(site: Site) -> Form:
+    pictures = [one.picture for one in site.album.pictures]
+    pairs = zip(pictures[::2], pictures[1::2], STATEMENTS, strict=False)
+    return Form(
+        PAGE,
+        {"Model": site.shelf.able("compare")},
+        (PictureField("Left picture"), PictureField("Right picture"), TextField("Statement", STATEMENTS[0])),
+        "Is it true?",
+        ask,
+        "Whether the statement is true of both pictures will stand here.",
+        tuple(Example(said, (left, right, said)) for left, right, said in pairs),
+        site.missing("compare"),
+    )
+
+
+def ask(model: Shelved, left: Image.Image, right: Image.Image, statement: str) -> Html:
+    found = model.predictor.compare(left, right, statement)
+    return parts.answer(
+        parts.card(
+            "What the two pictures say of it",
+            parts.verdict(found.probability, f"“{statement}” is {found.label}."),
+            parts.bars(found.probabilities.items()),
+            parts.unknown_words(model, statement),
+        ),
+        parts.asked((model.name, quality(model))),
+    )

@@ -1,0 +1,111 @@
+"""Whether a text fits a picture, and where each of its words looks while the model decides.
+
+h × w patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from diptych.data.heatmap import BAR, enlarge, heat_picture
+from diptych.data.tokenizer import CONTINUES, Tokenizer
+from diptych.predict.inputs import Picture, open_any
+from diptych.predict.predictor import Predictor, boxes_config
+from diptych.schema import GroundingConfig
+from diptych.search.contract import evaluating
+from diptych.tasks.grounding import phrase_maps
+from diptych.types import to_device
+
+
+@dataclass(frozen=True, eq=False)
+class WordMap:
+    """A word of a text with its map."""
+
+    word: str
+    heat: Float[np.ndarray, "h w"]
+    """How much each patch speaks for the match by way of this word: 0 and more; of a word in several pieces, their
+    sum."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """A picture and a text, whether they belong together, and a map of every word."""
+
+    text: str
+    match: float
+    """Probability that they belong together, by the fusion encoder."""
+    words: tuple[WordMap, ...]
+    """As the model reads them, in their order."""
+    layer: int
+    """Of the fusion whose attention the maps are made of."""
+    picture: Picture = field(repr=False)
+
+    def draw(self, side: int | None = None) -> tuple[Image.Image, ...]:
+        """The picture in grey under each word's map, all on one scale. `side`: enlarged to it where it is smaller."""
+        image = enlarged(open_any(self.picture), side)
+        heats = [torch.from_numpy(one.heat) for one in self.words]
+        top = max((float(enlarge(heat, image.size).max()) for heat in heats), default=0.0)
+        drawn = [heat_picture(image, heat, hottest=top if top > 0 else None) for heat in heats]
+        return tuple(one.crop((0, 0, one.width, one.height - BAR)) for one in drawn)
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.match:.1%}"
+
+
+def explain(predictor: Predictor, picture: Picture, text: str) -> Explained:
+    """The probability of a match with its map for every word: Grad-CAM of the match by the attention of a fusion layer.
+
+    Raises ValueError for a model whose match head nobody trained, a text without words, and no picture.
+    """
+    if why := predictor.missing("match"):
+        raise ValueError(why)
+    texts, config = predictor.texts(text), match_config(predictor)
+    with evaluating(predictor.model):
+        pixels = predictor.transform(open_any(picture))[None].to(predictor.device)
+        maps = phrase_maps(predictor.model, pixels, to_device(texts, predictor.device), config)
+    assert maps.tokens is not None, "mode itm gives a map for every token"
+    words = gather_words(texts.input_ids[0].tolist(), maps.tokens[0].cpu(), predictor.tokenizer)
+    return Explained(text, float(maps.fit[0]), words, config.layer, picture)
+
+
+def match_config(predictor: Predictor) -> GroundingConfig:
+    """How maps of a match are made: as boxes are, but always by the fusion encoder."""
+    config = boxes_config(predictor.recipe, predictor.model)
+    if config.mode == "itm":
+        return config
+    layers = predictor.model.map_layers
+    return replace(config, mode="itm", layer=layers[(len(layers) - 1) // 2])
+
+
+def gather_words(ids: Sequence[int], tokens: Float[Tensor, "L h w"], tokenizer: Tokenizer) -> tuple[WordMap, ...]:
+    """The maps of a text's tokens, put together to words; those of [CLS], [SEP] and padding are left out."""
+    words: list[WordMap] = []
+    silent = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
+    for number, heat in zip(ids, tokens.numpy(), strict=True):
+        if number in silent:
+            continue
+        piece = tokenizer.token(number)
+        if piece.startswith(CONTINUES) and words:
+            last = words.pop()
+            words.append(WordMap(last.word + piece.removeprefix(CONTINUES), last.heat + heat))
+        else:
+            words.append(WordMap(piece, heat))
+    return tuple(words)
+
+
+def enlarged(image: Image.Image, side: int | None) -> Image.Image:
+    """A picture smaller than `side` at that size, so that what is drawn on it can be read."""
+    if side is None or max(image.size) >= side:
+        return image
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+

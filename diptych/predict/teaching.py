@@ -1,0 +1,144 @@
+"""What the momentum teacher of an ALBEF pre-training would say beside the labels (ALBEF §3.2, §3.3).
+
+Prediction has no use for a teacher, so that loading a model leaves it out; here it is taken from the same checkpoint.
+
+R hidden pieces of a word, V vocabulary, M texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych import catalog
+from diptych.checkpoints import store
+from diptych.data.tokenizer import CONTINUES, Tokenizer
+from diptych.models.albef import Albef, AlbefPretraining
+from diptych.predict.inputs import Picture, open_any
+from diptych.predict.predictor import Predictor
+from diptych.schema import AlbefPretrainConfig
+from diptych.search.contract import evaluating
+from diptych.types import RowList, Texts, to_device
+
+Guesses = tuple[tuple[str, float], ...]
+"""Pieces of words with their probability, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class HiddenPiece:
+    """A piece of a word that was hidden from student and teacher, and what each expects in its place."""
+
+    before: str
+    label: str
+    after: str
+    student: Guesses
+    teacher: Guesses
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A pre-trained ALBEF beside its teacher."""
+
+    student: Predictor
+    network: Albef
+
+    @classmethod
+    def beside(cls, student: Predictor) -> Teacher:
+        """The teacher of the model's own checkpoint. Raises ValueError where it has none."""
+        if not isinstance(student.recipe.task, AlbefPretrainConfig):
+            raise ValueError(f"{student.origin} holds no teacher: only ALBEF's pre-training keeps one")
+        checkpoint = store.load_from(student.origin)
+        with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
+            task = catalog.build_task(student.recipe, student.tokenizer)
+        assert isinstance(task, AlbefPretraining)
+        store.load_into(task, checkpoint.weights(), checkpoint.folder)
+        return cls(student, task.teacher.to(student.device).eval())
+
+    def words(self, picture: Picture, text: str, word: str | None = None, k: int = 5) -> tuple[HiddenPiece, ...]:
+        """What student and teacher expect in place of a word of the text, or of each of its words in turn.
+
+        A word is hidden as a whole; where it is in several pieces, each is asked for. Raises ValueError for a word
+        that is not in the text.
+        """
+        texts = self.student.texts(text)
+        ids, tokenizer = texts.input_ids[0].tolist(), self.student.tokenizer
+        words = _words(ids, tokenizer)
+        if word is not None and word.strip():
+            words = [places for places in words if tokenizer.decode(ids[i] for i in places) == word.strip().lower()]
+            if not words:
+                there = ", ".join(dict.fromkeys(tokenizer.decode(ids[i] for i in one) for one in _words(ids, tokenizer)))
+                raise ValueError(f"'{word.strip()}' is no word of the text: hide one of {there}")
+        hidden = texts.input_ids.repeat(len(words), 1)
+        for row, places in enumerate(words):
+            hidden[row, places] = tokenizer.mask_id
+        pairs = [row for row, places in enumerate(words) for _ in places]
+        rows = RowList(torch.tensor(pairs), torch.tensor([place for places in words for place in places]))
+        batch = Texts(hidden, texts.attention_mask.repeat(len(words), 1))
+        student, teacher = (
+            self._guess(model, picture, batch, rows, k) for model in (self.student.model, self.network)
+        )
+        spans = [places for places in words for _ in places]
+        return tuple(
+            HiddenPiece(
+                tokenizer.decode(ids[: span[0]]), tokenizer.token(ids[place]), tokenizer.decode(ids[span[-1] + 1 :]),
+                student[row], teacher[row],
+            )
+            for row, (place, span) in enumerate(zip(rows.position.tolist(), spans, strict=True))
+        )  # fmt: skip
+
+    def texts(self, picture: Picture, texts: Sequence[str], k: int = 5) -> tuple[tuple[str, float], ...]:
+        """The k texts that the teacher finds most fitting, with their share among all that were given.
+
+        As its pseudo-targets are made: the softmax of the teacher's similarities by the student's temperature.
+        """
+        model, words = self.network, to_device(self.student.texts(texts), self.student.device)
+        with evaluating(model):
+            image = model.embed_image(model.image_state(self._pixels(picture)))["main"]
+            text = torch.cat(
+                [
+                    model.embed_text(model.text_state(words[rows]))["main"]
+                    for rows in torch.arange(len(words), device=self.student.device).split(
+                        self.student.recipe.evaluation.batch_size
+                    )
+                ]
+            )
+            shares = (image @ text.T / self.student.model.temperature()).softmax(dim=1)[0]
+        best = shares.topk(min(k, len(texts)))
+        return tuple((texts[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+    def _pixels(self, picture: Picture) -> Float[Tensor, "1 3 H W"]:
+        return self.student.transform(open_any(picture))[None].to(self.student.device)
+
+    def _guess(self, model: object, picture: Picture, texts: Texts, rows: RowList, k: int) -> list[Guesses]:
+        """The k likeliest pieces at each of the rows."""
+        assert isinstance(model, Albef)
+        texts, rows = to_device(texts, self.student.device), to_device(rows, self.student.device)
+        with evaluating(model):
+            pairs = torch.arange(len(texts), device=self.student.device)
+            joint = model.fuse(
+                model.text_state(texts), model.image_state(self._pixels(picture)), pairs, torch.zeros_like(pairs), rows
+            )
+            assert joint.rows is not None
+            best = model.word_logits(joint.rows).float().softmax(dim=1).topk(k)
+        token = self.student.tokenizer.token
+        return [
+            tuple((token(number), share) for number, share in zip(numbers, shares, strict=True))
+            for numbers, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+def _words(ids: Sequence[int], tokenizer: Tokenizer) -> list[list[int]]:
+    """The places of each word's pieces."""
+    words: list[list[int]] = []
+    for place, number in enumerate(ids):
+        if number in tokenizer.special_ids:
+            continue
+        if words and words[-1][-1] == place - 1 and tokenizer.token(number).startswith(CONTINUES):
+            words[-1].append(place)
+        else:
+            words.append([place])
+    return words

@@ -1,0 +1,160 @@
+"""One server and one browser for all tests of the web app."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diptych.app.server import build, start
+from diptych.app.site import Site
+from tests.runs import TEXTS, save_family
+
+MEASURED = {
+    "split": "test", "images": 1000, "text_to_image.recall@1": 62.8, "text_to_image.recall@1.interval": [59.9, 65.9],
+}  # fmt: skip
+"""As the eval.json of the pre-trained ALBEF says here; nobody measured the others."""
+PATIENCE = 20_000
+"""Milliseconds for whatever a page does."""
+
+
+@dataclass
+class App:
+    """A server that runs."""
+
+    address: str
+    site: Site
+    blocks: Any
+
+
+def serve_runs(runs: list[Path]) -> App:
+    site = Site.load(runs, device="cpu")
+    blocks = build(site)
+    return App(start(blocks, "127.0.0.1", 0).rstrip("/"), site, blocks)
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs of every task of both systems; ALBEF's with pictures."""
+    place = tmp_path_factory.mktemp("app")
+    runs = [save_family(place / system, system) for system in ("albef", "vlmo")]
+    (runs[0] / "eval.json").write_text(json.dumps(MEASURED))
+    save_pictures(runs[0] / "pictures")
+    return runs
+
+
+def save_pictures(folder: Path) -> None:
+    """As many as there are texts, each with its own, and one more that nobody described."""
+    folder.mkdir()
+    lines = []
+    for number, text in enumerate([*TEXTS, None]):
+        Image.radial_gradient("L").resize((48, 40)).rotate(40 * number).convert("RGB").save(folder / f"{number}.png")
+        if text:
+            lines.append(json.dumps({"image": f"{number}.png", "caption": text}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="session")
+def app(request: pytest.FixtureRequest, families: list[Path]) -> Iterator[App]:
+    running = serve_runs(request.config.getoption("--app-runs") or families)
+    yield running
+    running.blocks.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, which finds no host but this one."""
+    program = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        why = "NO BROWSER: the web app is not tested here. Install Debian's chromium and pip's playwright"
+        warnings.warn(why, stacklevel=1)
+        pytest.skip(why)
+    with sync_playwright() as playwright:
+        alone = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", alone])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visitor:
+    """Somebody with a browser. Writes down what must not happen."""
+
+    app: App
+    page: Any
+    wrong: list[str] = field(default_factory=list)
+
+    def open(self, name: str, app: App | None = None) -> Any:
+        """The page, once it can be used."""
+        self.page.goto(f"{(app or self.app).address}/{name}")
+        self.page.wait_for_selector("h1")
+        return self.page
+
+    def answer(self) -> Any:
+        """The answer, once it is there."""
+        return self._wait(".answer")
+
+    def message(self) -> str:
+        """The text of a message, once it is there."""
+        return str(self._wait(".message").inner_text())
+
+    def _wait(self, what: str) -> Any:
+        found = self.page.locator(f".result {what}").first
+        found.wait_for(timeout=PATIENCE)
+        return found
+
+    def fits(self) -> bool:
+        """Whether nothing reaches beyond the right edge."""
+        return bool(self.page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth"))
+
+
+def visit(browser: Any, app: App, width: int = 1200, height: int = 900, scheme: str = "light") -> Visitor:
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context.set_default_timeout(PATIENCE)
+    visitor = Visitor(app, context.new_page())
+
+    def foreign(request: Any) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            visitor.wrong.append(f"a request to another host: {request.url[:120]}")
+
+    def dialog(shown: Any) -> None:
+        visitor.wrong.append(f"a dialog: {shown.message}")
+        shown.dismiss()
+
+    def said(message: Any) -> None:
+        if message.type == "error":
+            visitor.wrong.append(f"the console: {message.text} ({message.location.get('url')})")
+
+    context.on("request", foreign)
+    visitor.page.on("dialog", dialog)
+    visitor.page.on("console", said)
+    visitor.page.on("pageerror", lambda error: visitor.wrong.append(f"a script's error: {error}"))
+    return visitor
+
+
+@pytest.fixture
+def visitor(browser: Any, app: App) -> Iterator[Visitor]:
+    """At a desk. Fails for any request to another host, error in the console, or dialog."""
+    visitor = visit(browser, app)
+    yield visitor
+    visitor.page.context.close()
+    assert visitor.wrong == []
+
+
+@pytest.fixture
+def phone(browser: Any, app: App) -> Iterator[Visitor]:
+    visitor = visit(browser, app, width=390, height=844)
+    yield visitor
+    visitor.page.context.close()
+    assert visitor.wrong == []
