@@ -26,6 +26,7 @@ from diptych.models.albef import AlbefInspection, AlbefPretraining
 from diptych.pipeline import open_task
 from diptych.predict import Predictor, load
 from diptych.predict.predictor import boxes_config
+from diptych.predict.routing import expert_ways
 from diptych.report.examples import teacher_examples
 from diptych.search.contract import evaluating
 from diptych.tasks.grounding import phrase_maps
@@ -35,6 +36,7 @@ HERE = Path(__file__).parent
 PAIRS = 8
 """Of the batch."""
 INK, FAINT, BLUE, ORANGE = "#1f2328", "#656d76", "#0b6e8f", "#c2630d"
+EXPERTS = {"image": "#16916a", "text": "#2a66d9", "fusion": "#c25e06"}
 STYLE = {
     "font.family": "sans-serif", "font.size": 9, "text.color": INK, "axes.edgecolor": FAINT, "axes.titlesize": 10,
     "axes.titleweight": "bold", "figure.facecolor": "white", "savefig.bbox": "tight", "savefig.dpi": 110,
@@ -136,12 +138,38 @@ def taught(walk: Walk) -> Figure:
     return figure
 
 
+def experts(walk: Walk) -> Figure:
+    """The expert that each token of VLMo goes through, as the pass itself shows it; stronger: moved more."""
+    ways = expert_ways(walk.vlmo, walk.pictures[0], walk.captions[0])
+    rows = [len(way.tokens) for way in ways]
+    figure, axes = plt.subplots(1, 3, figsize=(10, 0.17 * max(rows) + 1.2), layout="constrained")
+    for axis, way in zip(axes, ways, strict=True):
+        layers = len(way.layers)
+        for number, layer in enumerate(way.layers):
+            top = max((passed.moved for passed in layer if passed), default=1.0)
+            for place, passed in enumerate(layer):
+                if passed:
+                    strength = 0.25 + 0.75 * (passed.moved / top) ** 0.5
+                    axis.add_patch(plt.Rectangle((number, place), 0.94, 0.9, fc=EXPERTS[passed.expert], alpha=strength))
+        axis.set(xlim=(0, layers), ylim=(max(rows), 0), xlabel="layer", title=f"the {way.given}")
+        axis.set_xticks([number + 0.47 for number in range(layers)], range(1, layers + 1), fontsize=7)
+        axis.set_yticks([place + 0.45 for place in range(len(way.tokens))], way.tokens, fontsize=6)
+        axis.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        axis.tick_params(length=0)
+    names = [plt.Rectangle((0, 0), 1, 1, fc=colour) for colour in EXPERTS.values()]
+    figure.legend(
+        names, ["vision expert", "language expert", "vision-language expert"], loc="outside lower center", ncols=3
+    )
+    return figure
+
+
 FIGURES: dict[str, Callable[[Walk], Figure]] = {
     "batch": batch,
     "aligned": aligned,
     "fused": fused,
     "words": words,
     "taught": taught,
+    "experts": experts,
 }
 
 

@@ -31,9 +31,7 @@ def test_an_example_answers_at_a_click_and_fits_a_phone(phone: Visitor, name: st
 
 
 @pytest.mark.parametrize("name", OF_BOTH)
-def test_models_of_both_systems_can_be_chosen_and_say_how_good_they_are(
-    visitor: Visitor, app: App, name: str
-) -> None:
+def test_models_of_both_systems_can_be_chosen_and_say_how_good_they_are(visitor: Visitor, app: App, name: str) -> None:
     page = visitor.open(name)
     chooser = page.get_by_label("Model", exact=True).first
     other = "albef" if "vlmo" in chooser.input_value() else "vlmo"
@@ -116,7 +114,9 @@ def test_the_experts_tables_hold_every_token(visitor: Visitor) -> None:
     page.locator("button.example").nth(2).click()
     tables = visitor.answer().locator("table")
     assert [table.locator("thead th").count() for table in tables.all()] == [17, 3, 20]
-    rows = [set("".join(row.locator("td").all_inner_texts()).split()) for row in tables.nth(2).locator("tbody tr").all()]
+    rows = [
+        set("".join(row.locator("td").all_inner_texts()).split()) for row in tables.nth(2).locator("tbody tr").all()
+    ]
     assert len(rows) == 4
     assert "VL" in tables.nth(2).locator("tbody tr").first.inner_text()
     assert "VL" not in tables.nth(2).locator("tbody tr").last.inner_text()

@@ -204,6 +204,17 @@ def test_the_example_script_searches_photographs(
     assert printed.count(".png") == 2 * 5
 
 
+def test_the_figures_of_the_pages_are_drawn_from_both_demonstrations(
+    walked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["demo", "--model", "vlmo"]) == 0
+    monkeypatch.setattr(sys, "argv", ["walk.py", "runs/demo", "runs/demo-vlmo", "--to", "figures"])
+    runpy.run_path(str(ROOT / "docs" / "walk.py"), run_name="__main__")
+    shown = re.findall(r"!\[[^\]]+\]\(pictures/(walk-[^)]*)\)", (ROOT / "docs/pictures.md").read_text(encoding="utf-8"))
+    assert sorted(file.name for file in Path("figures").iterdir()) == sorted(shown)
+    assert all(Image.open(Path("figures") / name).width > 300 for name in shown)
+
+
 def test_load_is_there_and_nothing_else_by_chance() -> None:
     assert diptych.load is import_module("diptych.predict").load
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
