@@ -90,8 +90,9 @@ class PostgresPlace:
             if not connection.execute(locked, [self.index]).fetchone()[0]:
                 raise ValueError(f"another process writes to {self.name}: wait for it, or stop it")
             yield PostgresWriter(self, connection)
+            connection.execute("SELECT pg_advisory_unlock_all()")  # the server may take a while to see us gone
         finally:
-            connection.close()  # and so unlocks
+            connection.close()
 
 
 class PostgresStore:
