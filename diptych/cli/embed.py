@@ -64,8 +64,6 @@ def _share(given: argparse.Namespace, arguments: Sequence[str]) -> None:
 
     vectors.check_target(given.to)
     count = given.processes
-
-    count = given.processes
     plain = [word for place, word in enumerate(arguments) if not _is_processes(arguments, place)]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     workers = []

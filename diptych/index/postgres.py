@@ -13,7 +13,7 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -91,7 +91,9 @@ class PostgresPlace:
                 raise ValueError(f"another process writes to {self.name}: wait for it, or stop it")
             yield PostgresWriter(self, connection)
         finally:
-            connection.close()  # and so unlocks
+            with suppress(Exception):  # the server may take a while to see us gone
+                connection.execute("SELECT pg_advisory_unlock_all()")
+            connection.close()
 
 
 class PostgresStore:

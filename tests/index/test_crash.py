@@ -22,7 +22,7 @@ from tests.index.sources import save_pictures
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
-KILLS = 14
+KILLS = 10
 """Of each call: one half anywhere, the other in the last tenth, where the index is written."""
 
 

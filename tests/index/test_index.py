@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -342,4 +343,22 @@ def test_a_model_without_vectors_makes_no_index(photos: Path, tmp_path: Path, mo
     blind = replace(model, untrained=frozenset(model.model.parts["embed_image"]))
     with pytest.raises(ValueError, match="holds no trained"):
         build_index(tmp_path / "index", photos, blind)
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "extra"),
+    [
+        ("faiss", "index", "search"),
+        ("psycopg", "postgresql://me@127.0.0.1:9/db?index=x", "postgres"),
+        ("pymilvus", "milvus://127.0.0.1:9/x", "milvus"),
+    ],
+)
+def test_a_missing_extra_is_named_before_anything_is_embedded(
+    module: str, place: str, extra: str, photos: Path, tmp_path: Path, model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"needs {module}: pip install 'diptych\[{extra}\]'"):
+        build_index(place, photos, model)
     assert not (tmp_path / "index").exists()
