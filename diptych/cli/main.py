@@ -20,6 +20,7 @@ VERBS = {
     "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
     "ablate": ("diptych.cli.ablate", "train variants for several seeds: one table with intervals"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
+    "serve": ("diptych.cli.serve", "answer over HTTP: embed, match, search, entail, answer, compare, locate"),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
     "data": ("diptych.cli.data", "look at data: data validate|convert|show LAYOUT PATH"),

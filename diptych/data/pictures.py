@@ -90,12 +90,14 @@ class _Refused(Exception):
     """Why a file gives no picture: the reason to count by, and detail."""
 
 
-def open_picture(path: str | Path | bytes, record_id: str, least_side: int | None = None) -> Image.Image:
+def open_picture(
+    path: str | Path | bytes, record_id: str, least_side: int | None = None, most_pixels: int = LARGEST_PIXELS
+) -> Image.Image:
     """The decoded RGB picture of a file, of a part of a tar shard (`part_of`), or of what such a file holds.
 
     Raises BadRecord, naming `record_id`. `least_side`: large JPEGs may come at a half, a quarter or an eighth of their
     size, which decodes several times faster, as long as no side falls below this. The scaled pixels differ slightly, so
-    evaluation does without.
+    evaluation does without. `most_pixels`: more are refused by the header, before anything is decoded.
     """
     try:
         if not isinstance(path, bytes):
@@ -103,7 +105,7 @@ def open_picture(path: str | Path | bytes, record_id: str, least_side: int | Non
         elif not path:
             raise _Refused("picture empty")
         with _opened(path if isinstance(path, bytes) else str(path)) as image:
-            if image.width * image.height > LARGEST_PIXELS:
+            if image.width * image.height > most_pixels:
                 raise _Refused("picture too large", f"{image.width} × {image.height}")
             if least_side is not None and image.format == "JPEG":
                 image.draft(None, (least_side, least_side))

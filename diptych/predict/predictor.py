@@ -105,23 +105,31 @@ class Predictor:
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Probability that picture n and text m belong together, by the fusion encoder, for every pair."""
+        pictures, words = given_pictures(images).items, given_strings(texts).items
+        pairs = [(picture, text) for picture in range(len(pictures)) for text in range(len(words))]
+        return self.match_pairs(pictures, words, pairs).view(len(pictures), len(words))
+
+    def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
+        """The same for some pairs only, each the place of a picture and of a text. Each picture is encoded once."""
         self._require(*OF_PAIRS)
         pictures, words = given_pictures(images).items, self.texts(texts)
-        lengths = words.attention_mask.sum(dim=1)
-        found: list[Tensor] = []
+        image, text = torch.tensor(pairs).T
+        rows = words.attention_mask.sum(dim=1)[text] + self.model.image_rows
+        order = image.argsort(stable=True)  # as calls are planned
+        scores, size = torch.empty(len(pairs)), self.recipe.evaluation.batch_size
         with evaluating(self.model):
             text_state = self._text_state(words)
-            for batch in self._batches(pictures):
+            for start, batch in zip(range(0, len(pictures), size), self._batches(pictures), strict=True):
+                here = order[(image[order] >= start) & (image[order] < start + size)]
+                if not len(here):
+                    continue
                 image_state = self._encode(batch)
-                image = torch.arange(len(batch)).repeat_interleave(len(words))
-                text = torch.arange(len(words)).repeat(len(batch))
-                scores = torch.empty(len(image))
-                rows = lengths[text] + self.model.image_rows
-                for call in plan_calls(image, rows, self.recipe.evaluation.tokens_per_call):
-                    both = match_logits(self.model, text_state, image_state, text[call], image[call], self.device)
+                for part in plan_calls(image[here], rows[here], self.recipe.evaluation.tokens_per_call):
+                    call = here[part]
+                    pair = text[call], image[call] - start
+                    both = match_logits(self.model, text_state, image_state, *pair, self.device)
                     scores[call] = both.softmax(dim=1)[:, 1]
-                found.append(scores.view(len(batch), len(words)))
-        return torch.cat(found)
+        return scores
 
     def rank(self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None) -> tuple[Hit, ...]:
         """The k pictures that fit the text best, the best first.
