@@ -83,8 +83,8 @@ def build_app(house: House, key: str | None = None, hosts: Sequence[str] | None 
     app = FastAPI(
         title="diptych",
         version=__version__,
-        description="Vision-language models over HTTP: one JSON object in, one out. Pictures travel in base64, never as "
-        'a path or an address. Every error is {"error": {"code", "message"}}.',
+        description="Vision-language models over HTTP: one JSON object in, one out. Pictures travel in base64, never "
+        'as a path or an address. Every error is {"error": {"code", "message"}}.',
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -255,6 +255,8 @@ async def _search(house: House, asked: schemas.SearchRequest, request: Request) 
     model = house.index_of
     if not house.index.counts.get(asked.of):
         raise ApiError("refused", f"the index holds no {asked.of}s")
+    if asked.rerank and (asked.text is None) == (asked.of == "picture"):
+        raise ApiError("refused", "re-ranking judges pictures with texts: by text it takes of=picture, else of=text")
     if asked.rerank and (why := model.predictor.missing("match")):
         raise ApiError("not_trained", why)
     texts = [] if asked.text is None else [asked.text]

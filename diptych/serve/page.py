@@ -1,4 +1,4 @@
-"""The page at /: what can be asked and answered, made from the OpenAPI description. One file, no script, no other host."""
+"""The page at /: what can be asked and answered, made from the OpenAPI description. No script, no other host."""
 
 from __future__ import annotations
 
