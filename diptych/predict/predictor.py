@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,7 +37,7 @@ from diptych.predict.inputs import (
 )
 from diptych.predict.results import Answer, Choice, Hit, Located
 from diptych.schema import GroundingConfig, GroundingTrainingConfig, Recipe
-from diptych.search.contract import evaluating
+from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import match_logits, plan_calls
 from diptych.task import Model, Task
@@ -97,6 +97,14 @@ class Predictor:
         self._require("embed_image")
         return self._embed(given_pictures(images).items, None)[1]
 
+    def embed_readable(self, images: Sequence[Picture]) -> tuple[list[int], Float[Tensor, "N E"], list[BadRecord]]:
+        """As `embed_images`, of many of which some may be broken: the places of the readable ones, their vectors, and
+        why the others were passed over."""
+        self._require("embed_image")
+        skipped: list[BadRecord] = []
+        places, vectors = self._embed(images, skipped)
+        return places, vectors, skipped
+
     def embed_texts(self, texts: Strings) -> Float[Tensor, "M E"]:
         """Normalised vectors of texts."""
         self._require("embed_text")
@@ -105,31 +113,48 @@ class Predictor:
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Probability that picture n and text m belong together, by the fusion encoder, for every pair."""
-        pictures, words = given_pictures(images).items, given_strings(texts).items
-        pairs = [(picture, text) for picture in range(len(pictures)) for text in range(len(words))]
-        return self.match_pairs(pictures, words, pairs).view(len(pictures), len(words))
+        self._require(*OF_PAIRS)
+        pictures, words = given_pictures(images).items, self.texts(texts)
+        with evaluating(self.model):
+            text_state = self._text_state(words)
+            found = [self._match(self._encode(batch), words, text_state) for batch in self._batches(pictures)]
+        return torch.cat(found)
 
     def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
-        """The same for some pairs only, each the place of a picture and of a text. Each picture is encoded once."""
+        """As `match`, for some pairs only: each the place of a picture and of a text, in ascending order."""
         self._require(*OF_PAIRS)
         pictures, words = given_pictures(images).items, self.texts(texts)
         image, text = torch.tensor(pairs).T
-        rows = words.attention_mask.sum(dim=1)[text] + self.model.image_rows
-        order = image.argsort(stable=True)  # as calls are planned
-        scores, size = torch.empty(len(pairs)), self.recipe.evaluation.batch_size
+        start, found = 0, []
         with evaluating(self.model):
             text_state = self._text_state(words)
-            for start, batch in zip(range(0, len(pictures), size), self._batches(pictures), strict=True):
-                here = order[(image[order] >= start) & (image[order] < start + size)]
-                if not len(here):
-                    continue
-                image_state = self._encode(batch)
-                for part in plan_calls(image[here], rows[here], self.recipe.evaluation.tokens_per_call):
-                    call = here[part]
-                    pair = text[call], image[call] - start
-                    both = match_logits(self.model, text_state, image_state, *pair, self.device)
-                    scores[call] = both.softmax(dim=1)[:, 1]
-        return scores
+            for batch in self._batches(pictures):
+                here = (image >= start) & (image < start + len(batch))
+                if here.any():
+                    found.append(
+                        self._match_some(self._encode(batch), words, text_state, image[here] - start, text[here])
+                    )
+                start += len(batch)
+        return torch.cat(found)
+
+    def encode(self, images: Pictures) -> State:
+        """What of pictures can be computed once and kept for `match_encoded`; `state[index]` cuts it.
+
+        ALBEF: encoded tokens, VLMo: embedded patches.
+        """
+        self._require(*OF_PAIRS)
+        with evaluating(self.model):
+            states = [self._encode(batch) for batch in self._batches(given_pictures(images).items)]
+        return type(states[0]).cat(states)
+
+    def match_encoded(self, images: State, texts: Strings) -> Float[Tensor, "N M"]:
+        """As `match`, of pictures that `encode` has seen."""
+        self._require(*OF_PAIRS)
+        words, size = self.texts(texts), self.recipe.evaluation.batch_size
+        with evaluating(self.model):
+            text_state = self._text_state(words)
+            parts = torch.arange(len(images), device=self.device).split(size)
+            return torch.cat([self._match(images[part], words, text_state) for part in parts])
 
     def rank(self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None) -> tuple[Hit, ...]:
         """The k pictures that fit the text best, the best first.
@@ -417,6 +442,23 @@ class Predictor:
     def _encode(self, pictures: Sequence[Picture]) -> Any:
         pixels = torch.stack([self.transform(open_any(picture)) for picture in pictures])
         return self.model.image_state(pixels.to(self.device))
+
+    def _match(self, images: State, words: Texts, text_state: Any) -> Float[Tensor, "N M"]:
+        """Probabilities of every pair of some pictures and all texts."""
+        image = torch.arange(len(images)).repeat_interleave(len(words))
+        text = torch.arange(len(words)).repeat(len(images))
+        return self._match_some(images, words, text_state, image, text).view(len(images), len(words))
+
+    def _match_some(
+        self, images: State, words: Texts, text_state: Any, image: Int[Tensor, "P"], text: Int[Tensor, "P"]
+    ) -> Float[Tensor, "P"]:
+        """Probabilities of pairs in ascending order of their pictures."""
+        scores = torch.empty(len(image))
+        rows = words.attention_mask.sum(dim=1)[text] + self.model.image_rows
+        for call in plan_calls(image, rows, self.recipe.evaluation.tokens_per_call):
+            both = match_logits(self.model, text_state, images, text[call], image[call], self.device)
+            scores[call] = both.softmax(dim=1)[:, 1]
+        return scores
 
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size

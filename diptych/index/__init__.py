@@ -1,0 +1,26 @@
+"""An index of pictures and texts that stays on disk, or in a server, and answers at once.
+
+model = load("runs/demo")
+build_index("photos.index", "photos", model)
+print(open_index("photos.index", model).search("a fox left of a red car"))
+"""
+
+from diptych.index.build import add_to_index, build_index, remove_from_index
+from diptych.index.index import Index, index_info, open_index
+from diptych.index.items import Item, Kind
+from diptych.index.results import Built, Found, IndexHit, Info
+
+__all__ = [
+    "Built",
+    "Found",
+    "Index",
+    "IndexHit",
+    "Info",
+    "Item",
+    "Kind",
+    "add_to_index",
+    "build_index",
+    "index_info",
+    "open_index",
+    "remove_from_index",
+]
