@@ -19,6 +19,8 @@ VERBS = {
     "doctor": ("diptych.cli.doctor", "say whether a run is healthy, and what to do where it is not"),
     "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
     "ablate": ("diptych.cli.ablate", "train variants for several seeds: one table with intervals"),
+    "embed": ("diptych.cli.embed", "write vectors of pictures and texts: embed RUN DIR|JSONL --to vectors.npy"),
+    "index": ("diptych.cli.index", "keep an index and search it: index build|add|remove|search|info"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
     "serve": ("diptych.cli.serve", "answer over HTTP: embed, match, search, entail, answer, compare, locate"),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),

@@ -68,7 +68,8 @@ class PostgresPlace:
 
     def open(self) -> PostgresStore:
         connection = self.connect()
-        about = _about(connection, self)
+        with _asking(self):
+            about = _about(connection, self)
         if about is None or not about.complete:
             connection.close()
             raise ValueError(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -74,6 +74,7 @@ class About:
         return about
 
 
+@runtime_checkable
 class Store(Protocol):
     """An index that is there and complete, for searching. Threads may share it."""
 
@@ -101,6 +102,7 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class Writer(Protocol):
     """What changes an index; only one at a time."""
 
@@ -133,6 +135,7 @@ class Writer(Protocol):
         ...
 
 
+@runtime_checkable
 class Place(Protocol):
     """Where an index is, or may be."""
 
