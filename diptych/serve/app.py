@@ -53,14 +53,26 @@ class House:
         self.batcher = Batcher(self.limits, self.measures)
         self.pool = ThreadPoolExecutor(PREPARERS, "diptych-prepare")
         self.preparing = Preparing(self.limits)
+        self.able = self.shelf.abilities()
+        names = [None, *(one.name for one in self.shelf.models)]
+        self._found = {(ability, name): self._find(ability, name) for ability in ABILITIES for name in names}
 
     def find(self, ability: str, name: str | None) -> Shelved:
         """The model to ask. Raises ApiError."""
+        found = self._found.get((ability, name))
+        if found is None:
+            known = ", ".join(one.name for one in self.shelf.models)
+            raise ApiError("unknown_model", f"no model '{name}' here. There are: {known}")
+        if isinstance(found, str):
+            raise ApiError("not_trained", found)
+        return found
+
+    def _find(self, ability: str, name: str | None) -> Shelved | str:
+        """The model, or why there is none: what to train takes a while to find out."""
         try:
             return self.shelf.find(ability, name)
         except ValueError as error:
-            known = name is None or any(one.name == name for one in self.shelf.models)
-            raise ApiError("not_trained" if known else "unknown_model", str(error)) from None
+            return str(error)
 
     async def prepare(self, call: Callable[..., Value], *arguments: Any) -> Value:
         """Off the event loop, which must not wait for a picture."""
@@ -128,8 +140,7 @@ def _about(house: House) -> APIRouter:
     @router.get("/v1/models", responses=documented(*BY_ALL))
     async def models() -> schemas.ModelsResponse:
         """The models, what each can be asked, and how well it did where that was measured."""
-        able = house.shelf.abilities()
-        found = [_served(one, able) for one in house.shelf.models]
+        found = [_served(one, house.able) for one in house.shelf.models]
         return schemas.ModelsResponse(models=found, index=None if house.index is None else str(house.index.how))
 
     unready: dict[int | str, dict[str, Any]] = {

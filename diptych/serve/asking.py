@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
@@ -27,6 +27,7 @@ class Given:
     texts: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Ask(Protocol):
     """Hashable; called on the thread of the models only."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Base64 = Annotated[
     str,
@@ -13,6 +13,18 @@ Base64 = Annotated[
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/*", "format": "picture"},
     ),
 ]
+
+
+def _whole(text: str) -> str:
+    """JSON can write half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -28,7 +40,7 @@ class Told(BaseModel):
 
 
 class OfModel(Asked):
-    model: str | None = Field(None, description="A name of /v1/models; without one, the best for it.")
+    model: Text | None = Field(None, description="A name of /v1/models; without one, the best for it.")
 
 
 class Answered(Told):
@@ -42,7 +54,7 @@ class EmbedRequest(OfModel):
     """Pictures, texts or both; their vectors are comparable."""
 
     pictures: list[Base64] = Field([], description="Pictures.")
-    texts: list[str] = Field([], description="Texts.")
+    texts: list[Text] = Field([], description="Texts.")
 
     @model_validator(mode="after")
     def _something(self) -> EmbedRequest:
@@ -58,7 +70,7 @@ class EmbedResponse(Answered):
 
 class MatchRequest(OfModel):
     pictures: list[Base64] = Field(min_length=1, description="Pictures.")
-    texts: list[str] = Field(min_length=1, description="Texts, each of which is matched with each picture.")
+    texts: list[Text] = Field(min_length=1, description="Texts, each of which is matched with each picture.")
 
 
 class MatchResponse(Answered):
@@ -68,7 +80,7 @@ class MatchResponse(Answered):
 class SearchRequest(Asked):
     """By `text` or by `picture`."""
 
-    text: str | None = Field(None, description="What to look for, in words.")
+    text: Text | None = Field(None, description="What to look for, in words.")
     picture: Base64 | None = Field(None, description="What to look for, as a picture.")
     k: int = Field(10, ge=1, le=1_000, description="How many to find at most.")
     of: Literal["picture", "text"] = Field("picture", description="What to find.")
@@ -101,7 +113,7 @@ class SearchResponse(Answered):
 
 class EntailRequest(OfModel):
     picture: Base64
-    hypotheses: list[str] = Field(min_length=1, description="Statements about the picture.")
+    hypotheses: list[Text] = Field(min_length=1, description="Statements about the picture.")
 
 
 class ChoiceItem(Told):
@@ -115,9 +127,9 @@ class ChoiceResponse(Answered):
 
 class AnswerRequest(OfModel):
     picture: Base64
-    questions: list[str] = Field(min_length=1, description="Questions about the picture.")
+    questions: list[Text] = Field(min_length=1, description="Questions about the picture.")
     k: int = Field(3, ge=1, le=100, description="How many answers to give at most.")
-    answers: list[str] | None = Field(
+    answers: list[Text] | None = Field(
         None, min_length=1, description="To choose from, where the model writes or ranks; a closed set has its own."
     )
 
@@ -134,12 +146,12 @@ class AnswerResponse(Answered):
 class CompareRequest(OfModel):
     left: Base64
     right: Base64
-    statements: list[str] = Field(min_length=1, description="Statements about the two.")
+    statements: list[Text] = Field(min_length=1, description="Statements about the two.")
 
 
 class LocateRequest(OfModel):
     picture: Base64
-    phrases: list[str] = Field(min_length=1, description="What to find in the picture.")
+    phrases: list[Text] = Field(min_length=1, description="What to find in the picture.")
     proposals: list[Annotated[list[Number], Field(min_length=4, max_length=4)]] | None = Field(
         None,
         min_length=1,

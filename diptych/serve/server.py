@@ -40,7 +40,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 gate, host, port,
                 http=protocol,  # type: ignore[arg-type]  # a maker of protocols does as well as a class
-                ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+                ws="none", lifespan="off", log_config=None, log_level="error", access_log=False, server_header=False, proxy_headers=False,
                 timeout_graceful_shutdown=1,
             )
         )  # fmt: skip
