@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -371,8 +372,7 @@ class Predictor:
 
         Only those that train all `calls` of the model.
         """
-        recipes = [make() for make in catalog.RECIPES.values()]
-        same = [one for one in recipes if type(one.model) is type(self.recipe.model)]
+        same = [one for one in _made(*catalog.RECIPES.values()) if type(one.model) is type(self.recipe.model)]
         tasks = {one.name: cast("type[Task]", catalog.TASKS[type(one.task)]) for one in same}
         fit = [one for one in same if tasks[one.name] in kinds]
         fit = [one for one in fit if {*calls} <= {*tasks[one.name].trained(one.task)}]
@@ -473,6 +473,12 @@ class Predictor:
         self.texts(labels)  # within a template, a label without words would not show
         sentences = [template.replace("{}", label) for label in labels for template in templates]
         return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
+
+
+@lru_cache(maxsize=1)
+def _made(*makers: Callable[[], Recipe]) -> tuple[Recipe, ...]:
+    """The recipes, made once: a shelf asks many models what they miss."""
+    return tuple(make() for make in makers)
 
 
 def boxes_config(recipe: Recipe, model: Model) -> GroundingConfig:

@@ -36,14 +36,21 @@ class Server(uvicorn.Server):
         def protocol(*arguments: Any, **named: Any) -> asyncio.Protocol:
             return _Patient(limits, *arguments, **named)
 
-        super().__init__(
-            uvicorn.Config(
-                gate, host, port,
-                http=protocol,  # type: ignore[arg-type]  # a maker of protocols does as well as a class
-                ws="none", lifespan="off", log_config=None, log_level="error", access_log=False, server_header=False, proxy_headers=False,
-                timeout_graceful_shutdown=1,
-            )
-        )  # fmt: skip
+        config = uvicorn.Config(
+            gate,
+            host,
+            port,
+            http=protocol,  # type: ignore[arg-type]  # a maker of protocols does as well as a class
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+        )
+        super().__init__(config)
         self._gate, self._limits = gate, limits
         self._last = float("inf")
 

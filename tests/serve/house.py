@@ -67,7 +67,9 @@ class Running:
 
 
 @contextmanager
-def running(shelf: Shelf, limits: Limits | None = None, index: str | None = None, key: str | None = None) -> Iterator[Running]:
+def running(
+    shelf: Shelf, limits: Limits | None = None, index: str | None = None, key: str | None = None
+) -> Iterator[Running]:
     """Serves until the block ends, and stops as a signal would have it."""
     house = make_house(shelf, index, limits or Limits())
     gate = build_app(house, key, LOOPBACK_NAMES)

@@ -169,5 +169,7 @@ def test_the_page_and_the_description_name_every_status_and_no_other_host(served
             if path in requests():
                 wanted = {"400", "401", "404", "408", "413", "415", "421", "422", "429", "500", "503", "504"}
                 assert wanted <= one["responses"].keys()
-                assert one["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("ErrorResponse")
+                assert one["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith(
+                    "ErrorResponse"
+                )
     assert json.dumps(described).count("HTTPValidationError") == 0
