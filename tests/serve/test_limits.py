@@ -271,7 +271,7 @@ def wait_until(true: Any, seconds: float = 20) -> None:
 
 
 def test_a_bad_request_does_not_fail_its_mates() -> None:
-    batcher, held = Batcher(Limits(wait_ms=0), Measures()), Held()
+    batcher, held = Batcher(Limits(wait_ms=0.0), Measures()), Held()
 
     async def ask() -> list[Any]:
         texts = ["first", "one", "bad", "two"]
@@ -281,7 +281,7 @@ def test_a_bad_request_does_not_fail_its_mates() -> None:
         return await asyncio.gather(*jobs, return_exceptions=True)
 
     *fine, last = sorted(asyncio.run(ask()), key=lambda one: isinstance(one, Exception))
-    batcher.close(5)
+    batcher.close(5.0)
     assert fine == ["first", "one", "two"]
     assert str(last) == "a bad one"
     assert max(held.seen) > 1, "they were never together"
@@ -360,7 +360,7 @@ def test_a_big_picture_is_small_while_it_waits(served: Running) -> None:
     image = Image.new("RGB", (1000, 1000))
     stream = io.BytesIO()
     image.save(stream, "PNG")
-    with Stuck(served), ThreadPoolExecutor(1) as clients:
+    with ThreadPoolExecutor(1) as clients, Stuck(served):
         asked = {"pictures": [base64.b64encode(stream.getvalue()).decode()]}
         answer = clients.submit(served.post, "/v1/embed", asked)
         wait_until(lambda: len(served.house.batcher._waiting) == 1)
