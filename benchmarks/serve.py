@@ -16,10 +16,10 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack
+from multiprocessing.pool import Pool
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks import machine
 from diptych.catalog import build_task, find_recipe
 from diptych.checkpoints.store import CheckpointState, save_checkpoint
 from diptych.data.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from diptych.serve.limits import Limits
 from tests.serve.house import Running, encoded, picture, running
 
 CLIENTS = (1, 8, 64)
-SECONDS, ROUNDS = 2.0, 3
+SECONDS, ROUNDS = 1.2, 3
 """Of one measurement; and how often each is made."""
 TEXT = "a whale to the left of a crab"
 MODES = {"batched": Limits(), "one by one": Limits(batch=1)}
@@ -47,23 +47,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         shelf = Shelf.load([save(Path(place) / "run")], device="cpu")
         servers = {name: stack.enter_context(running(shelf, limits)) for name, limits in MODES.items()}
+        pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(1))
         print("| endpoint | clients | | requests/s | p50 | p99 | mean batch | against one by one |")
         print("|---|---|---|---|---|---|---|---|")
         for path in requests():
             for clients in CLIENTS:
-                report(path, clients, servers)
+                report(path, clients, servers, pool)
 
 
-def report(path: str, clients: int, servers: dict[str, Running]) -> None:
+def report(path: str, clients: int, servers: dict[str, Running], pool: Pool) -> None:
     rates: dict[str, list[float]] = {name: [] for name in servers}
     times: dict[str, list[float]] = {name: [] for name in servers}
     sizes = {}
     for name, server in servers.items():
-        load(server.port, path, clients, SECONDS / 4)  # what runs for the first time does not count
+        load(pool, server.port, path, clients, SECONDS / 4)  # what runs for the first time does not count
         sizes[name] = batches(server)
     for _ in range(ROUNDS):
         for name, server in servers.items():
-            taken = load(server.port, path, clients, SECONDS)
+            taken = load(pool, server.port, path, clients, SECONDS)
             rates[name].append(len(taken) / SECONDS)
             times[name] += taken
     gain = median(a / b for a, b in zip(rates["batched"], rates["one by one"], strict=True))
@@ -85,10 +86,10 @@ def batches(server: Running) -> tuple[float, float]:
     return count, total
 
 
-def load(port: int, path: str, clients: int, seconds: float) -> list[float]:
+def load(pool: Pool, port: int, path: str, clients: int, seconds: float) -> list[float]:
     """The seconds of each request that clients of another process made in so many seconds."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(ask_all, (port, path, json.dumps(requests()[path]).encode(), clients, seconds))
+    taken: list[float] = pool.apply(ask_all, (port, path, json.dumps(requests()[path]).encode(), clients, seconds))
+    return taken
 
 
 def ask_all(port: int, path: str, body: bytes, clients: int, seconds: float) -> list[float]:
@@ -127,5 +128,4 @@ def save(place: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(machine.describe())
     main()

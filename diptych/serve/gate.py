@@ -46,8 +46,6 @@ class Visit:
         self.headers = Headers(scope=scope)
         self.path: str = scope["path"]
         self.is_work = scope["method"] == "POST" and self.path.startswith(WORK)
-        self.begun = time.monotonic()
-        self.status = 0
         self.held = 0
         self.read_to_end = not ("transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0")
 
