@@ -90,6 +90,9 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
         outcome.wrong.append(
             f"the server counted {+Counter(grown) - outcome.seen}, clients {outcome.seen - +Counter(grown)}"
         )
+    patience = time.monotonic() + 5  # an answer is out a little before its request has left the house
+    while server.gate.working and time.monotonic() < patience:
+        time.sleep(0.01)
     if server.gate.working or server.gate._held:
         outcome.wrong.append(f"{server.gate.working} requests and {server.gate._held} bytes are still in work")
     return outcome

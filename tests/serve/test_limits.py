@@ -158,7 +158,7 @@ def test_an_endless_body_ends_with_the_connection(small: Running) -> None:
 
 def test_a_slow_body_is_given_up(small: Running) -> None:
     assert b" 408 " in small.raw(head(100) + b"{").partition(b"\r\n")[0]
-    assert small.gate.working == 0
+    wait_until(lambda: small.gate.working == 0)
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/em", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"])
@@ -308,7 +308,7 @@ def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(shelf: Shel
             assert (late.status_code, error(late)) == (504, "timed_out")
             assert not slow.house.batcher._waiting
             assert slow.house.measures.dropped._value.get() == 1
-        assert slow.gate.working == 0
+        wait_until(lambda: slow.gate.working == 0)
 
 
 def test_who_leaves_is_not_worked_for(served: Running) -> None:
