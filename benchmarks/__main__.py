@@ -22,6 +22,7 @@ PARTS = {
     "scaling": ["benchmarks.scaling"],
     "plan": ["benchmarks.plan"],
     "index": ["benchmarks.search_index"],
+    "serve": ["benchmarks.serve"],
 }
 TIMED = ("pretrain", "rerank", "retrieval", "grounding", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

@@ -23,6 +23,7 @@ VERBS = {
     "index": ("diptych.cli.index", "keep an index and search it: index build|add|remove|search|info"),
     "app": ("diptych.cli.app", "try trained models in the browser: app RUN… [--images DIR]"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
+    "serve": ("diptych.cli.serve", "answer over HTTP: embed, match, search, entail, answer, compare, locate"),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
     "data": ("diptych.cli.data", "look at data: data validate|convert|show LAYOUT PATH"),

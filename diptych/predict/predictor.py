@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -118,6 +119,23 @@ class Predictor:
         with evaluating(self.model):
             text_state = self._text_state(words)
             found = [self._match(self._encode(batch), words, text_state) for batch in self._batches(pictures)]
+        return torch.cat(found)
+
+    def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
+        """As `match`, for some pairs only: each the place of a picture and of a text, in ascending order."""
+        self._require(*OF_PAIRS)
+        pictures, words = given_pictures(images).items, self.texts(texts)
+        image, text = torch.tensor(pairs).T
+        start, found = 0, []
+        with evaluating(self.model):
+            text_state = self._text_state(words)
+            for batch in self._batches(pictures):
+                here = (image >= start) & (image < start + len(batch))
+                if here.any():
+                    found.append(
+                        self._match_some(self._encode(batch), words, text_state, image[here] - start, text[here])
+                    )
+                start += len(batch)
         return torch.cat(found)
 
     def encode(self, images: Pictures) -> State:
@@ -354,8 +372,7 @@ class Predictor:
 
         Only those that train all `calls` of the model.
         """
-        recipes = [make() for make in catalog.RECIPES.values()]
-        same = [one for one in recipes if type(one.model) is type(self.recipe.model)]
+        same = [one for one in _made(*catalog.RECIPES.values()) if type(one.model) is type(self.recipe.model)]
         tasks = {one.name: cast("type[Task]", catalog.TASKS[type(one.task)]) for one in same}
         fit = [one for one in same if tasks[one.name] in kinds]
         fit = [one for one in fit if {*calls} <= {*tasks[one.name].trained(one.task)}]
@@ -430,12 +447,18 @@ class Predictor:
         """Probabilities of every pair of some pictures and all texts."""
         image = torch.arange(len(images)).repeat_interleave(len(words))
         text = torch.arange(len(words)).repeat(len(images))
+        return self._match_some(images, words, text_state, image, text).view(len(images), len(words))
+
+    def _match_some(
+        self, images: State, words: Texts, text_state: Any, image: Int[Tensor, "P"], text: Int[Tensor, "P"]
+    ) -> Float[Tensor, "P"]:
+        """Probabilities of pairs in ascending order of their pictures."""
         scores = torch.empty(len(image))
         rows = words.attention_mask.sum(dim=1)[text] + self.model.image_rows
         for call in plan_calls(image, rows, self.recipe.evaluation.tokens_per_call):
             both = match_logits(self.model, text_state, images, text[call], image[call], self.device)
             scores[call] = both.softmax(dim=1)[:, 1]
-        return scores.view(len(images), len(words))
+        return scores
 
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size
@@ -450,6 +473,12 @@ class Predictor:
         self.texts(labels)  # within a template, a label without words would not show
         sentences = [template.replace("{}", label) for label in labels for template in templates]
         return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
+
+
+@lru_cache(maxsize=1)
+def _made(*makers: Callable[[], Recipe]) -> tuple[Recipe, ...]:
+    """The recipes, made once: a shelf asks many models what they miss."""
+    return tuple(make() for make in makers)
 
 
 def boxes_config(recipe: Recipe, model: Model) -> GroundingConfig:

@@ -1,0 +1,304 @@
+"""Many wrong and some right requests to a server, and whether all is well afterwards.
+
+    python -m tests.serve.fuzz --requests 10000
+
+Half are drawn by schemathesis from the server's own OpenAPI description, right ones and wrong ones; half are proper
+requests with something hostile done to them. A server of tiny models runs in this process, on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import random
+import resource
+import string
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import hypothesis
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis.generation.modes import GenerationMode
+
+from diptych.predict import Shelf
+from diptych.serve.limits import Limits
+from tests.runs import save_family
+from tests.serve.house import Running, encoded, error, picture, requests, running, strict_json
+
+LIMITS = Limits(body_bytes=200_000, pixels=100_000, seconds=20.0, body_seconds=5.0)
+CLIENTS = 8
+INTENDED = {503, 504}
+"""Statuses of 500 and more that a server may mean."""
+Prepared = Callable[[httpx.Client], httpx.Response]
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    seen: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """By path as the server counts it, and status."""
+    wrong: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    memory: list[int] = field(default_factory=list)
+    """MiB of this process at a quarter, at half … of the requests."""
+
+    def __str__(self) -> str:
+        statuses = Counter[int]()
+        for (_, status), count in self.seen.items():
+            statuses[status] += count
+        told = ", ".join(f"{count:,} × {status}" for status, count in sorted(statuses.items()))
+        sizes = " → ".join(map(str, self.memory))
+        return (
+            f"{statuses.total():,} requests: {told}; slowest {self.slowest:.2f} s; largest memory {sizes} MiB; "
+            f"{len(self.wrong)} wrong\n" + "\n".join(self.wrong[:10])
+        )
+
+
+def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
+    """Sends `count` requests by several clients, and compares what they saw with what the server counted."""
+    drawn = described(server, count - count // 2, seed)
+    mixed = [*drawn, *(hostile(random.Random(f"{seed}/{number}")) for number in range(count // 2))]
+    random.Random(seed).shuffle(mixed)
+    known = set(server.gate.endpoints)
+    before, outcome = server.counted(), Outcome()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [server.client() for _ in range(CLIENTS)]
+        size = max(1, len(mixed) // 4)
+        for start in range(0, len(mixed), size):
+            part = mixed[start : start + size]
+            for one in pool.map(lambda n, part=part: ask_some(clients[n], part[n::CLIENTS], known), range(CLIENTS)):  # type: ignore[misc]
+                outcome.seen += one.seen
+                outcome.wrong += one.wrong
+                outcome.slowest = max(outcome.slowest, one.slowest)
+            outcome.memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+        for client in clients:
+            client.close()
+    after = server.counted()
+    grown = {(path, int(status)): n - before.get((path, status), 0) for (path, status), n in after.items()}
+    if +Counter(grown) != outcome.seen:
+        outcome.wrong.append(
+            f"the server counted {+Counter(grown) - outcome.seen}, clients {outcome.seen - +Counter(grown)}"
+        )
+    patience = time.monotonic() + 5  # an answer is out a little before its request has left the house
+    while server.gate.working and time.monotonic() < patience:
+        time.sleep(0.01)
+    if server.gate.working or server.gate._held:
+        outcome.wrong.append(f"{server.gate.working} requests and {server.gate._held} bytes are still in work")
+    return outcome
+
+
+def ask_some(client: httpx.Client, asked: list[Prepared], known: set[str]) -> Outcome:
+    found = Outcome()
+    for one in asked:
+        begun = time.perf_counter()
+        try:
+            response = one(client)
+        except httpx.InvalidURL:
+            continue
+        except httpx.HTTPError as failure:
+            found.wrong.append(f"{type(failure).__name__}: {failure}")
+            continue
+        found.slowest = max(found.slowest, time.perf_counter() - begun)
+        path = response.request.url.path
+        if path != "/metrics":
+            found.seen[path if path in known else "other", response.status_code] += 1
+        if why := complaint(response):
+            found.wrong.append(f"{response.request.method} {path} {response.status_code}: {why}")
+    return found
+
+
+def complaint(response: httpx.Response) -> str | None:
+    if response.status_code >= 500 and response.status_code not in INTENDED:
+        return response.text
+    if response.request.method == "HEAD":
+        return None
+    try:
+        if response.status_code >= 400:
+            error(response)
+        elif response.headers["content-type"] == "application/json":
+            strict_json(response.content)
+    except (ValueError, AssertionError) as wrong:
+        return f"{wrong}: {response.text[:200]}"
+    return None
+
+
+# --------------------------------------------------------------------------- by the description
+
+
+def described(server: Running, count: int, seed: int) -> list[Prepared]:
+    """Requests as schemathesis draws them, right and wrong ones, for every operation alike."""
+    schemathesis.openapi.format(
+        "picture", st.sampled_from([encoded(picture(n)) for n in range(4)]) | st.text(max_size=20)
+    )
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    operations = [one.ok() for one in schema.get_all_operations()]
+    each = -(-count // (2 * len(operations)))
+    found: list[Prepared] = []
+    for operation in operations:
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            try:
+                found += drawn(operation.as_strategy(generation_mode=mode), each, seed)
+            except hypothesis.errors.Unsatisfiable:  # an operation that takes nothing has no wrong request
+                continue
+    while len(found) < count:
+        found += found[: count - len(found)]
+    return found[:count]
+
+
+def drawn(strategy: Any, count: int, seed: int) -> Iterator[Prepared]:
+    cases: list[Any] = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    @hypothesis.given(strategy)
+    def collect(case: Any) -> None:
+        cases.append(case)
+
+    collect()
+    return (prepared(case) for case in cases)
+
+
+def prepared(case: Any) -> Prepared:
+    named = case.as_transport_kwargs()
+    path = "/" + named["url"].split("/", 3)[-1]
+    body = (
+        {"content": json.dumps(named["json"]).encode()} if "json" in named else {"content": _bytes(named.get("data"))}
+    )
+    headers = {name: value for name, value in (named.get("headers") or {}).items() if name.lower() != "user-agent"}
+    if "json" in named:
+        headers.setdefault("Content-Type", "application/json")
+    params = named.get("params") or None
+
+    def send(client: httpx.Client) -> httpx.Response:
+        sent = {name: str(value).encode("utf-8", "replace") for name, value in headers.items()}
+        return client.request(named["method"], path, params=params, headers=sent, **body)
+
+    return send
+
+
+def _bytes(data: Any) -> bytes:
+    return data if isinstance(data, bytes) else str(data or "").encode("utf-8", "replace")
+
+
+# --------------------------------------------------------------------------- by hand
+
+
+def hostile(dice: random.Random) -> Prepared:
+    """A proper request that something was done to, of which sometimes nothing is left."""
+    path, body = dice.choice(list(requests(dice.randrange(50)).items()))
+    for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
+        body = mutated(body, dice)
+    content = json.dumps(body).encode()
+    if dice.random() < 0.3:
+        content = dice.choice(BYTES)(content, dice)
+    headers = {
+        "Content-Type": dice.choice(("application/json",) * 12 + ("text/plain", "", "application/xml", "a" * 500))
+    }
+    if dice.random() < 0.1:
+        headers |= dice.choice(
+            ({"Host": "elsewhere"}, {"X-Long": "x" * 3000}, {"Accept": "?"}, {"Expect": "100-continue"})
+        )
+    method = dice.choice(("POST",) * 15 + ("GET", "PUT", "DELETE", "OPTIONS", "PATCH"))
+    path = path if dice.random() < 0.95 else path + dice.choice(("/", "/../metrics", "%00", "?a=1", "//", ";x", "%ff"))
+    parts = dice.random() < 0.1
+
+    def send(client: httpx.Client) -> httpx.Response:
+        return client.request(method, path, headers=headers, content=iter([content]) if parts else content)
+
+    return send
+
+
+def mutated(value: Any, dice: random.Random) -> Any:
+    """Something inside is another thing."""
+    if isinstance(value, dict) and value and dice.random() < 0.85:
+        name = dice.choice(list(value))
+        doing = dice.random()
+        if doing < 0.1:
+            return {other: inner for other, inner in value.items() if other != name}
+        if doing < 0.2:
+            return value | {dice.choice(("path", "url", "__proto__", "", "\ud800", "picture", "model")): odd(dice)}
+        return value | {name: mutated(value[name], dice)}
+    if isinstance(value, list) and value and dice.random() < 0.7:
+        place = dice.randrange(len(value))
+        return [mutated(inner, dice) if number == place else inner for number, inner in enumerate(value)]
+    if isinstance(value, str) and dice.random() < 0.5:
+        return broken(value, dice)
+    return odd(dice)
+
+
+def broken(text: str, dice: random.Random) -> str:
+    """The same text or picture, damaged."""
+    cut = dice.randrange(len(text) + 1)
+    try:
+        raw = bytearray(base64.b64decode(text, validate=True))
+    except ValueError:
+        return dice.choice((text[:cut], text * 30, text[::-1], text.upper() + "\x00\u202e\U0001f40b"))
+    if raw and dice.random() < 0.7:
+        for _ in range(dice.randint(1, 20)):
+            raw[dice.randrange(len(raw))] = dice.randrange(256)
+        return base64.b64encode(raw[: dice.randrange(len(raw)) + 1] if dice.random() < 0.3 else raw).decode()
+    return text[:cut]
+
+
+def odd(dice: random.Random) -> Any:
+    return dice.choice(ODD)() if dice.random() < 0.9 else "".join(dice.choices(string.printable, k=dice.randrange(40)))
+
+
+ODD: list[Callable[[], Any]] = [
+    lambda: None, lambda: True, lambda: -1, lambda: 0, lambda: 10**30, lambda: 1e308, lambda: float("nan"),
+    lambda: float("-inf"), lambda: "", lambda: " ", lambda: "?!", lambda: "\x00", lambda: "\ud800", lambda: "a" * 3000,
+    list, dict, lambda: [[]], lambda: ["a boat"] * 65, lambda: [None], lambda: [0, 0, 5, 5],
+    lambda: [[0, 0, 5, 5]], lambda: [[0, 0, -5, float("inf")]], lambda: "/etc/passwd", lambda: "file:///etc/passwd",
+    lambda: "http://127.0.0.1/", lambda: encoded(picture(1, (500, 300))), lambda: encoded(picture(1), "JPEG"),
+    lambda: encoded(picture(1), "GIF"), lambda: encoded(picture(1), "TIFF"), lambda: encoded(picture(1), "PPM"),
+    lambda: encoded(picture(1), "WEBP"), lambda: encoded(picture(1), "JPEG2000"),
+]  # fmt: skip
+BYTES: list[Callable[[bytes, random.Random], bytes]] = [
+    lambda content, dice: content[: dice.randrange(len(content) + 1)],
+    lambda content, dice: b"[" * dice.randrange(100_000),
+    lambda content, dice: content + b" " * 210_000,
+    lambda content, dice: content.replace(b'"', b"'"),
+    lambda content, dice: b"\xff\xfe" + content,
+    lambda content, dice: content.decode().encode("utf-16"),
+    lambda content, dice: b'{"k": ' + b"9" * 5_000 + b"}",
+    lambda content, dice: dice.randbytes(dice.randrange(2_000)),
+    lambda content, dice: b"",
+    lambda content, dice: b'{"a":' * 2_000 + b"1" + b"}" * 2_000,
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m tests.serve.fuzz", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    from diptych.index import build_index
+
+    with tempfile.TemporaryDirectory() as place:
+        shelf = Shelf.load([save_family(Path(place) / "run")], device="cpu")
+        (Path(place) / "pictures").mkdir()
+        picture().save(Path(place) / "pictures" / "one.png")
+        build_index(Path(place) / "index", Path(place) / "pictures", shelf.find("embed").predictor)
+        begun = time.perf_counter()
+        with running(shelf, LIMITS, index=str(Path(place) / "index")) as server:
+            found = fuzz(server, given.requests, given.seed)
+    print(found, f"\n{time.perf_counter() - begun:.0f} s in all")
+    return bool(found.wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""What comes over HTTP is what the models say, whoever asks at the same time."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych.index import open_index
+from diptych.predict import Shelf
+from tests.serve.house import Running, encoded, picture, requests, strict_json
+
+CLOSE = 1e-5
+PHONE = (100, 60)
+Asked = Mapping[str, Any]
+
+
+def opened(content: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+def expected(shelf: Shelf, path: str, asked: Asked, index: Path) -> Any:
+    """By the Predictor, asked alone."""
+    ability = path.rpartition("/")[2]
+    model = shelf.find("embed" if ability == "search" else ability).predictor
+    said: dict[str, Callable[[], Any]] = {
+        "embed": lambda: {
+            "pictures": model.embed_images([opened(one) for one in asked["pictures"]]).tolist(),
+            "texts": model.embed_texts(asked["texts"]).tolist(),
+        },
+        "match": lambda: {
+            "probabilities": model.match([opened(one) for one in asked["pictures"]], asked["texts"]).tolist()
+        },
+        "search": lambda: {
+            "hits": [
+                {"id": hit.id, "kind": "picture", "text": None, "similarity": hit.similarity, "match": hit.match}
+                for hit in open_index(index, model).search(asked["text"], asked["k"]).hits
+            ]
+        },
+        "entail": lambda: choices(model.entail(opened(asked["picture"]), asked["hypotheses"])),
+        "compare": lambda: choices(model.compare(opened(asked["left"]), opened(asked["right"]), asked["statements"])),
+        "answer": lambda: {
+            "results": [
+                [{"answer": one.text, "probability": one.probability} for one in best]
+                for best in model.answer(opened(asked["picture"]), asked["questions"], asked["k"])
+            ]
+        },
+        "locate": lambda: {
+            "results": [
+                {"phrase": one.phrase, "box": list(one.box), "score": one.score, "heat": None}
+                for one in model.locate(opened(asked["picture"]), asked["phrases"])
+            ]
+        },
+    }
+    return said[ability]()
+
+
+def choices(found: Any) -> Any:
+    return {"results": [{"label": one.label, "probabilities": dict(one.probabilities)} for one in found]}
+
+
+def near(one: Any, other: Any) -> bool:
+    """Equal, but that numbers may differ a little."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(near, one, other))
+    return abs(one - other) <= CLOSE if isinstance(one, float) else one == other
+
+
+@pytest.mark.parametrize("path", requests())
+def test_every_endpoint_says_what_the_predictor_says(path: str, served: Running, shelf: Shelf, photos: Path) -> None:
+    asked = requests()[path]
+    response = served.post(path, asked)
+    assert response.status_code == 200, response.text
+    told = dict(strict_json(response.content))
+    assert told.pop("model") == shelf.find("embed" if path == "/v1/search" else path.rpartition("/")[2]).name
+    told = {name: told[name] for name in expected(shelf, path, asked, photos)}
+    assert near(told, expected(shelf, path, asked, photos))
+
+
+def test_64_clients_at_once_get_what_each_would_get_alone(served: Running, shelf: Shelf, photos: Path) -> None:
+    work = [(path, requests(seed)[path]) for seed in range(10) for path in requests()]
+    with ThreadPoolExecutor(64) as clients:
+        answers = list(clients.map(lambda one: served.post(*one), work))
+    assert {one.status_code for one in answers} == {200}
+    for (path, asked), answer in zip(work, answers, strict=True):
+        wanted = expected(shelf, path, asked, photos)
+        assert near({name: answer.json()[name] for name in wanted}, wanted), path
+    together = [
+        sample.value
+        for metric in served.house.measures.batches.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_bucket") and sample.labels["le"] == "1.0"
+    ]
+    assert sum(together) < len(work), "no two requests ever shared a batch"
+
+
+def test_a_large_picture_is_located_in_its_own_pixels_and_drawn(served: Running, shelf: Shelf) -> None:
+    image = picture(3, PHONE)
+    asked = {"picture": encoded(image), "phrases": ["a boat"], "heat": True}
+    told = served.post("/v1/locate", asked).json()["results"][0]
+    alone = shelf.find("locate").predictor.locate(image, "a boat")
+    assert told["box"] == list(alone.box)
+    np.testing.assert_allclose(told["heat"]["map"], alone.heat, atol=CLOSE)
+    drawn = np.asarray(opened(told["heat"]["png"]), float)
+    assert np.abs(drawn - np.asarray(alone.draw(), float)).mean() < 1
+
+
+def test_proposals_decide_among_themselves(served: Running, shelf: Shelf) -> None:
+    image, boxes = picture(3, PHONE), [[0.0, 0.0, 10.0, 10.0], [50.0, 20.0, 30.0, 30.0]]
+    told = served.post("/v1/locate", {"picture": encoded(image), "phrases": ["a boat"], "proposals": boxes}).json()
+    assert told["results"][0]["box"] == list(shelf.find("locate").predictor.locate(image, "a boat", boxes).box)
+
+
+def test_offered_answers_are_chosen_from(served: Running) -> None:
+    asked = requests()["/v1/answer"] | {"answers": ["yes", "two"], "k": 5}
+    assert {one["answer"] for best in served.post("/v1/answer", asked).json()["results"] for one in best} == {
+        "yes",
+        "two",
+    }
+
+
+def test_a_model_is_asked_by_its_name(served: Running, shelf: Shelf) -> None:
+    name = next(one.name for one in shelf.models if one.name.endswith("vqa-closed"))
+    told = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name}).json()
+    assert told["model"] == name
+    refused = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name, "answers": ["yes"]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "refused")
+    assert "a closed set has its own 4 answers" in refused.json()["error"]["message"]
+
+
+def test_search_takes_a_picture_and_ranks_again(served: Running) -> None:
+    found = served.post("/v1/search", {"picture": encoded(picture(2)), "k": 1}).json()
+    assert found["hits"][0]["id"].startswith("2")
+    assert found["hits"][0]["similarity"] == pytest.approx(1, abs=1e-4)
+    ranked = served.post("/v1/search", {"text": "a boat", "k": 3, "rerank": True}).json()["hits"]
+    assert sorted((one["match"] for one in ranked), reverse=True) == [one["match"] for one in ranked]
+    assert "path" not in ranked[0]
+
+
+def test_models_say_what_they_can_and_how_well(served: Running, shelf: Shelf) -> None:
+    told = served.get("/v1/models").json()
+    assert [one["name"] for one in told["models"]] == [one.name for one in shelf.models]
+    able = shelf.abilities()
+    for ability, names in able.items():
+        assert [one["name"] for one in told["models"] if ability in one["best_for"]] == list(names[:1])
+        assert {one["name"] for one in told["models"] if ability in one["abilities"]} == set(names)
+    assert told["index"] == "exact, 5 vectors"
+
+
+def test_the_page_and_the_description_name_every_status_and_no_other_host(served: Running) -> None:
+    page, described = served.get("/").text, served.get("/openapi.json").json()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+    for path, methods in described["paths"].items():
+        assert path in page
+        for one in methods.values():
+            assert {"200", "401", "500"} <= one["responses"].keys() | {"401"}
+            if path in requests():
+                wanted = {"400", "401", "404", "408", "413", "415", "421", "422", "429", "500", "503", "504"}
+                assert wanted <= one["responses"].keys()
+                assert one["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith(
+                    "ErrorResponse"
+                )
+    assert json.dumps(described).count("HTTPValidationError") == 0

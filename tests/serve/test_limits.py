@@ -1,0 +1,384 @@
+"""What a server refuses, in words and with the right status, while it goes on serving others."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diptych.cli.main import main
+from diptych.predict import Shelf
+from diptych.serve.asking import Given
+from diptych.serve.batching import Batcher, Coming
+from diptych.serve.errors import ApiError
+from diptych.serve.limits import Limits
+from diptych.serve.measures import Measures
+from diptych.serve.server import allowed_hosts, check_open
+from tests.serve.house import Running, encoded, error, picture, requests, running
+
+SMALL = Limits(body_bytes=20_000, held_bytes=60_000, pixels=5_000, text_length=50, items=4, pairs=6, body_seconds=0.5)
+KEY = "a-key-that-is-long-enough"
+
+
+@pytest.fixture(scope="module")
+def small(shelf: Shelf) -> Iterator[Running]:
+    with running(shelf, SMALL) as one:
+        yield one
+
+
+def png_bomb(side: int = 50_000) -> str:
+    """A PNG of a few bytes whose header asks for gigabytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))).decode()
+
+
+def truncated_jpeg() -> str:
+    return base64.b64encode(base64.b64decode(encoded(picture(), "JPEG"))[:300]).decode()
+
+
+def many_scans() -> str:
+    """A JPEG that says it has thousands of scans."""
+    return base64.b64encode(base64.b64decode(encoded(picture(), "JPEG"))[:-2] + b"\xff\xda" * 1_000).decode()
+
+
+GOOD = encoded(picture())
+HOSTILE: list[tuple[str, Any, int, str]] = [
+    ("/v1/embed", {"pictures": [truncated_jpeg()]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": [many_scans()]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": [png_bomb()]}, 413, "picture_too_large"),
+    ("/v1/embed", {"pictures": [encoded(Image.new("RGB", (101, 50)))]}, 413, "picture_too_large"),
+    ("/v1/embed", {"pictures": ["/etc/passwd"]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": ["http://127.0.0.1/x.png"]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": ["data:image/png;base64," + GOOD]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": [""]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": ["ü" * 8]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": [base64.b64encode(b"<svg/>").decode()]}, 422, "bad_picture"),
+    ("/v1/embed", {"pictures": "one"}, 422, "bad_request"),
+    ("/v1/embed", {"pictures": [3]}, 422, "bad_request"),
+    ("/v1/embed", {"texts": []}, 422, "bad_request"),
+    ("/v1/embed", {}, 422, "bad_request"),
+    ("/v1/embed", [], 422, "bad_request"),
+    ("/v1/embed", {"texts": ["a boat"], "path": "/etc/passwd"}, 422, "bad_request"),
+    ("/v1/embed", {"texts": ["a boat"], "\ud800": 1}, 422, "bad_request"),
+    ("/v1/embed", {"texts": ["\ud800 boat"]}, 422, "bad_request"),
+    ("/v1/embed", {"texts": ["a" * 51]}, 422, "bad_text"),
+    ("/v1/embed", {"texts": ["?!"]}, 422, "bad_text"),
+    ("/v1/embed", {"texts": ["a boat"] * 5}, 422, "too_many"),
+    ("/v1/embed", {"texts": ["a boat"], "model": "\ud800"}, 422, "bad_request"),
+    ("/v1/embed", {"texts": ["a boat"], "model": "nobody"}, 404, "unknown_model"),
+    ("/v1/match", {"pictures": [GOOD] * 2, "texts": ["a boat"] * 4}, 422, "too_many"),
+    ("/v1/match", {"pictures": [], "texts": ["a boat"]}, 422, "bad_request"),
+    ("/v1/answer", {"picture": GOOD, "questions": ["what"], "k": 0}, 422, "bad_request"),
+    ("/v1/answer", {"picture": GOOD, "questions": ["what"], "k": "3"}, 422, "bad_request"),
+    ("/v1/answer", {"picture": GOOD, "questions": ["what"], "answers": [""]}, 422, "refused"),
+    ("/v1/locate", {"picture": GOOD, "phrases": ["a"], "proposals": [[0, 0, 0, 5]]}, 422, "bad_request"),
+    ("/v1/locate", {"picture": GOOD, "phrases": ["a"], "proposals": [[0, 0, 1]]}, 422, "bad_request"),
+    ("/v1/locate", {"picture": GOOD, "phrases": ["a"], "proposals": [[0, 0, float("nan"), 1]]}, 422, "bad_request"),
+    ("/v1/search", {"text": "a boat"}, 409, "no_index"),
+    ("/v1/search", {"text": "a boat", "picture": GOOD}, 422, "bad_request"),
+    ("/v1/nothing", {}, 404, "unknown_path"),
+    ("/v1/embed/", {}, 404, "unknown_path"),
+]
+
+
+@pytest.mark.parametrize(("path", "asked", "status", "code"), HOSTILE)
+def test_what_cannot_be_answered_is_said(path: str, asked: Any, status: int, code: str, small: Running) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = small.post(path, content=json.dumps(asked).encode(), headers=headers)
+    assert (response.status_code, error(response)) == (status, code), response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 19_000,
+        b'{"texts": ' + b"9" * 10_000 + b"}",
+        b"nul",
+        b'{"a": 1} x',
+        b'"\xed\xa0\x80"',
+    ],
+)
+def test_what_is_no_json_is_said(body: bytes, small: Running) -> None:
+    response = small.post("/v1/embed", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
+    assert (response.status_code, error(response)) in {(400, "bad_json"), (422, "bad_json"), (422, "bad_request")}
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_what_a_web_page_can_send_without_leave_is_no_request(kind: str, small: Running) -> None:
+    response = small.post("/v1/embed", content=b'{"texts": ["a boat"]}', headers={"Content-Type": kind})
+    assert (response.status_code, error(response)) == (415, "not_json")
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_another_method_and_another_host_are_refused(small: Running) -> None:
+    assert error(small.get("/v1/embed")) == "wrong_method"
+    response = small.get("/v1/models", headers={"Host": "elsewhere.example"})
+    assert (response.status_code, error(response)) == (421, "wrong_host")
+    assert small.get("/v1/models", headers={"Host": "localhost:1"}).status_code == 200
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["by Content-Length", "by counting"])
+def test_a_body_too_large_is_refused(told: bool, small: Running) -> None:
+    def parts() -> Iterator[bytes]:
+        yield from [b" " * 1_000] * 21
+
+    content: Any = b" " * 21_000 if told else parts()
+    response = small.post("/v1/embed", content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, error(response)) == (413, "body_too_large")
+
+
+def head(length: int, path: str = "/v1/embed") -> bytes:
+    kind = "Content-Type: application/json"
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def test_an_endless_body_ends_with_the_connection(small: Running) -> None:
+    assert b" 413 " in small.raw(head(10**12) + b" " * 45_000).partition(b"\r\n")[0]
+
+
+def test_a_slow_body_is_given_up(small: Running) -> None:
+    assert b" 408 " in small.raw(head(100) + b"{").partition(b"\r\n")[0]
+    wait_until(lambda: small.gate.working == 0)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/em", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"])
+def test_a_slow_head_ends_the_connection(sent: bytes, small: Running) -> None:
+    answered = small.raw(sent, seconds=8)
+    assert answered.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+
+
+def test_what_is_no_http_is_said_in_the_same_shape(small: Running) -> None:
+    answered = small.raw(b"\x16\x03\x01 nonsense\r\n\r\n")
+    assert answered.startswith(b"HTTP/1.1 400")
+    assert json.loads(answered.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_http"
+
+
+def test_the_key_opens_all_and_without_it_only_what_says_nothing(shelf: Shelf) -> None:
+    with running(shelf, key=KEY) as locked:
+        asked, right = {"texts": ["a boat"]}, {"Authorization": f"Bearer {KEY}"}
+        for wrong in (
+            {},
+            {"Authorization": "Bearer x"},
+            {"Authorization": KEY},
+            {"Authorization": "Bearer ÿ".encode()},
+        ):
+            refused = locked.post("/v1/embed", asked, headers=wrong)
+            assert (refused.status_code, error(refused)) == (401, "no_key")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert locked.post("/v1/embed", asked, headers=right).status_code == 200
+        assert locked.get("/metrics").status_code == 401
+        assert locked.get("/v1/models", headers=right).status_code == 200
+        assert locked.get("/healthz").status_code == 200
+        assert shelf.models[0].name not in locked.get("/openapi.json").text
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "without", "words"),
+    [
+        ("0.0.0.0", None, False, "can be reached from other machines"),
+        ("example.org", None, False, "can be reached from other machines"),
+        ("127.0.0.1", "short", False, "16 or more printable"),
+        ("0.0.0.0", "ü" * 20, False, "16 or more printable"),
+    ],
+)
+def test_other_machines_need_a_key(host: str, key: str | None, without: bool, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_open(host, key, without)
+    for fine in (("0.0.0.0", KEY, False), ("0.0.0.0", None, True), ("::1", None, False), ("localhost", None, False)):
+        check_open(*fine)
+    assert allowed_hosts("0.0.0.0", []) is None
+    assert "mine.example" in (allowed_hosts("127.0.0.1", ["Mine.example"]) or ())
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["serve", str(tmp_path), "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot listen at 127.0.0.1" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
+    assert main(["serve", str(tmp_path), "--batch", "0"]) == 2
+    assert "batch is 0: a limit lies above 0" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- waiting, and giving up
+
+
+class Held:
+    """An ask that answers when it is let go, and fails for a request with the text `bad`."""
+
+    ability = "embed"
+
+    def __init__(self) -> None:
+        self.let_go, self.seen = threading.Event(), list[int]()
+
+    def rows(self, given: Given) -> int:
+        return 1
+
+    def __call__(self, given: Sequence[Given]) -> list[str]:
+        self.let_go.wait(20)
+        self.seen.append(len(given))
+        if any("bad" in one.texts for one in given):
+            raise ValueError("a bad one")
+        return [one.texts[0] for one in given]
+
+
+class Stuck:
+    """Occupies the thread of the models of a server until the block ends."""
+
+    def __init__(self, running: Running) -> None:
+        self.house, self.held = running.house, Held()
+
+    def __enter__(self) -> Held:
+        async def ask() -> Any:
+            return await self.house.batcher.ask(self.held, Given(texts=("x",)), Coming(self.house.batcher))
+
+        self.thread = threading.Thread(target=lambda: asyncio.run(ask()), daemon=True)
+        self.thread.start()
+        wait_until(lambda: not self.house.batcher._waiting and self.thread.is_alive())
+        return self.held
+
+    def __exit__(self, *_: object) -> None:
+        self.held.let_go.set()
+        self.thread.join(20)
+
+
+def wait_until(true: Any, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_bad_request_does_not_fail_its_mates() -> None:
+    batcher, held = Batcher(Limits(wait_ms=0.0), Measures()), Held()
+
+    async def ask() -> list[Any]:
+        texts = ["first", "one", "bad", "two"]
+        jobs = [asyncio.ensure_future(batcher.ask(held, Given(texts=(text,)), Coming(batcher))) for text in texts]
+        await asyncio.sleep(0.1)
+        held.let_go.set()
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    *fine, last = sorted(asyncio.run(ask()), key=lambda one: isinstance(one, Exception))
+    batcher.close(5.0)
+    assert fine == ["first", "one", "two"]
+    assert str(last) == "a bad one"
+    assert max(held.seen) > 1, "they were never together"
+    with pytest.raises(ApiError, match="being stopped"):
+        asyncio.run(batcher.ask(held, Given(texts=("late",)), Coming(batcher)))
+
+
+def test_a_full_house_says_when_to_come_again(shelf: Shelf) -> None:
+    with running(shelf, Limits(queue=3)) as full, ThreadPoolExecutor(3) as clients:
+        with Stuck(full):
+            taken = [clients.submit(full.post, "/v1/embed", {"texts": ["a boat"]}) for _ in range(3)]
+            wait_until(lambda: full.gate.working == 3)
+            refused = full.post("/v1/embed", {"texts": ["a boat"]})
+            assert (refused.status_code, error(refused)) == (429, "busy")
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert full.get("/healthz").status_code == 200
+        assert [one.result().status_code for one in taken] == [200, 200, 200]
+
+
+def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(shelf: Shelf) -> None:
+    with running(shelf, Limits(seconds=0.3)) as slow:
+        with Stuck(slow):
+            late = slow.post("/v1/embed", {"texts": ["a boat"]})
+            assert (late.status_code, error(late)) == (504, "timed_out")
+            assert not slow.house.batcher._waiting
+            assert slow.house.measures.dropped._value.get() == 1
+        wait_until(lambda: slow.gate.working == 0)
+
+
+def test_who_leaves_is_not_worked_for(served: Running) -> None:
+    body = json.dumps({"texts": ["a boat"]}).encode()
+    before = served.counted().get(("/v1/embed", "499"), 0)
+    with Stuck(served):
+        with socket.create_connection(("127.0.0.1", served.port)) as leaving:
+            leaving.sendall(head(len(body)) + body)
+            wait_until(lambda: len(served.house.batcher._waiting) == 1)
+        wait_until(lambda: not served.house.batcher._waiting)
+        wait_until(lambda: served.counted().get(("/v1/embed", "499"), 0) == before + 1)
+
+
+def test_bodies_in_work_are_bounded_together(shelf: Shelf) -> None:
+    limits = Limits(body_bytes=20_000, held_bytes=25_000)
+    with running(shelf, limits) as full, socket.create_connection(("127.0.0.1", full.port)) as slow:
+        slow.sendall(head(20_000) + b" " * 19_000)
+        wait_until(lambda: full.gate._held == 19_000)
+        response = full.post("/v1/embed", content=b" " * 19_000, headers={"Content-Type": "application/json"})
+        assert (response.status_code, error(response)) == (429, "busy")
+
+
+def test_a_failure_leaks_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(served.house, "find", fail)
+    response = served.post("/v1/embed", {"texts": ["a boat"]})
+    assert (response.status_code, error(response)) == (500, "failed")
+    assert "secret" not in response.text
+
+
+def test_stopping_finishes_what_was_taken_and_refuses_what_comes(shelf: Shelf) -> None:
+    with running(shelf) as ending, ThreadPoolExecutor(1) as clients:
+        with Stuck(ending), ending.client() as early:
+            assert early.get("/healthz").json() == {"live": True, "ready": True}
+            taken = clients.submit(ending.post, "/v1/embed", {"texts": ["a boat"]})
+            wait_until(lambda: ending.gate.working == 1)
+            ending.server.stop()
+            late = early.post("/v1/embed", json={"texts": ["a boat"]})
+            assert (late.status_code, error(late)) == (503, "stopping")
+            assert early.get("/healthz").status_code == 503
+        assert taken.result().status_code == 200
+        ending.thread.join(20)
+        assert not ending.thread.is_alive()
+
+
+def test_a_big_picture_is_small_while_it_waits(served: Running) -> None:
+    image = Image.new("RGB", (1000, 1000))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    with ThreadPoolExecutor(1) as clients, Stuck(served):
+        asked = {"pictures": [base64.b64encode(stream.getvalue()).decode()]}
+        answer = clients.submit(served.post, "/v1/embed", asked)
+        wait_until(lambda: len(served.house.batcher._waiting) == 1)
+        assert served.house.batcher._waiting[0].given.pictures[0].size == (16, 16)
+    assert answer.result().status_code == 200
+
+
+def test_metrics_count_what_clients_saw(served: Running) -> None:
+    before = served.counted()
+    for body in ({"texts": ["a boat"]}, {"texts": []}, {"texts": ["?"]}):
+        served.post("/v1/embed", body)
+    served.get("/anything/else")
+    after = served.counted()
+    grown = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+    assert grown == {("/v1/embed", "200"): 1, ("/v1/embed", "422"): 2, ("other", "404"): 1}
+    assert 'diptych_requests_total{endpoint="other",status="404"}' in served.get("/metrics").text
+
+
+def test_requests_are_there_for_every_endpoint(served: Running) -> None:
+    posts = {path for path, methods in served.get("/openapi.json").json()["paths"].items() if "post" in methods}
+    assert posts == requests().keys()
