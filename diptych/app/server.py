@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 # Before Gradio is imported, which reads them once: it asks nobody whether it is up to date and reports nothing, and
 # what is uploaded stands in a folder of ours that is gone when the process ends.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="diptych-app-"))
+if "GRADIO_TEMP_DIR" not in os.environ:
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="diptych-app-")
+    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 import gradio as gr
 
@@ -82,6 +86,6 @@ def serve(
     port = free_port(host, port)  # before minutes of loading
     site = Site.load(runs, images, index, device)
     blocks = build(site)
-    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded goes then too
     print(f"{len(site.shelf.models)} models at {start(blocks, host, port)} (Ctrl-C stops)", flush=True)
     blocks.block_thread()

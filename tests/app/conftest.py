@@ -99,6 +99,7 @@ class Visitor:
         """The page, once it can be used."""
         self.page.goto(f"{(app or self.app).address}/{name}")
         self.page.wait_for_selector("h1")
+        self.page.locator(".run, .message").first.wait_for()
         return self.page
 
     def answer(self) -> Any:
