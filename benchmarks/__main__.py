@@ -21,6 +21,7 @@ PARTS = {
     "loader": ["benchmarks.loader"],
     "scaling": ["benchmarks.scaling"],
     "plan": ["benchmarks.plan"],
+    "index": ["benchmarks.search_index"],
 }
 TIMED = ("pretrain", "rerank", "retrieval", "grounding", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

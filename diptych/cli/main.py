@@ -20,6 +20,8 @@ VERBS = {
     "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
     "ablate": ("diptych.cli.ablate", "train variants for several seeds: one table with intervals"),
     "app": ("diptych.cli.app", "try trained models in the browser: app RUN… [--images DIR]"),
+    "embed": ("diptych.cli.embed", "write vectors of pictures and texts: embed RUN DIR|JSONL --to vectors.npy"),
+    "index": ("diptych.cli.index", "keep an index and search it: index build|add|remove|search|info"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),

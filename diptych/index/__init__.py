@@ -9,9 +9,11 @@ from diptych.index.build import add_to_index, build_index, remove_from_index
 from diptych.index.index import Index, index_info, open_index
 from diptych.index.items import Item, Kind
 from diptych.index.results import Built, Found, IndexHit, Info
+from diptych.index.vectors import Embedded, embed_source
 
 __all__ = [
     "Built",
+    "Embedded",
     "Found",
     "Index",
     "IndexHit",
@@ -20,6 +22,7 @@ __all__ = [
     "Kind",
     "add_to_index",
     "build_index",
+    "embed_source",
     "index_info",
     "open_index",
     "remove_from_index",

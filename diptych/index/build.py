@@ -34,7 +34,7 @@ def build_index(
     if kind not in WANTED:
         raise ValueError(f"an index is searched by one of {', '.join(WANTED)}, not {kind!r}")
     maker, at = _ready(predictor), find_place(place)
-    with at.writing() as writer:
+    with at.writing(begin=True) as writer:
         old = writer.about()
         notes: tuple[str, ...] = ()
         if old is not None and old.complete:
@@ -54,7 +54,7 @@ def add_to_index(place: str | Path, source: Given, predictor: Predictor, said: S
     """
     _ready(predictor)
     at = find_place(place)
-    with at.writing() as writer:
+    with at.writing(begin=False) as writer:
         about = _complete(writer, at)
         about.maker.check(predictor, at.name)
         return _fill(writer, at, about, source, predictor, said)
@@ -66,7 +66,7 @@ def remove_from_index(place: str | Path, ids: Sequence[str]) -> int:
     Raises ValueError, and removes nothing, where one of the ids is not there.
     """
     at = find_place(place)
-    with at.writing() as writer:
+    with at.writing(begin=False) as writer:
         about = _complete(writer, at)
         writer.begin(about, anew=False)
         writer.forget({})

@@ -32,7 +32,7 @@ from diptych.data.record import BadRecord
 from diptych.index.embedding import Portion
 from diptych.index.files import UNFINISHED, fingerprint, flush, sole_writer, write_json, write_lines, write_whole
 from diptych.index.items import KINDS, Item, Kind
-from diptych.index.neighbours import How, Searcher
+from diptych.index.neighbours import How, Searcher, require_faiss
 from diptych.index.store import About
 
 FORMAT = 1
@@ -74,7 +74,10 @@ class FolderPlace:
         return FolderStore(self.folder)
 
     @contextmanager
-    def writing(self) -> Iterator[FolderWriter]:
+    def writing(self, begin: bool) -> Iterator[FolderWriter]:
+        require_faiss()  # now, and not after hours of embedding
+        if not begin and not self.folder.exists():
+            raise ValueError(f"no index in {self.folder}: make one with `diptych index build`")
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file: an index is a folder")
         if self.folder.is_dir() and any(self.folder.iterdir()) and not _ours(self.folder):

@@ -32,7 +32,7 @@ def index_info(place: str | Path) -> Info:
     store = find_place(place).open()
     about = store.about
     return Info(
-        store.place, str(about.maker), about.width, {kind: store.count(kind) for kind in KINDS},
+        store.place, about.maker.name, about.maker.digest, about.width, {kind: store.count(kind) for kind in KINDS},
         {kind: store.how(kind) for kind in KINDS}, tuple(root.folder for root in about.roots), store.skipped(),
     )  # fmt: skip
 

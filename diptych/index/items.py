@@ -109,7 +109,7 @@ class _Reading:
         named = name_of(entry, "id", name)
         for image, identity in zip(record.images, record.image_ids, strict=True):
             own = identity if identity != plain_path(image) else self.prefix + identity
-            self._picture(own, image, f"{name}, {image}")
+            self._picture(own, plain_path(image), f"{name}, {image}")
         base = named if named is not None else self.prefix + name
         for place, text in enumerate(record.texts, start=1):
             self._text(base if isinstance(record, PlainText) else f"{base}#{place}", text, name)

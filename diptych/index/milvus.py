@@ -87,11 +87,10 @@ class MilvusPlace:
                 raise ValueError(f"no index at {self.name}: make one with `diptych index build`")
             if not about.complete:
                 raise ValueError(f"the index at {self.name} is not finished: `diptych index build` goes on with it")
-            client.load_collection(self.index)
         return MilvusStore(self, about, client)
 
     @contextmanager
-    def writing(self) -> Iterator[MilvusWriter]:
+    def writing(self, begin: bool) -> Iterator[MilvusWriter]:
         client = self.connect()
         with _asking(self):
             yield MilvusWriter(self, client)
@@ -145,7 +144,7 @@ class MilvusWriter:
 
     def begin(self, about: About, anew: bool) -> None:
         if anew:
-            for name in (self._place.index, _about_name(self._place)):
+            for name in (_about_name(self._place), self._place.index):  # rows without a description are no index
                 self._client.drop_collection(name)
             self._create(about)
         self._note(about)
@@ -232,6 +231,7 @@ def _about(client: Any, place: MilvusPlace) -> About | None:
     if not client.has_collection(name):
         return None
     client.load_collection(name)
+    client.load_collection(place.index)
     rows = client.query(name, filter='key == "about"', output_fields=["about"])
     return About.of(json.loads(rows[0]["about"]), place.name) if rows else None
 

@@ -6,7 +6,6 @@ N vectors, Q queries, E embedding width, K neighbours. All vectors are normalise
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,7 +95,7 @@ class Searcher:
         queries: Float32[np.ndarray, "Q E"] | None = None,
         before: tuple[Searcher, int] | None = None,
     ) -> Searcher:
-        """`queries`: what will be asked, as far as is known, by which the setting is found; else the vectors' own.
+        """`queries`: what is likely to be asked, by which the setting is found; without, what lies near the vectors.
 
         `before`: a searcher of the first so many of these vectors, which is gone on with where that is possible.
         """
@@ -153,29 +152,35 @@ def _by_graph(faiss: Any, width: int) -> tuple[Any, How]:
 
 def _tuned(index: Any, how: How, vectors: Float32[np.ndarray, "N E"], queries: Any) -> How:
     """The least setting that finds enough."""
-    faiss = require_faiss()
-    own = queries is None or len(queries) < SAMPLE // 2
-    asked = vectors if own else queries
-    rows = _sample(len(asked), SAMPLE)
-    sample = np.ascontiguousarray(asked[rows])
-    k = min(NEAREST + own, len(vectors))
-    _, exact = faiss.knn(sample, np.ascontiguousarray(vectors), k, metric=faiss.METRIC_INNER_PRODUCT)
-    most = how.lists if how.way == "ivf" else len(vectors)
-    setting = 1 if how.way == "ivf" else NEAREST
+    faiss, k = require_faiss(), min(NEAREST, len(vectors))
+    if queries is None or len(queries) < SAMPLE // 2:
+        asked = _likely(vectors)
+    else:
+        asked = np.ascontiguousarray(queries[_sample(len(queries), SAMPLE)])
+    _, exact = faiss.knn(asked, np.ascontiguousarray(vectors), k, metric=faiss.METRIC_INNER_PRODUCT)
+    setting, most = (1, how.lists) if how.way == "ivf" else (NEAREST, len(vectors))
     while True:
         tried = How(how.way, min(setting, most), how.lists, how.trained)
-        _, near = index.search(sample, k, params=_effort(tried, NEAREST, 1))
-        recall = _recall(near, exact, rows if own else np.full(len(rows), -1))
+        _, near = index.search(asked, k, params=_effort(tried, NEAREST, 1))
+        met = sum(len({*one} & {*other}) for one, other in zip(near.tolist(), exact.tolist(), strict=True))
+        recall = met / exact.size
         if recall >= RECALL or setting >= most:
             return How(how.way, tried.setting, how.lists, how.trained, recall)
         setting *= 2
 
 
-def _recall(near: Int64[np.ndarray, "Q K"], exact: Int64[np.ndarray, "Q K"], own: Sequence[int] | np.ndarray) -> float:
-    """Share of the exact neighbours that are there; a query that is one of the vectors does not count itself."""
-    wanted = [set(row) - {one} for row, one in zip(exact.tolist(), own, strict=True)]
-    met = sum(len(want & set(row)) for want, row in zip(wanted, near.tolist(), strict=True))
-    return met / max(1, sum(map(len, wanted)))
+def _likely(vectors: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "Q E"]:
+    """What may be asked: as far from one of the vectors as that is from its nearest.
+
+    The vectors themselves would not do: a graph leads to its own better than to others.
+    """
+    faiss = require_faiss()
+    some = np.ascontiguousarray(vectors[_sample(len(vectors), SAMPLE)])
+    near, _ = faiss.knn(some, np.ascontiguousarray(vectors), min(2, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+    away = np.sqrt(np.maximum(0, 2 - 2 * near[:, -1:]))  # of two directions, from their cosine
+    drawn = np.random.default_rng(0).standard_normal(some.shape, dtype=np.float32)
+    found = some + away * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _effort(how: How, k: int, wider: int) -> Any:

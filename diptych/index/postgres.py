@@ -13,7 +13,7 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -68,7 +68,8 @@ class PostgresPlace:
 
     def open(self) -> PostgresStore:
         connection = self.connect()
-        about = _about(connection, self)
+        with _asking(self):
+            about = _about(connection, self)
         if about is None or not about.complete:
             connection.close()
             raise ValueError(
@@ -80,16 +81,19 @@ class PostgresPlace:
         return PostgresStore(self, about, connection)
 
     @contextmanager
-    def writing(self) -> Iterator[PostgresWriter]:
+    def writing(self, begin: bool) -> Iterator[PostgresWriter]:
         connection = self.connect()
         try:
-            _prepare(connection, self)
+            if begin:
+                _prepare(connection, self)
             locked = "SELECT pg_try_advisory_lock(hashtext('diptych'), hashtext(%s))"
             if not connection.execute(locked, [self.index]).fetchone()[0]:
                 raise ValueError(f"another process writes to {self.name}: wait for it, or stop it")
             yield PostgresWriter(self, connection)
         finally:
-            connection.close()  # and so unlocks
+            with suppress(Exception):  # the server may take a while to see us gone
+                connection.execute("SELECT pg_advisory_unlock_all()")
+            connection.close()
 
 
 class PostgresStore:

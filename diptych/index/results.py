@@ -11,6 +11,8 @@ from diptych.index.items import Kind
 
 SHOWN = 60
 """Characters of a text in a table."""
+NAMED = 20
+"""Skipped ones that are listed."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,26 @@ class Built:
     notes: tuple[str, ...] = ()
     """What a person should know: why something was begun anew."""
 
+    def __str__(self) -> str:
+        kept = f", {self.kept:,} were there" if self.kept else ""
+        lines = [f"{self.place}: {self.added:,} added{kept}", *_held(self.counts, self.how)]
+        if self.skipped:
+            lines.append(f"{len(self.skipped):,} could not be used:")
+            lines += [f"  {error}" for error in self.skipped[:NAMED]]
+        if len(self.skipped) > NAMED:
+            lines.append(f"  … and {len(self.skipped) - NAMED:,} more")
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Info:
     """What an index is, told without its model."""
 
     place: str
-    model: str
-    """The checkpoint, and the first digits of the digest of its weights."""
+    checkpoint: str
+    """Of the model that made it, where it was then."""
+    digest: str
+    """Of the model's weights and settings."""
     width: int
     """Numbers in a vector."""
     counts: Mapping[Kind, int]
@@ -93,7 +107,23 @@ class Info:
     roots: tuple[str, ...]
     """Where the pictures' paths start, a folder for each source."""
     skipped: tuple[str, ...] = field(default=(), repr=False)
-    """What the last build or addition could not read."""
+    """What the last build or addition could not read; a server does not keep it."""
+
+    def __str__(self) -> str:
+        lines = [
+            self.place,
+            f"  model     {self.checkpoint} (weights {self.digest[:12]}), {self.width} numbers a vector",
+        ]
+        lines += [f"  source    {root}" for root in self.roots]
+        lines += [f"  {line}" for line in _held(self.counts, self.how)]
+        lines += [f"  skipped   {message}" for message in self.skipped]
+        return "\n".join(lines)
+
+
+def _held(counts: Mapping[Kind, int], how: Mapping[Kind, str]) -> list[str]:
+    """A line a kind that there is, or one that there is nothing."""
+    lines = [f"{kind + 's':<9} {how[kind]}" for kind, count in counts.items() if count]
+    return lines or ["nothing is in it"]
 
 
 def _cut(text: str) -> str:

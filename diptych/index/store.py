@@ -146,8 +146,9 @@ class Place(Protocol):
         """Raises ValueError where there is no complete index, and for a damaged one."""
         ...
 
-    def writing(self) -> AbstractContextManager[Writer]:
-        """Raises ValueError where somebody else writes."""
+    def writing(self, begin: bool) -> AbstractContextManager[Writer]:
+        """`begin`: whether the place is made where there is none. Raises ValueError where somebody else writes, and
+        where there is no such place."""
         ...
 
 

@@ -1,0 +1,364 @@
+"""An index: found as by hand, changed in place, refused where it is not what is asked for."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diptych.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
+from diptych.index.files import sole_writer
+from diptych.index.index import nearest
+from diptych.index.states import States
+from diptych.predict import Predictor
+from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return save_pictures(tmp_path / "photos", 9)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """Four pictures with a caption each."""
+    save_pictures(tmp_path / "listed", 5)
+    lines: list[object] = [{"image": f"{n}.png", "caption": text, "id": f"t{n}"} for n, text in enumerate(CAPTIONS)]
+    return save_lines(tmp_path / "listed" / "list.jsonl", lines)
+
+
+def brute(model: Predictor, query: torch.Tensor, files: list[Path]) -> list[str]:
+    """Names in the order of similarity, by nothing but the model."""
+    return [files[place].name for place in (model.embed_images(files) @ query[0]).argsort(descending=True).tolist()]
+
+
+@pytest.mark.parametrize("system", ["model", "vlmo"])
+def test_words_and_pictures_find_what_the_model_itself_finds_nearest(
+    system: str, request: pytest.FixtureRequest, photos: Path, tmp_path: Path
+) -> None:
+    model: Predictor = request.getfixturevalue(system)
+    built = build_index(tmp_path / "index", photos, model)
+    assert (built.added, built.kept, built.counts) == (9, 0, {"picture": 9, "text": 0})
+    index, files = open_index(tmp_path / "index", model), sorted(photos.rglob("*.png"))
+    assert (len(index), index.how) == (9, "exact, 9 vectors")
+    found = index.search("two dogs", k=4)
+    assert [hit.path.name for hit in found.hits if hit.path] == brute(model, model.embed_texts("two dogs"), files)[:4]
+    found = index.search(files[2], k=9)
+    assert [hit.path.name for hit in found.hits if hit.path] == brute(model, model.embed_images(files[2]), files)
+    assert found.hits[0].similarity == pytest.approx(1, abs=1e-5)
+    assert index.search(Image.open(files[2])).hits[0].id == found.hits[0].id
+    assert index.search(np.asarray(Image.open(files[2]))).hits[0].id == found.hits[0].id
+
+
+@pytest.mark.parametrize("system", ["model", "vlmo"])
+def test_re_ranking_orders_by_the_probability_that_the_model_gives(
+    system: str, request: pytest.FixtureRequest, listed: Path, tmp_path: Path
+) -> None:
+    model: Predictor = request.getfixturevalue(system)
+    build_index(tmp_path / "index", listed, model)
+    index = open_index(tmp_path / "index", model)
+    assert index.counts == {"picture": 4, "text": 4}
+    for found, of in (
+        (index.search("a boat", k=4, rerank=True), "picture"),
+        (index.search(listed.parent / "1.png", k=4, of="text", rerank=True), "text"),
+    ):
+        matches = [hit.match for hit in found.hits]
+        assert matches == sorted(matches, reverse=True)
+        assert {hit.kind for hit in found.hits} == {of}
+        expected = [
+            model.match(hit.path, "a boat").item()
+            if hit.path
+            else model.match(listed.parent / "1.png", hit.text).item()
+            for hit in found.hits
+        ]
+        assert matches == pytest.approx(expected, abs=1e-5)
+    assert {hit.text for hit in found.hits} == set(CAPTIONS)
+
+
+def test_a_picture_is_encoded_once_until_it_changes(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    build_index(tmp_path / "index", photos, model)
+    index = open_index(tmp_path / "index", model)
+    first = index.search("a boat", k=9, rerank=True)
+    assert index.states.encoded == 9
+    assert index.search("a boat", k=9, rerank=True) == first
+    index.search("two dogs", k=9, rerank=True)
+    assert index.states.encoded == 9
+    save_picture(photos / "0.png", seed=77)
+    index.search("a boat", k=9, rerank=True)
+    assert index.states.encoded == 10
+
+
+def test_kept_states_stay_within_their_bytes_and_the_last_used_ones_stay(photos: Path, model: Predictor) -> None:
+    files = sorted(photos.rglob("*.png"))
+    one = model.encode(files[0]).nbytes
+    states = States(model, limit=3 * one)
+    states.of(files[:3])
+    states.of(files[:1])
+    states.of(files[3:4])
+    assert (states.nbytes, states.encoded) == (3 * one, 4)
+    states.of([files[0], files[2], files[3]])
+    assert states.encoded == 4
+    assert len(states.of(files)) == 9
+    assert states.nbytes == 3 * one
+
+
+def test_equal_vectors_come_in_the_order_of_their_ids(tmp_path: Path, model: Predictor) -> None:
+    original = save_picture(tmp_path / "photos" / "k.png", 1)
+    for name in "zbqamx":
+        shutil.copy(original, tmp_path / "photos" / f"{name}.png")
+    save_picture(tmp_path / "photos" / "other.png", 2)
+    build_index(tmp_path / "index", tmp_path / "photos", model)
+    index = open_index(tmp_path / "index", model)
+    assert [hit.id for hit in index.search(original, k=3).hits] == ["a.png", "b.png", "k.png"]
+    assert [hit.id for hit in index.search(original, k=8).hits] == [f"{n}.png" for n in [*"abkmqxz", "other"]]
+
+
+class Reversed:
+    """A store of which all vectors are equal, that gives any of them."""
+
+    place, about = "", None
+
+    def count(self, kind: str) -> int:
+        return 50
+
+    def nearest(self, kind: str, query: np.ndarray, k: int) -> list[tuple[str, float]]:
+        return [(f"{number:02d}", 0.5) for number in range(49, 49 - k, -1)]
+
+    how = items = skipped = close = count  # not asked for
+
+
+def test_ties_are_settled_over_all_that_are_equal_not_over_those_that_a_store_gives() -> None:
+    found = nearest(Reversed(), "picture", np.zeros(2, np.float32), 3)  # type: ignore[arg-type]
+    assert [id for id, _ in found] == ["00", "01", "02"]
+
+
+def test_adding_embeds_only_what_is_new_or_changed(
+    photos: Path, tmp_path: Path, model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "index"
+    build_index(place, photos, model)
+    save_picture(photos / "new.png", 50)
+    changed = save_picture(photos / "3.png", 51)
+    seen: list[str] = []
+    embed = Predictor.embed_readable
+    monkeypatch.setattr(
+        Predictor, "embed_readable", lambda self, files: (seen.extend(f.name for f in files), embed(self, files))[1]
+    )
+    built = add_to_index(place, photos, model)
+    assert (built.added, built.kept, sorted(seen)) == (2, 8, ["3.png", "new.png"])
+    found = open_index(place, model).search(changed, k=1).hits[0]
+    assert (found.id, found.similarity) == ("3.png", pytest.approx(1, abs=1e-5))
+    assert build_index(place, photos, model).added == 0
+
+
+def test_a_second_source_has_its_folders_name_before_its_ids(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    place = tmp_path / "index"
+    build_index(place, photos, model)
+    for parent in ("x", "y"):
+        other = save_pictures(tmp_path / parent / "trip", 2, seed=30)
+        add_to_index(place, other, model)
+    found = open_index(place, model).search(other / "0.png", k=2)
+    assert {hit.id for hit in found.hits} == {"trip/0.png", "trip-2/0.png"}
+    assert {hit.path for hit in found.hits} == {tmp_path / "x/trip/0.png", tmp_path / "y/trip/0.png"}
+    assert index_info(place).roots == (str(photos), *(str(tmp_path / name / "trip") for name in "xy"))
+
+
+def test_what_is_removed_is_gone_and_an_unknown_id_removes_nothing(
+    listed: Path, tmp_path: Path, model: Predictor
+) -> None:
+    place = tmp_path / "index"
+    build_index(place, listed, model)
+    with pytest.raises(ValueError, match=r"nothing with the id 'no' \(nor 1 others\): nothing was removed"):
+        remove_from_index(place, ["0.png", "no", "nor"])
+    assert remove_from_index(place, ["0.png", "t1#1"]) == 6
+    index = open_index(place, model)
+    assert {hit.id for hit in index.search("a boat").hits} == {"1.png", "2.png", "3.png"}
+    assert {hit.id for hit in index.search("a boat", of="text").hits} == {"t0#1", "t2#1", "t3#1"}
+    remove_from_index(place, ["1.png", "2.png", "3.png"])
+    with pytest.raises(ValueError, match="holds no pictures"):
+        open_index(place, model).search("a boat")
+
+
+def test_bad_pictures_are_skipped_and_listed(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    (photos / "4.png").write_bytes((photos / "4.png").read_bytes()[:200])
+    (photos / "empty.jpg").touch()
+    built = build_index(tmp_path / "index", photos, model)
+    assert [(error.record, error.reason) for error in built.skipped] == [
+        ("4.png", "picture truncated"), ("empty.jpg", "picture empty"),
+    ]  # fmt: skip
+    assert built.counts["picture"] == 8
+    assert [line.partition(":")[0] for line in index_info(tmp_path / "index").skipped] == ["4.png", "empty.jpg"]
+    only = save_lines(tmp_path / "photos" / "bad.jsonl", [{"image": "empty.jpg"}])
+    with pytest.raises(ValueError, match="none of the 1 pictures can be read"):
+        build_index(tmp_path / "other", only, model)
+    with pytest.raises(ValueError, match="not finished"):
+        open_index(tmp_path / "other", model)
+
+
+def test_items_made_by_hand_are_indexed_as_they_are_named(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    items = [Item("first", "picture", str(photos / "0.png")), Item("words", "text", "two dogs")]
+    build_index(tmp_path / "index", items, model)
+    index = open_index(tmp_path / "index", model)
+    assert index.search("a boat").hits[0].path == photos / "0.png"
+    assert index.search("two dogs", of="text").hits[0].text == "two dogs"
+
+
+# --------------------------------------------------------------------------- refused
+
+
+def test_another_models_index_is_refused_with_both_names(
+    photos: Path, tmp_path: Path, model: Predictor, vlmo: Predictor
+) -> None:
+    place = tmp_path / "index"
+    build_index(place, photos, model)
+    for call in (
+        lambda: open_index(place, vlmo),
+        lambda: add_to_index(place, photos, vlmo),
+        lambda: build_index(place, photos, vlmo),
+    ):
+        with pytest.raises(ValueError, match="cannot be compared") as refused:
+            call()
+        assert all(str(one.origin) in str(refused.value) for one in (model, vlmo))
+
+
+def test_one_changed_weight_is_another_model_and_a_copy_is_the_same(
+    photos: Path, tmp_path: Path, model: Predictor, run: Path
+) -> None:
+    from diptych.predict import load
+
+    build_index(tmp_path / "index", photos, model)
+    shutil.copytree(run, tmp_path / "copy")
+    open_index(tmp_path / "index", load(tmp_path / "copy", "cpu"))
+    other = load(run, "cpu")
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1
+    with pytest.raises(ValueError, match="was made by"):
+        open_index(tmp_path / "index", other)
+
+
+def test_a_damaged_index_is_refused_with_the_files_name(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    build_index(tmp_path / "whole", photos, model, kind="ivf")
+    for name in ("index.json", "generation-*/picture.npy", "generation-*/picture.jsonl", "generation-*/picture.faiss"):
+        for harm in ("cut", "flip", "gone"):
+            place = tmp_path / f"{harm}-{Path(name).name}"
+            shutil.copytree(tmp_path / "whole", place)
+            (file,) = place.glob(name)
+            content = bytearray(file.read_bytes())
+            if harm == "gone":
+                file.unlink()
+            elif harm == "cut":
+                file.write_bytes(content[:-7])
+            else:
+                content[len(content) // 2] ^= 255
+                file.write_bytes(content)
+            with pytest.raises(
+                ValueError, match=r"no index in" if name == "index.json" and harm == "gone" else file.name
+            ):
+                open_index(place, model)
+
+
+def test_two_writers_at_once_are_refused_and_readers_are_not(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    place = tmp_path / "index"
+    build_index(place, photos, model)
+    with sole_writer(place):
+        for call in (
+            lambda: build_index(place, photos, model),
+            lambda: add_to_index(place, photos, model),
+            lambda: remove_from_index(place, ["0.png"]),
+        ):
+            with pytest.raises(ValueError, match="another process writes"):
+                call()
+        assert open_index(place, model).search("a boat").hits
+
+
+def test_an_open_index_outlives_changes(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    place = tmp_path / "index"
+    build_index(place, photos, model)
+    index = open_index(place, model)
+    before = index.search("a boat")
+    remove_from_index(place, [before.hits[0].id])
+    assert index.search("a boat") == before
+    assert open_index(place, model).search("a boat").hits == before.hits[1:]
+
+
+def test_threads_share_an_index(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    build_index(tmp_path / "index", photos, model)
+    index = open_index(tmp_path / "index", model)
+    expected = {text: index.search(text, k=9, rerank=True) for text in CAPTIONS}
+    fresh = open_index(tmp_path / "index", model)
+    results: list[tuple[str, object]] = []
+    threads = [
+        threading.Thread(target=lambda text=text: results.append((text, fresh.search(text, k=9, rerank=True))))
+        for text in CAPTIONS * 2
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    for text, found in results:
+        assert [hit.id for hit in found.hits] == [hit.id for hit in expected[text].hits]  # type: ignore[attr-defined]
+
+
+def test_mistakes_are_told_with_the_way_out(listed: Path, tmp_path: Path, model: Predictor) -> None:
+    place, pictures = tmp_path / "index", listed.parent
+    for wrong, message in (
+        (tmp_path / "nowhere", "no index in .*nowhere: make one"),
+        ("redis://host/x", "an index is a folder, milvus"),
+        ("milvus://host/x", "milvus://host:port/name"),
+        ("postgresql://me:secret@host/db", r"postgresql://me@host/db names no index: end it with \?index=NAME"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_index(wrong, model)
+    with pytest.raises(ValueError, match="holds other things"):
+        build_index(pictures, listed, model)
+    build_index(place, listed, model)
+    with pytest.raises(ValueError, match=r"put .* into it with `diptych index add`"):
+        build_index(place, save_pictures(tmp_path / "other", 2), model)
+    with pytest.raises(ValueError, match="searched by 'auto': for 'hnsw' build another"):
+        build_index(place, listed, model, kind="hnsw")
+    index = open_index(place, model)
+    for ask, message in (
+        (lambda: index.search("a boat", k=0), "k is 0"),
+        (lambda: index.search("?!"), "holds no words"),
+        (lambda: index.search("a boat", of="text", rerank=True), "a text is re-ranked among pictures"),
+        (lambda: index.search(pictures / "0.png", rerank=True), "a picture is re-ranked among texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+    (pictures / "1.png").rename(pictures / "moved.png")
+    assert len(index.search("a boat").hits) == 4
+    with pytest.raises(ValueError, match=r"1\.png is no longer there"):
+        index.search("a boat", rerank=True)
+
+
+def test_a_model_without_vectors_makes_no_index(photos: Path, tmp_path: Path, model: Predictor) -> None:
+    blind = replace(model, untrained=frozenset(model.model.parts["embed_image"]))
+    with pytest.raises(ValueError, match="holds no trained"):
+        build_index(tmp_path / "index", photos, blind)
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "extra"),
+    [
+        ("faiss", "index", "search"),
+        ("psycopg", "postgresql://me@127.0.0.1:9/db?index=x", "postgres"),
+        ("pymilvus", "milvus://127.0.0.1:9/x", "milvus"),
+    ],
+)
+def test_a_missing_extra_is_named_before_anything_is_embedded(
+    module: str, place: str, extra: str, photos: Path, tmp_path: Path, model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"needs {module}: pip install 'diptych\[{extra}\]'"):
+        build_index(place, photos, model)
+    assert not (tmp_path / "index").exists()

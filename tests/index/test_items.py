@@ -1,0 +1,78 @@
+"""What a source holds: pictures in any depth, lines of any task, and what cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diptych.index.items import read_items
+from tests.index.sources import save_lines, save_picture, save_pictures
+
+
+def test_a_folder_gives_its_pictures_in_any_depth_by_their_paths(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    (tmp_path / "photos" / ".hidden.png").write_text("nor this")
+    items = read_items(tmp_path / "photos")
+    assert [(item.id, item.kind) for item in items.items] == [(f"{n}.png", "picture") for n in ("0", "1", "inner/2")]
+    assert all(items.file(item).is_file() for item in items.items)
+
+
+def test_lines_of_every_task_give_their_pictures_once_and_their_texts(tmp_path: Path) -> None:
+    for name in "abc":
+        save_picture(tmp_path / f"{name}.png", ord(name))
+    file = save_lines(
+        tmp_path / "list.jsonl",
+        [
+            {"image": "a.png", "captions": ["a boat", "two dogs"]},
+            {"id": "q1", "image": "./a.png", "question": "what is there"},
+            {"image": "b.png", "image_id": "bee"},
+            {"id": 7, "text": "a red fox"},
+            {"id": "p", "images": ["a.png", "c.png"], "statement": "two dogs", "label": True},
+        ],
+    )
+    found = read_items(file)
+    assert [(item.id, item.kind) for item in found.items] == [
+        ("a.png", "picture"), ("list.jsonl:1#1", "text"), ("list.jsonl:1#2", "text"), ("q1#1", "text"),
+        ("bee", "picture"), ("7", "text"), ("c.png", "picture"), ("p#1", "text"),
+    ]  # fmt: skip
+    assert [item.content for item in found.items if item.kind == "text"][:2] == ["a boat", "two dogs"]
+    assert found.skipped == []
+
+
+def test_what_cannot_be_used_is_named_with_its_line(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png", 0)
+    save_picture(tmp_path / "b.png", 1)
+    file = save_lines(
+        tmp_path / "list.jsonl",
+        [
+            {"image": "a.png", "caption": "?!"},
+            {"image": "gone.png", "caption": "a boat"},
+            [1],
+            {"id": "x", "text": "a boat"},
+            {"id": "x", "text": "two dogs"},
+            {"image": "b.png", "image_id": "a.png"},
+            {"text": "zero \0 byte"},
+            {"text": "half \ud800 character"},
+        ],
+    )
+    with file.open("a") as stream:
+        stream.write("{broken\n")
+    found = read_items(file)
+    assert {(error.record.partition(",")[0], error.reason) for error in found.skipped} == {
+        ("list.jsonl:1", "text without words"), ("list.jsonl:2", "picture missing"), ("list.jsonl:3", "not an object"),
+        ("list.jsonl:5", "id repeated"), ("list.jsonl:6", "id repeated"), ("list.jsonl:7", "a zero byte in it"),
+        ("list.jsonl:8", "not Unicode"), ("list.jsonl:9", "line is not JSON"),
+    }  # fmt: skip
+    assert [item.id for item in found.items] == ["a.png", "list.jsonl:2#1", "x"]
+
+
+def test_a_source_without_anything_to_embed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"nothing to embed in .*empty: looked for .*\.png"):
+        read_items(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"no folder or file .*nowhere"):
+        read_items(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"the first that cannot be used: list\.jsonl:1"):
+        read_items(save_lines(tmp_path / "list.jsonl", [{"image": "gone.png"}]))
