@@ -96,9 +96,7 @@ def lay_out(form: Form, pages: Sequence[Page]) -> None:
 
 def header(page: Page, pages: Sequence[Page]) -> Html:
     """Who we are, and the way to the other pages."""
-    links = [
-        tag("a", one.title, href=f"./{one.path}", aria_current="page" if one is page else None) for one in pages
-    ]
+    links = [tag("a", one.title, href=f"./{one.path}", aria_current="page" if one is page else None) for one in pages]
     brand = tag("a", MARK, tag("b", "diptych"), href="./", class_="brand", aria_label="diptych, first page")
     tagline = tag("p", "Models that learnt from captioned pictures which words belong to which pictures. Try them.")
     return tag("div", tag("div", brand, tagline, class_="who"), tag("nav", links, aria_label="Pages"), class_="top")
@@ -179,7 +177,10 @@ def _filling(form: Form, example: Example) -> Callable[..., list[Any]]:
             values = [read_picture(one, one.name) if isinstance(one, Path) else one for one in example.values]
         except (ValueError, OSError) as error:
             return [*(gr.skip() for _ in example.values), parts.message("That did not work", str(error))]
-        read = ["" if value is None and not _pictured(field) else value for field, value in zip(form.fields, values, strict=True)]
+        read = [
+            "" if value is None and not _pictured(field) else value
+            for field, value in zip(form.fields, values, strict=True)
+        ]
         return [*values, answered(lambda: form.ask(*_chosen(form, sent), *read))]
 
     return fill

@@ -28,12 +28,13 @@ def message(title: str, text: str, kind: str = "problem") -> Html:
 
 
 def sentence(text: str) -> str:
-    """An error's words as a sentence.
+    """An error's words as a sentence; a name that it begins with stays as it is.
 
-    >>> sentence("no picture yet")
-    'No picture yet.'
+    >>> sentence("no picture yet"), sentence("a.png: picture empty")
+    ('No picture yet.', 'a.png: picture empty.')
     """
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", ")")) else ".")
+    begin = text[:1].upper() if text.partition(" ")[0].isalpha() else text[:1]
+    return begin + text[1:] + ("" if text.endswith((".", "!", "?", ")")) else ".")
 
 
 def empty(text: str) -> Html:
@@ -95,4 +96,8 @@ def heat_scale() -> Html:
 def unknown_words(model: Shelved, text: str) -> Html:
     """Names the words that the model cannot read; nothing where it reads all of them."""
     unknown = find_unknown(text, model.predictor.tokenizer)
-    return tag("p", "Words that the model cannot read: ", tag("b", ", ".join(unknown)), class_="unknown") if unknown else Html()
+    return (
+        tag("p", "Words that the model cannot read: ", tag("b", ", ".join(unknown)), class_="unknown")
+        if unknown
+        else Html()
+    )

@@ -5,15 +5,20 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Before Gradio is imported, which reads them once: it asks nobody whether it is up to date and reports nothing, and
 # what is uploaded stands in a folder of ours that is gone when the process ends.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="diptych-app-"))
+if "GRADIO_TEMP_DIR" not in os.environ:
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="diptych-app-")
+    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 import gradio as gr
 
@@ -47,29 +52,40 @@ def build(site: Site) -> gr.Blocks:
 
 
 def start(blocks: gr.Blocks, host: str, port: int) -> str:
-    """Serves until `blocks.close()`; port 0: any free one. Returns the address. Raises ValueError where it cannot."""
-    try:
-        _, address, _ = blocks.launch(
-            server_name=host, server_port=port or _free_port(host), prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
-            max_file_size=MOST_BYTES, allowed_paths=[], enable_monitoring=False, footer_links=[], ssr_mode=False,
-            pwa=False, mcp_server=False, run_history=False, theme=theme(), css=STYLE, js=TITLE, favicon_path=FAVICON,
-        )  # fmt: skip
-    except OSError as error:
-        raise ValueError(f"cannot listen at {host}:{port}: choose another --port, or another --host") from error
+    """Serves until `blocks.close()`. Returns the address."""
+    # A client can name an address in the place of its upload, and Gradio would fetch it.
+    gr.processing_utils.async_ssrf_protected_download = _no_download
+    _, address, _ = blocks.launch(
+        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
+        max_file_size=MOST_BYTES, allowed_paths=[], enable_monitoring=False, footer_links=[], ssr_mode=False,
+        pwa=False, mcp_server=False, run_history=False, theme=theme(), css=STYLE, js=TITLE, favicon_path=FAVICON,
+    )  # fmt: skip
     return address
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as taken:
-        return int(taken.getsockname()[1])
+async def _no_download(url: str, *_: Any, **__: Any) -> str:
+    raise ValueError(f"{url} is an address: a picture is uploaded, never fetched")
+
+
+def free_port(host: str, port: int = 0) -> int:
+    """The port, or any free one for 0. Raises ValueError where nobody can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as tried:
+            return int(tried.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"cannot listen at {host}:{port} ({error}): choose another --port, or another --host"
+        ) from None
 
 
 def serve(
     runs: Sequence[str | Path], images: Path | None, index: str | None, host: str, port: int, device: str = "auto"
 ) -> None:
-    """Loads the models and serves their pages until the process is stopped."""
+    """Loads the models and serves their pages until the process is stopped. Raises ValueError for what cannot be."""
+    port = free_port(host, port)  # before minutes of loading
     site = Site.load(runs, images, index, device)
     blocks = build(site)
-    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded goes then too
     print(f"{len(site.shelf.models)} models at {start(blocks, host, port)} (Ctrl-C stops)", flush=True)
     blocks.block_thread()

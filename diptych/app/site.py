@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych.app.collection import Collection, open_collections
 from diptych.app.examples import Album, Captioned, album_of, thing_of
 from diptych.app.form import Example
-from diptych.app.collection import Collection, open_collections
 from diptych.predict import Shelf
 from diptych.predict.teaching import Teacher
 from diptych.schema import AlbefPretrainConfig

@@ -107,5 +107,3 @@ def enlarged(image: Image.Image, side: int | None) -> Image.Image:
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.resize(size, Image.Resampling.BICUBIC)
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,8 @@ def _watched(model: Vlmo, seen: list[list[Passed | None]]) -> Iterator[None]:
             handle.remove()
 
 
-def _note(name: ExpertName, layer: list[Passed | None]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def note(_: nn.Module, given: tuple[Tensor, ...], added: Tensor) -> None:
+def _note(name: ExpertName, layer: list[Passed | None]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def note(_: nn.Module, given: tuple[Any, ...], added: Tensor) -> None:
         rows = given[0]
         # An expert is given a stretch of its block's rows, a view whose offset says where among them it begins.
         first = rows.storage_offset() // rows.shape[1]

@@ -70,7 +70,9 @@ class Teacher:
         if word is not None and word.strip():
             words = [places for places in words if tokenizer.decode(ids[i] for i in places) == word.strip().lower()]
             if not words:
-                there = ", ".join(dict.fromkeys(tokenizer.decode(ids[i] for i in one) for one in _words(ids, tokenizer)))
+                there = ", ".join(
+                    dict.fromkeys(tokenizer.decode(ids[i] for i in one) for one in _words(ids, tokenizer))
+                )
                 raise ValueError(f"'{word.strip()}' is no word of the text: hide one of {there}")
         hidden = texts.input_ids.repeat(len(words), 1)
         for row, places in enumerate(words):
@@ -78,9 +80,7 @@ class Teacher:
         pairs = [row for row, places in enumerate(words) for _ in places]
         rows = RowList(torch.tensor(pairs), torch.tensor([place for places in words for place in places]))
         batch = Texts(hidden, texts.attention_mask.repeat(len(words), 1))
-        student, teacher = (
-            self._guess(model, picture, batch, rows, k) for model in (self.student.model, self.network)
-        )
+        student, teacher = (self._guess(model, picture, batch, rows, k) for model in (self.student.model, self.network))
         spans = [places for places in words for _ in places]
         return tuple(
             HiddenPiece(
@@ -108,7 +108,9 @@ class Teacher:
             )
             shares = (image @ text.T / self.student.model.temperature()).softmax(dim=1)[0]
         best = shares.topk(min(k, len(texts)))
-        return tuple((texts[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return tuple(
+            (texts[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
 
     def _pixels(self, picture: Picture) -> Float[Tensor, "1 3 H W"]:
         return self.student.transform(open_any(picture))[None].to(self.student.device)

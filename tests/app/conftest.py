@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych.app.server import build, start
+from diptych.app.server import build, free_port, start
 from diptych.app.site import Site
 from tests.runs import TEXTS, save_family
 
@@ -37,7 +37,7 @@ class App:
 def serve_runs(runs: list[Path]) -> App:
     site = Site.load(runs, device="cpu")
     blocks = build(site)
-    return App(start(blocks, "127.0.0.1", 0).rstrip("/"), site, blocks)
+    return App(start(blocks, "127.0.0.1", free_port("127.0.0.1")).rstrip("/"), site, blocks)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +99,7 @@ class Visitor:
         """The page, once it can be used."""
         self.page.goto(f"{(app or self.app).address}/{name}")
         self.page.wait_for_selector("h1")
+        self.page.locator(".run, .message").first.wait_for()
         return self.page
 
     def answer(self) -> Any:
@@ -119,9 +120,14 @@ class Visitor:
         return bool(self.page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth"))
 
 
-def visit(browser: Any, app: App, width: int = 1200, height: int = 900, scheme: str = "light") -> Visitor:
+def new_context(browser: Any, width: int, height: int, scheme: str = "light") -> Any:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     context.set_default_timeout(PATIENCE)
+    return context
+
+
+def visit(context: Any, app: App) -> Visitor:
+    """A new page of a context, which knows its scripts from earlier visits."""
     visitor = Visitor(app, context.new_page())
 
     def foreign(request: Any) -> None:
@@ -136,25 +142,36 @@ def visit(browser: Any, app: App, width: int = 1200, height: int = 900, scheme: 
         if message.type == "error":
             visitor.wrong.append(f"the console: {message.text} ({message.location.get('url')})")
 
-    context.on("request", foreign)
+    visitor.page.on("request", foreign)
     visitor.page.on("dialog", dialog)
     visitor.page.on("console", said)
     visitor.page.on("pageerror", lambda error: visitor.wrong.append(f"a script's error: {error}"))
     return visitor
 
 
+@pytest.fixture(scope="session")
+def desk(browser: Any) -> Any:
+    return new_context(browser, 1200, 900)
+
+
+@pytest.fixture(scope="session")
+def pocket(browser: Any) -> Any:
+    return new_context(browser, 390, 844)
+
+
 @pytest.fixture
-def visitor(browser: Any, app: App) -> Iterator[Visitor]:
+def visitor(desk: Any, app: App) -> Iterator[Visitor]:
     """At a desk. Fails for any request to another host, error in the console, or dialog."""
-    visitor = visit(browser, app)
+    visitor = visit(desk, app)
     yield visitor
-    visitor.page.context.close()
+    visitor.page.close()
     assert visitor.wrong == []
 
 
 @pytest.fixture
-def phone(browser: Any, app: App) -> Iterator[Visitor]:
-    visitor = visit(browser, app, width=390, height=844)
+def phone(pocket: Any, app: App) -> Iterator[Visitor]:
+    """The same with a telephone."""
+    visitor = visit(pocket, app)
     yield visitor
-    visitor.page.context.close()
+    visitor.page.close()
     assert visitor.wrong == []

@@ -33,7 +33,8 @@ def form(site: Site) -> Form:
     )
     questions = ("what is there?", "how many animals are there?", "what is on the left?", "is it dark?")
     examples = [
-        Example(question, (one.picture, question, "")) for one, question in zip(site.album.pictures, questions, strict=False)
+        Example(question, (one.picture, question, ""))
+        for one, question in zip(site.album.pictures, questions, strict=False)
     ]
     return Form(
         PAGE,
@@ -51,9 +52,7 @@ def form(site: Site) -> Form:
     )
 
 
-def ask(
-    closed: Shelved | None, opened: Shelved | None, picture: Image.Image, question: str, offered: str
-) -> Html:
+def ask(closed: Shelved | None, opened: Shelved | None, picture: Image.Image, question: str, offered: str) -> Html:
     return parts.answer(
         _card("Closed: from its own list", closed, VqaClosedSetConfig, opened, picture, question, ()),
         _card("Open: in words", opened, VqaDecoderConfig, closed, picture, question, _list(offered)),
@@ -82,8 +81,10 @@ def _note(model: Shelved, offered: tuple[str, ...]) -> str:
     if offered:
         return f"Shares among the {len(offered)} answers that you offered."
     written = isinstance(task, VqaDecoderConfig) and (task.inference == "generate" or not task.answers)
-    return "Written word by word: shares among all that could be written." if written else (
-        "Shares among the answers of its training."
+    return (
+        "Written word by word: shares among all that could be written."
+        if written
+        else ("Shares among the answers of its training.")
     )
 
 

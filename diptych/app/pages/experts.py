@@ -103,4 +103,7 @@ def _cell(passed: Passed | None, top: float) -> Html:
         return tag("td", tag("i", "–", class_="cell"))
     strength = 25 + round(75 * min(1.0, (passed.moved / top) ** 0.5))
     moved = f"{NAMES[passed.expert]}, moved it by {passed.moved:.0%} of its length"
-    return tag("td", tag("i", LETTERS[passed.expert], class_=f"cell {passed.expert}", style=f"--strength:{strength}%", title=moved))
+    return tag(
+        "td",
+        tag("i", LETTERS[passed.expert], class_=f"cell {passed.expert}", style=f"--strength:{strength}%", title=moved),
+    )

@@ -104,7 +104,9 @@ def _picture(hit: IndexHit, place: int) -> Html:
 
 
 def _texts(found: Found) -> Html:
-    return tag("ol", [tag("li", tag("span", hit.text or ""), tag("b", _score(hit))) for hit in found.hits], class_="texts")
+    return tag(
+        "ol", [tag("li", tag("span", hit.text or ""), tag("b", _score(hit))) for hit in found.hits], class_="texts"
+    )
 
 
 def _score(hit: IndexHit) -> str:

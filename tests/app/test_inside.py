@@ -1,0 +1,228 @@
+"""What the pages show of a model's inside is what happens there; what they load is what there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diptych import catalog
+from diptych.app import examples, quality
+from diptych.app.fields import PictureField, TextField, read_picture
+from diptych.app.site import Site
+from diptych.checkpoints import store
+from diptych.cli.main import main
+from diptych.data.heatmap import BAR
+from diptych.index import build_index
+from diptych.losses.masked_lm import IGNORED
+from diptych.losses.pretraining import Draws
+from diptych.models.albef import AlbefPretraining
+from diptych.predict import Predictor, load
+from diptych.predict.explain import explain, gather_words, match_config
+from diptych.predict.routing import expert_ways
+from diptych.predict.teaching import Teacher
+from diptych.tasks.grounding import phrase_maps
+from diptych.types import Batch
+from tests.app.conftest import MEASURED, save_pictures
+from tests.runs import TEXTS, WORDS, save_run
+
+TEXT = "a red fox left of a car"
+
+
+@pytest.fixture(scope="module", params=["albef", "vlmo"])
+def pretrained(request: pytest.FixtureRequest, families: list[Path]) -> Predictor:
+    return load(families[request.param == "vlmo"], device="cpu")
+
+
+@pytest.fixture(scope="module")
+def picture(families: list[Path]) -> Path:
+    return families[0] / "pictures" / "1.png"
+
+
+# --------------------------------------------------------------------------- words
+
+
+def test_words_have_the_maps_of_their_pieces_and_the_match_is_the_models(pretrained: Predictor, picture: Path) -> None:
+    found = explain(pretrained, picture, f"{TEXT} xa")
+    assert [one.word for one in found.words][:7] == TEXT.split()
+    assert found.match == pytest.approx(pretrained.match(picture, f"{TEXT} xa").item(), abs=1e-5)
+    texts = pretrained.texts(f"{TEXT} xa")
+    pixels = pretrained.transform(Image.open(picture))[None]
+    maps = phrase_maps(pretrained.model, pixels, texts, match_config(pretrained))
+    assert maps.tokens is not None
+    own = [number not in WORDS.special_ids or number == WORDS.unk_id for number in texts.input_ids[0].tolist()]
+    whole = sum(torch.from_numpy(one.heat) for one in found.words)
+    torch.testing.assert_close(whole, maps.tokens[0][torch.tensor(own)].sum(0))
+
+
+def test_pieces_of_a_word_are_one_word() -> None:
+    assert len(WORDS.pieces("beachbird")) > 1
+    ids = WORDS.encode(["a beachbird"])[0]
+    heat = torch.rand(len(ids), 2, 2)
+    words = gather_words(ids, heat, WORDS)
+    assert [one.word for one in words] == ["a", "beachbird"]
+    torch.testing.assert_close(torch.from_numpy(words[1].heat), heat[2:].sum(0))
+
+
+def test_maps_of_words_are_drawn_on_one_scale(pretrained: Predictor, picture: Path) -> None:
+    found = explain(pretrained, picture, TEXT)
+    drawn = found.draw(96)
+    assert {one.size for one in drawn} == {(96, 80)}
+    assert BAR > 0
+    cold = replace(found, words=tuple(replace(one, heat=one.heat * 0) for one in found.words))
+    assert len({one.tobytes() for one in cold.draw()}) == 1
+    assert len({one.tobytes() for one in drawn}) > 1
+
+
+# --------------------------------------------------------------------------- the teacher
+
+
+def test_the_teacher_says_what_it_says_in_training(families: list[Path], picture: Path) -> None:
+    student = load(families[0], device="cpu")
+    (said,) = Teacher.beside(student).words(picture, TEXT, "fox", k=3)
+    assert (said.before, said.label, said.after) == ("a red", "fox", "left of a car")
+    task = catalog.build_task(student.recipe, student.tokenizer)
+    assert isinstance(task, AlbefPretraining)
+    store.load_into(task, store.load_from(families[0]).weights(), families[0])
+    texts = student.texts([TEXT, TEXTS[1]])
+    masked, labels = texts.input_ids.clone(), torch.full_like(texts.input_ids, IGNORED)
+    labels[0, 3], masked[0, 3] = masked[0, 3].clone(), WORDS.mask_id
+    pixels = student.transform(Image.open(picture))[None].expand(2, -1, -1, -1)
+    made = task.eval().run(
+        Batch(pixels, texts, torch.tensor([0, 1])), Draws(masked, labels, torch.rand(2, 2)), taught=True
+    )
+    assert made.teacher_word_logits is not None
+    for logits, guesses in ((made.teacher_word_logits, said.teacher), (made.word_logits, said.student)):
+        best = logits[0].softmax(0).topk(3)
+        assert [word for word, _ in guesses] == [WORDS.token(number) for number in best.indices.tolist()]
+        assert [share for _, share in guesses] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_the_teachers_texts_are_ordered_by_its_own_similarity(families: list[Path], picture: Path) -> None:
+    student = load(families[0], device="cpu")
+    teacher = Teacher.beside(student)
+    found = teacher.texts(picture, TEXTS, k=4)
+    network = teacher.network
+    with torch.no_grad():
+        image = network.embed_image(network.image_state(student.transform(Image.open(picture))[None]))["main"]
+        text: Tensor = network.embed_text(network.text_state(student.texts(TEXTS)))["main"]
+        shares = torch.softmax(image @ text.T / 0.2, dim=1)[0]  # as tests/runs.py sets the temperature
+    assert dict(found) == pytest.approx(dict(zip(TEXTS, shares.tolist(), strict=True)), abs=1e-5)
+    assert [share for _, share in found] == sorted((share for _, share in found), reverse=True)
+
+
+def test_a_word_that_is_not_there_and_a_model_without_a_teacher_are_told(families: list[Path], picture: Path) -> None:
+    teacher = Teacher.beside(load(families[0], device="cpu"))
+    with pytest.raises(ValueError, match=r"'boat' is no word of the text: hide one of a, red, fox"):
+        teacher.words(picture, TEXT, "boat")
+    with pytest.raises(ValueError, match=r"only ALBEF's pre-training keeps one"):
+        Teacher.beside(load(families[1], device="cpu"))
+
+
+# --------------------------------------------------------------------------- experts
+
+
+def test_every_token_goes_through_the_expert_that_the_paper_says(families: list[Path], picture: Path) -> None:
+    """VLMo §3.2: below `fusion_start` each modality through its own, above it pairs through the vision-language one."""
+    model = load(families[1], device="cpu")
+    alone, text, pair = expert_ways(model, picture, TEXT)
+    start, words = model.recipe.model.fusion_start, len(WORDS.encode([TEXT])[0])
+    assert {one.expert for layer in alone.layers for one in layer if one} == {"image"}
+    assert {one.expert for layer in text.layers for one in layer if one} == {"text"}
+    assert (len(alone.tokens), len(text.tokens), pair.text_tokens) == (17, words, words)
+    for number, layer in enumerate(pair.layers):
+        names = [one.expert for one in layer if one]
+        assert names == (["text"] * words + ["image"] * 17 if number < start else ["fusion"] * (words + 17))
+
+
+def test_what_an_expert_moves_is_measured_where_it_happens(families: list[Path], picture: Path) -> None:
+    model = load(families[1], device="cpu")
+    first = expert_ways(model, picture, TEXT)[2].layers[1]
+    with torch.no_grad():
+        model.model.blocks[1].experts.text.fc2.weight.zero_()
+        model.model.blocks[1].experts.text.fc2.bias.zero_()
+    words = len(WORDS.encode([TEXT])[0])
+    second = expert_ways(model, picture, TEXT)[2].layers[1]
+    assert all(one and one.moved > 0 for one in first)
+    assert all(one and one.moved == 0 for one in second[:words])
+    assert all(one and one.moved > 0 for one in second[words:])
+    assert not any(block.experts.text._forward_hooks for block in model.model.blocks)
+
+
+# --------------------------------------------------------------------------- what is loaded
+
+
+def test_quality_says_what_was_measured() -> None:
+    judged = {"task": "EntailmentConfig", "split": "val", "accuracy": 55.1, "accuracy.interval": [51.8, 58.0]}
+    said = quality.describe({**judged, "examples": 1000})
+    assert said == "entailment: 55.1 % right (95 % interval 51.8 … 58.0) on 1,000 val-split examples"
+    assert "62.8 % of captions" in quality.describe(MEASURED)
+    assert quality.describe({"split": "test"}) == quality.NOT_MEASURED
+
+
+def test_an_album_has_captions_first_and_broken_ones_are_told(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "a")
+    album = examples.Album.open(tmp_path / "a")
+    assert [one.caption for one in album.pictures] == [*TEXTS, None]
+    assert album.captions == tuple(TEXTS)
+    (tmp_path / "a" / "captions.jsonl").write_text('{"image": "0.png", "caption": "x"}\n{"image": 3}\n')
+    with pytest.raises(ValueError, match=r"captions\.jsonl, line 2: not"):
+        examples.Album.open(tmp_path / "a")
+    with pytest.raises(ValueError, match="no pictures in"):
+        examples.Album.open(save_run(tmp_path / "run", "retrieval"))
+    with pytest.raises(ValueError, match="no folder"):
+        examples.Album.open(tmp_path / "nowhere")
+
+
+def test_an_index_is_searched_by_its_own_model_only(families: list[Path], tmp_path: Path) -> None:
+    album = families[0] / "pictures"
+    build_index(tmp_path / "index", album, load(families[0], device="cpu"))
+    site = Site.load(families[:1], index=str(tmp_path / "index"), device="cpu")
+    found, again = site.collections[families[0].as_posix()].search("a boat", 3)
+    assert again is not None
+    assert found.searched == 5
+    with pytest.raises(ValueError, match="index"):
+        Site.load(families[1:], index=str(tmp_path / "index"), device="cpu")
+
+
+def test_fields_say_what_is_missing_or_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="no left picture yet"):
+        PictureField("Left picture").read(None)
+    with pytest.raises(ValueError, match="no question yet"):
+        TextField("Question").read("  ")
+    assert PictureField(optional=True).read(None) is None
+    Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
+    monkeypatch.setattr("diptych.app.fields.MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"a\.png has 0 MiB"):
+        read_picture(tmp_path / "a.png", "a.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere"),
+        (["{run}", "--images", "{run}/none"], "no folder"),
+        (["{run}", "--index", "{run}/none"], "none"),
+        (["{run}", "{run}"], "is given twice"),
+        (["{run}", "--port", "1", "--host", "203.0.113.7"], "cannot listen at 203.0.113.7:1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    families: list[Path], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(families[0] / "tasks" / "retrieval")
+    assert main(["app", *(one.format(run=run) for one in arguments), "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_it_listens_to_this_machine_only_unless_told(families: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr("diptych.app.server.serve", lambda *given: said.append(given))
+    assert main(["app", "runs/demo"]) == 0
+    assert said == [(["runs/demo"], None, None, "127.0.0.1", 7860, "auto")]
