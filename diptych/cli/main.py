@@ -22,6 +22,7 @@ VERBS = {
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
+    "export": ("diptych.cli.export", "hand a model on: a folder with a card, the Hugging Face Hub, ONNX"),
     "data": ("diptych.cli.data", "look at data: data validate|convert|show LAYOUT PATH"),
     "plan": ("diptych.cli.plan", "predict memory, time and cost of a recipe on given devices"),
     "recipes": ("diptych.cli.recipes", "list the recipes, or every field of one"),
