@@ -286,8 +286,8 @@ def _limits(predictor: Predictor, measured: Measured) -> str:
     lines += [
         f"Texts are cut to {recipe.data.max_tokens_evaluation} tokens, and pictures squeezed to a square.",
         "What its training data get wrong about people and things, it may have learnt; nobody has tested it for that.",
-        "Weights of model and head only: momentum teacher, queue and optimiser are not here. Training can start from it "
-        "(`init_from`), but its own run cannot go on.",
+        "Weights of model and head only: momentum teacher, queue and optimiser are not here. Training can start from "
+        "it (`init_from`), but its own run cannot go on.",
     ]
     if measured.found is not None and measured.blind is None:
         lines.append("One run, one seed: the intervals are those of the split, not of training.")

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
 
 from diptych.export.folder import Source, export_folder
 from diptych.predict.loading import HUB_ID
@@ -34,7 +33,7 @@ def push_to_hub(
         try:
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="A model of diptych")
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # whatever a client meets on its way
             told = str(error).strip().splitlines()
             why = told[0] if told else type(error).__name__
             raise ValueError(f"{repo_id} could not be put on the Hub: {why}") from error

@@ -52,10 +52,10 @@ def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
     folder = Path(folder)
     require_new(folder)
     _require_extra()
-    graphs = _graphs(predictor)
-    about = describe(predictor, graphs)
+    made = graphs(predictor)
+    about = describe(predictor, made)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, graph in graphs.items():
+    for name, graph in made.items():
         _write(graph, predictor, about, folder / f"{name}.onnx")
     _tokenizer(predictor).save(str(folder / "tokenizer.json"))
     (folder / "model.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -63,7 +63,7 @@ def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.iterdir()))
 
 
-def describe(predictor: Predictor, graphs: Mapping[str, Graph]) -> dict[str, Any]:
+def describe(predictor: Predictor, made: Mapping[str, Graph]) -> dict[str, Any]:
     """What one must know to feed the files and to read what they say; plain JSON."""
     recipe = predictor.recipe
     mean, std = STATISTICS[recipe.data.normalise]
@@ -77,9 +77,9 @@ def describe(predictor: Predictor, graphs: Mapping[str, Graph]) -> dict[str, Any
         "tokenizer": "tokenizer.json",
         "max_tokens": _max_tokens(recipe),
         "longest_text": recipe.model.max_positions,
-        "files": {f"{n}.onnx": {"inputs": list(g.inputs), "outputs": list(g.outputs)} for n, g in graphs.items()},
+        "files": {f"{n}.onnx": {"inputs": list(g.inputs), "outputs": list(g.outputs)} for n, g in made.items()},
     }
-    if "vectors" in graphs["image"].outputs:
+    if "vectors" in made["image"].outputs:
         about["temperature"] = predictor.model.temperature().item()
     if (classes := _classes(predictor)) is not None:
         about["classes"], about["activation"] = classes
@@ -115,8 +115,8 @@ def _tokenizer(predictor: Predictor) -> Tokenizer:
 # --------------------------------------------------------------------------- graphs
 
 
-def _graphs(predictor: Predictor) -> dict[str, Graph]:
-    """Raises ValueError for a model that has nothing to say as vectors, matches or classes."""
+def graphs(predictor: Predictor) -> dict[str, Graph]:
+    """By the names of their files. Raises ValueError for a model that has no vectors, matches or classes to give."""
     vectors, match = (predictor.missing(ability) is None for ability in ("embed", "match"))
     head = getattr(predictor.task, "head", None) if _classes(predictor) else None
     if not (vectors or match or head):
@@ -135,14 +135,14 @@ def _graphs(predictor: Predictor) -> dict[str, Graph]:
     pairs = {"text_state": text_state, "attention_mask": texts["attention_mask"], "image_state": image_state}
     if images == 2:
         pairs["second_image_state"] = image_state.clone()
-    graphs = {
+    made = {
         "image": Graph(ImageEncoder(model, vectors), {"pixels": pixels}, (*named, "image_state")),
         "text": Graph(TextEncoder(model, vectors), texts, (*named, "text_state")),
     }
     if match or head:
         outputs = (*["match"] * match, *["logits"] * (head is not None))
-        graphs["fusion"] = Graph(Fusion(model, match, head), pairs, outputs)
-    return graphs
+        made["fusion"] = Graph(Fusion(model, match, head), pairs, outputs)
+    return made
 
 
 def _write(graph: Graph, predictor: Predictor, about: Mapping[str, Any], file: Path) -> None:
