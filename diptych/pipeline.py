@@ -471,12 +471,18 @@ class Opened:
 
 
 def open_task(path: Path, changes: Changes | None = None) -> Opened:
-    """The task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError."""
+    """The task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError.
+
+    Of a checkpoint that was handed on, teacher and queue are new: what is trained from them is not asked of it.
+    """
     checkpoint = store.load_from(path)
     recipe = changed(from_dict(checkpoint.recipe), changes or {})
     tokenizer = Tokenizer.load(checkpoint.tokenizer)
     task = catalog.build_task(recipe, tokenizer)
-    store.load_into(task, checkpoint.weights(), checkpoint.folder)
+    weights = checkpoint.weights()
+    if checkpoint.state.get("shared"):
+        weights |= {name: own for name, own in task.state_dict().items() if name.startswith(("teacher", "queue"))}
+    store.load_into(task, weights, checkpoint.folder)
     task = task.to(find_device(recipe.run.device)).eval()
     return Opened(checkpoint.folder, recipe, tokenizer, task, checkpoint.state["epoch"])
 

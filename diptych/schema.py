@@ -689,6 +689,11 @@ class EvaluationConfig:
     memory of re-ranking."""
 
 
+@dataclass(frozen=True)
+class AddedTaskConfig:
+    """What the config of a task derives from that is not the library's (examples/captioning.py)."""
+
+
 TaskConfig = (
     AlbefPretrainConfig
     | RetrievalConfig
@@ -702,6 +707,7 @@ TaskConfig = (
     | LanguageStageConfig
     | VisionStageConfig
     | VisualTokenizerTrainingConfig
+    | AddedTaskConfig
 )
 """What a recipe can train. Written to JSON, each but the first says its `kind`."""
 

@@ -11,9 +11,12 @@ from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
 
-from diptych.schema import Recipe
+from diptych.schema import AddedTaskConfig, Recipe
 
 Config = TypeVar("Config")
+ADDED: dict[str, type[AddedTaskConfig]] = {}
+"""Configs of tasks that are not the library's, by their names: a recipe with one is read once it stands here. As in
+`ADDED["CaptioningConfig"] = CaptioningConfig` (examples/captioning.py)."""
 KIND = "kind"
 """Where a field may be one of several configs, the entry of its JSON that names it; without it, it is the first."""
 
@@ -22,7 +25,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain JSON values, every field written out."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     for key, hint in field_types(type(recipe)).items():
-        if getattr(recipe, key).__class__ in configs(hint)[1:]:
+        if len(configs(hint)) > 1 and type(getattr(recipe, key)) is not configs(hint)[0]:
             plain[key][KIND] = type(getattr(recipe, key)).__name__
     return plain
 
@@ -67,7 +70,9 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
     """Which of several groups of fields `plain` is, and its fields."""
     if not isinstance(plain, Mapping) or KIND not in plain or len(options) == 1:
         return options[0], plain
-    known = {option.__name__: option for option in options}
+    known = {option.__name__: option for option in options if option is not AddedTaskConfig}
+    if AddedTaskConfig in options:
+        known |= ADDED
     if plain[KIND] not in known:
         raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}")
     return known[plain[KIND]], {key: value for key, value in plain.items() if key != KIND}

@@ -24,7 +24,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -40,6 +40,8 @@ TEMPORARY = ".unfinished-"
 DAMAGED = "damaged-"
 """What a damaged checkpoint is called once it is set aside; nothing loads or removes it."""
 MANIFEST = "manifest.json"
+SHARED_WEIGHTS = "model.safetensors"
+"""Weights of a checkpoint that is handed on: the name by which the Hugging Face Hub finds a model's size."""
 LISTED = ("state.json", "recipe.json")
 """What every manifest lists."""
 
@@ -135,7 +137,10 @@ class Checkpoint:
     recipe: Mapping[str, Any] = field(repr=False)
 
     def stored(self, what: Literal["weights", "optimizer"]) -> Stored:
-        return Stored(sorted(self.folder.glob(f"{what}*.safetensors")))
+        files = sorted(self.folder.glob(f"{what}*.safetensors"))
+        if what == "weights" and not files:
+            files = [self.folder / SHARED_WEIGHTS]
+        return Stored(files)
 
     def weights(self) -> dict[str, Tensor]:
         return _all_of(self.stored("weights"))
@@ -192,6 +197,22 @@ def save_checkpoint(parent: Path, step: int, content: CheckpointState, writers: 
             f"checkpoint of step {step} could not be written to {parent} ({refused}); {rest}"
         ) from refused
     return final
+
+
+def save_shared(folder: Path, content: CheckpointState) -> None:
+    """Writes a checkpoint to be handed on into an empty folder: weights in one file, nothing of an optimiser.
+
+    `load` takes it as any other; its state says `shared`. What is put beside it later is not in its manifest, and may
+    change. Raises OSError when the disk refuses.
+    """
+    assert not content.optimizer
+    assert not content.cut
+    weights = folder / SHARED_WEIGHTS
+    save_file(_separate(content.weights), weights, metadata={"format": "pt"})
+    weights.chmod(0o666 & ~_umask())
+    _flush(weights)
+    shared = replace(content, state={**content.state, "shared": True})
+    _describe(folder, shared, {weights.name: _fingerprint(weights)})
 
 
 class _RefusedError(Exception):

@@ -29,6 +29,7 @@ VERBS = {
     "serve": ("diptych.cli.serve", "answer over HTTP: embed, match, search, entail, answer, compare, locate"),
     "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
     "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
+    "export": ("diptych.cli.export", "hand a model on: a folder with a card, the Hugging Face Hub, ONNX"),
     "data": ("diptych.cli.data", "look at data: data validate|convert|show LAYOUT PATH"),
     "plan": ("diptych.cli.plan", "predict memory, time and cost of a recipe on given devices"),
     "recipes": ("diptych.cli.recipes", "list the recipes, or every field of one"),

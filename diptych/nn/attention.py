@@ -81,6 +81,9 @@ def attend_biased(
     result, and the backward pass forms the scores again, a few groups at a time, so that nothing of their size is kept.
     """
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
+    if torch.compiler.is_exporting():  # a graph for another runtime has no gradient, and no loop over its groups
+        whole = _score_mask(bias, visible, slice(None))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=whole).transpose(1, 2).flatten(2)
     return _Biased.apply(q, k, v, bias, visible).transpose(1, 2).flatten(2)
 
 

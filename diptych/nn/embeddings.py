@@ -56,7 +56,7 @@ class ImageEmbedding(nn.Module):
         if rest or pixels.shape[-1] != pixels.shape[-2]:
             raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not a square of multiples of {self.patch_size}")
         patches = self.proj(pixels).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.cls_token.expand(pixels.shape[0], -1, -1), patches], dim=1)
         return tokens if self.positions is None else tokens + resize_positions(self.positions, side)
 
 

@@ -206,11 +206,11 @@ class ExpertBlock(Block):
         rows = rows + self._dropped(mixed, here.sequence, frame, 0)
         if route == "fusion":  # VLMo §3.2
             return rows + self._branch(self.experts.fusion, rows, here.sequence, frame, 3), shown
-        text, image = rows.split([here.text_rows, len(rows) - here.text_rows])
-        text_of, image_of = here.sequence.split([len(text), len(image)])
-        if not len(image):
+        sizes = [here.text_rows, rows.shape[0] - here.text_rows]  # which an exported graph has no numbers for
+        (text, image), (text_of, image_of) = rows.split(sizes), here.sequence.split(sizes)
+        if not sizes[1]:
             return rows + self._branch(self.experts.text, text, text_of, frame, 1), shown
-        if not len(text):
+        if not sizes[0]:
             return rows + self._branch(self.experts.image, image, image_of, frame, 2), shown
         made = (
             self._branch(self.experts.text, text, text_of, frame, 1),

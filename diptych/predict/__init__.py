@@ -6,7 +6,7 @@ print(search_folder(model, "a fox left of a red car", "pictures"))
 
 from diptych.predict.folder import SearchResult, search_folder
 from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, unknown_words
-from diptych.predict.loading import load, make_predictor
+from diptych.predict.loading import is_own, load, make_predictor
 from diptych.predict.predictor import ABILITIES, Predictor
 from diptych.predict.results import Answer, Choice, Hit, Located
 from diptych.predict.shelf import Shelf, Shelved
@@ -24,6 +24,7 @@ __all__ = [
     "Shelf",
     "Shelved",
     "Strings",
+    "is_own",
     "load",
     "make_predictor",
     "prepare_texts",

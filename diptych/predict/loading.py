@@ -29,7 +29,8 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     """The model of a run (its best checkpoint, else its latest) or of a checkpoint folder, ready to use.
 
     A path that is not there and looks like `owner/name` is taken for one of our checkpoint folders on the Hugging Face
-    Hub: it is fetched, once, into the Hub's cache. A task's head comes along; its teacher and its queue do not.
+    Hub, as `diptych export RUN --push` puts them there: it is fetched, once, into the Hub's cache. A task's head comes
+    along; its teacher and its queue do not.
 
     Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
     """
@@ -42,6 +43,14 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         checkpoint.state.get("fresh", ()),
         device,
     )
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether `load` is what takes it: a run, a checkpoint, an exported folder, or the Hub's name of one."""
+    name, path = Path(path).as_posix(), Path(path)
+    if not path.exists():
+        return HUB_ID.fullmatch(name) is not None and path.suffix not in (".pth", ".pt", ".bin", ".safetensors")
+    return (path / "checkpoints").is_dir() or (path / store.MANIFEST).is_file()
 
 
 def make_predictor(

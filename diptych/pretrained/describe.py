@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from diptych.checkpoints import store
 from diptych.checkpoints.published import Contents, read, recognise, spell
 from diptych.pretrained.assemble import LAYOUTS, family_of, family_with
@@ -25,7 +27,8 @@ def inspect(path: Path) -> str:
 def _inspect_run(path: Path) -> str:
     checkpoint = store.load_from(path)
     recipe, fresh = from_dict(checkpoint.recipe), checkpoint.state.get("fresh", [])
-    state = read(checkpoint.folder / "weights.safetensors", shapes_only=True).tensors
+    stored = checkpoint.stored("weights")
+    state = {name: torch.empty(stored.shape(name), device="meta") for name in stored.names}
     family = family_with(recipe.model)
     layout = family.released_layout(recipe) if family else None
     lines = [

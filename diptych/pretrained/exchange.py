@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from diptych.checkpoints import store
 from diptych.checkpoints.convert import Report, absences, counts, from_published, to_published
-from diptych.predict import Predictor, make_predictor
+from diptych.predict import Predictor, is_own, load, make_predictor
 from diptych.pretrained.assemble import Assembled, assemble, family_with
 from diptych.pretrained.family import Options
 from diptych.serialize import from_dict, to_dict
@@ -53,6 +53,9 @@ def from_pretrained(
 ) -> Predictor:
     """The model of a published file, ready to use; nothing is written.
 
+    A folder that `diptych export` wrote, or the Hugging Face Hub's name of one, is taken too, as by `diptych.load`; the
+    options are for other layouts.
+
     `vocabulary`: a vocab.txt or a folder that holds one. `image_size`, and a VLMo's `text_length`: positions are
     resized to them. `heads` of image and text encoder, where they are not 64 wide. `trained_image_size`: what a VLMo's
     relative positions are for, where the file does not tell. `answers` of a VLMo's VQA: a JSON list.
@@ -62,6 +65,10 @@ def from_pretrained(
         vocabulary, image_size, heads,
         text_length=text_length, trained_image_size=trained_image_size, answers=answers,
     )  # fmt: skip
+    if len(files) == 1 and is_own(files[0]):
+        if options != Options():
+            raise ValueError(f"{files[0]} is of this library: it knows its sizes and words, and takes no options")
+        return load(files[0], device)
     made = assemble(files, options)
     fresh = fresh_parts(made.report)
     return make_predictor(made.recipe, made.tokenizer, made.weights, Path(files[0]), fresh, device)

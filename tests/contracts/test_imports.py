@@ -38,7 +38,9 @@ FLOORS = (
 """Rooms of one floor do not import each other, but for the bottom floor, which is of small helpers."""
 ALONE = ("models", "tasks")
 """Rooms whose files, or packages, do not import each other."""
-MAY_IMPORT_CATALOG = {"cli", "app", "serve", "ablate", "demo", "compare", "pipeline", "pretrained", "plan", "predict"}
+MAY_IMPORT_CATALOG = {
+    "cli", "app", "serve", "ablate", "demo", "compare", "pipeline", "pretrained", "plan", "export", "predict",
+}  # fmt: skip
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = (
     "schema", "serialize", "seeds", "launched", "data.record", "doctor", "cli.main", "cli.doctor", "plan.cards",

@@ -1,0 +1,59 @@
+"""`diptych export RUN --to FOLDER [--onnx]` and `diptych export RUN --push OWNER/NAME`"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  diptych export runs/demo --to demo-model              (a folder with a model card, for diptych.load)
+  diptych export runs/demo --to demo-onnx --onnx        (for onnxruntime)
+  diptych export runs/demo --push jane/demo --private   (to the Hugging Face Hub)
+
+The released layout of ALBEF and VLMo is written by `diptych convert RUN --to released FILE`.
+"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diptych export",
+        description="Hand a trained model on: as a folder, on the Hugging Face Hub, as ONNX.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="a run, a checkpoint, an exported folder, or OWNER/NAME on the Hub")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--onnx", action="store_true", help="write ONNX files there: both encoders and the fusion")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="put the model on the Hugging Face Hub")
+    parser.add_argument("--private", action="store_true", default=None, help="with --push: make a private repository")
+    parser.add_argument("--license", help="of the weights, as the Hub calls it, such as apache-2.0 (default: unknown)")
+    given = parser.parse_args(arguments)
+    _check(given)
+
+    from diptych import predict
+    from diptych.export import export_folder, export_onnx, push_to_hub
+
+    model = predict.load(given.run, "cpu")
+    named = {} if given.license is None else {"license": given.license}
+    if given.to and given.onnx:
+        for file in export_onnx(model, given.to):
+            print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
+    elif given.to:
+        print(f"{export_folder(model, given.to, **named)}: read its README.md before you hand it on")
+    if given.push:
+        print(push_to_hub(model, given.push, given.private, **named))
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raises ValueError for options that do not go together."""
+    if not (given.to or given.push):
+        raise ValueError("say where to: --to FOLDER, --push OWNER/NAME, or both")
+    if given.onnx and not given.to:
+        raise ValueError("--onnx writes files: say where with --to FOLDER")
+    if given.private and not given.push:
+        raise ValueError("--private is for --push OWNER/NAME")
+    if given.license and given.onnx and not given.push:
+        raise ValueError("--license is for the model card, which --onnx does not write")
