@@ -138,13 +138,13 @@ def focus(page: Any, wanted: str) -> None:
 
 def test_a_keyboard_is_enough_to_move_to_try_and_to_ask(visitor: Visitor, app: App, tmp_path: Path) -> None:
     page = visitor.open("")
+    page.on("filechooser", lambda _: None)  # from now on choosers are caught: turned on with the key, it may be late
     focus(page, "a[href='./match']")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Does the text fit the picture?").wait_for()
     page.locator(".run").wait_for()
     focus(page, "input[aria-label=Model]")
     focus(page, ".picture-field button")
-    page.wait_for_timeout(500)  # on a busy machine, the frame is there before it listens
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(app.site.album.pictures[0].picture)
