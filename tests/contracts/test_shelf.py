@@ -61,7 +61,7 @@ def test_a_missing_ability_names_what_to_train(tmp_path: Path) -> None:
     assert shelf.abilities()["entail"] == ()
     with pytest.raises(ValueError, match="not trained for hypotheses: train albef_tiny_entailment"):
         shelf.find("entail")
-    with pytest.raises(ValueError, match="no model .nobody. here"):
+    with pytest.raises(ValueError, match=r"no model .nobody. here"):
         shelf.find("match", "nobody")
     with pytest.raises(ValueError, match="not trained for questions"):
         shelf.find("answer", run.as_posix())
