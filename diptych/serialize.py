@@ -70,11 +70,13 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
     """Which of several groups of fields `plain` is, and its fields."""
     if not isinstance(plain, Mapping) or KIND not in plain or len(options) == 1:
         return options[0], plain
-    known = {option.__name__: option for option in options if option is not AddedTaskConfig}
+    known = {option.__name__: option for option in options}
+    hint = ""
     if AddedTaskConfig in options:
         known |= ADDED
+        hint = " (where it is a task of your own: import what puts it into diptych.serialize.ADDED)"
     if plain[KIND] not in known:
-        raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}")
+        raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}{hint}")
     return known[plain[KIND]], {key: value for key, value in plain.items() if key != KIND}
 
 

@@ -4,7 +4,8 @@ In training and evaluation texts lie packed, which takes sizes that depend on wh
 all L places of its grid, and the places that hold no token are hidden from attention; what is computed there, nobody
 reads. The weights and the blocks are the model's own.
 
-I images, T image tokens, B texts, P pairs, L places of a text, S images a text, D width, E embedding width, C classes.
+I images, T image tokens, V their width, B texts, P pairs, L places of a text, D width, N rows of all sequences,
+E embedding width, J joint width (as `joint_width` of the contract).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class PaddedAlbef(nn.Module):
         super().__init__()
         self.model = model
 
-    def image(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I E"], Float[Tensor, "I T D"]]:
+    def image(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I E"], Float[Tensor, "I T V"]]:
         """Vectors, and what fusion needs."""
         state = self.model.image_state(pixels)
         return self.model.embed_image(state)["main"], state.tokens
@@ -53,9 +54,9 @@ class PaddedAlbef(nn.Module):
         return F.normalize(vectors, dim=-1), grid
 
     def fuse(
-        self, text: Float[Tensor, "P L D"], mask: Bool[Tensor, "P L"], images: Sequence[Float[Tensor, "P T D"]]
+        self, text: Float[Tensor, "P L D"], mask: Bool[Tensor, "P L"], images: Sequence[Float[Tensor, "P T V"]]
     ) -> Float[Tensor, "P D"]:
-        """The fused [CLS] of each text with the image beside it, or with its S images in turn."""
+        """The fused [CLS] of each text with the image beside it, or with its several images in turn."""
         pairs, length, _ = text.shape
         own, rows = Layout(pairs, length, None), torch.arange(pairs * length)
         frames = [
@@ -83,7 +84,7 @@ class PaddedVlmo(nn.Module):
             index = relative_index(self.longest, self.side, self.side, self.longest, "cpu")
         self.register_buffer("index", index)  # of the longest text before the image: that of others is cut from it
 
-    def image(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I E"], Float[Tensor, "I T D"]]:
+    def image(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I E"], Float[Tensor, "I T V"]]:
         """Vectors, and what fusion needs."""
         patches = self.model.image(pixels)
         images, tokens, _ = patches.shape
@@ -104,9 +105,9 @@ class PaddedVlmo(nn.Module):
         return F.normalize(self.model.text_proj(first), dim=-1), frame.layout.pad(hidden)
 
     def fuse(
-        self, text: Float[Tensor, "P L D"], mask: Bool[Tensor, "P L"], images: Sequence[Float[Tensor, "P T D"]]
-    ) -> Float[Tensor, "P S*D"]:
-        """The pooled vectors of each text with the image beside it, or with each of its S images."""
+        self, text: Float[Tensor, "P L D"], mask: Bool[Tensor, "P L"], images: Sequence[Float[Tensor, "P T V"]]
+    ) -> Float[Tensor, "P J"]:
+        """The pooled vectors of each text with the image beside it, or with each of its several images."""
         (pairs, length, _), tokens = text.shape, images[0].shape[1]
         start = torch.arange(pairs)[:, None] * (length + tokens)
         place = torch.cat([(start + torch.arange(length)).flatten(), (start + length + torch.arange(tokens)).flatten()])
@@ -135,10 +136,14 @@ class PaddedVlmo(nn.Module):
         positions, config = self.model.positions, self.model.config
         if positions is None:
             return [None] * config.depth
-        here = torch.cat([torch.arange(length), self.longest + torch.arange(tokens)])
-        index = cast(Tensor, self.index)[here][:, here]
+        index = self._cut(self._cut(cast(Tensor, self.index), length, tokens).t(), length, tokens).t()
         bias = positions.table.t().index_select(1, index.flatten())
         return bias.unflatten(1, index.shape).unflatten(0, (config.depth, config.heads)).unbind(0)
+
+    def _cut(self, index: Int[Tensor, "all_rows K"], length: int, tokens: int) -> Int[Tensor, "rows K"]:
+        """The rows of a text and of an image. Each is looked up among its own, so that a text too long is an error."""
+        text, image = index.split([self.longest, index.shape[0] - self.longest])
+        return torch.cat([text[torch.arange(length)], image[torch.arange(tokens)]])
 
 
 Padded = PaddedAlbef | PaddedVlmo
@@ -201,7 +206,7 @@ class Fusion(nn.Module):
 
     def forward(
         self, text_state: Float[Tensor, "P L D"], attention_mask: Int[Tensor, "P L"],
-        image_state: Float[Tensor, "P T D"], second_image_state: Float[Tensor, "P T D"] | None = None,
+        image_state: Float[Tensor, "P T V"], second_image_state: Float[Tensor, "P T V"] | None = None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         images = [image_state] if second_image_state is None else [image_state, second_image_state]
         pooled = self.model.fuse(text_state, attention_mask.bool(), images)

@@ -58,6 +58,8 @@ ABLATE = "ablate"
 """Trains in processes of its own, which no test can shrink from here: parsed, and run in test_ablate.py."""
 DOCTOR = "doctor"
 """Wants the log of more steps than a shrunk training has: parsed, and run in test_doctor.py."""
+ELSEWHERE = (ABLATE, DOCTOR, "serve", "app", "export")
+"""The last three serve without end or trace a whole model: tests/serve, tests/app and tests/export run them."""
 BROKEN = 5
 """More than a held-out split holds, so that training meets one."""
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
@@ -139,7 +141,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_every_command_runs_in_the_order_of_the_page(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = [command for command in commands(README) if BASE not in command and command[0] not in (ABLATE, DOCTOR)]
+    shown = [command for command in commands(README) if BASE not in command and command[0] not in ELSEWHERE]
     assert {verb for verb, *_ in shown} >= {
         "train",
         "resume",

@@ -7,6 +7,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -111,8 +112,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
     @cache
     def make(variant: str) -> Exported:
         folder, predictor = tmp_path_factory.mktemp("onnx") / "files", predictor_of(variant)
-        with unchecked():
-            export_onnx(predictor, folder)
+        # What is traced keeps its whole stack, line by line; a thread's is not as deep as pytest's.
+        with unchecked(), ThreadPoolExecutor(1) as thread:
+            thread.submit(export_onnx, predictor, folder).result()
         return Exported(predictor, folder)
 
     return make
