@@ -73,8 +73,8 @@ def generate() -> None:
     for room, names in rooms.items():
         text = f"# {room}\n\n" + "\n".join(map(reference, names))
         (made / "api" / f"{room}.md").write_text(text, encoding="utf-8")
-    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *rooms, "```"])
-    (made / "api" / "index.md").write_text(f"# Reference\n\nEvery room of the code.\n\n{tree}\n", encoding="utf-8")
+    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"api/{room}" for room in rooms), "```"])
+    (made / "reference.md").write_text(f"# Reference\n\nEvery room of the code.\n\n{tree}\n", encoding="utf-8")
 
 
 def papers() -> str:

@@ -68,7 +68,7 @@ def app(request: pytest.FixtureRequest, families: list[Path]) -> Iterator[App]:
     running.blocks.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives, its event loop runs: other tests start their own
 def browser() -> Iterator[Any]:
     """Debian's Chromium, which finds no host but this one."""
     program = shutil.which("chromium")
@@ -149,12 +149,12 @@ def visit(context: Any, app: App) -> Visitor:
     return visitor
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desk(browser: Any) -> Any:
     return new_context(browser, 1200, 900)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pocket(browser: Any) -> Any:
     return new_context(browser, 390, 844)
 
