@@ -181,8 +181,9 @@ def test_the_doctor_reads_what_training_wrote(whole: Path, capsys: pytest.Captur
 
 
 def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> None:
-    """Indices, of shards and of pictures, keep a file's time to see that the file is another: they compare for equality.
-    What was fetched is dropped by its last use, where a clock that goes backwards costs another fetch and nothing more.
+    """Indices keep a file's time, be it a shard's or a picture's, to see that the file is another: they compare for
+    equality. What was fetched is dropped by its last use, where a clock that goes backwards costs another fetch and
+    nothing more.
     """
     asked = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(datetime|date|now)\b|getmtime|st_[acm]time")
     sources = {path: path.read_text() for path in Path(diptych.__file__).parent.rglob("*.py")}
