@@ -302,7 +302,7 @@ def test_a_full_house_says_when_to_come_again(shelf: Shelf) -> None:
 
 
 def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(shelf: Shelf) -> None:
-    with running(shelf, Limits(seconds=0.3)) as slow:
+    with running(shelf, Limits(seconds=2)) as slow:
         with Stuck(slow):
             late = slow.post("/v1/embed", {"texts": ["a boat"]})
             assert (late.status_code, error(late)) == (504, "timed_out")
