@@ -230,12 +230,13 @@ class Held:
     ability = "embed"
 
     def __init__(self) -> None:
-        self.let_go, self.seen = threading.Event(), list[int]()
+        self.begun, self.let_go, self.seen = threading.Event(), threading.Event(), list[int]()
 
     def rows(self, given: Given) -> int:
         return 1
 
     def __call__(self, given: Sequence[Given]) -> list[str]:
+        self.begun.set()
         self.let_go.wait(20)
         self.seen.append(len(given))
         if any("bad" in one.texts for one in given):
@@ -255,7 +256,7 @@ class Stuck:
 
         self.thread = threading.Thread(target=lambda: asyncio.run(ask()), daemon=True)
         self.thread.start()
-        wait_until(lambda: not self.house.batcher._waiting and self.thread.is_alive())
+        assert self.held.begun.wait(20)
         return self.held
 
     def __exit__(self, *_: object) -> None:
@@ -302,7 +303,7 @@ def test_a_full_house_says_when_to_come_again(shelf: Shelf) -> None:
 
 
 def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(shelf: Shelf) -> None:
-    with running(shelf, Limits(seconds=2)) as slow:
+    with running(shelf, Limits(seconds=2.0)) as slow:
         with Stuck(slow):
             late = slow.post("/v1/embed", {"texts": ["a boat"]})
             assert (late.status_code, error(late)) == (504, "timed_out")
