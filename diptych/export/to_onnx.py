@@ -169,16 +169,17 @@ def _plain(value: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of libraries that nobody here uses."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what the exporter says of itself and of libraries that nobody here uses."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _require_extra() -> None:
