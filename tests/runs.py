@@ -84,7 +84,7 @@ def save_family(place: Path, system: str = "albef") -> Path:
         "retrieval": "retrieval",
         "entailment": "entailment",
         "vqa": "decoder",
-        "vqa-closed": "closed",
+        "vqa_closed": "closed",
         "nlvr2": "nlvr2",
         "grounding": "grounding",
     }.items():

@@ -19,15 +19,15 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_run_brings_the_runs_of_its_tasks_and_each_is_asked_for_its_own(family: Path) -> None:
     shelf = Shelf.load([family], device="cpu")
     assert [Path(one.name).name for one in shelf.models] == [
-        "run", "entailment", "grounding", "nlvr2", "retrieval", "vqa", "vqa-closed",
+        "run", "entailment", "grounding", "nlvr2", "retrieval", "vqa", "vqa_closed",
     ]  # fmt: skip
     own = {ability: Path(shelf.find(ability).name).name for ability in ABILITIES}
     assert own == {
         "embed": "retrieval", "match": "retrieval", "entail": "entailment", "answer": "vqa", "compare": "nlvr2",
         "locate": "grounding",
     }  # fmt: skip
-    assert [Path(name).name for name in shelf.abilities()["answer"]] == ["vqa", "vqa-closed"]
-    assert shelf.find("answer", f"{family.as_posix()}/tasks/vqa-closed").name.endswith("vqa-closed")
+    assert [Path(name).name for name in shelf.abilities()["answer"]] == ["vqa", "vqa_closed"]
+    assert shelf.find("answer", f"{family.as_posix()}/tasks/vqa_closed").name.endswith("vqa_closed")
 
 
 def test_every_ability_that_is_said_to_be_there_is(family: Path) -> None:

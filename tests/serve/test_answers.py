@@ -130,7 +130,7 @@ def test_offered_answers_are_chosen_from(served: Running) -> None:
 
 
 def test_a_model_is_asked_by_its_name(served: Running, shelf: Shelf) -> None:
-    name = next(one.name for one in shelf.models if one.name.endswith("vqa-closed"))
+    name = next(one.name for one in shelf.models if one.name.endswith("vqa_closed"))
     told = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name}).json()
     assert told["model"] == name
     refused = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name, "answers": ["yes"]})
