@@ -31,7 +31,10 @@ def form(site: Site) -> Form:
         [one for one in able if isinstance(one.predictor.recipe.task, kind)]
         for kind in (VqaClosedSetConfig, VqaDecoderConfig)
     )
-    questions = ("what is there?", "how many animals are there?", "what is on the left?", "is it dark?")
+    questions = (
+        "what is to the left of the crab?", "what color is the background?", "is there a drum in the picture?",
+        "in which quarter of the picture is the sheep?",
+    )  # fmt: skip
     examples = [
         Example(question, (one.picture, question, ""))
         for one, question in zip(site.album.pictures, questions, strict=False)

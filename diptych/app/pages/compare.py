@@ -16,13 +16,13 @@ PAGE = Page(
     "compare",
     "Compare",
     "Is it true of these two pictures?",
-    "Give a left and a right picture and a statement about both, such as “the left image has more animals”.",
+    "Give a left and a right picture and a statement about both, such as “there is a whale in only one picture”.",
 )
 STATEMENTS = (
-    "there is a whale in the left image",
-    "both images hold an animal",
-    "one of the images has a purple background",
-    "the right image holds two things",
+    "there is a whale in only one picture",
+    "the right picture has a pink background",
+    "there is a church in the right picture",
+    "there are more whales in the left picture than in the right one",
 )
 
 
