@@ -180,7 +180,7 @@ def save_checkpoint(parent: Path, step: int, content: CheckpointState, writers: 
     def finish() -> None:
         _describe(unfinished, content, written)
         unfinished.replace(final)
-        _flush(parent)
+        flush(parent)
 
     first = writers.rank == 0
     try:
@@ -210,9 +210,9 @@ def save_shared(folder: Path, content: CheckpointState) -> None:
     weights = folder / SHARED_WEIGHTS
     save_file(_separate(content.weights), weights, metadata={"format": "pt"})
     weights.chmod(0o666 & ~_umask())
-    _flush(weights)
+    flush(weights)
     shared = replace(content, state={**content.state, "shared": True})
-    _describe(folder, shared, {weights.name: _fingerprint(weights)})
+    _describe(folder, shared, {weights.name: fingerprint(weights)})
 
 
 class _RefusedError(Exception):
@@ -244,8 +244,8 @@ def _write(folder: Path, content: CheckpointState, writers: Writers) -> dict[str
         path = folder / f"{kind}{mark}.safetensors"
         save_file(_separate(tensors), path)
         path.chmod(0o666 & ~_umask())  # which would be the owner's alone
-        _flush(path)
-        written[path.name] = _fingerprint(path)
+        flush(path)
+        written[path.name] = fingerprint(path)
     return written
 
 
@@ -264,12 +264,12 @@ def _describe(folder: Path, content: CheckpointState, written: Mapping[str, Any]
         content.save_tokenizer(folder / "tokenizer")
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name in names - set(written):
-        _flush(folder / name)
-    manifest = {name: written.get(name) or _fingerprint(folder / name) for name in sorted(names)}
+        flush(folder / name)
+    manifest = {name: written.get(name) or fingerprint(folder / name) for name in sorted(names)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (folder / MANIFEST, folder / "tokenizer", folder):
         if path.exists():
-            _flush(path)
+            flush(path)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -284,12 +284,13 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
+    """A file's size and sha256."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Forces a file's content or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -460,7 +461,7 @@ def load(folder: Path) -> Checkpoint:
         if size != expected["bytes"]:
             raise CheckpointError(f"{path} has {size} bytes, {expected['bytes']} were written{ADVICE}")
         try:
-            found = _fingerprint(path)
+            found = fingerprint(path)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error}){ADVICE}") from error
         if found["sha256"] != expected["sha256"]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from diptych.checkpoints.store import flush
 
 UNFINISHED = ".unfinished"
 """What the name of a file ends with while it is written; nothing reads such a one."""
@@ -40,21 +41,6 @@ def write_lines(path: Path, entries: Iterable[Any]) -> None:
         file.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
 
     write_whole(path, write)
-
-
-def flush(path: Path) -> None:
-    """Forces a file's content or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """A file's size and sha256."""
-    with path.open("rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 @contextmanager

@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from diptych.checkpoints.store import fingerprint, flush
 from diptych.data.record import BadRecord
 from diptych.index.embedding import Portion
-from diptych.index.files import UNFINISHED, fingerprint, flush, sole_writer, write_json, write_lines, write_whole
+from diptych.index.files import UNFINISHED, sole_writer, write_json, write_lines, write_whole
 from diptych.index.items import KINDS, Item, Kind
 from diptych.index.neighbours import How, Searcher, require_faiss
 from diptych.index.store import About
