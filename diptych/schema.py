@@ -99,6 +99,11 @@ class VlmoConfig:
     mlp_ratio: float = 4.0
     fusion_start: int = 10
     """The first layer with a vision-language expert; `depth` for none."""
+    experts: Literal["modality", "one"] = "modality"
+    """A feed-forward for each modality, or `one` for all: a standard transformer (VLMo, Tables 4 to 6)."""
+    attention: Literal["shared", "separate"] = "shared"
+    """One attention for all modalities, or `separate` matrices for text and image tokens, which still attend to each
+    other (VLMo, Tables 4 to 6)."""
     positions: Literal["relative", "absolute"] = "relative"
     """`relative`: a learnt bias of every attention score (base, large). `absolute`: tables added to the input
     (base_plus)."""
@@ -126,6 +131,11 @@ class VlmoConfig:
     """Normalise the text embeddings, as published. Without it [CLS] starts small, which learns sooner from nothing."""
     keep_padding: bool = False
     """Compute padded text rows too, as the released code does. For parity tests; costs time, changes no valid row."""
+
+    @property
+    def has_fusion_experts(self) -> bool:
+        """Whether pairs pass experts of their own in the upper layers."""
+        return self.experts == "modality" and self.fusion_start < self.depth
 
     def with_words(self, vocab_size: int, pad_id: int) -> VlmoConfig:
         """For a tokenizer of so many words."""

@@ -40,8 +40,8 @@ class Model(Network, ABC):
     """Two encoders, and a fusion encoder over pairs of what they give. States are each model's own."""
 
     parts: Mapping[str, tuple[str, ...]]
-    """Parameters and modules that a single call of this contract uses, by its name, or another use of the model; of
-    what `fuse` gives, `pooled` may have some of its own."""
+    """Parameters and modules that some calls of this contract use and others do not, by the call's name, or another use
+    of the model; of what `fuse` gives, `pooled` and `all_rows` may have some of their own."""
     embed_dim: int
     """E."""
     image_rows: int = 0
@@ -103,8 +103,10 @@ class Model(Network, ABC):
         return {}
 
     def unused(self, *calls: str) -> tuple[str, ...]:
-        """The `parts` of all calls but these."""
-        return tuple(name for call, names in self.parts.items() if call not in calls for name in names)
+        """The `parts` of all calls but these, without what these use too."""
+        used = {name for call in calls for name in self.parts.get(call, ())}
+        others = (name for call, names in self.parts.items() if call not in calls for name in names)
+        return tuple(dict.fromkeys(name for name in others if name not in used))
 
 
 class Task(nn.Module, ABC):

@@ -58,6 +58,7 @@ MODELS: list[dict[str, Any]] = [
     *({"norm": norm, "stem": stem} for norm, stem in VARIANTS),
     {"system": "vlmo"},
     {"system": "vlmo", "positions": "absolute", "layer_scale": None, "stem": "conv"},
+    {"system": "vlmo", "experts": "one", "attention": "separate"},
 ]
 """Both systems in their variants, as `any_model` takes them."""
 

@@ -67,6 +67,22 @@ VLMO_CONTRAST = Grid(
 )
 """The dual encoder's contrast, that of the vision-language experts, or both, as released; from nothing."""
 
+VLMO_TRANSFORMER = Grid(
+    "vlmo_transformer",
+    _variants(
+        "vlmo_tiny",
+        {
+            "modality experts": {},
+            "one feed-forward": {"model.experts": "one"},
+            "separate attention": {"model.attention": "separate"},
+        },
+        init_from=None,
+        **{"task.itc_branches": "main"},
+    ),
+)
+"""An expert a modality against a standard transformer, and shared against separate self-attention (VLMo, Tables 4 to
+6), from nothing. One contrast, since a standard transformer has no second."""
+
 DUAL = {"evaluation.rerank": 0}
 """Nothing is fused in the evaluation."""
 VLMO_STAGES = Grid(
@@ -85,4 +101,4 @@ VLMO_STAGES = Grid(
 """What the stages before the pairs are worth (VLMo, Tables 4 to 6), at equal numbers of pairs. The stages see pictures
 without captions and captions without pictures, of scenes that are not among the pairs."""
 
-GRIDS = {grid.name: grid for grid in (ALBEF_LOSSES, VLMO_LOSSES, VLMO_CONTRAST, VLMO_STAGES)}
+GRIDS = {grid.name: grid for grid in (ALBEF_LOSSES, VLMO_LOSSES, VLMO_CONTRAST, VLMO_TRANSFORMER, VLMO_STAGES)}

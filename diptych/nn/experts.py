@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -113,8 +114,30 @@ class Experts(nn.Module):
         self.fusion = Expert(width, hidden, norm_eps) if fusion else None
 
 
-class SharedAttention(nn.Module):
-    """Self-attention of every modality. Keys have no bias: it would move all scores of a query alike."""
+class OneExpert(nn.Module):
+    """The feed-forward of a standard transformer, which all rows pass."""
+
+    def __init__(self, width: int, hidden: int, norm_eps: float) -> None:
+        super().__init__()
+        self.all = Expert(width, hidden, norm_eps)
+
+
+def by_kind(
+    rows: Float[Tensor, "M D"], text_rows: int, text: Callable[[Tensor], Tensor], image: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "M E"]:
+    """The first `text_rows` through `text`, the others through `image`; neither is called for no rows at all."""
+    if not text_rows:
+        return image(rows)
+    if text_rows == rows.shape[0]:
+        return text(rows)
+    return torch.cat([text(rows[:text_rows]), image(rows[text_rows:])])
+
+
+class ModalAttention(nn.Module):
+    """Self-attention of every modality, or of image rows where `text` has matrices for the others.
+
+    Keys have no bias: it would move all scores of a query alike.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -127,20 +150,29 @@ class SharedAttention(nn.Module):
     def forward(
         self, rows: Float[Tensor, "N D"], norm: nn.LayerNorm, scale: Float[Tensor, "D"] | None, frame: Frame,
         bias: Float[Tensor, "H L L"] | None, asked: Asked | None = None, want_map: bool = False,
+        text: ModalAttention | None = None,
     ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "G H Q patches"] | None]:  # fmt: skip
         """What rows, normalised here, gather within their sequence; of the `asked` rows only, if any are.
 
-        The map goes from the text, or from an image's [CLS] where there is none, to the patches.
+        The map goes from the text, or from an image's [CLS] where there is none, to the patches. `text`: whose matrices
+        text rows pass instead.
         """
-        width = rows.shape[-1]
-        weight, offset = self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        here = frame if asked is None else asked
         shown = None
+
+        def projected(some: Tensor, text_rows: int, part: slice) -> Tensor:
+            if text is None:
+                return self._projected(some, norm, part)
+            own = partial(self._projected, norm=norm, part=part)
+            return by_kind(some, text_rows, partial(text._projected, norm=norm, part=part), own)
+
         if asked is not None:
-            query = asked.layout.pad(norm_linear(rows[asked.rows], norm, weight[:width], offset[:width]))
-            key, value = frame.layout.pad(norm_linear(rows, norm, weight[width:], offset[width:])).chunk(2, dim=-1)
+            query = asked.layout.pad(projected(rows[asked.rows], asked.text_rows, slice(0, 1)))
+            keys_and_values = projected(rows, frame.text_rows, slice(1, 3))
+            key, value = frame.layout.pad(keys_and_values).chunk(2, dim=-1)
             mixed = asked.layout.unpad(self._some(query, key, value, frame, bias, asked))
         else:
-            query, key, value = frame.layout.pad(norm_linear(rows, norm, weight, offset)).chunk(3, dim=-1)
+            query, key, value = frame.layout.pad(projected(rows, frame.text_rows, slice(0, 3))).chunk(3, dim=-1)
             if want_map:
                 mask = _additive(bias, frame.visible, query.dtype)
                 first = frame.text_length + 1
@@ -152,7 +184,18 @@ class SharedAttention(nn.Module):
             else:
                 mixed = attend_biased(query, key, value, self.heads, bias, frame.visible)
             mixed = frame.layout.unpad(mixed)
-        return F.linear(mixed, *scaled(self.out, scale)), shown
+        if text is None:
+            return self._out(mixed, scale), shown
+        return by_kind(mixed, here.text_rows, partial(text._out, scale=scale), partial(self._out, scale=scale)), shown
+
+    def _projected(self, rows: Float[Tensor, "M D"], norm: nn.LayerNorm, part: slice) -> Float[Tensor, "M E"]:
+        """Queries, keys and values side by side, or the `part` of the three."""
+        weight = self.qkv.weight.unflatten(0, (3, -1))[part].flatten(0, 1)
+        offset = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias][part])
+        return norm_linear(rows, norm, weight, offset)
+
+    def _out(self, mixed: Float[Tensor, "M D"], scale: Float[Tensor, "D"] | None) -> Float[Tensor, "M D"]:
+        return F.linear(mixed, *scaled(self.out, scale))
 
     def _some(
         self, query: Tensor, key: Tensor, value: Tensor, frame: Frame, bias: Tensor | None, asked: Asked
@@ -183,13 +226,14 @@ class ExpertBlock(Block):
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, norm_eps: float, layer_scale: float | None, drop_path: float,
-        fusion: bool,
+        fusion: bool, one_expert: bool = False, separate: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.drop_path = drop_path
+        self.drop_path, hidden = drop_path, int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attention = SharedAttention(width, heads)
-        self.experts = Experts(width, int(width * mlp_ratio), norm_eps, fusion)
+        self.attention = ModalAttention(width, heads)
+        self.text_attention = ModalAttention(width, heads) if separate else None
+        self.experts = OneExpert(width, hidden, norm_eps) if one_expert else Experts(width, hidden, norm_eps, fusion)
         start = None if layer_scale is None else torch.full((width,), layer_scale)
         self.gamma_1 = None if start is None else nn.Parameter(start)
         self.gamma_2 = None if start is None else nn.Parameter(start.clone())
@@ -200,10 +244,12 @@ class ExpertBlock(Block):
         asked: Asked | None = None, want_map: bool = False,
     ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "G H Q patches"] | None]:  # fmt: skip
         """The block's output at all rows, or at the `asked` ones, and its map if it is wanted."""
-        mixed, shown = self.attention(rows, self.norm1, self.gamma_1, frame, bias, asked, want_map)
+        mixed, shown = self.attention(rows, self.norm1, self.gamma_1, frame, bias, asked, want_map, self.text_attention)
         here = frame if asked is None else asked
         rows = rows if asked is None else rows[asked.rows]
         rows = rows + self._dropped(mixed, here.sequence, frame, 0)
+        if isinstance(self.experts, OneExpert):
+            return rows + self._branch(self.experts.all, rows, here.sequence, frame, 3), shown
         if route == "fusion":  # VLMo §3.2
             return rows + self._branch(self.experts.fusion, rows, here.sequence, frame, 3), shown
         sizes = [here.text_rows, rows.shape[0] - here.text_rows]  # which an exported graph has no numbers for

@@ -50,7 +50,8 @@ class TaughtTask(DistilledTask):
         super().__init__()
         model.freeze(model.unused(*self.trained(config)))
         self.model, self.head, self.config = model, head, config
-        self.teacher = momentum_copy(model, without=model.unused("fuse", "pooled")) if config.alpha else None
+        spared = model.unused(*self.trained(config), "pooled")
+        self.teacher = momentum_copy(model, without=spared) if config.alpha else None
         self.teacher_head = momentum_copy(head) if config.alpha else None
         self.train()
 

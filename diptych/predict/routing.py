@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from diptych.nn.experts import ExpertBlock
 from diptych.predict.inputs import Picture, open_any
 from diptych.predict.predictor import Predictor
 from diptych.search.contract import evaluating
+from diptych.task import Model
 from diptych.types import RowList, to_device
 
 ExpertName = Literal["text", "image", "fusion"]
@@ -48,10 +49,15 @@ class Way:
     """Of each layer, what each token went through; None where the layer was not computed for it."""
 
 
+def has_experts(model: Model) -> TypeGuard[Vlmo]:
+    """Whether tokens of a kind go through a feed-forward of their own."""
+    return isinstance(model, Vlmo) and model.config.experts == "modality"
+
+
 def expert_ways(predictor: Predictor, picture: Picture, text: str) -> tuple[Way, Way, Way]:
     """The ways of the picture alone, of the text alone and of both together. Raises ValueError for another model."""
     model = predictor.model
-    if not isinstance(model, Vlmo):
+    if not has_experts(model):
         raise ValueError(f"{predictor.origin} has no experts: only VLMo's blocks choose one by the kind of token")
     texts = to_device(predictor.texts(text), predictor.device)
     words = tuple(predictor.tokenizer.token(number) for number in texts.input_ids[0].tolist())
@@ -83,7 +89,7 @@ def _watched(model: Vlmo, seen: list[list[Passed | None]]) -> Iterator[None]:
     try:
         for layer, block in zip(seen, model.blocks, strict=True):
             assert isinstance(block, ExpertBlock)
-            for name in ("text", "image", "fusion"):
+            for name in get_args(ExpertName):
                 expert = getattr(block.experts, name)
                 if expert is not None:
                     handles.append(expert.register_forward_hook(_note(name, layer)))

@@ -233,6 +233,7 @@ def sizes(state: State, base: VlmoConfig, heads: int | None, trained_image_size:
     scaled = f"{inner}blocks.0.gamma_1" in state
     config = replace(
         base, width=width, patch_size=patch, depth=depth, mlp_ratio=hidden / width, stem="patch", text_norm=True,
+        experts="modality", attention="shared",
         fusion_start=min(numbers(state, r"transformer\.blocks\.(\d+)\.mlp_vl\."), default=depth),
         layer_scale=(base.layer_scale or VlmoConfig().layer_scale) if scaled else None,
     )  # fmt: skip

@@ -90,7 +90,7 @@ class VqaDecoding(TaughtTask):
     @classmethod
     def trained(cls, config: HeadConfig) -> tuple[str, ...]:
         """The decoder reads rows."""
-        return ("fuse",)
+        return "fuse", "all_rows"
 
     def __init__(self, model: Model, config: VqaDecoderConfig, special: SpecialIds) -> None:
         if config.max_answer_tokens < 2:

@@ -69,7 +69,7 @@ def test_variants_of_a_ready_grid_differ_from_the_first_in_what_they_are_about(t
         first, *others = (planned[part.name] for part in grid.variants)
         for other in others:
             assert other != first
-            assert {key for key in other if other[key] != first[key]} <= {"task", "init_from"}
+            assert {key for key in other if other[key] != first[key]} <= {"task", "init_from", "model"}
 
 
 def test_the_stages_are_compared_at_equal_pairs_and_see_scenes_of_their_own(tmp_path: Path) -> None:

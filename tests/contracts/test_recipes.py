@@ -123,7 +123,7 @@ def test_an_override_knows_the_fields_of_the_recipes_own_model() -> None:
     ):
         override(albef, {"model.drop_path": "0.3"})
     with pytest.raises(
-        ValueError, match=r"unknown name 'vision' in 'model'\. .*Known there: depth, drop_path, dropout,"
+        ValueError, match=r"unknown name 'vision' in 'model'\. .*Known there: attention, depth, drop_path, dropout,"
     ):
         override(vlmo, {"model.vision.drop_path": "0.3"})
     with pytest.raises(ValueError, match=r"'drop_path'\. Did you mean model\.drop_path\?"):

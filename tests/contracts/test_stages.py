@@ -124,6 +124,32 @@ def test_fusion_experts_can_begin_as_copies(stages: Any, stage: str, choice: str
         assert torch.equal(after[name], old[name.replace(".fusion.", f".{source}.")]), name
 
 
+def test_stages_of_a_standard_transformer_hand_on_its_one_feed_forward(tmp_path: Path) -> None:
+    """And what text tokens have of their own in attention is the text side's."""
+    standard = {"model.experts": "one", "model.attention": "separate"}
+    begins_afresh = {
+        (VisionStageConfig, LanguageStageConfig): (*TEXT_SIDE, "text_attention", *HEADS, "vl_log_scale"),
+        (LanguageStageConfig, VlmoPretrainConfig): (*HEADS, "vl_log_scale"),
+    }
+    for (before, after), parts in begins_afresh.items():
+        told = override(recipe(before), standard)
+        task = build(1, told, NO_WORDS if before is VisionStageConfig else WORDS)
+        old, folder = values(task), save(tmp_path / before.__name__, told, task, WORDS)
+        one_branch = {"itc_branches": "main"} if after is VlmoPretrainConfig else {}
+        task = build(2, override(recipe(after, **one_branch), standard), WORDS)
+        fresh = values(task)
+        start_from(task, folder, WORDS)
+        new = values(task)
+        assert kept(fresh, new) == {name for name in new if _is(name, parts)}
+        assert torch.equal(new["model.blocks.2.experts.all.fc1.weight"], old["model.blocks.2.experts.all.fc1.weight"])
+
+
+def test_a_model_does_not_start_from_one_of_other_experts(stages: Any) -> None:
+    config = override(recipe(VlmoPretrainConfig, itc_branches="main"), {"model.experts": "one"})
+    with pytest.raises(ValueError, match=r"model\.experts=one does not start from .* set model\.experts=modality"):
+        start_from(build(2, config, WORDS), stages["language"][0], WORDS)
+
+
 def test_experts_that_no_stage_has_taught_cannot_be_copied(stages: Any) -> None:
     task = build(2, recipe(VlmoPretrainConfig, fusion_experts="language"), WORDS)
     with pytest.raises(ValueError, match="fusion_experts=language needs a start that has learnt texts"):

@@ -71,6 +71,9 @@ VARIANTS: dict[str, tuple[AlbefConfig | VlmoConfig, TaskConfig]] = {
     "vlmo, absolute": (
         replace(tiny.VLMO, positions="absolute", layer_scale=None, stem="conv"), RetrievalConfig(queue_size=0)
     ),
+    "vlmo, standard transformer": (
+        replace(tiny.VLMO, experts="one", attention="separate"), RetrievalConfig(queue_size=0)
+    ),
     "vlmo, two pictures": (replace(tiny.VLMO, images_per_text=2), Nlvr2Config()),
 }  # fmt: skip
 

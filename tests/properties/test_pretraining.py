@@ -34,6 +34,9 @@ VLMO: dict[str, Build] = {
     ),
     "vlmo main": partial(tiny.vlmo_pretraining, itc_branches="main"),
     "vlmo vl": partial(tiny.vlmo_pretraining, itc_branches="vl"),
+    "vlmo one expert": partial(tiny.vlmo_pretraining, model={"experts": "one"}, itc_branches="main"),
+    "vlmo separate attention": partial(tiny.vlmo_pretraining, model={"attention": "separate"}),
+    "vlmo separate attention, vl": partial(tiny.vlmo_pretraining, model={"attention": "separate"}, itc_branches="vl"),
     "vlmo without fusion experts": partial(tiny.vlmo_pretraining, model={"fusion_start": 4}, itc_branches="main"),
 }
 

@@ -18,7 +18,9 @@ from tests.tiny import SIDE, shake, uniform, vlmo
 
 VISUAL = VisualTokenizerConfig(image_size=SIDE, patch_size=4, codes=12, code_width=8, width=16, residual_blocks=1)
 CONFIG = VisionStageConfig(visual=VISUAL, min_block=2)
-STYLES: list[dict[str, Any]] = [{}, {"stem": "conv"}, {"positions": "absolute", "layer_scale": None}]
+STYLES: list[dict[str, Any]] = [
+    {}, {"stem": "conv"}, {"positions": "absolute", "layer_scale": None}, {"experts": "one", "attention": "separate"},
+]  # fmt: skip
 
 
 def stage(model: dict[str, Any] | None = None, **changes: Any) -> VisionStage:
@@ -109,8 +111,10 @@ def test_what_trains_is_what_the_loss_reaches(model: dict[str, Any]) -> None:
     trains = {name for name, weight in task.named_parameters() if weight.requires_grad}
     parts = ("head.", "model.image.", "model.types.", "model.positions.", "model.norm.", "model.blocks.")
     assert all(name.startswith(parts) for name in trains)
-    assert not [name for name in trains if ".experts." in name and ".experts.image." not in name]
-    assert {"model.blocks.3.experts.image.fc1.weight", "model.blocks.3.attention.qkv.weight"} <= trains
+    expert = "all" if model.get("experts") == "one" else "image"
+    assert not [name for name in trains if ".experts." in name and f".experts.{expert}." not in name]
+    assert not [name for name in trains if ".text_attention." in name]
+    assert {f"model.blocks.3.experts.{expert}.fc1.weight", "model.blocks.3.attention.qkv.weight"} <= trains
 
 
 def test_the_measure_says_what_the_commonest_code_would_reach() -> None:

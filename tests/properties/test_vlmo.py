@@ -6,6 +6,7 @@ A plain implementation of one sequence at a time, written from the paper, stands
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.models.vlmo.model import BRANCHES, ImageState, Vlmo
+from diptych.models.vlmo.model import BRANCHES, Branch, ImageState, Vlmo
 from diptych.nn.attention import CHUNK, attend_biased
 from diptych.nn.draws import sample_keys
 from diptych.nn.experts import ExpertBlock, Frame
@@ -30,11 +31,24 @@ ROWS = RowList(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
 Route = Literal["text", "image", "split", "fusion"]
 
 
-@pytest.fixture(scope="module", params=["relative-scaled-patch", "absolute-plain-conv"])
+RELATIVE: dict[str, object] = {"positions": "relative", "layer_scale": 0.1, "images_per_text": 2}
+ABSOLUTE = {**RELATIVE, "positions": "absolute", "layer_scale": None, "stem": "conv", "text_norm": False}
+VARIANTS = {
+    "relative": RELATIVE,
+    "absolute": ABSOLUTE,
+    "one": {**RELATIVE, "experts": "one"},
+    "separate": {**RELATIVE, "attention": "separate"},
+    "both": {**ABSOLUTE, "experts": "one", "attention": "separate"},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
 def model(request: pytest.FixtureRequest) -> Vlmo:
-    positions, scale, stem = request.param.split("-")
-    changes = {"layer_scale": 0.1 if scale == "scaled" else None, "text_norm": stem == "patch", "images_per_text": 2}
-    return tiny.vlmo(positions=positions, stem=stem, **changes).requires_grad_(False)
+    return tiny.vlmo(**request.param).requires_grad_(False)
+
+
+def branches_of(model: Vlmo) -> tuple[Branch, ...]:
+    return BRANCHES if model.config.experts == "modality" else ("main",)
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +72,24 @@ def plain_block(
     block: ExpertBlock, hidden: Tensor, bias: Tensor | None, text: int, route: Route
 ) -> tuple[Tensor, Tensor]:
     """Rows [L, D] of one sequence, of which the first `text` are text; and the probabilities [H, L, L]."""
-    attention, normed = block.attention, block.norm1(hidden)
-    weights = attention.qkv.weight.chunk(3)
-    query, key = normed @ weights[0].T + attention.q_bias, normed @ weights[1].T
-    value = normed @ weights[2].T + attention.v_bias
+    normed = block.norm1(hidden)
+    of_rows = [block.text_attention or block.attention] * text + [block.attention] * (len(hidden) - text)
+    projected = []
+    for row, attention in zip(normed, of_rows, strict=True):
+        query, key, value = (weight @ row for weight in attention.qkv.weight.chunk(3))
+        projected.append((query + attention.q_bias, key, value + attention.v_bias))
     mixed, maps = [], []
-    for head, (q, k, v) in enumerate(zip(*(x.chunk(attention.heads, dim=1) for x in (query, key, value)), strict=True)):
+    heads = (torch.stack(x).chunk(block.attention.heads, dim=1) for x in zip(*projected, strict=True))
+    for head, (q, k, v) in enumerate(zip(*heads, strict=True)):
         scores = q @ k.T / math.sqrt(q.shape[1]) + (0 if bias is None else bias[head])
         maps.append(torch.softmax(scores, dim=1))
         mixed.append(maps[-1] @ v)
     gamma_1, gamma_2 = (1 if gamma is None else gamma for gamma in (block.gamma_1, block.gamma_2))
-    hidden = hidden + gamma_1 * attention.out(torch.cat(mixed, dim=1))
+    gathered = zip(of_rows, torch.cat(mixed, dim=1), strict=True)
+    hidden = hidden + gamma_1 * torch.stack([attention.out(row) for attention, row in gathered])
     experts = {"split": [("text", hidden[:text]), ("image", hidden[text:])]}.get(route, [(route, hidden)])
+    if hasattr(block.experts, "all"):
+        experts = [("all", hidden)]
     made = []
     for name, rows in experts:
         expert = getattr(block.experts, name)
@@ -120,7 +140,9 @@ def ids_of(which: int) -> Tensor:
 def test_a_text_is_embedded_the_same_alone_padded_or_among_others(
     model: Vlmo, texts: TextState, length: int, branch: str
 ) -> None:
-    batch, embedded = tiny.texts(LENGTHS), model.embed_text(texts, BRANCHES)[branch]
+    if branch not in branches_of(model):
+        pytest.skip("a standard transformer has one branch")
+    batch, embedded = tiny.texts(LENGTHS), model.embed_text(texts, branches_of(model))[branch]
     head = {"main": model.text_proj, "vl": model.vl_text_proj}[branch]
     for which, own in enumerate(LENGTHS):
         state = model.text_state(alone(batch, which, max(length, own)))
@@ -131,7 +153,9 @@ def test_a_text_is_embedded_the_same_alone_padded_or_among_others(
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_an_image_is_embedded_the_same_alone_or_among_others(model: Vlmo, images: ImageState, branch: str) -> None:
-    embedded = model.embed_image(images, BRANCHES)[branch]
+    if branch not in branches_of(model):
+        pytest.skip("a standard transformer has one branch")
+    embedded = model.embed_image(images, branches_of(model))[branch]
     head = {"main": model.image_proj, "vl": model.vl_image_proj}[branch]
     for which, picture in enumerate(pixels()):
         same(model.embed_image(model.image_state(picture[None]), (branch,))[branch][0], embedded[which])
@@ -261,36 +285,50 @@ def test_padding_that_is_kept_changes_no_valid_row(model: Vlmo, images: ImageSta
 # --------------------------------------------------------------------------- parts, regularisation, errors
 
 
-def test_each_part_of_a_call_is_reached_by_it_alone() -> None:
-    """What `parts` names for a call gets a gradient from it; freezing all others' parts costs it nothing."""
-    model = tiny.vlmo()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"fusion_start": 4}, {"experts": "one"}, {"attention": "separate"},
+        {"attention": "separate", "fusion_start": 4},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_parts_of_calls_get_a_gradient_from_them_and_those_unused_get_none(changes: dict[str, object]) -> None:
+    model = tiny.vlmo(**changes)
     texts, images = model.text_state(tiny.texts(LENGTHS)), model.image_state(pixels())
-    calls = {
-        "embed_image": lambda: model.embed_image(images)["main"],
-        "embed_text": lambda: model.embed_text(texts)["main"],
-        "temperature": model.temperature,
-        "fuse": lambda: fuse(model, texts, images).pooled,
-        "pooled": lambda: fuse(model, texts, images).pooled,
-        "match_logits": lambda: model.match_logits(fuse(model, texts, images)),
-        "word_logits": lambda: model.word_logits(fuse(model, texts, images, ROWS).rows),
-        "vl": lambda: (
+    calls: dict[tuple[str, ...], Callable[[], Tensor | None]] = {
+        ("embed_image",): lambda: model.embed_image(images)["main"],
+        ("embed_text",): lambda: model.embed_text(texts)["main"],
+        ("temperature",): model.temperature,
+        ("encode_text",): lambda: model.encode_text(texts, RowList(torch.arange(4), torch.zeros(4).long())),
+        ("fuse",): lambda: fuse(model, texts, images, ROWS).rows,
+        ("fuse", "all_rows"): lambda: fuse(model, texts, images, "all").rows,
+        ("fuse", "pooled"): lambda: fuse(model, texts, images).pooled,
+        ("fuse", "pooled", "match_logits"): lambda: model.match_logits(fuse(model, texts, images)),
+        ("fuse", "word_logits"): lambda: model.word_logits(fuse(model, texts, images, ROWS).rows),
+    }
+    if model.config.has_fusion_experts:
+        calls["vl",] = lambda: (
             torch.cat([model.embed_image(images, ("vl",))["vl"], model.embed_text(texts, ("vl",))["vl"]])
             / model.temperature("vl")
-        ),
-    }
-    assert set(calls) == set(model.parts)
+        )
+    assert {name for names in calls for name in names} | {"vl"} == set(model.parts)
     noise = torch.Generator().manual_seed(0)
-    for call, make in calls.items():
+    for names, make in calls.items():
         made = make()
+        assert made is not None
         weights = dict(model.named_parameters())
         loss = (made * torch.randn(made.shape, generator=noise)).sum()
         gradients = dict(
             zip(weights, torch.autograd.grad(loss, weights.values(), allow_unused=True, retain_graph=True), strict=True)
         )
-        for part in model.parts[call]:
+        for part in (part for name in names for part in model.parts[name]):
             inside = [name for name in weights if name == part or name.startswith(f"{part}.")]
             assert inside, part
-            assert all(gradients[name] is not None for name in inside), f"{call}: {part}"
+            assert all(gradients[name] is not None for name in inside), f"{names}: {part}"
+        for part in model.unused(*names):
+            inside = [name for name in weights if name == part or name.startswith(f"{part}.")]
+            assert all(gradients[name] is None for name in inside), f"{names}: {part}"
 
 
 def test_stochastic_depth_leaves_out_whole_branches_of_a_sequence() -> None:
@@ -328,6 +366,8 @@ def test_errors_say_the_way_out(model: Vlmo, texts: TextState, images: ImageStat
         tiny.vlmo(fusion_start=5)
     with pytest.raises(ValueError, match="fusion_start below"):
         tiny.vlmo(fusion_start=4).embed_image(images, BRANCHES)
+    with pytest.raises(ValueError, match="experts=modality"):
+        tiny.vlmo(experts="one").embed_image(images, BRANCHES)
     if model.positions is not None:
         with pytest.raises(ValueError, match="image_size"):
             model.image_state(tiny.uniform(1, 3, 24, 24))

@@ -137,6 +137,10 @@ def test_a_branch_through_experts_that_are_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"task\.itc_branches=both needs vision-language experts"):
         tiny.vlmo_pretraining(model={"fusion_start": 4})
     tiny.vlmo_pretraining(model={"fusion_start": 4}, itc=0.0)
+    with pytest.raises(ValueError, match=r"task\.itc_branches=main, or model\.experts=modality"):
+        tiny.vlmo_pretraining(model={"experts": "one"})
+    with pytest.raises(ValueError, match=r"task\.fusion_experts=vision starts"):
+        tiny.vlmo_pretraining(model={"experts": "one"}, itc_branches="main", fusion_experts="vision")
 
 
 @pytest.mark.parametrize(("own_first", "start"), [(False, 4), (True, 0)])

@@ -10,9 +10,8 @@ from diptych.app.form import Form, Page
 from diptych.app.missing import training_hint
 from diptych.app.quality import quality
 from diptych.app.site import Site
-from diptych.models.vlmo.model import Vlmo
 from diptych.predict import Shelved
-from diptych.predict.routing import Passed, Way, expert_ways
+from diptych.predict.routing import Passed, Way, expert_ways, has_experts
 from diptych.report.html import Html, tag
 from diptych.schema import VlmoConfig, VlmoPretrainConfig
 
@@ -35,7 +34,7 @@ MOST = 48
 
 
 def form(site: Site) -> Form:
-    models = [one for one in site.shelf.able("match") if isinstance(one.predictor.model, Vlmo)]
+    models = [one for one in site.shelf.able("match") if has_experts(one.predictor.model)]
     why = f"no model here has experts: {training_hint([VlmoPretrainConfig], [VlmoConfig])}"
     return Form(
         PAGE,

@@ -37,12 +37,14 @@ def start_of_answer_decoder(state: Mapping[str, Tensor], config: VlmoConfig) -> 
 
 def _layer(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A decoder layer's weights from a block's."""
-    q_bias, v_bias, out = block["attention.q_bias"], block["attention.v_bias"], "attention.out"
-    expert, last = "experts.fusion", "experts.fusion.fc2"
+    attention = "text_attention" if "text_attention.qkv.weight" in block else "attention"
+    q_bias, v_bias, out = block[f"{attention}.q_bias"], block[f"{attention}.v_bias"], f"{attention}.out"
+    expert = "experts.all" if "experts.all.fc1.weight" in block else "experts.fusion"
+    last = f"{expert}.fc2"
     return {
         "attention_norm.weight": block["norm1.weight"],
         "attention_norm.bias": block["norm1.bias"],
-        "attention.qkv.weight": block["attention.qkv.weight"],
+        "attention.qkv.weight": block[f"{attention}.qkv.weight"],
         "attention.qkv.bias": torch.cat([q_bias, torch.zeros_like(q_bias), v_bias]),
         "attention.out.weight": _scaled(block[f"{out}.weight"], block.get("gamma_1")),
         "attention.out.bias": _scaled(block[f"{out}.bias"], block.get("gamma_1")),

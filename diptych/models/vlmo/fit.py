@@ -19,10 +19,17 @@ def fit_state(state: Mapping[str, Tensor], origin: ModelConfig, config: VlmoConf
     """The state of a task with a VLMo of `origin`, its names beginning with `model.` or `teacher.`, as `config` has it.
 
     What depends on neither picture size, text length nor the number of pictures stays. Raises ValueError for a state
-    of another kind of model, and for texts longer than learnt absolute positions.
+    of another kind of model, other experts or attention, and for texts longer than learnt absolute positions.
     """
     if not isinstance(origin, VlmoConfig):
         raise ValueError(f"a VLMo starts from a VLMo: this checkpoint's model is {type(origin).__name__}")
+    for name in ("experts", "attention"):
+        theirs, ours = getattr(origin, name), getattr(config, name)
+        if theirs != ours:
+            raise ValueError(
+                f"model.{name}={ours} does not start from a checkpoint whose model has {name}={theirs}: "
+                f"set model.{name}={theirs}, or init_from=null"
+            )
     fitted = dict(state)
     for name, tensor in state.items():
         owner, _, part = name.partition(".")

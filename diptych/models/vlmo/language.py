@@ -49,14 +49,14 @@ class LanguageStage(Task):
 
     @classmethod
     def trained(cls, config: LanguageStageConfig) -> tuple[str, ...]:
-        return ("word_logits",)
+        return "encode_text", "word_logits"
 
     def _freeze_unreached(self) -> None:
-        """Images, their experts, fusion, and every head but the words'."""
-        blocks = range(self.model.config.depth)
-        reached = {f"blocks.{number}.experts.text" for number in blocks}  # the upper ones are of another call's parts
-        unused = [part for part in self.model.unused(*self.trained(self.config)) if part not in reached]
-        self.model.freeze(("image", *unused, *(f"blocks.{number}.experts.image" for number in blocks)))
+        """Images, their experts and attention, fusion, and every head but the words'."""
+        config = self.model.config
+        of_images = ("experts.image", *["attention"] * (config.attention == "separate"))
+        blocks = (f"blocks.{number}.{part}" for number in range(config.depth) for part in of_images)
+        self.model.freeze(("image", *self.model.unused(*self.trained(self.config)), *blocks))
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
         """What the stage before has not taught."""

@@ -31,6 +31,8 @@ from diptych.types import Joint, RowList, Rows, Texts
 Branch = Literal["main", "vl"]
 BRANCHES: tuple[Branch, ...] = ("main", "vl")
 """The dual encoder's features, and those that pass the vision-language experts on top."""
+FUSION_EXPERTS = "model.experts=modality, and model.fusion_start below model.depth"
+"""How a model has them."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Vlmo(Model):
         self.blocks = stacked(
             ExpertBlock(
                 width, config.heads, config.mlp_ratio, config.norm_eps, config.layer_scale,
-                config.drop_path * number / max(config.depth - 1, 1), fusion=number >= config.fusion_start,
+                config.drop_path * number / max(config.depth - 1, 1), number >= config.fusion_start,
+                config.experts == "one", config.attention == "separate",
             )
             for number in range(config.depth)
         )  # fmt: skip
@@ -113,14 +116,29 @@ class Vlmo(Model):
 
     @property
     def parts(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
-        """The upper experts belong to the one call that passes them; `vl` is the second contrast's."""
-        upper = range(self.config.fusion_start, self.config.depth)
+        """`vl` is the second contrast's, `all_rows` that of `fuse` with rows "all".
+
+        An upper expert is of each call that passes it, as is what only image rows behind the last attention pass.
+        """
+        config, last = self.config, f"blocks.{self.config.depth - 1}"
+        text, image, fusion = (
+            tuple(f"blocks.{number}.experts.{kind}" for number in range(config.fusion_start, config.depth))
+            * (config.experts == "modality")
+            for kind in ("text", "image", "fusion")
+        )
+        image_rows: tuple[str, ...] = ()
+        if config.attention == "separate":
+            image_rows += (f"{last}.attention.out", f"{last}.attention.q_bias")
+        if config.experts == "modality" and not fusion:
+            image_rows += (f"{last}.experts.image",)
         return {
-            "embed_image": ("image_proj", *(f"blocks.{number}.experts.image" for number in upper)),
-            "embed_text": ("text_proj", *(f"blocks.{number}.experts.text" for number in upper)),
+            "embed_image": ("image_proj", *image, *image_rows),
+            "embed_text": ("text_proj", *text),
+            "encode_text": text,
             "temperature": ("log_scale",),
-            "vl": ("vl_image_proj", "vl_text_proj", "vl_log_scale"),
-            "fuse": tuple(f"blocks.{number}.experts.fusion" for number in upper),
+            "vl": ("vl_image_proj", "vl_text_proj", "vl_log_scale", *fusion, *image_rows),
+            "fuse": fusion,
+            "all_rows": image_rows,
             "pooled": ("pooler",),
             "match_logits": ("match_head",),
             "word_logits": ("word_head",),
@@ -191,8 +209,8 @@ class Vlmo(Model):
     ) -> dict[str, Float[Tensor, "G D"]]:  # fmt: skip
         """The class rows `first`, by branch. Below `fusion_start` there is one way only."""
         start, shown = self.config.fusion_start, {} if shown is None else shown
-        if "vl" in branches and start == self.config.depth:
-            raise ValueError("the branch 'vl' needs vision-language experts: model.fusion_start below model.depth")
+        if "vl" in branches and not self.config.has_fusion_experts:
+            raise ValueError(f"the branch 'vl' needs vision-language experts: {FUSION_EXPERTS}")
         asked = run.frame.at(first)
         lower = self._blocks(run, range(start), "own", asked, maps, shown)
         routes: dict[str, Route] = {"main": "own", "vl": "fusion"}

@@ -29,7 +29,7 @@ from diptych.losses.pretraining import (
     repeated_pictures,
     word_measures,
 )
-from diptych.models.vlmo.model import Branch, ImageState, Vlmo
+from diptych.models.vlmo.model import FUSION_EXPERTS, Branch, ImageState, Vlmo
 from diptych.models.vlmo.untaught import untaught_by
 from diptych.nn.gather import Processes
 from diptych.nn.layout import TextState
@@ -83,14 +83,19 @@ class VlmoPretraining(Task):
         super().__init__()
         if config.fuse_start > 0 and not config.itc:
             raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
-        if "vl" in contrasted(config) and model.config.fusion_start == model.config.depth:
+        if "vl" in contrasted(config) and not model.config.has_fusion_experts:
             raise ValueError(
                 f"task.itc_branches={config.itc_branches} needs vision-language experts, which this model lacks: "
-                "set task.itc_branches=main, or model.fusion_start below model.depth"
+                f"set task.itc_branches=main, or {FUSION_EXPERTS}"
+            )
+        if config.fusion_experts != "fresh" and not model.config.has_fusion_experts:
+            raise ValueError(
+                f"task.fusion_experts={config.fusion_experts} starts vision-language experts, which this model lacks: "
+                f"set task.fusion_experts=fresh, or {FUSION_EXPERTS}"
             )
         self.model, self.config = model, config
         self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
-        self._freeze_unreached()
+        model.freeze(model.unused(*self.trained(config)))  # what only a term of weight 0 would train
         self.train()
 
     @classmethod
@@ -104,16 +109,6 @@ class VlmoPretraining(Task):
         if config.itm or config.mlm:
             calls += ["fuse"]
         return (*calls, *["pooled", "match_logits"] * bool(config.itm), *["word_logits"] * bool(config.mlm))
-
-    def _freeze_unreached(self) -> None:
-        """What only a term of weight 0 would train."""
-        model, calls = self.model, self.trained(self.config)
-        unreached = list(model.unused(*calls))
-        if "vl" in calls:
-            unreached = [part for part in unreached if ".experts.fusion" not in part]
-        if model.config.fusion_start == model.config.depth and "embed_image" not in calls:
-            unreached.append(f"blocks.{model.config.depth - 1}.experts.image")  # fusion asks for text rows only there
-        model.freeze(unreached)
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
         """What the stages before have not taught. Raises ValueError where experts to be copied are among it."""

@@ -19,5 +19,5 @@ def untaught_by(stage: TaskConfig, depth: int) -> tuple[str, ...]:
     fusion = tuple(f"blocks.{number}.experts.fusion" for number in range(depth))
     if isinstance(stage, LanguageStageConfig):
         return (*HEADS, *fusion)
-    texts = tuple(f"blocks.{number}.experts.text" for number in range(depth))
+    texts = tuple(f"blocks.{number}.{part}" for number in range(depth) for part in ("experts.text", "text_attention"))
     return ("text", "word_head", *texts, *HEADS, *fusion)
