@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -54,6 +55,19 @@ class Model(Network, ABC):
         self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), keys: Int[Tensor, "I"] | None = None
     ) -> Any:
         """What of images can be computed once and kept. `keys`: of each, for dropout, as those of `Texts`."""
+
+    def distinct_images(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Any, Int[Tensor, "I"]]:
+        """A state of images, and where in it each of them is. Without a gradient, equal ones are encoded once.
+
+        Several questions are asked of a picture in most evaluations.
+        """
+        place = torch.arange(len(pixels), device=pixels.device)
+        if len(pixels) > 1 and not torch.is_grad_enabled():
+            first = _first_of_equals(pixels)
+            chosen, where = first.unique(return_inverse=True)
+            if len(chosen) < len(pixels) and torch.equal(pixels[first], pixels):
+                return self.image_state(pixels[chosen]), where
+        return self.image_state(pixels), place
 
     @abstractmethod
     def text_state(self, texts: Texts) -> Any:
@@ -107,6 +121,14 @@ class Model(Network, ABC):
         used = {name for call in calls for name in self.parts.get(call, ())}
         others = (name for call, names in self.parts.items() if call not in calls for name in names)
         return tuple(dict.fromkeys(name for name in others if name not in used))
+
+
+def _first_of_equals(pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I"]:
+    """The first image with the same weighted sum of pixels as each: of equal images the same one."""
+    height, width = pixels.shape[-2:]
+    weights = torch.linspace(1, 2, height * width, dtype=torch.float64, device=pixels.device).view(height, width)
+    sums = (pixels.sum(1, dtype=torch.float64) * weights).sum((1, 2))
+    return (sums[:, None] == sums).int().argmax(1)
 
 
 class Task(nn.Module, ABC):

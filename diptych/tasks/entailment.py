@@ -60,7 +60,7 @@ class Entailment(TaughtTask):
 
 
 def _logits(model: Model, head: nn.Sequential, batch: Batch) -> Float[Tensor, "B 3"]:
-    images, texts = model.image_state(batch.pixels), model.text_state(batch.texts)
-    here = torch.arange(len(batch), device=batch.pixels.device)
-    logits: Tensor = head(model.fuse(texts, images, here, here).pooled)
+    images, image_index = model.distinct_images(batch.pixels)
+    text_index = torch.arange(len(batch), device=batch.pixels.device)
+    logits: Tensor = head(model.fuse(model.text_state(batch.texts), images, text_index, image_index).pooled)
     return logits.float()

@@ -68,10 +68,8 @@ class Nlvr2(TaughtTask):
 
 
 def _logits(model: Model, head: nn.Module, pairs: PicturePairs) -> Float[Tensor, "B 2"]:
-    size = len(pairs)
-    images = model.image_state(torch.cat([pairs.pixels, pairs.second_pixels]))
-    index = torch.arange(2 * size, device=pairs.pixels.device).view(2, size).T
-    return _score(model, head, images, pairs.texts, index)
+    images, index = model.distinct_images(torch.cat([pairs.pixels, pairs.second_pixels]))
+    return _score(model, head, images, pairs.texts, index.view(2, len(pairs)).T)
 
 
 def _score(

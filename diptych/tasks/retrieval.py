@@ -203,9 +203,10 @@ class Retrieval(DistilledTask):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "B"]:
         """Probability that each text describes its picture, by the fusion encoder."""
-        images, texts = self.model.image_state(batch.pixels), self.model.text_state(batch.texts)
-        here = torch.arange(len(batch), device=batch.pixels.device)
-        return self.model.match_logits(self.model.fuse(texts, images, here, here)).softmax(1)[:, 1]
+        images, image_index = self.model.distinct_images(batch.pixels)
+        text_index = torch.arange(len(batch), device=batch.pixels.device)
+        joint = self.model.fuse(self.model.text_state(batch.texts), images, text_index, image_index)
+        return self.model.match_logits(joint).softmax(1)[:, 1]
 
 
 def _itc(contrast: Contrast, alpha: float) -> Term:

@@ -36,8 +36,9 @@ CANDIDATES_PER_CALL = 512
 
 def fuse_questions(model: Model, batch: Batch, rows: Rows = None) -> Joint:
     """Each question with its image."""
-    here = torch.arange(len(batch), device=batch.pixels.device)
-    return model.fuse(model.text_state(batch.texts), model.image_state(batch.pixels), here, here, rows)
+    images, image_index = model.distinct_images(batch.pixels)
+    text_index = torch.arange(len(batch), device=batch.pixels.device)
+    return model.fuse(model.text_state(batch.texts), images, text_index, image_index, rows)
 
 
 def ask(model: Model, batch: Batch) -> Asked:

@@ -1,0 +1,79 @@
+"""A picture that several texts are about is encoded once, where nothing is learnt from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diptych.types import Texts
+from tests import tiny
+
+WHICH = torch.tensor([1, 0, 1, 1])
+"""Of two pictures, the one that each of four texts is about."""
+TASKS: dict[str, Callable[..., Any]] = {
+    "entailment": tiny.entailment,
+    "closed set": tiny.vqa_closed_set,
+    "retrieval": tiny.retrieval,
+    "nlvr2": tiny.nlvr2,
+}
+SYSTEMS = [{}, {"system": "vlmo"}]
+
+
+def repeated(batch: Any) -> Any:
+    """The batch with two pictures only."""
+    second = {"second_pixels": batch.second_pixels[WHICH]} if hasattr(batch, "second_pixels") else {}
+    return replace(batch, pixels=batch.pixels[WHICH], **second)
+
+
+def single(batch: Any, row: int) -> Any:
+    texts = Texts(batch.texts.input_ids[row : row + 1], batch.texts.attention_mask[row : row + 1])
+    given = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, texts=texts, **{name: value[row : row + 1] for name, value in given.items()})
+
+
+def count_encoded(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[int]:
+    seen, encode = list[int](), model.image_state
+
+    def image_state(pixels: Tensor, *more: Any, **other: Any) -> Any:
+        seen.append(len(pixels))
+        return encode(pixels, *more, **other)
+
+    monkeypatch.setattr(model, "image_state", image_state)
+    return seen
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=str)
+@pytest.mark.parametrize("name", TASKS)
+def test_answers_are_those_of_each_text_alone(
+    name: str, system: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TASKS[name](model=system).eval()
+    batch = repeated(tiny.picture_pairs(tiny.batch()) if name == "nlvr2" else tiny.batch())
+    alone = torch.cat([task.predict(single(batch, row)) for row in range(len(batch))])
+    seen = count_encoded(monkeypatch, task.model)
+    torch.testing.assert_close(task.predict(batch), alone, rtol=1e-4, atol=1e-6)
+    assert seen == [4 if name == "nlvr2" else 2]
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=str)
+def test_what_learns_encodes_every_picture(system: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal pictures have draws of their own there: dropout, stochastic depth."""
+    task, batch = tiny.entailment(model=system), repeated(tiny.batch())
+    seen = count_encoded(monkeypatch, task.model)
+    task.logits(batch)
+    assert seen == [4]
+
+
+def test_other_pictures_of_equal_sums_are_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = tiny.entailment().eval(), tiny.batch()
+    pixels = torch.stack([batch.pixels[0], batch.pixels[0].roll(1, 0), batch.pixels[1], batch.pixels[1]])
+    batch = replace(batch, pixels=pixels)
+    alone = torch.cat([task.predict(single(batch, row)) for row in range(4)])
+    seen = count_encoded(monkeypatch, task.model)
+    torch.testing.assert_close(task.predict(batch), alone, rtol=1e-4, atol=1e-6)
+    assert seen == [4]
