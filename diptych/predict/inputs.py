@@ -66,8 +66,12 @@ def given_pictures(pictures: Pictures) -> Given[Picture]:
 
 
 def given_strings(texts: Strings, name: str = "texts") -> Given[str]:
-    """Raises ValueError for an empty list."""
-    return Given(name, [texts], one=True) if isinstance(texts, str) else _listed(name, texts)
+    """Raises ValueError for an empty list, and for a text with what is no character."""
+    found = Given(name, [texts], one=True) if isinstance(texts, str) else _listed(name, texts)
+    for text in found.items:
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{text!r} holds half of a surrogate pair, which is no character")
+    return found
 
 
 def given_boxes(boxes: Boxes | Sequence[Boxes] | None) -> Given[tuple[Box, ...]]:

@@ -232,6 +232,9 @@ class Predictor:
         task = self._headed(ABILITIES["answer"], VqaDecoding, VqaClosedSet)
         assert isinstance(task, VqaDecoding | VqaClosedSet)
         offered = () if answers is None else tuple(dict.fromkeys(given_strings(answers, "answers").items))
+        for one in offered:
+            if not any(letter.isalnum() for letter in one):
+                raise ValueError(f"{one!r} holds no words: it cannot be an answer")
         answerer = Answerer(task, self.tokenizer, offered)
 
         def say(batch: Batch) -> list[tuple[Answer, ...]]:

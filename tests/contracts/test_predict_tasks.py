@@ -471,6 +471,8 @@ WRONG: list[tuple[str, Callable[[Predictor], Any], str]] = [
     ("closed", lambda m: m.answer(PICTURES[0], "?"), r"'\?': question empty"),
     ("nlvr2", lambda m: m.compare(PICTURES[0], PICTURES[0], ""), "'': statement empty"),
     ("grounding", lambda m: m.locate(PICTURES[0], "!"), "'!' holds no words"),
+    ("decoder", lambda m: m.answer(PICTURES[0], QUESTIONS[0], answers=["no", "?"]), r"'\?' holds no words: it cannot"),
+    ("entailment", lambda m: m.entail(PICTURES[0], "a \ud800 boat"), "half of a surrogate pair"),
     ("grounding", lambda m: m.locate(PICTURES[0], "a boat", [(1.0, 2.0, 3.0)]), r"\(1\.0, 2\.0, 3\.0\) is no box"),
     ("grounding", lambda m: m.locate(PICTURES[0], "a boat", [(1.0, 2.0, 3.0, float("nan"))]), "not finite"),
     ("grounding", lambda m: m.locate(PICTURES[0], "a boat", [(1.0, 2.0, 0.0, 4.0)]), "proposal 0 has no area"),
