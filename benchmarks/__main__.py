@@ -15,6 +15,7 @@ PARTS = {
     "retrieval": ["benchmarks.retrieval", "time"],
     "retrieval-memory": ["benchmarks.retrieval", "memory"],
     "grounding": ["benchmarks.grounding"],
+    "questions": ["benchmarks.questions"],
     "vlmo": ["benchmarks.vlmo", "pretrain"],
     "vlmo-embed": ["benchmarks.vlmo", "embed"],
     "scenes": ["benchmarks.scenes"],
@@ -24,7 +25,7 @@ PARTS = {
     "index": ["benchmarks.search_index"],
     "serve": ["benchmarks.serve"],
 }
-TIMED = ("pretrain", "rerank", "retrieval", "grounding", "vlmo", "vlmo-embed")
+TIMED = ("pretrain", "rerank", "retrieval", "grounding", "questions", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """For glibc: freed memory stays with the process, so that no side pays for fresh pages at each call. The plain one,
 which fills more of them, gains most."""
