@@ -234,7 +234,7 @@ class Predictor:
         offered = () if answers is None else tuple(dict.fromkeys(given_strings(answers, "answers").items))
         for one in offered:
             if not any(letter.isalnum() for letter in one):
-                raise ValueError(f"{one!r} holds no words: it cannot be an answer")
+                raise ValueError(f"{one!r} is no answer: it holds no word")
         answerer = Answerer(task, self.tokenizer, offered)
 
         def say(batch: Batch) -> list[tuple[Answer, ...]]:
