@@ -57,12 +57,12 @@ class Model(Network, ABC):
         """What of images can be computed once and kept. `keys`: of each, for dropout, as those of `Texts`."""
 
     def distinct_images(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Any, Int[Tensor, "I"]]:
-        """A state of images, and where in it each of them is. Without a gradient, equal ones are encoded once.
+        """A state of images, and where in it each of them is. Where nothing is learnt, equal ones are encoded once.
 
         Several questions are asked of a picture in most evaluations.
         """
         place = torch.arange(len(pixels), device=pixels.device)
-        if len(pixels) > 1 and not torch.is_grad_enabled():
+        if len(pixels) > 1 and not (self.training or torch.is_grad_enabled()):
             first = _first_of_equals(pixels)
             chosen, where = first.unique(return_inverse=True)
             if len(chosen) < len(pixels) and torch.equal(pixels[first], pixels):
