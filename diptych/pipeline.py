@@ -54,6 +54,7 @@ from diptych.models.visual_tokenizer import VisualTokenizerTraining
 from diptych.models.vlmo.pretraining import VlmoPretraining
 from diptych.models.vlmo.vision import VisionStage
 from diptych.predict import Predictor, load
+from diptych.predict.loading import TEACHING
 from diptych.recipes.override import override
 from diptych.report import (
     Examples,
@@ -481,7 +482,7 @@ def open_task(path: Path, changes: Changes | None = None) -> Opened:
     task = catalog.build_task(recipe, tokenizer)
     weights = checkpoint.weights()
     if checkpoint.state.get("shared"):
-        weights |= {name: own for name, own in task.state_dict().items() if name.startswith(("teacher", "queue"))}
+        weights |= {name: own for name, own in task.state_dict().items() if name.startswith(TEACHING)}
     store.load_into(task, weights, checkpoint.folder)
     task = task.to(find_device(recipe.run.device)).eval()
     return Opened(checkpoint.folder, recipe, tokenizer, task, checkpoint.state["epoch"])

@@ -52,7 +52,7 @@ class Captioning(Task):
 
     @classmethod
     def trained(cls, config: CaptioningConfig) -> tuple[str, ...]:
-        return ("fuse",)
+        return "fuse", "all_rows"
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """The decoder starts with what a pre-trained model has for it."""

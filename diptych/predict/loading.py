@@ -18,10 +18,12 @@ from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
 from diptych.nn.taught import HeadConfig
 from diptych.predict.predictor import Predictor
-from diptych.schema import Recipe, VqaDecoderConfig
+from diptych.schema import AddedTaskConfig, Recipe, VqaDecoderConfig
 from diptych.serialize import from_dict
 from diptych.task import Model, Task
 
+TEACHING = ("teacher", "queue")
+"""Parts of a task that only training asks; what is handed on comes without them."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -72,6 +74,13 @@ def make_predictor(
             task = catalog.build_task(replace(recipe, task=_for_use(recipe.task)), tokenizer)
             own = {name: value for name, value in weights.items() if name.startswith(("model.", "head."))}
             store.load_into(task, own, origin)
+            task = task.to(place).eval()
+            model = task.model
+        elif isinstance(recipe.task, AddedTaskConfig):
+            task = catalog.build_task(recipe, tokenizer)
+            stays = {name: value for name, value in task.state_dict().items() if name.startswith(TEACHING)}
+            own = {name: value for name, value in weights.items() if not name.startswith(TEACHING)}
+            store.load_into(task, own | stays, origin)
             task = task.to(place).eval()
             model = task.model
         else:

@@ -83,7 +83,12 @@ def test_captions_are_trained_measured_and_stored_on_either_model(
         opened = pipeline.open_task(tmp_path / "out" / name)
         assert opened.recipe.data.blank_images == blank
         assert type(opened.task) is captioning.Captioning
-    assert load(tmp_path / "out" / "pictures", "cpu").missing("match")  # a head of its own: nothing else is promised
+    loaded = load(tmp_path / "out" / "pictures", "cpu")
+    assert loaded.missing("match")  # a head of its own: nothing else is promised
+    opened = pipeline.open_task(tmp_path / "out" / "pictures").task
+    assert isinstance(loaded.task, captioning.Captioning)
+    assert torch.equal(loaded.task.predict(tiny.batch()), opened.predict(tiny.batch()))
+    assert all(map(torch.equal, loaded.task.state_dict().values(), opened.state_dict().values()))
 
 
 def test_a_caption_is_read_from_its_picture_and_never_from_itself(captioning: ModuleType) -> None:
