@@ -69,9 +69,18 @@ def given_strings(texts: Strings, name: str = "texts") -> Given[str]:
     """Raises ValueError for an empty list, and for a text with what is no character."""
     found = Given(name, [texts], one=True) if isinstance(texts, str) else _listed(name, texts)
     for text in found.items:
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not is_whole(text):
             raise ValueError(f"{text!r} holds half of a surrogate pair, which is no character")
     return found
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is made of characters: JSON can write half of a surrogate pair, which is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def given_boxes(boxes: Boxes | Sequence[Boxes] | None) -> Given[tuple[Box, ...]]:

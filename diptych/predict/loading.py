@@ -70,14 +70,8 @@ def make_predictor(
     place = find_device(device)
     task = None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
-        if isinstance(recipe.task, HeadConfig):
+        if isinstance(recipe.task, HeadConfig | AddedTaskConfig):
             task = catalog.build_task(replace(recipe, task=_for_use(recipe.task)), tokenizer)
-            own = {name: value for name, value in weights.items() if name.startswith(("model.", "head."))}
-            store.load_into(task, own, origin)
-            task = task.to(place).eval()
-            model = task.model
-        elif isinstance(recipe.task, AddedTaskConfig):
-            task = catalog.build_task(recipe, tokenizer)
             stays = {name: value for name, value in task.state_dict().items() if name.startswith(TEACHING)}
             own = {name: value for name, value in weights.items() if not name.startswith(TEACHING)}
             store.load_into(task, own | stays, origin)
@@ -104,8 +98,10 @@ def make_predictor(
     )
 
 
-def _for_use(config: HeadConfig) -> HeadConfig:
-    """Without a teacher; a decoder that has no list to choose from writes."""
+def _for_use(config: HeadConfig | AddedTaskConfig) -> HeadConfig | AddedTaskConfig:
+    """Without a teacher, where the library knows how; a decoder that has no list to choose from writes."""
+    if isinstance(config, AddedTaskConfig):
+        return config
     if isinstance(config, VqaDecoderConfig) and not config.answers:
         config = replace(config, inference="generate")
     return replace(config, alpha=0.0)

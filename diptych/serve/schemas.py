@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from diptych.predict.inputs import is_whole
+
 Base64 = Annotated[
     str,
     Field(
@@ -16,11 +18,8 @@ Base64 = Annotated[
 
 
 def _whole(text: str) -> str:
-    """JSON can write half of a surrogate pair, which is no character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair, which is no character") from None
+    if not is_whole(text):
+        raise ValueError("holds half of a surrogate pair, which is no character")
     return text
 
 

@@ -538,11 +538,12 @@ def test_a_lazily_opened_broken_picture_is_said(model: Callable[[str], Predictor
 
 
 @pytest.mark.parametrize("kind", ["entailment", "nlvr2", "closed", "decoder"])
-def test_a_loaded_head_has_no_teacher_and_moves_no_random_numbers(model: Callable[[str], Predictor], kind: str) -> None:
+def test_a_loaded_head_has_no_teacher_and_moves_no_random_numbers(run: Callable[[str], Path], kind: str) -> None:
+    folder = run(kind)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    predictor = model(kind)
+    predictor = load(folder, "cpu")
     assert torch.equal(torch.rand(3), expected)
     task: Any = predictor.task
     assert type(task) is TASKS[type(TASK_CONFIGS[kind])]
