@@ -20,9 +20,12 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.plain import PlainAlbef
 from diptych.checkpoints.convert import from_published
-from diptych.models.albef import PUBLISHED_PRETRAINING, Albef, AlbefPretraining, Draws
+from diptych.models.albef import Albef
+from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING
 from diptych.recipes.albef import albef_base
 from diptych.schema import AlbefConfig, SpecialIds
+from diptych.tasks.albef_pretraining import AlbefPretraining
+from diptych.tasks.pretraining import Draws
 from diptych.train.optim import build_optimizer
 from diptych.types import Batch, Progress, Texts
 

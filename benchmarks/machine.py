@@ -13,9 +13,9 @@ from statistics import median
 
 import torch
 
-from diptych.plan.check import RETURNED_MEMORY as RETURNED_MEMORY
-from diptych.plan.machine import PeakMemory as PeakMemory
-from diptych.plan.machine import peak as peak
+from diptych.apps.plan.check import RETURNED_MEMORY as RETURNED_MEMORY
+from diptych.apps.plan.machine import PeakMemory as PeakMemory
+from diptych.apps.plan.machine import peak as peak
 from diptych.train.flops import counted as counted
 
 ROUNDS = 5

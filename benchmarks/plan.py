@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
+from diptych.apps.plan.cards import find_fleet
+from diptych.apps.plan.check import check
+from diptych.apps.plan.predict import Wish, plan
+from diptych.apps.plan.text import seconds, size
 from diptych.catalog import find_recipe
-from diptych.plan.cards import find_fleet
-from diptych.plan.check import check
-from diptych.plan.predict import Wish, plan
-from diptych.plan.text import seconds, size
 from diptych.recipes.override import override
 
 RUNS = (

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
-from diptych.data.scenes.evaluation import evaluation_set
-from diptych.data.scenes.sprites import sprite_set
 from diptych.data.sources.scenes import open_scenes
 from diptych.schema import DataConfig, ScenesConfig
+from diptych.synthetic.evaluation import evaluation_set
+from diptych.synthetic.sprites import sprite_set
 
 ROUNDS = 5
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diptych.index.neighbours import Searcher, Way, choose
+from diptych.apps.index.neighbours import Searcher, Way, choose
 
 COUNTS = (10_000, 100_000, 1_000_000)
 WIDTH, QUERIES, NEAREST = 256, 500, 10

@@ -20,13 +20,13 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from statistics import median, quantiles
 
+from diptych.apps.serve.limits import Limits
 from diptych.catalog import build_task, find_recipe
 from diptych.checkpoints.store import CheckpointState, save_checkpoint
 from diptych.data.tokenizer import Tokenizer
-from diptych.predict import Shelf
+from diptych.predict import ModelPool
 from diptych.serialize import to_dict
-from diptych.serve.limits import Limits
-from tests.serve.house import Running, encoded, picture, running
+from tests.serve.server_state import Running, encoded, picture, running
 
 CLIENTS = (1, 8, 64)
 SECONDS, ROUNDS = 1.2, 3
@@ -45,8 +45,8 @@ def requests() -> dict[str, dict[str, object]]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        shelf = Shelf.load([save(Path(place) / "run")], device="cpu")
-        servers = {name: stack.enter_context(running(shelf, limits)) for name, limits in MODES.items()}
+        pool = ModelPool.load([save(Path(place) / "run")], device="cpu")
+        servers = {name: stack.enter_context(running(pool, limits)) for name, limits in MODES.items()}
         pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(1))
         print("| endpoint | clients | | requests/s | p50 | p99 | mean batch | against one by one |")
         print("|---|---|---|---|---|---|---|---|")
@@ -81,7 +81,7 @@ def report(path: str, clients: int, servers: dict[str, Running], pool: Pool) -> 
 
 def batches(server: Running) -> tuple[float, float]:
     """How many there were, and how many requests they held."""
-    samples = [sample for metric in server.house.measures.batches.collect() for sample in metric.samples]
+    samples = [sample for metric in server.state.measures.batches.collect() for sample in metric.samples]
     count, total = (sum(one.value for one in samples if one.name.endswith(end)) for end in ("_count", "_sum"))
     return count, total
 

@@ -18,12 +18,12 @@ from benchmarks import albef, machine
 from benchmarks.albef import BATCH, SPECIAL
 from benchmarks.plain_vlmo import PlainVlmo
 from diptych.checkpoints.convert import from_published
-from diptych.losses.pretraining import Draws
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.pretraining import VlmoPretraining
-from diptych.models.vlmo.published import published_rules
+from diptych.models.vlmo import Vlmo
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.recipes.vlmo import vlmo_base
 from diptych.schema import VlmoConfig
+from diptych.tasks.pretraining import Draws
+from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.train.optim import build_optimizer
 from diptych.types import Batch, Progress
 

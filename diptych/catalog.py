@@ -19,7 +19,6 @@ from diptych.data.record import (
     Record,
     Referring,
     Source,
-    Split,
     TaskSource,
     check_kind,
 )
@@ -46,13 +45,9 @@ from diptych.data.sources import nlvr2 as nlvr2_files
 from diptych.data.sources import vqa as vqa_files
 from diptych.data.sources.files import FileSource, Found, each, open_layout, without_pictures, without_texts
 from diptych.data.tokenizer import Tokenizer
-from diptych.models import albef as albef_model
-from diptych.models import visual_tokenizer
-from diptych.models.vlmo import language as vlmo_language
-from diptych.models.vlmo import model as vlmo_model
-from diptych.models.vlmo import pretraining as vlmo_pretraining
-from diptych.models.vlmo import vision as vlmo_vision
-from diptych.nn.visual_tokenizer import VisualTokenizer
+from diptych.models.albef import Albef
+from diptych.models.visual_tokenizer import VisualTokenizer
+from diptych.models.vlmo import Vlmo
 from diptych.recipes import albef as albef_recipes
 from diptych.recipes import albef_base_tasks, albef_tasks, vlmo_base_tasks, vlmo_stages, vlmo_tasks
 from diptych.recipes import vlmo as vlmo_recipes
@@ -68,6 +63,7 @@ from diptych.schema import (
     Recipe,
     RetrievalConfig,
     SpecialIds,
+    Split,
     TaskConfig,
     TextAssignmentConfig,
     VisionStageConfig,
@@ -80,17 +76,27 @@ from diptych.schema import (
 )
 from diptych.seeds import seed_of
 from diptych.task import Network, Task
-from diptych.tasks import entailment, nlvr2, retrieval, vqa
+from diptych.tasks import (
+    albef_pretraining,
+    entailment,
+    masked_image_modelling,
+    masked_language_modelling,
+    nlvr2,
+    retrieval,
+    visual_tokenizer,
+    vlmo_pretraining,
+    vqa,
+)
 
 MODELS: dict[type, Callable[[Any], Network]] = {
-    AlbefConfig: albef_model.Albef,
-    VlmoConfig: vlmo_model.Vlmo,
+    AlbefConfig: Albef,
+    VlmoConfig: Vlmo,
     VisualTokenizerConfig: VisualTokenizer,
 }
 """What builds a model or another network, by the type of a recipe's `model`."""
 
 TASKS: dict[type, Callable[..., Task]] = {
-    AlbefPretrainConfig: albef_model.AlbefPretraining,
+    AlbefPretrainConfig: albef_pretraining.AlbefPretraining,
     VlmoPretrainConfig: vlmo_pretraining.VlmoPretraining,
     RetrievalConfig: retrieval.Retrieval,
     GroundingTrainingConfig: retrieval.Retrieval,
@@ -98,8 +104,8 @@ TASKS: dict[type, Callable[..., Task]] = {
     Nlvr2Config: nlvr2.Nlvr2,
     TextAssignmentConfig: nlvr2.TextAssignment,
     VisualTokenizerTrainingConfig: visual_tokenizer.VisualTokenizerTraining,
-    VisionStageConfig: vlmo_vision.VisionStage,
-    LanguageStageConfig: vlmo_language.LanguageStage,
+    VisionStageConfig: masked_image_modelling.VisionStage,
+    LanguageStageConfig: masked_language_modelling.LanguageStage,
     VqaDecoderConfig: vqa.VqaDecoding,
     VqaClosedSetConfig: vqa.VqaClosedSet,
 }

@@ -473,6 +473,10 @@ class VqaClosedSetConfig:
 # --------------------------------------------------------------------------- data
 
 
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
 @dataclass(frozen=True)
 class ScenesConfig:
     """Pictures composed from sprites, with captions; a pure function of (seed, index)."""

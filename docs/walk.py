@@ -20,15 +20,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diptych import pipeline
+from diptych import run as pipeline
+from diptych.apps.report.examples import teacher_examples
 from diptych.data.heatmap import enlarge
-from diptych.models.albef import AlbefInspection, AlbefPretraining
-from diptych.pipeline import open_task
 from diptych.predict import Predictor, load
 from diptych.predict.predictor import boxes_config
 from diptych.predict.routing import expert_ways
-from diptych.report.examples import teacher_examples
+from diptych.run import open_task
 from diptych.search.contract import evaluating
+from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
 from diptych.tasks.grounding import phrase_maps
 from diptych.types import Batch, Progress, to_device
 

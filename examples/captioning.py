@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych import load, pipeline
+from diptych import load
+from diptych import run as pipeline
 from diptych.catalog import TASKS
-from diptych.data.loader import Asked
+from diptych.data.loader import EvaluationBatch
 from diptych.data.tokenizer import Tokenizer
 from diptych.evaluate.tasks import JUDGES
 from diptych.metrics.accuracy import estimate
-from diptych.metrics.judged import MAIN, Decision, TaskResult
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskResult
 from diptych.nn import decoder
-from diptych.nn.layout import Packed
+from diptych.nn.packed import Packed
 from diptych.recipes.override import override, parse_assignments
 from diptych.schema import AddedTaskConfig, DecoderConfig, Recipe, SpecialIds
 from diptych.serialize import ADDED
@@ -60,14 +61,14 @@ class Captioning(Task):
         fits = {name: value for name, value in start.items() if name in own and own[name].shape == value.shape}
         return fits | super().adapt(state, origin)
 
-    def read(self, batch: Batch) -> decoder.Asked:
+    def read(self, batch: Batch) -> decoder.EvaluationBatch:
         """What the decoder reads of each picture."""
         ids = torch.full((len(batch), 1 + self.config.longest), self.special.mask, device=batch.pixels.device)
         ids[:, 0] = self.special.cls
         hidden = self.model.text_state(Texts(ids, torch.ones_like(ids, dtype=torch.bool), batch.texts.keys))
         here = torch.arange(len(batch), device=ids.device)
         joint = self.model.fuse(hidden, self.model.image_state(batch.pixels, keys=batch.keys), here, here, rows="all")
-        return decoder.Asked(joint.rows, joint.mask)
+        return decoder.EvaluationBatch(joint.rows, joint.mask)
 
     def word_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of each caption's next words, those words, and which caption each is of."""
@@ -97,7 +98,7 @@ class Captioning(Task):
         return torch.stack(found[1:], 1)
 
 
-def judge(task: Captioning, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def judge(task: Captioning, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """How many next words are right, where those before are given; and a caption of each picture."""
     decisions: list[Decision] = []
     for one in asked:

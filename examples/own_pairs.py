@@ -12,7 +12,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from diptych import pipeline
+from diptych import run as pipeline
+from diptych.apps.report.of_run import report
 from diptych.catalog import find_recipe
 from diptych.predict import load, search_folder
 from diptych.recipes.override import override, parse_assignments
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = override(replace(recipe, data=data), parse_assignments(changes))
 
     run = pipeline.train(recipe, given.to)  # on part of the pairs; checkpoints, curves and recipe stand in the folder
-    found = pipeline.report(run)  # measured on pairs that training never saw
+    found = report(run)  # measured on pairs that training never saw
     print(f"measured: {run / 'eval.json'}; curves and examples: {found}")
 
     model = load(run)

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.models.albef import Albef, AlbefPretraining
-from diptych.models.vlmo.language import LanguageStage
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.pretraining import VlmoPretraining
+from diptych.models.albef import Albef
+from diptych.models.vlmo import Vlmo
 from diptych.recipes.vlmo_stages import frozen_attention
 from diptych.schema import (
     AlbefConfig,
@@ -31,9 +29,12 @@ from diptych.schema import (
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
+from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.tasks.entailment import Entailment
+from diptych.tasks.masked_language_modelling import LanguageStage
 from diptych.tasks.nlvr2 import Nlvr2, TextAssignment
 from diptych.tasks.retrieval import Retrieval
+from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.tasks.vqa import VqaClosedSet, VqaDecoding
 from diptych.train.freeze import freeze
 from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch, Texts

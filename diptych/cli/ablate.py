@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diptych.ablate.grid import Grid, given_grid, read_grid
-from diptych.ablate.ready import GRIDS
+from diptych.apps.ablate.grid import Grid, given_grid, read_grid
+from diptych.apps.ablate.ready import GRIDS
 
 EXAMPLES = """\
 examples:
@@ -87,7 +87,7 @@ def _changed(grid: Grid, seeds: str | None, assignments: Sequence[str]) -> Grid:
 
 
 def _carry_out(grid: Grid, folder: Path, jobs: int) -> None:
-    from diptych.ablate import runs, table
+    from diptych.apps.ablate import runs, table
 
     planned = runs.plan(grid, folder)
     print(f"{grid.name} in {folder}: {len(planned)} runs, {sum(run.done for run in planned)} of them done", flush=True)

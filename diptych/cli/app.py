@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
 
     try:
-        from diptych.app.server import serve
+        from diptych.apps.app.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(f"the web app needs {error.name}: pip install 'diptych[app]'") from error
 

@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of measuring speed (default: 5)")
     given = parser.parse_args(arguments)
 
-    from diptych.compare import as_text, compare, write
+    from diptych.apps.compare import as_text, compare, write
 
     found = compare(given.runs, given.rounds)
     print(as_text(found))

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diptych.data.record import Split
     from diptych.data.shards.writing import Part
     from diptych.data.sources.files import Found
-    from diptych.schema import DataConfig
+    from diptych.schema import DataConfig, Split
 
 TASKS = {
     "captions": "Record",
@@ -121,17 +120,18 @@ def _parts(config: DataConfig, task: str) -> dict[Split, Part]:
     from diptych.catalog import open_source, read_splits
     from diptych.data import record
     from diptych.data.shards.writing import Part, part_of_found
+    from diptych.schema import SPLITS
 
     if config.source == "scenes":
         kind = getattr(record, TASKS[task])
-        return {split: Part(open_source(config, split, kind), made=True) for split in record.SPLITS}
+        return {split: Part(open_source(config, split, kind), made=True) for split in SPLITS}
     if task != "captions":
         raise ValueError(f"--task {task} is for scenes: {config.source} says itself what it holds")
     return {split: part_of_found(found) for split, found in read_splits(replace(config, held_out=0.0)).items()}
 
 
 def _show(given: argparse.Namespace) -> None:
-    from diptych.report.samples import write_samples
+    from diptych.apps.report.samples import write_samples
 
     _, parts = _read(given)
     print(write_samples(parts, given.to, f"{given.layout}: {given.path}", given.count, given.seed))

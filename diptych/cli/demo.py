@@ -29,8 +29,8 @@ def run(arguments: Sequence[str]) -> None:
     if given.no_blind and not given.all_tasks:
         raise ValueError("--no-blind belongs to --all-tasks")
 
-    from diptych.demo import pretraining, tasks
-    from diptych.demo.systems import SYSTEMS, Demonstration
+    from diptych.apps.demo import pretraining, tasks
+    from diptych.apps.demo.systems import SYSTEMS, Demonstration
 
     system = SYSTEMS[given.model]
     shown = Demonstration(system, given.folder or system.folder)

@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> None:
     if len(given.runs) > 1 and not given.record:
         parser.error("one run at a time, but for --record")
 
-    from diptych import doctor
+    from diptych.apps import doctor
 
     if given.record:
         made = doctor.record([doctor.read_run(folder) for folder in given.runs])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from diptych.launched import processes, rank
 
 if TYPE_CHECKING:
-    from diptych.index import Embedded
+    from diptych.apps.index import Embedded
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _embed(given: argparse.Namespace) -> None:
-    from diptych.index import vectors
+    from diptych.apps.index import vectors
     from diptych.predict import load
 
     vectors.check_target(given.to)
@@ -60,7 +60,7 @@ def _tell(found: Embedded) -> None:
 
 def _share(given: argparse.Namespace, arguments: Sequence[str]) -> None:
     """One process for each share. Raises ValueError where one fails; what the others have done stays."""
-    from diptych.index import vectors
+    from diptych.apps.index import vectors
 
     vectors.check_target(given.to)
     count = given.processes

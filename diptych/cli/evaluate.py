@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diptych.metrics.accuracy import Estimate
-    from diptych.pipeline import Judged
+    from diptych.run import Judged
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -34,9 +34,9 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
     given, assignments = parser.parse_known_args(arguments)
 
-    from diptych import pipeline
+    from diptych import run as pipeline
+    from diptych.apps.report import summary
     from diptych.recipes.override import parse_assignments
-    from diptych.report import summary
 
     found = pipeline.evaluate(given.run, given.split, given.submission, parse_assignments(assignments))
     if given.json:
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def judged_text(judged: Judged) -> str:
     """The measures of a judged split as a few lines: value, interval, how many records; below them the references."""
-    from diptych.report import named_figures, named_references, named_scores
+    from diptych.apps.report import named_figures, named_references, named_scores
 
     recipe, result = judged.opened.recipe, judged.result
     head = f"{recipe.name}, {judged.split} split: {len(result.decisions):,} records"

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
     _check(given)
 
     from diptych import predict
-    from diptych.export import export_folder, export_onnx, push_to_hub
+    from diptych.apps.export import export_folder, export_onnx, push_to_hub
 
     model = predict.load(given.run, "cpu")
     named = {} if given.license is None else {"license": given.license}

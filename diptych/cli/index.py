@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diptych.index import Built
+    from diptych.apps.index import Built
     from diptych.predict import Predictor
 
 PLACE = "a folder, milvus://host:port/name or postgresql://user@host/database?index=name"
@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(given: argparse.Namespace) -> None:
-    from diptych import index, predict
+    from diptych import predict
+    from diptych.apps import index
 
     place = given.at or _beside(given.source)
     model = predict.load(given.model, given.device)
@@ -66,20 +67,20 @@ def _beside(source: Path) -> str:
 
 
 def _add(given: argparse.Namespace) -> None:
-    from diptych import index
+    from diptych.apps import index
 
     _tell(index.add_to_index(given.place, given.source, _model(given), said=_progress))
 
 
 def _remove(given: argparse.Namespace) -> None:
-    from diptych import index
+    from diptych.apps import index
 
     left = index.remove_from_index(given.place, given.ids)
     print(f"removed {len(given.ids):,} from {index.index_info(given.place).place}, which holds {left:,} now")
 
 
 def _search(given: argparse.Namespace) -> None:
-    from diptych import index
+    from diptych.apps import index
 
     if (given.words is None) == (given.image is None):
         raise ValueError("say what to look for: words, or a picture with --image FILE")
@@ -89,14 +90,15 @@ def _search(given: argparse.Namespace) -> None:
 
 
 def _info(given: argparse.Namespace) -> None:
-    from diptych import index
+    from diptych.apps import index
 
     print(index.index_info(given.place))
 
 
 def _model(given: argparse.Namespace) -> Predictor:
     """The model named, or else the one that the index remembers."""
-    from diptych import index, predict
+    from diptych import predict
+    from diptych.apps import index
 
     if given.model:
         return predict.load(given.model, given.device)

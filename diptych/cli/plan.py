@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     given, assignments = parser.parse_known_args(arguments)
 
-    from diptych.plan.cards import find_fleet
+    from diptych.apps.plan.cards import find_fleet
     from diptych.recipes.override import override, parse_assignments
 
     fleet = find_fleet(given.devices)
@@ -50,10 +50,10 @@ def run(arguments: Sequence[str]) -> None:
     if given.check is not None and fleet.card is not None:
         raise ValueError("--check runs steps here: it goes with --devices this")
 
+    from diptych.apps.plan.check import check
+    from diptych.apps.plan.predict import Wish, plan
+    from diptych.apps.plan.text import as_json, as_text, checked_as_text
     from diptych.catalog import find_recipe
-    from diptych.plan.check import check
-    from diptych.plan.predict import Wish, plan
-    from diptych.plan.text import as_json, as_text, checked_as_text
 
     recipe = override(find_recipe(given.recipe), parse_assignments(assignments))
     if given.check is not None and recipe.optim.accumulate > 1:

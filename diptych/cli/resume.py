@@ -15,7 +15,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="the run's folder")
     folder = parser.parse_args(arguments).run
 
-    from diptych import pipeline
+    from diptych import run as pipeline
     from diptych.train.state import check_folder, stored_recipe
 
     check_folder(folder, resume=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from diptych.serve.limits import Limits
+from diptych.apps.serve.limits import Limits
 
 HELP = {
     "body_bytes": "bytes of one request",
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> None:
     chosen = Limits(**{field.name: getattr(given, field.name) for field in fields(Limits)})
 
     try:
-        from diptych.serve import server
+        from diptych.apps.serve import server
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("diptych"):
             raise

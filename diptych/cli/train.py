@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--folder", type=Path, help="where the run goes (default: a new one, runs/RECIPE)")
     given, assignments = parser.parse_known_args(arguments)
 
-    from diptych import pipeline
+    from diptych import run as pipeline
     from diptych.catalog import find_recipe
     from diptych.recipes.override import override, parse_assignments
 

@@ -12,9 +12,10 @@ from itertools import count
 from pathlib import Path
 
 from diptych.data.pictures import SUFFIXES, part_of, picture_bytes
-from diptych.data.record import SPLITS, AnyRecord, PairStatement, PlainText, Split, to_entry
+from diptych.data.record import AnyRecord, PairStatement, PlainText, to_entry
 from diptych.data.shards.tar import add_member, whole_shard
 from diptych.data.sources.files import Found, listing
+from diptych.schema import SPLITS, Split
 
 SHARD_BYTES = 10**9
 """A tar shard is closed before it grows beyond this."""

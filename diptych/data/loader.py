@@ -383,7 +383,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationBatch:
     """Records of an evaluation split, and what a model sees of them: what is right stays with the records."""
 
     records: tuple[Any, ...]
@@ -396,7 +396,7 @@ class Asked:
 def evaluation_batches(
     source: Source | TaskSource[Any], tokenizer: Tokenizer, config: DataConfig, image_size: int, batch_size: int,
     limit: int | None = None,
-) -> Iterator[Asked]:  # fmt: skip
+) -> Iterator[EvaluationBatch]:  # fmt: skip
     """The records of an evaluation split in order, the first `limit` at most, each once, with what a model sees.
 
     Raises ValueError as `evaluation_items` does, and for a text without words.
@@ -405,7 +405,7 @@ def evaluation_batches(
     while chunk := list(islice(items, batch_size)):
         records = tuple(item.record for item in chunk)
         batch = evaluation_batch(records, [item.views for item in chunk], tokenizer, config)
-        yield Asked(records, batch, tuple(item.size for item in chunk))
+        yield EvaluationBatch(records, batch, tuple(item.size for item in chunk))
 
 
 def evaluation_batch(

@@ -14,12 +14,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels of the whole picture, from its upper left corner."""
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")

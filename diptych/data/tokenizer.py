@@ -17,7 +17,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from diptych.data.pieces import CONTINUES, count_words, learn_pieces
+from diptych.data.wordpiece_trainer import CONTINUES, count_words, learn_pieces
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """In the order of their ids in a learnt vocabulary; a given vocabulary has its own ids."""

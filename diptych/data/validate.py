@@ -14,7 +14,6 @@ from diptych.data.loader import SkipLedger
 from diptych.data.pictures import open_picture, picture_bytes
 from diptych.data.record import (
     ENTAILMENT_LABELS,
-    SPLITS,
     TASK_NAMES,
     AnyRecord,
     BadRecord,
@@ -23,10 +22,9 @@ from diptych.data.record import (
     PlainText,
     Question,
     Referring,
-    Split,
 )
 from diptych.data.sources.files import Found, draw_number, listing
-from diptych.schema import DataConfig
+from diptych.schema import SPLITS, DataConfig, Split
 
 CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
 """The labels of the tasks that have a fixed set of them; training needs examples of each."""

@@ -12,7 +12,7 @@ from diptych.evaluate.retrieval import (
     evaluate_retrieval,
 )
 from diptych.evaluate.tasks import evaluate_task
-from diptych.metrics.judged import Decision, TaskResult
+from diptych.metrics.task_evaluation import Decision, TaskResult
 
 __all__ = [
     "DIRECTIONS",

@@ -15,16 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.data.answers import answer_vocabulary
-from diptych.data.loader import Asked
+from diptych.data.loader import EvaluationBatch
 from diptych.data.record import AnyRecord, Box, Question, Referring
 from diptych.data.tokenizer import Tokenizer
 from diptych.metrics.accuracy import Estimate, accuracy, estimate
 from diptych.metrics.grounding import HALF, box_accuracy, box_iou, central_box, largest_box
-from diptych.metrics.judged import MAIN, Decision, TaskResult
 from diptych.metrics.nlvr2 import nlvr2_accuracy
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskResult
 from diptych.metrics.vqa import FULL, Normalisation, VqaAccuracy, vqa_accuracy
-from diptych.models.visual_tokenizer import perplexity, use_of
-from diptych.models.vlmo.language import MaskedTexts
 from diptych.schema import (
     EntailmentConfig,
     GroundingConfig,
@@ -41,15 +39,19 @@ from diptych.search.contract import evaluating
 from diptych.task import Task
 from diptych.tasks.entailment import CLASSES as ENTAILMENT
 from diptych.tasks.grounding import find_box, phrase_maps
+from diptych.tasks.masked_language_modelling import MaskedTexts
 from diptych.tasks.nlvr2 import CLASSES as TRUTH
 from diptych.tasks.nlvr2 import PLACES
+from diptych.tasks.visual_tokenizer import perplexity, use_of
 from diptych.tasks.vqa import Answer, Answerer
 from diptych.types import Progress, to_device
 
-Judge = Callable[[Any, Iterable[Asked], Tokenizer, int], TaskResult]
+Judge = Callable[[Any, Iterable[EvaluationBatch], Tokenizer, int], TaskResult]
 
 
-def evaluate_task(task: Task, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int = 1000) -> TaskResult:
+def evaluate_task(
+    task: Task, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int = 1000
+) -> TaskResult:
     """Asks the task for each record, in evaluation mode, and judges by the official measure.
 
     Raises ValueError for no records, for a task that is not judged record by record, and naming the record of which
@@ -69,7 +71,7 @@ def has_label(record: AnyRecord) -> bool:
     return not isinstance(record, Referring) or record.box is not None
 
 
-def _placed(task: Task, asked: Iterable[Asked]) -> Iterator[Asked]:
+def _placed(task: Task, asked: Iterable[EvaluationBatch]) -> Iterator[EvaluationBatch]:
     """The batches on the task's device, of which there must be one."""
     device, empty = next(task.parameters()).device, True
     for one in asked:
@@ -92,7 +94,7 @@ def _finite(said: Float[Tensor, "B *_"], records: Sequence[AnyRecord]) -> Float[
 # --------------------------------------------------------------------------- classes
 
 
-def _judge_entailment(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_entailment(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     decisions: list[Decision] = []
     pictures: list[str] = []
     for one in asked:
@@ -101,7 +103,7 @@ def _judge_entailment(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, r
     return _class_accuracy(decisions, ENTAILMENT, pictures, resamples)
 
 
-def _judge_nlvr2(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_nlvr2(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     decisions: list[Decision] = []
     statements: list[str] = []
     for one in asked:
@@ -113,7 +115,7 @@ def _judge_nlvr2(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamp
     return replace(found, scores={MAIN: both.accuracy, "consistency": both.consistency})
 
 
-def _judge_assignment(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_assignment(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """Which of two pictures a text belongs to, where the others are drawn from its batch as in training.
 
     So the measure depends on the size of the batches, and one of fewer than three pictures (a last one) is left out.
@@ -163,7 +165,9 @@ def _class_accuracy(
 # --------------------------------------------------------------------------- pictures alone
 
 
-def _judge_hidden_patches(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_hidden_patches(
+    task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int
+) -> TaskResult:
     """Whether the likeliest code of each hidden patch is the one that the visual tokenizer gives it."""
     decisions: list[Decision] = []
     hits, owners, codes = [], [], []
@@ -188,7 +192,9 @@ def _judge_hidden_patches(task: Any, asked: Iterable[Asked], tokenizer: Tokenize
     )
 
 
-def _judge_hidden_words(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_hidden_words(
+    task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int
+) -> TaskResult:
     """Whether the likeliest word at each hidden place is the one that stands there, and how uncertain the model is."""
     decisions: list[Decision] = []
     owners: list[str] = []
@@ -215,7 +221,11 @@ def _judge_hidden_words(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer,
 
 
 def _guessed(
-    one: Asked, masked: MaskedTexts, said: Int[Tensor, "R"], probability: Float[Tensor, "R"], tokenizer: Tokenizer
+    one: EvaluationBatch,
+    masked: MaskedTexts,
+    said: Int[Tensor, "R"],
+    probability: Float[Tensor, "R"],
+    tokenizer: Tokenizer,
 ) -> Iterator[Decision]:
     """Of each text: what was said of its hidden words, with the mean probability, and the share that is right."""
     ids = one.batch.texts.input_ids.clone()
@@ -229,7 +239,7 @@ def _guessed(
         yield Decision(record.id, next(texts), sure, next(texts), score, shown=tokenizer.decode(ids[row].tolist()))
 
 
-def _judge_repainted(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_repainted(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """The share of the pictures' variance that their codes give back, and how evenly the codes are used."""
     errors, flat, sums, squares, codes = [], [], [], [], []
     records: list[AnyRecord] = []
@@ -262,7 +272,7 @@ def _judge_repainted(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, re
 # --------------------------------------------------------------------------- answers
 
 
-def _judge_answers(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_answers(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """VQA accuracy as published numbers were computed, and as intended (metrics/vqa.py)."""
     answerer = Answerer(task, tokenizer)
     records: list[Question] = []
@@ -327,7 +337,7 @@ class _Located:
     of_map: Box
 
 
-def _judge_boxes(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamples: int) -> TaskResult:
+def _judge_boxes(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """Box accuracy by proposals, where there are any, over all and by split; and by the map alone."""
     config: GroundingConfig = task.config.boxes
     located = [found for one in asked for found in _locate(task, one, config)]
@@ -344,7 +354,7 @@ def _judge_boxes(task: Any, asked: Iterable[Asked], tokenizer: Tokenizer, resamp
     return TaskResult(_box_scores(known, config, resamples), references, decisions=decisions)
 
 
-def _locate(task: Any, asked: Asked, config: GroundingConfig) -> Iterator[_Located]:
+def _locate(task: Any, asked: EvaluationBatch, config: GroundingConfig) -> Iterator[_Located]:
     """A picture is encoded once for all of its phrases in the batch."""
     first = {record.image_id: row for row, record in reversed(list(enumerate(asked.records)))}
     rows = {identity: number for number, identity in enumerate(first)}

@@ -1,120 +1,119 @@
-"""What the visual tokenizer learns from pictures alone: to give them back through its codes (BEiT §2.1; DALL-E §2.1).
+"""The visual tokenizer: a discrete VAE that tells a picture as a grid of codes, one a patch (BEiT §2.1; DALL-E's dVAE).
 
-I pictures, S codes a side, K size of the codebook.
+I images, S codes a side, K size of the codebook, C width of a code, H × W pixels.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from diptych.nn.gather import Processes
-from diptych.nn.visual_tokenizer import VisualTokenizer
-from diptych.schema import SpecialIds, VisualTokenizerTrainingConfig
-from diptych.seeds import seed_of
-from diptych.task import Task
-from diptych.types import Batch, Losses, PictureBatch, Progress, Term
+from diptych.nn.blocks import Block
+from diptych.nn.recompute import in_pieces
+from diptych.schema import VisualTokenizerConfig
+from diptych.task import Network
 
+NORM_GROUPS = 8
+LEAST_WIDTH = 32
+"""Channels at the finest resolution, unless `width` is less; they double with each halving up to `width`."""
 
-@dataclass(frozen=True)
-class Repainted:
-    """Pictures, their codes, and what these give back."""
-
-    codes: Int[Tensor, "I S S"]
-    pixels: Float[Tensor, "I 3 H W"]
-    error: Float[Tensor, "I"]
-    """Mean square of the difference, in normalised colours."""
+SCORE_SPREAD = 2.3
+"""Deviation of the scores' first weights, times √width. With it scores differ by more than the noise that codes are
+drawn with, so that unlike patches have unlike codes from the first step on (docs/decisions.md)."""
 
 
-class VisualTokenizerTraining(Task):
-    """A discrete VAE: codes are drawn by a Gumbel-softmax whose temperature falls, and a picture is made of them.
+class ResidualBlock(Block):
+    """Two normalised 3×3 convolutions beside a straight way."""
 
-    Nothing of the reconstruction asks for many codes, and from a plain start most are never used again. So the codes'
-    scores begin far apart (nn/visual_tokenizer.py), and their use is drawn towards an even one (`kl`).
-    """
-
-    model: VisualTokenizer
-    config: VisualTokenizerTrainingConfig
-
-    def __init__(
-        self, model: VisualTokenizer, config: VisualTokenizerTrainingConfig, special: SpecialIds | None = None
-    ) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.norm1, self.norm2 = (nn.GroupNorm(NORM_GROUPS, width) for _ in range(2))
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
 
-    def forward(self, batch: PictureBatch | Batch, progress: Progress) -> Losses:
-        """The draws are a function of seed, step and row of the batch of all processes."""
-        processes = Processes.meet(len(batch))
-        logits = self.model.logits(batch.pixels)
-        temperature = temperature_at(progress.step, self.config)
-        rows = range(processes.own.start, processes.own.stop)
-        seeds = [seed_of(progress.seed, "codes", progress.step, row) for row in rows]
-        painted = self.model.paint(gumbel_softmax(logits, temperature, seeds))
-        error = (painted - batch.pixels).square().flatten(1).mean(1)
-        measures = {
-            "code_perplexity": Term.over(perplexity(use_of(logits.argmax(1), logits.shape[1]))[None]),
-            "temperature": Term.over(logits.new_full((1,), temperature)),
-        }
-        uneven = (self.config.kl, Term.over(unevenness(logits, processes)[None]))
-        terms = {"reconstruction": (1.0, Term.over(error))} | ({"uneven_use": uneven} if self.config.kl else {})
-        return Losses.weighted(measures=measures, **terms)
+    def forward(self, x: Float[Tensor, "I D S S"]) -> Float[Tensor, "I D S S"]:
+        x_ = self.conv1(F.gelu(self.norm1(x)))
+        return x + self.conv2(F.gelu(self.norm2(x_)))
+
+
+class VisualTokenizer(Network):
+    """Convolutions from a picture to scores of the codes, and from codes back to a picture."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        widths = _widths(config)
+        self.config = config
+        self.side = config.image_size // config.patch_size
+        """Codes a side."""
+        scores = nn.Conv2d(config.width, config.codes, 1)
+        nn.init.normal_(scores.weight, std=SCORE_SPREAD / config.width**0.5)
+        self.encoder = nn.Sequential(
+            *_halvings(widths),
+            *(ResidualBlock(config.width) for _ in range(config.residual_blocks)),
+            nn.GroupNorm(NORM_GROUPS, config.width),
+            nn.GELU(),
+            scores,
+        )
+        self.codebook = nn.Embedding(config.codes, config.code_width)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.code_width, config.width, 1),
+            *(ResidualBlock(config.width) for _ in range(config.residual_blocks)),
+            *_doublings(widths),
+        )
+
+    def logits(self, pixels: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I K S S"]:
+        """Scores of the codes at each patch. Raises ValueError for another size than the configuration's."""
+        size = self.config.image_size
+        if tuple(pixels.shape[-2:]) != (size, size):
+            raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not {size} × {size}, which this tokenizer reads")
+        scores = in_pieces(self.encoder, self.pieces, pixels)
+        return scores.float()
 
     @torch.no_grad()
-    def predict(self, batch: PictureBatch | Batch) -> Repainted:
-        """The likeliest code of each patch, and the picture of these."""
-        codes = self.model.codes(batch.pixels)
-        pixels = self.model.paint_codes(codes)
-        return Repainted(codes, pixels, (pixels - batch.pixels).square().flatten(1).mean(1))
+    def codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I S S"]:
+        """The likeliest code of each patch, the visual tokens of BEiT §2.1."""
+        return self.logits(pixels).argmax(1)
 
-    def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
-        """For people: pictures beside what their codes give back."""
-        return {"picture": batch.pixels, "given back": self.predict(batch).pixels}
+    def paint(self, weights: Float[Tensor, "I K S S"]) -> Float[Tensor, "I 3 H W"]:
+        """The picture of a mixture of codes at each patch."""
+        return self._decode(weights.movedim(1, -1) @ self.codebook.weight)
 
+    def paint_codes(self, codes: Int[Tensor, "I S S"]) -> Float[Tensor, "I 3 H W"]:
+        """The picture of a code at each patch."""
+        return self._decode(self.codebook(codes))
 
-def temperature_at(step: int, config: VisualTokenizerTrainingConfig) -> float:
-    """From the first to the last, in equal ratios."""
-    first, last = config.temperature
-    return first * (last / first) ** min(1.0, step / max(1, config.anneal_steps))
-
-
-def gumbel_softmax(
-    logits: Float[Tensor, "I K S S"], temperature: float, seeds: Sequence[int]
-) -> Float[Tensor, "I K S S"]:
-    """A draw from the codes of each patch, relaxed so that it has a gradient (Jang et al., arXiv 1611.01144).
-
-    Each picture has its own seed.
-    """
-    generator, noise = torch.Generator(logits.device), torch.empty_like(logits)
-    for row, seed in zip(noise, seeds, strict=True):
-        row.exponential_(generator=generator.manual_seed(seed))
-    noise = -noise.log()
-    return ((logits + noise) / temperature).softmax(1)
+    def _decode(self, patches: Float[Tensor, "I S S C"]) -> Float[Tensor, "I 3 H W"]:
+        pixels = in_pieces(self.decoder, self.pieces, patches.movedim(-1, 1))
+        return pixels.float()
 
 
-def unevenness(logits: Float[Tensor, "I K S S"], processes: Processes) -> Float[Tensor, ""]:
-    """The divergence (KL) of the codes' mean probability, in the batch of all processes, from an even one.
-
-    0 … log K, in nats.
-    """
-    use = processes.added(logits.softmax(1).mean((2, 3)).sum(0)) / processes.total
-    return math.log(len(use)) - torch.special.entr(use).sum()
-
-
-def use_of(codes: Int[Tensor, "*n"], size: int) -> Float[Tensor, "K"]:
-    """The share of each code."""
-    counts = codes.flatten().bincount(minlength=size).float()
-    return counts / counts.sum()
+def _widths(config: VisualTokenizerConfig) -> list[int]:
+    """Channels after each halving. Raises ValueError for sizes that cannot be."""
+    halvings = config.patch_size.bit_length() - 1
+    if halvings < 1 or 2**halvings != config.patch_size:
+        raise ValueError(f"model.patch_size must be a power of two from 2 on, not {config.patch_size}")
+    if config.image_size % config.patch_size:
+        raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
+    if config.width % NORM_GROUPS:
+        raise ValueError(f"model.width must be a multiple of {NORM_GROUPS}, not {config.width}")
+    least = min(config.width, LEAST_WIDTH)
+    return [max(least, config.width >> (halvings - 1 - number)) for number in range(halvings)]
 
 
-def perplexity(use: Float[Tensor, "K"]) -> Float[Tensor, ""]:
-    """How many codes, each used equally often, would be as hard to guess: 1 … K.
+def _halvings(widths: list[int]) -> list[nn.Module]:
+    """Convolutions of stride 2, to the width of each resolution in turn."""
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1)]
+    for finer, coarser in pairwise(widths):
+        layers += [nn.GELU(), nn.Conv2d(finer, coarser, 4, stride=2, padding=1)]
+    return layers
 
-    >>> round(perplexity(torch.tensor([0.5, 0.5, 0.0])).item(), 3)
-    2.0
-    """
-    return torch.special.entr(use).sum().exp()
+
+def _doublings(widths: list[int]) -> list[nn.Module]:
+    """The way back."""
+    layers: list[nn.Module] = []
+    for coarser, finer in pairwise([*reversed(widths), 3]):
+        layers += [nn.GELU(), nn.ConvTranspose2d(coarser, finer, 4, stride=2, padding=1)]
+    return layers

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from diptych.nn.layout import Layout
+from diptych.nn.packed import Layout
 
 
 def split_heads(x: Float[Tensor, "G L D"], heads: int) -> Float[Tensor, "G H L d"]:

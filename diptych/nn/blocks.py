@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_with_map
-from diptych.nn.draws import branches_kept, dropout
-from diptych.nn.layout import Layout
-from diptych.nn.lean import norm_linear, norm_mlp
+from diptych.nn.counter_rng import branches_kept, dropout
+from diptych.nn.fused_norm import norm_linear, norm_mlp
+from diptych.nn.packed import Layout
 
 PUBLISHED_WIDTH = 768
 DRAWS = 4

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from diptych.nn.attention import attend
 from diptych.nn.blocks import TextBlock, init_weights, stacked
 from diptych.nn.embeddings import WordEmbedding
-from diptych.nn.layout import Layout, Packed
-from diptych.nn.lean import norm_mlp
+from diptych.nn.fused_norm import norm_mlp
+from diptych.nn.packed import Layout, Packed
 from diptych.nn.words import WordHead
 from diptych.schema import DecoderConfig
 

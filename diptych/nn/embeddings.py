@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.nn.blocks import init_weights
-from diptych.nn.draws import dropout
+from diptych.nn.counter_rng import dropout
 
 EMBEDDING = -1
 """Its place among the layers that drop."""

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from diptych.nn.attention import attend, attend_biased, attend_with_map, split_heads
 from diptych.nn.blocks import Block, init_weights
-from diptych.nn.draws import branches_kept
-from diptych.nn.layout import Layout, Packed
-from diptych.nn.lean import norm_linear, norm_mlp, scaled
+from diptych.nn.counter_rng import branches_kept
+from diptych.nn.fused_norm import norm_linear, norm_mlp, scaled
+from diptych.nn.packed import Layout, Packed
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.nn.layout import Packed, TextState
+from diptych.nn.packed import Packed, TextState
 from diptych.types import Texts
 
 

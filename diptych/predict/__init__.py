@@ -7,9 +7,9 @@ print(search_folder(model, "a fox left of a red car", "pictures"))
 from diptych.predict.folder import SearchResult, search_folder
 from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, unknown_words
 from diptych.predict.loading import is_own, load, make_predictor
+from diptych.predict.model_pool import ModelPool, PooledModel
 from diptych.predict.predictor import ABILITIES, Predictor
 from diptych.predict.results import Answer, Choice, Hit, Located
-from diptych.predict.shelf import Shelf, Shelved
 
 __all__ = [
     "ABILITIES",
@@ -17,12 +17,12 @@ __all__ = [
     "Choice",
     "Hit",
     "Located",
+    "ModelPool",
     "Picture",
     "Pictures",
+    "PooledModel",
     "Predictor",
     "SearchResult",
-    "Shelf",
-    "Shelved",
     "Strings",
     "is_own",
     "load",

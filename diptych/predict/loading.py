@@ -16,11 +16,11 @@ from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
-from diptych.nn.taught import HeadConfig
 from diptych.predict.predictor import Predictor
 from diptych.schema import AddedTaskConfig, Recipe, VqaDecoderConfig
 from diptych.serialize import from_dict
 from diptych.task import Model, Task
+from diptych.tasks.distilled import HeadConfig
 
 TEACHING = ("teacher", "queue")
 """Parts of a task that only training asks; what is handed on comes without them."""

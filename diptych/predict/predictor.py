@@ -480,7 +480,7 @@ class Predictor:
 
 @lru_cache(maxsize=1)
 def _made(*makers: Callable[[], Recipe]) -> tuple[Recipe, ...]:
-    """The recipes, made once: a shelf asks many models what they miss."""
+    """The recipes, made once: a pool asks many models what they miss."""
     return tuple(make() for make in makers)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import torch
 from torch import Tensor, nn
 
-from diptych.models.vlmo.model import Vlmo
+from diptych.models.vlmo import Vlmo
 from diptych.nn.experts import ExpertBlock
 from diptych.predict.inputs import Picture, open_any
 from diptych.predict.predictor import Predictor

@@ -17,11 +17,12 @@ from torch import Tensor
 from diptych import catalog
 from diptych.checkpoints import store
 from diptych.data.tokenizer import CONTINUES, Tokenizer
-from diptych.models.albef import Albef, AlbefPretraining
+from diptych.models.albef import Albef
 from diptych.predict.inputs import Picture, open_any
 from diptych.predict.predictor import Predictor
 from diptych.schema import AlbefPretrainConfig
 from diptych.search.contract import evaluating
+from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.types import RowList, Texts, to_device
 
 Guesses = tuple[tuple[str, float], ...]

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from diptych.checkpoints.convert import Absent, Drop, Rule
-from diptych.checkpoints.published import Contents, Layout, recognise
-from diptych.models import albef
 from diptych.nn.embeddings import resize_positions
+from diptych.pretrained import albef_names as names
 from diptych.pretrained.family import Family, Options, State, numbers, shape
+from diptych.pretrained.formats import Contents, Layout, recognise
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -45,7 +45,7 @@ LAYOUTS: dict[str, Layout] = {
     "text_assignment": Layout(
         "ALBEF, pre-trained on text assignment, for NLVR2",
         {"visual_encoder.cls_token": 1, "ta_head.weight": 3},
-        albef.published_text_assignment,
+        names.published_text_assignment,
         TextAssignmentConfig(),
         _FLAT,
         images_per_text=2,
@@ -54,7 +54,7 @@ LAYOUTS: dict[str, Layout] = {
     "vqa": Layout(
         "ALBEF, fine-tuned for VQA with an answer decoder",
         {"visual_encoder.cls_token": 1, "text_decoder.cls.predictions.bias": None},
-        lambda config: albef.PUBLISHED_VQA,
+        lambda config: names.PUBLISHED_VQA,
         VqaDecoderConfig(),
         (*_FLAT, (r"^(text_decoder(?:_m)?)\.(embeddings|encoder)\.", r"\1.bert.\2.")),
         able=("answer questions, from a list or freely",),
@@ -63,7 +63,7 @@ LAYOUTS: dict[str, Layout] = {
         "ALBEF, fine-tuned for visual entailment",
         {"visual_encoder.cls_token": 1, "cls_head.2.weight": 3},
         lambda config: [
-            *albef.PUBLISHED_ENTAILMENT,
+            *names.PUBLISHED_ENTAILMENT,
             *_unused("image_proj", "text_proj", "temp", "match_head", "word_head"),
         ],
         EntailmentConfig(),
@@ -73,7 +73,7 @@ LAYOUTS: dict[str, Layout] = {
     "nlvr2": Layout(
         "ALBEF, fine-tuned for NLVR2",
         {"visual_encoder.cls_token": 1, "cls_head.2.weight": 2},
-        albef.published_nlvr2,
+        names.published_nlvr2,
         Nlvr2Config(),
         _FLAT,
         images_per_text=2,
@@ -83,7 +83,7 @@ LAYOUTS: dict[str, Layout] = {
         "ALBEF, pre-trained (4M or 14M)",
         {"visual_encoder.cls_token": 1, "itm_head.weight": 2, "text_encoder.cls.predictions.bias": None},
         lambda config: [
-            *albef.PUBLISHED_PRETRAINING,
+            *names.PUBLISHED_PRETRAINING,
             Absent("queue.ids", "released pre-training keeps no identities: the entries are nobody's"),
             _COUNTED,
         ],
@@ -94,7 +94,7 @@ LAYOUTS: dict[str, Layout] = {
     "retrieval": Layout(
         "ALBEF, fine-tuned for retrieval or grounding (the same tensors)",
         {"visual_encoder.cls_token": 1, "itm_head.weight": 2, "vision_proj.weight": None},
-        lambda config: [*albef.PUBLISHED_RETRIEVAL, *_unused("word_head"), _COUNTED],
+        lambda config: [*names.PUBLISHED_RETRIEVAL, *_unused("word_head"), _COUNTED],
         RetrievalConfig(),
         _FLAT,
         able=_PAIRS,
@@ -130,7 +130,7 @@ LAYOUTS: dict[str, Layout] = {
 
 def _start_rules(*absent: Absent) -> list[Rule]:
     return [
-        *albef.PUBLISHED_PRETRAINING,
+        *names.PUBLISHED_PRETRAINING,
         Drop("visual_encoder.head.{p}", "classes of other pictures"),
         Drop("visual_encoder.pre_logits.fc.{p}", "leads to classes of other pictures"),
         Drop("text_encoder.bert.pooler.dense.{p}", "ALBEF reads [CLS] itself"),

@@ -18,10 +18,10 @@ from torch import Tensor
 from diptych import catalog
 from diptych.checkpoints import store
 from diptych.checkpoints.convert import Absent, Report, absences, from_published
-from diptych.checkpoints.published import Contents, Layout, read, recognise, spell
 from diptych.data.tokenizer import VOCABULARY_FILE, Tokenizer
 from diptych.pretrained.albef import AlbefFamily
 from diptych.pretrained.family import Family, Options, State, word_count
+from diptych.pretrained.formats import Contents, Layout, read, recognise, spell
 from diptych.pretrained.vlmo import VlmoFamily
 from diptych.schema import ModelConfig, Recipe, TokenizerConfig
 

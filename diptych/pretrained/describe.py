@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from diptych.checkpoints import store
-from diptych.checkpoints.published import Contents, read, recognise, spell
 from diptych.pretrained.assemble import LAYOUTS, family_of, family_with
+from diptych.pretrained.formats import Contents, read, recognise, spell
 from diptych.serialize import from_dict
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diptych import catalog
-from diptych.checkpoints.published import Contents, Layout
+from diptych.pretrained.formats import Contents, Layout
 from diptych.schema import ModelConfig, Recipe
 
 State = Mapping[str, Tensor]

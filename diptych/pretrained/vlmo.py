@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from diptych import catalog
-from diptych.checkpoints.published import Contents, Layout
-from diptych.models.vlmo.fit import fit_state, grid_side, with_text_rows
-from diptych.models.vlmo.published import (
+from diptych.models.vlmo_weights import fit_state, grid_side, with_text_rows
+from diptych.nn.relative import entry_count, max_text_of, relative_index
+from diptych.pretrained.family import Family, Options, State, numbers, shape, word_count
+from diptych.pretrained.formats import Contents, Layout
+from diptych.pretrained.vlmo_names import (
     ALIGNMENT,
     INDEX_TABLES,
     SHARED_TABLE,
@@ -25,8 +27,6 @@ from diptych.models.vlmo.published import (
     beit_stage_rules,
     published_rules,
 )
-from diptych.nn.relative import entry_count, max_text_of, relative_index
-from diptych.pretrained.family import Family, Options, State, numbers, shape, word_count
 from diptych.schema import (
     LanguageStageConfig,
     ModelConfig,

@@ -1,4 +1,4 @@
-"""What search and evaluation ask of a model: the calls of the house, and of its states only that they can be cut.
+"""What search and evaluation ask of a model: the calls of the state, and of its states only that they can be cut.
 
 B items of a batch, E embedding width, P pairs.
 """

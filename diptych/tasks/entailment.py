@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from diptych.losses.distillation import alpha_at, class_loss
 from diptych.nn.heads import classifier
-from diptych.nn.taught import TaughtTask
 from diptych.schema import EntailmentConfig, SpecialIds
 from diptych.task import Model
+from diptych.tasks.distilled import TaughtTask
 from diptych.types import Batch, LabelledBatch, Losses, Progress, Term, expect
 
 CLASSES = ("contradiction", "neutral", "entailment")

@@ -17,10 +17,10 @@ from diptych.losses.distillation import alpha_at, class_loss
 from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.nn.gather import Processes
 from diptych.nn.heads import classifier
-from diptych.nn.taught import TaughtTask
 from diptych.schema import Nlvr2Config, SpecialIds, TextAssignmentConfig
 from diptych.seeds import seed_of
 from diptych.task import Model, Task
+from diptych.tasks.distilled import TaughtTask
 from diptych.types import Batch, LabelledPicturePairs, Losses, PicturePairs, Progress, Term, Texts, expect
 
 # --------------------------------------------------------------------------- is the statement true of both?

@@ -26,14 +26,14 @@ from diptych.losses.contrastive import (
 )
 from diptych.losses.distillation import alpha_at
 from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_loss, matching_pairs
-from diptych.losses.pretraining import matching_measures, negative_similarity, other_similarity
 from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
-from diptych.nn.taught import DistilledTask
 from diptych.schema import GroundingTrainingConfig, RetrievalConfig, SpecialIds
 from diptych.seeds import seed_of
 from diptych.task import Model
+from diptych.tasks.distilled import DistilledTask
+from diptych.tasks.pretraining import matching_measures, negative_similarity, other_similarity
 from diptych.types import Batch, Losses, Progress, Term
 
 Keys = tuple[Float[Tensor, "G E"], Float[Tensor, "G E"], Int[Tensor, "G"]]

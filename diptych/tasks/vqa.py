@@ -22,10 +22,10 @@ from diptych.losses.answers import answer_losses, closed_set_loss, closed_set_sc
 from diptych.losses.distillation import alpha_at
 from diptych.nn.decoder import AnswerDecoder, Asked, Memory
 from diptych.nn.heads import classifier
-from diptych.nn.layout import Packed
-from diptych.nn.taught import HeadConfig, TaughtTask
+from diptych.nn.packed import Packed
 from diptych.schema import Recipe, SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model
+from diptych.tasks.distilled import HeadConfig, TaughtTask
 from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect, to_device
 
 CANDIDATES_PER_CALL = 512

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diptych.checkpoints.store import Stored
 from diptych.launched import local_rank, processes
 from diptych.nn.blocks import Block
-from diptych.nn.pieces import recomputed
+from diptych.nn.recompute import recomputed
 from diptych.nn.shards import own_part, own_rows
 from diptych.schema import Recipe, RunConfig
 from diptych.task import Network, Task
@@ -276,7 +276,7 @@ def added_up(losses: Losses, world: World) -> Losses:
 
 
 @dataclass(frozen=True)
-class Told:
+class StepConsensus:
     """What all processes know of a step before they take it."""
 
     finite: bool
@@ -289,13 +289,13 @@ class Told:
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def agree(world: World, loss: Tensor, norm: Tensor, pairs: int, caught: signal.Signals | None) -> Told:
+def agree(world: World, loss: Tensor, norm: Tensor, pairs: int, caught: signal.Signals | None) -> StepConsensus:
     """One message in which each process tells the others how it fares."""
     finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
     if world.size == 1:
-        return Told(finite, pairs, caught)
+        return StepConsensus(finite, pairs, caught)
     told = torch.tensor([not finite, pairs, *(caught == stop for stop in STOPS)], dtype=torch.long, device=loss.device)
     dist.all_reduce(told)
     broken, everyone, *stops = told.tolist()
     stopped = next((stop for stop, number in zip(STOPS, stops, strict=True) if number), None)
-    return Told(not broken, everyone, stopped)
+    return StepConsensus(not broken, everyone, stopped)

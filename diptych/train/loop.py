@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diptych.data.loader import Loaded, SkipLedger
-from diptych.nn.draws import sample_keys
+from diptych.nn.counter_rng import sample_keys
 from diptych.nn.gather import Processes
 from diptych.schema import Recipe, RunConfig
 from diptych.seeds import seed_of

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych.app.server import build, free_port, start
-from diptych.app.site import Site
+from diptych.apps.app.server import build, free_port, start
+from diptych.apps.app.site import Site
 from tests.runs import TEXTS, save_family
 
 MEASURED = {

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from diptych.app.fields import MOST_BYTES, MOST_LETTERS
-from diptych.app.server import KEPT
+from diptych.apps.app.fields import MOST_BYTES, MOST_LETTERS
+from diptych.apps.app.server import KEPT
 from tests.app.conftest import App, Visitor
 
 SCRIPT = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><script>alert(2)</script></svg>'
@@ -106,7 +106,7 @@ def test_a_path_or_an_address_that_a_client_names_is_not_read(
 ) -> None:
     named = path.format(run=families[0], address=app.address)
     sent = {"path": named, "url": None, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    name = app.site.shelf.able("match")[0].name
+    name = app.site.pool.able("match")[0].name
     told = ask(client, app, "Does it fit?", [name, sent, "a boat"])
     assert told["success"] is False
     assert "root:" not in json.dumps(told)
@@ -122,7 +122,7 @@ def test_an_address_elsewhere_is_not_even_looked_up(
         socket, "getaddrinfo", lambda host, *rest, **more: looked_up.append(host) or known(host, *rest, **more)
     )
     sent = {"path": "http://pictures.example/a.png", "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    told = ask(client, app, "Does it fit?", [app.site.shelf.able("match")[0].name, sent, "a boat"])
+    told = ask(client, app, "Does it fit?", [app.site.pool.able("match")[0].name, sent, "a boat"])
     assert told["success"] is False
     assert "pictures.example" not in looked_up
 
@@ -137,7 +137,7 @@ def test_too_many_letters_are_told(client: httpx.Client, app: App, tmp_path: Pat
     files = {"files": ("a.png", (tmp_path / "a.png").read_bytes(), "image/png")}
     (place,) = client.post("/gradio_api/upload", files=files).json()
     sent = {"path": place, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
-    name = app.site.shelf.able("match")[0].name
+    name = app.site.pool.able("match")[0].name
     told = ask(client, app, "Does it fit?", [name, sent, "a" * (MOST_LETTERS + 1)])
     assert "write at most 2,000" in told["output"]["data"][0]
     told = ask(client, app, "Does it fit?", ["no such model", sent, "a boat"])

@@ -11,21 +11,21 @@ from PIL import Image
 from torch import Tensor
 
 from diptych import catalog
-from diptych.app import examples, quality
-from diptych.app.fields import PictureField, TextField, read_picture
-from diptych.app.site import Site
+from diptych.apps.app import examples, quality
+from diptych.apps.app.fields import PictureField, TextField, read_picture
+from diptych.apps.app.site import Site
+from diptych.apps.index import build_index
 from diptych.checkpoints import store
 from diptych.cli.main import main
 from diptych.data.heatmap import BAR
-from diptych.index import build_index
 from diptych.losses.masked_lm import IGNORED
-from diptych.losses.pretraining import Draws
-from diptych.models.albef import AlbefPretraining
 from diptych.predict import Predictor, load
 from diptych.predict.explain import explain, gather_words, match_config
 from diptych.predict.routing import expert_ways
 from diptych.predict.teaching import Teacher
+from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.tasks.grounding import phrase_maps
+from diptych.tasks.pretraining import Draws
 from diptych.types import Batch
 from tests.app.conftest import MEASURED, save_pictures
 from tests.runs import TEXTS, WORDS, save_run
@@ -196,7 +196,7 @@ def test_fields_say_what_is_missing_or_too_much(tmp_path: Path, monkeypatch: pyt
         TextField("Question").read("  ")
     assert PictureField(optional=True).read(None) is None
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
-    monkeypatch.setattr("diptych.app.fields.MOST_BYTES", 1000)
+    monkeypatch.setattr("diptych.apps.app.fields.MOST_BYTES", 1000)
     with pytest.raises(ValueError, match=r"a\.png has 0 MiB"):
         read_picture(tmp_path / "a.png", "a.png")
 
@@ -223,6 +223,6 @@ def test_a_mistake_on_the_command_line_is_one_line(
 
 def test_it_listens_to_this_machine_only_unless_told(families: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[object, ...]] = []
-    monkeypatch.setattr("diptych.app.server.serve", lambda *given: said.append(given))
+    monkeypatch.setattr("diptych.apps.app.server.serve", lambda *given: said.append(given))
     assert main(["app", "runs/demo"]) == 0
     assert said == [(["runs/demo"], None, None, "127.0.0.1", 7860, "auto")]

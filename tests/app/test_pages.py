@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych.app.server import PAGES
+from diptych.apps.app.server import PAGES
 from tests.app.conftest import MEASURED, App, Visitor, new_context, serve_runs, visit
 from tests.runs import save_run
 

@@ -13,12 +13,13 @@ import torch
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
-from diptych import catalog, pipeline
-from diptych.ablate import runs, table
-from diptych.ablate.grid import Grid, Part, given_grid, read_grid
-from diptych.ablate.ready import GRIDS, VLMO_STAGES
+from diptych import catalog
+from diptych import run as pipeline
+from diptych.apps.ablate import runs, table
+from diptych.apps.ablate.grid import Grid, Part, given_grid, read_grid
+from diptych.apps.ablate.ready import GRIDS, VLMO_STAGES
+from diptych.apps.compare.compute import step_flops
 from diptych.cli.main import main
-from diptych.compare.compute import step_flops
 from diptych.metrics.intervals import t_quantile
 from diptych.schema import VisionStageConfig, VlmoPretrainConfig
 from diptych.serialize import to_dict

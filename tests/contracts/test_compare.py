@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych import catalog, pipeline
+from diptych import catalog
+from diptych import run as pipeline
+from diptych.apps.compare import as_text, compare, speed, write
+from diptych.apps.compare.parameters import reached
+from diptych.apps.compare.quality import quality, same_data
+from diptych.apps.report.compared import Comparison, Quality, Score
+from diptych.apps.report.compared_page import render
+from diptych.apps.report.stages import training_rate
 from diptych.cli.main import main
-from diptych.compare import as_text, compare, speed, write
-from diptych.compare.parameters import reached
-from diptych.compare.quality import quality, same_data
 from diptych.metrics.intervals import Interval
 from diptych.predict import load
 from diptych.recipes.override import override
-from diptych.report.compared import Comparison, Quality, Score
-from diptych.report.compared_page import render
-from diptych.report.stages import training_rate
 from tests.contracts.test_report import NASTY, Page
 from tests.tiny import albef, vlmo
 

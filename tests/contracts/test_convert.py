@@ -22,7 +22,7 @@ from diptych.checkpoints.convert import (
     from_published,
     to_published,
 )
-from diptych.models.albef import PUBLISHED_PRETRAINING, PUBLISHED_RETRIEVAL
+from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING, PUBLISHED_RETRIEVAL
 
 RULES: list[Rule] = [
     Rename("head.{p}", "head.{p}"),

@@ -35,11 +35,11 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.losses.contrastive import HIDDEN
 from diptych.losses.masked_lm import IGNORED, MaskDraws, masked_lm_loss
 from diptych.losses.matching import draw_negatives, negative_weights
-from diptych.models.albef import AlbefPretraining, Contrast
 from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import NOBODY, FeatureQueue
 from diptych.task import Task
+from diptych.tasks.albef_pretraining import AlbefPretraining, Contrast
 from diptych.types import Progress, Texts
 from tests import tiny
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from diptych import catalog, pipeline
+from diptych import catalog
+from diptych import run as pipeline
+from diptych.apps.demo import pretraining, tasks
+from diptych.apps.demo.systems import ALBEF, SYSTEMS, VLMO, Demonstration, System, TaskRun
 from diptych.checkpoints import store
 from diptych.cli import demo as verb
-from diptych.demo import pretraining, tasks
-from diptych.demo.systems import ALBEF, SYSTEMS, VLMO, Demonstration, System, TaskRun
 from diptych.schema import Recipe, VisionStageConfig
 from diptych.serialize import to_dict
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diptych import doctor
+from diptych.apps import doctor
+from diptych.apps.doctor import CHECKS, Diagnosis, known, read_run, record
+from diptych.apps.doctor.chance import chances
+from diptych.apps.doctor.envelope import RECORDED, Envelope, _band, _quantile, differences
 from diptych.catalog import RECIPES, find_recipe
 from diptych.cli.main import main
 from diptych.data.loader import Loaded
-from diptych.doctor import CHECKS, Diagnosis, known, read_run, record
-from diptych.doctor.chance import chances
-from diptych.doctor.envelope import RECORDED, Envelope, _band, _quantile, differences
 from diptych.recipes.override import override
 from diptych.schema import Recipe
 from diptych.serialize import to_dict

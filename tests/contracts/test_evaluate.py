@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.Image import Image as Picture
 from PIL.Image import new as new_picture
 
-from diptych import pipeline
+from diptych import run as pipeline
+from diptych.apps.report.of_run import report
 from diptych.catalog import find_recipe
 from diptych.cli.main import main
 from diptych.data.record import BadRecord, Record
@@ -110,7 +111,7 @@ def test_questions_without_answers_are_answered_and_get_no_score(
     assert "no score" in capsys.readouterr().out
     assert [one["question_id"] for one in json.loads(file.read_text())] == list(range(ASKED))
     assert "accuracy" not in json.loads((asked / "eval.json").read_text())
-    page = pipeline.report(asked).read_text()
+    page = report(asked).read_text()
     assert page.count("nobody tells") == ASKED
     assert 'id="result"' not in page
 
@@ -125,7 +126,7 @@ def test_a_drawn_share_is_no_submission(asked: Path, tmp_path: Path, capsys: pyt
     ("name", "sections"), [("entailment", ("result", "said", "examples")), ("grounding", ("result", "examples"))]
 )
 def test_a_judged_run_has_a_page(runs: Path, name: str, sections: tuple[str, ...]) -> None:
-    page = pipeline.report(runs / name).read_text()
+    page = report(runs / name).read_text()
     for section in (*sections, "run", "training", "recipe"):
         assert f'id="{section}"' in page
     found = json.loads((runs / name / "eval.json").read_text())
@@ -143,7 +144,7 @@ def test_recall_is_printed_for_any_split(runs: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_finetuned_retrieval_run_has_a_page_without_a_look_inside(runs: Path) -> None:
-    page = pipeline.report(runs / "retrieval").read_text()
+    page = report(runs / "retrieval").read_text()
     assert 'id="retrieval"' in page
     assert 'id="queries"' in page
     assert 'id="negatives"' not in page
@@ -151,7 +152,7 @@ def test_a_finetuned_retrieval_run_has_a_page_without_a_look_inside(runs: Path) 
 
 def test_a_run_without_metrics_is_refused_before_it_is_measured(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"metrics\.jsonl does not exist"):
-        pipeline.report(tmp_path)
+        report(tmp_path)
 
 
 def test_the_same_model_can_be_asked_of_other_data(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.models.albef import Albef, AlbefPretraining
+from diptych.models.albef import Albef
 from diptych.recipes.albef import albef_tiny
 from diptych.schema import OptimConfig, SpecialIds
+from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.train.optim import (
     build_optimizer,
     gradient_norm,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from diptych import pipeline
+from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.cli.main import VERBS, main
 from diptych.recipes.override import override, parse_assignments

@@ -7,11 +7,11 @@ from functools import cache
 
 import pytest
 
+from diptych.apps.plan.cards import CARDS, find_card, find_fleet
+from diptych.apps.plan.check import RETURNED_MEMORY, in_process
+from diptych.apps.plan.predict import Plan, Wish, alternatives, plan
 from diptych.catalog import find_recipe
 from diptych.cli.main import main
-from diptych.plan.cards import CARDS, find_card, find_fleet
-from diptych.plan.check import RETURNED_MEMORY, in_process
-from diptych.plan.predict import Plan, Wish, alternatives, plan
 from diptych.recipes.override import override
 
 MICRO = {
@@ -24,7 +24,7 @@ MICRO = {
 @pytest.fixture(autouse=True)
 def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two small sizes are counted, whatever the batch: the rest follows, and sooner."""
-    monkeypatch.setattr("diptych.plan.count.MOST", 8)
+    monkeypatch.setattr("diptych.apps.plan.count.MOST", 8)
 
 
 @cache

@@ -23,12 +23,11 @@ from torch.nn import functional as F
 import diptych
 from diptych.catalog import RECIPES, build_task, find_recipe
 from diptych.checkpoints import store
-from diptych.checkpoints.published import read, recognise, spell
 from diptych.cli.main import main
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.models.albef import Albef
 from diptych.nn.blocks import TextFrame
-from diptych.nn.layout import Packed
+from diptych.nn.packed import Packed
 from diptych.pretrained import (
     LAYOUTS,
     Assembled,
@@ -39,6 +38,7 @@ from diptych.pretrained import (
     from_pretrained,
     inspect,
 )
+from diptych.pretrained.formats import read, recognise, spell
 from diptych.schema import AlbefPretrainConfig, EntailmentConfig, GroundingTrainingConfig, VqaClosedSetConfig
 from diptych.serialize import from_dict, to_dict
 from diptych.train.start import start_from

@@ -19,11 +19,11 @@ from diptych.checkpoints import store
 from diptych.checkpoints.convert import counts, to_published
 from diptych.cli.main import main
 from diptych.data.tokenizer import SPECIAL, Tokenizer
-from diptych.models.vlmo.fit import fit_state
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import published_rules
+from diptych.models.vlmo import Vlmo
+from diptych.models.vlmo_weights import fit_state
 from diptych.pretrained import LAYOUTS, Options, assemble, convert, export, from_pretrained, inspect
 from diptych.pretrained.vlmo import VlmoFamily
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import (
     AlbefConfig,
     LanguageStageConfig,

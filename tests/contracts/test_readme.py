@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 import diptych
-from diptych import pipeline
+from diptych import run as pipeline
+from diptych.apps.compare import compute, speed
+from diptych.apps.demo import pretraining, tasks
+from diptych.apps.demo.systems import ALBEF, Demonstration
 from diptych.catalog import find_recipe
 from diptych.cli import where
 from diptych.cli.main import VERBS, main
-from diptych.compare import compute, speed
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.scenes import open_scenes
-from diptych.demo import pretraining, tasks
-from diptych.demo.systems import ALBEF, Demonstration
 from diptych.recipes.override import override, parse_assignments
 from diptych.schema import AlbefConfig, DataConfig, GroundingTrainingConfig, Recipe, VlmoConfig, VqaDecoderConfig
 from tests.contracts.test_demo import blind_afterwards

@@ -11,9 +11,9 @@ import torch
 from diptych.catalog import LAYOUTS, MODELS, RECIPES, SOURCES, TASKS, find_recipe, open_source
 from diptych.data.record import Question
 from diptych.data.sources.files import FileSource
-from diptych.models.albef import Albef, AlbefPretraining
-from diptych.pipeline import with_answers
+from diptych.models.albef import Albef
 from diptych.recipes.override import override, parse_assignments
+from diptych.run import with_answers
 from diptych.schema import (
     DataConfig,
     EntailmentConfig,
@@ -29,6 +29,7 @@ from diptych.schema import (
     VqaDecoderConfig,
 )
 from diptych.serialize import from_dict, to_dict
+from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.train.optim import build_optimizer, learning_rate
 from diptych.train.state import Plan
 

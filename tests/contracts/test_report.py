@@ -18,15 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diptych.data.tokenizer import SPECIAL, Tokenizer
-from diptych.data.transforms import EvaluationTransform
-from diptych.metrics.accuracy import Estimate
-from diptych.metrics.intervals import Interval
-from diptych.metrics.judged import Decision
-from diptych.models.albef import Albef, AlbefPretraining
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.pretraining import VlmoPretraining
-from diptych.report import (
+from diptych.apps.report import (
     Examples,
     ReportData,
     collect,
@@ -36,8 +28,8 @@ from diptych.report import (
     teacher_examples,
     write_report,
 )
-from diptych.report.charts import MOST_POINTS, draw, number, thin, ticks
-from diptych.report.data import (
+from diptych.apps.report.charts import MOST_POINTS, draw, number, thin, ticks
+from diptych.apps.report.data import (
     Chart,
     Confusion,
     ExampleGroup,
@@ -52,8 +44,15 @@ from diptych.report.data import (
     TextGuess,
     WordGuess,
 )
-from diptych.report.html import picture
-from diptych.report.judged import confusion, given_answers, groups
+from diptych.apps.report.html import picture
+from diptych.apps.report.task_evaluation import confusion, given_answers, groups
+from diptych.data.tokenizer import SPECIAL, Tokenizer
+from diptych.data.transforms import EvaluationTransform
+from diptych.metrics.accuracy import Estimate
+from diptych.metrics.intervals import Interval
+from diptych.metrics.task_evaluation import Decision
+from diptych.models.albef import Albef
+from diptych.models.vlmo import Vlmo
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -65,6 +64,8 @@ from diptych.schema import (
     VlmoPretrainConfig,
 )
 from diptych.search.rerank import Reranked
+from diptych.tasks.albef_pretraining import AlbefPretraining
+from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.types import Batch, Progress, RowList, Texts
 
 VOID = {"img", "meta", "line", "polyline"}

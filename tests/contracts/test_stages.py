@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych import pipeline
+from diptych import run as pipeline
+from diptych.apps.report.of_run import report
 from diptych.catalog import build_task, find_recipe
 from diptych.checkpoints import store
 from diptych.checkpoints.store import CheckpointError
@@ -232,7 +233,7 @@ def test_the_tokenizers_measures(runs: Path) -> None:
     assert found["accuracy"] < 100 > found["references.one_colour"] > 0
     logged = [json.loads(line) for line in (runs / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
     assert {"accuracy", "reconstruction_error", "code_perplexity"} <= set(logged[-1]["validation"])
-    page = pipeline.report(runs / "tokenizer").read_text()
+    page = report(runs / "tokenizer").read_text()
     assert page.count("given back</figcaption>") >= 12
     assert "Perplexity of the codes" in page
 
@@ -246,7 +247,7 @@ def test_the_stages_measures_need_no_other_folder(runs: Path, tmp_path: Path) ->
     (runs / "tokenizer").rename(tmp_path / "gone")
     try:
         assert pipeline.evaluate(moved).to_json() == before
-        assert "guessed</figcaption>" in pipeline.report(moved).read_text()
+        assert "guessed</figcaption>" in report(moved).read_text()
         shutil.rmtree(moved / "checkpoints" / "step-00000003")
         stored = json.loads((moved / "recipe.json").read_text())
         from diptych.train.state import stored_recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diptych import pipeline
+from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.data.record import Question, Referring
 from diptych.recipes.override import override

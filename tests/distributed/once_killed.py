@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from diptych import pipeline
+from diptych import run as pipeline
 from diptych.launched import rank, restarted
 from tests.distributed.warm import Fault, inject, small
 

@@ -11,10 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diptych.data.loader import Loaded
-from diptych.models.visual_tokenizer import VisualTokenizerTraining
-from diptych.models.vlmo.vision import VisionStage
+from diptych.models.visual_tokenizer import VisualTokenizer
 from diptych.nn.shards import own_part
-from diptych.nn.visual_tokenizer import VisualTokenizer
 from diptych.recipes.albef import albef_tiny
 from diptych.recipes.override import override
 from diptych.schema import (
@@ -24,6 +22,8 @@ from diptych.schema import (
     VisualTokenizerTrainingConfig,
 )
 from diptych.task import Task
+from diptych.tasks.masked_image_modelling import VisionStage
+from diptych.tasks.visual_tokenizer import VisualTokenizerTraining
 from diptych.train.distributed import Shared, World
 from diptych.train.guard import StopSignals
 from diptych.train.loop import Stepper

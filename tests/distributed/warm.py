@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from diptych import pipeline
+from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.recipes.override import override
 from diptych.schema import Recipe

@@ -14,13 +14,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from diptych import pipeline, serialize
+from diptych import run as pipeline
+from diptych import serialize
 from diptych.catalog import TASKS, build_task
-from diptych.data.scenes.generator import make_scene, render
 from diptych.evaluate.tasks import JUDGES
 from diptych.predict import load
 from diptych.schema import DecoderConfig, Recipe, ScenesConfig
 from diptych.serialize import from_dict, to_dict
+from diptych.synthetic.generator import make_scene, render
 from diptych.types import Progress, Texts
 from tests import tiny
 from tests.runs import WORDS, recipe_of, save_run

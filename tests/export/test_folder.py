@@ -20,12 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diptych
-from diptych import pipeline
+from diptych import run as pipeline
+from diptych.apps.export import export_folder, push_to_hub
+from diptych.apps.export.card import command_of
+from diptych.apps.export.folder import without_places
 from diptych.checkpoints import store
 from diptych.cli.main import main
-from diptych.export import export_folder, push_to_hub
-from diptych.export.card import command_of
-from diptych.export.folder import without_places
 from diptych.predict import load
 from diptych.pretrained import inspect
 from diptych.recipes.albef import albef_tiny
@@ -109,7 +109,7 @@ def test_nothing_half_written_is_left_behind(run: Path, tmp_path: Path, monkeypa
     def full(*_: Any) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("diptych.export.folder.model_card", full)
+    monkeypatch.setattr("diptych.apps.export.folder.model_card", full)
     with pytest.raises(OSError, match="full"):
         export_folder(run, tmp_path / "out")
     assert [one.name for one in tmp_path.iterdir()] == ["run"]

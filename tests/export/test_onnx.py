@@ -23,16 +23,16 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer as Engine
 
+from diptych.apps.export import export_onnx
+from diptych.apps.export.graphs import Fusion, ImageEncoder, TextEncoder, padded
+from diptych.apps.export.standalone import standalone
+from diptych.apps.export.to_onnx import describe, graphs
 from diptych.catalog import build_task
 from diptych.cli.main import main
 from diptych.data.loader import evaluation_batch
 from diptych.data.record import Question
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
-from diptych.export import export_onnx
-from diptych.export.graphs import Fusion, ImageEncoder, TextEncoder, padded
-from diptych.export.standalone import standalone
-from diptych.export.to_onnx import describe, graphs
 from diptych.predict import Predictor, load, make_predictor, prepare_texts
 from diptych.schema import AlbefConfig, DataConfig, Nlvr2Config, Recipe, RetrievalConfig, TaskConfig, VlmoConfig
 from diptych.types import Texts

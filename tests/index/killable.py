@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from diptych.index import add_to_index, build, build_index, embed_source, remove_from_index
+from diptych.apps.index import add_to_index, build, build_index, embed_source, remove_from_index
 from diptych.predict import Predictor, load
 from tests.index.sources import save_pictures
 from tests.smoke.killable import count_moments

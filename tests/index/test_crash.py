@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diptych.index import open_index, remove_from_index
-from diptych.index.folder import FolderStore
+from diptych.apps.index import open_index, remove_from_index
+from diptych.apps.index.folder import FolderStore
 from diptych.predict import Predictor
 from tests.index.sources import save_pictures
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
-from diptych.index.files import sole_writer
-from diptych.index.index import nearest
-from diptych.index.states import States
+from diptych.apps.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
+from diptych.apps.index.files import sole_writer
+from diptych.apps.index.index import nearest
+from diptych.apps.index.states import States
 from diptych.predict import Predictor
 from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures
 

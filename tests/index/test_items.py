@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.index.items import read_items
+from diptych.apps.index.items import read_items
 from tests.index.sources import save_lines, save_picture, save_pictures
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.index.neighbours import EXACT_UP_TO, Searcher, Way, choose
+from diptych.apps.index.neighbours import EXACT_UP_TO, Searcher, Way, choose
 
 
 def clustered(count: int, seed: int, width: int = 32, centres: int = 60) -> np.ndarray:

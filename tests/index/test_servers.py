@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diptych.apps.index import Item, add_to_index, build, build_index, index_info, open_index, remove_from_index
+from diptych.apps.index.embedding import Portion
+from diptych.apps.index.identity import Maker
+from diptych.apps.index.store import About, find_place
 from diptych.cli.main import main
-from diptych.index import Item, add_to_index, build, build_index, index_info, open_index, remove_from_index
-from diptych.index.embedding import Portion
-from diptych.index.identity import Maker
-from diptych.index.store import About, find_place
 from diptych.predict import Predictor
 from tests.index.servers import milvus, postgres
 from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures

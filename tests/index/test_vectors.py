@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from diptych.apps.index import embed_source, vectors
 from diptych.cli.main import main
-from diptych.index import embed_source, vectors
 from diptych.predict import Predictor
 from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from diptych.checkpoints.convert import to_published
-from diptych.models.albef import PUBLISHED_ENTAILMENT, Albef
+from diptych.models.albef import Albef
+from diptych.pretrained.albef_names import PUBLISHED_ENTAILMENT
 from diptych.schema import EntailmentConfig
 from diptych.tasks.entailment import Entailment
 from diptych.types import LabelledBatch, Losses, Progress, Texts

@@ -14,7 +14,8 @@ from torch import nn
 
 from diptych.data.collate import pad_texts
 from diptych.data.tokenizer import Tokenizer
-from diptych.models.albef import PUBLISHED_RETRIEVAL, Albef
+from diptych.models.albef import Albef
+from diptych.pretrained.albef_names import PUBLISHED_RETRIEVAL
 from diptych.schema import GroundingConfig
 from diptych.tasks.grounding import phrase_maps
 from diptych.types import Texts

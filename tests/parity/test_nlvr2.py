@@ -14,13 +14,8 @@ from torch import Tensor, nn
 
 from diptych.checkpoints.convert import Rule, absences, counts, from_published, to_published
 from diptych.losses.matching import negative_weights
-from diptych.models.albef import (
-    PUBLISHED_PRETRAINING,
-    Albef,
-    published_nlvr2,
-    published_text_assignment,
-    repeat_fusion_layers,
-)
+from diptych.models.albef import Albef, repeat_fusion_layers
+from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING, published_nlvr2, published_text_assignment
 from diptych.schema import AlbefConfig, Nlvr2Config, TextAssignmentConfig
 from diptych.task import Task
 from diptych.tasks.nlvr2 import Assignment, AssignmentDraws, Nlvr2, TextAssignment

@@ -14,10 +14,14 @@ from torch import Tensor
 from diptych.checkpoints.convert import from_published, to_published
 from diptych.losses.contrastive import itc_targets, soft_cross_entropy
 from diptych.losses.masked_lm import MaskDraws, masked_lm_loss
-from diptych.models.albef import PUBLISHED_PRETRAINING, Albef, AlbefPretraining, Draws, Forward, match_labels
+from diptych.losses.matching import match_labels
+from diptych.models.albef import Albef
 from diptych.nn.embeddings import resize_positions
 from diptych.nn.gather import Processes
+from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING
 from diptych.schema import AlbefPretrainConfig, OptimConfig
+from diptych.tasks.albef_pretraining import AlbefPretraining, Forward
+from diptych.tasks.pretraining import Draws
 from diptych.train.optim import build_optimizer
 from diptych.types import Batch, Losses, RowList, Texts
 from tests.parity.golden import Golden, albef_config, check_number, judged_alone, read_tensors, special_ids

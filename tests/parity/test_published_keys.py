@@ -14,10 +14,10 @@ from torch import Tensor
 
 from diptych.catalog import TASKS
 from diptych.checkpoints.convert import Alias, Rule, absences, counts, find_rule, from_published, to_published
-from diptych.checkpoints.published import recognise, spell
 from diptych.models.albef import Albef, repeat_fusion_layers, start_of_answer_decoder
 from diptych.pretrained import LAYOUTS, Options, convert
 from diptych.pretrained.albef import make_task_config, sizes
+from diptych.pretrained.formats import recognise, spell
 from diptych.schema import AlbefConfig, SpecialIds, VisionConfig
 from diptych.task import Task
 from diptych.train.start import start_from

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diptych.checkpoints.convert import to_published
 from diptych.losses.contrastive import itc_targets
-from diptych.models.albef import PUBLISHED_RETRIEVAL, Albef
+from diptych.models.albef import Albef
+from diptych.pretrained.albef_names import PUBLISHED_RETRIEVAL
 from diptych.schema import RetrievalConfig
 from diptych.tasks.retrieval import Forward, Retrieval
 from diptych.types import Batch, Losses, Texts

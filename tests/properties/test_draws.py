@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diptych.models.albef import ImageState
-from diptych.nn.draws import branches_kept, derived, dropout, kept, sample_keys
-from diptych.nn.layout import TextState
+from diptych.nn.counter_rng import branches_kept, derived, dropout, kept, sample_keys
+from diptych.nn.packed import TextState
 from diptych.types import Texts
 from tests import tiny
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diptych.losses.contrastive import HIDDEN, Logits
-from diptych.losses.pretraining import other_similarity
+from diptych.tasks.pretraining import other_similarity
 from diptych.types import Losses, Progress
 from tests import tiny
 

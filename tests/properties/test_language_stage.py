@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diptych import pipeline
+from diptych import run as pipeline
+from diptych.apps.report.of_run import report
 from diptych.catalog import find_recipe
 from diptych.checkpoints import store
 from diptych.losses.masked_lm import IGNORED, WordDraws, WordMasking
-from diptych.models.vlmo.language import LanguageStage
 from diptych.schema import DataConfig, LanguageStageConfig, OptimConfig, Recipe, ScenesConfig
+from diptych.tasks.masked_language_modelling import LanguageStage
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
 from diptych.train.optim import build_optimizer
@@ -298,7 +299,7 @@ def test_a_run_is_measured_by_accuracy_and_perplexity_of_hidden_words(trained: P
 
 
 def test_a_run_has_a_report(trained: Path) -> None:
-    page = pipeline.report(trained).read_text()
+    page = report(trained).read_text()
     for text in ("Masked language modelling", "Perplexity of a hidden word", "[MASK]", "hidden words (MLM)"):
         assert text in page
 

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.losses.matching import draw_negatives
 from diptych.nn.attention import attend, attend_with_map
-from diptych.nn.layout import Layout, Packed
-from diptych.nn.lean import norm_linear, norm_mlp
+from diptych.nn.fused_norm import norm_linear, norm_mlp
+from diptych.nn.packed import Layout, Packed
 from tests.tiny import shake, uniform
 
 # --------------------------------------------------------------------------- lean sublayers

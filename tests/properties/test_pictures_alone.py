@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych.apps.report.samples import render
 from diptych.catalog import find_layout, open_source
 from diptych.data.convert import write_splits
 from diptych.data.loader import PairLoader, evaluation_batches
@@ -16,7 +17,6 @@ from diptych.data.record import BadRecord, Picture, Record, picture_from_entry, 
 from diptych.data.sources.files import read_splits
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.validate import validate
-from diptych.report.samples import render
 from diptych.schema import DataConfig, ScenesConfig
 from diptych.types import PictureBatch
 from tests.layouts import karpathy, picture

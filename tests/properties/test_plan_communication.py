@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diptych.plan import communication as sent
+from diptych.apps.plan import communication as sent
 
 
 def ring(processes: int, piece: int, rounds: int) -> int:

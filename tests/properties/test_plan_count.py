@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diptych import catalog
-from diptych.plan.count import Counted, count, make_batch, plain_tokenizer
-from diptych.plan.ledger import CONTRAST
+from diptych.apps.plan.count import Counted, count, make_batch, plain_tokenizer
+from diptych.apps.plan.ledger import CONTRAST
 from diptych.recipes.override import override
 from diptych.schema import AlbefConfig, Recipe
 from diptych.task import Task

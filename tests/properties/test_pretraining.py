@@ -15,7 +15,7 @@ from torch import Tensor
 from diptych.losses.distillation import mixed_word_loss
 from diptych.losses.masked_lm import masked_lm_loss
 from diptych.losses.matching import matching_loss
-from diptych.losses.pretraining import Draws
+from diptych.tasks.pretraining import Draws
 from diptych.types import Batch, Progress, Term, Texts
 from tests import tiny
 

@@ -18,8 +18,8 @@ from diptych.data.record import (
     TaskSource,
     check_kind,
 )
-from diptych.data.scenes.examples import PAIRS, pair_example, referring_example
 from diptych.schema import DataConfig, ScenesConfig
+from diptych.synthetic.examples import PAIRS, pair_example, referring_example
 
 CONFIG = DataConfig(scenes=ScenesConfig(sprites="shapes", count=60, evaluation_count=20))
 KINDS: list[type[AnyRecord]] = [Entailment, Question, PairStatement, Referring]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.data.scenes.generator import BACKGROUNDS, Scene, make_scene, render
 from diptych.data.sources.scenes import open_scenes
 from diptych.schema import DataConfig, ScenesConfig
+from diptych.synthetic.generator import BACKGROUNDS, Scene, make_scene, render
 
 SHAPES = ScenesConfig(sprites="shapes", evaluation_count=50)
 CURATED = ScenesConfig()

@@ -12,11 +12,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from diptych.data.scenes.evaluation import noun_set_ceiling
-from diptych.data.scenes.generator import BACKGROUNDS, Scene
-from diptych.data.scenes.sprites import sprite_set
 from diptych.data.sources.scenes import Scenes, open_scenes
 from diptych.schema import DataConfig, ScenesConfig
+from diptych.synthetic.evaluation import noun_set_ceiling
+from diptych.synthetic.generator import BACKGROUNDS, Scene
+from diptych.synthetic.sprites import sprite_set
 
 COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 SIDES = {"to the left of": "left", "left of": "left", "to the right of": "right", "right of": "right"} | {

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data.scenes import openmoji, sprites
-from diptych.data.scenes.nouns import article, english
-from diptych.data.scenes.sprites import SpriteSet, sprite_set
 from diptych.schema import ScenesConfig
+from diptych.synthetic import openmoji, sprites
+from diptych.synthetic.nouns import article, english
+from diptych.synthetic.sprites import SpriteSet, sprite_set
 
 CURATED = ScenesConfig()
 FULL = ScenesConfig(names="full")
@@ -195,7 +195,7 @@ def test_phrases_carry_article_count_and_size() -> None:
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("owl", "an"), ("unicorn", "a"), ("umbrella", "an"), ("hourglass", "an"), ("house", "a"), ("ewe", "a")],
+    [("owl", "an"), ("unicorn", "a"), ("umbrella", "an"), ("hourglass", "an"), ("state", "a"), ("ewe", "a")],
 )
 def test_the_article_follows_the_sound(word: str, expected: str) -> None:
     assert article(word) == expected

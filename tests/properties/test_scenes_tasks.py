@@ -18,19 +18,19 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
-from diptych.data.scenes.examples import (
+from diptych.data.sources.scenes import open_scenes
+from diptych.schema import DataConfig, ScenesConfig
+from diptych.synthetic.examples import (
     PAIRS,
     entailment_example,
     pair_example,
     question_example,
     referring_example,
 )
-from diptych.data.scenes.expressions import JITTERED
-from diptych.data.scenes.generator import BACKGROUNDS, Scene, make_scene
-from diptych.data.scenes.questions import possible_answers
-from diptych.data.scenes.sprites import sprite_set
-from diptych.data.sources.scenes import open_scenes
-from diptych.schema import DataConfig, ScenesConfig
+from diptych.synthetic.expressions import JITTERED
+from diptych.synthetic.generator import BACKGROUNDS, Scene, make_scene
+from diptych.synthetic.questions import possible_answers
+from diptych.synthetic.sprites import sprite_set
 
 CURATED = ScenesConfig()
 SHAPES = ScenesConfig(sprites="shapes")
@@ -603,7 +603,7 @@ def test_captions_and_scenes_stay_what_they_were_where_nothing_is_held_out() -> 
 
 DIGEST = """
 import hashlib
-from diptych.data.scenes import examples
+from diptych.synthetic import examples
 from diptych.schema import ScenesConfig
 found = hashlib.sha256()
 config = ScenesConfig(names="full", compositions="familiar")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.loader import Asked, PairDataset, evaluation_batches
+from diptych.data.loader import EvaluationBatch, PairDataset, evaluation_batches
 from diptych.data.record import AnyRecord, Box, Entailment, PairStatement, Question, Record, Referring
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
@@ -137,7 +137,7 @@ def made(name: str) -> tuple[Any, tuple[Any, ...]]:
     return task.train(), records
 
 
-def asked(records: Sequence[AnyRecord], batch_size: int = 3, config: DataConfig = CONFIG) -> list[Asked]:
+def asked(records: Sequence[AnyRecord], batch_size: int = 3, config: DataConfig = CONFIG) -> list[EvaluationBatch]:
     return list(evaluation_batches(Shown(tuple(records)), TOKENIZER, config, tiny.SIDE, batch_size))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from diptych.evaluate import DIRECTIONS, contrastive_recall, evaluate_retrieval
 from diptych.metrics.recall import recall, retrieval_ranks
 from diptych.models.albef import Albef
-from diptych.models.vlmo.model import Vlmo
+from diptych.models.vlmo import Vlmo
 from diptych.schema import AlbefConfig, EvaluationConfig, TextConfig, VisionConfig, VlmoConfig
 from diptych.search.index import CosineIndex, top_k
 from diptych.search.rerank import UNSELECTED, plan_calls, rerank

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diptych.losses.masked_image import block_mask
-from diptych.models.vlmo.vision import VisionStage, blanked, resized
 from diptych.schema import VisionStageConfig, VisualTokenizerConfig
+from diptych.tasks.masked_image_modelling import VisionStage, blanked, resized
 from diptych.types import PictureBatch, Progress
 from tests.tiny import SIDE, shake, uniform, vlmo
 

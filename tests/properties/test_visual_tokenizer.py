@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.models.visual_tokenizer import (
+from diptych.models.visual_tokenizer import VisualTokenizer
+from diptych.nn.gather import Processes
+from diptych.schema import VisualTokenizerConfig, VisualTokenizerTrainingConfig
+from diptych.tasks.visual_tokenizer import (
     VisualTokenizerTraining,
     gumbel_softmax,
     perplexity,
@@ -18,9 +21,6 @@ from diptych.models.visual_tokenizer import (
     unevenness,
     use_of,
 )
-from diptych.nn.gather import Processes
-from diptych.nn.visual_tokenizer import VisualTokenizer
-from diptych.schema import VisualTokenizerConfig, VisualTokenizerTrainingConfig
 from diptych.types import PictureBatch, Progress
 
 CONFIG = VisualTokenizerConfig(image_size=16, patch_size=4, codes=12, code_width=8, width=32, residual_blocks=1)

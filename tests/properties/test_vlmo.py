@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.models.vlmo.model import BRANCHES, Branch, ImageState, Vlmo
+from diptych.models.vlmo import BRANCHES, Branch, ImageState, Vlmo
 from diptych.nn.attention import CHUNK, attend_biased
-from diptych.nn.draws import sample_keys
+from diptych.nn.counter_rng import sample_keys
 from diptych.nn.experts import ExpertBlock, Frame
-from diptych.nn.layout import TextState
+from diptych.nn.packed import TextState
 from diptych.types import Joint, RowList
 from tests import tiny
 from tests.tiny import alone, same

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diptych.models.vlmo.model import Vlmo
+from diptych.models.vlmo import Vlmo
 from diptych.nn.decoder import Asked
-from diptych.nn.layout import Packed
+from diptych.nn.packed import Packed
 from diptych.schema import DecoderConfig, Recipe, VlmoPretrainConfig, VqaDecoderConfig
 from diptych.tasks.vqa import VqaDecoding, ask
 from diptych.types import RowList

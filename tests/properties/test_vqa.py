@@ -16,7 +16,7 @@ from diptych.data.record import Question
 from diptych.data.tokenizer import SPECIAL as SPECIAL_PIECES
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses, closed_set_loss
-from diptych.nn.layout import Packed
+from diptych.nn.packed import Packed
 from diptych.serialize import typed
 from diptych.tasks import vqa
 from diptych.tasks.vqa import Generated, VqaDecoding, ask

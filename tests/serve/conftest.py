@@ -7,29 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from diptych.index import build_index
-from diptych.predict import Shelf
+from diptych.apps.index import build_index
+from diptych.predict import ModelPool
 from tests.runs import save_family
-from tests.serve.house import Running, picture, running
+from tests.serve.server_state import Running, picture, running
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf.load([save_family(tmp_path_factory.mktemp("served") / "run")], device="cpu")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> ModelPool:
+    return ModelPool.load([save_family(tmp_path_factory.mktemp("served") / "run")], device="cpu")
 
 
 @pytest.fixture(scope="session")
-def photos(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of five pictures."""
     place = tmp_path_factory.mktemp("photos")
     (place / "pictures").mkdir()
     for seed in range(5):
         picture(seed).save(place / "pictures" / f"{seed}.png")
-    build_index(place / "index", place / "pictures", shelf.find("embed").predictor)
+    build_index(place / "index", place / "pictures", pool.find("embed").predictor)
     return place / "index"
 
 
 @pytest.fixture(scope="session")
-def served(shelf: Shelf, photos: Path) -> Iterator[Running]:
-    with running(shelf, index=str(photos)) as one:
+def served(pool: ModelPool, photos: Path) -> Iterator[Running]:
+    with running(pool, index=str(photos)) as one:
         yield one

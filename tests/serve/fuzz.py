@@ -30,10 +30,10 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.generation.modes import GenerationMode
 
-from diptych.predict import Shelf
-from diptych.serve.limits import Limits
+from diptych.apps.serve.limits import Limits
+from diptych.predict import ModelPool
 from tests.runs import save_family
-from tests.serve.house import Running, encoded, error, picture, requests, running, strict_json
+from tests.serve.server_state import Running, encoded, error, picture, requests, running, strict_json
 
 LIMITS = Limits(body_bytes=200_000, pixels=100_000, seconds=20.0, body_seconds=5.0)
 CLIENTS = 8
@@ -90,7 +90,7 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
         outcome.wrong.append(
             f"the server counted {+Counter(grown) - outcome.seen}, clients {outcome.seen - +Counter(grown)}"
         )
-    patience = time.monotonic() + 5  # an answer is out a little before its request has left the house
+    patience = time.monotonic() + 5  # an answer is out a little before its request has left the state
     while server.gate.working and time.monotonic() < patience:
         time.sleep(0.01)
     if server.gate.working or server.gate._held:
@@ -286,15 +286,15 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    from diptych.index import build_index
+    from diptych.apps.index import build_index
 
     with tempfile.TemporaryDirectory() as place:
-        shelf = Shelf.load([save_family(Path(place) / "run")], device="cpu")
+        pool = ModelPool.load([save_family(Path(place) / "run")], device="cpu")
         (Path(place) / "pictures").mkdir()
         picture().save(Path(place) / "pictures" / "one.png")
-        build_index(Path(place) / "index", Path(place) / "pictures", shelf.find("embed").predictor)
+        build_index(Path(place) / "index", Path(place) / "pictures", pool.find("embed").predictor)
         begun = time.perf_counter()
-        with running(shelf, LIMITS, index=str(Path(place) / "index")) as server:
+        with running(pool, LIMITS, index=str(Path(place) / "index")) as server:
             found = fuzz(server, given.requests, given.seed)
     print(found, f"\n{time.perf_counter() - begun:.0f} s in all")
     return bool(found.wrong)

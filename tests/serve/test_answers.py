@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.index import open_index
-from diptych.predict import Shelf
-from tests.serve.house import Running, encoded, picture, requests, strict_json
+from diptych.apps.index import open_index
+from diptych.predict import ModelPool
+from tests.serve.server_state import Running, encoded, picture, requests, strict_json
 
 CLOSE = 1e-5
 PHONE = (100, 60)
@@ -27,10 +27,10 @@ def opened(content: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
-def expected(shelf: Shelf, path: str, asked: Asked, index: Path) -> Any:
+def expected(pool: ModelPool, path: str, asked: Asked, index: Path) -> Any:
     """By the Predictor, asked alone."""
     ability = path.rpartition("/")[2]
-    model = shelf.find("embed" if ability == "search" else ability).predictor
+    model = pool.find("embed" if ability == "search" else ability).predictor
     said: dict[str, Callable[[], Any]] = {
         "embed": lambda: {
             "pictures": model.embed_images([opened(one) for one in asked["pictures"]]).tolist(),
@@ -77,48 +77,48 @@ def near(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("path", requests())
-def test_every_endpoint_says_what_the_predictor_says(path: str, served: Running, shelf: Shelf, photos: Path) -> None:
+def test_every_endpoint_says_what_the_predictor_says(path: str, served: Running, pool: ModelPool, photos: Path) -> None:
     asked = requests()[path]
     response = served.post(path, asked)
     assert response.status_code == 200, response.text
     told = dict(strict_json(response.content))
-    assert told.pop("model") == shelf.find("embed" if path == "/v1/search" else path.rpartition("/")[2]).name
-    told = {name: told[name] for name in expected(shelf, path, asked, photos)}
-    assert near(told, expected(shelf, path, asked, photos))
+    assert told.pop("model") == pool.find("embed" if path == "/v1/search" else path.rpartition("/")[2]).name
+    told = {name: told[name] for name in expected(pool, path, asked, photos)}
+    assert near(told, expected(pool, path, asked, photos))
 
 
-def test_64_clients_at_once_get_what_each_would_get_alone(served: Running, shelf: Shelf, photos: Path) -> None:
+def test_64_clients_at_once_get_what_each_would_get_alone(served: Running, pool: ModelPool, photos: Path) -> None:
     work = [(path, requests(seed)[path]) for seed in range(10) for path in requests()]
     with ThreadPoolExecutor(64) as clients:
         answers = list(clients.map(lambda one: served.post(*one), work))
     assert {one.status_code for one in answers} == {200}
     for (path, asked), answer in zip(work, answers, strict=True):
-        wanted = expected(shelf, path, asked, photos)
+        wanted = expected(pool, path, asked, photos)
         assert near({name: answer.json()[name] for name in wanted}, wanted), path
     together = [
         sample.value
-        for metric in served.house.measures.batches.collect()
+        for metric in served.state.measures.batches.collect()
         for sample in metric.samples
         if sample.name.endswith("_bucket") and sample.labels["le"] == "1.0"
     ]
     assert sum(together) < len(work), "no two requests ever shared a batch"
 
 
-def test_a_large_picture_is_located_in_its_own_pixels_and_drawn(served: Running, shelf: Shelf) -> None:
+def test_a_large_picture_is_located_in_its_own_pixels_and_drawn(served: Running, pool: ModelPool) -> None:
     image = picture(3, PHONE)
     asked = {"picture": encoded(image), "phrases": ["a boat"], "heat": True}
     told = served.post("/v1/locate", asked).json()["results"][0]
-    alone = shelf.find("locate").predictor.locate(image, "a boat")
+    alone = pool.find("locate").predictor.locate(image, "a boat")
     assert told["box"] == list(alone.box)
     np.testing.assert_allclose(told["heat"]["map"], alone.heat, atol=CLOSE)
     drawn = np.asarray(opened(told["heat"]["png"]), float)
     assert np.abs(drawn - np.asarray(alone.draw(), float)).mean() < 1
 
 
-def test_proposals_decide_among_themselves(served: Running, shelf: Shelf) -> None:
+def test_proposals_decide_among_themselves(served: Running, pool: ModelPool) -> None:
     image, boxes = picture(3, PHONE), [[0.0, 0.0, 10.0, 10.0], [50.0, 20.0, 30.0, 30.0]]
     told = served.post("/v1/locate", {"picture": encoded(image), "phrases": ["a boat"], "proposals": boxes}).json()
-    assert told["results"][0]["box"] == list(shelf.find("locate").predictor.locate(image, "a boat", boxes).box)
+    assert told["results"][0]["box"] == list(pool.find("locate").predictor.locate(image, "a boat", boxes).box)
 
 
 def test_offered_answers_are_chosen_from(served: Running) -> None:
@@ -129,8 +129,8 @@ def test_offered_answers_are_chosen_from(served: Running) -> None:
     }
 
 
-def test_a_model_is_asked_by_its_name(served: Running, shelf: Shelf) -> None:
-    name = next(one.name for one in shelf.models if one.name.endswith("vqa_closed"))
+def test_a_model_is_asked_by_its_name(served: Running, pool: ModelPool) -> None:
+    name = next(one.name for one in pool.models if one.name.endswith("vqa_closed"))
     told = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name}).json()
     assert told["model"] == name
     refused = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name, "answers": ["yes"]})
@@ -147,10 +147,10 @@ def test_search_takes_a_picture_and_ranks_again(served: Running) -> None:
     assert "path" not in ranked[0]
 
 
-def test_models_say_what_they_can_and_how_well(served: Running, shelf: Shelf) -> None:
+def test_models_say_what_they_can_and_how_well(served: Running, pool: ModelPool) -> None:
     told = served.get("/v1/models").json()
-    assert [one["name"] for one in told["models"]] == [one.name for one in shelf.models]
-    able = shelf.abilities()
+    assert [one["name"] for one in told["models"]] == [one.name for one in pool.models]
+    able = pool.abilities()
     for ability, names in able.items():
         assert [one["name"] for one in told["models"] if ability in one["best_for"]] == list(names[:1])
         assert {one["name"] for one in told["models"] if ability in one["abilities"]} == set(names)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from diptych.serve.errors import CODES
-from diptych.serve.limits import Limits
-from tests.serve.house import Running, encoded, picture, requests, strict_json
+from diptych.apps.serve.errors import CODES
+from diptych.apps.serve.limits import Limits
+from tests.serve.server_state import Running, encoded, picture, requests, strict_json
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
 COMMANDS = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diptych.predict import Shelf
+from diptych.predict import ModelPool
 from tests.serve.fuzz import LIMITS, fuzz
-from tests.serve.house import running
+from tests.serve.server_state import running
 
 REQUESTS = 300
 
 
-def test_hostile_requests_break_nothing_and_none_is_lost(shelf: Shelf, photos: Path) -> None:
-    with running(shelf, LIMITS, index=str(photos)) as server:
+def test_hostile_requests_break_nothing_and_none_is_lost(pool: ModelPool, photos: Path) -> None:
+    with running(pool, LIMITS, index=str(photos)) as server:
         found = fuzz(server, REQUESTS)
         assert not found.wrong, str(found)
         assert {status for _, status in found.seen} >= {200, 422}

@@ -19,23 +19,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diptych.apps.serve.batching import Batcher, Coming
+from diptych.apps.serve.errors import ApiError
+from diptych.apps.serve.limits import Limits
+from diptych.apps.serve.measures import Measures
+from diptych.apps.serve.requests import Given
+from diptych.apps.serve.server import allowed_hosts, check_open
 from diptych.cli.main import main
-from diptych.predict import Shelf
-from diptych.serve.asking import Given
-from diptych.serve.batching import Batcher, Coming
-from diptych.serve.errors import ApiError
-from diptych.serve.limits import Limits
-from diptych.serve.measures import Measures
-from diptych.serve.server import allowed_hosts, check_open
-from tests.serve.house import Running, encoded, error, picture, requests, running
+from diptych.predict import ModelPool
+from tests.serve.server_state import Running, encoded, error, picture, requests, running
 
 SMALL = Limits(body_bytes=20_000, held_bytes=60_000, pixels=5_000, text_length=50, items=4, pairs=6, body_seconds=0.5)
 KEY = "a-key-that-is-long-enough"
 
 
 @pytest.fixture(scope="module")
-def small(shelf: Shelf) -> Iterator[Running]:
-    with running(shelf, SMALL) as one:
+def small(pool: ModelPool) -> Iterator[Running]:
+    with running(pool, SMALL) as one:
         yield one
 
 
@@ -173,8 +173,8 @@ def test_what_is_no_http_is_said_in_the_same_shape(small: Running) -> None:
     assert json.loads(answered.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_http"
 
 
-def test_the_key_opens_all_and_without_it_only_what_says_nothing(shelf: Shelf) -> None:
-    with running(shelf, key=KEY) as locked:
+def test_the_key_opens_all_and_without_it_only_what_says_nothing(pool: ModelPool) -> None:
+    with running(pool, key=KEY) as locked:
         asked, right = {"texts": ["a boat"]}, {"Authorization": f"Bearer {KEY}"}
         for wrong in (
             {},
@@ -189,7 +189,7 @@ def test_the_key_opens_all_and_without_it_only_what_says_nothing(shelf: Shelf) -
         assert locked.get("/metrics").status_code == 401
         assert locked.get("/v1/models", headers=right).status_code == 200
         assert locked.get("/healthz").status_code == 200
-        assert shelf.models[0].name not in locked.get("/openapi.json").text
+        assert pool.models[0].name not in locked.get("/openapi.json").text
 
 
 @pytest.mark.parametrize(
@@ -248,11 +248,11 @@ class Stuck:
     """Occupies the thread of the models of a server until the block ends."""
 
     def __init__(self, running: Running) -> None:
-        self.house, self.held = running.house, Held()
+        self.state, self.held = running.state, Held()
 
     def __enter__(self) -> Held:
         async def ask() -> Any:
-            return await self.house.batcher.ask(self.held, Given(texts=("x",)), Coming(self.house.batcher))
+            return await self.state.batcher.ask(self.held, Given(texts=("x",)), Coming(self.state.batcher))
 
         self.thread = threading.Thread(target=lambda: asyncio.run(ask()), daemon=True)
         self.thread.start()
@@ -290,8 +290,8 @@ def test_a_bad_request_does_not_fail_its_mates() -> None:
         asyncio.run(batcher.ask(held, Given(texts=("late",)), Coming(batcher)))
 
 
-def test_a_full_house_says_when_to_come_again(shelf: Shelf) -> None:
-    with running(shelf, Limits(queue=3)) as full, ThreadPoolExecutor(3) as clients:
+def test_a_full_house_says_when_to_come_again(pool: ModelPool) -> None:
+    with running(pool, Limits(queue=3)) as full, ThreadPoolExecutor(3) as clients:
         with Stuck(full):
             taken = [clients.submit(full.post, "/v1/embed", {"texts": ["a boat"]}) for _ in range(3)]
             wait_until(lambda: full.gate.working == 3)
@@ -302,13 +302,13 @@ def test_a_full_house_says_when_to_come_again(shelf: Shelf) -> None:
         assert [one.result().status_code for one in taken] == [200, 200, 200]
 
 
-def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(shelf: Shelf) -> None:
-    with running(shelf, Limits(seconds=2.0)) as slow:
+def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(pool: ModelPool) -> None:
+    with running(pool, Limits(seconds=2.0)) as slow:
         with Stuck(slow):
             late = slow.post("/v1/embed", {"texts": ["a boat"]})
             assert (late.status_code, error(late)) == (504, "timed_out")
-            assert not slow.house.batcher._waiting
-            assert slow.house.measures.dropped._value.get() == 1
+            assert not slow.state.batcher._waiting
+            assert slow.state.measures.dropped._value.get() == 1
         wait_until(lambda: slow.gate.working == 0)
 
 
@@ -318,14 +318,14 @@ def test_who_leaves_is_not_worked_for(served: Running) -> None:
     with Stuck(served):
         with socket.create_connection(("127.0.0.1", served.port)) as leaving:
             leaving.sendall(head(len(body)) + body)
-            wait_until(lambda: len(served.house.batcher._waiting) == 1)
-        wait_until(lambda: not served.house.batcher._waiting)
+            wait_until(lambda: len(served.state.batcher._waiting) == 1)
+        wait_until(lambda: not served.state.batcher._waiting)
         wait_until(lambda: served.counted().get(("/v1/embed", "499"), 0) == before + 1)
 
 
-def test_bodies_in_work_are_bounded_together(shelf: Shelf) -> None:
+def test_bodies_in_work_are_bounded_together(pool: ModelPool) -> None:
     limits = Limits(body_bytes=20_000, held_bytes=25_000)
-    with running(shelf, limits) as full, socket.create_connection(("127.0.0.1", full.port)) as slow:
+    with running(pool, limits) as full, socket.create_connection(("127.0.0.1", full.port)) as slow:
         slow.sendall(head(20_000) + b" " * 19_000)
         wait_until(lambda: full.gate._held == 19_000)
         response = full.post("/v1/embed", content=b" " * 19_000, headers={"Content-Type": "application/json"})
@@ -336,14 +336,14 @@ def test_a_failure_leaks_nothing(served: Running, monkeypatch: pytest.MonkeyPatc
     def fail(*_: Any) -> Any:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(served.house, "find", fail)
+    monkeypatch.setattr(served.state, "find", fail)
     response = served.post("/v1/embed", {"texts": ["a boat"]})
     assert (response.status_code, error(response)) == (500, "failed")
     assert "secret" not in response.text
 
 
-def test_stopping_finishes_what_was_taken_and_refuses_what_comes(shelf: Shelf) -> None:
-    with running(shelf) as ending, ThreadPoolExecutor(1) as clients:
+def test_stopping_finishes_what_was_taken_and_refuses_what_comes(pool: ModelPool) -> None:
+    with running(pool) as ending, ThreadPoolExecutor(1) as clients:
         with Stuck(ending), ending.client() as early:
             assert early.get("/healthz").json() == {"live": True, "ready": True}
             taken = clients.submit(ending.post, "/v1/embed", {"texts": ["a boat"]})
@@ -364,8 +364,8 @@ def test_a_big_picture_is_small_while_it_waits(served: Running) -> None:
     with ThreadPoolExecutor(1) as clients, Stuck(served):
         asked = {"pictures": [base64.b64encode(stream.getvalue()).decode()]}
         answer = clients.submit(served.post, "/v1/embed", asked)
-        wait_until(lambda: len(served.house.batcher._waiting) == 1)
-        assert served.house.batcher._waiting[0].given.pictures[0].size == (16, 16)
+        wait_until(lambda: len(served.state.batcher._waiting) == 1)
+        assert served.state.batcher._waiting[0].given.pictures[0].size == (16, 16)
     assert answer.result().status_code == 200
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 
-from diptych.predict import Shelf
+from diptych.predict import ModelPool
 
 
-def test_the_command_serves_until_it_is_told_to_stop(shelf: Shelf, photos: Path) -> None:
-    run = shelf.models[0].name
+def test_the_command_serves_until_it_is_told_to_stop(pool: ModelPool, photos: Path) -> None:
+    run = pool.models[0].name
     command = [sys.executable, "-m", "diptych", "serve", run, "--index", str(photos), "--port", "0", "--device", "cpu"]
     environment = os.environ | {"DIPTYCH_API_KEY": "a-key-that-is-long-enough"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -22,7 +22,7 @@ def test_the_command_serves_until_it_is_told_to_stop(shelf: Shelf, photos: Path)
             assert process.stdout is not None
             told = process.stdout.readline().split()
             url = next(word for word in told if word.startswith("http"))
-            assert told[1] == str(len(shelf.models))
+            assert told[1] == str(len(pool.models))
             with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=30) as client:
                 assert client.get("/healthz").json() == {"live": True, "ready": True}
                 assert client.get("/v1/models").status_code == 401

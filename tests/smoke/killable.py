@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from diptych import pipeline
+from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.recipes.override import override
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import diptych
-from diptych import pipeline
+from diptych import run as pipeline
 from diptych.checkpoints import store
 from diptych.cli.main import main
 from tests.smoke.killable import RECIPE

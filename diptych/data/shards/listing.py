@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diptych.data.cache import cache_folder
+from diptych.cache import cache_folder
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import ShardIndex, Stamp, build_index, read_index
 from diptych.data.shards.kept import Kept, locked

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from diptych.data.pictures import open_picture, picture_bytes, suffix_of
-from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, Record, Split, TaskSource, to_entry
+from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, Record, TaskSource, to_entry
 from diptych.data.shards.index import Stamp, build_index
 from diptych.data.shards.kept import locked
 from diptych.data.shards.listing import SUFFIX
@@ -29,6 +29,7 @@ from diptych.data.shards.remote import say
 from diptych.data.shards.tar import add_member, whole_shard
 from diptych.data.sources.files import Found, listing
 from diptych.data.workers import each_in_parallel
+from diptych.schema import Split
 
 SAMPLES = 10_000
 """Samples of a shard, as img2dataset has it."""

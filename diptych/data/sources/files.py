@@ -19,7 +19,6 @@ from PIL import Image
 from diptych.data.cleanup import clean_caption, clean_question
 from diptych.data.pictures import file_of, open_picture
 from diptych.data.record import (
-    SPLITS,
     TASK_NAMES,
     AnyRecord,
     BadRecord,
@@ -30,11 +29,10 @@ from diptych.data.record import (
     R,
     Record,
     Referring,
-    Split,
     from_entry,
     text_of,
 )
-from diptych.schema import DataConfig
+from diptych.schema import SPLITS, DataConfig, Split
 
 TRAINING_SIDE = 1024
 """Training takes large JPEGs at a reduced scale, as long as no side falls below this: more than any crop resolves."""

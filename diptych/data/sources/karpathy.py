@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.record import BadRecord, Record, Split, name_of, text_of
+from diptych.data.record import BadRecord, Record, name_of, text_of
 from diptych.data.sources.files import Found, json_object, list_of, object_of, split_named
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=karpathy reads dataset_coco.json or dataset_flickr30k.json"
 PUBLISHED: dict[str, Split] = {"train": "train", "restval": "train", "val": "validation", "test": "test"}

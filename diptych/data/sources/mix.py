@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from diptych.data.order import Laned, MixedLanes
-from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, Split, TaskSource
-from diptych.schema import DataConfig
+from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, TaskSource
+from diptych.schema import DataConfig, Split
 
 
 class Owned(NamedTuple):

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diptych.data.record import BadRecord, Referring, Split, box_of, name_of, text_of
+from diptych.data.record import BadRecord, Referring, box_of, name_of, text_of
 from diptych.data.sources.coco import coco_path
 from diptych.data.sources.files import Found, existing, list_of, object_of, parts_of, read_json, split_named
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=refcoco reads a folder with refs(….p) and instances.json, or these files separated by commas"
 PUBLISHED: dict[str, Split] = {

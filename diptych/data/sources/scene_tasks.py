@@ -1,6 +1,6 @@
 """The source of made examples for the tasks: scenes with hypotheses, questions, statements or phrases, or alone.
 
-What they say is made in diptych/data/scenes/examples.py; here it becomes the tasks' records.
+What they say is made in diptych/synthetic/examples.py; here it becomes the tasks' records.
 """
 
 from __future__ import annotations
@@ -12,22 +12,12 @@ from typing import Any
 from PIL import Image
 
 from diptych.data.cleanup import clean_caption
-from diptych.data.record import (
-    AnyRecord,
-    BadRecord,
-    Entailment,
-    PairStatement,
-    Picture,
-    PlainText,
-    Question,
-    Referring,
-    Split,
-)
-from diptych.data.scenes.examples import entailment_example, pair_example, question_example, referring_example
-from diptych.data.scenes.generator import check, make_scene, render
-from diptych.data.scenes.sprites import sprite_set
+from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Picture, PlainText, Question, Referring
 from diptych.data.sources.scenes import Scenes
-from diptych.schema import DataConfig, ScenesConfig
+from diptych.schema import DataConfig, ScenesConfig, Split
+from diptych.synthetic.examples import entailment_example, pair_example, question_example, referring_example
+from diptych.synthetic.generator import check, make_scene, render
+from diptych.synthetic.sprites import sprite_set
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The source of made pictures: scenes of sprites with captions (diptych/data/scenes)."""
+"""The source of made pictures: scenes of sprites with captions (diptych/synthetic)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from diptych.data.record import BadRecord, Record, Split
-from diptych.data.scenes.captions import Caption, describe, name_list
-from diptych.data.scenes.evaluation import EvaluationSet, evaluation_set
-from diptych.data.scenes.generator import Box, Scene, check, make_scene, render, stream
-from diptych.data.scenes.noise import add_boilerplate, drop_words
-from diptych.data.scenes.sprites import sprite_set
-from diptych.schema import DataConfig, ScenesConfig
+from diptych.data.record import BadRecord, Record
+from diptych.schema import DataConfig, ScenesConfig, Split
+from diptych.synthetic.captions import Caption, describe, name_list
+from diptych.synthetic.evaluation import EvaluationSet, evaluation_set
+from diptych.synthetic.generator import Box, Scene, check, make_scene, render, stream
+from diptych.synthetic.noise import add_boilerplate, drop_words
+from diptych.synthetic.sprites import sprite_set
 
 _CAPTION, _NOISE = 1, 2
 """Purposes of the random streams; 0 is the scene itself."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from diptych.data.order import Lanes
 from diptych.data.pictures import open_picture, place_of
-from diptych.data.record import SPLITS, TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Referring, Split
+from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Referring
 from diptych.data.shards.index import DRAWS, read_index
 from diptych.data.shards.kept import CHANGED
 from diptych.data.shards.listing import Place, Seen, kept_shards, open_shards_of
@@ -26,7 +26,7 @@ from diptych.data.shards.reading import OpenShards
 from diptych.data.shards.remote import is_remote
 from diptych.data.shards.samples import members_of, record_of
 from diptych.data.sources.files import TRAINING_SIDE, Found, listing
-from diptych.schema import DataConfig
+from diptych.schema import SPLITS, DataConfig, Split
 
 MOST_DRAWN = 5_000
 """Samples of an evaluation split that is drawn: as many as the usual test of COCO has. All of them are read once when

@@ -17,7 +17,7 @@ from typing import BinaryIO, overload
 import numpy as np
 from jaxtyping import Bool, Int, UInt
 
-from diptych.data.record import SPLITS, BadRecord, PlainText, Split, from_entry
+from diptych.data.record import BadRecord, PlainText, from_entry
 from diptych.data.shards.listing import spelled_out
 from diptych.data.sources.files import (
     Found,
@@ -32,7 +32,7 @@ from diptych.data.sources.files import (
     tar_members,
 )
 from diptych.data.sources.folder import files_below
-from diptych.schema import DataConfig
+from diptych.schema import SPLITS, DataConfig, Split
 
 LAYOUT = "data.source=texts reads .txt files (one text a line), .jsonl files, .tar shards, and folders of them"
 LARGEST_TEXT = 1 << 20

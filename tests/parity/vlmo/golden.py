@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from diptych.checkpoints.convert import from_published, to_published
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import published_rules
+from diptych.models.vlmo import Vlmo
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import SpecialIds, VlmoConfig
 from diptych.types import Texts
 from tests.parity import golden

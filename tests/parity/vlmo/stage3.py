@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from diptych.checkpoints.convert import to_published
-from diptych.losses.pretraining import Draws
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.pretraining import VlmoPretraining
-from diptych.models.vlmo.published import published_rules
+from diptych.models.vlmo import Vlmo
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import VlmoPretrainConfig
+from diptych.tasks.pretraining import Draws
+from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.types import Batch, Losses, Texts
 from tests.parity.vlmo.golden import Golden, load_stage, special_ids, vlmo_config
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from diptych.checkpoints.convert import from_published
 from diptych.data.tokenizer import SPECIAL
-from diptych.models.vlmo.fit import fit_state, grid_side
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import INDEX_TABLES, published_rules
+from diptych.models.vlmo import Vlmo
+from diptych.models.vlmo_weights import fit_state, grid_side
 from diptych.nn.relative import resize_table
 from diptych.pretrained import Assembled, Options, assemble
 from diptych.pretrained.family import numbers
+from diptych.pretrained.vlmo_names import INDEX_TABLES, published_rules
 from diptych.schema import VlmoConfig
 from tests.parity.vlmo.golden import Golden
 

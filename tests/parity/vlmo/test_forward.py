@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.models.vlmo.model import Vlmo
+from diptych.models.vlmo import Vlmo
 from diptych.nn.experts import ExpertBlock
 from diptych.types import RowList, Texts
 from tests.parity.vlmo.golden import Golden, build, read_texts, scaled

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from diptych.checkpoints.convert import to_published
 from diptych.losses.masked_lm import IGNORED, hidden_words
-from diptych.models.vlmo.language import LanguageStage, MaskedTexts
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import published_rules
+from diptych.models.vlmo import Vlmo
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.recipes.vlmo_stages import frozen_attention
 from diptych.schema import LanguageStageConfig, OptimConfig, ScheduleConfig
+from diptych.tasks.masked_language_modelling import LanguageStage, MaskedTexts
 from diptych.train.freeze import freeze
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
 from diptych.types import Progress, TextBatch

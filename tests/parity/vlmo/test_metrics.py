@@ -9,8 +9,8 @@ import torch
 
 from diptych.losses.answers import closed_set_score
 from diptych.losses.masked_lm import masked_lm_loss
-from diptych.losses.pretraining import word_measures
 from diptych.metrics.recall import retrieval_metrics, retrieval_ranks
+from diptych.tasks.pretraining import word_measures
 from diptych.types import Term
 from tests.parity.vlmo.golden import Golden, manifest
 

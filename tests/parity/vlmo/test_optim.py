@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from diptych.checkpoints.convert import from_published
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import published_rules
+from diptych.models.vlmo import Vlmo
 from diptych.nn.heads import classifier
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import DecayRule, OptimConfig
 from diptych.train.optim import build_optimizer
 from tests.parity.golden import read_tensors

@@ -13,7 +13,7 @@ from benchmarks.machine import flops
 from benchmarks.plain_vlmo import PlainVlmo
 from benchmarks.vlmo import Pair, Steps
 from diptych.checkpoints.convert import from_published
-from diptych.models.vlmo.published import published_rules
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import VlmoConfig
 from tests.parity.golden import read_tensors
 from tests.parity.vlmo.golden import Golden, manifest, vlmo_config

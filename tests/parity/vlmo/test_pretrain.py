@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diptych.losses.matching import match_labels, matching_pairs
-from diptych.models.vlmo.pretraining import Forward, VlmoPretraining
+from diptych.tasks.vlmo_pretraining import Forward, VlmoPretraining
 from diptych.types import Batch, Losses, Texts
 from tests.parity.golden import check_number
 from tests.parity.vlmo.golden import Golden, manifest

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from diptych.catalog import TASKS
 from diptych.checkpoints.convert import absences, counts, from_published, to_published
-from diptych.checkpoints.published import recognise
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import INDEX_TABLES
+from diptych.models.vlmo import Vlmo
 from diptych.pretrained import LAYOUTS, Options, convert, export
+from diptych.pretrained.formats import recognise
 from diptych.pretrained.vlmo import VlmoFamily
+from diptych.pretrained.vlmo_names import INDEX_TABLES
 from diptych.schema import Recipe, SpecialIds, VlmoConfig, VqaClosedSetConfig
 from diptych.task import Task
 from tests.parity.golden import read_tensors

@@ -14,8 +14,8 @@ from diptych.data.answers import score_row
 from diptych.evaluate import evaluate_retrieval
 from diptych.losses.distillation import class_loss
 from diptych.metrics.recall import retrieval_metrics, retrieval_ranks
-from diptych.models.vlmo.model import Vlmo
-from diptych.models.vlmo.published import published_rules
+from diptych.models.vlmo import Vlmo
+from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import EvaluationConfig, Nlvr2Config, RetrievalConfig, VqaClosedSetConfig
 from diptych.task import Task
 from diptych.tasks.nlvr2 import Nlvr2

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diptych.losses.masked_lm import IGNORED
-from diptych.models.vlmo.pretraining import VlmoPretraining
 from diptych.schema import OptimConfig, ScheduleConfig
+from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
 from tests.parity.golden import check_number
 from tests.parity.vlmo.golden import Golden

@@ -1,0 +1,45 @@
+"""How good a model is, in a sentence, by the `eval.json` of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diptych.predict import PooledModel
+
+KINDS = {
+    "EntailmentConfig": "entailment",
+    "VqaDecoderConfig": "answers to questions",
+    "VqaClosedSetConfig": "answers to questions",
+    "Nlvr2Config": "statements about two pictures",
+    "GroundingTrainingConfig": "boxes of phrases",
+    "TextAssignmentConfig": "captions assigned to two pictures",
+}
+"""A task's config as eval.json names it → what was judged."""
+NOT_MEASURED = "not measured: diptych evaluate writes how good it is"
+
+
+def quality(one: PooledModel) -> str:
+    """What its evaluation says; that there is none where nobody measured it."""
+    return NOT_MEASURED if one.measured is None else describe(one.measured)
+
+
+def describe(measured: Mapping[str, Any]) -> str:
+    """
+    >>> describe({"text_to_image.recall@1": 62.8, "text_to_image.recall@1.interval": [59.9, 65.9], "images": 1000,
+    ...           "split": "test"})
+    'finds the right one of 1,000 unseen pictures first for 62.8 % of captions (95 % interval 59.9 … 65.9)'
+    """
+    unseen = "unseen" if measured.get("split") == "test" else f"{measured.get('split', 'other')}-split"
+    if "text_to_image.recall@1" in measured:
+        share = _estimate(measured, "text_to_image.recall@1", " of captions")
+        return f"finds the right one of {measured['images']:,} {unseen} pictures first for {share}"
+    if "accuracy" not in measured:
+        return NOT_MEASURED
+    what = KINDS.get(str(measured.get("task")), "its task")
+    return f"{what}: {_estimate(measured, 'accuracy', ' right')} on {measured['examples']:,} {unseen} examples"
+
+
+def _estimate(measured: Mapping[str, Any], name: str, of: str) -> str:
+    low, high = measured[f"{name}.interval"]
+    return f"{measured[name]:.1f} %{of} (95 % interval {low:.1f} … {high:.1f})"

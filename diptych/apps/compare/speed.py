@@ -1,0 +1,135 @@
+"""How fast runs are: training as their logs say, embedding and searching as measured here and now, in turns.
+
+K candidates of a query.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from diptych.apps.report.compared import Rate, Speed
+from diptych.apps.report.stages import training_rate
+from diptych.predict import Predictor
+from diptych.run import open_split, read_retrieval
+from diptych.search.contract import State, evaluating
+from diptych.search.index import CosineIndex
+from diptych.search.rerank import match_logits, plan_calls
+from diptych.types import Texts, to_device
+
+ROUNDS = 5
+SECONDS = 0.5
+"""Least time that one measurement of a round takes."""
+PICTURES = 256
+"""Test pictures that are embedded and searched."""
+CANDIDATES = 64
+"""Pictures that are re-ranked for a query, for every model alike."""
+
+
+def training(runs: Sequence[Path]) -> Speed:
+    """Of the run itself, without its validations."""
+    rates = [training_rate(run) for run in runs]
+    return Speed("training", "pairs/s", tuple(None if one is None else Rate(one, one, one) for one in rates))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with encoded test pictures to search in."""
+
+    predictor: Predictor
+    pixels: Sequence[Tensor]
+    """Batches."""
+    texts: Texts
+    states: State
+    index: CosineIndex
+    turns: count[int] = field(default_factory=count)
+
+    def embed(self) -> int:
+        """A batch of pictures."""
+        model, batch = self.predictor.model, self.pixels[next(self.turns) % len(self.pixels)]
+        model.embed_image(model.image_state(batch))["main"].cpu()
+        return len(batch)
+
+    def search(self) -> int:
+        """One query, by similarity."""
+        self._nearest(self._query())
+        return 1
+
+    def rerank(self) -> int:
+        """One query, with the candidates ordered by the fusion encoder."""
+        predictor, query = self.predictor, self._query()
+        near = self._nearest(query).sort().values
+        rows = query.attention_mask.sum().cpu() + near.new_full((len(near),), predictor.model.image_rows)
+        state = predictor.model.text_state(query)
+        for call in plan_calls(near, rows, predictor.recipe.evaluation.tokens_per_call):
+            one = torch.zeros(len(call), dtype=torch.long)
+            match_logits(predictor.model, state, self.states, one, near[call], predictor.device)
+        return 1
+
+    def _query(self) -> Texts:
+        place = next(self.turns) % len(self.texts)
+        length = int(self.texts.attention_mask[place].sum())
+        one = slice(place, place + 1)
+        return Texts(self.texts.input_ids[one, :length], self.texts.attention_mask[one, :length])
+
+    def _nearest(self, query: Texts) -> Tensor:
+        """The candidates, by number."""
+        vector = self.predictor.model.embed_text(self.predictor.model.text_state(query))["main"]
+        return self.index.search(vector, CANDIDATES).indices[0].cpu()
+
+
+MEASURED: tuple[tuple[str, str, Callable[[Subject], int]], ...] = (
+    ("embedding pictures", "pictures/s", Subject.embed),
+    ("search, dual encoder", "queries/s", Subject.search),
+    ("search, re-ranked", "queries/s", Subject.rerank),
+)
+
+
+def measured(predictors: Sequence[Predictor | None], rounds: int = ROUNDS) -> tuple[Speed, ...]:
+    """Pictures embedded and queries answered a second, each round measuring every model in turn.
+
+    A query is one text among `PICTURES` encoded test pictures, of which `CANDIDATES` are re-ranked. Raises ValueError
+    for no round.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds is {rounds}: it must be at least 1")
+    subjects = [None if predictor is None else _subject(predictor) for predictor in predictors]
+    return tuple(Speed(what, unit, _rates(subjects, call, rounds)) for what, unit, call in MEASURED)
+
+
+def _subject(predictor: Predictor) -> Subject:
+    recipe, model = predictor.recipe, predictor.model
+    split = read_retrieval(recipe, open_split(recipe, "test"), predictor.tokenizer, PICTURES)
+    pixels = [batch.to(predictor.device) for batch in split.pictures]
+    with evaluating(model):
+        encoded = [model.image_state(batch) for batch in pixels]
+        vectors = torch.cat([model.embed_image(state)["main"] for state in encoded])
+    states: State = type(encoded[0]).cat(encoded)
+    return Subject(predictor, pixels, to_device(split.texts, predictor.device), states, CosineIndex(vectors))
+
+
+def _rates(subjects: Sequence[Subject | None], call: Callable[[Subject], int], rounds: int) -> tuple[Rate | None, ...]:
+    found: list[list[float]] = [[] for _ in subjects]
+    for turn in range(-1, rounds):  # the first one warms up
+        for place, subject in list(enumerate(subjects))[:: 1 if turn % 2 else -1]:
+            if subject is not None:
+                rate = _rate(subject, call, SECONDS if turn >= 0 else 0.0)
+                found[place] += [rate] * (turn >= 0)
+    return tuple(Rate(median(rates), min(rates), max(rates)) if rates else None for rates in found)
+
+
+def _rate(subject: Subject, call: Callable[[Subject], int], seconds: float) -> float:
+    """Items a second, over at least so much time."""
+    done, began = 0, time.perf_counter()
+    with evaluating(subject.predictor.model):
+        while True:
+            done += call(subject)
+            if (took := time.perf_counter() - began) >= seconds:
+                return done / took

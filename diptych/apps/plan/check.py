@@ -1,0 +1,162 @@
+"""Real steps beside a plan: memory in one process and time in another, each of its own, at the plan's batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from diptych import catalog
+from diptych.apps.plan.count import make_batch, plain_tokenizer, plannable
+from diptych.apps.plan.machine import PeakMemory, now, status, trim
+from diptych.apps.plan.predict import AFTER, Plan, Wish
+from diptych.data.record import PairStatement
+from diptych.device import find_device
+from diptych.nn.queue import FeatureQueue
+from diptych.schema import AlbefConfig, Recipe
+from diptych.serialize import from_dict, to_dict
+from diptych.task import Task
+from diptych.train.distributed import Shared, World
+from diptych.train.freeze import freeze
+from diptych.train.loop import forward_backward
+from diptych.train.optim import build_optimizer
+from diptych.types import Progress, to_device
+
+RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_MAX_": str(1 << 30)}
+"""For glibc: freed memory goes back at once, so that what is resident is in use: without, peaks vary by half."""
+BUSY = 0.9
+"""Share of the time in which a process must have had the processor for the wall clock to say anything."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Planned and measured, by what: bytes of `memory`, seconds of a `step`."""
+
+    steps: int
+    rows: Mapping[str, tuple[float, float]]
+    notes: tuple[str, ...]
+
+
+def check(recipe: Recipe, wish: Wish, plan: Plan, steps: int) -> Compared:
+    """Runs so many real steps at the plan's batch, in processes of their own. Raises ValueError where they fail."""
+    memory = in_process("memory", recipe, plan.tokens, 1, RETURNED_MEMORY)
+    timed = in_process("time", recipe, plan.tokens, steps, {})
+    single, share = timed["threads"] == 1, timed["processor"] / timed["wall"]
+    busy = single and share < BUSY
+    found = timed["processor"] if busy else timed["wall"]
+    notes = ["memory: what the process grew by since a small step had loaded all libraries"]
+    if busy:
+        notes.append(f"the step had the processor for {share:.0%} of {timed['wall']:.3g} s: its time there is compared")
+    return Compared(steps, {"memory": (plan.total, memory["bytes"]), "step": (plan.step, found)}, tuple(notes))
+
+
+def in_process(what: str, recipe: Recipe, tokens: int, steps: int, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `main` finds when it is asked `what` in a new process. Raises ValueError where it ends early."""
+    asked = {"recipe": to_dict(recipe), "tokens": tokens, "steps": steps, "threads": torch.get_num_threads()}
+    command = [sys.executable, "-m", "diptych.apps.plan.check", what]
+    ended = subprocess.run(
+        command, input=json.dumps(asked), capture_output=True, text=True, env=os.environ | dict(environment)
+    )
+    if ended.returncode:
+        last = ended.stderr.strip().splitlines()[-1:] or ["killed, as a process is that asks for too much memory"]
+        raise ValueError(f"the steps could not be run here: {last[0]}")
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+# --------------------------------------------------------------------------- within the process
+
+
+def real_step(recipe: Recipe, tokens: int) -> tuple[Task, Callable[[], None]]:
+    """A task with drawn weights and a full queue, and what does one optimiser step with it."""
+    recipe, device = plannable(recipe), find_device(recipe.run.device)
+    words, side = plain_tokenizer(recipe), recipe.model.image_size
+    size = recipe.run.batch_size * recipe.optim.accumulate
+    task = catalog.build_task(recipe, words).to(device).train()
+    if recipe.freeze:
+        freeze(task, recipe.freeze)
+    _fill_queues(task)
+    shared = Shared.of(task, recipe, World())
+    parameters = shared.parameters()
+    optimizer = build_optimizer(task, recipe.optim, parameters)
+    pictures = 2 if catalog.record_kind(recipe.task) is PairStatement else 1
+    pixels = torch.randn(pictures, size, 3, side, side).unbind()
+    batch = to_device(make_batch(recipe, pixels, tokens, words), device)
+    progress = Progress(AFTER, float(AFTER), recipe.run.seed)
+
+    def step() -> None:
+        task.before_step()
+        losses = forward_backward(shared, batch, progress, recipe.run)
+        shared.gradient_norm(parameters, recipe.optim.clip)
+        optimizer.step()
+        shared.clear_gradients(parameters)
+        task.after_step(losses.carry)
+
+    return task, step
+
+
+def _fill_queues(task: Task) -> None:
+    for part in task.modules():
+        if isinstance(part, FeatureQueue):
+            for ring in (part.image, part.text):
+                ring.copy_(F.normalize(torch.randn_like(ring), dim=1))
+            part.filled.fill_(part.size)
+            part.ids.copy_(-1 - torch.arange(part.size))
+
+
+def memory_of_steps(recipe: Recipe, tokens: int) -> int:
+    """Bytes at the worst moment of the second step, beyond those of a process that has made a small one."""
+    tiny = "albef_tiny" if isinstance(recipe.model, AlbefConfig) else "vlmo_tiny"
+    _small_step(tiny)
+    trim()
+    before = status("VmRSS")
+    _, step = real_step(recipe, tokens)
+    step()
+    with PeakMemory() as watched:
+        step()
+    return watched.before + watched.grown - before
+
+
+def _small_step(name: str) -> None:
+    """Loads what the first step of a process loads."""
+    recipe = catalog.find_recipe(name)
+    real_step(replace(recipe, run=replace(recipe.run, batch_size=4)), 8)[1]()
+
+
+def time_of_steps(recipe: Recipe, tokens: int, steps: int) -> dict[str, float]:
+    """Median seconds of a step, behind one that does not count: by the wall's clock, and on the processor."""
+    _, step = real_step(recipe, tokens)
+    step()
+    walls, processors = [], []
+    for _ in range(steps):
+        wall, processor = time.perf_counter(), time.process_time()
+        step()
+        now(find_device(recipe.run.device))
+        walls.append(time.perf_counter() - wall)
+        processors.append(time.process_time() - processor)
+    return {"wall": median(walls), "processor": median(processors)}
+
+
+def main(what: str) -> None:
+    """Reads what is asked from stdin, and prints what was found: both JSON."""
+    asked = json.load(sys.stdin)
+    torch.set_num_threads(asked["threads"])
+    recipe, found = from_dict(asked["recipe"]), {"threads": asked["threads"]}
+    if what == "memory":
+        found["bytes"] = memory_of_steps(recipe, asked["tokens"])
+    else:
+        found |= time_of_steps(recipe, asked["tokens"], asked["steps"])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,254 @@
+"""From a run's folder to what its report shows: curves of metrics.jsonl and what recipe.json says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diptych.apps.report.charts import duration, number
+from diptych.apps.report.data import Chart, Examples, Judgement, ReportData, Series
+from diptych.apps.report.stages import earlier
+from diptych.logged import read_metrics
+
+
+@dataclass(frozen=True)
+class ChartSpec:
+    """Which measures of metrics.jsonl share a chart, under which names."""
+
+    title: str
+    unit: str
+    names: Mapping[str, str]
+    note: str = ""
+    scale: float = 1.0
+
+
+CHARTS = (
+    ChartSpec(
+        "Losses",
+        "nats",
+        {
+            "losses.itc": "contrastive (ITC)",
+            "losses.itm": "matching (ITM)",
+            "losses.mlm": "words (MLM)",
+            "losses.masked_image": "visual tokens (masked image modelling)",
+        },
+        "Each without its weight. Before training, ITC is about log N and MLM about the log of the vocabulary's size.",
+    ),
+    ChartSpec(
+        "Loss",
+        "nats",
+        {
+            "losses.entailment": "entailment",
+            "losses.nlvr2": "truth of statements",
+            "losses.text_assignment": "text assignment",
+        },
+        "Cross-entropy of the classes. Even chances give the log of their number: 1.10 for three, 0.69 for two.",
+    ),
+    ChartSpec(
+        "Loss of the answers",
+        "nats a question",
+        {"losses.answer": "answers"},
+        "Of a decoder, summed over the words of an answer, by its weight; of a closed set, over all answers.",
+    ),
+    ChartSpec(
+        "Mutual information, lower bounds",
+        "nats",
+        {"measures.mi_bound": "picture and text", "measures.mi_bound_words": "word and its context"},
+        "What the objectives maximise (ALBEF §4). The first, log N less the hard-label ITC loss, cannot pass log N.",
+    ),
+    ChartSpec(
+        "Validation recall",
+        "%",
+        {
+            "validation.text_to_image.recall@10": "text → image @10",
+            "validation.image_to_text.recall@10": "image → text @10",
+            "validation.text_to_image.recall@1": "text → image @1",
+            "validation.image_to_text.recall@1": "image → text @1",
+        },
+        "By similarity alone, on pictures that are not trained on.",
+    ),
+    ChartSpec(
+        "Validation",
+        "%",
+        {
+            "validation.accuracy": "official measure",
+            "validation.consistency": "consistency",
+            "validation.accuracy.intended": "people's answers normalised too",
+            "validation.accuracy.without_proposals": "from the map alone",
+        },
+        "On records that are not trained on; the checkpoint with the highest official measure is the best one.",
+    ),
+    ChartSpec(
+        "Accuracy in training",
+        "%",
+        {
+            "measures.accuracy": "right classes",
+            "measures.word_accuracy": "right next words of an answer",
+            "measures.answer_score": "score of the likeliest answer",
+        },
+        "On the batches as they are trained on. Far above validation, the run learns its records by heart.",
+        100.0,
+    ),
+    ChartSpec(
+        "Accuracy of matching and of words",
+        "%",
+        {"measures.itm_accuracy": "matching (ITM)", "measures.mlm_accuracy": "hidden words (MLM)"},
+        "Two of three pairs do not match, so always saying no gives 66.7 % of ITM.",
+        100.0,
+    ),
+    ChartSpec(
+        "Visual tokens",
+        "%",
+        {"measures.code_accuracy": "guessed", "measures.commonest_code": "the commonest of the batch, always"},
+        "Of the hidden patches; what is learnt is how far the first curve is above the second.",
+        100.0,
+    ),
+    ChartSpec(
+        "Codes in use",
+        "perplexity",
+        {"measures.code_perplexity": "of the codes of a batch"},
+        "As many codes, evenly used, would be as uncertain. 1 is a collapse: every patch is the same code.",
+    ),
+    ChartSpec(
+        "Hidden words",
+        "perplexity",
+        {"measures.perplexity": "of a hidden word"},
+        "As many words, equally likely, would be as uncertain.",
+    ),
+    ChartSpec(
+        "How hard the negatives are",
+        "cosine",
+        {
+            "measures.positive_similarity": "right pairs",
+            "measures.negative_similarity": "negatives drawn",
+            "measures.other_similarity": "all that do not belong together",
+        },
+        "The closer the first two, the harder it is to tell the negatives from the right pairs. Where the last is as "
+        "high as the first, all features are the same.",
+    ),
+    ChartSpec(
+        "The teacher",
+        "0 to 1",
+        {
+            "measures.teacher_label_probability": "probability of the label",
+            "measures.alpha": "let in (ramp of α)",
+        },
+        "How much the teacher believes the label among all candidates, and how far it has been let in (ALBEF §3.3).",
+    ),
+    ChartSpec(
+        "False negatives",
+        "% of the pairs",
+        {"measures.false_negatives": "another caption of the same picture among the candidates"},
+        "Hidden from the contrast, unless the recipe keeps them (task.false_negatives).",
+        100.0,
+    ),
+    ChartSpec("Temperature", "τ", {"measures.temperature": "learnt τ"}, "Similarities are divided by it."),
+    ChartSpec("Learning rate", "", {"lr": "rate"}),
+    ChartSpec("Norm of the gradient", "", {"gradient_norm": "norm"}, "Before clipping."),
+    ChartSpec("Speed", "pairs/s", {"pairs_per_second": "pairs per second"}),
+    ChartSpec("Waiting for data", "% of the time", {"waiting": "until the next batch was there"}, scale=100.0),
+)
+UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss", "validation.")
+"""Numbers that get no chart of their own: the axes, the total, and recalls beside the chosen ones."""
+
+
+def collect(
+    folder: Path,
+    *,
+    evaluation: Mapping[str, Any] | None = None,
+    ceiling: Mapping[str, float] | None = None,
+    examples: Examples | None = None,
+    judgement: Judgement | None = None,
+) -> ReportData:
+    """What a run's folder tells and what was measured; parts that are not there are left out.
+
+    For the named ones see ReportData. Raises ValueError for a folder without metrics.jsonl.
+    """
+    recipe = _json(folder / "recipe.json") or {}
+    lines = read_metrics(folder / "metrics.jsonl")
+    return ReportData(
+        title=f"{recipe.get('name', 'run')} in {folder.name}",
+        facts=facts(recipe, lines),
+        charts=charts(lines, recipe),
+        evaluation=evaluation,
+        ceiling=ceiling or {},
+        recipe=recipe,
+        examples=examples or Examples(),
+        judgement=judgement,
+        stages=earlier(folder) if recipe else (),
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+# --------------------------------------------------------------------------- curves
+
+
+def charts(lines: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]) -> tuple[Chart, ...]:
+    """The curves that the lines hold: those of CHARTS, then what else was measured, each for itself."""
+    if not recipe.get("task", {}).get("alpha", True):  # nothing is let in of a teacher
+        lines = [{name: value for name, value in line.items() if name != "measures.alpha"} for line in lines]
+    known = {name for spec in CHARTS for name in spec.names}
+    others = dict.fromkeys(name for line in lines for name in line if name not in known)
+    extra = [ChartSpec(name, "", {name: name}) for name in others if not name.startswith(UNCHARTED)]
+    drawn = [_chart(spec, lines, recipe) for spec in (*CHARTS, *extra)]
+    return tuple(chart for chart in drawn if chart.series)
+
+
+def _chart(spec: ChartSpec, lines: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]) -> Chart:
+    series = []
+    for name, title in spec.names.items():
+        points = [(line["step"], spec.scale * line[name]) for line in lines if name in line]
+        if points:
+            steps, values = zip(*points, strict=True)
+            series.append(Series(title, steps, values))
+    references: tuple[tuple[str, float], ...] = ()
+    if "measures.mi_bound" in spec.names and (candidates := _candidates(recipe)):
+        references = ((f"log N = {math.log(candidates):.2f}", math.log(candidates)),)
+    return Chart(spec.title, spec.unit, tuple(series), spec.note, references)
+
+
+def _candidates(recipe: Mapping[str, Any]) -> int | None:
+    """N of the bound: a batch, and a full queue where the task has one."""
+    queue, batch = recipe.get("task", {}).get("queue_size", 0), recipe.get("run", {}).get("batch_size")
+    return queue + batch if batch else None
+
+
+# --------------------------------------------------------------------------- summary
+
+
+def facts(recipe: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> tuple[tuple[str, str], ...]:
+    """Name and value of what sums the run up."""
+    found: list[tuple[str, str]] = []
+    if recipe:
+        data = recipe["data"]
+        found.append(("Recipe", recipe["name"]))
+        found.append(("Data", f"{data['source']} {data['path'] or ''}".strip()))
+        if data.get("blank_images"):
+            found.append(("Pictures", "all blank: a model that does not see"))
+        if recipe.get("init_from"):
+            found.append(("Started from", recipe["init_from"]))
+        found.append(("Picture side", f"{_image_size(recipe['model'])} pixels"))
+        found.append(("Batch", f"{recipe['run']['batch_size']} pairs"))
+    if lines:
+        last = lines[-1]
+        found.append(("Steps", f"{last['step']:,.0f}"))
+        found.append(("Pairs seen", f"{last['pairs']:,.0f}"))
+        found.append(("Epochs", number(last["epoch"])))
+        found.append(("Time", duration(last["seconds"])))
+    return tuple(found)
+
+
+def _image_size(model: Mapping[str, Any]) -> int:
+    """ALBEF's is that of its image encoder."""
+    size: int = model.get("vision", model)["image_size"]
+    return size

@@ -1,0 +1,161 @@
+"""Names of the parameters of ALBEF in the published checkpoints, and what they are called here."""
+
+from __future__ import annotations
+
+from diptych.checkpoints.convert import Absent, Alias, Count, Rename, Rule, Stack
+from diptych.schema import AlbefConfig
+
+
+def _model_rules(mark: str, ours: str, with_words: bool = True) -> list[Rule]:
+    """Published names of one copy of the model: mark "" the student's, "_m" the teacher's.
+
+    `with_words`: has word prediction; the text encoder's parts then stand one level deeper.
+    """
+    vision, text = f"visual_encoder{mark}", f"text_encoder{mark}"
+    bert = f"{text}.bert" if with_words else text
+    renames = {
+        f"{vision}.cls_token": "vision.embedding.cls_token",
+        f"{vision}.pos_embed": "vision.embedding.positions",
+        f"{vision}.patch_embed.proj.{{p}}": "vision.embedding.proj.{p}",
+        f"{vision}.blocks.{{i}}.attn.qkv.{{p}}": "vision.blocks.{i}.qkv.{p}",
+        f"{vision}.blocks.{{i}}.attn.proj.{{p}}": "vision.blocks.{i}.out.{p}",
+        f"{vision}.blocks.{{i}}.mlp.fc1.{{p}}": "vision.blocks.{i}.fc1.{p}",
+        f"{vision}.blocks.{{i}}.mlp.fc2.{{p}}": "vision.blocks.{i}.fc2.{p}",
+        f"{vision}.blocks.{{i}}.norm1.{{p}}": "vision.blocks.{i}.norm1.{p}",
+        f"{vision}.blocks.{{i}}.norm2.{{p}}": "vision.blocks.{i}.norm2.{p}",
+        f"{vision}.norm.{{p}}": "vision.norm.{p}",
+        f"vision_proj{mark}.{{p}}": "image_proj.{p}",
+        f"text_proj{mark}.{{p}}": "text_proj.{p}",
+    }
+    return [
+        *(Rename(published, ours + name) for published, name in renames.items()),
+        *_bert_rules(bert, f"{ours}text."),
+        *(_word_rules(f"{text}.cls.predictions", bert, f"{ours}word_head") if with_words else []),
+    ]
+
+
+def _bert_rules(bert: str, ours: str) -> list[Rule]:
+    """Published names of a BERT at `bert`; its layers may have cross-attention."""
+    words, layer, target = f"{bert}.embeddings", f"{bert}.encoder.layer.{{i}}", f"{ours}layers.{{i}}"
+    attention, cross = f"{layer}.attention", f"{layer}.crossattention"
+    return [
+        Rename(f"{words}.word_embeddings.weight", f"{ours}embedding.words.weight"),
+        Rename(f"{words}.position_embeddings.weight", f"{ours}embedding.positions.weight"),
+        Rename(f"{words}.token_type_embeddings.weight", f"{ours}embedding.types.weight"),
+        Rename(f"{words}.LayerNorm.{{p}}", f"{ours}embedding.norm.{{p}}"),
+        Stack(tuple(f"{attention}.self.{n}.{{p}}" for n in ("query", "key", "value")), f"{target}.attention.qkv.{{p}}"),
+        Rename(f"{attention}.output.dense.{{p}}", f"{target}.attention.out.{{p}}"),
+        Rename(f"{attention}.output.LayerNorm.{{p}}", f"{target}.attention_norm.{{p}}"),
+        Rename(f"{cross}.self.query.{{p}}", f"{target}.cross.q.{{p}}"),
+        Stack(tuple(f"{cross}.self.{n}.{{p}}" for n in ("key", "value")), f"{target}.cross.kv.{{p}}"),
+        Rename(f"{cross}.output.dense.{{p}}", f"{target}.cross.out.{{p}}"),
+        Rename(f"{cross}.output.LayerNorm.{{p}}", f"{target}.cross_norm.{{p}}"),
+        Rename(f"{layer}.intermediate.dense.{{p}}", f"{target}.fc1.{{p}}"),
+        Rename(f"{layer}.output.dense.{{p}}", f"{target}.fc2.{{p}}"),
+        Rename(f"{layer}.output.LayerNorm.{{p}}", f"{target}.mlp_norm.{{p}}"),
+        Count(f"{words}.position_ids", of=f"{words}.position_embeddings.weight"),
+    ]
+
+
+def _word_rules(words: str, bert: str, ours: str) -> list[Rule]:
+    """Published names of a word head at `words`, whose matrix is the word table of `bert`."""
+    return [
+        Rename(f"{words}.transform.dense.{{p}}", f"{ours}.dense.{{p}}"),
+        Rename(f"{words}.transform.LayerNorm.{{p}}", f"{ours}.norm.{{p}}"),
+        Rename(f"{words}.bias", f"{ours}.bias"),
+        Alias(f"{words}.decoder.weight", of=f"{bert}.embeddings.word_embeddings.weight"),
+        Alias(f"{words}.decoder.bias", of=f"{words}.bias"),
+    ]
+
+
+_SHARED: list[Rule] = [
+    Rename("temp", "model.temp"),
+    Rename("itm_head.{p}", "model.match_head.{p}"),
+    Rename("image_queue", "queue.image", transpose=True),
+    Rename("text_queue", "queue.text", transpose=True),
+    Rename("queue_ptr", "queue.pointer", squeeze=True),
+]
+
+PUBLISHED_PRETRAINING: list[Rule] = [
+    *_model_rules("", "model."),
+    *_model_rules("_m", "teacher."),
+    *_SHARED,
+]
+"""Names in the released pre-training checkpoint (`model` entry) → names in AlbefPretraining's state."""
+
+PUBLISHED_RETRIEVAL: list[Rule] = [
+    *_model_rules("", "model.", with_words=False),
+    *_model_rules("_m", "teacher.", with_words=False),
+    *_SHARED,
+    Rename("idx_queue", "queue.ids", squeeze=True),
+]
+"""Names in the released retrieval checkpoint, which has no word prediction."""
+
+PUBLISHED_ENTAILMENT: list[Rule] = [
+    *_model_rules("", "model.", with_words=False),
+    *_model_rules("_m", "teacher.", with_words=False),
+    Rename("cls_head.{i}.{p}", "head.{i}.{p}"),
+    Rename("cls_head_m.{i}.{p}", "teacher_head.{i}.{p}"),
+]
+"""Names in the released visual entailment checkpoint → names in the state of tasks.entailment.Entailment."""
+
+
+def _repeated_rules(mark: str, ours: str, config: AlbefConfig) -> list[Rule]:
+    """Names of one copy of a model with several images a text.
+
+    Published, a shared projection has a name in each of its layers. Loaded one by one, the last one's numbers count.
+    """
+    rules: list[Rule] = []
+    start, times = config.text.fusion_start, config.images_per_text
+    for number in range(config.text.layers - start):
+        first = start + number * times
+        *others, last = (
+            f"text_encoder{mark}.encoder.layer.{layer}.crossattention.self" for layer in range(first, first + times)
+        )
+        projection = f"{ours}text.layers.{first}.cross.kv.{{p}}"
+        rules.append(Stack((f"{last}.key.{{p}}", f"{last}.value.{{p}}"), projection))
+        for n in ("key", "value"):
+            rules += [Alias(f"{other}.{n}.{{p}}", of=f"{last}.{n}.{{p}}", must_agree=False) for other in others]
+    return [*rules, *_model_rules(mark, ours, with_words=False)]
+
+
+def published_nlvr2(config: AlbefConfig) -> list[Rule]:
+    """Names in the released NLVR2 checkpoint → names in the state of tasks.nlvr2.Nlvr2 with a model of `config`."""
+    return [
+        *_repeated_rules("", "model.", config),
+        *_repeated_rules("_m", "teacher.", config),
+        Rename("cls_head.{i}.{p}", "head.{i}.{p}"),
+        Rename("cls_head_m.{i}.{p}", "teacher_head.{i}.{p}"),
+        *_absent("image_proj", "text_proj", "temp", "match_head", "word_head"),
+    ]
+
+
+def published_text_assignment(config: AlbefConfig) -> list[Rule]:
+    """Names in the released text-assignment checkpoint → names in the state of tasks.nlvr2.TextAssignment."""
+    return [
+        *_repeated_rules("", "model.", config),
+        Rename("temp", "model.temp"),
+        Rename("ta_head.{p}", "head.{p}"),
+        *_absent("match_head", "word_head"),
+    ]
+
+
+def _absent(*parts: str) -> list[Rule]:
+    """Parts of the student that the published file lacks because its task does not use them."""
+    return [Absent(f"model.{part}", "the task does not use it") for part in parts]
+
+
+def _decoder_rules(mark: str, ours: str) -> list[Rule]:
+    """Published names of one copy of the answer decoder."""
+    bert, words = f"text_decoder{mark}.bert", f"text_decoder{mark}.cls.predictions"
+    return [*_bert_rules(bert, ours), *_word_rules(words, bert, f"{ours}word_head")]
+
+
+PUBLISHED_VQA: list[Rule] = [
+    *_model_rules("", "model.", with_words=False),
+    *_model_rules("_m", "teacher.", with_words=False),
+    *_decoder_rules("", "head."),
+    *_decoder_rules("_m", "teacher_head."),
+    *_absent("image_proj", "text_proj", "temp", "match_head", "word_head"),
+]
+"""Names in the released VQA checkpoint → names in the state of tasks.vqa.VqaDecoding."""

@@ -1,0 +1,149 @@
+"""VLMo's first stage: masked image modelling on pictures alone (§3.4; BEiT §2).
+
+I pictures, S side of the grid of patches, N = S² patches, R hidden patches, K size of the codebook, D width.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.losses.masked_image import block_mask, masked_image_loss
+from diptych.models.visual_tokenizer import VisualTokenizer
+from diptych.models.vlmo import Vlmo
+from diptych.models.vlmo_weights import grid_side, untrained_parts
+from diptych.nn.blocks import init_weights
+from diptych.nn.embeddings import resize_positions
+from diptych.nn.gather import Processes
+from diptych.schema import SpecialIds, VisionStageConfig
+from diptych.seeds import seed_of
+from diptych.task import Task
+from diptych.types import Batch, Losses, PictureBatch, Progress, Term
+
+
+class CodeHead(nn.Module):
+    """What stands for a hidden patch, and the scores of the codes that it may have."""
+
+    def __init__(self, width: int, codes: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.scores = nn.Linear(width, codes)
+        self.apply(init_weights)
+
+    def forward(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "R K"]:
+        scores: Tensor = self.scores(rows)
+        return scores.float()
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What was made of the hidden patches, picture after picture."""
+
+    hidden: Bool[Tensor, "I N"]
+    logits: Float[Tensor, "R K"]
+    codes: Int[Tensor, "R"]
+    """The visual tokens that the patches have."""
+
+
+class VisionStage(Task):
+    """Predicts the codes of hidden patches, which a frozen visual tokenizer gives, from the patches that are left."""
+
+    model: Vlmo
+    config: VisionStageConfig
+
+    def __init__(self, model: Vlmo, config: VisionStageConfig, special: SpecialIds | None = None) -> None:
+        """Raises ValueError where codes and patches do not stand for the same squares."""
+        super().__init__()
+        self.model, self.config = model, config
+        self.tokenizer = VisualTokenizer(config.visual).requires_grad_(False)
+        self.side = grid_side(model.config)
+        if self.side != self.tokenizer.side:
+            raise ValueError(
+                f"the model cuts a picture into {self.side} × {self.side} patches, the visual tokenizer into "
+                f"{self.tokenizer.side} × {self.tokenizer.side}: choose model.image_size and model.patch_size for its, "
+                "or another task.tokenizer"
+            )
+        self.head = CodeHead(model.config.width, config.visual.codes)
+        model.freeze(untrained_parts(config, model.config.depth))
+
+    def borrowed(self) -> Mapping[str, str]:
+        """The visual tokenizer."""
+        return {"tokenizer": self.config.tokenizer}
+
+    def forward(self, batch: PictureBatch | Batch, progress: Progress) -> Losses:
+        """Masks are a function of seed, step and row of the batch of all processes."""
+        where = (progress.seed, "patches", progress.step)
+        first = Processes.meet(len(batch)).own.start
+        masks = self._masks(seed_of(*where, first + row) for row in range(len(batch)))
+        made = self.guess(batch.pixels, masks, batch.keys)
+        measures = {
+            "code_accuracy": Term.over((made.logits.argmax(1) == made.codes).float()),
+            "commonest_code": Term.over((made.codes == made.codes.mode().values).float()),
+        }
+        return Losses.weighted(measures=measures, masked_image=(1.0, masked_image_loss(made.logits, made.codes)))
+
+    @torch.no_grad()
+    def predict(self, batch: PictureBatch | Batch) -> Guesses:
+        """Each picture always under the same mask, whatever batch it is in."""
+        masks = self._masks(seed_of("patches", identity) for identity in batch.image_ids.tolist())
+        return self.guess(batch.pixels, masks)
+
+    @torch.no_grad()
+    def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
+        """For people: pictures, what is seen of them, and what the codes guessed for the rest would give back."""
+        made = self.predict(batch)
+        codes = self._codes(batch.pixels)
+        codes[made.hidden] = made.logits.argmax(1)
+        painted = self.tokenizer.paint_codes(codes.unflatten(1, (self.side, self.side)))
+        return {"picture": batch.pixels, "seen": blanked(batch.pixels, made.hidden), "guessed": painted}
+
+    def _codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I N"]:
+        return self.tokenizer.codes(resized(pixels, self.config.visual.image_size)).flatten(1)
+
+    def guess(
+        self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"], keys: Int[Tensor, "I"] | None = None
+    ) -> Guesses:
+        """Scores of the codes of the hidden patches, beside the right ones. `keys`: of the pictures, for dropout."""
+        hidden = hidden.to(pixels.device)
+        rows = self.model.encode_image(self._shown(pixels, hidden), keys)[:, 1:][hidden]
+        return Guesses(hidden, self.head(rows), self._codes(pixels)[hidden])
+
+    def _shown(self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Float[Tensor, "I T D"]:
+        """The mask token instead of each hidden patch, whose pixels are blank too: a stem of convolutions sees around.
+
+        Where positions are added to patches, they are to the token.
+        """
+        patches = self.model.image_state(blanked(pixels, hidden)).patches
+        token: Tensor = self.head.mask_token
+        if self.model.image.positions is not None:
+            token = token + resize_positions(self.model.image.positions, self.side)[:, 1:]
+        return torch.cat([patches[:, :1], torch.where(hidden[..., None], token, patches[:, 1:])], dim=1)
+
+    def _masks(self, seeds: Iterable[int]) -> Bool[Tensor, "I N"]:
+        config = self.config
+        masks = [
+            block_mask(self.side, config.mask_share, config.min_block, config.min_aspect, random.Random(seed).random)
+            for seed in seeds
+        ]
+        return torch.stack(masks).flatten(1)
+
+
+def blanked(pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Float[Tensor, "I 3 H W"]:
+    """The pictures with the pixels of hidden patches at 0."""
+    side = round(hidden.shape[1] ** 0.5)
+    squares = hidden.unflatten(1, (1, side, side)).to(pixels.dtype)
+    return pixels * (1 - F.interpolate(squares, size=pixels.shape[-2:], mode="nearest"))
+
+
+def resized(pixels: Float[Tensor, "I 3 H W"], size: int) -> Float[Tensor, "I 3 S S"]:
+    """The same pictures with `size` pixels a side, as the tokenizer reads them."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
