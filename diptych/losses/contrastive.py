@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from diptych.nn.gather import Processes
 from diptych.types import Term
 
-HIDDEN = -1e9
-"""A logit that no softmax gives any weight, yet finite: 0 · HIDDEN is 0, where 0 · −inf would be NaN."""
+IGNORED_LOGIT = -1e9
+"""A logit that no softmax gives any weight, yet finite: 0 · IGNORED_LOGIT is 0, where 0 · −inf would be NaN."""
 
 
 def similarity(
@@ -75,7 +75,7 @@ def in_batch_contrast(
     """
     image_to_text = similarity(processes.asked(image), processes.gather(text), temperature)
     text_to_image = similarity(processes.asked(text), processes.gather(image), temperature)
-    return Logits(hide(image_to_text, hidden), hide(text_to_image, hidden))
+    return Logits(ignore(image_to_text, hidden), ignore(text_to_image, hidden))
 
 
 def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"]:
@@ -94,8 +94,8 @@ def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "Q
 class Similarities(Logits):
     """Logits against the teacher's features of batch and queue, batch first; beside them, the teacher's own."""
 
-    teacher_image_to_text: Float[Tensor, "B K"]
-    teacher_text_to_image: Float[Tensor, "B K"]
+    momentum_image_to_text: Float[Tensor, "B K"]
+    momentum_text_to_image: Float[Tensor, "B K"]
 
 
 def distilled_contrastive_loss(logits: Similarities, positives: Float[Tensor, "B K"], alpha: float) -> Term:
@@ -103,14 +103,14 @@ def distilled_contrastive_loss(logits: Similarities, positives: Float[Tensor, "B
     return contrastive_loss(
         logits.image_to_text,
         logits.text_to_image,
-        itc_targets(logits.teacher_image_to_text, positives, alpha),
-        itc_targets(logits.teacher_text_to_image, positives, alpha),
+        itc_targets(logits.momentum_image_to_text, positives, alpha),
+        itc_targets(logits.momentum_text_to_image, positives, alpha),
     )
 
 
-def hide(logits: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"] | None) -> Float[Tensor, "B K"]:
+def ignore(logits: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"] | None) -> Float[Tensor, "B K"]:
     """The logits with candidates that are neither positive nor negative taken out."""
-    return logits if hidden is None else logits.masked_fill(hidden, HIDDEN)
+    return logits if hidden is None else logits.masked_fill(hidden, IGNORED_LOGIT)
 
 
 def information_bound(logits: Float[Tensor, "B K"], positives: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
@@ -118,5 +118,5 @@ def information_bound(logits: Float[Tensor, "B K"], positives: Float[Tensor, "B 
 
     Applied to image and text it is ITC seen as InfoNCE (Eq. 9).
     """
-    candidates = (logits > HIDDEN / 2).sum(1)
+    candidates = (logits > IGNORED_LOGIT / 2).sum(1)
     return candidates.log() - soft_cross_entropy(logits, positives)  # ALBEF Eq. 8

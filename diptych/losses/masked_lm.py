@@ -54,7 +54,7 @@ def mask_words(
 # --------------------------------------------------------------------------- whole words
 
 
-MOST_HIDDEN = 512
+MOST_MASKED = 512
 """Tokens of a text that are hidden at most, as released."""
 
 
@@ -151,7 +151,7 @@ def _is_any(ids: Int[Tensor, "B L"], *wanted: int) -> Bool[Tensor, "B L"]:
 def _targets(tokens: Int[Tensor, "B"], config: MaskingConfig) -> Int[Tensor, "B"]:
     """How many of so many tokens are hidden."""
     share = (tokens.cpu().double() * config.mask_probability).round().long()
-    return share.clamp(1, MOST_HIDDEN).to(tokens.device)
+    return share.clamp(1, MOST_MASKED).to(tokens.device)
 
 
 def _choose(
@@ -181,7 +181,7 @@ def _choose(
 # --------------------------------------------------------------------------- the loss
 
 
-def hidden_words(labels: Int[Tensor, "B L"]) -> tuple[RowList, Int[Tensor, "R"]]:
+def masked_tokens(labels: Int[Tensor, "B L"]) -> tuple[RowList, Int[Tensor, "R"]]:
     """Where words are hidden, `pair` counting texts, and which."""
     where = (labels != IGNORED).nonzero()
     rows = RowList(where[:, 0], where[:, 1])

@@ -1,76 +1,126 @@
-"""What the pre-training of both systems shares: random draws, all fusions in one call, and what is measured of them.
+"""Holds what the pre-training of ALBEF and that of VLMo share: random draws, hard negatives, fusion, measures.
 
-ALBEF §3.2, VLMo §3.3. B pairs of a batch, L padded text length, K candidates, P judged pairs, R hidden words,
+B pairs of this process, G pairs of all processes, K candidates of a contrast, L padded text length, R masked tokens,
 V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.losses.contrastive import HIDDEN, Logits, information_bound
-from diptych.losses.masked_lm import hidden_words
-from diptych.losses.matching import match_labels, matching_pairs
+from diptych.losses.contrastive import IGNORED_LOGIT, Logits, information_bound
+from diptych.losses.masked_lm import masked_tokens
+from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_pairs
 from diptych.nn.counter_rng import derived
+from diptych.nn.gather import Processes
+from diptych.schema import AlbefPretrainConfig, VlmoPretrainConfig
 from diptych.task import Model
 from diptych.types import RowList, Term, Texts
 
 MASKED = 0
-"""Sets the draws of a text with hidden words apart from those of the text itself."""
+"""Number that sets the dropout draws of a masked text apart from those of the text itself."""
+
+PretrainConfig = AlbefPretrainConfig | VlmoPretrainConfig
+Negatives = tuple[Int[Tensor, "B"], Int[Tensor, "B"]]
+"""Index of a hard image for each text, and of a hard text for each image."""
+NegativeWeights = tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]
+"""Sampling weights of the images for each text, and of the texts for each image."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random part of one forward. Recorded negatives may stand in for drawn ones."""
+    """Holds the random part of one step. Recorded negatives may replace drawn ones."""
 
     masked_ids: Int[Tensor, "B L"]
+    """Token ids of the captions with some words masked."""
     labels: Int[Tensor, "B L"]
+    """The original id at masked places, `IGNORED` elsewhere."""
     uniform: Float[Tensor, "2 B"]
+    """Numbers in 0..1 that draw the negatives: images for texts, then texts for images."""
     negative_image: Int[Tensor, "B"] | None = None
     negative_text: Int[Tensor, "B"] | None = None
 
     def with_masked(self, texts: Texts) -> Texts:
-        """The texts and, behind them, the same with words hidden."""
+        """Returns the B texts and, behind them, the same B texts with words masked."""
         keys = None if texts.keys is None else torch.cat([texts.keys, derived(texts.keys, MASKED)])
         return Texts(torch.cat([texts.input_ids, self.masked_ids]), texts.attention_mask.repeat(2, 1), keys)
 
-    def hidden_words(self) -> tuple[RowList, Int[Tensor, "R"]]:
-        """Where words are hidden, `pair` counting texts of the batch, and which."""
-        return hidden_words(self.labels)
+    def masked_tokens(self) -> tuple[RowList, Int[Tensor, "R"]]:
+        """Returns where tokens are masked (`pair` counts texts of the batch) and which tokens they were."""
+        return masked_tokens(self.labels)
 
 
 @dataclass(frozen=True)
 class DrawnNegatives:
-    """The wrong text of each picture and the wrong picture of each text, counted within the batch.
-
-    Each with the probability, 0..1, with which it was drawn.
-    """
+    """Shows the wrong text of each picture and the wrong picture of each text, with the probability of drawing it."""
 
     negative_text_index: Int[Tensor, "B"]
     negative_text_probability: Float[Tensor, "B"]
     negative_image_index: Int[Tensor, "B"]
     negative_image_probability: Float[Tensor, "B"]
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, weights: NegativeWeights, negatives: Negatives) -> DrawnNegatives:
+        """Reads the probabilities of drawn negatives from the sampling weights."""
+        here = torch.arange(len(negatives[0]), device=negatives[0].device)
+        images, texts = (weight / weight.sum(1, keepdim=True) for weight in weights)
+        image, text = negatives
+        return cls(text, texts[here, text], image, images[here, image])
 
+
+def check_fuse_start(config: PretrainConfig) -> None:
+    """Raises ValueError where ITC should train alone first, but is left out."""
+    if config.fuse_start > 0 and not config.itc:
+        raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
+
+
+def hard_negative_weights(
+    similarities: Logits, positives: Bool[Tensor, "Q K"], ignored: Bool[Tensor, "Q K"], processes: Processes,
+    config: PretrainConfig,
+) -> NegativeWeights:  # fmt: skip
+    """Computes the sampling weights of ITM's negatives: ITC's softmax over the batch, without what is no negative.
+
+    Candidates are the pairs of all processes, or with `negatives="own"` those of this process; a queue's are not.
+    Raises ValueError where a pair has no negative.
+    """
+    own = positives[: processes.rows, : processes.total]
+    excluded = own | ignored[: processes.rows, : processes.total]
+    if config.negatives == "own":
+        excluded = excluded | ~own.any(dim=0)
+    return both_negative_weights(similarities, excluded, config.negatives_mask, config.hard_negatives)
+
+
+def draw_hard_negatives(weights: NegativeWeights, draws: Draws) -> Negatives:
+    """Draws one image for each text and one text for each image; recorded negatives go before drawn ones."""
+    if draws.negative_image is not None and draws.negative_text is not None:
+        return draws.negative_image, draws.negative_text
+    return draw_negatives(weights[0], draws.uniform[0]), draw_negatives(weights[1], draws.uniform[1])
+
+
+@overload
 def fuse_pairs(
-    model: Model,
-    texts: Any,
-    images: Any,
-    size: int,
-    negatives: tuple[Int[Tensor, "B"], Int[Tensor, "B"]] | None,
-    masked: RowList | None,
+    model: Model, texts: Any, images: Any, size: int, negatives: Negatives, masked: RowList
+) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "R V"]]: ...
+@overload
+def fuse_pairs(
+    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: RowList | None
+) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]: ...
+def fuse_pairs(
+    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: RowList | None
 ) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]:
-    """One call for 4B pairs: positives, (text, hard image), (hard text, image), (masked text, image).
+    """Fuses 4B pairs in one call: positives, (text, hard image), (hard text, image), (masked text, image).
 
-    The first `size` (B) texts and images are the batch's, the next B texts its masked ones.
-    `negatives`: the hard image of each text and the hard text of each image; None leaves out ITM, and its 3B pairs.
-    `masked`: the hidden words, `pair` counting the batch; None leaves out MLM, and its B pairs.
+    Returns the match logits of the first 3B pairs and the word logits at the masked tokens of the last B.
+    The first `size` (B) texts and images are the batch's, the next B texts its masked ones. `negatives` of None leave
+    out ITM with its 3B pairs, `masked` of None leaves out MLM with its B pairs.
     """
     pairs = [] if negatives is None else [matching_pairs(*negatives)]
     judged = sum(len(text) for text, _ in pairs)
@@ -80,15 +130,23 @@ def fuse_pairs(
         masked = RowList(masked.pair + judged, masked.position)
     text_index, image_index = (torch.cat(indices) for indices in zip(*pairs, strict=True))
     joint = model.fuse(texts, images, text_index, image_index, masked)
-    matched = model.match_logits(joint)[:judged] if judged else None
-    return matched, None if joint.rows is None else model.word_logits(joint.rows).float()
+    match_logits = model.match_logits(joint)[:judged] if judged else None
+    return match_logits, None if joint.rows is None else model.word_logits(joint.rows).float()
+
+
+def nonzero(terms: Mapping[str, tuple[float, Term]]) -> dict[str, tuple[float, Term]]:
+    """Leaves out the terms whose weight is 0."""
+    return {name: term for name, term in terms.items() if term[0]}
+
+
+# --------------------------------------------------------------------------- measures, logged beside the losses
 
 
 @torch.no_grad()
 def contrast_measures(
     logits: Logits, positives: Float[Tensor, "B K"], temperature: Float[Tensor, ""]
 ) -> dict[str, Term]:
-    """Whether a contrast is healthy. The bound in nats, similarities as cosines."""
+    """Measures whether a contrast is healthy: the bound on mutual information in nats, similarities as cosines."""
     bound = (  # ALBEF Eq. 9
         information_bound(logits.image_to_text, positives) + information_bound(logits.text_to_image, positives)
     ) / 2
@@ -103,20 +161,20 @@ def contrast_measures(
 
 @torch.no_grad()
 def other_similarity(logits: Logits, others: Bool[Tensor, "B K"], temperature: Float[Tensor, ""]) -> Term:
-    """Of pairs that do not belong together, as a cosine; what is hidden does not count.
+    """Measures the mean cosine of pairs that do not belong together, without ignored candidates.
 
-    As high as `positive_similarity`, all features are the same: a collapse.
+    Where it is as high as `positive_similarity`, all features are the same: the contrast has collapsed.
     """
     both = (logits.image_to_text + logits.text_to_image) / 2
-    shown = others & (both > HIDDEN / 2)
-    return Term(both.where(shown, 0).sum() * temperature, shown.sum())
+    counted = others & (both > IGNORED_LOGIT / 2)
+    return Term(both.where(counted, 0).sum() * temperature, counted.sum())
 
 
 @torch.no_grad()
 def repeated_pictures(repeated: Bool[Tensor, "B K"]) -> Term:
-    """The share of pairs with another caption of their own picture among the candidates (`repeated`).
+    """Measures the share of pairs that meet another caption of their own picture among the candidates.
 
-    Such candidates are false negatives, unless they are hidden.
+    Such candidates would be false negatives if they were not ignored.
     """
     return Term.over(repeated.any(1).float())
 
@@ -125,7 +183,7 @@ def repeated_pictures(repeated: Bool[Tensor, "B K"]) -> Term:
 def negative_similarity(
     logits: Logits, negative_image: Int[Tensor, "B"], negative_text: Int[Tensor, "B"], temperature: Float[Tensor, ""]
 ) -> Term:
-    """How hard the drawn negatives are, as a cosine (beside `positive_similarity`)."""
+    """Measures how hard the drawn negatives are, as a cosine to compare with `positive_similarity`."""
     here = torch.arange(len(negative_image), device=negative_image.device)
     both = logits.image_to_text[here, negative_text] + logits.text_to_image[here, negative_image]
     return Term.over(both / 2 * temperature)
@@ -133,29 +191,16 @@ def negative_similarity(
 
 @torch.no_grad()
 def matching_measures(match_logits: Float[Tensor, "P 2"]) -> dict[str, Term]:
-    """Whether fusion tells right pairs from wrong ones."""
-    hits = match_logits.argmax(1) == match_labels(len(match_logits) // 3, match_logits.device)
-    return {"itm_accuracy": Term.over(hits.float())}
+    """Measures how many pairs ITM classifies correctly."""
+    correct = match_logits.argmax(1) == match_labels(len(match_logits) // 3, match_logits.device)
+    return {"itm_accuracy": Term.over(correct.float())}
 
 
 @torch.no_grad()
 def word_measures(loss: Term, word_logits: Float[Tensor, "R V"], labels: Int[Tensor, "R"]) -> dict[str, Term]:
-    """Whether hidden words are found; `loss` is against these labels. The bound in nats."""
+    """Measures MLM's accuracy, and its bound on mutual information in nats; `loss` is the one against the labels."""
     uncertainty = math.log(word_logits.shape[1])
     return {
         "mi_bound_words": Term(uncertainty * loss.count - loss.sum, loss.count),  # ALBEF Eq. 10
         "mlm_accuracy": Term.over((word_logits.argmax(1) == labels).float()),
     }
-
-
-@torch.no_grad()
-def drawn_negatives(
-    image_weights: Float[Tensor, "B K"],
-    text_weights: Float[Tensor, "B K"],
-    negative_image: Int[Tensor, "B"],
-    negative_text: Int[Tensor, "B"],
-) -> DrawnNegatives:
-    """With the probabilities that the sampling weights gave to what was drawn."""
-    here = torch.arange(len(negative_image), device=negative_image.device)
-    images, texts = (weights / weights.sum(1, keepdim=True) for weights in (image_weights, text_weights))
-    return DrawnNegatives(negative_text, texts[here, negative_text], negative_image, images[here, negative_image])
