@@ -75,14 +75,20 @@ class Golden:
         assert error <= limit, f"{key}: off by {error:.2e}, allowed {limit:.2e}"
 
 
+def run_alone(*arguments: str) -> str:
+    """Runs pytest in one process of its own. Returns what it prints; fails with that if anything there fails."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    done = subprocess.run(command, env=alone, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def judged_alone(file: str, folder: Path) -> bool:
     """Whether tests are spread over processes, of which none sees all comparisons: `file` is then run again in one."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return False
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", f"--golden-albef={folder.resolve()}", file]
-    again = subprocess.run(command, env=alone, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert again.returncode == 0, again.stdout
+    run_alone(f"--golden-albef={folder.resolve()}", file)
     return True
 
 
