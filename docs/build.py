@@ -1,9 +1,9 @@
 """Builds the site: `make docs`, without a network.
 
-1. What can be known from the code is written from it: the papers' equations, the recipes, the reference.
-2. Every relative link of a Markdown page leads to a file, and every #anchor to a heading of it.
-3. Every example in a docstring gives what it says.
-4. Sphinx makes `docs/_site` of the pages; a warning is a failure.
+1. Writes the pages that follow from the code: the papers' equations, the recipes, the reference.
+2. Checks that every relative link of a Markdown page leads to a file, and every #anchor to a heading of it.
+3. Runs the doctests.
+4. Builds `docs/_site` with Sphinx; a warning is a failure.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ PACKAGE = ROOT / "diptych"
 DOCS = ROOT / "docs"
 SITE = DOCS / "_site"
 MADE = "generated"
-"""Pages that are written here: a folder of docs."""
+"""The folder of docs for the pages that this script writes."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|\b(?:src|srcset)=\"([^\"\s]+)\"")
 
 
 def pages() -> list[Path]:
-    """All that people write."""
+    """Returns the Markdown pages that are written by hand."""
     written = [page for page in DOCS.rglob("*.md") if not {MADE, SITE.name} & {*page.relative_to(DOCS).parts}]
     return sorted([*ROOT.glob("*.md"), *written, *(ROOT / "examples").glob("**/*.md")])
 
 
 def broken_links(page: Path) -> Iterator[str]:
-    """Relative links of a page that lead nowhere. Other sites are not asked: docs build without a network."""
+    """Yields a page's broken relative links. Links to other sites are not checked: docs build without a network."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for match in LINK.finditer(text):
         target = match[1] or match[2]
@@ -52,7 +52,7 @@ def broken_links(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, made as forges make them."""
+    """Returns the anchors of a page's headings, formed as on GitHub."""
     headings = re.findall(r"^#+ +(.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
@@ -61,30 +61,33 @@ def anchors(page: Path) -> set[str]:
 
 
 def generate() -> None:
-    """The pages that the code itself writes."""
+    """Writes the pages that follow from the code."""
     made = DOCS / MADE
     shutil.rmtree(made, ignore_errors=True)
     (made / "api").mkdir(parents=True)
     (made / "papers.md").write_text(papers(), encoding="utf-8")
     (made / "recipes.md").write_text(recipes(), encoding="utf-8")
-    rooms: dict[str, list[str]] = {}
+    packages: dict[str, list[str]] = {}
     for name in modules():
-        rooms.setdefault(f"{name}.".split(".")[1] or "diptych", []).append(name)
-    for room, names in rooms.items():
-        text = f"# {room}\n\n" + "\n".join(map(reference, names))
-        (made / "api" / f"{room}.md").write_text(text, encoding="utf-8")
-    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"api/{room}" for room in rooms), "```"])
-    (made / "reference.md").write_text(f"# Reference\n\nEvery room of the code.\n\n{tree}\n", encoding="utf-8")
+        packages.setdefault(package(name), []).append(name)
+    for name, names in packages.items():
+        text = f"# {name}\n\n" + "\n".join(map(reference, names))
+        (made / "api" / f"{name}.md").write_text(text, encoding="utf-8")
+    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"api/{name}" for name in packages), "```"])
+    (made / "reference.md").write_text(
+        f"# Reference\n\nEvery package of the library, read from its source.\n\n{tree}\n", encoding="utf-8"
+    )
 
 
 def papers() -> str:
-    """Each equation and section with the places that compute it, as `diptych where` finds them."""
+    """Returns a table of each equation and section with the lines that compute it, as `diptych where` finds them."""
     lines = [
-        "# The papers and the code",
+        "# Equations and sections, by line",
         "",
-        "Written from the comments that `diptych where` reads. A test fails on an equation that is missing or doubled.",
+        "This table is generated from the comments that `diptych where` reads. A test fails if an equation is missing "
+        "or occurs twice. [The papers in the code](../paper_map.md) says what each of them is.",
         "",
-        "| paper | place | line |",
+        "| paper | function or class | line |",
         "|---|---|---|",
     ]
     tags = sorted(where.tags(PACKAGE), key=lambda tag: (where.natural(tag.name), tag.file, tag.line))
@@ -93,11 +96,11 @@ def papers() -> str:
 
 
 def recipes() -> str:
-    """What each recipe says of itself: command, cost, expected result."""
+    """Returns what the docstring of each recipe says: command, cost, expected result."""
     lines = [
         "# Recipes",
         "",
-        "`diptych recipes NAME` lists every field of one. A field is set as in `run.steps=500`.",
+        "`diptych recipes NAME` lists every field of a recipe. Add a field to a command to change it: `run.steps=500`.",
         "",
     ]
     for name, recipe in RECIPES.items():
@@ -108,13 +111,20 @@ def recipes() -> str:
 
 
 def modules() -> list[str]:
+    """Returns the names of all modules of the package."""
     files = sorted(PACKAGE.rglob("*.py"))
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
     return [name for name in names if not name.endswith("__main__")]
 
 
+def package(module: str) -> str:
+    """Returns the page that a module belongs to: its package below `diptych`, or the app below `diptych.apps`."""
+    _, *names = module.split(".")
+    return ".".join(names[:2] if names[:1] == ["apps"] else names[:1]) or "diptych"
+
+
 def reference(module: str) -> str:
-    """A module's public classes, their public methods and its public functions, from its source."""
+    """Describes a module's public classes, their public methods and its public functions, from its source."""
     path = ROOT / module.replace(".", "/")
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -129,7 +139,7 @@ def reference(module: str) -> str:
 
 
 def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
-    """Signature and docstring."""
+    """Returns the signature and the docstring of a class or function."""
     bases = ", ".join(map(ast.unparse, node.bases)) if isinstance(node, ast.ClassDef) else ""
     shown = (
         f"class {node.name}({bases})" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
@@ -139,7 +149,7 @@ def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
 
 
 def prose(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
-    """A docstring as Markdown: examples and what is indented stand in blocks of code."""
+    """Returns a docstring as Markdown, with examples and indented paragraphs as blocks of code."""
     lines: list[str] = []
     for part in (ast.get_docstring(node) or "").split("\n\n"):
         code = part.startswith((">>>", " ", "{", "diptych ", "model ="))
@@ -148,13 +158,13 @@ def prose(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
 
 
 def doctests() -> tuple[int, int]:
-    """How many examples failed, and how many there are."""
+    """Runs all doctests. Returns how many failed, and how many there are."""
     results = [doctest.testmod(import_module(name)) for name in modules()]
     return sum(result.failed for result in results), sum(result.attempted for result in results)
 
 
 def site() -> int:
-    """Sphinx's exit status; its warnings are errors."""
+    """Builds the site and returns Sphinx's exit status. Warnings count as errors."""
     from sphinx.cmd.build import main as sphinx
 
     return sphinx(["-q", "-W", "--keep-going", "-E", "-b", "html", str(DOCS), str(SITE)])
@@ -166,7 +176,7 @@ def main() -> int:
     print(*broken, sep="\n", end="\n" if broken else "")
     failed, tried = doctests()
     built = site()
-    print(f"{len(pages())} pages, {len(broken)} broken links; {tried} examples, {failed} failed; site in {SITE}")
+    print(f"{len(pages())} pages, {len(broken)} broken links; {tried} doctests, {failed} failed; site in {SITE}")
     return 1 if broken or failed or built else 0
 
 

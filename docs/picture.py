@@ -1,7 +1,8 @@
 """Draws the README's picture, for light pages and for dark ones: `python docs/picture.py`.
 
-Two panels on one hinge, as diptychs are: images and texts are aligned there, then fused; a slow copy of everything
-stands above. Lengths are pixels of a 900 × 512 drawing.
+The image encoder and the text encoder stand side by side like the panels of a diptych and are aligned by ITC. The
+fusion encoder is at their right, and the momentum encoders are above all three. Lengths are pixels of a 900 × 512
+drawing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ FONT = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours on one kind of page: of lines, of the two panels, of fusion, and of what fills them."""
+    """The colours on light or on dark pages: of lines, of the two panels, of fusion, and of their fillings."""
 
     ink: str
     faint: str
@@ -51,7 +52,7 @@ def words(x: int, y: int, text: str, colour: str, size: int = 13, weight: int = 
 
 
 def arrow(path: str, colour: str, head: str | None, both: bool = False, dashed: bool = False) -> str:
-    """A line, with a head at its end (`both`: and at its start) in the colour that `head` names."""
+    """Draws a line with a head at its end (`both`: also at its start) in the colour that `head` names."""
     end = f' marker-end="url(#{head})"' if head else ""
     start = f' marker-start="url(#{head})"' if both else ""
     dash = ' stroke-dasharray="5 4"' if dashed else ""
@@ -69,14 +70,14 @@ def pill(x: int, y: int, text: str, colour: str, fill: str, width: int) -> str:
     return box(x - width // 2, y - 14, width, 28, fill, colour, 14) + words(x, y + 5, text, colour, 13, 600)
 
 
-def teacher(p: Palette) -> str:
-    """The band above: the slow copy, and what it remembers."""
+def momentum_encoders(p: Palette) -> str:
+    """Draws the band above: the momentum encoders and their queue."""
     dashed = 'stroke-dasharray="6 4"'
     parts = [
         box(20, 16, 860, 92, "none", p.faint, 12, dashed),
-        words(40, 46, "Momentum teacher", p.ink, 16, 600, "start"),
-        words(40, 68, "a slow average of all three encoders;", p.faint, 13, 400, "start"),
-        words(40, 87, "its answers soften the labels (Eq. 6, 7)", p.faint, 13, 400, "start"),
+        words(40, 46, "Momentum encoders", p.ink, 16, 600, "start"),
+        words(40, 68, "EMA copies of all three encoders; they", p.faint, 13, 400, "start"),
+        words(40, 87, "provide pseudo-targets (Eq. 6, 7)", p.faint, 13, 400, "start"),
     ]
     for x, name, line in ((330, "image", p.image), (432, "text", p.text), (534, "fusion", p.fusion)):
         parts += [box(x, 42, 88, 40, "none", line, 8, dashed), words(x + 44, 67, name, line, 13)]
@@ -84,12 +85,12 @@ def teacher(p: Palette) -> str:
         fade = f'opacity="{1 - 0.1 * place:.1f}"'
         parts += [box(672 + 23 * place, 38, 18, 18, p.image_fill, p.image, 3, fade)]
         parts += [box(672 + 23 * place, 62, 18, 18, p.text_fill, p.text, 3, fade)]
-    parts += [words(763, 99, "queue of its past features", p.faint, 12)]
+    parts += [words(763, 99, "queue of momentum features", p.faint, 12)]
     return "".join(parts)
 
 
 def panels(p: Palette) -> str:
-    """The diptych: image encoder, hinge, text encoder; the fusion encoder beside it."""
+    """Draws the image encoder, ITC, the text encoder, and the fusion encoder beside them."""
     return "".join(
         [
             box(20, 170, 220, 150, p.image_fill, p.image, 12),
@@ -109,13 +110,13 @@ def panels(p: Palette) -> str:
             words(780, 202, "Fusion encoder", p.fusion, 17, 600),
             words(780, 223, "BERT’s upper half (§3.1)", p.faint, 12),
             words(780, 258, "cross-attention:", p.ink, 13),
-            words(780, 277, "words look at the image", p.ink, 13),
+            words(780, 277, "text attends to the image", p.ink, 13),
             arrow("M584 245 L676 245", p.text, "text"),
             words(630, 235, "queries", p.text, 12),
             # With a gap where the words' arrow passes.
             arrow("M130 324 L130 342 Q130 352 140 352 L393 352", p.image, None),
             arrow("M407 352 L620 352 Q632 352 632 340 L632 307 Q632 295 644 295 L676 295", p.image, "image"),
-            words(516, 345, "keys, values: once an image", p.image, 12),
+            words(516, 345, "keys, values: once per image", p.image, 12),
         ]
     )  # fmt: skip
 
@@ -127,24 +128,24 @@ def losses(p: Palette) -> str:
             arrow("M830 324 L830 372", p.fusion, "fusion"),
             pill(730, 390, "ITM", p.fusion, p.fusion_fill, 62),
             pill(830, 390, "MLM", p.fusion, p.fusion_fill, 62),
-            words(730, 424, "a pair?", p.ink, 13, 600),
+            words(730, 424, "a match?", p.ink, 13, 600),
             words(730, 442, "against hard", p.faint, 12),
             words(730, 458, "negatives (Eq. 4)", p.faint, 12),
-            words(830, 424, "the hidden", p.ink, 13, 600),
+            words(830, 424, "the masked", p.ink, 13, 600),
             words(830, 442, "word (Eq. 3)", p.faint, 12),
-            # The teacher's arrows: up the average, down the pseudo-targets.
+            # Up: the EMA. Down: the pseudo-targets.
             arrow("M130 166 L130 112", p.faint, "faint", dashed=True),
-            words(140, 144, "average 0.995", p.faint, 12, 400, "start"),
+            words(140, 144, "EMA, momentum 0.995", p.faint, 12, 400, "start"),
             arrow("M300 112 L300 220", p.faint, "faint", dashed=True),
-            words(310, 144, "soft targets: which text, which image", p.faint, 12, 400, "start"),
+            words(310, 144, "pseudo-targets: which text, which image", p.faint, 12, 400, "start"),
             arrow("M780 112 L780 166", p.faint, "faint", dashed=True),
-            words(770, 144, "soft targets: which word", p.faint, 12, 400, "end"),
+            words(770, 144, "pseudo-targets: which word", p.faint, 12, 400, "end"),
         ]
     )
 
 
 def inputs(p: Palette) -> str:
-    """A picture in patches and its caption with a hidden word."""
+    """Draws an image in patches, and its caption with a masked word."""
     left, top, side = 76, 388, 108
     sky, hill, sun = p.image_fill, p.image, p.text
     grid = "".join(
@@ -155,9 +156,9 @@ def inputs(p: Palette) -> str:
     tokens, x = [], 300
     for word in ("a", "[MASK]", "sun", "above", "a", "hill"):
         width = 20 + 8 * len(word)
-        hidden = word == "[MASK]"
-        tokens += [box(x, 428, width, 28, p.fusion_fill if hidden else p.text_fill, p.fusion if hidden else p.text, 6)]
-        tokens += [words(x + width // 2, 447, word, p.fusion if hidden else p.ink, 13, 600 if hidden else 400)]
+        masked = word == "[MASK]"
+        tokens += [box(x, 428, width, 28, p.fusion_fill if masked else p.text_fill, p.fusion if masked else p.text, 6)]
+        tokens += [words(x + width // 2, 447, word, p.fusion if masked else p.ink, 13, 600 if masked else 400)]
         x += width + 6
     return "".join(
         [
@@ -176,11 +177,11 @@ def inputs(p: Palette) -> str:
 
 
 def draw(p: Palette) -> str:
-    """The whole picture as SVG. It has no background: the page's shows."""
+    """Returns the whole picture as SVG, with a transparent background."""
     colours = {"ink": p.ink, "faint": p.faint, "image": p.image, "text": p.text, "fusion": p.fusion}
     markers = "".join(marker(name, colour) for name, colour in colours.items())
-    body = "\n".join(part(p) for part in (teacher, panels, losses, inputs))
-    title = "Image and text encoder, aligned by ITC, fused by cross-attention, a momentum teacher above"
+    body = "\n".join(part(p) for part in (momentum_encoders, panels, losses, inputs))
+    title = "Image and text encoder, aligned by ITC, fused by cross-attention, momentum encoders above"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 512" role="img" font-family="{FONT}">'
         f"<title>{title}</title>\n<defs>{markers}</defs>\n{body}\n</svg>\n"

@@ -1,11 +1,11 @@
-"""From your own pictures with captions to a model that finds them by words.
+"""Trains a model on your own images with captions, then finds the images by words.
 
 python examples/own_pairs.py photos --to runs/photos --queries "a dog on grass" "two boats"
 
-`photos` holds pictures, each beside a text file of the same name with its caption, or one `captions.jsonl`
-(docs/data.md). The tiny model learns from nothing, in minutes on a CPU, what thousands of pairs say over and over. For
-photographs as they are, take `--recipe albef_small` and a GPU, or begin with what others trained (`init_from=RUN`).
-Any field of the recipe can be set, before the queries: `photos run.steps=5000 run.batch_size=32 --queries …`.
+The folder `photos` holds images, each beside a text file of the same name with its caption, or one `captions.jsonl`
+(docs/training.md). The tiny model trains from scratch in minutes on a CPU, and needs thousands of pairs whose words
+repeat. For real photographs use `--recipe albef_small` and a GPU, or start from a trained run (`init_from=RUN`). Fields
+of the recipe come before the queries: `photos run.steps=5000 run.batch_size=32 --queries …`.
 """
 
 import argparse

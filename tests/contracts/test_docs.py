@@ -39,7 +39,8 @@ def made(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of docs with the pages that the code writes."""
     place = tmp_path_factory.mktemp("repository")
     shutil.copytree(ROOT / "docs", place / "docs", ignore=shutil.ignore_patterns("_site", "generated"))
-    shutil.copytree(ROOT / "examples", place / "examples")  # pages show some of them
+    for name in ("diptych", "examples"):  # pages link to their files
+        (place / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "DOCS", place / "docs")
         build.generate()

@@ -1,4 +1,7 @@
-"""What the README shows is so: its commands run in its order, its Python runs, its map of the paper is the code's."""
+"""What the README, the pages on training and results, and the map of the papers show is so.
+
+Their commands run in the order in which a reader meets them, the README's Python runs, and the map names the files that
+compute the equations."""
 
 from __future__ import annotations
 
@@ -31,9 +34,13 @@ from tests.contracts.test_demo import blind_afterwards
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+WALKED = ("README.md", "docs/training.md", "docs/results.md")
+"""Pages whose commands a reader runs one after the other, in this order."""
+PAPER_MAP = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
 PAGES = [
-    "README.md",
+    *WALKED,
     "CONTRIBUTING.md",
+    "docs/paper_map.md",
     *(f"diptych/recipes/{file.name}" for file in (ROOT / "diptych/recipes").glob("*.py")),
 ]
 SHRUNK = {
@@ -58,7 +65,9 @@ ABLATE = "ablate"
 """Trains in processes of its own, which no test can shrink from here: parsed, and run in test_ablate.py."""
 DOCTOR = "doctor"
 """Wants the log of more steps than a shrunk training has: parsed, and run in test_doctor.py."""
-ELSEWHERE = (ABLATE, DOCTOR, "serve", "app", "export")
+PUBLISHED = ("inspect", "convert")
+"""Need published files: parsed, and run in test_convert.py, test_published.py and test_published_vlmo.py."""
+ELSEWHERE = (ABLATE, DOCTOR, *PUBLISHED, "serve", "app", "export")
 """The last three serve without end or trace a whole model: tests/serve, tests/app and tests/export run them."""
 BROKEN = 5
 """More than a held-out split holds, so that training meets one."""
@@ -140,8 +149,10 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
 
 
-def test_every_command_runs_in_the_order_of_the_page(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = [command for command in commands(README) if BASE not in command and command[0] not in ELSEWHERE]
+def test_every_command_runs_in_the_order_of_the_pages(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in WALKED)
+    every = dict.fromkeys(map(tuple, commands(pages)))  # a command that a second page repeats runs once
+    shown = [list(command) for command in every if BASE not in command and command[0] not in ELSEWHERE]
     assert {verb for verb, *_ in shown} >= {
         "train",
         "resume",
@@ -223,15 +234,31 @@ def test_load_is_there_and_nothing_else_by_chance() -> None:
         diptych.laod  # noqa: B018
 
 
-# --------------------------------------------------------------------------- the map of the paper
+# --------------------------------------------------------------------------- the map of the papers
+
+
+def map_rows(paper: str) -> list[tuple[str, set[str]]]:
+    """The first cell of each row of a paper's table, and the files that the row links to."""
+    (section,) = re.findall(rf"^## {paper}$(.*?)(?=^## |\Z)", PAPER_MAP, flags=re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (§[^|]*) \|[^|]*\|([^|]*)\|$", section, flags=re.MULTILINE)
+    return [(place, set(re.findall(r"\]\(\.\./(diptych/[^)]*)\)", files))) for place, files in rows]
+
+
+def tagged(start: str) -> list[tuple[str, str]]:
+    """Each tag of a paper, without the paper's name, and the file that it stands in."""
+    tags = [tag for tag in where.tags(ROOT / "diptych") if tag.name.startswith(start)]
+    return [(tag.name.split(" ", 1)[1], tag.file.relative_to(ROOT).as_posix()) for tag in tags]
 
 
 def test_the_map_of_the_paper_is_that_of_the_code() -> None:
-    rows = re.findall(r"^\| §[^|]*(Eq\. \d+) \|[^|]*\|[^|]*\]\((diptych/[^)]*)\) \|$", README, flags=re.MULTILINE)
-    tagged = {
-        tag.name.removeprefix("ALBEF "): tag.file.relative_to(ROOT).as_posix()
-        for tag in where.tags(ROOT / "diptych")
-        if tag.name.startswith("ALBEF Eq.")
-    }
-    assert dict(rows) == tagged
-    assert len(rows) == len(tagged)
+    rows = [(place.partition(", ")[2], files) for place, files in map_rows("ALBEF") if "Eq." in place]
+    equations = dict(tagged("ALBEF Eq."))
+    assert dict(rows) == {equation: {file} for equation, file in equations.items()}
+    assert len(rows) == len(equations)
+
+
+def test_the_map_names_the_file_of_each_section_of_vlmo() -> None:
+    rows, sections = map_rows("VLMo"), tagged("VLMo §")
+    assert sections
+    for section, file in sections:
+        assert any(place == section and file in files for place, files in rows), f"VLMo {section} is in {file}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diptych.checkpoints.convert import Rule, from_published
 from diptych.schema import AlbefConfig, SpecialIds, TextConfig, VisionConfig
+from diptych.search.rerank import UNSELECTED
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -28,6 +29,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def tolerance(scale: float) -> float:
     """The folder's suggestion: 1e-5 × max(1, scale), and 1e-4 × scale for small tensors."""
     return 1e-4 * scale if scale < 0.1 else 1e-5 * max(1.0, scale)
+
+
+def score_tolerance(scores: Tensor) -> float:
+    """The tolerance of re-ranked scores, by the scale of those that were computed; the others are -100."""
+    return tolerance(scores[scores != UNSELECTED].abs().max().item())
 
 
 @dataclass
@@ -53,6 +59,10 @@ class Golden:
     def keys(self, prefix: str) -> list[str]:
         return [key for key in self.tensors if key.startswith(prefix)]
 
+    def limit(self, key: str) -> float:
+        """The tolerance of a stored tensor."""
+        return tolerance(self.manifest[key]["scale"])
+
     def check(self, key: str, ours: Tensor, within: float | None = None) -> None:
         """Fail unless `ours` equals the stored tensor: integers exactly, others within the tolerance."""
         theirs = self[key]
@@ -60,19 +70,25 @@ class Golden:
         if not theirs.is_floating_point():
             assert torch.equal(ours.to(theirs.dtype), theirs), f"{key}: integers differ"
             return
-        limit = tolerance(self.manifest[key]["scale"]) if within is None else within
+        limit = self.limit(key) if within is None else within
         error = (ours.detach().float() - theirs).abs().max().item() if theirs.numel() else 0.0
         assert error <= limit, f"{key}: off by {error:.2e}, allowed {limit:.2e}"
+
+
+def run_alone(*arguments: str) -> str:
+    """Runs pytest in one process of its own. Returns what it prints; fails with that if anything there fails."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    done = subprocess.run(command, env=alone, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def judged_alone(file: str, folder: Path) -> bool:
     """Whether tests are spread over processes, of which none sees all comparisons: `file` is then run again in one."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return False
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", f"--golden-albef={folder}", file]
-    again = subprocess.run(command, env=alone, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert again.returncode == 0, again.stdout
+    run_alone(f"--golden-albef={folder.resolve()}", file)
     return True
 
 

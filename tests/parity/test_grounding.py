@@ -71,7 +71,7 @@ def test_maps_of_cross_attention_are_the_released_ones(
             with torch.no_grad():
                 joint = model.fuse(model.text_state(texts), model.image_state(pixels), here, here)
             golden.check(f"{case}.logits", model.match_logits(joint))
-            assert torch.allclose(found.score, golden[f"{case}.logits"][:, 1], atol=1e-5)
+            assert (found.score - golden[f"{case}.logits"][:, 1]).abs().max() <= golden.limit(f"{case}.logits")
 
 
 @PADDING
@@ -88,7 +88,7 @@ def test_maps_of_the_image_encoder_are_the_released_ones(
                 image = model.embed_image(model.image_state(pixels))["main"]
                 text = model.embed_text(model.text_state(texts))["main"]
             golden.check(f"{case}.sim", image @ text.T / model.temperature())
-            assert torch.allclose(found.score, golden[f"{case}.sim"].diagonal(), atol=1e-5)
+            assert (found.score - golden[f"{case}.sim"].diagonal()).abs().max() <= golden.limit(f"{case}.sim")
 
 
 def test_a_phrase_on_its_own_has_the_released_map_without_the_dilution(golden: Golden, stored: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from benchmarks.plain import PlainAlbef
 from benchmarks.retrieval import Stage, difference
 from diptych.schema import AlbefConfig, GroundingConfig, TextConfig, VisionConfig
 from diptych.search.rerank import UNSELECTED
-from tests.parity.golden import Golden, albef_config, check_number, read_tensors
+from tests.parity.golden import Golden, albef_config, check_number, read_tensors, score_tolerance
 
 
 def build(folder: Path) -> PlainAlbef:
@@ -43,12 +43,13 @@ def test_plain_pretraining_is_the_released_one(golden_albef: Path, case: str) ->
     if case == "a04":
         stored = json.loads((golden_albef / "pretrain_gradnorms.json").read_text())["total"]
         for name, norm in stored.items():
-            check_number(name, gradients[name].norm().item(), norm, 2e-5)
+            check_number(name, gradients[name].norm().item(), 0.0 if norm is None else norm, 2e-5)
 
 
 def build_retrieval(folder: Path) -> PlainAlbef:
     """The retrieval model, which grounding uses."""
-    plain = PlainAlbef(albef_config(folder), 12, 0.995)
+    sizes = json.loads((folder / "config.json").read_text())
+    plain = PlainAlbef(albef_config(folder), sizes["queue_size"], sizes["momentum"])
     state = read_tensors(folder / "state" / "retrieval.safetensors")
     state = {k.replace("text_encoder.", "text_encoder.bert."): v for k, v in state.items() if "position_ids" not in k}
     own = plain.state_dict()
@@ -66,11 +67,11 @@ def test_plain_re_ranking_is_the_released_one(golden_albef: Path) -> None:
     for i, image in enumerate(images):
         chosen = (of_images[i] != UNSELECTED).nonzero().squeeze(1)
         scores = plain.rerank(image, texts[chosen], mask[chosen])
-        assert (scores - of_images[i, chosen]).abs().max() < 1e-5
+        assert (scores - of_images[i, chosen]).abs().max() <= score_tolerance(of_images)
     for t, text in enumerate(texts):
         chosen = (of_texts[t] != UNSELECTED).nonzero().squeeze(1)
         scores = plain.rerank_images(images[chosen], text, mask[t])
-        assert (scores - of_texts[t, chosen]).abs().max() < 1e-5
+        assert (scores - of_texts[t, chosen]).abs().max() <= score_tolerance(of_texts)
 
 
 def test_plain_grounding_is_the_released_one(golden_albef: Path) -> None:

@@ -217,6 +217,10 @@ def test_texts_become_the_released_ids_and_ranks_the_released_answers(golden_alb
 
 
 def test_the_decoder_starts_from_the_parts_that_the_released_one_starts_from(golden_albef: Path) -> None:
+    """From all of them if images are as wide as texts, else from all but the projections of cross-attention.
+
+    Of unequal widths, these do not fit, and a folder may say that the released decoder receives nothing for them.
+    """
     pretrained = read_tensors(golden_albef / "state" / "pretrain.safetensors")
     ours, _ = from_published(pretrained, PUBLISHED_PRETRAINING)
     config = albef_config(golden_albef)
@@ -225,12 +229,15 @@ def test_the_decoder_starts_from_the_parts_that_the_released_one_starts_from(gol
     wanted = {name for name in build(golden_albef).state_dict() if name.startswith(("head.", "teacher_head."))}
     assert set(started) == wanted
     published = to_published(started, PUBLISHED_VQA)
+    unfit = set(published) - set(to_published(start_of_answer_decoder(ours, config), PUBLISHED_VQA))
+    assert bool(unfit) == (config.vision.width != config.text.width)
+    assert all(".crossattention.self." in name for name in unfit)
     sources = read_json(golden_albef, "loading_maps")["pretrain->vqa"]["map"]
     decoder = {name for name in sources if name.startswith("text_decoder")}
-    assert set(published) <= decoder
+    assert set(published) - unfit <= decoder
     assert all(name.endswith("position_ids") for name in decoder - set(published))
-    for name, tensor in published.items():
-        assert torch.equal(tensor, pretrained[sources[name]]), name
+    for name in published.keys() & decoder:
+        assert torch.equal(published[name], pretrained[sources[name]]), name
     other = dataclasses.replace(config, vision=dataclasses.replace(config.vision, width=2 * config.text.width))
     left_out = wanted - set(start_of_answer_decoder(ours, other))
     assert left_out == {name for name in wanted if ".cross.kv." in name}

@@ -17,7 +17,6 @@ from diptych.schema import LanguageStageConfig
 from diptych.types import Texts
 
 Case = dict[str, Any]
-PAD = 0
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +32,9 @@ def recorded(case: Case, order: Tensor) -> WordDraws:
     return WordDraws(order[None], *flags, torch.tensor([case["random_words"]]))
 
 
-def texts_of(case: Case) -> Texts:
+def texts_of(case: Case, pad: int) -> Texts:
     ids = torch.tensor([case["input_ids"]])
-    own = case["input_ids"].index(PAD) if PAD in case["input_ids"] else ids.shape[1]
+    own = case["input_ids"].index(pad) if pad in case["input_ids"] else ids.shape[1]
     assert "attention_mask" not in case or sum(case["attention_mask"]) == own
     return Texts(ids, torch.arange(ids.shape[1])[None] < own)
 
@@ -45,7 +44,7 @@ def masked(folder: Path, case: Case, order: Tensor, *, whole_words: bool, cut: b
     config = LanguageStageConfig(case["mlm_probability"], whole_words, "released")
     words = Tokenizer.from_vocabulary(folder)
     masking = WordMasking(config, special_ids(words), words.vocab_size, len(case["input_ids"]))
-    texts = texts_of(case)
+    texts = texts_of(case, words.pad_id)
     own = int(texts.attention_mask.sum())
     if cut:
         texts = Texts(texts.input_ids[:, :own], texts.attention_mask[:, :own])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,22 @@ def both_gathers(rank: int, size: int, folder: Path) -> dict[str, Found]:
     return {gather: share(rank, size, folder, gather) for gather in ("released", "gradient")}
 
 
+def rows_of(golden: Golden) -> list[slice]:
+    """The consecutive rows of `vl/` that each process holds: one for each negative that it drew.
+
+    The folder may have more rows than the processes use.
+    """
+    counts = [len(golden[f"rank{rank}/neg_image_index"]) for rank in range(RANKS)]
+    ends = list(accumulate(counts))
+    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
 def share(rank: int, size: int, folder: Path, gather: str) -> Found:
-    """What one process finds for its consecutive rows of the batch, under the folder's names."""
+    """What one process finds for its rows, or for those of all in a world of one, under the folder's names."""
     inputs, golden = Golden(folder, "inputs"), Golden(folder, "two_ranks")
-    rows = slice(*(len(inputs["vl/image"]) * edge // size for edge in (rank, rank + 1)))
+    parts = rows_of(golden)
+    rows = parts[rank] if size > 1 else slice(0, parts[-1].stop)
+    assert rows.stop <= len(inputs["vl/image"])
     task, batch = build_task(folder, gather=gather), pairs(inputs, "vl", rows)
     places = torch.arange(len(batch))
     drawn = [golden[f"rank{rank}/neg_{kind}_index"] for kind in ("image", "text")] if size > 1 else [places, places]
