@@ -90,6 +90,13 @@ def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "Q
     return processes.asked(ids)[:, None] == processes.gather(ids)[None]
 
 
+def other_captions(
+    ids: Int[Tensor, "Q"], key_ids: Int[Tensor, "K"], positives: Bool[Tensor, "Q K"]
+) -> Bool[Tensor, "Q K"]:
+    """Returns which candidates show the picture of a pair under another caption, given the pictures' identities."""
+    return (ids[:, None] == key_ids[None]) & ~positives
+
+
 @dataclass(frozen=True)
 class Similarities(Logits):
     """Logits against the teacher's features of batch and queue, batch first; beside them, the teacher's own."""

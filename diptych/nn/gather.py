@@ -104,6 +104,10 @@ class Processes:
         """The rows that a loss of this process is about: its own, or all of them, as released."""
         return self.gather(rows) if self.own_first else rows
 
+    def compared(self, rows: Shaped[Tensor, "B *D"]) -> tuple[Shaped[Tensor, "Q *D"], Shaped[Tensor, "G *D"]]:
+        """Returns the rows that a loss of this process is about, and the rows of all processes to compare them with."""
+        return self.asked(rows), self.gather(rows)
+
     def gather_texts(self, texts: Texts) -> Texts:
         """The texts of all processes, padded to the longest of them."""
         if self.size == 1:

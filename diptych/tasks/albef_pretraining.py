@@ -182,7 +182,7 @@ class AlbefPretraining(DistilledTask):
         return Losses.weighted(measures=measures, carry=carry, **nonzero(terms))  # ALBEF Eq. 5
 
     def _phase(self, progress: Progress, everything: bool) -> tuple[bool, bool, float]:
-        """Returns whether the momentum encoder is used yet, whether fusion trains yet, and α as a share of its end value.
+        """Returns whether the momentum encoder is used, whether fusion trains, and α as a share of its end value.
 
         Published, both hold from the first step and α rises from 0 over the first epoch (§3.3).
         """

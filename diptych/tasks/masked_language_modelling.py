@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.losses.masked_lm import WordMasking, hidden_words, masked_lm_loss
+from diptych.losses.masked_lm import WordMasking, masked_lm_loss, masked_tokens
 from diptych.models.vlmo import Vlmo
 from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
@@ -68,7 +68,7 @@ class LanguageStage(Task):
         Raises ValueError for texts longer than the model's positions.
         """
         ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
-        return MaskedTexts(Texts(ids, texts.attention_mask, texts.keys), *hidden_words(labels))
+        return MaskedTexts(Texts(ids, texts.attention_mask, texts.keys), *masked_tokens(labels))
 
     def forward(self, batch: AnyBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
         texts = expect(batch, TextBatch, "texts without pictures").texts

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
-from diptych.losses.contrastive import HIDDEN
+from diptych.losses.contrastive import IGNORED_LOGIT
 from diptych.losses.masked_lm import IGNORED, MaskDraws, masked_lm_loss
 from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.nn.gather import Processes
@@ -113,10 +113,10 @@ def contrast_of(false_negatives: str) -> tuple[AlbefPretraining, Contrast]:
 def test_2_other_captions_of_a_picture_leave_contrast_targets_and_negatives() -> None:
     (task, masked), (_, kept) = contrast_of("mask"), contrast_of("keep")
     assert torch.equal(masked.hidden, SAME)
-    names = ("image_to_text", "text_to_image", "teacher_image_to_text", "teacher_text_to_image")
+    names = ("image_to_text", "text_to_image", "momentum_image_to_text", "momentum_text_to_image")
     for name in names:
         ours = getattr(masked, name)
-        assert (ours[SAME] == HIDDEN).all()
+        assert (ours[SAME] == IGNORED_LOGIT).all()
         assert (ours.softmax(1)[SAME] == 0).all()
         assert torch.equal(ours[~SAME], getattr(kept, name)[~SAME])
     for weights in task.negative_weights(masked, Processes(4)):

@@ -101,8 +101,8 @@ def contrast_and_targets_are_the_released_ones(golden: Golden) -> None:
         *_, made, _, alpha = case_of(name, golden)
         contrast = made.contrast
         for key, teacher in (
-            ("i2t", contrast.logits.teacher_image_to_text),
-            ("t2i", contrast.logits.teacher_text_to_image),
+            ("i2t", contrast.logits.momentum_image_to_text),
+            ("t2i", contrast.logits.momentum_text_to_image),
         ):
             golden.check(f"{name}.sim_{key}_targets", itc_targets(teacher, contrast.positives, alpha))
         if name == "a04":

@@ -185,8 +185,8 @@ def test_the_contrast_is_cross_entropy_to_labels_and_teacher(alpha: float) -> No
     losses = task(batch(ids=IDS), LATER)
     expected = 0.0
     for logits, teacher in (
-        (contrast.logits.image_to_text, contrast.logits.teacher_image_to_text),
-        (contrast.logits.text_to_image, contrast.logits.teacher_text_to_image),
+        (contrast.logits.image_to_text, contrast.logits.momentum_image_to_text),
+        (contrast.logits.text_to_image, contrast.logits.momentum_text_to_image),
     ):
         targets = (1 - alpha) * contrast.positives + alpha * teacher.softmax(1)
         expected += F.cross_entropy(logits, targets).item() / 2  # torch's own, with probabilities as targets

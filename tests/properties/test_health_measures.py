@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.losses.contrastive import HIDDEN, Logits
+from diptych.losses.contrastive import IGNORED_LOGIT, Logits
 from diptych.tasks.pretraining import other_similarity
 from diptych.types import Losses, Progress
 from tests import tiny
@@ -84,7 +84,7 @@ def test_masked_false_negatives_do_not_count_as_pairs_that_do_not_belong_togethe
 
 
 def test_what_is_hidden_leaves_no_trace() -> None:
-    logits = torch.tensor([[9.0, 1.0, HIDDEN], [3.0, 9.0, 5.0]])
+    logits = torch.tensor([[9.0, 1.0, IGNORED_LOGIT], [3.0, 9.0, 5.0]])
     others = torch.tensor([[False, True, True], [True, False, True]])
     found = other_similarity(Logits(logits, logits), others, torch.tensor(0.1))
     assert float(found.mean) == pytest.approx(0.3)

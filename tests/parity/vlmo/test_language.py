@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.checkpoints.convert import to_published
-from diptych.losses.masked_lm import IGNORED, hidden_words
+from diptych.losses.masked_lm import IGNORED, masked_tokens
 from diptych.models.vlmo import Vlmo
 from diptych.pretrained.vlmo_names import published_rules
 from diptych.recipes.vlmo_stages import frozen_attention
@@ -39,7 +39,7 @@ def build_task(folder: Path, keep_padding: bool = True) -> LanguageStage:
 
 def batch(file: Golden, group: str) -> tuple[TextBatch, MaskedTexts]:
     """A group's texts, and the same with words hidden as they were."""
-    rows = hidden_words(file[f"{group}/text_labels_mlm"])
+    rows = masked_tokens(file[f"{group}/text_labels_mlm"])
     return TextBatch(read_texts(file, group)), MaskedTexts(read_texts(file, group, masked=True), *rows)
 
 
@@ -76,7 +76,7 @@ def test_word_scores_are_the_released_ones(golden_vlmo: Path) -> None:
     losses = Golden(golden_vlmo, "losses")
     _, masked = batch(Golden(golden_vlmo, "inputs"), "textmlm")
     shape = masked.texts.input_ids.shape
-    everywhere = replace(masked, rows=hidden_words(torch.zeros(shape, dtype=torch.long))[0])
+    everywhere = replace(masked, rows=masked_tokens(torch.zeros(shape, dtype=torch.long))[0])
     with torch.no_grad():
         losses.check("textmlm/mlm_logits", build_task(golden_vlmo).word_logits(everywhere).view(*shape, -1))
         ours = build_task(golden_vlmo, keep_padding=False).word_logits(masked)
