@@ -29,6 +29,7 @@ from diptych.tasks.pretraining import Draws
 from diptych.types import Batch
 from tests.app.conftest import MEASURED, save_pictures
 from tests.runs import TEXTS, WORDS, save_run
+from tests.traces import traced
 
 TEXT = "a red fox left of a car"
 
@@ -92,9 +93,8 @@ def test_the_teacher_says_what_it_says_in_training(families: list[Path], picture
     masked, labels = texts.input_ids.clone(), torch.full_like(texts.input_ids, IGNORED)
     labels[0, 3], masked[0, 3] = masked[0, 3].clone(), WORDS.mask_id
     pixels = student.transform(Image.open(picture))[None].expand(2, -1, -1, -1)
-    made = task.eval().run(
-        Batch(pixels, texts, torch.tensor([0, 1])), Draws(masked, labels, torch.rand(2, 2)), taught=True
-    )
+    draws = Draws(masked, labels, torch.rand(2, 2))
+    made, _ = traced(task.eval(), Batch(pixels, texts, torch.tensor([0, 1])), draws=draws)
     assert made.teacher_word_logits is not None
     for logits, guesses in ((made.teacher_word_logits, said.teacher), (made.word_logits, said.student)):
         best = logits[0].softmax(0).topk(3)

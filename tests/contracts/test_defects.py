@@ -32,16 +32,18 @@ from torch.nn import functional as F
 
 from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
-from diptych.losses.contrastive import IGNORED_LOGIT
+from diptych.losses.contrastive import IGNORED_LOGIT, Logits
 from diptych.losses.masked_lm import IGNORED, MaskDraws, masked_lm_loss
 from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import NOBODY, FeatureQueue
 from diptych.task import Task
-from diptych.tasks.albef_pretraining import AlbefPretraining, Contrast
+from diptych.tasks.albef_pretraining import AlbefPretraining, AlbefTrace
+from diptych.tasks.pretraining import hard_negative_weights
 from diptych.types import Progress, Texts
 from tests import tiny
+from tests.traces import traced
 
 LATER = Progress(step=3, epoch=2.0)
 
@@ -84,9 +86,7 @@ def test_1_positives_that_leave_before_the_softmax_leave_something_to_draw() -> 
 def test_1_the_field_reaches_the_task(mask: str) -> None:
     task = tiny.pretraining(negatives_mask=mask)
     nobody = torch.zeros(3, 3, dtype=torch.bool)
-    for_texts, for_images = task.negative_weights(
-        Contrast(SURE, SURE.T, SURE, SURE.T, nobody, None, torch.arange(3)), Processes(3)
-    )
+    for_texts, for_images = hard_negative_weights(Logits(SURE, SURE.T), OWN, nobody, Processes(3), task.config)
     torch.testing.assert_close(for_images, negative_weights(SURE, OWN, mask))
     torch.testing.assert_close(for_texts, negative_weights(SURE.T, OWN, mask))
 
@@ -105,32 +105,32 @@ IDS = (7, 8, 7, 101)
 SAME = torch.tensor([[0, 0, 1, 0, 0, 0, 0], [0] * 7, [1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]]).bool()
 
 
-def contrast_of(false_negatives: str) -> tuple[AlbefPretraining, Contrast]:
+def trace_of(false_negatives: str) -> AlbefTrace:
     task, batch = tiny.pretraining(false_negatives=false_negatives), tiny.batch(ids=IDS)
-    return task, task.run(batch, task.draw(batch, LATER)).contrast
+    return traced(task, batch, LATER)[0]
 
 
 def test_2_other_captions_of_a_picture_leave_contrast_targets_and_negatives() -> None:
-    (task, masked), (_, kept) = contrast_of("mask"), contrast_of("keep")
-    assert torch.equal(masked.hidden, SAME)
+    masked, kept = trace_of("mask"), trace_of("keep")
+    assert torch.equal(masked.ignored, SAME)
     names = ("image_to_text", "text_to_image", "momentum_image_to_text", "momentum_text_to_image")
     for name in names:
-        ours = getattr(masked, name)
+        ours = getattr(masked.similarities, name)
         assert (ours[SAME] == IGNORED_LOGIT).all()
         assert (ours.softmax(1)[SAME] == 0).all()
-        assert torch.equal(ours[~SAME], getattr(kept, name)[~SAME])
-    for weights in task.negative_weights(masked, Processes(4)):
+        assert torch.equal(ours[~SAME], getattr(kept.similarities, name)[~SAME])
+    for weights in masked.negative_weights:
         assert (weights[SAME[:, :4]] == 0).all()
         torch.testing.assert_close(weights.sum(1), torch.ones(4))
 
 
 def test_2_the_released_code_keeps_them_as_negatives() -> None:
-    task, kept = contrast_of("keep")
-    assert not kept.hidden.any()
-    assert (kept.image_to_text[SAME].abs() < 1 / 0.07 + 1e-3).all()
-    for logits, weights in zip(
-        (kept.text_to_image, kept.image_to_text), task.negative_weights(kept, Processes(4)), strict=True
-    ):
+    kept = trace_of("keep")
+    similarities = kept.similarities
+    assert not kept.ignored.any()
+    assert (similarities.image_to_text[SAME].abs() < 1 / 0.07 + 1e-3).all()
+    both_ways = similarities.text_to_image, similarities.image_to_text
+    for logits, weights in zip(both_ways, kept.negative_weights, strict=True):
         assert (weights[SAME[:, :4]] > 0).all()
         released = released_weights(logits[:, :4])
         torch.testing.assert_close(weights, released / released.sum(1, keepdim=True))
@@ -142,9 +142,9 @@ def test_2_what_is_drawn_shows_another_picture() -> None:
     def false_share(task: AlbefPretraining) -> float:
         own, false = torch.tensor(IDS), 0
         for step in range(30):
-            made = task.run(batch, task.draw(batch, Progress(step=step, epoch=2.0)), with_teacher_words=False)
-            assert (made.negative_image != torch.arange(4)).all()
-            false += int((own[made.negative_image] == own).sum() + (own[made.negative_text] == own).sum())
+            image, text = traced(task, batch, Progress(step=step, epoch=2.0))[0].negatives
+            assert (image != torch.arange(4)).all()
+            false += int((own[image] == own).sum() + (own[text] == own).sum())
         return false / 240
 
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_2_queue_entries_of_unknown_pictures_stay_negatives() -> None:
     """As after loading a published pre-training queue, which has no identities."""
     task, batch = tiny.pretraining(), tiny.batch(ids=IDS)
     task.queue.ids.fill_(NOBODY)
-    assert torch.equal(task.run(batch, task.draw(batch, LATER)).contrast.hidden[:, 4:], torch.zeros(4, 3).bool())
+    assert torch.equal(traced(task, batch, LATER)[0].ignored[:, 4:], torch.zeros(4, 3).bool())
 
 
 # --------------------------------------------------------------------------- 3: the teacher, the draw
@@ -167,12 +167,12 @@ def test_2_queue_entries_of_unknown_pictures_stay_negatives() -> None:
 def test_3_the_teacher_has_dropout_only_as_released(released: bool) -> None:
     task, batch = tiny.pretraining(model={"dropout": 0.5}, teacher_dropout=released), tiny.batch()
     task.eval().train()
-    draws = task.draw(batch, LATER)
-    first, second = task.run(batch, draws).contrast, task.run(batch, draws).contrast
+    first, second = traced(task, batch, LATER)[0], traced(task, batch, LATER)[0]
     assert torch.equal(first.keys[1], second.keys[1]) is not released
-    assert not torch.equal(first.text_to_image, second.text_to_image), "the student's dropout stays"
+    one, other = first.similarities.text_to_image, second.similarities.text_to_image
+    assert not torch.equal(one, other), "the student's dropout stays"
     task.eval()
-    first, second = task.run(batch, draws).contrast, task.run(batch, draws).contrast
+    first, second = traced(task, batch, LATER)[0], traced(task, batch, LATER)[0]
     assert torch.equal(first.keys[1], second.keys[1])
 
 
@@ -237,7 +237,7 @@ def test_4_without_a_queue_the_batch_is_all_there_is() -> None:
     losses.total.backward()
     task.after_step(losses.carry)
     assert losses.total.isfinite()
-    assert task.run(batch, task.draw(batch, LATER)).contrast.image_to_text.shape == (4, 4)
+    assert traced(task, batch, LATER)[0].similarities.image_to_text.shape == (4, 4)
 
 
 # --------------------------------------------------------------------------- 5: one process, no GPU

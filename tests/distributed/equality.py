@@ -11,6 +11,7 @@ from torch import Tensor
 from diptych.train.distributed import World, added_up, shared_total
 from diptych.types import Batch, Progress, Texts
 from tests import tiny
+from tests.traces import traced
 from tests.worlds import mean_gradients
 
 LENGTHS = (5, 9, 3, 7, 12, 4, 6, 2)
@@ -64,7 +65,7 @@ def step(rank: int, size: int, changes: dict[str, Any]) -> Found:
     world = World(rank, size)
     shared_total(losses, world).backward()
     means = {name: term.mean.item() for name, (_, term) in added_up(losses, world).terms.items()}
-    made = task.run(batch, task.draw(batch, PROGRESS))
+    made, _ = traced(task, batch, PROGRESS)
     drawn = [] if made.negatives is None else list(zip(*(part.tolist() for part in made.negatives), strict=True))
     return Found(means, mean_gradients(task), drawn, batch.texts.input_ids.shape[1])
 

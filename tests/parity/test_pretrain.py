@@ -17,14 +17,14 @@ from diptych.losses.masked_lm import MaskDraws, masked_lm_loss
 from diptych.losses.matching import match_labels
 from diptych.models.albef import Albef
 from diptych.nn.embeddings import resize_positions
-from diptych.nn.gather import Processes
 from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING
 from diptych.schema import AlbefPretrainConfig, OptimConfig
-from diptych.tasks.albef_pretraining import AlbefPretraining, Forward
+from diptych.tasks.albef_pretraining import AlbefPretraining, AlbefTrace
 from diptych.tasks.pretraining import Draws
 from diptych.train.optim import build_optimizer
-from diptych.types import Batch, Losses, RowList, Texts
+from diptych.types import Batch, Losses, Progress, RowList, Texts
 from tests.parity.golden import Golden, albef_config, check_number, judged_alone, read_tensors, special_ids
+from tests.traces import traced
 
 RELEASED = AlbefPretrainConfig(
     negatives_mask="after", false_negatives="keep", mask_special_tokens=True, alpha_itc=1.0, alpha_mlm=1.0
@@ -60,17 +60,16 @@ def draws_of(golden: Golden) -> Draws:
     return Draws(masked, labels, uniform, golden["in.neg_image_idx"], golden["in.neg_text_idx"])
 
 
-def step(task: AlbefPretraining, batch: Batch, draws: Draws, alpha: float) -> tuple[Forward, Losses]:
+def step(task: AlbefPretraining, batch: Batch, draws: Draws, alpha: float) -> tuple[AlbefTrace, Losses]:
     task.before_step()
-    made = task.run(batch, draws)
-    return made, task.losses(made, alpha)
+    return traced(task, batch, Progress(step=0, epoch=alpha), draws)  # alpha rises to 1 within the first epoch
 
 
 ALPHAS = {"a04": 0.4, "a00": 0.0}
 
 
 @pytest.fixture(scope="module", params=list(ALPHAS))
-def case(request: pytest.FixtureRequest, golden: Golden) -> tuple[str, AlbefPretraining, Forward, Losses]:
+def case(request: pytest.FixtureRequest, golden: Golden) -> tuple[str, AlbefPretraining, AlbefTrace, Losses]:
     sizes = json.loads((golden.folder / "config.json").read_text())
     alpha = {**ALPHAS, "a04": sizes["alpha_of_case_a04"]}[request.param]
     task = build(golden.folder)
@@ -79,7 +78,7 @@ def case(request: pytest.FixtureRequest, golden: Golden) -> tuple[str, AlbefPret
     return request.param, task, made, losses
 
 
-def test_features_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPretraining, Forward, Losses]) -> None:
+def test_features_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPretraining, AlbefTrace, Losses]) -> None:
     name, task, made, _ = case
     batch, draws = batch_of(golden), draws_of(golden)
     length = batch.texts.input_ids.shape[1]
@@ -96,39 +95,37 @@ def test_features_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPr
             golden.check(f"{name}.mlm_logits{mark}", model.word_logits(rows))
             if not mark:
                 golden.check(f"{name}.fused_pos", model.fuse(texts, images, here, here, rows="all").rows)
-                text_index, image_index = torch.cat([here, made.negative_text]), torch.cat([made.negative_image, here])
+                text_index, image_index = torch.cat([here, made.negatives[1]]), torch.cat([made.negatives[0], here])
                 golden.check(f"{name}.fused_neg", model.fuse(texts, images, text_index, image_index, rows="all").rows)
 
 
 def test_contrast_targets_and_weights_are_the_released_ones(
-    golden: Golden, case: tuple[str, AlbefPretraining, Forward, Losses]
+    golden: Golden, case: tuple[str, AlbefPretraining, AlbefTrace, Losses]
 ) -> None:
-    name, task, made, _ = case
-    contrast = made.contrast
+    name, _, made, _ = case
+    contrast = made.similarities
     alpha = json.loads((golden.folder / "config.json").read_text())["alpha_of_case_a04"] if name == "a04" else 0.0
     golden.check(f"{name}.sim_i2t", contrast.image_to_text)
     golden.check(f"{name}.sim_t2i", contrast.text_to_image)
     golden.check(f"{name}.sim_i2t_m", contrast.momentum_image_to_text)
     golden.check(f"{name}.sim_t2i_m", contrast.momentum_text_to_image)
-    image_targets = itc_targets(contrast.momentum_image_to_text, contrast.positives, alpha)
-    text_targets = itc_targets(contrast.momentum_text_to_image, contrast.positives, alpha)
+    image_targets = itc_targets(contrast.momentum_image_to_text, made.positives, alpha)
+    text_targets = itc_targets(contrast.momentum_text_to_image, made.positives, alpha)
     golden.check(f"{name}.sim_i2t_targets", image_targets)
     golden.check(f"{name}.sim_t2i_targets", text_targets)
     golden.check(f"{name}.loss_i2t", soft_cross_entropy(contrast.image_to_text, image_targets).mean())
     golden.check(f"{name}.loss_t2i", soft_cross_entropy(contrast.text_to_image, text_targets).mean())
-    size = len(made.negative_image)
+    size = len(made.positives)
     batch_only = [logits[:, :size].softmax(1) for logits in (contrast.text_to_image, contrast.image_to_text)]
-    for key, ours, plain in zip(
-        ("t2i", "i2t"), task.negative_weights(contrast, Processes(size)), batch_only, strict=True
-    ):
+    for key, ours, plain in zip(("t2i", "i2t"), made.negative_weights, batch_only, strict=True):
         golden.check(f"{name}.weights_{key}", ours)
         golden.check(f"{name}.weights_{key}", plain.fill_diagonal_(0))
 
 
-def test_losses_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPretraining, Forward, Losses]) -> None:
+def test_losses_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPretraining, AlbefTrace, Losses]) -> None:
     name, _, made, losses = case
     golden.check(f"{name}.vl_output", made.match_logits)
-    golden.check(f"{name}.itm_labels", match_labels(len(made.negative_image), torch.device("cpu")))
+    golden.check(f"{name}.itm_labels", match_labels(len(made.positives), torch.device("cpu")))
     for key, term in (("ita", "itc"), ("itm", "itm"), ("mlm", "mlm")):
         golden.check(f"{name}.loss_{key}", losses.terms[term][1].mean)
     golden.check(f"{name}.loss_total", losses.total)
@@ -143,7 +140,7 @@ def published_gradients(task: AlbefPretraining) -> dict[str, Tensor]:
 
 
 def test_stored_gradients_are_the_released_ones(
-    golden: Golden, case: tuple[str, AlbefPretraining, Forward, Losses]
+    golden: Golden, case: tuple[str, AlbefPretraining, AlbefTrace, Losses]
 ) -> None:
     name, task, *_ = case
     gradients = published_gradients(task)

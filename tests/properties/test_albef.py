@@ -19,6 +19,7 @@ from diptych.nn.embeddings import resize_positions
 from diptych.types import Joint, Progress, RowList, Texts
 from tests import tiny
 from tests.tiny import alone, same
+from tests.traces import traced
 
 LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX, IMAGE_INDEX = torch.tensor([0, 1, 1, 3, 2, 0]), torch.tensor([2, 0, 2, 2, 4, 0])
@@ -312,8 +313,8 @@ def test_losses_in_bf16_are_within_a_percent(norm: str, stem: str) -> None:
     task = tiny.pretraining(model={"norm": norm, "stem": stem})
     batch, progress = tiny.batch(), Progress(step=3, epoch=2.0)
     # Negatives are recorded: a rounded similarity may draw another one, which is another loss, not a wrong one.
-    made = task.run(batch, task.draw(batch, progress))
-    draws = replace(task.draw(batch, progress), negative_image=made.negative_image, negative_text=made.negative_text)
+    image, text = traced(task, batch, progress)[0].negatives
+    draws = replace(task.draw(batch, progress), negative_image=image, negative_text=text)
     exact = task(batch, progress, draws)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = task(batch, progress, draws)

@@ -14,6 +14,7 @@ from diptych.nn.gather import Processes
 from diptych.schema import LanguageStageConfig, Recipe, VisionStageConfig, VlmoPretrainConfig
 from diptych.types import Progress
 from tests import tiny
+from tests.traces import traced
 
 PROGRESS = Progress(step=3, epoch=2.0, seed=5)
 
@@ -36,7 +37,7 @@ def test_the_contrast_is_the_mean_of_its_branches_each_with_its_own_temperature(
 @pytest.mark.parametrize("branches", ["both", "main", "vl"])
 def test_negatives_are_drawn_by_the_main_branch_wherever_it_is_there(branches: str) -> None:
     task, batch = tiny.vlmo_pretraining(itc_branches=branches, mlm=0.0), tiny.batch()
-    weights = task.negative_weights(task.run(batch, task.draw(batch, PROGRESS)).contrast, task.meet(batch))
+    weights = traced(task, batch, PROGRESS)[0].negative_weights
     name = "vl" if branches == "vl" else "main"
     with torch.no_grad():
         image = task.model.embed_image(task.model.image_state(batch.pixels), (name,))[name]
@@ -100,13 +101,13 @@ def test_temperatures_stay_within_bounds_unless_there_are_none() -> None:
 @pytest.mark.parametrize("kept", ["mask", "keep"])
 def test_another_caption_of_the_picture_is_a_negative_only_where_that_is_asked_for(kept: str) -> None:
     task, batch = tiny.vlmo_pretraining(false_negatives=kept), tiny.batch(ids=(10, 11, 10, 13))
-    contrast = task.run(batch, task.draw(batch, PROGRESS)).contrast
-    for_texts, for_images = task.negative_weights(contrast, task.meet(batch))
+    trace, _ = traced(task, batch, PROGRESS)
+    for_texts, for_images = trace.negative_weights
     for weights in (for_texts, for_images):
         assert (weights[0, 2] > 0) == (weights[2, 0] > 0) == (kept == "keep")
         assert not bool(weights.diagonal().any())
         assert bool((weights[1, [0, 2, 3]] > 0).all())
-    hard = [logits.image_to_text[0, 2] > -1e8 for logits in contrast.branches.values()]
+    hard = [logits.image_to_text[0, 2] > -1e8 for logits in trace.similarities.values()]
     assert [bool(one) for one in hard] == [kept == "keep"] * 2
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from diptych.losses.matching import match_labels, matching_pairs
-from diptych.tasks.vlmo_pretraining import Forward, VlmoPretraining
+from diptych.tasks.vlmo_pretraining import VlmoPretraining, VlmoTrace
 from diptych.types import Batch, Losses, Texts
 from tests.parity.golden import check_number
 from tests.parity.vlmo.golden import Golden, manifest
 from tests.parity.vlmo.stage3 import build_task, gradients, pairs, recorded, weighted
+from tests.traces import traced
 
-Step = tuple[VlmoPretraining, Forward, Losses]
+Step = tuple[VlmoPretraining, VlmoTrace, Losses]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,7 @@ def run(inputs: Golden, stored: Golden, keep_padding: bool = True) -> Step:
     drawn = (stored[f"pretrain/itm_neg_{kind}_index"] for kind in ("image", "text"))
     batch = pairs(inputs, "vl")
     task.before_step()
-    processes = task.meet(batch)
-    made = task.run(batch, recorded(inputs, "vl", *drawn), processes)
-    return task, made, task.losses(made, processes)
+    return task, *traced(task, batch, draws=recorded(inputs, "vl", *drawn))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["padded", "packed"])
@@ -57,14 +56,13 @@ def test_every_stored_number_of_pretraining_comes_out(inputs: Golden, stored: Go
 def check_losses(inputs: Golden, stored: Golden, step: Step) -> None:
     """The losses, and what goes into them."""
     task, made, losses = step
-    assert made.contrast is not None
     for branch, mark in (("main", ""), ("vl", "_vl")):
-        logits = made.contrast.branches[branch]
+        logits = made.similarities[branch]
         stored.check(f"pretrain/itc{mark}_i2t_logits", logits.image_to_text)
         stored.check(f"pretrain/itc{mark}_t2i_logits", logits.text_to_image)
         stored.check(f"pretrain/itc_logit{mark}_scale", 1 / task.model.temperature(branch))
-    stored.check("pretrain/itc_labels", made.contrast.own.int().argmax(1))
-    image_weights, text_weights = task.negative_weights(made.contrast, task.meet(pairs(inputs, "vl")))
+    stored.check("pretrain/itc_labels", made.positives.int().argmax(1))
+    image_weights, text_weights = made.negative_weights
     stored.check("pretrain/itm_neg_image_weights", image_weights)
     stored.check("pretrain/itm_neg_text_weights", text_weights)
     assert made.negatives is not None
@@ -137,7 +135,7 @@ def test_a_pass_does_not_read_more_than_its_losses_need(inputs: Golden, stored: 
         setattr(task.model, name, counting(name, getattr(task.model, name)))
     batch: Batch = pairs(inputs, "vl")
     drawn = (stored[f"pretrain/itm_neg_{kind}_index"] for kind in ("image", "text"))
-    made = task.run(batch, recorded(inputs, "vl", *drawn))
+    made, _ = traced(task, batch, draws=recorded(inputs, "vl", *drawn))
     assert set(calls.values()) == {1}
     assert len(calls) == 6
     assert made.word_logits is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.parity.vlmo.golden import Golden
 from tests.parity.vlmo.stage3 import build_task, gradients, pairs, recorded, weighted
+from tests.traces import traced
 from tests.worlds import run_world
 
 RANKS = 2
@@ -45,14 +46,11 @@ def share(rank: int, size: int, folder: Path, gather: str) -> Found:
     task, batch = build_task(folder, gather=gather), pairs(inputs, "vl", rows)
     places = torch.arange(len(batch))
     drawn = [golden[f"rank{rank}/neg_{kind}_index"] for kind in ("image", "text")] if size > 1 else [places, places]
-    processes = task.meet(batch)
-    made = task.run(batch, recorded(inputs, "vl", *drawn, rows), processes)
-    losses = task.losses(made, processes)
-    assert made.contrast is not None
+    made, losses = traced(task, batch, draws=recorded(inputs, "vl", *drawn, rows))
     assert made.match_logits is not None
     found = {
-        "itc_i2t_logits": made.contrast.branches["main"].image_to_text,
-        "itc_vl_i2t_logits": made.contrast.branches["vl"].image_to_text,
+        "itc_i2t_logits": made.similarities["main"].image_to_text,
+        "itc_vl_i2t_logits": made.similarities["vl"].image_to_text,
         "itm_logits": made.match_logits,
         "neg_image_index": drawn[0], "neg_text_index": drawn[1],
     } | weighted(losses)  # fmt: skip
