@@ -1,6 +1,6 @@
-"""Visual question answering, with answers that are written (ALBEF §5) or chosen from a closed set (VLMo §4).
+"""Computes the losses of VQA, for answers that a decoder writes (ALBEF §5) or a classifier chooses (VLMo §4).
 
-B questions, A answers of a closed set, N answers to all questions, R their words, V vocabulary.
+B questions, A answers of a closed set, N answers to all questions, R their tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def answer_losses(
     teacher_logits: Float[Tensor, "R V"] | None = None,
     alpha: float = 0.0,
 ) -> Float[Tensor, "N"]:
-    """−log P(answer) in nats, the sum over its words; with a teacher, each word's loss is mixed as in MLM (ALBEF §3.3).
+    """Computes −log P(answer) of each answer in nats, the sum over its tokens.
 
-    `answer` leads from a word to its answer.
+    `answer` is the answer that each token belongs to. With logits of the momentum encoder, the loss of each token is
+    mixed with its pseudo-target as in MLM (ALBEF §3.3).
     """
     words = F.cross_entropy(logits.float(), labels, reduction="none")
     if teacher_logits is not None:
@@ -34,7 +35,7 @@ def answer_losses(
 
 
 def weighted_answer_loss(losses: Float[Tensor, "N"], weights: Float[Tensor, "N"], questions: int) -> Term:
-    """Each question counts once, each of its answers by its weight."""
+    """Sums the losses of each question's answers by their weights, and averages over questions."""
     return Term((losses * weights).sum(), losses.new_tensor(questions))
 
 
@@ -44,9 +45,10 @@ def closed_set_loss(
     teacher_logits: Float[Tensor, "B A"] | None = None,
     alpha: float = 0.0,
 ) -> Term:
-    """Binary cross-entropy to soft scores in 0..1, summed over answers, the mean over questions.
+    """Computes binary cross-entropy to soft scores in 0..1, summed over answers and averaged over questions.
 
-    With a teacher, its probabilities are mixed into the scores (ALBEF §3.3; the loss is linear in them).
+    With logits of the momentum encoder, its probabilities are mixed into the scores. The loss is linear in the scores,
+    so that this equals mixing the losses (ALBEF §3.3).
     """
     if teacher_logits is not None:
         scores = (1 - alpha) * scores + alpha * torch.sigmoid(teacher_logits.float())
@@ -56,5 +58,5 @@ def closed_set_loss(
 
 @torch.no_grad()
 def closed_set_score(logits: Float[Tensor, "B A"], scores: Float[Tensor, "B A"]) -> Term:
-    """The soft score of each question's likeliest answer, the mean over questions. Higher is better."""
+    """Averages the soft score of each question's likeliest answer. Higher is better."""
     return Term.over(scores.gather(1, logits.argmax(1, keepdim=True)).squeeze(1))

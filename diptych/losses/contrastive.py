@@ -1,7 +1,7 @@
-"""Image-text contrast (ITC).
+"""Computes the image-text contrastive loss (ITC) and its soft targets (ALBEF §3.2, §3.3).
 
-B queries, K candidates (the batch's momentum features, then the queue's; or the pairs of all processes), E embedding
-width.
+B queries, K candidates (ALBEF: momentum features of the batch, then of the queue; VLMo: the pairs of all processes),
+E embedding width.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from diptych.nn.gather import Processes
 from diptych.types import Term
 
 IGNORED_LOGIT = -1e9
-"""A logit that no softmax gives any weight, yet finite: 0 · IGNORED_LOGIT is 0, where 0 · −inf would be NaN."""
+"""The logit of an ignored candidate: its softmax is 0, but unlike −inf it is finite, so that 0 times it is not NaN."""
 
 
 def similarity(
     query: Float[Tensor, "B E"], keys: Float[Tensor, "K E"], temperature: Float[Tensor, ""]
 ) -> Float[Tensor, "B K"]:
-    """Logits s(query, key) / τ; their softmax is the similarity of the paper. In fp32 whatever the features' type."""
+    """Computes the logits s(query, key) / τ of each query with each key, in fp32. Their softmax is the paper's p."""
     return query.float() @ keys.float().T / temperature  # ALBEF Eq. 1
 
 
 def itc_targets(
-    teacher_logits: Float[Tensor, "B K"], positives: Float[Tensor, "B K"], alpha: float
+    momentum_logits: Float[Tensor, "B K"], positives: Float[Tensor, "B K"], alpha: float
 ) -> Float[Tensor, "B K"]:
-    """Soft targets: the labels mixed with the teacher's similarities.
+    """Mixes the labels with the momentum encoder's softmax, its pseudo-targets.
 
-    Cross-entropy to this mixture has the gradient of (1 − α)·H(y, p) + α·KL(q‖p): KL differs from the soft
-    cross-entropy only by the entropy of the teacher.
+    Cross-entropy to this mixture has the gradient of the paper's (1 − α)·H(y, p) + α·KL(q‖p), because KL differs from
+    the soft cross-entropy only by the entropy of q, which does not depend on the model.
     """
-    return alpha * torch.softmax(teacher_logits, dim=1) + (1 - alpha) * positives  # ALBEF Eq. 6
+    return alpha * torch.softmax(momentum_logits, dim=1) + (1 - alpha) * positives  # ALBEF Eq. 6
 
 
 def soft_cross_entropy(logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """−Σ targets · log softmax(logits) of each row."""
+    """Computes −Σ targets · log softmax(logits) of each row."""
     return -(targets * F.log_softmax(logits, dim=1)).sum(1)
 
 
@@ -49,14 +49,14 @@ def contrastive_loss(
     image_targets: Float[Tensor, "B K"],
     text_targets: Float[Tensor, "B K"],
 ) -> Term:
-    """Cross-entropy both ways, averaged (ALBEF §3.2)."""
+    """Averages the cross-entropy of image → text and of text → image (ALBEF §3.2)."""
     rows = (soft_cross_entropy(image_to_text, image_targets) + soft_cross_entropy(text_to_image, text_targets)) / 2
     return Term(rows.sum(), rows.new_tensor(len(rows)))  # ALBEF Eq. 2
 
 
 @dataclass(frozen=True)
 class Logits:
-    """Of a batch's images against texts, and of its texts against images."""
+    """Holds the logits of a batch's images against texts, and of its texts against images."""
 
     image_to_text: Float[Tensor, "B K"]
     text_to_image: Float[Tensor, "B K"]
@@ -67,46 +67,46 @@ def in_batch_contrast(
     text: Float[Tensor, "B E"],
     temperature: Float[Tensor, ""],
     processes: Processes,
-    hidden: Bool[Tensor, "Q K"] | None = None,
+    ignored: Bool[Tensor, "Q K"] | None = None,
 ) -> Logits:
-    """This process's pairs against those of all processes, K in all; `hidden` ones neither pull nor push.
+    """Compares the pairs of this process with the K pairs of all processes (VLMo §3.3), without the `ignored` ones.
 
-    Its pairs come first. As released (`processes.own_first`), those of the others follow, Q = K in all.
+    Q = B pairs are compared; in the released code (`processes.own_first`) each process compares all, Q = K.
     """
     image_to_text = similarity(processes.asked(image), processes.gather(text), temperature)
     text_to_image = similarity(processes.asked(text), processes.gather(image), temperature)
-    return Logits(ignore(image_to_text, hidden), ignore(text_to_image, hidden))
+    return Logits(ignore(image_to_text, ignored), ignore(text_to_image, ignored))
 
 
 def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"]:
-    """Which of the pairs of all processes is each pair itself."""
+    """Marks the positive of each pair among the pairs of all processes: its own other half."""
     everyone = torch.arange(processes.total, device=device)
     places = everyone if processes.own_first else processes.places(device)
     return places[:, None] == everyone[None]
 
 
 def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "Q K"]:
-    """Which of the pairs of all processes show the picture of each pair; itself does."""
+    """Marks which pairs of all processes show the same picture as each pair, which includes the pair itself."""
     return processes.asked(ids)[:, None] == processes.gather(ids)[None]
 
 
 def other_captions(
     ids: Int[Tensor, "Q"], key_ids: Int[Tensor, "K"], positives: Bool[Tensor, "Q K"]
 ) -> Bool[Tensor, "Q K"]:
-    """Returns which candidates show the picture of a pair under another caption, given the pictures' identities."""
+    """Marks candidates that show the picture of a pair under another caption. They would be false negatives."""
     return (ids[:, None] == key_ids[None]) & ~positives
 
 
 @dataclass(frozen=True)
 class Similarities(Logits):
-    """Logits against the teacher's features of batch and queue, batch first; beside them, the teacher's own."""
+    """Holds, beside the model's logits, those of the momentum encoder, which become pseudo-targets (ALBEF §3.3)."""
 
     momentum_image_to_text: Float[Tensor, "B K"]
     momentum_text_to_image: Float[Tensor, "B K"]
 
 
 def distilled_contrastive_loss(logits: Similarities, positives: Float[Tensor, "B K"], alpha: float) -> Term:
-    """ITC against labels and teacher, which has the share `alpha` (ALBEF §3.3)."""
+    """Computes ITC against the labels and the momentum encoder's pseudo-targets of weight `alpha` (ALBEF §3.3)."""
     return contrastive_loss(
         logits.image_to_text,
         logits.text_to_image,
@@ -115,15 +115,15 @@ def distilled_contrastive_loss(logits: Similarities, positives: Float[Tensor, "B
     )
 
 
-def ignore(logits: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"] | None) -> Float[Tensor, "B K"]:
-    """The logits with candidates that are neither positive nor negative taken out."""
-    return logits if hidden is None else logits.masked_fill(hidden, IGNORED_LOGIT)
+def ignore(logits: Float[Tensor, "B K"], ignored: Bool[Tensor, "B K"] | None) -> Float[Tensor, "B K"]:
+    """Takes candidates out of the softmax that are neither positive nor negative."""
+    return logits if ignored is None else logits.masked_fill(ignored, IGNORED_LOGIT)
 
 
 def information_bound(logits: Float[Tensor, "B K"], positives: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """A lower bound, in nats, on the mutual information of two views: log N − InfoNCE, N the candidates not hidden.
+    """Computes log N − InfoNCE, a lower bound in nats on the mutual information of two views (ALBEF §4).
 
-    Applied to image and text it is ITC seen as InfoNCE (Eq. 9).
+    N counts the candidates that are not ignored. With image and text as the views, InfoNCE is ITC (Eq. 9).
     """
     candidates = (logits > IGNORED_LOGIT / 2).sum(1)
     return candidates.log() - soft_cross_entropy(logits, positives)  # ALBEF Eq. 8

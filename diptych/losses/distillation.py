@@ -1,6 +1,6 @@
-"""Momentum distillation (ALBEF §3.3): when the teacher counts, and its word distribution as a target.
+"""Computes the losses of momentum distillation (ALBEF §3.3): labels mixed with the momentum encoder's pseudo-targets.
 
-R hidden words, V vocabulary, B samples, C classes.
+R masked tokens, V vocabulary, B samples, C classes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from diptych.types import Term
 
 
 def alpha_at(epoch: float, alpha: float, ramp: float = 1.0) -> float:
-    """The teacher's weight so many epochs after it was let in: linear from 0 to `alpha` over `ramp` epochs."""
+    """Returns the weight of the pseudo-targets, which rises linearly from 0 to `alpha` over `ramp` epochs."""
     return alpha * min(epoch / ramp, 1.0) if ramp else alpha
 
 
 def mixed_word_loss(
     hard: Term, logits: Float[Tensor, "R V"], teacher_logits: Float[Tensor, "R V"], alpha: float
 ) -> Term:
-    """(1 − α)·MLM + α·KL(teacher‖student) at the hidden words, the KL without the teacher's constant entropy."""
+    """Computes (1 − α)·MLM + α·KL(momentum encoder‖model) at the masked tokens.
+
+    The KL is written as a soft cross-entropy: it lacks the entropy of the pseudo-targets, which has no gradient.
+    """
     soft = soft_cross_entropy(logits.float(), torch.softmax(teacher_logits.float(), dim=1)).sum()
     return Term((1 - alpha) * hard.sum + alpha * soft, hard.count)  # ALBEF Eq. 7
 
@@ -33,7 +36,7 @@ def class_loss(
     teacher_logits: Float[Tensor, "B C"] | None = None,
     alpha: float = 0.0,
 ) -> Term:
-    """Cross-entropy to the right class; with a teacher, mixed with its distribution as words are (ALBEF §3.3)."""
+    """Computes cross-entropy to the label; with a momentum encoder, mixed with its distribution as in MLM (ALBEF §3.3)."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     hard = Term(loss, loss.new_tensor(len(labels)))
     return hard if teacher_logits is None else mixed_word_loss(hard, logits, teacher_logits, alpha)

@@ -1,6 +1,6 @@
-"""Masked image modelling: which patches to hide, and the loss at the hidden ones (BEiT §2.3).
+"""Masks patches and computes the loss of masked image modelling (BEiT §2.3).
 
-S side of the grid of patches, N = S² patches, R hidden patches, K size of the codebook.
+S side of the grid of patches, N = S² patches, R masked patches, K size of the codebook.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch.nn import functional as F
 from diptych.types import Term
 
 Draw = Callable[[], float]
-"""The next of a stream of numbers that are uniform in [0, 1)."""
+"""Returns the next number of a stream that is uniform in [0, 1)."""
 
 
-def hidden_count(side: int, share: float) -> int:
-    """Patches that are hidden: the nearest whole number to the share, but one at least and one left at least.
+def masked_count(side: int, share: float) -> int:
+    """Returns how many patches to mask: the share, rounded, but at least one and at most all but one.
 
-    >>> hidden_count(14, 0.4), hidden_count(4, 0.4)
+    >>> masked_count(14, 0.4), masked_count(4, 0.4)
     (78, 6)
     """
     return min(max(1, round(share * side**2)), side**2 - 1)
 
 
 def block_mask(side: int, share: float, min_block: int, min_aspect: float, draw: Draw) -> Bool[Tensor, "S S"]:
-    """Blocks of patches until exactly `hidden_count` are hidden (BEiT, Algorithm 1).
+    """Masks rectangular blocks of patches until exactly `masked_count` are masked (BEiT, Algorithm 1).
 
-    A block's size is drawn evenly between `min_block` (or what is left to hide, where that is less) and what is left,
-    the logarithm of its height by its width evenly between those of `min_aspect` and its inverse, then its place
-    evenly among those where it lies within the grid. Blocks may overlap. Unlike Algorithm 1, which stops once the share
-    is passed, the last block loses what it has too much, from its end.
+    The size of a block is uniform between `min_block` and the number of patches left to mask (or is that number, where
+    fewer are left). The logarithm of height / width is uniform between those of `min_aspect` and its inverse. The place
+    is uniform within the grid. Blocks may overlap. Algorithm 1 stops once the share is passed; here the last block is
+    cut, so that every image has the same number of masked patches.
     """
     if not 0 < min_aspect <= 1:
         raise ValueError(f"task.min_aspect must lie above 0 and be 1 at most, not {min_aspect}")
     mask = torch.zeros(side, side, dtype=torch.bool)
-    left = hidden_count(side, share)
+    left = masked_count(side, share)
     while left:
         size = min(min_block, left) + draw() * (left - min(min_block, left))
         root_aspect = min_aspect ** (draw() - 0.5)  # its square is log-uniform between min_aspect and the inverse

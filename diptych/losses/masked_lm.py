@@ -1,6 +1,6 @@
-"""Masked language modelling (MLM): which words to hide, and the loss at the hidden ones.
+"""Masks words and computes the masked-language-modelling loss (MLM; ALBEF §3.2, VLMo §3.3).
 
-B texts, L padded length, W longest text there may be, R hidden words, V vocabulary.
+B texts, L padded length, W longest text of the model, R masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from diptych.seeds import seed_of
 from diptych.types import Progress, RowList, Term, Texts
 
 IGNORED = -100
-"""The label of a position that is not predicted."""
+"""The label of a token that is not predicted."""
 
 
 @dataclass(frozen=True)
 class MaskDraws:
-    """The random part of masking, one draw a position."""
+    """Holds the random part of masking single tokens, one draw for each position."""
 
     select: Bool[Tensor, "B L"]
     replace: Bool[Tensor, "B L"]
@@ -34,7 +34,7 @@ class MaskDraws:
     def make(
         cls, texts: int, length: int, probability: float, vocab_size: int, generator: torch.Generator
     ) -> MaskDraws:
-        """A share selected; of these 80 % replaced by [MASK], half of the rest randomised (ALBEF §3.2)."""
+        """Draws which tokens are selected; of these 80 % become [MASK], 10 % a random token, 10 % stay (ALBEF §3.2)."""
         select, replace, randomise = torch.rand(3, texts, length, generator=generator)
         words = torch.randint(vocab_size, (texts, length), generator=generator)
         return cls(select < probability, replace < 0.8, randomise < 0.5, words)
@@ -43,7 +43,7 @@ class MaskDraws:
 def mask_words(
     ids: Int[Tensor, "B L"], maskable: Bool[Tensor, "B L"], mask_id: int, draws: MaskDraws
 ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-    """Ids with words hidden, and labels (the original id where hidden, IGNORED elsewhere)."""
+    """Masks the selected tokens. Returns the ids and the labels: the original id where masked, IGNORED elsewhere."""
     selected = draws.select & maskable
     labels = ids.masked_fill(~selected, IGNORED)
     masked = torch.where(selected & draws.replace, mask_id, ids)
@@ -55,39 +55,40 @@ def mask_words(
 
 
 MOST_MASKED = 512
-"""Tokens of a text that are hidden at most, as released."""
+"""The most tokens of a text that are masked, as in the released code."""
 
 
 MaskingConfig = LanguageStageConfig | VlmoPretrainConfig
-"""What says which share is hidden, of what, and whether by whole words."""
+"""Configurations that state the share of masked tokens, and whether whole words are masked."""
 
 
 @dataclass(frozen=True)
 class WordDraws:
-    """The random part of whole-word masking, one draw a position."""
+    """Holds the random part of whole-word masking, one draw for each position."""
 
     order: Float[Tensor, "B W"]
-    """In 0..1. Words are hidden in the order of their first tokens' numbers, or single tokens below the share."""
+    """Numbers in 0..1. Whole words are masked in the order of their first token's number; single tokens, if below the
+    share."""
     replace: Bool[Tensor, "B W"]
     randomise: Bool[Tensor, "B W"]
     words: Int[Tensor, "B W"]
 
     @classmethod
     def make(cls, rows: range, width: int, vocab_size: int, seed: int) -> WordDraws:
-        """The draws of rows of a global batch: row by row the same, whichever rows are drawn together."""
-        # A counter-based generator gives four numbers a count, and each position of each row has its own count.
+        """Draws for rows of the global batch; a row's draws do not depend on the rows that are drawn with it."""
+        # Philox is a counter-based generator of four numbers at each count; each position of each row has its own.
         generator = np.random.Generator(np.random.Philox(key=seed, counter=rows.start * width))
         order, replace, randomise, words = torch.from_numpy(generator.random((len(rows), width, 4))).unbind(2)
         return cls(order.float(), replace < 0.8, randomise < 0.5, (words * vocab_size).long())
 
 
 class WordMasking(nn.Module):
-    """Hides words of texts as a recipe says, by draws that depend on nothing but their place in the training."""
+    """Masks words as a recipe says, by draws that are a pure function of seed, step and row of the global batch."""
 
     continues: Tensor
 
     def __init__(self, config: MaskingConfig, special: SpecialIds, vocab_size: int, width: int) -> None:
-        """`width`: the longest text there may be."""
+        """Prepares the masking of texts of up to `width` tokens."""
         super().__init__()
         self.config, self.special, self.vocab_size, self.width = config, special, vocab_size, width
         table = torch.zeros(vocab_size, dtype=torch.bool)
@@ -95,14 +96,14 @@ class WordMasking(nn.Module):
         self.register_buffer("continues", table, persistent=False)
 
     def draw(self, size: int, progress: Progress, first_row: int = 0) -> WordDraws:
-        """For `size` texts, which are rows `first_row` and on of the global batch."""
+        """Draws for `size` texts, which are rows `first_row` and following of the global batch."""
         seed = seed_of(progress.seed, "words", progress.step)
         return WordDraws.make(range(first_row, first_row + size), self.width, self.vocab_size, seed)
 
     def forward(self, texts: Texts, draws: WordDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-        """Ids with words hidden, and labels (the original id where hidden, IGNORED elsewhere).
+        """Masks words. Returns the ids and the labels: the original id where masked, IGNORED elsewhere.
 
-        Raises ValueError for texts longer than there may be.
+        Raises ValueError for texts longer than the model's positions.
         """
         width, ids, mask = self.width, texts.input_ids, texts.attention_mask
         if ids.shape[1] > width and mask[:, width:].any():
@@ -117,12 +118,12 @@ class WordMasking(nn.Module):
 def whole_word_mask(
     texts: Texts, draws: WordDraws, special: SpecialIds, continues: Bool[Tensor, "V"], config: MaskingConfig
 ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-    """Ids with a share of the tokens hidden, and labels. Special tokens and padding are never hidden.
+    """Masks a share of the tokens of each text. Returns the ids and the labels. Special tokens are never masked.
 
-    `continues`: which pieces continue a word. With `config.whole_words` all pieces of a word are hidden or none, and so
-    many words as fit into the share; a text that has a word has a hidden one. `config.masking="released"` takes the
-    share of the padded length W, where [PAD] and [UNK] are words that are drawn in vain, and hides no word that is
-    longer than the share: none at all in some texts.
+    `continues` marks the word pieces that continue a word. With `config.whole_words` all pieces of a word are masked or
+    none, and as many words as fit into the share; a text that has a word has a masked one.
+    `config.masking="released"` takes the share of the padded length W, where [PAD] and [UNK] count as words whose draw
+    is lost, and masks no word longer than the share, so that some texts have no masked word.
     """
     device, length = texts.input_ids.device, texts.input_ids.shape[1]
     replace, randomise, words = (x[:, :length].to(device) for x in (draws.replace, draws.randomise, draws.words))
@@ -149,7 +150,7 @@ def _is_any(ids: Int[Tensor, "B L"], *wanted: int) -> Bool[Tensor, "B L"]:
 
 
 def _targets(tokens: Int[Tensor, "B"], config: MaskingConfig) -> Int[Tensor, "B"]:
-    """How many of so many tokens are hidden."""
+    """Returns how many tokens of a text to mask, given how many it has."""
     share = (tokens.cpu().double() * config.mask_probability).round().long()
     return share.clamp(1, MOST_MASKED).to(tokens.device)
 
@@ -162,33 +163,35 @@ def _choose(
     targets: Int[Tensor, "B"],
     first_always: bool,
 ) -> Bool[Tensor, "B L"]:
-    """Words in their order while they fit into the targets; one that does not fit is passed over."""
-    starts = candidates & ~(continues[ids] & F.pad(candidates[:, :-1], (1, 0)))
-    word = (starts.cumsum(1) - 1).clamp(min=0)
-    lengths = torch.zeros_like(ids).scatter_add_(1, word, candidates.long())
-    place = torch.full_like(order, torch.inf)
-    place.scatter_reduce_(1, word, order.masked_fill(~starts, torch.inf), "amin")
-    ranking = place.argsort(dim=1, stable=True)
-    hidden, taken = torch.zeros_like(targets), []
-    for number, length in enumerate(lengths.gather(1, ranking).unbind(1)):
-        fits = hidden + length <= targets
+    """Selects words in their drawn order while they fit into the targets, and skips a word that does not fit.
+
+    With `first_always` the first word is selected even if it is longer than its target.
+    """
+    starts = candidates & ~(continues[ids] & F.pad(candidates[:, :-1], (1, 0)))  # first token of each word [B, L]
+    word = (starts.cumsum(1) - 1).clamp(min=0)  # the word that each token belongs to [B, L]
+    lengths = torch.zeros_like(ids).scatter_add_(1, word, candidates.long())  # tokens of each word [B, words]
+    rank = torch.full_like(order, torch.inf)
+    rank.scatter_reduce_(1, word, order.masked_fill(~starts, torch.inf), "amin")  # drawn number of each word
+    ranking = rank.argsort(dim=1, stable=True)  # words in the order of their numbers
+    masked, taken = torch.zeros_like(targets), []
+    for number, length in enumerate(lengths.gather(1, ranking).unbind(1)):  # the next word of every text at once
+        fits = masked + length <= targets
         taken.append(fits | (number == 0) if first_always else fits)
-        hidden = hidden + length * taken[-1]
-    chosen = torch.zeros_like(candidates).scatter_(1, ranking, torch.stack(taken, 1))
-    return chosen.gather(1, word) & candidates
+        masked = masked + length * taken[-1]
+    chosen = torch.zeros_like(candidates).scatter_(1, ranking, torch.stack(taken, 1))  # back in the words' own order
+    return chosen.gather(1, word) & candidates  # all tokens of the chosen words
 
 
 # --------------------------------------------------------------------------- the loss
 
 
 def masked_tokens(labels: Int[Tensor, "B L"]) -> tuple[RowList, Int[Tensor, "R"]]:
-    """Where words are hidden, `pair` counting texts, and which."""
-    where = (labels != IGNORED).nonzero()
-    rows = RowList(where[:, 0], where[:, 1])
-    return rows, labels[rows.pair, rows.position]
+    """Returns where tokens are masked (`pair` counts texts) and which tokens they were."""
+    text, position = (labels != IGNORED).nonzero().unbind(1)
+    return RowList(text, position), labels[text, position]
 
 
 def masked_lm_loss(logits: Float[Tensor, "R V"], labels: Int[Tensor, "R"]) -> Term:
-    """Cross-entropy at the hidden words. No hidden word: sum 0, count 0, mean 0 (the released code gives NaN)."""
+    """Computes the cross-entropy at the masked tokens. Without any, the mean is 0; the released code gives NaN."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")  # ALBEF Eq. 3
     return Term(loss, loss.new_tensor(len(labels)))

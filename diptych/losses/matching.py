@@ -1,6 +1,6 @@
-"""Image-text matching (ITM) and its hard negatives.
+"""Computes the image-text matching loss (ITM) and draws its hard negatives (ALBEF §3.2).
 
-B pairs of a batch, K candidates of a draw, P pairs to judge.
+B pairs of a batch, K candidates to draw from, P pairs to classify.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from diptych.types import Term
 def negative_weights(
     logits: Float[Tensor, "B K"], positives: Bool[Tensor, "B K"], mask: Literal["before", "after"] = "before"
 ) -> Float[Tensor, "B K"]:
-    """Sampling weights of the candidates of each row: their contrastive softmax, positives excluded (ALBEF §3.2).
+    """Computes the sampling weights of each row's candidates: ITC's softmax without the positives (ALBEF §3.2).
 
-    `before` takes the positives out of the softmax: weights sum to 1 however sure the model is. `after` sets them to
-    0 behind it, as released: the same proportions until all that is left underflows (REFERENCE, defect 1).
+    `before` takes the positives out before the softmax, so that the weights sum to 1 however sure the model is.
+    `after` sets them to 0 after it, as the released code does. The proportions are the same until all other
+    probabilities underflow to 0 (defect 1).
 
     Raises ValueError for a row without any negative.
     """
@@ -40,9 +41,10 @@ def negative_weights(
 def both_negative_weights(
     logits: Logits, positives: Bool[Tensor, "B K"], mask: Literal["before", "after"] = "before", hard: bool = True
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
-    """Sampling weights of images for each text, then of texts for each image. Not `hard`: all negatives alike.
+    """Computes the sampling weights of images for each text, then of texts for each image.
 
-    Only the first rows and candidates count where there are more than `positives` speaks of (a queue's).
+    Without `hard` all negatives are equally likely. Rows and candidates beyond the shape of `positives`, such as those
+    of a queue, are left out.
     """
     rows, candidates = positives.shape
     scale = 1.0 if hard else 0.0
@@ -51,9 +53,9 @@ def both_negative_weights(
 
 
 def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """One candidate a row by inverse distribution function: candidate k where `uniform` falls into its share.
+    """Draws one candidate for each row by inverse transform sampling: the one whose share `uniform` falls into.
 
-    All rows at once, without a device synchronisation a row. Raises ValueError where a row's weights are all 0.
+    All rows are drawn at once. Raises ValueError where the weights of a row are all 0.
     """
     cumulative = weights.double().cumsum(1)
     total = cumulative[:, -1:]
@@ -67,19 +69,22 @@ def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -
 
 
 def matching_loss(logits: Float[Tensor, "P 2"], labels: Int[Tensor, "P"]) -> Term:
-    """Cross-entropy of match (1) against no match (0)."""
+    """Computes the cross-entropy of match (1) against no match (0)."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")  # ALBEF Eq. 4
     return Term(loss, loss.new_tensor(len(labels)))
 
 
 def match_labels(size: int, device: torch.device) -> Int[Tensor, "P"]:
-    """The labels of B positives, then 2B negatives."""
+    """Returns the labels of B positives, then of 2B negatives."""
     return (torch.arange(3 * size, device=device) < size).long()
 
 
 def matching_pairs(
     negative_image: Int[Tensor, "B"], negative_text: Int[Tensor, "B"]
 ) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
-    """Which text meets which image: the B positives, then (text, hard image), then (hard text, image)."""
+    """Lists the pairs to fuse: the B positives, then (text, hard image), then (hard text, image).
+
+    Returns the index of each pair's text [3B] and of its image [3B].
+    """
     here = torch.arange(len(negative_image), device=negative_image.device)
     return torch.cat([here, here, negative_text]), torch.cat([here, negative_image, here])

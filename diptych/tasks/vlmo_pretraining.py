@@ -162,7 +162,7 @@ class VlmoPretraining(Task):
         if trace is not None:
             contrast = (similarities, positives, ignored, weights, negatives)
             trace.append(VlmoTrace(*contrast, labels, match_logits, word_logits))
-        return Losses.weighted(measures=measures, **terms)
+        return Losses.weighted(measures=measures, **terms)  # VLMo §3.3
 
     def _fetch_negatives(
         self, images: ImageState, texts: TextState, negatives: Negatives | None, batch: Batch, processes: Processes
@@ -273,4 +273,4 @@ def mean_of_branches(similarities: Mapping[Branch, Logits], positives: Bool[Tens
     """Averages the contrastive loss, both ways, over the branches (VLMo §3.3; the released code has two)."""
     targets = positives.float()
     losses = [contrastive_loss(x.image_to_text, x.text_to_image, targets, targets) for x in similarities.values()]
-    return Term(torch.stack([loss.sum for loss in losses]).mean(), losses[0].count)  # VLMo §3.3
+    return Term(torch.stack([loss.sum for loss in losses]).mean(), losses[0].count)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diptych.losses.masked_image import Draw, block_mask, hidden_count, masked_image_loss
+from diptych.losses.masked_image import Draw, block_mask, masked_count, masked_image_loss
 
 
 def stream(*numbers: float, then: int = 0) -> Draw:
@@ -25,11 +25,11 @@ def stream(*numbers: float, then: int = 0) -> Draw:
 def test_exactly_the_documented_number_is_hidden(side: int, share: float, min_block: int) -> None:
     for seed in range(5):
         mask = block_mask(side, share, min_block, 0.3, random.Random(seed).random)
-        assert int(mask.sum()) == hidden_count(side, share)
+        assert int(mask.sum()) == masked_count(side, share)
 
 
 def test_the_number_is_the_nearest_with_one_hidden_and_one_seen_at_least() -> None:
-    assert [hidden_count(4, share) for share in (0.0, 0.4, 0.41, 1.0)] == [1, 6, 7, 15]
+    assert [masked_count(4, share) for share in (0.0, 0.4, 0.41, 1.0)] == [1, 6, 7, 15]
 
 
 @pytest.mark.parametrize(
