@@ -173,8 +173,8 @@ def _judge_hidden_patches(
     hits, owners, codes = [], [], []
     for one in asked:
         made = task.predict(one.batch)
-        said = _finite(made.logits, [one.records[row] for row in made.hidden.nonzero()[:, 0].tolist()]).argmax(1)
-        counts = made.hidden.sum(1).tolist()
+        said = _finite(made.logits, [one.records[row] for row in made.masked.nonzero()[:, 0].tolist()]).argmax(1)
+        counts = made.masked.sum(1).tolist()
         for record, guessed, right in zip(one.records, said.split(counts), made.codes.split(counts), strict=True):
             found = guessed == right
             hits.append(found)

@@ -1,6 +1,9 @@
-"""VLMo's first stage: masked image modelling on pictures alone (§3.4; BEiT §2).
+"""Trains VLMo's first stage: masked image modelling on images alone (VLMo §3.4; BEiT §2).
 
-I pictures, S side of the grid of patches, N = S² patches, R hidden patches, K size of the codebook, D width.
+A frozen visual tokenizer turns each image into a grid of codes, one for each patch. The model sees the image with 40 %
+of the patches masked and predicts their codes. This trains the attention and the V-FFNs.
+
+I images, S patches a side, N = S² patches, R masked patches, K size of the codebook, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from diptych.types import Batch, Losses, PictureBatch, Progress, Term
 
 
 class CodeHead(nn.Module):
-    """What stands for a hidden patch, and the scores of the codes that it may have."""
+    """Holds the mask token and predicts the code of a masked patch."""
 
     def __init__(self, width: int, codes: int) -> None:
         super().__init__()
@@ -37,29 +40,30 @@ class CodeHead(nn.Module):
         self.scores = nn.Linear(width, codes)
         self.apply(init_weights)
 
-    def forward(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "R K"]:
-        scores: Tensor = self.scores(rows)
+    def forward(self, hidden: Float[Tensor, "R D"]) -> Float[Tensor, "R K"]:
+        """Scores each code of the codebook."""
+        scores: Tensor = self.scores(hidden)
         return scores.float()
 
 
 @dataclass(frozen=True)
-class Guesses:
-    """What was made of the hidden patches, picture after picture."""
+class CodePredictions:
+    """Holds what the model predicts at the masked patches, image after image."""
 
-    hidden: Bool[Tensor, "I N"]
+    masked: Bool[Tensor, "I N"]
     logits: Float[Tensor, "R K"]
     codes: Int[Tensor, "R"]
     """The visual tokens that the patches have."""
 
 
 class VisionStage(Task):
-    """Predicts the codes of hidden patches, which a frozen visual tokenizer gives, from the patches that are left."""
+    """Predicts the codes of masked patches from the visible patches (BEiT §2.3)."""
 
     model: Vlmo
     config: VisionStageConfig
 
     def __init__(self, model: Vlmo, config: VisionStageConfig, special: SpecialIds | None = None) -> None:
-        """Raises ValueError where codes and patches do not stand for the same squares."""
+        """Raises ValueError where codes and patches do not cover the same squares of an image."""
         super().__init__()
         self.model, self.config = model, config
         self.tokenizer = VisualTokenizer(config.visual).requires_grad_(False)
@@ -73,58 +77,43 @@ class VisionStage(Task):
         self.head = CodeHead(model.config.width, config.visual.codes)
         model.freeze(untrained_parts(config, model.config.depth))
 
-    def borrowed(self) -> Mapping[str, str]:
-        """The visual tokenizer."""
-        return {"tokenizer": self.config.tokenizer}
-
     def forward(self, batch: PictureBatch | Batch, progress: Progress) -> Losses:
-        """Masks are a function of seed, step and row of the batch of all processes."""
-        where = (progress.seed, "patches", progress.step)
-        first = Processes.meet(len(batch)).own.start
-        masks = self._masks(seed_of(*where, first + row) for row in range(len(batch)))
-        made = self.guess(batch.pixels, masks, batch.keys)
-        measures = {
-            "code_accuracy": Term.over((made.logits.argmax(1) == made.codes).float()),
-            "commonest_code": Term.over((made.codes == made.codes.mode().values).float()),
-        }
-        return Losses.weighted(measures=measures, masked_image=(1.0, masked_image_loss(made.logits, made.codes)))
+        """Computes the loss of masked image modelling of a batch (BEiT §2.3).
 
-    @torch.no_grad()
-    def predict(self, batch: PictureBatch | Batch) -> Guesses:
-        """Each picture always under the same mask, whatever batch it is in."""
-        masks = self._masks(seed_of("patches", identity) for identity in batch.image_ids.tolist())
-        return self.guess(batch.pixels, masks)
-
-    @torch.no_grad()
-    def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
-        """For people: pictures, what is seen of them, and what the codes guessed for the rest would give back."""
-        made = self.predict(batch)
-        codes = self._codes(batch.pixels)
-        codes[made.hidden] = made.logits.argmax(1)
-        painted = self.tokenizer.paint_codes(codes.unflatten(1, (self.side, self.side)))
-        return {"picture": batch.pixels, "seen": blanked(batch.pixels, made.hidden), "guessed": painted}
-
-    def _codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I N"]:
-        return self.tokenizer.codes(resized(pixels, self.config.visual.image_size)).flatten(1)
-
-    def guess(
-        self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"], keys: Int[Tensor, "I"] | None = None
-    ) -> Guesses:
-        """Scores of the codes of the hidden patches, beside the right ones. `keys`: of the pictures, for dropout."""
-        hidden = hidden.to(pixels.device)
-        rows = self.model.encode_image(self._shown(pixels, hidden), keys)[:, 1:][hidden]
-        return Guesses(hidden, self.head(rows), self._codes(pixels)[hidden])
-
-    def _shown(self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Float[Tensor, "I T D"]:
-        """The mask token instead of each hidden patch, whose pixels are blank too: a stem of convolutions sees around.
-
-        Where positions are added to patches, they are to the token.
+        The masks are a pure function of seed, step and row of the global batch.
         """
-        patches = self.model.image_state(blanked(pixels, hidden)).patches
+        first = Processes.meet(len(batch)).own.start
+        seeds = (seed_of(progress.seed, "patches", progress.step, first + row) for row in range(len(batch)))
+        predictions = self.predict_codes(batch.pixels, self._masks(seeds), batch.keys)
+        loss = masked_image_loss(predictions.logits, predictions.codes)
+        measures = {
+            "code_accuracy": Term.over((predictions.logits.argmax(1) == predictions.codes).float()),
+            "commonest_code": Term.over((predictions.codes == predictions.codes.mode().values).float()),
+        }
+        return Losses.weighted(measures=measures, masked_image=(1.0, loss))
+
+    def predict_codes(
+        self, pixels: Float[Tensor, "I 3 H W"], masked: Bool[Tensor, "I N"], keys: Int[Tensor, "I"] | None = None
+    ) -> CodePredictions:
+        """Scores the codes of the masked patches, and returns them beside the right ones. `keys` seed the dropout."""
+        masked = masked.to(pixels.device)
+        hidden = self.model.encode_image(self._masked_patches(pixels, masked), keys)  # class token first [I, 1 + N, D]
+        return CodePredictions(masked, self.head(hidden[:, 1:][masked]), self._codes(pixels)[masked])
+
+    def _masked_patches(self, pixels: Float[Tensor, "I 3 H W"], masked: Bool[Tensor, "I N"]) -> Float[Tensor, "I T D"]:
+        """Embeds the images with the mask token in place of each masked patch.
+
+        The pixels of masked patches are set to 0 too, because a convolutional stem sees beyond its own patch. Where
+        the model adds absolute positions to patches, the mask token gets them as well.
+        """
+        patches = self.model.image_state(blanked(pixels, masked)).patches  # [I, 1 + N, D]
         token: Tensor = self.head.mask_token
         if self.model.image.positions is not None:
             token = token + resize_positions(self.model.image.positions, self.side)[:, 1:]
-        return torch.cat([patches[:, :1], torch.where(hidden[..., None], token, patches[:, 1:])], dim=1)
+        return torch.cat([patches[:, :1], torch.where(masked[..., None], token, patches[:, 1:])], dim=1)
+
+    def _codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I N"]:
+        return self.tokenizer.codes(resized(pixels, self.config.visual.image_size)).flatten(1)
 
     def _masks(self, seeds: Iterable[int]) -> Bool[Tensor, "I N"]:
         config = self.config
@@ -134,16 +123,35 @@ class VisionStage(Task):
         ]
         return torch.stack(masks).flatten(1)
 
+    @torch.no_grad()
+    def predict(self, batch: PictureBatch | Batch) -> CodePredictions:
+        """Predicts the codes of masked patches, each image always under the same mask, whatever batch it is in."""
+        masks = self._masks(seed_of("patches", identity) for identity in batch.image_ids.tolist())
+        return self.predict_codes(batch.pixels, masks)
 
-def blanked(pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Float[Tensor, "I 3 H W"]:
-    """The pictures with the pixels of hidden patches at 0."""
-    side = round(hidden.shape[1] ** 0.5)
-    squares = hidden.unflatten(1, (1, side, side)).to(pixels.dtype)
+    @torch.no_grad()
+    def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
+        """Returns images for a report: as they are, masked, and decoded from visible and predicted codes."""
+        predictions = self.predict(batch)
+        codes = self._codes(batch.pixels)
+        codes[predictions.masked] = predictions.logits.argmax(1)
+        painted = self.tokenizer.paint_codes(codes.unflatten(1, (self.side, self.side)))
+        return {"picture": batch.pixels, "seen": blanked(batch.pixels, predictions.masked), "guessed": painted}
+
+    def borrowed(self) -> Mapping[str, str]:
+        """Names the visual tokenizer as a network that comes from another run."""
+        return {"tokenizer": self.config.tokenizer}
+
+
+def blanked(pixels: Float[Tensor, "I 3 H W"], masked: Bool[Tensor, "I N"]) -> Float[Tensor, "I 3 H W"]:
+    """Sets the pixels of masked patches to 0."""
+    side = round(masked.shape[1] ** 0.5)
+    squares = masked.unflatten(1, (1, side, side)).to(pixels.dtype)
     return pixels * (1 - F.interpolate(squares, size=pixels.shape[-2:], mode="nearest"))
 
 
 def resized(pixels: Float[Tensor, "I 3 H W"], size: int) -> Float[Tensor, "I 3 S S"]:
-    """The same pictures with `size` pixels a side, as the tokenizer reads them."""
+    """Resizes images to `size` pixels a side, as the visual tokenizer reads them."""
     if pixels.shape[-1] == size:
         return pixels
     return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False)

@@ -1,6 +1,9 @@
-"""VLMo's second stage: masked language modelling on texts alone (§3.4).
+"""Trains VLMo's second stage: masked language modelling on texts alone (VLMo §3.4).
 
-B texts, L padded length, R hidden words, V vocabulary.
+Attention and V-FFNs, learnt from images in the first stage, are frozen by the recipe (`freeze`); the stage trains the
+L-FFNs, the text embeddings and the word head.
+
+B texts, L padded length, R masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,58 +25,36 @@ from diptych.types import AnyBatch, Exponential, Losses, Progress, RowList, Term
 
 @dataclass(frozen=True)
 class MaskedTexts:
-    """Texts with words hidden."""
+    """Holds texts with words masked."""
 
     texts: Texts
     rows: RowList
-    """Where; `pair` counts the texts."""
+    """Where tokens are masked; `pair` counts the texts."""
     words: Int[Tensor, "R"]
-    """Which words are hidden there."""
+    """The ids of the tokens that are masked there."""
 
 
 class LanguageStage(Task):
-    """MLM with whole-word masking. Word scores are computed at the hidden words only.
-
-    What texts alone do not reach never trains. That attention does not train either is the recipe's to say (`freeze`).
-    """
+    """Trains MLM with whole-word masking on texts alone. Parts of the model that no text reaches are frozen."""
 
     model: Vlmo
     config: LanguageStageConfig
 
     def __init__(self, model: Vlmo, config: LanguageStageConfig, special: SpecialIds) -> None:
+        """Freezes what texts alone do not reach: images, V-FFNs, fusion, and every head but the word head."""
         super().__init__()
         self.model, self.config = model, config
         self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
-        self._freeze_unreached()
+        of_images = ("experts.image", *["attention"] * (model.config.attention == "separate"))
+        blocks = (f"blocks.{number}.{part}" for number in range(model.config.depth) for part in of_images)
+        model.freeze(("image", *model.unused(*self.trained(config)), *blocks))
         self.train()
 
-    @classmethod
-    def trained(cls, config: LanguageStageConfig) -> tuple[str, ...]:
-        return "encode_text", "word_logits"
-
-    def _freeze_unreached(self) -> None:
-        """Images, their experts and attention, fusion, and every head but the words'."""
-        config = self.model.config
-        of_images = ("experts.image", *["attention"] * (config.attention == "separate"))
-        blocks = (f"blocks.{number}.{part}" for number in range(config.depth) for part in of_images)
-        self.model.freeze(("image", *self.model.unused(*self.trained(self.config)), *blocks))
-
-    def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
-        """What the stage before has not taught."""
-        return untrained_parts(origin.task, self.model.config.depth)
-
-    def mask(self, texts: Texts, progress: Progress, first_row: int = 0) -> MaskedTexts:
-        """Hide words of texts that are rows `first_row` and on of the global batch, as a pure function of `progress`.
-
-        Raises ValueError for texts longer than the model's positions.
-        """
-        ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
-        return MaskedTexts(Texts(ids, texts.attention_mask, texts.keys), *masked_tokens(labels))
-
     def forward(self, batch: AnyBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
+        """Computes MLM of a batch of texts (VLMo §3.4). `masked` replaces the masks drawn from seed and step."""
         texts = expect(batch, TextBatch, "texts without pictures").texts
         masked = masked or self.mask(texts, progress, Processes.meet(len(batch)).own.start)
-        logits = self.word_logits(masked)
+        logits = self.word_logits(masked)  # scores of each word at the masked tokens only [R, V]
         loss = masked_lm_loss(logits, masked.words)  # VLMo §3.4
         with torch.no_grad():
             measures = {
@@ -82,13 +63,33 @@ class LanguageStage(Task):
             }
         return Losses.weighted(measures=measures, mlm=(1.0, loss))
 
+    def mask(self, texts: Texts, progress: Progress, first_row: int = 0) -> MaskedTexts:
+        """Masks words of texts that are rows `first_row` and following of the global batch.
+
+        The masks are a pure function of seed, step and row. Raises ValueError for texts longer than the model's
+        positions.
+        """
+        ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
+        return MaskedTexts(Texts(ids, texts.attention_mask, texts.keys), *masked_tokens(labels))
+
+    def word_logits(self, masked: MaskedTexts) -> Float[Tensor, "R V"]:
+        """Computes the scores of each word at the masked tokens, by attention and L-FFNs alone."""
+        hidden = self.model.encode_text(self.model.text_state(masked.texts), masked.rows)  # [R, D]
+        return self.model.word_logits(hidden).float()
+
     def predict(self, batch: TextBatch, first_row: int = 0) -> tuple[MaskedTexts, Float[Tensor, "R V"]]:
-        """Texts that are records `first_row` and on of a split, each with a mask that is always the same, and scores of
-        each word at each hidden one."""
+        """Masks texts that are records `first_row` and following of a split, and scores each word at the masked tokens.
+
+        The mask of a record is always the same.
+        """
         masked = self.mask(batch.texts, Progress(0, 0.0), first_row)
         return masked, self.word_logits(masked)
 
-    def word_logits(self, masked: MaskedTexts) -> Float[Tensor, "R V"]:
-        """Scores of each word at each hidden one."""
-        rows = self.model.encode_text(self.model.text_state(masked.texts), masked.rows)
-        return self.model.word_logits(rows).float()
+    @classmethod
+    def trained(cls, config: LanguageStageConfig) -> tuple[str, ...]:
+        """Names the calls of the model that train."""
+        return "encode_text", "word_logits"
+
+    def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
+        """Names the parts that the stage before has not trained."""
+        return untrained_parts(origin.task, self.model.config.depth)

@@ -1,6 +1,6 @@
-"""What the visual tokenizer learns from pictures alone: to give them back through its codes (BEiT §2.1; DALL-E §2.1).
+"""Trains the visual tokenizer, a discrete VAE, to reconstruct images from their codes (BEiT §2.1; DALL-E §2.1).
 
-I pictures, S codes a side, K size of the codebook.
+The codes are the targets of masked image modelling. I images, S codes a side, K size of the codebook.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from diptych.types import Batch, Losses, PictureBatch, Progress, Term
 
 
 @dataclass(frozen=True)
-class Repainted:
-    """Pictures, their codes, and what these give back."""
+class Reconstruction:
+    """Holds the codes of images and the images that the decoder makes of them."""
 
     codes: Int[Tensor, "I S S"]
     pixels: Float[Tensor, "I 3 H W"]
     error: Float[Tensor, "I"]
-    """Mean square of the difference, in normalised colours."""
+    """Mean squared error of each image, in normalised colours."""
 
 
 class VisualTokenizerTraining(Task):
-    """A discrete VAE: codes are drawn by a Gumbel-softmax whose temperature falls, and a picture is made of them.
+    """Trains a discrete VAE: a Gumbel-softmax of falling temperature samples the codes, the decoder paints the image.
 
-    Nothing of the reconstruction asks for many codes, and from a plain start most are never used again. So the codes'
-    scores begin far apart (nn/visual_tokenizer.py), and their use is drawn towards an even one (`kl`).
+    Reconstruction alone does not reward the use of many codes, and from the usual initialisation most codes die.
+    Therefore the scores of the codes start far apart (models/visual_tokenizer.py), and a KL term (`kl`) rewards an even
+    use of the codebook.
     """
 
     model: VisualTokenizer
@@ -48,9 +49,9 @@ class VisualTokenizerTraining(Task):
         self.model, self.config = model, config
 
     def forward(self, batch: PictureBatch | Batch, progress: Progress) -> Losses:
-        """The draws are a function of seed, step and row of the batch of all processes."""
+        """Computes the reconstruction error and, with `kl`, the KL term. Draws are a function of seed, step and row."""
         processes = Processes.meet(len(batch))
-        logits = self.model.logits(batch.pixels)
+        logits = self.model.logits(batch.pixels)  # scores of the codes [I, K, S, S]
         temperature = temperature_at(progress.step, self.config)
         rows = range(processes.own.start, processes.own.stop)
         seeds = [seed_of(progress.seed, "codes", progress.step, row) for row in rows]
@@ -65,19 +66,19 @@ class VisualTokenizerTraining(Task):
         return Losses.weighted(measures=measures, **terms)
 
     @torch.no_grad()
-    def predict(self, batch: PictureBatch | Batch) -> Repainted:
-        """The likeliest code of each patch, and the picture of these."""
+    def predict(self, batch: PictureBatch | Batch) -> Reconstruction:
+        """Encodes each patch as its likeliest code and decodes the image from these."""
         codes = self.model.codes(batch.pixels)
         pixels = self.model.paint_codes(codes)
-        return Repainted(codes, pixels, (pixels - batch.pixels).square().flatten(1).mean(1))
+        return Reconstruction(codes, pixels, (pixels - batch.pixels).square().flatten(1).mean(1))
 
     def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
-        """For people: pictures beside what their codes give back."""
+        """Returns images for a report: as they are, and reconstructed from their codes."""
         return {"picture": batch.pixels, "given back": self.predict(batch).pixels}
 
 
 def temperature_at(step: int, config: VisualTokenizerTrainingConfig) -> float:
-    """From the first to the last, in equal ratios."""
+    """Returns the temperature of a step, which falls geometrically from the first to the last value."""
     first, last = config.temperature
     return first * (last / first) ** min(1.0, step / max(1, config.anneal_steps))
 
@@ -85,9 +86,9 @@ def temperature_at(step: int, config: VisualTokenizerTrainingConfig) -> float:
 def gumbel_softmax(
     logits: Float[Tensor, "I K S S"], temperature: float, seeds: Sequence[int]
 ) -> Float[Tensor, "I K S S"]:
-    """A draw from the codes of each patch, relaxed so that it has a gradient (Jang et al., arXiv 1611.01144).
+    """Samples a code for each patch, relaxed so that it has a gradient (Jang et al., arXiv 1611.01144).
 
-    Each picture has its own seed.
+    Each image has its own seed.
     """
     generator, noise = torch.Generator(logits.device), torch.empty_like(logits)
     for row, seed in zip(noise, seeds, strict=True):
@@ -97,22 +98,22 @@ def gumbel_softmax(
 
 
 def unevenness(logits: Float[Tensor, "I K S S"], processes: Processes) -> Float[Tensor, ""]:
-    """The divergence (KL) of the codes' mean probability, in the batch of all processes, from an even one.
+    """Computes the KL divergence of the codes' mean probability from a uniform one, in nats, 0 … log K.
 
-    0 … log K, in nats.
+    The mean is over the batch of all processes.
     """
     use = processes.added(logits.softmax(1).mean((2, 3)).sum(0)) / processes.total
     return math.log(len(use)) - torch.special.entr(use).sum()
 
 
 def use_of(codes: Int[Tensor, "*n"], size: int) -> Float[Tensor, "K"]:
-    """The share of each code."""
+    """Returns the share of each code."""
     counts = codes.flatten().bincount(minlength=size).float()
     return counts / counts.sum()
 
 
 def perplexity(use: Float[Tensor, "K"]) -> Float[Tensor, ""]:
-    """How many codes, each used equally often, would be as hard to guess: 1 … K.
+    """Computes the perplexity of the use of the codebook: the number of equally used codes, 1 … K, as hard to guess.
 
     >>> round(perplexity(torch.tensor([0.5, 0.5, 0.0])).item(), 3)
     2.0

@@ -44,9 +44,11 @@ def test_nothing_of_a_hidden_patch_reaches_the_scores(model: dict[str, Any]) -> 
     behind = one - blanked(one, hidden)
     changed = blanked(one, hidden) + (other - blanked(other, hidden))
     assert not torch.equal(behind, changed - blanked(changed, hidden))
-    assert torch.allclose(task.guess(one, hidden).logits, task.guess(changed, hidden).logits, atol=1e-6)
+    assert torch.allclose(task.predict_codes(one, hidden).logits, task.predict_codes(changed, hidden).logits, atol=1e-6)
     seen_otherwise = blanked(other, hidden) + behind
-    assert not torch.allclose(task.guess(one, hidden).logits, task.guess(seen_otherwise, hidden).logits, atol=1e-3)
+    assert not torch.allclose(
+        task.predict_codes(one, hidden).logits, task.predict_codes(seen_otherwise, hidden).logits, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("model", STYLES, ids=str)
@@ -55,13 +57,13 @@ def test_hidden_patches_are_told_apart_by_where_they_are(model: dict[str, Any]) 
     if task.model.positions is not None:
         torch.nn.init.normal_(task.model.positions.table)
     blank = torch.zeros(1, 3, SIDE, SIDE)
-    logits = task.guess(blank, masks(1)).logits
+    logits = task.predict_codes(blank, masks(1)).logits
     assert torch.cdist(logits, logits).fill_diagonal_(1).min() > 1e-3
 
 
 def test_the_targets_are_the_codes_of_the_whole_picture() -> None:
     task, batch, hidden = stage(), pictures(), masks()
-    made = task.guess(batch.pixels, hidden)
+    made = task.predict_codes(batch.pixels, hidden)
     assert torch.equal(made.codes, task.tokenizer.codes(batch.pixels).flatten(1)[hidden])
     assert made.logits.shape == (int(hidden.sum()), 12)
 
@@ -72,7 +74,7 @@ def test_model_and_tokenizer_see_the_picture_at_their_own_sizes() -> None:
     assert small.shape == (4, 3, 8, 8)
     assert torch.allclose(small.mean((2, 3)), batch.pixels.mean((2, 3)), atol=0.05)
     hidden = masks()
-    assert torch.equal(task.guess(batch.pixels, hidden).codes, task.tokenizer.codes(small).flatten(1)[hidden])
+    assert torch.equal(task.predict_codes(batch.pixels, hidden).codes, task.tokenizer.codes(small).flatten(1)[hidden])
 
 
 def test_patches_and_codes_must_stand_for_the_same_squares() -> None:
@@ -83,12 +85,12 @@ def test_patches_and_codes_must_stand_for_the_same_squares() -> None:
 def test_a_picture_is_judged_alike_in_any_batch() -> None:
     task, batch = stage(), pictures()
     whole = task.predict(batch)
-    (first, *_), counts = whole.hidden, whole.hidden.sum(1).tolist()
+    (first, *_), counts = whole.masked, whole.masked.sum(1).tolist()
     alone = task.predict(PictureBatch(batch.pixels[2:3], batch.image_ids[2:3]))
-    assert torch.equal(alone.hidden[0], whole.hidden[2])
+    assert torch.equal(alone.masked[0], whole.masked[2])
     assert torch.allclose(alone.logits, whole.logits.split(counts)[2], atol=1e-5)
     assert torch.equal(alone.codes, whole.codes.split(counts)[2])
-    assert not torch.equal(first, whole.hidden[2]), "pictures have masks of their own"
+    assert not torch.equal(first, whole.masked[2]), "pictures have masks of their own"
     assert set(counts) == {6}
 
 
@@ -145,4 +147,4 @@ def test_people_see_what_was_hidden_and_what_was_guessed() -> None:
     task, batch = stage(), pictures(1)
     views = task.views(batch)
     assert list(views) == ["picture", "seen", "guessed"]
-    assert torch.equal(views["seen"] == 0, blanked(batch.pixels, task.predict(batch).hidden) == 0)
+    assert torch.equal(views["seen"] == 0, blanked(batch.pixels, task.predict(batch).masked) == 0)
