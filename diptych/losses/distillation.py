@@ -36,7 +36,7 @@ def class_loss(
     teacher_logits: Float[Tensor, "B C"] | None = None,
     alpha: float = 0.0,
 ) -> Term:
-    """Computes cross-entropy to the label; with a momentum encoder, mixed with its distribution as in MLM (ALBEF §3.3)."""
+    """Computes cross-entropy to the label, mixed as in MLM where a momentum encoder gives its logits (ALBEF §3.3)."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     hard = Term(loss, loss.new_tensor(len(labels)))
     return hard if teacher_logits is None else mixed_word_loss(hard, logits, teacher_logits, alpha)
