@@ -20,7 +20,7 @@ from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.packed import TextState
 from diptych.nn.queue import FeatureQueue
-from diptych.schema import AlbefPretrainConfig, SpecialIds
+from diptych.schema import AlbefPretrainConfig, Released, SpecialIds
 from diptych.seeds import seed_of
 from diptych.tasks.distilled import DistilledTask
 from diptych.tasks.pretraining import (
@@ -100,11 +100,13 @@ class AlbefPretraining(DistilledTask):
     teacher: Albef
     config: AlbefPretrainConfig
 
-    def __init__(self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         super().__init__()
         if config.fuse_start > 0 and not config.itc:
             raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
-        self.model, self.config, self.special = model, config, special
+        self.model, self.config, self.special, self.released = model, config, special, released
         self.teacher = momentum_copy(model, without=("match_head", "temp"))
         self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
         model.freeze(model.unused(*self.trained(config)))
@@ -147,7 +149,7 @@ class AlbefPretraining(DistilledTask):
         """Hide words of the texts. Never [CLS] or padding; other special tokens only with `mask_special_tokens`."""
         ids, special = texts.input_ids, self.special
         kept = [special.cls, special.pad]
-        if not self.config.mask_special_tokens:
+        if not self.released.mask_special_tokens:
             kept += [special.unk, special.sep, special.mask]
         maskable = texts.attention_mask.bool() & ~torch.isin(ids, torch.tensor(kept, device=ids.device))
         moved = MaskDraws(*(x.to(ids.device) for x in (draws.select, draws.replace, draws.randomise, draws.words)))
@@ -260,7 +262,7 @@ class AlbefPretraining(DistilledTask):
             places = processes.places(ids.device)
             hidden = (ids[:, None] == key_ids[None]) & ~F.one_hot(places, len(key_ids)).bool()
             false_negatives = repeated_pictures(hidden)
-            if self.config.false_negatives == "keep":
+            if self.released.keep_false_negatives:
                 hidden.zero_()
             teacher_i2t = hide(similarity(image_key, text_keys, temperature), hidden)
             teacher_t2i = hide(similarity(text_key, image_keys, temperature), hidden)
@@ -286,7 +288,8 @@ class AlbefPretraining(DistilledTask):
         excluded = contrast.hidden[:, : processes.total] | own
         if self.config.negatives == "own":
             excluded = excluded | ~own.any(dim=0)
-        return both_negative_weights(contrast, excluded, self.config.negatives_mask, self.config.hard_negatives)
+        after_softmax = self.released.negatives_mask_after_softmax
+        return both_negative_weights(contrast, excluded, after_softmax, self.config.hard_negatives)
 
     @torch.no_grad()
     def inspect(self, batch: Batch, progress: Progress, guesses: int = 5) -> AlbefInspection:

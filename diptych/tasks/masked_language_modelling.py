@@ -15,7 +15,7 @@ from diptych.losses.masked_lm import WordMasking, hidden_words, masked_lm_loss
 from diptych.models.vlmo import Vlmo
 from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
-from diptych.schema import LanguageStageConfig, Recipe, SpecialIds
+from diptych.schema import LanguageStageConfig, Recipe, Released, SpecialIds
 from diptych.task import Task
 from diptych.types import AnyBatch, Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
 
@@ -40,10 +40,14 @@ class LanguageStage(Task):
     model: Vlmo
     config: LanguageStageConfig
 
-    def __init__(self, model: Vlmo, config: LanguageStageConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Vlmo, config: LanguageStageConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         super().__init__()
-        self.model, self.config = model, config
-        self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
+        self.model, self.config, self.released = model, config, released
+        self.masking = WordMasking(
+            config, special, model.config.vocab_size, model.config.max_positions, released.masking_of_padding
+        )
         self._freeze_unreached()
         self.train()
 

@@ -22,7 +22,7 @@ from diptych.models.vlmo import FUSION_EXPERTS, Branch, ImageState, Vlmo
 from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
 from diptych.nn.packed import TextState
-from diptych.schema import LanguageStageConfig, Recipe, SpecialIds, VisionStageConfig, VlmoPretrainConfig
+from diptych.schema import LanguageStageConfig, Recipe, Released, SpecialIds, VisionStageConfig, VlmoPretrainConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.tasks.pretraining import (
@@ -79,7 +79,9 @@ class VlmoPretraining(Task):
     model: Vlmo
     config: VlmoPretrainConfig
 
-    def __init__(self, model: Vlmo, config: VlmoPretrainConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Vlmo, config: VlmoPretrainConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         super().__init__()
         if config.fuse_start > 0 and not config.itc:
             raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
@@ -94,7 +96,10 @@ class VlmoPretraining(Task):
                 f"set task.fusion_experts=fresh, or {FUSION_EXPERTS}"
             )
         self.model, self.config = model, config
-        self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
+        self.released = released
+        self.masking = WordMasking(
+            config, special, model.config.vocab_size, model.config.max_positions, released.masking_of_padding
+        )
         model.freeze(model.unused(*self.trained(config)))  # what only a term of weight 0 would train
         self.train()
 
@@ -129,14 +134,14 @@ class VlmoPretraining(Task):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        if self.config.temperature_bounds is not None:
+        if not self.released.unbounded_temperature:
             low, high = self.config.temperature_bounds
             for scale in (self.model.log_scale, self.model.vl_log_scale):
                 scale.clamp_(-math.log(high), -math.log(low))
 
     def meet(self, batch: Batch) -> Processes:
         """The processes that share the global batch. Raises ValueError where their shares are not equal."""
-        return Processes.meet(len(batch), own_first=self.config.gather == "released")
+        return Processes.meet(len(batch), own_first=self.released.gather_without_gradient)
 
     def draw(self, batch: Batch, progress: Progress, processes: Processes | None = None) -> Draws:
         """This process's part of the draws for the global batch, which are a pure function of (seed, step).
@@ -191,7 +196,7 @@ class VlmoPretraining(Task):
             own = own_halves(processes, ids.device)
             hidden = same_picture(ids, processes) & ~own
             false_negatives = repeated_pictures(hidden)
-            if self.config.false_negatives == "keep":
+            if self.released.keep_false_negatives:
                 hidden = torch.zeros_like(hidden)
             logits = {
                 branch: in_batch_contrast(
@@ -217,7 +222,8 @@ class VlmoPretraining(Task):
         config, excluded = self.config, (contrast.own | contrast.hidden)[: processes.rows]
         if config.negatives == "own":
             excluded = excluded | ~contrast.own[: processes.rows].any(dim=0)
-        return both_negative_weights(contrast.leading, excluded, config.negatives_mask, config.hard_negatives)
+        after_softmax = self.released.negatives_mask_after_softmax
+        return both_negative_weights(contrast.leading, excluded, after_softmax, config.hard_negatives)
 
     def _with_negatives(
         self,
@@ -254,7 +260,7 @@ class VlmoPretraining(Task):
         if made.word_logits is not None and made.labels is not None:
             mlm = masked_lm_loss(made.word_logits, made.labels)
             alike = Term(mlm.mean * processes.rows, mlm.count.new_tensor(processes.rows))
-            terms["mlm"] = (config.mlm, alike if config.gather == "released" else mlm)
+            terms["mlm"] = (config.mlm, alike if self.released.gather_without_gradient else mlm)
             measures |= word_measures(mlm, made.word_logits, made.labels)
         return Losses.weighted(measures=measures, **terms)
 
