@@ -52,6 +52,7 @@ from diptych.recipes import albef as albef_recipes
 from diptych.recipes import albef_base_tasks, albef_tasks, vlmo_base_tasks, vlmo_stages, vlmo_tasks
 from diptych.recipes import vlmo as vlmo_recipes
 from diptych.schema import (
+    AddedTaskConfig,
     AlbefConfig,
     AlbefPretrainConfig,
     DataConfig,
@@ -61,6 +62,7 @@ from diptych.schema import (
     ModelConfig,
     Nlvr2Config,
     Recipe,
+    Released,
     RetrievalConfig,
     SpecialIds,
     Split,
@@ -109,7 +111,8 @@ TASKS: dict[type, Callable[..., Task]] = {
     VqaDecoderConfig: vqa.VqaDecoding,
     VqaClosedSetConfig: vqa.VqaClosedSet,
 }
-"""What builds a task from (model, config, special ids), by the type of a recipe's `task`."""
+"""What builds a task from (model, config, special ids, released), by the type of a recipe's `task`; one that is not the
+library's gets the first three."""
 
 RECORDS: dict[type, type[AnyRecord]] = {
     GroundingTrainingConfig: Referring,
@@ -248,15 +251,19 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     return source
 
 
-def build_model(config: ModelConfig, tokenizer: Tokenizer) -> Network:
+def build_model(config: ModelConfig, tokenizer: Tokenizer, released: Released = Released()) -> Network:
     """The model that a recipe describes, with as many words as the tokenizer has; its weights are fresh."""
-    return MODELS[type(config)](config.with_words(tokenizer.vocab_size, tokenizer.pad_id))
+    model = MODELS[type(config)](config.with_words(tokenizer.vocab_size, tokenizer.pad_id))
+    model.keep_padding = released.keep_padding
+    return model
 
 
 def build_task(recipe: Recipe, tokenizer: Tokenizer) -> Task:
     """The recipe's task, with as many words as the tokenizer has; weights drawn from the run's seed."""
     torch.manual_seed(seed_of(recipe.run.seed, "weights"))
-    return TASKS[type(recipe.task)](build_model(recipe.model, tokenizer), recipe.task, special_ids(tokenizer))
+    model = build_model(recipe.model, tokenizer, recipe.released)
+    released = () if isinstance(recipe.task, AddedTaskConfig) else (recipe.released,)
+    return TASKS[type(recipe.task)](model, recipe.task, special_ids(tokenizer), *released)
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:

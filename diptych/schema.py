@@ -61,8 +61,6 @@ class AlbefConfig:
     embed_dim: int = 256
     temperature: float = 0.07
     """Start of the learnt temperature (ALBEF §3.2)."""
-    keep_padding: bool = False
-    """Compute padded text rows too, as the released code does. For parity tests; costs time, changes no valid row."""
     images_per_text: int = 1
     """Images that a text is fused with at once (NLVR2: 2). Each fusion layer then stands so many times, one for each
     image, with shared projections to keys and values (ALBEF §5)."""
@@ -129,8 +127,6 @@ class VlmoConfig:
     """As in `VisionConfig`."""
     text_norm: bool = True
     """Normalise the text embeddings, as published. Without it [CLS] starts small, which learns sooner from nothing."""
-    keep_padding: bool = False
-    """Compute padded text rows too, as the released code does. For parity tests; costs time, changes no valid row."""
 
     @property
     def has_fusion_experts(self) -> bool:
@@ -222,16 +218,6 @@ class AlbefPretrainConfig:
     negatives: Literal["all", "own"] = "all"
     """ITM's negatives from the batches of `all` processes, whose encoded images and texts are gathered, so that any
     number of processes learns what one would; or from each process's `own`, as released: less to send."""
-    negatives_mask: Literal["before", "after"] = "before"
-    """Positives leave the sampling weights `before` the softmax, or `after` it as released, which crashes when
-    all that is left underflows (REFERENCE defect 1)."""
-    false_negatives: Literal["mask", "keep"] = "mask"
-    """Other captions of the same picture: `mask` them out of ITC and ITM, or `keep` them as negatives, as released
-    (defect 2)."""
-    teacher_dropout: bool = False
-    """True runs the teacher with dropout, as released (defect 3)."""
-    mask_special_tokens: bool = False
-    """True lets MLM mask every special token but [CLS] and padding, as released (defect 13)."""
 
 
 @dataclass(frozen=True)
@@ -268,9 +254,6 @@ class LanguageStageConfig:
     mask_probability: float = 0.15
     whole_words: bool = True
     """Hide all pieces of a word or none."""
-    masking: Literal["repaired", "released"] = "repaired"
-    """Of what the share is hidden: of a text's own tokens, or of the padded length as `released`, where padding counts
-    as words that are drawn in vain."""
 
 
 @dataclass(frozen=True)
@@ -284,24 +267,14 @@ class VlmoPretrainConfig:
     itc_branches: Literal["both", "main", "vl"] = "both"
     """Contrast of the dual encoder's features (`main`), of those that pass the vision-language experts (`vl`), or the
     mean of both, as released. Negatives are drawn by `main` wherever it is there."""
-    temperature_bounds: tuple[float, float] | None = (0.001, 0.5)
-    """None lets the temperatures move freely, as released (defect 16)."""
+    temperature_bounds: tuple[float, float] = (0.001, 0.5)
+    """Least and largest value of the learnt temperatures, as in ALBEF."""
     mask_probability: float = 0.15
     whole_words: bool = True
-    masking: Literal["repaired", "released"] = "repaired"
-    """As in `LanguageStageConfig`."""
     hard_negatives: bool = True
     """False draws ITM's negatives uniformly."""
     negatives: Literal["all", "own"] = "all"
     """Negatives from `all` processes or each process's `own` (VLMo Table 5)."""
-    negatives_mask: Literal["before", "after"] = "before"
-    """As in `AlbefPretrainConfig`."""
-    false_negatives: Literal["mask", "keep"] = "mask"
-    """As in `AlbefPretrainConfig`."""
-    gather: Literal["gradient", "released"] = "gradient"
-    """Whether features gathered from other processes lead gradients back to them, so that any number of processes
-    learns what one would. `released`: they do not, and the contrastive gradient is that of one process divided by their
-    number (REFERENCE defect 15); MLM's mean is then over each process's own hidden words."""
     fusion_experts: Literal["fresh", "vision", "language"] = "fresh"
     """What the vision-language experts begin with where the stage before had none: new weights, as released, or a copy
     of each layer's vision or language expert."""
@@ -320,10 +293,6 @@ class RetrievalConfig:
     teacher's features in any case."""
     alpha_ramp: float = 1.0
     """Epochs over which alpha rises linearly to its value. Released: 1."""
-    negatives_mask: Literal["before", "after"] = "before"
-    """As in pre-training (REFERENCE defect 1)."""
-    teacher_dropout: bool = False
-    """True runs the teacher with dropout, as released (defect 3)."""
     keys: Literal["teacher", "batch"] = "teacher"
     """What ITC compares with: the `teacher`'s features of the batch and of `queue_size` pairs before it (ALBEF), or the
     model's own features of the `batch`, of all processes together (VLMo §4). The latter has neither teacher nor queue:
@@ -343,8 +312,6 @@ class EntailmentConfig:
     """Weight of the teacher's distribution over the classes (MoD downstream in Table 1); 0 does without a teacher."""
     alpha_ramp: float = 0.0
     """Epochs over which alpha rises linearly to its value. Released: 0, from the first step on."""
-    teacher_dropout: bool = False
-    """True runs the teacher with dropout, as released (defect 3)."""
     head: HeadKind = "relu"
 
 
@@ -358,8 +325,6 @@ class Nlvr2Config:
     """Weight of the teacher's distribution over the classes (MoD downstream in Table 1); 0 does without a teacher."""
     alpha_ramp: float = 1.0
     """Epochs over which alpha rises linearly to its value. Released: 1."""
-    teacher_dropout: bool = False
-    """True runs the teacher with dropout, as released (defect 3)."""
     head: HeadKind = "relu"
 
 
@@ -369,9 +334,6 @@ class TextAssignmentConfig:
 
     temperature: float = 0.07
     """Divides the similarities of pictures by which a text's other pictures are drawn. Released: 0.07, not learnt."""
-    false_negatives: Literal["mask", "keep"] = "mask"
-    """The same picture under another caption: `mask` never shows it as another one, `keep` may, as released
-    (REFERENCE defect 2)."""
 
 
 @dataclass(frozen=True)
@@ -385,16 +347,10 @@ class GroundingConfig:
     """The layer whose attention is read, from 0. In mode itm counted over the whole text stack: 8 is the third fusion
     layer of ALBEF's 12, as published; VLMo's blocks all attend to both. In mode itc a block of the image encoder;
     published: the last."""
-    average: Literal["text", "batch"] = "text"
-    """A phrase's map is the mean of its tokens' maps, [CLS] included: over the `text`'s own tokens, or over all
-    positions of the padded `batch` as released, where longer batch mates make a map paler."""
     alpha: float = 0.5
     """A proposal's heat is divided by its area to this power. Published: 0.5."""
     threshold: float = 0.5
     """Without proposals: the share of the map's peak from which on a pixel belongs to the thing. Our own choice."""
-    iou: Literal["continuous", "released"] = "continuous"
-    """How a box is compared with the right one: geometrically, or as `released`, where an overlap of one pixel or less
-    in width or height counts as none."""
 
 
 @dataclass(frozen=True)
@@ -432,8 +388,6 @@ class VqaDecoderConfig:
     """Epochs over which alpha rises linearly to its value. Released: 1."""
     momentum: float = 0.995
     """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
-    teacher_dropout: bool = False
-    """True runs the teacher with dropout, as released (defect 3)."""
     answers: tuple[str, ...] = ()
     """The list of which a question's answer is chosen; `@FILE` reads it from JSON, as the published one is. Empty: the
     `answer_count` most frequent answers of the training data."""
@@ -443,9 +397,8 @@ class VqaDecoderConfig:
     """How an answer is found: `rank` chooses it from the list, as published, `generate` writes it."""
     candidates: int = 128
     """Answers of a list that are scored whole: those whose first word is likeliest. Released: 128."""
-    score: Literal["likelihood", "mean", "released"] = "likelihood"
-    """What ranks a candidate: log P(answer), its `mean` over the answer's words and [SEP], or, as `released`, the
-    likelihood with the first word counted twice (REFERENCE defect 9)."""
+    score: Literal["likelihood", "mean"] = "likelihood"
+    """What ranks a candidate: log P(answer), or its `mean` over the answer's tokens and [SEP]."""
     beams: int = 4
     """Answers kept at each word when one is written freely; 1 is greedy. The released code only ranks."""
     max_answer_tokens: int = 10
@@ -465,9 +418,112 @@ class VqaClosedSetConfig:
     alpha_ramp: float = 1.0
     """Epochs over which alpha rises linearly to its value."""
     momentum: float = 0.995
-    teacher_dropout: bool = False
-    """True runs the teacher with dropout, as ALBEF was released (defect 3)."""
     head: HeadKind = "gelu"
+
+
+# --------------------------------------------------------------------------- the released code's defects
+
+
+DecayRule = Literal["repaired", "albef", "vlmo"]
+
+
+@dataclass(frozen=True)
+class Released:
+    """Defects of the released code, each of which a field brings back; by default all are repaired.
+
+    Set `released=all` for everything that the released code of the recipe's model does, or single fields. A field that
+    does not concern a recipe's model or task changes nothing. docs/released_code.md describes the defects by number.
+    """
+
+    negatives_mask_after_softmax: bool = False
+    """Defect 1. Positives leave ITM's sampling weights after the softmax, not before it. The odds of the negatives are
+    the same until all of them underflow, and then no negative can be drawn. tests/contracts/test_defects.py"""
+    keep_false_negatives: bool = False
+    """Defect 2. Other captions of the same picture count as negatives of ITC and ITM, and text assignment may show the
+    same picture as another one. The model learns that true captions are false. tests/contracts/test_defects.py"""
+    momentum_encoder_dropout: bool = False
+    """Defect 3. The momentum encoder runs with dropout, so its pseudo-targets are noisy.
+    tests/contracts/test_defects.py"""
+    mask_special_tokens: bool = False
+    """Defect 13. ALBEF's MLM may mask [SEP], [UNK] and [MASK], not only words. tests/contracts/test_defects.py"""
+    masking_of_padding: bool = False
+    """Defect 18. VLMo masks 15 % of the padded length, where padding counts as words that are drawn in vain. Some short
+    texts then have no masked word. tests/parity/vlmo/test_masking.py"""
+    gather_without_gradient: bool = False
+    """Defect 15. Features that VLMo gathers from other processes carry no gradient, so the contrastive gradient is
+    divided by the number of processes, and MLM's mean is over each process's own masked words.
+    tests/parity/vlmo/test_two_ranks.py"""
+    unbounded_temperature: bool = False
+    """Defect 16. VLMo's learnt temperatures move freely, beyond `task.temperature_bounds`.
+    tests/properties/test_vlmo_pretraining.py"""
+    keep_padding: bool = False
+    """Defect 16. Padded text tokens are computed too. It costs time and changes no other token, so that it serves
+    parity tests only. tests/parity/test_pretrain.py"""
+    decay: DecayRule = "repaired"
+    """Defect 19. Which parameters decay. `repaired` decays the weights of linear and convolution layers only. `albef`
+    decays all but one-dimensional parameters and biases, so temperature, class token, positions and embeddings shrink
+    too. `vlmo` decays all but biases, relative positions and those norms whose names the released patterns match, so
+    the norms of experts and heads shrink. tests/contracts/test_optim.py, tests/parity/vlmo/test_optim.py"""
+    adam_decays_after_update: bool = False
+    """Defect 20. VLMo's AdamW decays the updated weight, and adds `optim.eps` to the root before its bias correction,
+    which damps the first steps. tests/contracts/test_optim.py, tests/parity/vlmo/test_trace.py"""
+    schedule_by_epoch: bool = False
+    """Defect 8. ALBEF's cosine (`schedule.kind=cosine`) changes once an epoch. Its warm-up rises every 100 iterations,
+    `schedule.warmup_steps` in all, and ends with the first epoch. tests/parity/test_schedule.py"""
+    count_first_answer_token_twice: bool = False
+    """Defect 9. The score that ranks an answer counts its first token twice, which favours answers with a likely first
+    token. tests/properties/test_vqa.py"""
+    heat_map_averages_padding: bool = False
+    """Defect 21. A phrase's heat map is the mean over the padded length, so longer phrases in the batch make it paler.
+    tests/properties/test_grounding.py"""
+    iou_in_whole_pixels: bool = False
+    """Defect 22. Boxes that overlap by one pixel or less in width or height count as apart.
+    tests/parity/test_grounding_eval.py"""
+    flip_directional_texts: bool = False
+    """Defect 12. Images are flipped under texts that say left or right too, which makes such texts false half of the
+    time. tests/properties/test_data_transforms.py"""
+    autocontrast_overflow: bool = False
+    """Defect 23. AutoContrast turns each channel white whose darkest value is above 0.
+    tests/parity/test_images.py"""
+    sharpness_overflow: bool = False
+    """Defect 24. ALBEF's Sharpness wraps around beyond black and white, which leaves bright and dark specks.
+    tests/properties/test_data_transforms.py"""
+
+
+ALBEF_AS_RELEASED = Released(
+    negatives_mask_after_softmax=True,
+    keep_false_negatives=True,
+    momentum_encoder_dropout=True,
+    mask_special_tokens=True,
+    keep_padding=True,
+    decay="albef",
+    schedule_by_epoch=True,
+    count_first_answer_token_twice=True,
+    heat_map_averages_padding=True,
+    iou_in_whole_pixels=True,
+    flip_directional_texts=True,
+    autocontrast_overflow=True,
+    sharpness_overflow=True,
+)
+VLMO_AS_RELEASED = Released(
+    negatives_mask_after_softmax=True,
+    keep_false_negatives=True,
+    masking_of_padding=True,
+    gather_without_gradient=True,
+    unbounded_temperature=True,
+    keep_padding=True,
+    decay="vlmo",
+    adam_decays_after_update=True,
+    flip_directional_texts=True,
+    autocontrast_overflow=True,
+)
+
+
+def as_released(model: ModelConfig) -> Released:
+    """Returns what `released=all` means for a model: every defect of the code that was released for it."""
+    if isinstance(model, AlbefConfig):
+        return ALBEF_AS_RELEASED
+    return VLMO_AS_RELEASED if isinstance(model, VlmoConfig) else Released()
 
 
 # --------------------------------------------------------------------------- data
@@ -549,13 +605,8 @@ class DataConfig:
     """Area of the random resized crop as a share of the picture; (1, 1) shows all of it."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
-    flip_directional: bool = False
-    """True flips under texts that say left or right too, as released (defect 12)."""
     randaugment: tuple[int, int] = (2, 7)
     """Operations drawn and their magnitude of 10 (no colour operations); (0, 0) for none."""
-    augmentation: Literal["repaired", "released"] = "repaired"
-    """`released` keeps two overflows of the released operations: AutoContrast turns every picture white whose darkest
-    value is above 0, and Sharpness wraps around beyond black and white."""
     max_tokens: int = 25
     """Longest training text in tokens; longer ones are cut. Released: 25 in pre-training."""
     max_tokens_evaluation: int = 30
@@ -606,19 +657,12 @@ class TokenizerConfig:
 # --------------------------------------------------------------------------- optimisation and run
 
 
-DecayRule = Literal["released", "repaired", "released_vlmo"]
-
-
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = 1e-4
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    decay: DecayRule = "repaired"
-    """Which parameters decay. `released`: ALBEF's, all but one-dimensional ones and biases, so temperature, class
-    token, positions and embeddings decay too. `released_vlmo`: all but biases, relative positions and most norms;
-    those of experts and heads decay (defect 16). `repaired`: weight matrices and convolutions only."""
     clip: float | None = None
     """Largest gradient norm."""
     accumulate: int = 1
@@ -626,23 +670,17 @@ class OptimConfig:
     negatives, as in a batch of all of them: the pieces save memory, each being computed again on the way back."""
     head_lr: float = 1.0
     """Multiplies the rate of a task's head, which starts from nothing beside a trained model. VLMo's VQA: 20."""
-    adam: Literal["torch", "released_vlmo"] = "torch"
-    """The order of AdamW's parts. `torch`: decay, then the update with `eps` added to the corrected root.
-    `released_vlmo`: the update with `eps` added to the root as it is, then decay of what came out."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    kind: Literal["cosine", "released", "linear", "polynomial", "cosine_to_zero"] = "cosine"
-    """`cosine`: linear warm-up, then cosine, by iteration. `released`: ALBEF's, warm-up in steps of 100 iterations
-    within the first epoch only, then constant within an epoch (defect 8). VLMo's, by iteration after linear warm-up:
-    `linear`, `polynomial` and `cosine_to_zero`, whatever `min_lr` says."""
+    kind: Literal["cosine", "linear", "polynomial", "cosine_to_zero"] = "cosine"
+    """How the rate falls after a linear warm-up: by ALBEF's `cosine` down to `min_lr`, or by one of VLMo's: `linear`,
+    `polynomial`, and `cosine_to_zero`, which ignores `min_lr`."""
     warmup_steps: int = 1000
     warmup_lr: float = 1e-5
     """The rate of the first step. VLMo: 0."""
     min_lr: float = 1e-5
-    warmup_epochs: int = 20
-    """For `released` only: its unit is 100 iterations."""
     warmup_share: float | None = None
     """Warm-up as a share of the run's steps, in place of `warmup_steps`."""
     power: float = 1.0
@@ -739,6 +777,8 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    released: Released = field(default_factory=Released)
+    """Defects of the released code that this run reproduces: `none`, `all`, or single fields."""
     init_from: str | None = None
     """Checkpoint to start from: a run folder or a checkpoint folder. Not found is an error."""
     freeze: tuple[str, ...] = ()

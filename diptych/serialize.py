@@ -5,13 +5,31 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
-from diptych.schema import AddedTaskConfig, Recipe
+from diptych.schema import (
+    AddedTaskConfig,
+    AlbefConfig,
+    AlbefPretrainConfig,
+    DataConfig,
+    EntailmentConfig,
+    GroundingConfig,
+    LanguageStageConfig,
+    Nlvr2Config,
+    OptimConfig,
+    Recipe,
+    RetrievalConfig,
+    ScheduleConfig,
+    TextAssignmentConfig,
+    VlmoConfig,
+    VlmoPretrainConfig,
+    VqaClosedSetConfig,
+    VqaDecoderConfig,
+)
 
 Config = TypeVar("Config")
 ADDED: dict[str, type[AddedTaskConfig]] = {}
@@ -34,15 +52,20 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
     """The recipe that `to_dict` wrote. An unknown or ill-typed field is a ValueError that names it.
 
     A missing field has its default: what was stored before the field was there goes on as it did. One without a
-    default is a ValueError too.
+    default is a ValueError too. Fields of earlier versions are taken as `MOVED` says.
     """
-    return _built(Recipe, plain, ())
+    released: dict[str, Any] = {}
+    recipe = _built(Recipe, plain, (), released)
+    return replace(recipe, released=replace(recipe.released, **released))
 
 
-def _built(cls: type[Config], plain: Any, path: tuple[str, ...]) -> Config:
+def _built(cls: type[Config], plain: Any, path: tuple[str, ...], released: dict[str, Any]) -> Config:
+    """The config that JSON describes. What it says under names of earlier versions is added to `released`."""
     hints, where = field_types(cls), ".".join(path) or "recipe"
     if not isinstance(plain, Mapping):
         raise ValueError(f"{where}: expected the fields {', '.join(hints)}, got {plain!r}")
+    plain, moved = modern(cls, plain, path)
+    released |= moved
     for key in plain:
         if key not in hints:
             raise ValueError(unknown_name(cls, key, path))
@@ -55,7 +78,7 @@ def _built(cls: type[Config], plain: Any, path: tuple[str, ...]) -> Config:
         name = (*path, key)
         if options := configs(hint):
             kind, rest = _kind(options, plain[key], ".".join(name))
-            values[key] = _built(kind, rest, name)
+            values[key] = _built(kind, rest, name, released)
         else:
             values[key] = typed(hint, plain[key], ".".join(name))
     return cls(**values)
@@ -78,6 +101,98 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
     if plain[KIND] not in known:
         raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}{hint}")
     return known[plain[KIND]], {key: value for key, value in plain.items() if key != KIND}
+
+
+# --------------------------------------------------------------------------- names of earlier versions
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A field of an earlier version: which configs had it, and what each of its values now sets in `released`."""
+
+    owners: tuple[type, ...]
+    values: Mapping[Any, Any]
+    to: tuple[str, ...]
+    instead: Any = None
+    """Where the field still exists, but no longer takes these values: the value that it has in their place."""
+
+
+SWITCH = {False: False, True: True}
+DISTILLED = (
+    AlbefPretrainConfig, RetrievalConfig, EntailmentConfig, Nlvr2Config, VqaDecoderConfig, VqaClosedSetConfig,
+)  # fmt: skip
+PAIRS = (AlbefPretrainConfig, VlmoPretrainConfig)
+MOVED: dict[str, Moved] = {
+    "negatives_mask": Moved(
+        (*PAIRS, RetrievalConfig), {"before": False, "after": True}, ("negatives_mask_after_softmax",)
+    ),
+    "false_negatives": Moved(
+        (*PAIRS, TextAssignmentConfig), {"mask": False, "keep": True}, ("keep_false_negatives",)
+    ),
+    "teacher_dropout": Moved(DISTILLED, SWITCH, ("momentum_encoder_dropout",)),
+    "mask_special_tokens": Moved((AlbefPretrainConfig,), SWITCH, ("mask_special_tokens",)),
+    "masking": Moved(
+        (LanguageStageConfig, VlmoPretrainConfig), {"repaired": False, "released": True}, ("masking_of_padding",)
+    ),
+    "gather": Moved((VlmoPretrainConfig,), {"gradient": False, "released": True}, ("gather_without_gradient",)),
+    "temperature_bounds": Moved(
+        (VlmoPretrainConfig,), {None: True, "none": True, "null": True}, ("unbounded_temperature",), (0.001, 0.5)
+    ),
+    "keep_padding": Moved((AlbefConfig, VlmoConfig), SWITCH, ("keep_padding",)),
+    "average": Moved((GroundingConfig,), {"text": False, "batch": True}, ("heat_map_averages_padding",)),
+    "iou": Moved((GroundingConfig,), {"continuous": False, "released": True}, ("iou_in_whole_pixels",)),
+    "score": Moved((VqaDecoderConfig,), {"released": True}, ("count_first_answer_token_twice",), "likelihood"),
+    "flip_directional": Moved((DataConfig,), SWITCH, ("flip_directional_texts",)),
+    "augmentation": Moved(
+        (DataConfig,), {"repaired": False, "released": True}, ("autocontrast_overflow", "sharpness_overflow")
+    ),
+    "decay": Moved(
+        (OptimConfig,), {"repaired": "repaired", "released": "albef", "released_vlmo": "vlmo"}, ("decay",)
+    ),
+    "adam": Moved((OptimConfig,), {"torch": False, "released_vlmo": True}, ("adam_decays_after_update",)),
+    "kind": Moved((ScheduleConfig,), {"released": True}, ("schedule_by_epoch",), "cosine"),
+}  # fmt: skip
+"""Fields that moved into `Recipe.released`, by the names that they had."""
+WARMUP_UNIT = 100
+"""Iterations of one of the units that `schedule.warmup_epochs` counted; by default there were 20."""
+
+
+def moved_field(cls: type, key: str) -> Moved | None:
+    """Where field `key` of a config went, if it moved or no longer takes all of its values."""
+    moved = MOVED.get(key)
+    return moved if moved and issubclass(cls, moved.owners) else None
+
+
+def modern(
+    cls: type, plain: Mapping[str, Any], path: Sequence[str], by_epoch: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of a config, which stands at `path`, under today's names, and those of `released` that they now set.
+
+    `by_epoch`: whether the schedule is ALBEF's already, which alone read `schedule.warmup_epochs`.
+    """
+    fields_now: dict[str, Any] = {}
+    released: dict[str, Any] = {}
+    for key, value in plain.items():
+        moved = moved_field(cls, key)
+        if moved is None:
+            fields_now[key] = value
+        elif moved.instead is None:
+            hint = bool if moved.values is SWITCH else Literal[tuple(moved.values)]
+            chosen = moved.values[typed(hint, value, ".".join((*path, key)))]
+            released |= dict.fromkeys(moved.to, chosen)
+        elif value is None or (isinstance(value, str) and value.lower() in moved.values):
+            fields_now[key] = moved.instead
+            released |= dict.fromkeys(moved.to, True)
+        else:
+            fields_now[key] = value
+    if cls is ScheduleConfig:
+        units = typed(int, fields_now.pop("warmup_epochs", 20), ".".join((*path, "warmup_epochs")))
+        if released or (by_epoch and "warmup_epochs" in plain):
+            fields_now["warmup_steps"] = WARMUP_UNIT * units
+    return fields_now, released
+
+
+# --------------------------------------------------------------------------- values
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
@@ -120,7 +235,7 @@ def _groups(cls: type[Config], value: Any, name: str) -> tuple[Config, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name}: expected a list of groups of fields, got {value!r}")
     return tuple(
-        entry if isinstance(entry, cls) else _built(cls, entry, (*name.split("."), str(number)))
+        entry if isinstance(entry, cls) else _built(cls, entry, (*name.split("."), str(number)), {})
         for number, entry in enumerate(value)
     )
 

@@ -13,13 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diptych.schema import ModelConfig, Recipe, TaskConfig
+from diptych.schema import ModelConfig, Recipe, Released, TaskConfig
 from diptych.types import Joint, Losses, Progress, Rows, Texts
 
 
 class Network(nn.Module):
     """What a task trains."""
 
+    keep_padding: bool = False
+    """Compute padded text tokens too, as `Released.keep_padding` says."""
     pieces: int = 1
     """Pieces that a batch is computed in, each computed again on the way back (nn/pieces.py)."""
 
@@ -139,6 +141,8 @@ class Task(nn.Module, ABC):
 
     model: Network
     config: TaskConfig
+    released: Released = Released()
+    """Defects of the released code that the task reproduces; by default none."""
 
     @classmethod
     def trained(cls, config: Any) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 Each operation takes and gives an RGB picture of the same size. They compute what the released operations (OpenCV)
 compute, within 1 grey level at a few pixels (tests/parity/test_images.py), but for two overflows of those:
 AutoContrast turns every picture white whose darkest value is above 0, and Sharpness wraps around beyond black and
-white. `released=True` keeps them.
+white. `Released` keeps them (docs/released_code.md, defects 23 and 24).
 `sign` is +1 or -1 and turns the geometric operations the other way.
 """
 
@@ -19,6 +19,8 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageFilter
 
+from diptych.schema import Released
+
 FILL = (128, 128, 128)
 """What comes in from outside the picture."""
 LARGEST = 10
@@ -30,7 +32,7 @@ Operation = Callable[[Image.Image, float], Image.Image]
 # --------------------------------------------------------------------------- grey values
 
 
-def autocontrast(image: Image.Image, *, released: bool = False) -> Image.Image:
+def autocontrast(image: Image.Image, *, overflow: bool = False) -> Image.Image:
     """Stretch each channel to 0..255; a channel of one value stays."""
     table: list[int] = []
     for low, high in cast("tuple[tuple[int, int], ...]", image.getextrema()):
@@ -39,7 +41,7 @@ def autocontrast(image: Image.Image, *, released: bool = False) -> Image.Image:
             continue
         scale = 255 / (high - low)
         # The released code negates `low` as an unsigned byte: 256 - low, where -low is meant.
-        offset = (256 - low if low else 0) if released else -low
+        offset = (256 - low if low else 0) if overflow else -low
         table += _table(scale, scale * offset)
     return image.point(table)
 
@@ -64,10 +66,10 @@ def brightness(image: Image.Image, factor: float) -> Image.Image:
     return image.point(_table(factor, 0.0) * 3)
 
 
-def sharpness(image: Image.Image, factor: float, *, released: bool = False) -> Image.Image:
+def sharpness(image: Image.Image, factor: float, *, overflow: bool = False) -> Image.Image:
     """Away from (above 1) or towards (below 1) a smoothed picture. The outermost pixels stay."""
     smooth = image.filter(_SMOOTH)
-    if not released:
+    if not overflow:
         return Image.blend(smooth, image, factor)  # clips at 0 and 255
     base = np.asarray(smooth, np.float32)
     values = base + np.float32(factor) * (np.asarray(image, np.float32) - base)
@@ -142,16 +144,16 @@ def warp(image: Image.Image, affine: Affine, fill: tuple[int, int, int] = FILL) 
 # --------------------------------------------------------------------------- the random sequence
 
 
-def operations(magnitude: int, *, released: bool = False) -> dict[str, Callable[[Image.Image, int], Image.Image]]:
+def operations(magnitude: int, released: Released = Released()) -> dict[str, Callable[[Image.Image, int], Image.Image]]:
     """The ten operations at a magnitude of 10, each as `operation(image, sign)`."""
     level = magnitude / LARGEST
     factor = 0.1 + 1.8 * level
     return {
         "Identity": lambda image, sign: image,
-        "AutoContrast": lambda image, sign: autocontrast(image, released=released),
+        "AutoContrast": lambda image, sign: autocontrast(image, overflow=released.autocontrast_overflow),
         "Equalize": lambda image, sign: equalize(image),
         "Brightness": lambda image, sign: brightness(image, factor),
-        "Sharpness": lambda image, sign: sharpness(image, factor, released=released),
+        "Sharpness": lambda image, sign: sharpness(image, factor, overflow=released.sharpness_overflow),
         "ShearX": lambda image, sign: shear_x(image, sign * 0.3 * level),
         "ShearY": lambda image, sign: shear_y(image, sign * 0.3 * level),
         "TranslateX": lambda image, sign: translate_x(image, sign * 10 * level),
@@ -169,9 +171,9 @@ def draw(names: Sequence[str], count: int, rng: random.Random) -> list[tuple[str
 class RandAugment:
     """`count` operations at `magnitude` of 10 (ALBEF: 2 at 7). Picklable; draws from the generator it is handed."""
 
-    def __init__(self, count: int, magnitude: int, *, released: bool = False) -> None:
+    def __init__(self, count: int, magnitude: int, released: Released = Released()) -> None:
         self.count, self.magnitude, self.released = count, magnitude, released
-        self._operations = operations(magnitude, released=released)
+        self._operations = operations(magnitude, released)
         self._names = tuple(self._operations)
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
@@ -179,9 +181,5 @@ class RandAugment:
             image = self._operations[name](image, sign)
         return image
 
-    def __reduce__(self) -> tuple[Callable[..., RandAugment], tuple[int, int, bool]]:
-        return _rand_augment, (self.count, self.magnitude, self.released)
-
-
-def _rand_augment(count: int, magnitude: int, released: bool) -> RandAugment:
-    return RandAugment(count, magnitude, released=released)
+    def __reduce__(self) -> tuple[Callable[..., RandAugment], tuple[int, int, Released]]:
+        return RandAugment, (self.count, self.magnitude, self.released)

@@ -54,7 +54,7 @@ from diptych.data.record import (
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
 from diptych.data.workers import START, begin_worker
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Released
 from diptych.types import AnyBatch, PicturePairs
 
 NAMED = 10
@@ -284,6 +284,7 @@ class PairLoader:
         answers: Sequence[str] = (),
         rank: int = 0,
         size: int = 1,
+        released: Released = Released(),
     ) -> None:
         """`answers`: as for `PairDataset`. `batch_size` counts the pairs of all `size` processes together, of which
         process `rank` gets its equal part, in order.
@@ -299,7 +300,8 @@ class PairLoader:
                 f"the training split has {len(source)} records, fewer than one batch of {batch_size}:"
                 f" lower run.batch_size (to {max(1, len(source) // 2)}, say) or give more data"
             )
-        self.dataset = PairDataset(source, TrainTransform(config, image_size), tokenizer, config, seed, answers)
+        transform = TrainTransform(config, image_size, released)
+        self.dataset = PairDataset(source, transform, tokenizer, config, seed, answers)
         self.rank = rank
         own = source.order if isinstance(source, Ordered) else partial(Shuffled, len(source))
         self.order: Order = own(batch_size, seed, size)

@@ -1,7 +1,8 @@
 """BERT WordPiece, from a vocabulary or learnt from captions. No torch here.
 
 A text becomes [CLS] + pieces, and [SEP] only where `separator` says so: the released ALBEF writes none, stock BERT
-writes one, and a checkpoint read with the wrong policy loses accuracy without a word (REFERENCE defect 11).
+writes one, and a checkpoint read with the wrong policy loses accuracy without a word
+(docs/released_code.md, defect 11).
 `piece` is a vocabulary entry; one that continues a word starts with "##".
 """
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.augment import RandAugment
-from diptych.schema import DataConfig, Normalise
+from diptych.schema import DataConfig, Normalise, Released
 
 Colours = tuple[float, float, float]
 STATISTICS: dict[Normalise, tuple[Colours, Colours]] = {
@@ -42,15 +42,15 @@ _DIRECTIONAL = re.compile(
 class TrainTransform:
     """Random resized crop, flip, RandAugment, normalisation (ALBEF §3.4, §3.5)."""
 
-    def __init__(self, config: DataConfig, image_size: int) -> None:
+    def __init__(self, config: DataConfig, image_size: int, released: Released = Released()) -> None:
         low, high = config.crop
         if not 0 < low <= high <= 1:
             raise ValueError(
                 f"data.crop is {config.crop}: it takes two shares of the picture's area, 0 < low <= high <= 1"
             )
-        self.config = config
+        self.config, self.released = config, released
         self.image_size = image_size
-        self.augment = RandAugment(*config.randaugment, released=config.augmentation == "released")
+        self.augment = RandAugment(*config.randaugment, released)
 
     def __call__(self, image: Image.Image, caption: str, rng: random.Random) -> Float[Tensor, "3 H W"]:
         """The picture as it is shown beside `caption`, which decides whether it may be flipped."""
@@ -58,7 +58,7 @@ class TrainTransform:
         image = image if whole else image.crop(crop_box(image.size, self.config.crop, rng))
         image = resize(image, self.image_size)
         flip = rng.random() < self.config.flip  # drawn always: the caption must not move the later draws
-        if flip and (self.config.flip_directional or not says_left_or_right(caption)):
+        if flip and (self.released.flip_directional_texts or not says_left_or_right(caption)):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(self.augment(image, rng), self.config.normalise)
 

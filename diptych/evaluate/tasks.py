@@ -340,9 +340,10 @@ class _Located:
 def _judge_boxes(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskResult:
     """Box accuracy by proposals, where there are any, over all and by split; and by the map alone."""
     config: GroundingConfig = task.config.boxes
+    whole_pixels = task.released.iou_in_whole_pixels
     located = [found for one in asked for found in _locate(task, one, config)]
     known = [one for one in located if has_label(one.record)]
-    overlaps = iter(_overlaps([one.box for one in known], known, config).tolist())
+    overlaps = iter(_overlaps([one.box for one in known], known, whole_pixels).tolist())
     decisions = tuple(
         Decision(one.record.id, list(one.box), None, one.record.box and list(one.record.box), score)
         for one in located
@@ -350,8 +351,8 @@ def _judge_boxes(task: Any, asked: Iterable[EvaluationBatch], tokenizer: Tokeniz
     )
     if not known:
         return TaskResult({}, decisions=decisions)
-    references = _references(known, config, resamples) if all(one.record.proposals for one in known) else {}
-    return TaskResult(_box_scores(known, config, resamples), references, decisions=decisions)
+    references = _references(known, whole_pixels, resamples) if all(one.record.proposals for one in known) else {}
+    return TaskResult(_box_scores(known, whole_pixels, resamples), references, decisions=decisions)
 
 
 def _locate(task: Any, asked: EvaluationBatch, config: GroundingConfig) -> Iterator[_Located]:
@@ -360,18 +361,20 @@ def _locate(task: Any, asked: EvaluationBatch, config: GroundingConfig) -> Itera
     rows = {identity: number for number, identity in enumerate(first)}
     pixels = asked.batch.pixels[list(first.values())]
     owner = torch.tensor([rows[record.image_id] for record in asked.records], device=pixels.device)
-    maps = _finite(phrase_maps(task.model, pixels, asked.batch.texts, config, owner).phrase, asked.records)
+    averages_padding = task.released.heat_map_averages_padding
+    maps = phrase_maps(task.model, pixels, asked.batch.texts, config, owner, averages_padding).phrase
+    maps = _finite(maps, asked.records)
     for record, heat, size in zip(asked.records, maps, asked.sizes, strict=True):
         of_map = find_box(heat, size, (), config)
         box = find_box(heat, size, record.proposals, config) if record.proposals else of_map
         yield _Located(record, size, box, of_map)
 
 
-def _box_scores(known: Sequence[_Located], config: GroundingConfig, resamples: int) -> dict[str, Estimate]:
+def _box_scores(known: Sequence[_Located], whole_pixels: bool, resamples: int) -> dict[str, Estimate]:
     pictures, parts = [one.record.image_id for one in known], [one.record.part for one in known]
-    iou = _overlaps([one.box for one in known], known, config)
+    iou = _overlaps([one.box for one in known], known, whole_pixels)
     by_part = box_accuracy(iou, parts, pictures, resamples)
-    of_map = _overlaps([one.of_map for one in known], known, config)
+    of_map = _overlaps([one.of_map for one in known], known, whole_pixels)
     return {
         MAIN: estimate(_hits(iou), pictures, resamples),
         **{f"accuracy.{part}": score for part, score in by_part.items() if part},
@@ -379,7 +382,7 @@ def _box_scores(known: Sequence[_Located], config: GroundingConfig, resamples: i
     }
 
 
-def _references(known: Sequence[_Located], config: GroundingConfig, resamples: int) -> dict[str, Estimate]:
+def _references(known: Sequence[_Located], whole_pixels: bool, resamples: int) -> dict[str, Estimate]:
     """What the proposals give to whoever does not look: the largest, the most central, and any of them by chance."""
     largest, central, by_chance = [], [], []
     for one in known:
@@ -387,20 +390,20 @@ def _references(known: Sequence[_Located], config: GroundingConfig, resamples: i
         boxes = np.array(proposals, np.float64)
         largest.append(proposals[largest_box(boxes)])
         central.append(proposals[central_box(boxes, one.size)])
-        by_chance.append(_hits(_overlaps(proposals, [one] * len(proposals), config)).mean())
+        by_chance.append(_hits(_overlaps(proposals, [one] * len(proposals), whole_pixels)).mean())
     hits = {
-        "largest_proposal": _hits(_overlaps(largest, known, config)),
-        "central_proposal": _hits(_overlaps(central, known, config)),
+        "largest_proposal": _hits(_overlaps(largest, known, whole_pixels)),
+        "central_proposal": _hits(_overlaps(central, known, whole_pixels)),
         "any_proposal": np.array(by_chance),
     }
     pictures = [one.record.image_id for one in known]
     return {name: estimate(values, pictures, resamples) for name, values in hits.items()}
 
 
-def _overlaps(boxes: Sequence[Box], known: Sequence[_Located], config: GroundingConfig) -> Float[np.ndarray, "R"]:
+def _overlaps(boxes: Sequence[Box], known: Sequence[_Located], whole_pixels: bool) -> Float[np.ndarray, "R"]:
     """IoU of a box for each phrase with the right one."""
     found, right = (np.array(some, np.float64).reshape(-1, 4) for some in (boxes, [one.record.box for one in known]))
-    return box_iou(found, right, config.iou)
+    return box_iou(found, right, whole_pixels)
 
 
 def _hits(iou: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:

@@ -87,9 +87,12 @@ class WordMasking(nn.Module):
 
     continues: Tensor
 
-    def __init__(self, config: MaskingConfig, special: SpecialIds, vocab_size: int, width: int) -> None:
-        """Prepares the masking of texts of up to `width` tokens."""
+    def __init__(
+        self, config: MaskingConfig, special: SpecialIds, vocab_size: int, width: int, of_padding: bool = False
+    ) -> None:
+        """Prepares the masking of texts of up to `width` tokens. `whole_word_mask` explains `of_padding`."""
         super().__init__()
+        self.of_padding = of_padding
         self.config, self.special, self.vocab_size, self.width = config, special, vocab_size, width
         table = torch.zeros(vocab_size, dtype=torch.bool)
         table[list(special.continuing)] = True
@@ -110,31 +113,37 @@ class WordMasking(nn.Module):
             longest = int(mask.sum(1).max())
             raise ValueError(f"a text has {longest} tokens; the model takes {width}: set data.max_tokens={width}")
         own = Texts(ids[:, :width], mask[:, :width])
-        masked, labels = whole_word_mask(own, draws, self.special, self.continues, self.config)
+        masked, labels = whole_word_mask(own, draws, self.special, self.continues, self.config, self.of_padding)
         padding = ids[:, width:]
         return torch.cat([masked, padding], 1), torch.cat([labels, torch.full_like(padding, IGNORED)], 1)
 
 
 def whole_word_mask(
-    texts: Texts, draws: WordDraws, special: SpecialIds, continues: Bool[Tensor, "V"], config: MaskingConfig
+    texts: Texts,
+    draws: WordDraws,
+    special: SpecialIds,
+    continues: Bool[Tensor, "V"],
+    config: MaskingConfig,
+    of_padding: bool = False,
 ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
     """Masks a share of the tokens of each text. Returns the ids and the labels. Special tokens are never masked.
 
     `continues` marks the word pieces that continue a word. With `config.whole_words` all pieces of a word are masked or
     none, and as many words as fit into the share; a text that has a word has a masked one.
-    `config.masking="released"` takes the share of the padded length W, where [PAD] and [UNK] count as words whose draw
-    is lost, and masks no word longer than the share, so that some texts have no masked word.
+    As in the released code, `of_padding` takes the share of the padded length W, where [PAD] and [UNK] count as words
+    whose draw is lost, and masks no word longer than the share, so that some texts have no masked word
+    (docs/released_code.md, defect 18).
     """
     device, length = texts.input_ids.device, texts.input_ids.shape[1]
     replace, randomise, words = (x[:, :length].to(device) for x in (draws.replace, draws.randomise, draws.words))
-    order, released = draws.order.to(device), config.masking == "released"
+    order = draws.order.to(device)
     ids = texts.input_ids.masked_fill(~texts.attention_mask, special.pad)
     plain = ~_is_any(ids, special.pad, special.unk, special.cls, special.sep, special.mask)
     if not config.whole_words:
-        maskable = ~_is_any(ids, special.pad, special.cls, special.sep) if released else plain
+        maskable = ~_is_any(ids, special.pad, special.cls, special.sep) if of_padding else plain
         select = order[:, :length] < config.mask_probability
         return mask_words(texts.input_ids, maskable, special.mask, MaskDraws(select, replace, randomise, words))
-    if released:
+    if of_padding:
         padded = F.pad(ids, (0, order.shape[1] - length), value=special.pad)
         candidates = ~_is_any(padded, special.cls, special.sep)
         share = torch.full_like(padded[:, 0], order.shape[1])

@@ -5,8 +5,6 @@ B pairs of a batch, K candidates to draw from, P pairs to classify.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,13 +15,13 @@ from diptych.types import Term
 
 
 def negative_weights(
-    logits: Float[Tensor, "B K"], positives: Bool[Tensor, "B K"], mask: Literal["before", "after"] = "before"
+    logits: Float[Tensor, "B K"], positives: Bool[Tensor, "B K"], after_softmax: bool = False
 ) -> Float[Tensor, "B K"]:
     """Computes the sampling weights of each row's candidates: ITC's softmax without the positives (ALBEF §3.2).
 
-    `before` takes the positives out before the softmax, so that the weights sum to 1 however sure the model is.
-    `after` sets them to 0 after it, as the released code does. The proportions are the same until all other
-    probabilities underflow to 0 (defect 1).
+    The positives leave before the softmax, so that the weights sum to 1 however sure the model is. As in the released
+    code, `after_softmax` sets them to 0 after it. The proportions are the same until all other probabilities underflow
+    to 0 (docs/released_code.md, defect 1).
 
     Raises ValueError for a row without any negative.
     """
@@ -32,14 +30,14 @@ def negative_weights(
             "a pair has no negative: a batch needs pairs from at least two different pictures. "
             "Use a larger batch, or data in which not every caption belongs to one picture."
         )
-    if mask == "after":
+    if after_softmax:
         return torch.softmax(logits, dim=1).masked_fill(positives, 0)
     return torch.softmax(logits.masked_fill(positives, -torch.inf), dim=1)
 
 
 @torch.no_grad()
 def both_negative_weights(
-    logits: Logits, positives: Bool[Tensor, "B K"], mask: Literal["before", "after"] = "before", hard: bool = True
+    logits: Logits, positives: Bool[Tensor, "B K"], after_softmax: bool = False, hard: bool = True
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
     """Computes the sampling weights of images for each text, then of texts for each image.
 
@@ -49,7 +47,7 @@ def both_negative_weights(
     rows, candidates = positives.shape
     scale = 1.0 if hard else 0.0
     for_text, for_image = (x[:rows, :candidates] * scale for x in (logits.text_to_image, logits.image_to_text))
-    return negative_weights(for_text, positives, mask), negative_weights(for_image, positives, mask)
+    return negative_weights(for_text, positives, after_softmax), negative_weights(for_image, positives, after_softmax)
 
 
 def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
@@ -61,7 +59,8 @@ def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -
     total = cumulative[:, -1:]
     if not bool((total > 0).all()):
         raise ValueError(
-            "all negatives of a row have probability 0 (similarities too far apart for negatives_mask='after')"
+            "all negatives of a row have probability 0 (similarities too far apart for "
+            "released.negatives_mask_after_softmax=true)"
         )
     drawn = torch.searchsorted(cumulative, uniform.double()[:, None] * total, right=True).squeeze(1)
     last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(1)

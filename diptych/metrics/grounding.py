@@ -6,7 +6,6 @@ R phrases, G pictures, N boxes. Boxes are x, y, width, height in pixels. Accurac
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -20,23 +19,24 @@ HALF = 0.5
 def box_iou(
     first: Float[np.ndarray, "*N 4"],
     second: Float[np.ndarray, "*N 4"],
-    kind: Literal["continuous", "released"] = "continuous",
+    whole_pixels: bool = False,
 ) -> Float[np.ndarray, "*N"]:
     """Intersection over union of boxes, pair by pair, in 0..1. Higher is better.
 
-    `continuous` is the geometric measure. `released` takes the intersection for ranges of whole pixels, whose last one
-    (first + size - 1) must lie beyond the first: an overlap of one pixel or less, in either direction, counts as none.
+    The measure is geometric. `whole_pixels` takes the intersection for ranges of whole pixels, whose last one
+    (first + size - 1) must lie beyond the first: an overlap of one pixel or less, in either direction, counts as none
+    (docs/released_code.md, defect 22).
 
     Raises ValueError for a box without an area.
 
     >>> first, second = np.array([0.0, 0, 10, 10]), np.array([9.0, 0, 10, 10])
-    >>> round(float(box_iou(first, second)), 3), round(float(box_iou(first, second, "released")), 3)
+    >>> round(float(box_iou(first, second)), 3), round(float(box_iou(first, second, whole_pixels=True)), 3)
     (0.053, 0.0)
     """
     for boxes in (first, second):
         if not (boxes[..., 2:] > 0).all():
             raise ValueError("a box has no area: boxes are x, y, width, height, with width and height above 0")
-    least = 1.0 if kind == "released" else 0.0
+    least = 1.0 if whole_pixels else 0.0
     ends = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
     sides = ends - np.maximum(first[..., :2], second[..., :2])
     shared = np.where(sides > least, sides, 0.0).prod(axis=-1)

@@ -188,7 +188,7 @@ class Albef(Model):
         return TextState.cat([recomputed(self._text_state, texts[cut]) for cut in cuts(len(texts), self.pieces)])
 
     def _text_state(self, texts: Texts) -> TextState:
-        return self.text(*pack(texts, self.config.keep_padding, self.config.text.max_positions))
+        return self.text(*pack(texts, self.keep_padding, self.config.text.max_positions))
 
     def embed_image(self, state: ImageState, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I E"]]:
         """g_v of the image's [CLS], normalised."""

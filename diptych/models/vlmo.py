@@ -163,7 +163,7 @@ class Vlmo(Model):
 
     def text_state(self, texts: Texts) -> TextState:
         """Embed texts, without their padding. Raises ValueError for texts longer than the model's positions."""
-        ids, packed, visible = pack(texts, self.config.keep_padding, self.config.max_positions)
+        ids, packed, visible = pack(texts, self.keep_padding, self.config.max_positions)
         return TextState(self.text(ids, packed.position, packed.row_keys), packed, visible)
 
     # ------------------------------------------------------------------ dual encoder

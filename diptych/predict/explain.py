@@ -69,7 +69,8 @@ def explain(predictor: Predictor, picture: Picture, text: str) -> Explained:
     texts, config = predictor.texts(text), match_config(predictor)
     with evaluating(predictor.model):
         pixels = predictor.transform(open_any(picture))[None].to(predictor.device)
-        maps = phrase_maps(predictor.model, pixels, to_device(texts, predictor.device), config)
+        averages_padding = predictor.recipe.released.heat_map_averages_padding
+        maps = phrase_maps(predictor.model, pixels, to_device(texts, predictor.device), config, None, averages_padding)
     assert maps.tokens is not None, "mode itm gives a map for every token"
     words = gather_words(texts.input_ids[0].tolist(), maps.tokens[0].cpu(), predictor.tokenizer)
     return Explained(text, float(maps.fit[0]), words, config.layer, picture)

@@ -78,7 +78,7 @@ def make_predictor(
             task = task.to(place).eval()
             model = task.model
         else:
-            model = catalog.build_model(recipe.model, tokenizer).eval()
+            model = catalog.build_model(recipe.model, tokenizer, recipe.released).eval()
             own = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
             store.load_into(model, own, origin)
     if not isinstance(model, Model):

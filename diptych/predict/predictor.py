@@ -294,7 +294,9 @@ class Predictor:
                 which = torch.tensor([nth[images.place(row)] for row in rows])
                 asked = torch.tensor([phrases.place(row) for row in rows])
                 texts = to_device(Texts(words.input_ids[asked], words.attention_mask[asked]), self.device)
-                maps = phrase_maps(self.model, pixels.to(self.device), texts, config, which.to(self.device))
+                averages_padding = self.recipe.released.heat_map_averages_padding
+                pixels, which = pixels.to(self.device), which.to(self.device)
+                maps = phrase_maps(self.model, pixels, texts, config, which, averages_padding)
                 for row, heat, fit in zip(rows, maps.phrase.cpu(), maps.fit.tolist(), strict=True):
                     box = find_box(heat, opened[images.place(row)].size, offered.at(row), config)
                     found.append(Located(phrases.at(row), box, fit, heat.numpy(), images.at(row)))

@@ -31,7 +31,8 @@ class Options:
     """Attention heads of image and text encoder; of a VLMo, the first. None: as a BERT's config.json or a table of
     relative positions says, else as published."""
     separator: bool = False
-    """Close texts with [SEP]; for ALBEF's start weights only, since released ALBEF had none (REFERENCE defect 11)."""
+    """Close texts with [SEP]; for ALBEF's start weights only, since released ALBEF had none (docs/released_code.md,
+    defect 11)."""
     text_length: int | None = None
     """VLMo: the longest text in tokens; positions are cut or continued to it. None keeps the file's."""
     trained_image_size: int | None = None

@@ -2,7 +2,7 @@
 
 As released, eight micro-batches make a step, there one a GPU, each with its own negatives: `run.batch_size` is one of
 them, and what a GPU must hold. The rate falls with each iteration; the released code lowers it once an epoch, as
-`schedule.kind=released schedule.warmup_epochs=0` does.
+`released.schedule_by_epoch=true` does.
 
 Each recipe starts from `init_from`: a run of `albef_base`, or the published pre-trained file after
 `diptych convert ALBEF.pth --vocabulary vocab.txt --to runs/albef`. Positions are resized to 384 pixels.

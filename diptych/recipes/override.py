@@ -7,13 +7,14 @@ what a user typed, and become the type that the field declares; `@FILE` reads a 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diptych.schema import Recipe
-from diptych.serialize import field_types, from_dict, spelled, to_dict, typed, unknown_name
+from diptych.schema import Recipe, Released, as_released
+from diptych.serialize import field_types, from_dict, modern, moved_field, spelled, to_dict, typed, unknown_name
 
 __all__ = ["from_dict", "override", "parse_assignments", "to_dict"]
 
@@ -21,13 +22,69 @@ Config = TypeVar("Config")
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with dotted fields replaced. A name that leads to a group takes a mapping (or JSON) of its fields.
+    """Replaces fields of a recipe by their dotted names. The name of a group takes a mapping (or JSON) of its fields.
 
-    Raises ValueError for an unknown name (listing the known ones at that level) or a value of another type.
+    `released` also takes `none` or `all`. A name of an earlier version still works, with a note on standard error that
+    says what it is called now. Raises ValueError for an unknown name (listing the known ones at that level) or a value
+    of another type.
     """
-    for name, value in changes.items():
-        recipe = _replaced(recipe, name.split("."), value, ())
+    for name, value in _modern(recipe, _single(recipe, changes)).items():
+        if name == "released" and value in ("none", "all"):
+            recipe = replace(recipe, released=Released() if value == "none" else as_released(recipe.model))
+        else:
+            recipe = _replaced(recipe, name.split("."), value, ())
     return recipe
+
+
+def _single(recipe: Recipe, changes: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Takes groups of fields (a mapping, or JSON) apart, so that each change is of one field."""
+    single: dict[str, Any] = {}
+    for key, value in changes.items():
+        name = f"{above}{key}"
+        if is_dataclass(_at(recipe, name)) and (inner := _mapping(value)) is not None:
+            single |= _single(recipe, inner, f"{name}.")
+        else:
+            single[name] = value
+    return single
+
+
+def _modern(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces names of earlier versions by today's (`serialize.MOVED`) and prints a note for them on standard error.
+
+    A field that once took `released` as a value and still exists, such as `schedule.kind`, takes that behaviour back
+    when it is set to another value, unless the changes speak of `released` themselves.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        above, _, key = name.rpartition(".")
+        groups.setdefault(above, {})[key] = value
+    modernised: dict[str, Any] = {}
+    for above, fields in groups.items():
+        config, path = type(_at(recipe, above)), tuple(above.split(".")) if above else ()
+        now, released = modern(config, fields, path, recipe.released.schedule_by_epoch)
+        today = {".".join((*path, key)): value for key, value in now.items()}
+        today |= {f"released.{key}": value for key, value in released.items()}
+        if old := [key for key, value in fields.items() if key not in now or now[key] != value]:
+            new = [f"{name}={_shown(value)}" for name, value in today.items() if changes.get(name, old) != value]
+            written = " ".join(f"{above}.{key}={_shown(fields[key])}" for key in old)
+            print(f"note: {written} is now written {' '.join(new) or 'no more'}", file=sys.stderr)
+        if not any(name.partition(".")[0] == "released" for name in (*changes, *today)):
+            taken_back = [flag for key in now if (moved := moved_field(config, key)) for flag in moved.to]
+            today |= {f"released.{flag}": False for flag in taken_back if getattr(recipe.released, flag)}
+        modernised |= today
+    return modernised
+
+
+def _at(recipe: Recipe, name: str) -> Any:
+    """What stands at a dotted name, or None."""
+    found: Any = recipe
+    for part in name.split(".") if name else ():
+        found = getattr(found, part, None)
+    return found
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
 def parse_assignments(arguments: Sequence[str]) -> dict[str, str]:
@@ -61,9 +118,10 @@ def _replaced(config: Config, path: Sequence[str], value: Any, above: tuple[str,
         if rest:
             raise ValueError(f"{'.'.join(place)} is a value ({spelled(hints[head])}) and has no field '{rest[0]}'")
         return replace(config, **{head: typed(hints[head], _read(value, ".".join(place)), ".".join(place))})  # type: ignore[type-var]
-    changes = {".".join(rest): value} if rest else _mapping(value, ".".join(place))
-    for key, content in changes.items():
-        current = _replaced(current, key.split("."), content, place)
+    if not rest:
+        name = ".".join(place)
+        raise ValueError(f"{name} is a group of fields: name one of them, as in {name}.FIELD=VALUE")
+    current = _replaced(current, rest, value, place)
     return replace(config, **{head: current})  # type: ignore[type-var]  # every caller passes a dataclass
 
 
@@ -77,12 +135,11 @@ def _read(value: Any, name: str) -> Any:
         raise ValueError(f"{name}: {value[1:]} could not be read as JSON ({error})") from None
 
 
-def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    """A group's fields, where `value` is a mapping or one in JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
-            value = None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is a group of fields: name one of them, as in {name}.FIELD=VALUE")
-    return value
+            return None
+    return value if isinstance(value, Mapping) else None

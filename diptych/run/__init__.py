@@ -272,7 +272,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     size, run = recipe.model.image_size, recipe.run
     loader = PairLoader(
         source, tokenizer, recipe.data, size, run.batch_size * recipe.optim.accumulate, run.seed, answers,
-        rank=world.rank, size=world.size,
+        rank=world.rank, size=world.size, released=recipe.released,
     )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
     if started and world.first:
@@ -349,7 +349,9 @@ class Evaluated:
 
 Changes = Mapping[str, Any]
 """Fields of a stored recipe by their dotted names, with what stands for them in an evaluation."""
-CHANGEABLE = ("data.", "evaluation.", "task.boxes.")
+CHANGEABLE = (
+    "data.", "evaluation.", "task.boxes.", "released.heat_map_averages_padding", "released.iou_in_whole_pixels",
+)  # fmt: skip
 ANSWERING = ("answers", "inference", "score", "candidates", "beams", "max_answer_tokens")
 """Fields of `VqaDecoderConfig` of which no weight depends."""
 
@@ -358,7 +360,7 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
     """The recipe with other data or another way to ask the same model. Raises ValueError for any other change."""
     allowed: tuple[str, ...] = CHANGEABLE
     if isinstance(recipe.task, VqaDecoderConfig):
-        allowed += tuple(f"task.{name}" for name in ANSWERING)
+        allowed += (*(f"task.{name}" for name in ANSWERING), "released.count_first_answer_token_twice")
     for name in changes:
         if not name.startswith(allowed):
             raise ValueError(f"{name} was settled by training; what can be changed: {', '.join(allowed)}")

@@ -27,7 +27,7 @@ from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.packed import TextState
 from diptych.nn.queue import FeatureQueue
-from diptych.schema import AlbefPretrainConfig, SpecialIds
+from diptych.schema import AlbefPretrainConfig, Released, SpecialIds
 from diptych.seeds import seed_of
 from diptych.tasks.distilled import DistilledTask
 from diptych.tasks.pretraining import (
@@ -96,11 +96,13 @@ class AlbefPretraining(DistilledTask):
     teacher: Albef
     config: AlbefPretrainConfig
 
-    def __init__(self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         """Copies the model as its momentum encoder and makes an empty queue. Raises ValueError for `fuse_start`."""
         super().__init__()
         check_fuse_start(config)
-        self.model, self.config, self.special = model, config, special
+        self.model, self.config, self.special, self.released = model, config, special, released
         self.teacher = momentum_copy(model, without=("match_head", "temp"))
         self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
         model.freeze(model.unused(*self.trained(config)))
@@ -142,7 +144,7 @@ class AlbefPretraining(DistilledTask):
         # neither positive nor negative. The targets are (1 − α) · label + α · the momentum encoder's softmax (Eq. 6).
         positives = F.one_hot(processes.places(key_ids.device), len(key_ids)).float()  # [B, K]
         repeated = other_captions(batch.image_ids, key_ids, positives.bool())  # [B, K]
-        ignored = repeated & (config.false_negatives == "mask")
+        ignored = repeated & (not self.released.keep_false_negatives)
         tau = model.temperature()
         similarities = Similarities(
             ignore(similarity(image, text_keys, tau), ignored),  # s(I, T) / τ [B, K]
@@ -158,7 +160,7 @@ class AlbefPretraining(DistilledTask):
 
         # 4. Hard negatives (§3.2): for each text an image and for each image a text, drawn from the batch with the
         # probability that ITC's softmax gives them: what the model mistakes most is drawn most.
-        weights = hard_negative_weights(similarities, positives.bool(), ignored, processes, config)  # [B, G] each
+        weights = hard_negative_weights(similarities, positives.bool(), ignored, processes, self)  # [B, G] each
         negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
         image_state, text_state, places = self._fetch_negatives(image_state, text_state, negatives, processes)
 
@@ -271,11 +273,12 @@ class AlbefPretraining(DistilledTask):
     def mask(self, texts: Texts, draws: MaskDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
         """Masks words of the texts. Returns the ids with masks and the labels.
 
-        [CLS] and padding are never masked, other special tokens only with `mask_special_tokens`.
+        [CLS] and padding are never masked, other special tokens only with
+        `released.mask_special_tokens` (docs/released_code.md, defect 13).
         """
         ids, special = texts.input_ids, self.special
         kept = [special.cls, special.pad]
-        if not self.config.mask_special_tokens:
+        if not self.released.mask_special_tokens:
             kept += [special.unk, special.sep, special.mask]
         maskable = texts.attention_mask.bool() & ~torch.isin(ids, torch.tensor(kept, device=ids.device))
         moved = MaskDraws(*(x.to(ids.device) for x in (draws.select, draws.replace, draws.randomise, draws.words)))

@@ -9,6 +9,7 @@ from diptych.schema import (
     AlbefPretrainConfig,
     EntailmentConfig,
     Nlvr2Config,
+    Released,
     RetrievalConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
@@ -25,11 +26,11 @@ class DistilledTask(Task):
     config: AlbefPretrainConfig | RetrievalConfig | HeadConfig
 
     def train(self, mode: bool = True) -> DistilledTask:
-        """The teacher stays in evaluation mode: no dropout in its targets (`teacher_dropout`: as released)."""
+        """The teacher stays in evaluation mode: no dropout in its targets (docs/released_code.md, defect 3)."""
         super().train(mode)
         for name, part in self.named_children():
             if name.startswith("teacher"):
-                part.train(mode and self.config.teacher_dropout)
+                part.train(mode and self.released.momentum_encoder_dropout)
         return self
 
 
@@ -46,10 +47,10 @@ class TaughtTask(DistilledTask):
     def trained(cls, config: HeadConfig) -> tuple[str, ...]:
         return "fuse", "pooled"
 
-    def __init__(self, model: Model, head: nn.Module, config: HeadConfig) -> None:
+    def __init__(self, model: Model, head: nn.Module, config: HeadConfig, released: Released = Released()) -> None:
         super().__init__()
         model.freeze(model.unused(*self.trained(config)))
-        self.model, self.head, self.config = model, head, config
+        self.model, self.head, self.config, self.released = model, head, config, released
         spared = model.unused(*self.trained(config), "pooled")
         self.teacher = momentum_copy(model, without=spared) if config.alpha else None
         self.teacher_head = momentum_copy(head) if config.alpha else None

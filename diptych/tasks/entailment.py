@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.losses.distillation import alpha_at, class_loss
 from diptych.nn.heads import classifier
-from diptych.schema import EntailmentConfig, SpecialIds
+from diptych.schema import EntailmentConfig, Released, SpecialIds
 from diptych.task import Model
 from diptych.tasks.distilled import TaughtTask
 from diptych.types import Batch, LabelledBatch, Losses, Progress, Term, expect
@@ -27,8 +27,10 @@ class Entailment(TaughtTask):
     teacher_head: nn.Sequential | None
     config: EntailmentConfig
 
-    def __init__(self, model: Model, config: EntailmentConfig, special: SpecialIds | None = None) -> None:
-        super().__init__(model, classifier(model.joint_width(), len(CLASSES), config.head), config)
+    def __init__(
+        self, model: Model, config: EntailmentConfig, special: SpecialIds | None = None, released: Released = Released()
+    ) -> None:
+        super().__init__(model, classifier(model.joint_width(), len(CLASSES), config.head), config, released)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without labels."""

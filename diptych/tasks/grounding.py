@@ -48,11 +48,15 @@ def phrase_maps(
     texts: Texts,
     config: GroundingConfig,
     image_index: Int[Tensor, "P"] | None = None,
+    averages_padding: bool = False,
 ) -> PhraseMaps:
     """Maps of phrase p on image image_index[p] (default: its own image each), for any image size and batch.
 
     An image is encoded once, however many phrases it has. Weights may be frozen and the caller may be within
     `no_grad`; no gradient is left anywhere.
+
+    A phrase's map is the mean of its tokens' maps, [CLS] included; `averages_padding` counts padding too, as released,
+    so that longer batch mates make a map paler (docs/released_code.md, defect 21).
 
     Raises ValueError for a model in training mode, a layer that the model does not have, and phrases without image.
     """
@@ -72,7 +76,7 @@ def phrase_maps(
         return PhraseMaps(tokens[:, 0], None, score, fit)
     length = texts.attention_mask.shape[1]
     tokens = torch.cat([tokens, tokens.new_zeros(phrases, length - tokens.shape[1], *tokens.shape[2:])], dim=1)
-    counts = texts.attention_mask.sum(1) if config.average == "text" else tokens.new_full((phrases,), length)
+    counts = tokens.new_full((phrases,), length) if averages_padding else texts.attention_mask.sum(1)
     return PhraseMaps(tokens.sum(1) / counts[:, None, None], tokens, score, fit)
 
 
@@ -163,7 +167,7 @@ def find_box(
 
     Without proposals, the box that the map itself draws. With proposals, the best one, the first of equals. As released
     that is the first best of those that score above 0; where none does, the released code breaks and this one still
-    takes the best (REFERENCE defect 10).
+    takes the best (docs/released_code.md, defect 10).
 
     Raises ValueError for a map that is not finite and for proposals without an area.
     """

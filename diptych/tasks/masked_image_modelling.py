@@ -24,7 +24,7 @@ from diptych.models.vlmo_weights import grid_side, untrained_parts
 from diptych.nn.blocks import init_weights
 from diptych.nn.embeddings import resize_positions
 from diptych.nn.gather import Processes
-from diptych.schema import SpecialIds, VisionStageConfig
+from diptych.schema import Released, SpecialIds, VisionStageConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.types import Batch, Losses, PictureBatch, Progress, Term
@@ -62,10 +62,12 @@ class VisionStage(Task):
     model: Vlmo
     config: VisionStageConfig
 
-    def __init__(self, model: Vlmo, config: VisionStageConfig, special: SpecialIds | None = None) -> None:
+    def __init__(
+        self, model: Vlmo, config: VisionStageConfig, special: SpecialIds | None = None, released: Released = Released()
+    ) -> None:
         """Raises ValueError where codes and patches do not cover the same squares of an image."""
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.released = model, config, released
         self.tokenizer = VisualTokenizer(config.visual).requires_grad_(False)
         self.side = grid_side(model.config)
         if self.side != self.tokenizer.side:

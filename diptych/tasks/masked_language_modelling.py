@@ -18,7 +18,7 @@ from diptych.losses.masked_lm import WordMasking, masked_lm_loss, masked_tokens
 from diptych.models.vlmo import Vlmo
 from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
-from diptych.schema import LanguageStageConfig, Recipe, SpecialIds
+from diptych.schema import LanguageStageConfig, Recipe, Released, SpecialIds
 from diptych.task import Task
 from diptych.types import AnyBatch, Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
 
@@ -40,11 +40,14 @@ class LanguageStage(Task):
     model: Vlmo
     config: LanguageStageConfig
 
-    def __init__(self, model: Vlmo, config: LanguageStageConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Vlmo, config: LanguageStageConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         """Freezes what texts alone do not reach: images, V-FFNs, fusion, and every head but the word head."""
         super().__init__()
-        self.model, self.config = model, config
-        self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
+        self.model, self.config, self.released = model, config, released
+        sizes = (model.config.vocab_size, model.config.max_positions)
+        self.masking = WordMasking(config, special, *sizes, released.masking_of_padding)
         of_images = ("experts.image", *["attention"] * (model.config.attention == "separate"))
         blocks = (f"blocks.{number}.{part}" for number in range(model.config.depth) for part in of_images)
         model.freeze(("image", *model.unused(*self.trained(config)), *blocks))

@@ -17,7 +17,7 @@ from diptych.losses.distillation import alpha_at, class_loss
 from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.nn.gather import Processes
 from diptych.nn.heads import classifier
-from diptych.schema import Nlvr2Config, SpecialIds, TextAssignmentConfig
+from diptych.schema import Nlvr2Config, Released, SpecialIds, TextAssignmentConfig
 from diptych.seeds import seed_of
 from diptych.task import Model, Task
 from diptych.tasks.distilled import TaughtTask
@@ -36,10 +36,12 @@ class Nlvr2(TaughtTask):
     teacher_head: nn.Sequential | None
     config: Nlvr2Config
 
-    def __init__(self, model: Model, config: Nlvr2Config, special: SpecialIds | None = None) -> None:
+    def __init__(
+        self, model: Model, config: Nlvr2Config, special: SpecialIds | None = None, released: Released = Released()
+    ) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""
         width = model.joint_width(2)
-        super().__init__(model, classifier(width, len(CLASSES), config.head, hidden=width), config)
+        super().__init__(model, classifier(width, len(CLASSES), config.head, hidden=width), config, released)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without second pictures or labels."""
@@ -140,10 +142,16 @@ class TextAssignment(Task):
     model: Model
     config: TextAssignmentConfig
 
-    def __init__(self, model: Model, config: TextAssignmentConfig, special: SpecialIds | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: TextAssignmentConfig,
+        special: SpecialIds | None = None,
+        released: Released = Released(),
+    ) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.released = model, config, released
         self.head = nn.Linear(model.joint_width(2), 3)
         model.freeze(model.unused(*self.trained(config)))
         self.train()
@@ -194,10 +202,10 @@ class TextAssignment(Task):
         return torch.stack([one, draw_negatives(negative_weights(likeness, taken), uniform[1])])
 
     def own(self, ids: Int[Tensor, "B"]) -> Bool[Tensor, "B B"]:
-        """Which images are no others to a text: its own, and those of the same identity if `false_negatives` says."""
-        if self.config.false_negatives == "mask":
-            return ids[:, None] == ids[None]
-        return torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+        """Which images are no others to a text: its own, and those of the same identity unless kept as released."""
+        if self.released.keep_false_negatives:
+            return torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+        return ids[:, None] == ids[None]
 
     def likeness(self, images: Any) -> Float[Tensor, "B B"]:
         """Similarity of images with each other, divided by the temperature."""

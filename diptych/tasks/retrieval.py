@@ -29,7 +29,7 @@ from diptych.losses.matching import both_negative_weights, draw_negatives, match
 from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import FeatureQueue
-from diptych.schema import GroundingTrainingConfig, RetrievalConfig, SpecialIds
+from diptych.schema import GroundingTrainingConfig, Released, RetrievalConfig, SpecialIds
 from diptych.seeds import seed_of
 from diptych.task import Model
 from diptych.tasks.distilled import DistilledTask
@@ -81,11 +81,13 @@ class Retrieval(DistilledTask):
     teacher: Model | None
     config: RetrievalConfig
 
-    def __init__(self, model: Model, config: RetrievalConfig, special: SpecialIds | None = None) -> None:
+    def __init__(
+        self, model: Model, config: RetrievalConfig, special: SpecialIds | None = None, released: Released = Released()
+    ) -> None:
         """Raises ValueError for settings that contradict each other."""
         super().__init__()
         _check(config)
-        self.model, self.config = model, config
+        self.model, self.config, self.released = model, config, released
         self.teacher, self.queue = None, FeatureQueue(config.queue_size, model.embed_dim)
         if config.keys == "teacher":
             # Its fusion layers are not asked here, but published checkpoints carry them.
@@ -170,7 +172,8 @@ class Retrieval(DistilledTask):
     @torch.no_grad()
     def negative_weights(self, contrast: Contrast) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
         """Sampling weights of images for each text, and of texts for each image, within the batch (ALBEF §3.2)."""
-        return both_negative_weights(contrast.within_batch, contrast.same[:, contrast.own], self.config.negatives_mask)
+        same, after_softmax = contrast.same[:, contrast.own], self.released.negatives_mask_after_softmax
+        return both_negative_weights(contrast.within_batch, same, after_softmax)
 
     def losses(self, made: Forward, batch: Batch, alpha: float) -> Losses:
         """The terms of one pass; `alpha` is the teacher's share."""

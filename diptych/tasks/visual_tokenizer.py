@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diptych.models.visual_tokenizer import VisualTokenizer
 from diptych.nn.gather import Processes
-from diptych.schema import SpecialIds, VisualTokenizerTrainingConfig
+from diptych.schema import Released, SpecialIds, VisualTokenizerTrainingConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.types import Batch, Losses, PictureBatch, Progress, Term
@@ -43,10 +43,14 @@ class VisualTokenizerTraining(Task):
     config: VisualTokenizerTrainingConfig
 
     def __init__(
-        self, model: VisualTokenizer, config: VisualTokenizerTrainingConfig, special: SpecialIds | None = None
+        self,
+        model: VisualTokenizer,
+        config: VisualTokenizerTrainingConfig,
+        special: SpecialIds | None = None,
+        released: Released = Released(),
     ) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.released = model, config, released
 
     def forward(self, batch: PictureBatch | Batch, progress: Progress) -> Losses:
         """Computes the reconstruction error and, with `kl`, the KL term. Draws are a function of seed, step and row."""

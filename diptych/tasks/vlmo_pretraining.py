@@ -26,7 +26,7 @@ from diptych.models.vlmo import FUSION_EXPERTS, Branch, ImageState, Vlmo
 from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
 from diptych.nn.packed import TextState
-from diptych.schema import LanguageStageConfig, Recipe, SpecialIds, VisionStageConfig, VlmoPretrainConfig
+from diptych.schema import LanguageStageConfig, Recipe, Released, SpecialIds, VisionStageConfig, VlmoPretrainConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.tasks.pretraining import (
@@ -69,7 +69,9 @@ class VlmoPretraining(Task):
     model: Vlmo
     config: VlmoPretrainConfig
 
-    def __init__(self, model: Vlmo, config: VlmoPretrainConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Vlmo, config: VlmoPretrainConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         """Raises ValueError for settings that need VL-FFNs where the model has none, and for `fuse_start`."""
         super().__init__()
         check_fuse_start(config)
@@ -83,8 +85,9 @@ class VlmoPretraining(Task):
                 f"task.fusion_experts={config.fusion_experts} starts vision-language experts, which this model lacks: "
                 f"set task.fusion_experts=fresh, or {FUSION_EXPERTS}"
             )
-        self.model, self.config = model, config
-        self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
+        self.model, self.config, self.released = model, config, released
+        sizes = (model.config.vocab_size, model.config.max_positions)
+        self.masking = WordMasking(config, special, *sizes, released.masking_of_padding)
         model.freeze(model.unused(*self.trained(config)))
         self.train()
 
@@ -122,7 +125,7 @@ class VlmoPretraining(Task):
                 text = model.embed_text(text_state[:size], needed)  # by branch, of length 1 [B, D]
                 positives = own_halves(processes, batch.image_ids.device)  # [Q, G]
                 repeated = other_captions(*processes.compared(batch.image_ids), positives)  # of the same picture [Q, G]
-                ignored = repeated & (config.false_negatives == "mask")  # neither positive nor negative
+                ignored = repeated & (not self.released.keep_false_negatives)  # neither positive nor negative
                 for branch in needed:
                     pair = image[branch], text[branch], model.temperature(branch)
                     similarities[branch] = in_batch_contrast(*pair, processes, ignored)  # s / τ, both ways [Q, G]
@@ -134,7 +137,7 @@ class VlmoPretraining(Task):
         # processes with the probability that ITC's softmax gives them.
         if draws and config.itm and positives is not None and ignored is not None:
             branch, leading = next(iter(similarities.items()))
-            weights = hard_negative_weights(leading, positives, ignored, processes, config)  # [B, G] each
+            weights = hard_negative_weights(leading, positives, ignored, processes, self)  # [B, G] each
             negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
             measures["negative_similarity"] = negative_similarity(leading, *negatives, model.temperature(branch))
 
@@ -155,7 +158,7 @@ class VlmoPretraining(Task):
         if word_logits is not None and labels is not None:
             mlm = masked_lm_loss(word_logits, labels)
             measures |= word_measures(mlm, word_logits, labels)
-            if config.gather == "released":  # each process counts alike, however many words it masks
+            if self.released.gather_without_gradient:  # each process counts alike, however many words it masks
                 mlm = Term(mlm.mean * processes.rows, mlm.count.new_tensor(processes.rows))
             terms["mlm"] = (config.mlm, mlm)
 
@@ -189,8 +192,8 @@ class VlmoPretraining(Task):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Clamps the temperatures. As released, they move freely (`temperature_bounds` of None)."""
-        if self.config.temperature_bounds is not None:
+        """Clamps the temperatures. The released code does not (docs/released_code.md, defect 16)."""
+        if not self.released.unbounded_temperature:
             low, high = self.config.temperature_bounds
             for scale in (self.model.log_scale, self.model.vl_log_scale):
                 scale.clamp_(-math.log(high), -math.log(low))
@@ -229,7 +232,7 @@ class VlmoPretraining(Task):
 
     def meet(self, batch: Batch) -> Processes:
         """Returns the processes that share the global batch."""
-        return Processes.meet(len(batch), own_first=self.config.gather == "released")
+        return Processes.meet(len(batch), own_first=self.released.gather_without_gradient)
 
     def draw(self, batch: Batch, progress: Progress, processes: Processes | None = None) -> Draws:
         """Draws the masks and the random numbers of a step as a pure function of (seed, step).

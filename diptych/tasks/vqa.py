@@ -23,7 +23,7 @@ from diptych.losses.distillation import alpha_at
 from diptych.nn.decoder import AnswerDecoder, Asked, Memory
 from diptych.nn.heads import classifier
 from diptych.nn.packed import Packed
-from diptych.schema import Recipe, SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
+from diptych.schema import Recipe, Released, SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model
 from diptych.tasks.distilled import HeadConfig, TaughtTask
 from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect, to_device
@@ -93,13 +93,15 @@ class VqaDecoding(TaughtTask):
         """The decoder reads rows."""
         return "fuse", "all_rows"
 
-    def __init__(self, model: Model, config: VqaDecoderConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Model, config: VqaDecoderConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         if config.max_answer_tokens < 2:
             raise ValueError(f"task.max_answer_tokens={config.max_answer_tokens}: a word and [SEP] take two")
         width = model.joint_width()
         with torch.no_grad():
             words = model.word_logits(next(model.parameters()).new_zeros(1, width)).shape[1]
-        super().__init__(model, AnswerDecoder(config.decoder, words, special.pad, width), config)
+        super().__init__(model, AnswerDecoder(config.decoder, words, special.pad, width), config, released)
         self.special = special
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
@@ -194,7 +196,7 @@ class VqaDecoding(TaughtTask):
         ids, labels, packed = _next_words(rest)
         hidden, _ = self.head(ids, packed, asked, question_of, [one.follow(question_of) for one in memory])
         loss = answer_losses(self.head.word_logits(hidden), labels, packed.sequence, len(which)).view_as(first)
-        if self.config.score == "released":
+        if self.released.count_first_answer_token_twice:
             return 2 * first - loss
         if self.config.score == "mean":
             return (first - loss) / (1 + packed.lengths.view_as(first))
@@ -270,7 +272,9 @@ class VqaClosedSet(TaughtTask):
 
     config: VqaClosedSetConfig
 
-    def __init__(self, model: Model, config: VqaClosedSetConfig, special: SpecialIds) -> None:
+    def __init__(
+        self, model: Model, config: VqaClosedSetConfig, special: SpecialIds, released: Released = Released()
+    ) -> None:
         """Raises ValueError if the closed set is empty."""
         if not config.answers:
             raise ValueError("task.answers is empty: name the answers to choose from, or take them from training data")
@@ -280,7 +284,7 @@ class VqaClosedSet(TaughtTask):
         # One answer of all is right: begun at even odds for each, the first gradients are so large that Adam steps
         # too short for a thousand steps afterwards (docs/decisions.md 37).
         nn.init.constant_(last.bias, -math.log(len(config.answers)))
-        super().__init__(model, head, config)
+        super().__init__(model, head, config, released)
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """A classifier of other answers, or of the same in another order, is not taken over, though it may fit."""

@@ -73,7 +73,7 @@ def train(
         require_tensorboard()
     shared = Shared.of(task, recipe, world)
     parameters = shared.parameters()
-    optimizer = build_optimizer(task, recipe.optim, parameters)
+    optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released)
     store = RunStore(folder, recipe, shared, parameters, optimizer, loader.ledger, save_tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     with sole_user(folder) if world.first else nullcontext(), watched(world, recipe.run.timeout) as watch:
@@ -116,7 +116,9 @@ class Stepper:
     def step(self, loaded: Iterator[Loaded], state: RunState) -> StepReport:
         task, optim, run, plan = self.shared.task, self.recipe.optim, self.recipe.run, self.plan
         began = time.monotonic()
-        rate = learning_rate(state.step, optim.lr, self.recipe.schedule, plan.steps, plan.steps_per_epoch)
+        rate = learning_rate(
+            state.step, optim.lr, self.recipe.schedule, plan.steps, plan.steps_per_epoch, self.recipe.released
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         progress = Progress(state.step, plan.epoch(state.step), run.seed)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.nn.experts import Expert
 from diptych.nn.relative import RelativePositions
-from diptych.schema import DecayRule, OptimConfig, ScheduleConfig
+from diptych.schema import DecayRule, OptimConfig, Released, ScheduleConfig
 
 WARMUP_UNIT = 100
 """Iterations in one warm-up unit of the released schedule."""
@@ -22,13 +22,13 @@ def decays(module: nn.Module, rule: DecayRule) -> dict[str, bool]:
 
     `repaired`: only what multiplies, the weights of linear and convolution layers: shrinking an embedding that a batch
     does not touch forgets rare words. A table that serves as an embedding too (tied word scores) counts as an
-    embedding. `released`: all but one-dimensional ones and biases; the temperature (no dimension), class token,
-    positions and embeddings therefore decay. `released_vlmo`: all but biases, relative positions (which are a bias by
-    name) and norms; of the norms, those of experts and of a task's head keep their decay, because their names escape
-    the released patterns (REFERENCE defect 16).
+    embedding. `albef`: all but one-dimensional ones and biases; the temperature (no dimension), class token,
+    positions and embeddings therefore decay. `vlmo`: all but biases, relative positions (which are a bias by name) and
+    norms; of the norms, those of experts and of a task's head keep their decay, because their names escape the
+    released patterns (docs/released_code.md, defect 19).
     """
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    if rule == "released":
+    if rule == "albef":
         return {name: value.ndim != 1 and not name.endswith(".bias") for name, value in trained.items()}
     if rule == "repaired":
         matrices = _matrices(module)
@@ -79,14 +79,17 @@ def parameter_groups(
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimConfig, parts: Mapping[str, Tensor] | None = None
+    module: nn.Module,
+    config: OptimConfig,
+    parts: Mapping[str, Tensor] | None = None,
+    released: Released = Released(),
 ) -> torch.optim.Optimizer:
     """AdamW in one fused kernel, which every device here has. The learning rate is set before each step.
 
-    `config.adam` may ask for the released order of VLMo's instead. `parts` as for `parameter_groups`.
+    `released.adam_decays_after_update` builds VLMo's AdamW instead. `parts` as for `parameter_groups`.
     """
-    groups = parameter_groups(module, config.weight_decay, config.decay, config.head_lr, parts)
-    if config.adam == "released_vlmo":
+    groups = parameter_groups(module, config.weight_decay, released.decay, config.head_lr, parts)
+    if released.adam_decays_after_update:
         return ReleasedAdam(groups, config.lr, config.betas, config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
@@ -134,13 +137,20 @@ class ReleasedAdam(torch.optim.Optimizer):
         return self.state[weight]
 
 
-def learning_rate(step: int, lr: float, schedule: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> float:
+def learning_rate(
+    step: int,
+    lr: float,
+    schedule: ScheduleConfig,
+    total_steps: int,
+    steps_per_epoch: int,
+    released: Released = Released(),
+) -> float:
     """The rate of optimiser step `step` (from 0): from `warmup_lr` linearly to `lr`, then as `schedule.kind` says.
 
     `cosine` has reached `min_lr` at the last step, what was released for VLMo would at the one after it.
     """
-    if schedule.kind == "released":
-        return _released(step, lr, schedule, total_steps, steps_per_epoch)
+    if released.schedule_by_epoch and schedule.kind == "cosine":
+        return _by_epoch(step, lr, schedule, total_steps, steps_per_epoch)
     share = schedule.warmup_share
     warmup = schedule.warmup_steps if share is None else int(share * total_steps)
     if step < warmup:
@@ -155,15 +165,15 @@ def learning_rate(step: int, lr: float, schedule: ScheduleConfig, total_steps: i
     return schedule.min_lr + (lr - schedule.min_lr) * (1 - done) ** power
 
 
-def _released(step: int, lr: float, schedule: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> float:
+def _by_epoch(step: int, lr: float, schedule: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> float:
     """Warm-up within the first epoch only, in units set after iterations 0, 100, 200 …; then one rate an epoch."""
     epoch, iteration = divmod(step, steps_per_epoch)
     if epoch > 0:
         return _cosine(epoch * steps_per_epoch / total_steps, lr, schedule.min_lr)
-    units = max(0, iteration - 1) // WARMUP_UNIT
-    if units >= schedule.warmup_epochs:
+    units, last = max(0, iteration - 1) // WARMUP_UNIT, schedule.warmup_steps / WARMUP_UNIT
+    if units >= last:
         return lr
-    return schedule.warmup_lr + (lr - schedule.warmup_lr) * units / schedule.warmup_epochs
+    return schedule.warmup_lr + (lr - schedule.warmup_lr) * units / last
 
 
 def _cosine(share: float, start: float, end: float) -> float:

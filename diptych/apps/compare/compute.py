@@ -61,7 +61,7 @@ def step_flops(folder: Path, steps: int) -> float:
     answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
     source, size, run = pipeline.open_split(recipe, "train"), recipe.model.image_size, recipe.run
     pairs = run.batch_size * recipe.optim.accumulate
-    loader = PairLoader(source, opened.tokenizer, data, size, pairs, run.seed, answers)
+    loader = PairLoader(source, opened.tokenizer, data, size, pairs, run.seed, answers, released=recipe.released)
     total = 0
     places = sorted({int(steps * (turn + 0.5) / COUNTED) for turn in range(COUNTED)})
     for step in places:

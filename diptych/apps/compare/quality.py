@@ -16,7 +16,7 @@ from diptych.serialize import to_dict
 from diptych.train.state import stored_recipe
 
 TRAINING_ONLY = frozenset(
-    ("validation_path", "crop", "flip", "flip_directional", "randaugment", "augmentation", "max_tokens",
+    ("validation_path", "crop", "flip", "randaugment", "max_tokens",
      "max_tokens_evaluation", "bad_share", "workers", "normalise", "count", "complete", "noise")
 )  # fmt: skip
 """Fields of `data` that no test record depends on; how many tokens a model reads of a text is its own affair."""

@@ -23,7 +23,7 @@ ENCODERS = ("model", "vision", "image", "text", "blocks")
 LATER = {"cross", "cross_norm", "fusion", "fusion_norm", "types", "text_norm"}
 """Of these, what no published encoder brings: it is learnt on pairs."""
 COST = "in the released ALBEF an image encoder that failed to load went unseen and cost 12 points of recall"
-"""REFERENCE, defect 14."""
+"""docs/released_code.md, defect 14."""
 
 
 def start(run: Run) -> Iterator[Finding]:

@@ -183,7 +183,7 @@ def temperature(run: Run) -> Iterator[Finding]:
     if not points or isinstance(task, VisualTokenizerTrainingConfig):  # whose temperature is a schedule
         return
     value, bounds = points[-1][1], (0.001, 0.5)
-    if isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig) and task.temperature_bounds:
+    if isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig) and not run.recipe.released.unbounded_temperature:
         bounds = task.temperature_bounds
     known = f"{value:.4f}, bounds {bounds[0]:g} … {bounds[1]:g}"
     if value <= NEAR * bounds[0]:
@@ -213,7 +213,7 @@ def false_negatives(run: Run) -> Iterator[Finding]:
     task = run.recipe.task
     if not isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig):
         return
-    share, kept = run.late("measures.false_negatives"), task.false_negatives == "keep"
+    share, kept = run.late("measures.false_negatives"), run.recipe.released.keep_false_negatives
     if share is None:
         yield Finding("false negatives", "unknown", "not logged, or too few lines yet")
         return
@@ -223,7 +223,7 @@ def false_negatives(run: Run) -> Iterator[Finding]:
             "false negatives",
             "wrong" if share > MANY else "note",
             f"{known}, and are pushed away from it",
-            "set task.false_negatives=mask",
+            "set released.keep_false_negatives=false",
         )
     elif share > HALF:
         yield Finding(

@@ -50,7 +50,7 @@ class Run:
         schedule = self.recipe.schedule
         if schedule.warmup_share is not None:
             return int(schedule.warmup_share * (self.recipe.run.steps or self.step))
-        return 100 * schedule.warmup_epochs if schedule.kind == "released" else schedule.warmup_steps
+        return schedule.warmup_steps
 
     @property
     def terms(self) -> list[str]:

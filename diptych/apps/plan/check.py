@@ -87,7 +87,7 @@ def real_step(recipe: Recipe, tokens: int) -> tuple[Task, Callable[[], None]]:
     _fill_queues(task)
     shared = Shared.of(task, recipe, World())
     parameters = shared.parameters()
-    optimizer = build_optimizer(task, recipe.optim, parameters)
+    optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released)
     pictures = 2 if catalog.record_kind(recipe.task) is PairStatement else 1
     pixels = torch.randn(pictures, size, 3, side, side).unbind()
     batch = to_device(make_batch(recipe, pixels, tokens, words), device)

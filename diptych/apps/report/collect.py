@@ -143,7 +143,7 @@ CHARTS = (
         "False negatives",
         "% of the pairs",
         {"measures.false_negatives": "another caption of the same picture among the candidates"},
-        "Hidden from the contrast, unless the recipe keeps them (task.false_negatives).",
+        "Hidden from the contrast, unless the recipe keeps them (released.keep_false_negatives).",
         100.0,
     ),
     ChartSpec("Temperature", "τ", {"measures.temperature": "learnt τ"}, "Similarities are divided by it."),

@@ -62,7 +62,8 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     if not isinstance(recipe.task, AlbefPretrainConfig | VlmoPretrainConfig):
         return (), ()
     source = catalog.open_source(recipe.data, "train")
-    dataset = PairDataset(source, TrainTransform(recipe.data, recipe.model.image_size), tokenizer, recipe.data, 0)
+    transform = TrainTransform(recipe.data, recipe.model.image_size, recipe.released)
+    dataset = PairDataset(source, transform, tokenizer, recipe.data, 0)
     fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
     if fetched.batch is None:
         return (), ()
@@ -95,7 +96,9 @@ def write_judged(judged: Judged) -> Path:
         assert isinstance(recipe.task, GroundingTrainingConfig)
         assert isinstance(opened.task.model, Model)
         batch = placed(record, image)
-        return phrase_maps(opened.task.model, batch.pixels, batch.texts, recipe.task.boxes).phrase[0]
+        averages_padding = recipe.released.heat_map_averages_padding
+        maps = phrase_maps(opened.task.model, batch.pixels, batch.texts, recipe.task.boxes, None, averages_padding)
+        return maps.phrase[0]
 
     def views(record: AnyRecord) -> list[tuple[str, Image]]:
         assert isinstance(opened.task, VisionStage | VisualTokenizerTraining)
