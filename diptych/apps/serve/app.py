@@ -142,7 +142,8 @@ def _about(state: ServerState) -> APIRouter:
     async def models() -> schemas.ModelsResponse:
         """The models, what each can be asked, and how well it did where that was measured."""
         found = [_served(one, state.able) for one in state.pool.models]
-        return schemas.ModelsResponse(models=found, index=None if state.index is None else str(state.index.how))
+        index = None if state.index is None else str(state.index.search_method)
+        return schemas.ModelsResponse(models=found, index=index)
 
     unready: dict[int | str, dict[str, Any]] = {
         503: {"model": schemas.Health, "description": "It is being stopped, or its models' thread has ended."}
@@ -285,5 +286,6 @@ async def _search(state: ServerState, asked: schemas.SearchRequest, request: Req
         for hit in found.hits
     ]
     return schemas.SearchResponse(
-        model=model.name, hits=hits, searched=found.searched, how=found.how, unknown_words=list(found.unknown_words)
+        model=model.name, hits=hits, searched=found.searched, how=found.search_method,
+        unknown_words=list(found.unknown_words),
     )
