@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diptych.apps.index.neighbours import Searcher, Way, choose
+from diptych.apps.index.neighbours import Method, Searcher, choose_method
 
 COUNTS = (10_000, 100_000, 1_000_000)
 WIDTH, QUERIES, NEAREST = 256, 500, 10
@@ -59,7 +59,7 @@ def ask(searcher: Searcher, queries: np.ndarray) -> Found:
     return Found(np.array(seconds), places)
 
 
-def measure(vectors: np.ndarray, queries: np.ndarray, wanted: Way, exact: Found | None = None) -> Found:
+def measure(vectors: np.ndarray, queries: np.ndarray, wanted: Method, exact: Found | None = None) -> Found:
     count = len(vectors)
     start = time.perf_counter()
     searcher = Searcher.build(vectors, wanted)
@@ -68,7 +68,7 @@ def measure(vectors: np.ndarray, queries: np.ndarray, wanted: Way, exact: Found 
     p50, p99 = (1_000 * np.quantile(found.seconds, share) for share in (0.5, 0.99))
     recall = 1.0 if exact is None else agreement(found, exact)
     rate = 1 / found.seconds.mean()
-    print(f"  {searcher.how.say(count)}{' (chosen)' if choose(count, 'auto') == wanted else ''}")
+    print(f"  {searcher.settings.describe(count)}{' (chosen)' if choose_method(count, 'auto') == wanted else ''}")
     print(
         f"    {rate:8,.0f} queries/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms, recall@{NEAREST} {recall:.3f}"
         f" ({len(found.places)} queries), built in {built:.1f} s",

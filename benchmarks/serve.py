@@ -81,7 +81,7 @@ def report(path: str, clients: int, servers: dict[str, Running], pool: Pool) -> 
 
 def batches(server: Running) -> tuple[float, float]:
     """How many there were, and how many requests they held."""
-    samples = [sample for metric in server.state.measures.batches.collect() for sample in metric.samples]
+    samples = [sample for metric in server.state.metrics.batches.collect() for sample in metric.samples]
     count, total = (sum(one.value for one in samples if one.name.endswith(end)) for end in ("_count", "_sum"))
     return count, total
 

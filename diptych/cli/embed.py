@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from diptych.launched import processes, rank
 
 if TYPE_CHECKING:
-    from diptych.apps.index import Embedded
+    from diptych.apps.index import EmbeddingReport
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -45,10 +45,10 @@ def _embed(given: argparse.Namespace) -> None:
     vectors.check_target(given.to)
     say = _progress if rank() == 0 else None
     model = load(given.run, given.device)
-    _tell(vectors.embed_source(given.source, given.to, model, rank(), processes(), said=say))
+    _tell(vectors.embed_source(given.source, given.to, model, rank(), processes(), progress=say))
 
 
-def _tell(found: Embedded) -> None:
+def _tell(found: EmbeddingReport) -> None:
     for note in found.notes if rank() == 0 else ():
         print(note, file=sys.stderr)
     if found.waiting:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diptych.apps.index import Built
+    from diptych.apps.index import BuildReport
     from diptych.predict import Predictor
 
 PLACE = "a folder, milvus://host:port/name or postgresql://user@host/database?index=name"
@@ -57,7 +57,7 @@ def _build(given: argparse.Namespace) -> None:
 
     place = given.at or _beside(given.source)
     model = predict.load(given.model, given.device)
-    _tell(index.build_index(place, given.source, model, given.kind, said=_progress))
+    _tell(index.build_index(place, given.source, model, given.kind, progress=_progress))
 
 
 def _beside(source: Path) -> str:
@@ -69,7 +69,7 @@ def _beside(source: Path) -> str:
 def _add(given: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    _tell(index.add_to_index(given.place, given.source, _model(given), said=_progress))
+    _tell(index.add_to_index(given.place, given.source, _model(given), progress=_progress))
 
 
 def _remove(given: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def _model(given: argparse.Namespace) -> Predictor:
     return predict.load(checkpoint, given.device)
 
 
-def _tell(built: Built) -> None:
+def _tell(built: BuildReport) -> None:
     for note in built.notes:
         print(note, file=sys.stderr)
     print(built)

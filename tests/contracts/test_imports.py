@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,26 @@ def test_imports_point_down_only(name: str) -> None:
 )
 def test_the_walk_sees_each_kind_of_offence(importer: str, source: str, why: str | None) -> None:
     assert [offence(importer, name) for name in own_imports(source)] == [why]
+
+
+def import_circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Returns the modules of one circle, with the first one again at the end; none if there is no circle."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count, too: a circle that is resolved late is still one."""
+    assert not import_circle({name: own_imports(file.read_text()) for name, file in MODULES.items()})
+
+
+def test_a_circle_of_imports_is_found() -> None:
+    graph = {"store": ["items", "folder"], "folder": ["store"], "items": []}
+    assert set(import_circle(graph)) == {"store", "folder"}
+    assert not import_circle({"store": ["items"], "folder": ["store", "items"]})
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) not in ("apps.app", "apps.serve")])

@@ -60,7 +60,7 @@ def test_a_model_that_has_gone_elsewhere_is_asked_for(tmp_path: Path, capsys: py
         (["index", "search", "x", "a boat", "--image", "y"], "say what to look for"),
         (["index", "info", "nowhere"], "no index in nowhere"),
         (["index", "remove", "nowhere", "a"], "no index in nowhere"),
-        (["embed", "RUN", "DIR", "--to", "v.csv"], "v.csv says no format"),
+        (["embed", "RUN", "DIR", "--to", "v.csv"], "v.csv names no known format"),
         (["embed", "RUN", "DIR", "--to", "v.npy", "--processes", "0"], "--processes 0: at least one"),
     ],
 )

@@ -16,7 +16,7 @@ from PIL import Image
 from diptych.apps.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
 from diptych.apps.index.files import sole_writer
 from diptych.apps.index.index import nearest
-from diptych.apps.index.states import States
+from diptych.apps.index.states import ImageStateCache
 from diptych.predict import Predictor
 from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures
 
@@ -47,7 +47,7 @@ def test_words_and_pictures_find_what_the_model_itself_finds_nearest(
     built = build_index(tmp_path / "index", photos, model)
     assert (built.added, built.kept, built.counts) == (9, 0, {"picture": 9, "text": 0})
     index, files = open_index(tmp_path / "index", model), sorted(photos.rglob("*.png"))
-    assert (len(index), index.how) == (9, "exact, 9 vectors")
+    assert (len(index), index.search_method) == (9, "exact, 9 vectors")
     found = index.search("two dogs", k=4)
     assert [hit.path.name for hit in found.hits if hit.path] == brute(model, model.embed_texts("two dogs"), files)[:4]
     found = index.search(files[2], k=9)
@@ -98,14 +98,14 @@ def test_a_picture_is_encoded_once_until_it_changes(photos: Path, tmp_path: Path
 def test_kept_states_stay_within_their_bytes_and_the_last_used_ones_stay(photos: Path, model: Predictor) -> None:
     files = sorted(photos.rglob("*.png"))
     one = model.encode(files[0]).nbytes
-    states = States(model, limit=3 * one)
-    states.of(files[:3])
-    states.of(files[:1])
-    states.of(files[3:4])
+    states = ImageStateCache(model, limit=3 * one)
+    states.get(files[:3])
+    states.get(files[:1])
+    states.get(files[3:4])
     assert (states.nbytes, states.encoded) == (3 * one, 4)
-    states.of([files[0], files[2], files[3]])
+    states.get([files[0], files[2], files[3]])
     assert states.encoded == 4
-    assert len(states.of(files)) == 9
+    assert len(states.get(files)) == 9
     assert states.nbytes == 3 * one
 
 
@@ -123,7 +123,7 @@ def test_equal_vectors_come_in_the_order_of_their_ids(tmp_path: Path, model: Pre
 class Reversed:
     """A store of which all vectors are equal, that gives any of them."""
 
-    place, about = "", None
+    place, description = "", None
 
     def count(self, kind: str) -> int:
         return 50
@@ -131,7 +131,7 @@ class Reversed:
     def nearest(self, kind: str, query: np.ndarray, k: int) -> list[tuple[str, float]]:
         return [(f"{number:02d}", 0.5) for number in range(49, 49 - k, -1)]
 
-    how = items = skipped = close = count  # not asked for
+    search_method = items = skipped = close = count  # unused here
 
 
 def test_ties_are_settled_over_all_that_are_equal_not_over_those_that_a_store_gives() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.apps.index.neighbours import EXACT_UP_TO, Searcher, Way, choose
+from diptych.apps.index.neighbours import EXACT_UP_TO, Method, Searcher, choose_method
 
 
 def clustered(count: int, seed: int, width: int = 32, centres: int = 60) -> np.ndarray:
@@ -26,46 +26,46 @@ def recall(searcher: Searcher, vectors: np.ndarray, queries: np.ndarray, k: int)
 def test_exact_search_is_that_of_numpy() -> None:
     vectors, queries = clustered(500, 1), clustered(20, 2)
     searcher = Searcher.build(vectors, "auto")
-    assert searcher.how.say(500) == "exact, 500 vectors"
+    assert searcher.settings.describe(500) == "exact, 500 vectors"
     for query in queries:
         places, scores = searcher.search(query, 7)
         assert places.tolist() == np.argsort(-(vectors @ query), kind="stable")[:7].tolist()
         assert np.allclose(scores, vectors[places] @ query, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["ivf", "hnsw"])
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
 @pytest.mark.parametrize("k", [10, 100])
-def test_lists_and_graphs_find_what_is_promised(way: Way, k: int) -> None:
+def test_lists_and_graphs_find_what_is_promised(method: Method, k: int) -> None:
     vectors, queries = clustered(4_000, 1), clustered(50, 2)
-    searcher = Searcher.build(vectors, way)
+    searcher = Searcher.build(vectors, method)
     assert recall(searcher, vectors, queries, k) >= 0.95
-    assert f"{way.upper()}, " in searcher.how.say(4_000)
+    assert f"{method.upper()}, " in searcher.settings.describe(4_000)
 
 
-@pytest.mark.parametrize("way", ["ivf", "hnsw"])
-def test_what_is_saved_and_added_to_is_what_is_built_at_once(way: Way, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
+def test_what_is_saved_and_added_to_is_what_is_built_at_once(method: Method, tmp_path: Path) -> None:
     vectors, queries = clustered(1_500, 1), clustered(40, 2)
-    Searcher.build(vectors[:1_000], way).save(tmp_path / "first")
-    first = Searcher.load(tmp_path / "first", Searcher.build(vectors[:1_000], way).how)
-    grown = Searcher.build(vectors, way, before=(first, 1_000))
+    Searcher.build(vectors[:1_000], method).save(tmp_path / "first")
+    first = Searcher.load(tmp_path / "first", Searcher.build(vectors[:1_000], method).settings)
+    grown = Searcher.build(vectors, method, previous=(first, 1_000))
     assert len(grown) == 1_500
-    assert grown.how.trained == first.how.trained
+    assert grown.settings.trained == first.settings.trained
     assert recall(grown, vectors, queries, 10) >= 0.95
 
 
 def test_as_many_are_found_as_are_asked_even_where_few_lists_hold_fewer() -> None:
     vectors = clustered(400, 1)
-    for way in ("ivf", "hnsw"):
-        places, _ = Searcher.build(vectors, way).search(vectors[0], 400)
-        assert sorted(places.tolist()) == list(range(400)), way
+    for method in ("ivf", "hnsw"):
+        places, _ = Searcher.build(vectors, method).search(vectors[0], 400)
+        assert sorted(places.tolist()) == list(range(400)), method
 
 
 def test_a_few_vectors_do_for_every_way() -> None:
     vectors = clustered(3, 1)
-    for way in ("exact", "ivf", "hnsw"):
-        assert Searcher.build(vectors, way).search(vectors[1], 5)[0][0] == 1
+    for method in ("exact", "ivf", "hnsw"):
+        assert Searcher.build(vectors, method).search(vectors[1], 5)[0][0] == 1
 
 
 def test_the_way_follows_from_the_number_of_vectors_unless_it_is_named() -> None:
-    assert [choose(count, "auto") for count in (1, EXACT_UP_TO, EXACT_UP_TO + 1)] == ["exact", "exact", "ivf"]
-    assert choose(10**9, "exact") == "exact"
+    assert [choose_method(count, "auto") for count in (1, EXACT_UP_TO, EXACT_UP_TO + 1)] == ["exact", "exact", "ivf"]
+    assert choose_method(10**9, "exact") == "exact"

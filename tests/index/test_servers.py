@@ -12,8 +12,9 @@ import pytest
 
 from diptych.apps.index import Item, add_to_index, build, build_index, index_info, open_index, remove_from_index
 from diptych.apps.index.embedding import Portion
-from diptych.apps.index.identity import Maker
-from diptych.apps.index.store import About, find_place
+from diptych.apps.index.identity import ModelIdentity
+from diptych.apps.index.places import find_place
+from diptych.apps.index.store import IndexDescription
 from diptych.cli.main import main
 from diptych.predict import Predictor
 from tests.index.servers import milvus, postgres
@@ -147,11 +148,11 @@ def test_pgvector_uses_its_index_and_finds_most(kind: str, postgres_address: str
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     items = [Item(f"{number:04d}", "picture", "x") for number in range(2_000)]
     with place.writing(begin=True) as writer:
-        writer.begin(About(Maker("m", "d"), 8, kind, ()), anew=True)  # type: ignore[arg-type]
+        writer.begin(IndexDescription(ModelIdentity("m", "d"), 8, kind, ()), anew=True)  # type: ignore[arg-type]
         writer.add(Portion(items, vectors, []))
         writer.commit(None)
     store = place.open()
-    assert store.how("picture") == f"PostgreSQL, {kind.upper()}, 2,000 vectors"
+    assert store.search_method("picture") == f"PostgreSQL, {kind.upper()}, 2,000 vectors"
     hits = []
     for query in vectors[::100]:
         exact = {f"{number:04d}" for number in np.argsort(-(vectors @ query))[:10]}

@@ -126,7 +126,7 @@ def test_processes_of_its_own_share_the_work(
 
 def test_mistakes_are_told_before_the_model_is_asked(tmp_path: Path, model: Predictor) -> None:
     photos = save_pictures(tmp_path / "photos", 1)
-    with pytest.raises(ValueError, match=r"v\.csv says no format: end it with \.npy or \.parquet"):
+    with pytest.raises(ValueError, match=r"v\.csv names no known format: end it with \.npy or \.parquet"):
         embed_source(photos, tmp_path / "v.csv", model)
     with pytest.raises(ValueError, match="no folder"):
         embed_source(photos, tmp_path / "nowhere" / "v.npy", model)

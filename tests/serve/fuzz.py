@@ -70,7 +70,7 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
     drawn = described(server, count - count // 2, seed)
     mixed = [*drawn, *(hostile(random.Random(f"{seed}/{number}")) for number in range(count // 2))]
     random.Random(seed).shuffle(mixed)
-    known = set(server.gate.endpoints)
+    known = set(server.admission.endpoints)
     before, outcome = server.counted(), Outcome()
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [server.client() for _ in range(CLIENTS)]
@@ -91,10 +91,12 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
             f"the server counted {+Counter(grown) - outcome.seen}, clients {outcome.seen - +Counter(grown)}"
         )
     patience = time.monotonic() + 5  # an answer is out a little before its request has left the state
-    while server.gate.working and time.monotonic() < patience:
+    while server.admission.in_flight and time.monotonic() < patience:
         time.sleep(0.01)
-    if server.gate.working or server.gate._held:
-        outcome.wrong.append(f"{server.gate.working} requests and {server.gate._held} bytes are still in work")
+    if server.admission.in_flight or server.admission._held_bytes:
+        outcome.wrong.append(
+            f"{server.admission.in_flight} requests and {server.admission._held_bytes} bytes are still in flight"
+        )
     return outcome
 
 

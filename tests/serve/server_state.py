@@ -17,8 +17,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from diptych.apps.serve.admission import AdmissionMiddleware
 from diptych.apps.serve.app import ServerState, build_app
-from diptych.apps.serve.gate import Gate
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.server import LOOPBACK_NAMES, Server, make_server_state
 from diptych.predict import ModelPool
@@ -31,7 +31,7 @@ class Running:
 
     url: str
     state: ServerState
-    gate: Gate
+    admission: AdmissionMiddleware
     server: Server
     thread: threading.Thread
 
@@ -59,7 +59,7 @@ class Running:
     def counted(self) -> dict[tuple[str, str], int]:
         """Requests by endpoint and status, those for the metrics themselves left out."""
         found = {}
-        for metric in self.state.measures.requests.collect():
+        for metric in self.state.metrics.requests.collect():
             for sample in metric.samples:
                 if sample.name == "diptych_requests_total" and sample.labels["endpoint"] != "/metrics":
                     found[sample.labels["endpoint"], sample.labels["status"]] = int(sample.value)
@@ -72,15 +72,15 @@ def running(
 ) -> Iterator[Running]:
     """Serves until the block ends, and stops as a signal would have it."""
     state = make_server_state(pool, index, limits or Limits())
-    gate = build_app(state, key, LOOPBACK_NAMES)
-    server = Server(gate, state.limits, "127.0.0.1", 0)
+    admission = build_app(state, key, LOOPBACK_NAMES)
+    server = Server(admission, state.limits, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
     try:
-        yield Running(server.address, state, gate, server, thread)
+        yield Running(server.address, state, admission, server, thread)
     finally:
         server.stop()
         thread.join(30)

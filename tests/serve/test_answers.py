@@ -97,7 +97,7 @@ def test_64_clients_at_once_get_what_each_would_get_alone(served: Running, pool:
         assert near({name: answer.json()[name] for name in wanted}, wanted), path
     together = [
         sample.value
-        for metric in served.state.measures.batches.collect()
+        for metric in served.state.metrics.batches.collect()
         for sample in metric.samples
         if sample.name.endswith("_bucket") and sample.labels["le"] == "1.0"
     ]

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych.apps.serve.batching import Batcher, Coming
+from diptych.apps.serve.batching import Batcher, ExpectedRequest
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
-from diptych.apps.serve.measures import Measures
-from diptych.apps.serve.requests import Given
+from diptych.apps.serve.metrics import Metrics
+from diptych.apps.serve.requests import Inputs
 from diptych.apps.serve.server import allowed_hosts, check_open
 from diptych.cli.main import main
 from diptych.predict import ModelPool
@@ -158,7 +158,7 @@ def test_an_endless_body_ends_with_the_connection(small: Running) -> None:
 
 def test_a_slow_body_is_given_up(small: Running) -> None:
     assert b" 408 " in small.raw(head(100) + b"{").partition(b"\r\n")[0]
-    wait_until(lambda: small.gate.working == 0)
+    wait_until(lambda: small.admission.in_flight == 0)
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/em", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"])
@@ -218,7 +218,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, capsys: pytes
     assert "cannot listen at 127.0.0.1" in capsys.readouterr().err
     assert main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
     assert main(["serve", str(tmp_path), "--batch", "0"]) == 2
-    assert "batch is 0: a limit lies above 0" in capsys.readouterr().err
+    assert "batch is 0: a limit must be above 0" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- waiting, and giving up
@@ -232,16 +232,16 @@ class Held:
     def __init__(self) -> None:
         self.begun, self.let_go, self.seen = threading.Event(), threading.Event(), list[int]()
 
-    def rows(self, given: Given) -> int:
+    def rows(self, inputs: Inputs) -> int:
         return 1
 
-    def __call__(self, given: Sequence[Given]) -> list[str]:
+    def __call__(self, inputs: Sequence[Inputs]) -> list[str]:
         self.begun.set()
         self.let_go.wait(20)
-        self.seen.append(len(given))
-        if any("bad" in one.texts for one in given):
+        self.seen.append(len(inputs))
+        if any("bad" in request.texts for request in inputs):
             raise ValueError("a bad one")
-        return [one.texts[0] for one in given]
+        return [request.texts[0] for request in inputs]
 
 
 class Stuck:
@@ -252,7 +252,7 @@ class Stuck:
 
     def __enter__(self) -> Held:
         async def ask() -> Any:
-            return await self.state.batcher.ask(self.held, Given(texts=("x",)), Coming(self.state.batcher))
+            return await self.state.batcher.submit(self.held, Inputs(texts=("x",)), ExpectedRequest(self.state.batcher))
 
         self.thread = threading.Thread(target=lambda: asyncio.run(ask()), daemon=True)
         self.thread.start()
@@ -272,11 +272,14 @@ def wait_until(true: Any, seconds: float = 20) -> None:
 
 
 def test_a_bad_request_does_not_fail_its_mates() -> None:
-    batcher, held = Batcher(Limits(wait_ms=0.0), Measures()), Held()
+    batcher, held = Batcher(Limits(wait_ms=0.0), Metrics()), Held()
 
     async def ask() -> list[Any]:
         texts = ["first", "one", "bad", "two"]
-        jobs = [asyncio.ensure_future(batcher.ask(held, Given(texts=(text,)), Coming(batcher))) for text in texts]
+        jobs = [
+            asyncio.ensure_future(batcher.submit(held, Inputs(texts=(text,)), ExpectedRequest(batcher)))
+            for text in texts
+        ]
         await asyncio.sleep(0.1)
         held.let_go.set()
         return await asyncio.gather(*jobs, return_exceptions=True)
@@ -287,14 +290,14 @@ def test_a_bad_request_does_not_fail_its_mates() -> None:
     assert str(last) == "a bad one"
     assert max(held.seen) > 1, "they were never together"
     with pytest.raises(ApiError, match="being stopped"):
-        asyncio.run(batcher.ask(held, Given(texts=("late",)), Coming(batcher)))
+        asyncio.run(batcher.submit(held, Inputs(texts=("late",)), ExpectedRequest(batcher)))
 
 
 def test_a_full_house_says_when_to_come_again(pool: ModelPool) -> None:
     with running(pool, Limits(queue=3)) as full, ThreadPoolExecutor(3) as clients:
         with Stuck(full):
             taken = [clients.submit(full.post, "/v1/embed", {"texts": ["a boat"]}) for _ in range(3)]
-            wait_until(lambda: full.gate.working == 3)
+            wait_until(lambda: full.admission.in_flight == 3)
             refused = full.post("/v1/embed", {"texts": ["a boat"]})
             assert (refused.status_code, error(refused)) == (429, "busy")
             assert 1 <= int(refused.headers["retry-after"]) <= 60
@@ -308,8 +311,8 @@ def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(pool: Model
             late = slow.post("/v1/embed", {"texts": ["a boat"]})
             assert (late.status_code, error(late)) == (504, "timed_out")
             assert not slow.state.batcher._waiting
-            assert slow.state.measures.dropped._value.get() == 1
-        wait_until(lambda: slow.gate.working == 0)
+            assert slow.state.metrics.dropped._value.get() == 1
+        wait_until(lambda: slow.admission.in_flight == 0)
 
 
 def test_who_leaves_is_not_worked_for(served: Running) -> None:
@@ -327,7 +330,7 @@ def test_bodies_in_work_are_bounded_together(pool: ModelPool) -> None:
     limits = Limits(body_bytes=20_000, held_bytes=25_000)
     with running(pool, limits) as full, socket.create_connection(("127.0.0.1", full.port)) as slow:
         slow.sendall(head(20_000) + b" " * 19_000)
-        wait_until(lambda: full.gate._held == 19_000)
+        wait_until(lambda: full.admission._held_bytes == 19_000)
         response = full.post("/v1/embed", content=b" " * 19_000, headers={"Content-Type": "application/json"})
         assert (response.status_code, error(response)) == (429, "busy")
 
@@ -347,7 +350,7 @@ def test_stopping_finishes_what_was_taken_and_refuses_what_comes(pool: ModelPool
         with Stuck(ending), ending.client() as early:
             assert early.get("/healthz").json() == {"live": True, "ready": True}
             taken = clients.submit(ending.post, "/v1/embed", {"texts": ["a boat"]})
-            wait_until(lambda: ending.gate.working == 1)
+            wait_until(lambda: ending.admission.in_flight == 1)
             ending.server.stop()
             late = early.post("/v1/embed", json={"texts": ["a boat"]})
             assert (late.status_code, error(late)) == (503, "stopping")
@@ -365,7 +368,7 @@ def test_a_big_picture_is_small_while_it_waits(served: Running) -> None:
         asked = {"pictures": [base64.b64encode(stream.getvalue()).decode()]}
         answer = clients.submit(served.post, "/v1/embed", asked)
         wait_until(lambda: len(served.state.batcher._waiting) == 1)
-        assert served.state.batcher._waiting[0].given.pictures[0].size == (16, 16)
+        assert served.state.batcher._waiting[0].inputs.pictures[0].size == (16, 16)
     assert answer.result().status_code == 200
 
 

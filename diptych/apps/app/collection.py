@@ -10,7 +10,7 @@ from functools import cached_property
 from PIL import Image
 
 from diptych.apps.app.examples import Album
-from diptych.apps.index import Found, Index, Item, build_index, open_index
+from diptych.apps.index import Index, Item, SearchResults, build_index, open_index
 from diptych.predict import ModelPool, PooledModel
 
 MOST_PICTURES = 1_000
@@ -30,7 +30,7 @@ class Collection:
     def searched(self) -> Index:
         return self.index or index_of(self.album, self.model)
 
-    def search(self, query: str | Image.Image, k: int) -> tuple[Found, Found | None]:
+    def search(self, query: str | Image.Image, k: int) -> tuple[SearchResults, SearchResults | None]:
         """Pictures by similarity and, for words, re-ranked; of a picture, similar ones. Raises ValueError."""
         if isinstance(query, str):
             judged = self.model.predictor.missing("match") is None
@@ -38,7 +38,7 @@ class Collection:
             return self.searched.search(query, k), again
         return self.searched.search(query, k), None
 
-    def captions(self, picture: Image.Image, k: int) -> tuple[Found, Found | None] | None:
+    def captions(self, picture: Image.Image, k: int) -> tuple[SearchResults, SearchResults | None] | None:
         """Texts that fit a picture, by similarity and re-ranked; None where the index holds no texts."""
         if not self.searched.counts.get("text"):
             return None

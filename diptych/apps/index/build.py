@@ -1,4 +1,4 @@
-"""Building an index, adding to it and removing from it. Each can be broken off at any moment and called again."""
+"""Builds an index, adds to it and removes from it. Each call can be interrupted at any moment and repeated."""
 
 from __future__ import annotations
 
@@ -7,93 +7,101 @@ from dataclasses import replace
 from pathlib import Path
 
 from diptych.apps.index.embedding import PORTION, embed
-from diptych.apps.index.identity import Maker
-from diptych.apps.index.items import KINDS, Given, Items, portions, read_items
-from diptych.apps.index.neighbours import WANTED, Wanted
-from diptych.apps.index.results import Built
-from diptych.apps.index.store import About, Place, Writer, find_place
+from diptych.apps.index.identity import ModelIdentity
+from diptych.apps.index.items import KINDS, ItemSource, portions, read_items
+from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
+from diptych.apps.index.places import find_place
+from diptych.apps.index.results import BuildReport
+from diptych.apps.index.store import IndexDescription, Place, Writer, no_index
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
 
-Say = Callable[[int, int], None]
-"""Told how many of how many items are embedded."""
+Progress = Callable[[int, int], None]
+"""Receives the number of embedded items and the number of all items."""
 
 
 def build_index(
-    place: str | Path, source: Given, predictor: Predictor, kind: Wanted = "auto", said: Say | None = None
-) -> Built:
-    """An index of all that a folder or a JSONL file holds, at a place: a folder, or a server's address.
+    place: str | Path, source: ItemSource, predictor: Predictor, kind: MethodChoice = "auto",
+    progress: Progress | None = None,
+) -> BuildReport:  # fmt: skip
+    """Builds an index of everything that a folder or a JSONL file holds, in a folder or at a server's address.
 
-    `kind`: how it is to be searched; `auto` looks at all vectors up to `EXACT_UP_TO` of them (neighbours.py).
-    Called again with the same source and model, it goes on where it was broken off, or brings the index up to date.
-    Pictures that cannot be read are passed over and named in the result.
+    `kind` chooses the search method; `auto` searches up to `EXACT_UP_TO` vectors exactly (neighbours.py).
+    A repeated call with the same source and model continues after an interruption, or updates the index.
+    Pictures that cannot be read are skipped and listed in the report.
 
-    Raises ValueError for a source without anything to embed, and for a place that holds another model's index, or one
-    of other sources.
+    Raises ValueError if the source has nothing to embed, and if the place holds an index of another model or of other
+    sources.
     """
-    if kind not in WANTED:
-        raise ValueError(f"an index is searched by one of {', '.join(WANTED)}, not {kind!r}")
-    maker, at = _ready(predictor), find_place(place)
-    with at.writing(begin=True) as writer:
-        old = writer.about()
+    if kind not in METHOD_CHOICES:
+        raise ValueError(f"an index is searched by one of {', '.join(METHOD_CHOICES)}, not {kind!r}")
+    model, location = _identify(predictor), find_place(place)
+    with location.writing(begin=True) as writer:
+        old = writer.description()
         notes: tuple[str, ...] = ()
         if old is not None and old.complete:
-            _check_same(old, maker, predictor, source, kind, at.name)
-        elif old is not None and (old.maker.digest, old.wanted) != (maker.digest, kind):
-            notes = (f"what was begun at {at.name} was of {old.maker}, searched by {old.wanted}: beginning anew",)
+            _check_same(old, model, predictor, source, kind, location.name)
+        elif old is not None and (old.model.digest, old.method) != (model.digest, kind):
+            notes = (
+                f"the unfinished index in {location.name} was made by {old.model} and searched by '{old.method}': "
+                "beginning anew",
+            )
             old = None
-        about = old or About(maker, predictor.model.embed_dim, kind, ())
-        built = _fill(writer, at, about, source, predictor, said, anew=old is None)
-    return replace(built, notes=notes)
+        description = old or IndexDescription(model, predictor.model.embed_dim, kind, ())
+        report = _fill(writer, location, description, source, predictor, progress, anew=old is None)
+    return replace(report, notes=notes)
 
 
-def add_to_index(place: str | Path, source: Given, predictor: Predictor, said: Say | None = None) -> Built:
-    """All of a source that the index does not hold yet, and what has changed since it was added.
+def add_to_index(
+    place: str | Path, source: ItemSource, predictor: Predictor, progress: Progress | None = None
+) -> BuildReport:
+    """Adds the items of a source that are missing from the index or have changed since they were added.
 
-    Raises ValueError where there is no complete index, or one of another model.
+    Raises ValueError if there is no complete index, or if another model made it.
     """
-    _ready(predictor)
-    at = find_place(place)
-    with at.writing(begin=False) as writer:
-        about = _complete(writer, at)
-        about.maker.check(predictor, at.name)
-        return _fill(writer, at, about, source, predictor, said)
+    _identify(predictor)
+    location = find_place(place)
+    with location.writing(begin=False) as writer:
+        description = _complete(writer, location)
+        description.model.check(predictor, location.name)
+        return _fill(writer, location, description, source, predictor, progress)
 
 
 def remove_from_index(place: str | Path, ids: Sequence[str]) -> int:
-    """Takes pictures and texts out of an index, and returns how many it holds now. The model is not needed.
+    """Removes pictures and texts from an index, and returns how many remain. The model is not needed.
 
-    Raises ValueError, and removes nothing, where one of the ids is not there.
+    Raises ValueError, and removes nothing, if one of the ids is unknown.
     """
-    at = find_place(place)
-    with at.writing(begin=False) as writer:
-        about = _complete(writer, at)
-        writer.begin(about, anew=False)
-        writer.forget({})
-        there = writer.held(ids)
-        if missing := [id for id in ids if id not in there]:
+    location = find_place(place)
+    with location.writing(begin=False) as writer:
+        description = _complete(writer, location)
+        writer.begin(description, anew=False)
+        writer.drop_unwanted({})
+        stored = writer.stored(ids)
+        if missing := [id for id in ids if id not in stored]:
             more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
-            raise ValueError(f"{at.name} holds nothing with the id {missing[0]!r}{more}: nothing was removed")
+            raise ValueError(f"{location.name} holds nothing with the id {missing[0]!r}{more}: nothing was removed")
         writer.remove(ids)
         writer.commit(None)
-    store = at.open()
+    store = location.open()
     return sum(store.count(kind) for kind in KINDS)
 
 
 def _fill(
-    writer: Writer, place: Place, about: About, source: Given, predictor: Predictor, said: Say | None,
-    anew: bool = False,
-) -> Built:  # fmt: skip
-    """Embeds what is not there yet, and lets it be found."""
-    about, items = _read(about, source)
-    writer.begin(about, anew)
-    writer.forget({item.id: item for item in items.items})
+    writer: Writer, place: Place, description: IndexDescription, source: ItemSource, predictor: Predictor,
+    progress: Progress | None, anew: bool = False,
+) -> BuildReport:  # fmt: skip
+    """Embeds the items that are not stored yet, and commits them."""
+    description, number = description.with_root(_root(source))
+    items = read_items(source, description.roots[number].prefix, number)
+    writer.begin(description, anew)
+    writer.drop_unwanted({item.id: item for item in items.items})
     missing = [
         item
         for part in portions(items.items, PORTION)
-        for held in (writer.held([item.id for item in part]),)
+        for stored in (writer.stored([item.id for item in part]),)
         for item in part
-        if held.get(item.id) != item
+        if stored.get(item.id) != item
     ]
     skipped: list[BadRecord] = [*items.skipped]
     added, kept = 0, len(items.items) - len(missing)
@@ -103,52 +111,52 @@ def _fill(
         if portion.items:
             writer.add(portion)
         added += len(portion.items)
-        if said:
-            said(kept + added, len(items.items))
+        if progress:
+            progress(kept + added, len(items.items))
     if not (added or kept):
         raise ValueError(f"none of the {len(items.items)} pictures can be read; the first: {skipped[0]}")
     writer.commit(skipped)
     store = place.open()
     counts = {kind: store.count(kind) for kind in KINDS}
-    return Built(place.name, added, kept, tuple(skipped), counts, {kind: store.how(kind) for kind in KINDS})
+    methods = {kind: store.search_method(kind) for kind in KINDS}
+    return BuildReport(place.name, added, kept, tuple(skipped), counts, methods)
 
 
-def _read(about: About, source: Given) -> tuple[About, Items]:
-    """The source's items with their ids in this index."""
-    about, number = about.with_root(_root(source))
-    return about, read_items(source, about.roots[number].prefix, number)
-
-
-def _root(source: Given) -> Path:
+def _root(source: ItemSource) -> Path:
+    """The folder at which relative paths of a source start."""
     if not isinstance(source, str | Path):
         return Path("/")
     path = Path(source).resolve()
     return path.parent if path.is_file() else path
 
 
-def _ready(predictor: Predictor) -> Maker:
-    """Raises ValueError for a model without vectors."""
-    if why := predictor.missing("embed"):
-        raise ValueError(why)
-    return Maker.of(predictor)
+def _identify(predictor: Predictor) -> ModelIdentity:
+    """Raises ValueError for a model without trained embeddings."""
+    if reason := predictor.missing("embed"):
+        raise ValueError(reason)
+    return ModelIdentity.of(predictor)
 
 
-def _complete(writer: Writer, place: Place) -> About:
-    about = writer.about()
-    if about is None or not about.complete:
-        place.open()  # says what is the matter
-        raise ValueError(f"no index in {place.name}: make one with `diptych index build`")
-    return about
+def _complete(writer: Writer, place: Place) -> IndexDescription:
+    description = writer.description()
+    if description is None or not description.complete:
+        place.open()  # raises the precise error
+        raise no_index(place.name)
+    return description
 
 
-def _check_same(old: About, maker: Maker, predictor: Predictor, source: Given, kind: Wanted, place: str) -> None:
-    if old.maker.digest != maker.digest:
-        old.maker.check(predictor, place)
-    if kind not in ("auto", old.wanted):
-        raise ValueError(f"{place} is searched by '{old.wanted}': for '{kind}' build another one")
+def _check_same(
+    old: IndexDescription, model: ModelIdentity, predictor: Predictor, source: ItemSource, kind: MethodChoice,
+    place: str,
+) -> None:  # fmt: skip
+    """Raises ValueError if a complete index differs in its model, its search method or its first source."""
+    if old.model.digest != model.digest:
+        old.model.check(predictor, place)
+    if kind not in ("auto", old.method):
+        raise ValueError(f"{place} is searched by '{old.method}': for '{kind}' build another one")
     root = str(_root(source))
     if root != old.roots[0].folder:
         raise ValueError(
-            f"{place} holds an index of {old.roots[0].folder} already: put {root} into it with `diptych index add`, "
+            f"{place} already holds an index of {old.roots[0].folder}: put {root} into it with `diptych index add`, "
             "or name another place"
         )

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and a folder that one process at a time may change."""
+"""Writes files atomically, and lets one process at a time change a folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from diptych.checkpoints.store import flush
+from diptych.data.record import BadRecord
 
 UNFINISHED = ".unfinished"
-"""What the name of a file ends with while it is written; nothing reads such a one."""
+"""Suffix of a file while it is being written. Readers ignore such files."""
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file beside its place, flushes it to the disk and renames it. Raises OSError where the disk refuses."""
+    """Writes a temporary file beside `path`, flushes it to the disk and renames it. Raises OSError as the disk does."""
     beside = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with beside.open("wb") as file:
@@ -35,7 +36,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_lines(path: Path, entries: Iterable[Any]) -> None:
-    """A JSONL file."""
+    """Writes one JSON line per entry."""
 
     def write(file: IO[bytes]) -> None:
         file.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
@@ -43,11 +44,20 @@ def write_lines(path: Path, entries: Iterable[Any]) -> None:
     write_whole(path, write)
 
 
+def write_skipped(path: Path, errors: Iterable[BadRecord]) -> None:
+    """Writes one JSON line per item that could not be used. Lone surrogates in file names become backslash escapes."""
+    entries = ({"record": error.record, "reason": error.reason, "message": str(error)} for error in errors)
+    write_lines(
+        path,
+        ({key: text.encode(errors="backslashreplace").decode() for key, text in entry.items()} for entry in entries),
+    )
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder. Raises ValueError if somebody else does, in this process or another.
+    """Holds the lock of a folder. Raises ValueError if another writer, in this process or another, holds it.
 
-    The lock goes with its holder, however that ends.
+    The operating system releases the lock when its holder ends, however that happens.
     """
     with (folder / ".lock").open("w") as file:
         try:

@@ -1,4 +1,4 @@
-"""Which model made an index: vectors of two models cannot be compared, and nothing in their numbers would show it."""
+"""Identifies the model that made an index, because vectors of two models cannot be compared."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from diptych.predict import Predictor
 
 SHORT = 12
-"""Digits of a digest that messages show."""
+"""Number of hexadecimal digits of a digest that messages show."""
 
 
 @dataclass(frozen=True)
-class Maker:
-    """A model, by its name and by all that decides its vectors and matches."""
+class ModelIdentity:
+    """Identifies a model by its name and by a digest of everything that determines its vectors and matches."""
 
     name: str
-    """Its checkpoint, as an absolute path; it may have gone elsewhere since."""
+    """Absolute path of its checkpoint, which may have been moved since."""
     digest: str
 
     def __str__(self) -> str:
         return f"{self.name} (weights {self.digest[:SHORT]})"
 
     @classmethod
-    def of(cls, predictor: Predictor) -> Maker:
-        """Read from the weights in memory: a checkpoint that is moved, or stored anew, stays the same model."""
+    def of(cls, predictor: Predictor) -> ModelIdentity:
+        """Hashes the weights in memory, so that a moved or re-saved checkpoint keeps its identity."""
         recipe = predictor.recipe
         settings: list[Any] = [asdict(recipe.model), predictor.transform.normalise, recipe.data.max_words]
         settings += [recipe.data.max_tokens_evaluation, list(predictor.tokenizer.vocabulary)]
@@ -40,10 +40,10 @@ class Maker:
         return cls(str(predictor.origin.absolute()), digest.hexdigest())
 
     def check(self, predictor: Predictor, place: str) -> None:
-        """Raises ValueError where `predictor` is another model."""
-        given = Maker.of(predictor)
-        if given.digest != self.digest:
+        """Raises ValueError if `predictor` is another model than the one that made the index at `place`."""
+        other = ModelIdentity.of(predictor)
+        if other.digest != self.digest:
             raise ValueError(
-                f"{place} was made by {self}, not by {given}: vectors of two models cannot be compared. "
+                f"{place} was made by {self}, not by {other}: vectors of two models cannot be compared. "
                 "Name the model that made it, or build another index with this one"
             )

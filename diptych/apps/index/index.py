@@ -1,56 +1,61 @@
-"""An index of pictures and texts by a model's vectors, with re-ranking by its fusion encoder."""
+"""Searches pictures and texts by a model's vectors, and re-ranks them with its fusion encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from diptych.apps.index.items import KINDS, Item, Kind
-from diptych.apps.index.results import Found, IndexHit, Info
-from diptych.apps.index.states import States
-from diptych.apps.index.store import Store, find_place
+from diptych.apps.index.places import find_place
+from diptych.apps.index.results import IndexHit, IndexInfo, SearchResults
+from diptych.apps.index.states import ImageStateCache
+from diptych.apps.index.store import Store
 from diptych.predict import Picture, Predictor, unknown_words
 
 
 def open_index(place: str | Path, predictor: Predictor) -> Index:
-    """The index at a place: a folder, or a server's address.
+    """Opens the index in a folder or at a server's address.
 
-    Raises ValueError where there is none, where its building is not finished, for a damaged one, and for one that
-    another model made.
+    Raises ValueError if there is no index, if it is unfinished or damaged, and if another model made it.
     """
     store = find_place(place).open()
-    store.about.maker.check(predictor, store.place)
+    store.description.model.check(predictor, store.place)
     return Index(store, predictor)
 
 
-def index_info(place: str | Path) -> Info:
-    """What an index is. Its model is not needed. Raises ValueError where there is no complete index."""
+def index_info(place: str | Path) -> IndexInfo:
+    """Describes an index without its model. Raises ValueError if there is no complete index."""
     store = find_place(place).open()
-    about = store.about
-    return Info(
-        store.place, about.maker.name, about.maker.digest, about.width, {kind: store.count(kind) for kind in KINDS},
-        {kind: store.how(kind) for kind in KINDS}, tuple(root.folder for root in about.roots), store.skipped(),
-    )  # fmt: skip
+    description = store.description
+    return IndexInfo(
+        store.place,
+        description.model.name,
+        description.model.digest,
+        description.width,
+        {kind: store.count(kind) for kind in KINDS},
+        {kind: store.search_method(kind) for kind in KINDS},
+        tuple(root.folder for root in description.roots),
+        store.skipped(),
+    )
 
 
 class Index:
-    """Pictures and texts that can be searched by words or by a picture. Threads may share it.
+    """Searches pictures and texts by words or by a picture. Threads may share it.
 
-    It stays as it was when it was opened, if in a folder; a server's shows changes as they are made.
+    An index in a folder stays as it was when it was opened; one in a server shows changes at once.
     """
 
     def __init__(self, store: Store, predictor: Predictor) -> None:
-        """Of an opened store whose model `predictor` is: see `open_index`."""
+        """`predictor` must be the model that made the store, which `open_index` checks."""
         self._store, self.predictor = store, predictor
-        self.states = States(predictor, predictor.recipe.evaluation.keep_bytes)
-        """Encoded pictures that re-ranking has met."""
+        self.states = ImageStateCache(predictor, predictor.recipe.evaluation.keep_bytes)
+        """Encoded pictures of earlier re-rankings."""
 
     def __len__(self) -> int:
-        """Pictures and texts."""
+        """Number of pictures and texts."""
         return sum(self.counts.values())
 
     @property
@@ -58,39 +63,41 @@ class Index:
         return {kind: self._store.count(kind) for kind in KINDS}
 
     @property
-    def how(self) -> str:
+    def search_method(self) -> str:
         """How pictures, and texts, are searched, as in "exact, 1,000 vectors"."""
-        held = [kind for kind in KINDS if self._store.count(kind)] or [KINDS[0]]
-        said = [self._store.how(kind) for kind in held]
-        return said[0] if len(said) == 1 else "; ".join(f"{kind}s: {how}" for kind, how in zip(held, said, strict=True))
+        kinds = [kind for kind in KINDS if self._store.count(kind)] or [KINDS[0]]
+        methods = [self._store.search_method(kind) for kind in kinds]
+        if len(kinds) == 1:
+            return methods[0]
+        return "; ".join(f"{kind}s: {method}" for kind, method in zip(kinds, methods, strict=True))
 
-    def search(self, query: str | Picture, k: int = 10, of: Kind = "picture", rerank: bool = False) -> Found:
-        """The k pictures, or texts, that fit a text or a picture best.
+    def search(self, query: str | Picture, k: int = 10, of: Kind = "picture", rerank: bool = False) -> SearchResults:
+        """Finds the k pictures, or texts, that fit a text or a picture best.
 
-        A `str` is a text; a picture's file is given as a `Path`. Similarity decides; with `rerank` the most similar
-        ones (`evaluation.rerank` of the recipe, at least k) are then ordered by the probability of a match, of a text
-        with pictures or of a picture with texts. Pictures are encoded for it once, as long as they fit into
+        A `str` is a text; the file of a picture is a `Path`. Hits are ordered by similarity. With `rerank` the most
+        similar ones (`evaluation.rerank` of the recipe, at least k) are ordered by the match probability of a text
+        with pictures or of a picture with texts. Re-ranked pictures are encoded once, as long as their states fit into
         `evaluation.keep_bytes`.
 
-        Raises ValueError for k below 1, for a text without words, for re-ranking like with like, for a kind that the
-        index does not hold, and, when re-ranking, for a picture that is no longer there.
+        Raises ValueError for k below 1, for a text without words, for re-ranking texts by a text or pictures by a
+        picture, for a kind that the index does not hold, and, when re-ranking, for a picture file that is missing.
         """
         text = query if isinstance(query, str) else None
         self._check(text, k, of, rerank)
         vectors = self.predictor.embed_images(query) if text is None else self.predictor.embed_texts(text)
-        wanted = max(k, self.predictor.recipe.evaluation.rerank) if rerank else k
-        near = nearest(self._store, of, vectors[0].numpy().astype(np.float32), wanted)
+        candidates = max(k, self.predictor.recipe.evaluation.rerank) if rerank else k
+        near = nearest(self._store, of, vectors[0].numpy().astype(np.float32), candidates)
         items = self._store.items([id for id, _ in near])
         matches: Sequence[float | None] = self._matches(query, items) if rerank and items else [None] * len(items)
         hits = [
             self._hit(item, similarity, match)
             for item, (_, similarity), match in zip(items, near, matches, strict=True)
         ]
-        if rerank:  # a stable sort: equal matches stay in the order of similarity
+        if rerank:  # the sort is stable: equal matches stay in the order of similarity
             hits.sort(key=lambda hit: -(hit.match or 0.0))
         unknown = () if text is None else unknown_words(text, self.predictor.tokenizer)
-        count, how = self._store.count(of), self._store.how(of)
-        return Found(_said(query), tuple(hits[:k]), count, how, unknown)
+        name = str(query) if isinstance(query, str | Path) else "a picture"
+        return SearchResults(name, tuple(hits[:k]), self._store.count(of), self._store.search_method(of), unknown)
 
     def _check(self, text: str | None, k: int, of: Kind, rerank: bool) -> None:
         if of not in KINDS:
@@ -100,37 +107,35 @@ class Index:
         if not self._store.count(of):
             raise ValueError(f"{self._store.place} holds no {of}s")
         if rerank and (text is None) == (of == "picture"):
-            one, other = ("picture", "texts") if text is None else ("text", "pictures")
+            query, target = ("picture", "text") if text is None else ("text", "picture")
             raise ValueError(
-                f"re-ranking judges pictures with texts: a {one} is re-ranked among {other} (of={other[:-1]})"
+                f"re-ranking matches pictures with texts: a {query} is re-ranked among {target}s (of={target})"
             )
 
     def _matches(self, query: str | Picture, items: Sequence[Item]) -> list[float]:
         if isinstance(query, str):
-            states = self.states.of([self._store.about.file(item) for item in items])
+            states = self.states.get([self._store.description.file(item) for item in items])
             return self.predictor.match_encoded(states, query)[:, 0].tolist()
         texts = [item.content for item in items]
-        state = self.states.of([query]) if isinstance(query, Path) else self.predictor.encode(query)
+        state = self.states.get([query]) if isinstance(query, Path) else self.predictor.encode(query)
         return self.predictor.match_encoded(state, texts)[0].tolist()
 
     def _hit(self, item: Item, similarity: float, match: float | None) -> IndexHit:
-        picture = item.kind == "picture"
-        path = self._store.about.file(item) if picture else None
-        return IndexHit(item.id, item.kind, path, None if picture else item.content, similarity, match)
+        if item.kind == "picture":
+            return IndexHit(item.id, item.kind, self._store.description.file(item), None, similarity, match)
+        return IndexHit(item.id, item.kind, None, item.content, similarity, match)
 
 
 def nearest(store: Store, kind: Kind, query: Float32[np.ndarray, "E"], k: int) -> list[tuple[str, float]]:
-    """Ids and cosines of the k nearest, best first, equal ones by id: also where k cuts through equal ones, of which
-    the store gives any."""
+    """Finds the ids and cosines of the k nearest vectors, best first and equal ones by id.
+
+    A store returns any of the equal ones at the cut, so this requests more until the cut separates unequal cosines.
+    """
     count = store.count(kind)
-    asked = k
+    requested = k
     while True:
-        asked = min(asked + 1, count)
-        found = store.nearest(kind, query, asked)
-        if len(found) <= k or found[-1][1] < found[k - 1][1] or len(found) >= count or len(found) < asked:
-            return sorted(found, key=lambda one: (-one[1], one[0]))[:k]
-        asked *= 2
-
-
-def _said(query: Any) -> str:
-    return str(query) if isinstance(query, str | Path) else "a picture"
+        requested = min(requested + 1, count)
+        hits = store.nearest(kind, query, requested)
+        if len(hits) <= k or hits[-1][1] < hits[k - 1][1] or len(hits) >= count or len(hits) < requested:
+            return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
+        requested *= 2

@@ -1,4 +1,4 @@
-"""What is embedded: the pictures of a folder, or the pictures and texts of a JSONL file."""
+"""Lists what is embedded: the pictures of a folder, or the pictures and texts of a JSONL file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = Literal["picture", "text"]
 T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("picture", "text")
 TEXT_KEYS = ("captions", "caption", "hypothesis", "question", "statement", "phrase", "text")
-"""Keys of a line that hold a text, as diptych/data/record.py has them."""
+"""Keys of a JSONL line that hold a text, as in diptych/data/record.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,120 +26,126 @@ class Item:
     """A picture or a text."""
 
     id: str
-    """Unique in its index, over both kinds."""
+    """Unique within its index, across both kinds."""
     kind: Kind
     content: str
-    """A picture's path, from its source's root where that is relative; else the text."""
+    """The path of a picture, relative to its source's root or absolute; or the text itself."""
     stamp: str = ""
-    """Of a picture file: its size and time, so that a changed one is noticed. A text is its own."""
+    """Size and modification time of a picture file, which reveal a changed file. Empty for texts."""
     source: int = 0
     """The number of its source in the index."""
 
 
 @dataclass(frozen=True)
-class Items:
-    """What a source holds."""
+class SourceItems:
+    """The items of one source."""
 
     root: Path
-    """Where relative paths start: absolute."""
+    """Absolute folder at which relative paths start."""
     items: list[Item]
     skipped: list[BadRecord] = field(default_factory=list)
-    """Lines that are no record, pictures that are not there, texts without words, ids that are taken."""
+    """Invalid lines, missing pictures, texts without words, and repeated ids."""
 
     def file(self, item: Item) -> Path:
-        """The file of a picture."""
+        """Returns the file of a picture."""
         return self.root / item.content
 
 
-Given = str | Path | Sequence[Item]
-"""A folder, a JSONL file, or items made by hand, whose paths are absolute."""
+ItemSource = str | Path | Sequence[Item]
+"""A folder, a JSONL file, or a list of items whose paths are absolute."""
 
 
-def read_items(source: Given, prefix: str = "", number: int = 0) -> Items:
-    """All that a source holds, in its order. `prefix` goes before every id that comes from a path or a line's number;
-    `number` is that of the source.
+def read_items(source: ItemSource, prefix: str = "", number: int = 0) -> SourceItems:
+    """Reads all items of a source in order.
 
-    Raises ValueError for what is neither, and for a source in which nothing can be used.
+    `prefix` precedes every id that comes from a path or a line number; `number` is the number of the source.
+
+    Raises ValueError if the source does not exist, and if nothing in it can be used.
     """
     if not isinstance(source, str | Path):
-        return Items(Path("/"), list(source))
+        return SourceItems(Path("/"), list(source))
     path = Path(source)
     if path.is_dir():
-        reading = _Reading(path.resolve(), prefix, number)
-        reading.folder()
+        reader = _SourceReader(path.resolve(), prefix, number)
+        reader.read_folder()
     elif path.is_file():
-        reading = _Reading(path.resolve().parent, prefix, number)
-        reading.jsonl(path)
+        reader = _SourceReader(path.resolve().parent, prefix, number)
+        reader.read_jsonl(path)
     else:
         raise ValueError(f"no folder or file {path}: name a folder of pictures, or a JSONL file of pictures and texts")
-    if not reading.found:
-        first = f"; the first that cannot be used: {reading.skipped[0]}" if reading.skipped else ""
-        looked = f"looked for {', '.join(sorted(SUFFIXES))}" if path.is_dir() else "a line is an object with an `image`"
-        raise ValueError(f"nothing to embed in {path}: {looked}{' or a text' if path.is_file() else ''}{first}")
-    return Items(reading.root, list(reading.found.values()), reading.skipped)
+    if not reader.items:
+        first = f"; the first that cannot be used: {reader.skipped[0]}" if reader.skipped else ""
+        expected = (
+            f"looked for {', '.join(sorted(SUFFIXES))}"
+            if path.is_dir()
+            else "a line is an object with an `image` or a text"
+        )
+        raise ValueError(f"nothing to embed in {path}: {expected}{first}")
+    return SourceItems(reader.root, list(reader.items.values()), reader.skipped)
 
 
-class _Reading:
-    """Gathers the items of one source."""
+class _SourceReader:
+    """Collects the items of one source."""
 
     def __init__(self, root: Path, prefix: str, number: int) -> None:
         self.root, self.prefix, self.number = root, prefix, number
-        self.found: dict[str, Item] = {}
+        self.items: dict[str, Item] = {}
         self.skipped: list[BadRecord] = []
 
-    def folder(self) -> None:
+    def read_folder(self) -> None:
         for file in files_below(self.root):
             if file.suffix.lower() in SUFFIXES:
-                self._picture(self.prefix + file.as_posix(), file.as_posix(), file.as_posix())
+                self._add_picture(self.prefix + file.as_posix(), file.as_posix(), file.as_posix())
 
-    def jsonl(self, path: Path) -> None:
+    def read_jsonl(self, path: Path) -> None:
         for line, entry in json_lines(path):
             name = f"{path.name}:{line.rpartition(':')[2]}"
             try:
                 if isinstance(entry, BadRecord):
                     raise BadRecord(name, entry.reason, entry.detail)
-                self._line(entry, name)
+                self._read_line(entry, name)
             except BadRecord as error:
                 self.skipped.append(error)
 
-    def _line(self, entry: Any, name: str) -> None:
-        """The pictures of a line, each once in all lines, and its texts. Raises BadRecord."""
-        texts = isinstance(entry, dict) and any(key in entry for key in TEXT_KEYS)
-        record = from_entry(entry, name) if texts else picture_from_entry(entry, name)
-        named = name_of(entry, "id", name)
-        for image, identity in zip(record.images, record.image_ids, strict=True):
-            own = identity if identity != plain_path(image) else self.prefix + identity
-            self._picture(own, plain_path(image), f"{name}, {image}")
-        base = named if named is not None else self.prefix + name
-        for place, text in enumerate(record.texts, start=1):
-            self._text(base if isinstance(record, PlainText) else f"{base}#{place}", text, name)
+    def _read_line(self, entry: Any, name: str) -> None:
+        """Adds the pictures and texts of one line. Raises BadRecord for an invalid line."""
+        has_text = isinstance(entry, dict) and any(key in entry for key in TEXT_KEYS)
+        record = from_entry(entry, name) if has_text else picture_from_entry(entry, name)
+        line_id = name_of(entry, "id", name)
+        for image, image_id in zip(record.images, record.image_ids, strict=True):
+            id = image_id if image_id != plain_path(image) else self.prefix + image_id
+            self._add_picture(id, plain_path(image), f"{name}, {image}")
+        base = line_id if line_id is not None else self.prefix + name
+        for position, text in enumerate(record.texts, start=1):
+            self._add_text(base if isinstance(record, PlainText) else f"{base}#{position}", text, name)
 
-    def _picture(self, id: str, path: str, name: str) -> None:
+    def _add_picture(self, id: str, path: str, name: str) -> None:
         try:
-            status = os.stat(file_of(str(self.root / path)))  # noqa: PTH116 — a million of these take seconds
+            # Path.stat takes seconds longer for a million files.
+            status = os.stat(file_of(str(self.root / path)))  # noqa: PTH116
         except (OSError, ValueError) as error:
             self.skipped.append(BadRecord(name, "picture missing", str(error)))
             return
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
-        self._keep(Item(id, "picture", path, stamp, self.number), name)
+        self._add(Item(id, "picture", path, stamp, self.number), name)
 
-    def _text(self, id: str, text: str, name: str) -> None:
+    def _add_text(self, id: str, text: str, name: str) -> None:
         if clean_caption(text, max_words=len(text) + 1):
-            self._keep(Item(id, "text", text, source=self.number), name)
+            self._add(Item(id, "text", text, source=self.number), name)
         else:
             self.skipped.append(BadRecord(name, "text without words", repr(text)))
 
-    def _keep(self, item: Item, name: str) -> None:
-        if why := _unfit(item.id + item.content):
-            self.skipped.append(BadRecord(name.encode(errors="backslashreplace").decode(), why))
+    def _add(self, item: Item, name: str) -> None:
+        if reason := _unstorable(item.id + item.content):
+            self.skipped.append(BadRecord(name.encode(errors="backslashreplace").decode(), reason))
             return
-        taken = self.found.setdefault(item.id, item)
-        if taken is not item and taken != item:  # one picture in many lines is one picture
+        known = self.items.setdefault(item.id, item)
+        if known is not item and known != item:  # a picture that several lines name is one item
             self.skipped.append(BadRecord(name, "id repeated", item.id))
 
 
-def _unfit(text: str) -> str | None:
-    """Why a text cannot be stored everywhere, or None. File names can hold half characters."""
+def _unstorable(text: str) -> str | None:
+    """Says why some backend cannot store a text; None if all can. File names may hold lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -148,4 +154,5 @@ def _unfit(text: str) -> str | None:
 
 
 def portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Splits a sequence into slices of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))

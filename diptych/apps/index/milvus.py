@@ -1,10 +1,10 @@
-"""An index in a Milvus server: `milvus://host:port/name`, or `milvus://user:password@host:port/name`.
+"""Stores an index in a Milvus server: `milvus://host:port/name`, or `milvus://user:password@host:port/name`.
 
-    NAME            key, id, kind, content, stamp, source, vector: an entity an item
-    NAME_about      what the index is
+    NAME            key, id, kind, content, stamp, source, vector: one entity per item
+    NAME_about      description of the index
 
-Additions are there for good a portion at a time. Milvus has no locks and no transactions: two writers at once are not
-noticed. Each then writes whole items, the last of the same id stays.
+Each added portion is durable at once. Milvus has no locks and no transactions, so two simultaneous writers go
+unnoticed. Both write whole items, and the last one with the same id stays.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from jaxtyping import Float32
 
 from diptych.apps.index.embedding import PORTION, Portion
 from diptych.apps.index.items import Item, Kind, portions
-from diptych.apps.index.neighbours import BUILD_BREADTH, LINKS, Wanted
-from diptych.apps.index.store import About
+from diptych.apps.index.neighbours import BUILD_BREADTH, LINKS, MethodChoice, count_vectors
+from diptych.apps.index.store import IndexDescription, no_index, unfinished_index
 from diptych.data.record import BadRecord
 
 NAME = re.compile(r"[A-Za-z_]\w{0,100}", re.ASCII)
 LONGEST = 65_535
-"""Bytes of a text: Milvus's limit."""
+"""Milvus's limit on the bytes of a text."""
 MOST = 16_384
-"""Neighbours of one search: Milvus's limit."""
+"""Milvus's limit on the neighbours of one search."""
 LISTS = 1_024
-KINDS_OF_INDEX: dict[Wanted, tuple[str, dict[str, int]]] = {
+INDEX_TYPES: dict[MethodChoice, tuple[str, dict[str, int]]] = {
     "auto": ("AUTOINDEX", {}),
     "exact": ("FLAT", {}),
     "ivf": ("IVF_FLAT", {"nlist": LISTS}),
@@ -42,7 +42,7 @@ KINDS_OF_INDEX: dict[Wanted, tuple[str, dict[str, int]]] = {
 }
 FIELDS = ["id", "kind", "content", "stamp", "source"]
 SECONDS = 60.0
-"""Until a call is given up."""
+"""Timeout of a call."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class MilvusPlace:
         return cls(f"milvus://{host}:{port}/{index}", f"http://{host}:{port}", token, index)
 
     def connect(self) -> Any:
-        """Raises ValueError where nothing answers."""
+        """Raises ValueError if no server answers."""
         try:
             from pymilvus import MilvusClient, MilvusException
         except ImportError as error:
             raise ValueError("an index in Milvus needs pymilvus: pip install 'diptych[milvus]'") from error
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints tracebacks of what is raised anyway
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints tracebacks of errors that it raises anyway
         try:
             return MilvusClient(self.address, token=self.token, timeout=SECONDS)
         except MilvusException as error:
@@ -81,52 +81,52 @@ class MilvusPlace:
 
     def open(self) -> MilvusStore:
         client = self.connect()
-        with _asking(self):
-            about = _about(client, self)
-            if about is None:
-                raise ValueError(f"no index at {self.name}: make one with `diptych index build`")
-            if not about.complete:
-                raise ValueError(f"the index at {self.name} is not finished: `diptych index build` goes on with it")
-        return MilvusStore(self, about, client)
+        with _server_errors(self):
+            description = _description(client, self)
+        if description is None:
+            raise no_index(self.name)
+        if not description.complete:
+            raise unfinished_index(self.name)
+        return MilvusStore(self, description, client)
 
     @contextmanager
     def writing(self, begin: bool) -> Iterator[MilvusWriter]:
         client = self.connect()
-        with _asking(self):
+        with _server_errors(self):
             yield MilvusWriter(self, client)
 
 
 class MilvusStore:
-    """Shows changes as they are made."""
+    """Searches an index in Milvus. Changes are visible at once."""
 
-    def __init__(self, place: MilvusPlace, about: About, client: Any) -> None:
-        self.place, self.about, self._at, self._client = place.name, about, place, client
+    def __init__(self, place: MilvusPlace, description: IndexDescription, client: Any) -> None:
+        self.place, self.description = place.name, description
+        self._place, self._client = place, client
 
     def count(self, kind: Kind) -> int:
-        with _asking(self._at):
-            found = self._client.query(self._at.index, filter=f'kind == "{kind}"', output_fields=["count(*)"])
-        return int(found[0]["count(*)"])
+        with _server_errors(self._place):
+            rows = self._client.query(self._place.index, filter=f'kind == "{kind}"', output_fields=["count(*)"])
+        return int(rows[0]["count(*)"])
 
-    def how(self, kind: Kind) -> str:
-        count = self.count(kind)
-        return f"Milvus, {KINDS_OF_INDEX[self.about.wanted][0]}, {count:,} vector{'' if count == 1 else 's'}"
+    def search_method(self, kind: Kind) -> str:
+        return f"Milvus, {INDEX_TYPES[self.description.method][0]}, {count_vectors(self.count(kind))}"
 
     def nearest(self, kind: Kind, query: Float32[np.ndarray, "E"], k: int) -> list[tuple[str, float]]:
-        wide = {"ivf": {"nprobe": LISTS // 16}, "hnsw": {"ef": max(100, 2 * k)}}.get(self.about.wanted, {})
-        with _asking(self._at):
-            found = self._client.search(
-                self._at.index, [query.tolist()], limit=min(k, MOST), filter=f'kind == "{kind}"', output_fields=["id"],
-                search_params={"metric_type": "COSINE", "params": wide},
+        effort = {"ivf": {"nprobe": LISTS // 16}, "hnsw": {"ef": max(100, 2 * k)}}.get(self.description.method, {})
+        with _server_errors(self._place):
+            hits = self._client.search(
+                self._place.index, [query.tolist()], limit=min(k, MOST), filter=f'kind == "{kind}"',
+                output_fields=["id"], search_params={"metric_type": "COSINE", "params": effort},
             )[0]  # fmt: skip
-        return [(hit["entity"]["id"], float(hit["distance"])) for hit in found]
+        return [(hit["entity"]["id"], float(hit["distance"])) for hit in hits]
 
     def items(self, ids: Sequence[str]) -> list[Item]:
-        with _asking(self._at):
-            found = _held(self._client, self._at, ids)
-        return [found[id] for id in ids]
+        with _server_errors(self._place):
+            items = _stored(self._client, self._place, ids)
+        return [items[id] for id in ids]
 
     def skipped(self) -> tuple[str, ...]:
-        """Not kept in a server."""
+        """Returns nothing: a server does not store it."""
         return ()
 
     def close(self) -> None:
@@ -134,23 +134,25 @@ class MilvusStore:
 
 
 class MilvusWriter:
+    """Changes an index in Milvus."""
+
     def __init__(self, place: MilvusPlace, client: Any) -> None:
         self._place, self._client = place, client
-        self._about = _about(client, place)
+        self._description = _description(client, place)
         self._removed: list[str] = []
 
-    def about(self) -> About | None:
-        return self._about
+    def description(self) -> IndexDescription | None:
+        return self._description
 
-    def begin(self, about: About, anew: bool) -> None:
+    def begin(self, description: IndexDescription, anew: bool) -> None:
         if anew:
-            for name in (_about_name(self._place), self._place.index):  # rows without a description are no index
-                self._client.drop_collection(name)
-            self._create(about)
-        self._note(about)
+            self._client.drop_collection(_about_name(self._place))  # first: rows without a description are no index
+            self._client.drop_collection(self._place.index)
+            self._create(description)
+        self._describe(description)
 
-    def forget(self, wanted: Mapping[str, Item]) -> None:
-        if self._about is None or self._about.complete:  # what is complete was meant to be there
+    def drop_unwanted(self, wanted: Mapping[str, Item]) -> None:
+        if self._description is None or self._description.complete:  # a complete index holds committed items only
             return
         rows = self._client.query_iterator(self._place.index, batch_size=PORTION, output_fields=FIELDS)
         unwanted: list[str] = []
@@ -160,14 +162,14 @@ class MilvusWriter:
         rows.close()
         self._delete(unwanted)
 
-    def held(self, ids: Sequence[str]) -> dict[str, Item]:
-        return _held(self._client, self._place, ids)
+    def stored(self, ids: Sequence[str]) -> dict[str, Item]:
+        return _stored(self._client, self._place, ids)
 
     def add(self, portion: Portion) -> None:
         rows = []
         for item, vector in zip(portion.items, portion.vectors, strict=True):
             if max(len(item.id.encode()), len(item.content.encode())) > LONGEST:
-                raise ValueError(f"{item.id[:80]} is longer than the {LONGEST} bytes that Milvus takes: leave it out")
+                raise ValueError(f"{item.id[:80]} is longer than the {LONGEST} bytes that Milvus accepts: leave it out")
             row = {field: getattr(item, field) for field in FIELDS}
             rows.append({"key": _key(item.id), **row, "vector": vector.tolist()})
         self._client.upsert(self._place.index, rows)
@@ -176,16 +178,16 @@ class MilvusWriter:
         self._removed += ids
 
     def commit(self, skipped: Sequence[BadRecord] | None) -> None:
-        assert self._about is not None
+        assert self._description is not None
         self._delete(self._removed)
         self._client.flush(self._place.index)
-        self._note(replace(self._about, complete=True))
+        self._describe(replace(self._description, complete=True))
 
     def _delete(self, ids: Sequence[str]) -> None:
         for part in portions(ids, PORTION):
             self._client.delete(self._place.index, ids=[_key(id) for id in part])
 
-    def _create(self, about: About) -> None:
+    def _create(self, description: IndexDescription) -> None:
         from pymilvus import DataType, MilvusClient
 
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -193,30 +195,30 @@ class MilvusWriter:
         for name, length in (("id", LONGEST), ("kind", 8), ("content", LONGEST), ("stamp", 64)):
             schema.add_field(name, DataType.VARCHAR, max_length=length)
         schema.add_field("source", DataType.INT64)
-        self._collection(self._place.index, schema, about.width, about.wanted)
+        self._create_collection(self._place.index, schema, description.width, description.method)
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=8)
         schema.add_field("about", DataType.VARCHAR, max_length=LONGEST)
-        self._collection(_about_name(self._place), schema, 2, "exact")  # Milvus asks for a vector in each
+        self._create_collection(_about_name(self._place), schema, 2, "exact")  # Milvus requires a vector
 
-    def _collection(self, name: str, schema: Any, width: int, wanted: Wanted) -> None:
+    def _create_collection(self, name: str, schema: Any, width: int, method: MethodChoice) -> None:
         from pymilvus import DataType, MilvusClient
 
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
-        way, settings = KINDS_OF_INDEX[wanted]
+        index_type, settings = INDEX_TYPES[method]
         index = MilvusClient.prepare_index_params()
-        index.add_index("vector", index_type=way, metric_type="COSINE", params=settings)
+        index.add_index("vector", index_type=index_type, metric_type="COSINE", params=settings)
         self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
 
-    def _note(self, about: About) -> None:
-        row = {"key": "about", "about": json.dumps(about.plain()), "vector": [1.0, 0.0]}
+    def _describe(self, description: IndexDescription) -> None:
+        row = {"key": "about", "about": json.dumps(description.to_json()), "vector": [1.0, 0.0]}
         self._client.upsert(_about_name(self._place), [row])
-        self._about = about
+        self._description = description
 
 
 @contextmanager
-def _asking(place: MilvusPlace) -> Iterator[None]:
-    """What the server says against it is a ValueError."""
+def _server_errors(place: MilvusPlace) -> Iterator[None]:
+    """Raises ValueError for an error of the server."""
     from pymilvus import MilvusException
 
     try:
@@ -225,22 +227,22 @@ def _asking(place: MilvusPlace) -> Iterator[None]:
         raise ValueError(f"{place.name} refuses: {error.message}") from error
 
 
-def _about(client: Any, place: MilvusPlace) -> About | None:
-    """None where there is no such index."""
+def _description(client: Any, place: MilvusPlace) -> IndexDescription | None:
+    """Returns None if there is no such index."""
     name = _about_name(place)
     if not client.has_collection(name):
         return None
     client.load_collection(name)
     client.load_collection(place.index)
     rows = client.query(name, filter='key == "about"', output_fields=["about"])
-    return About.of(json.loads(rows[0]["about"]), place.name) if rows else None
+    return IndexDescription.from_json(json.loads(rows[0]["about"]), place.name) if rows else None
 
 
 def _about_name(place: MilvusPlace) -> str:
     return f"{place.index}_about"
 
 
-def _held(client: Any, place: MilvusPlace, ids: Sequence[str]) -> dict[str, Item]:
+def _stored(client: Any, place: MilvusPlace, ids: Sequence[str]) -> dict[str, Item]:
     rows: list[Any] = []
     for part in portions(ids, PORTION):
         rows += client.query(
@@ -250,7 +252,7 @@ def _held(client: Any, place: MilvusPlace, ids: Sequence[str]) -> dict[str, Item
 
 
 def _key(id: str) -> str:
-    """Of any id, what every Milvus client can quote."""
+    """Hashes an id, which may hold characters that Milvus clients cannot quote."""
     return hashlib.blake2b(id.encode(), digest_size=16).hexdigest()
 
 

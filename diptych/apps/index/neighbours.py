@@ -1,4 +1,4 @@
-"""Nearest vectors by FAISS: exact, by lists (IVF) or by a graph (HNSW), with what each is set to and how good that is.
+"""Finds nearest vectors with FAISS: exactly, with inverted lists (IVF) or with a graph (HNSW).
 
 N vectors, Q queries, E embedding width, K neighbours. All vectors are normalised, so the inner product is the cosine.
 """
@@ -13,64 +13,77 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
-Way = Literal["exact", "ivf", "hnsw"]
-Wanted = Literal["auto", "exact", "ivf", "hnsw"]
-WANTED: tuple[Wanted, ...] = ("auto", "exact", "ivf", "hnsw")
+Method = Literal["exact", "ivf", "hnsw"]
+MethodChoice = Literal["auto", "exact", "ivf", "hnsw"]
+METHOD_CHOICES: tuple[MethodChoice, ...] = ("auto", "exact", "ivf", "hnsw")
 
 EXACT_UP_TO = 50_000
-"""Vectors up to which `auto` looks at all of them: 3 ms at a width of 256 on one core (`python -m benchmarks index`).
-Above it takes lists: a graph answers as fast, but takes about twenty times as long to build."""
+"""Number of vectors up to which `auto` searches exactly: 3 ms at a width of 256 on one core (`python -m benchmarks
+index`). Above it uses IVF: HNSW answers as fast, but takes about twenty times as long to build."""
 RECALL = 0.98
-"""Of the ten nearest vectors, the share that a setting must find in the sample; on others it may find fewer, and 0.95
-is promised."""
+"""Recall@10 that a setting must reach on the sampled queries. Other queries may reach less; 0.95 is promised."""
 NEAREST, SAMPLE = 10, 200
 LISTS_PER_ROOT = 2
-"""Lists by the square root of N: 632 for 100,000 vectors, 2,000 for a million."""
+"""Number of IVF lists divided by the square root of N: 632 lists for 100,000 vectors, 2,000 for a million."""
 TRAINED_ON, LEAST_TRAINED_ON, ROUNDS = 64, 39, 10
-"""Vectors a list that its k-means sees, at least (FAISS warns below), and rounds of it."""
+"""Vectors per list that k-means is trained on, the least number of them (FAISS warns below), and k-means iterations."""
 LINKS, BUILD_BREADTH = 32, 80
 """HNSW's M and efConstruction."""
 GROWN = 2
-"""How many times as many vectors as its lists were trained on an index may hold before it is trained anew."""
+"""Factor by which an index may outgrow the vectors that its lists were trained on before it is trained again."""
+
+
+def count_vectors(count: int) -> str:
+    return f"{count:,} vector{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
-class How:
-    """How vectors are searched."""
+class SearchSettings:
+    """Says how vectors are searched."""
 
-    way: Way
-    setting: int = 0
-    """IVF: lists that are looked at for ten neighbours; HNSW: efSearch."""
+    method: Method
+    effort: int = 0
+    """IVF: number of probed lists (nprobe) for ten neighbours; HNSW: efSearch."""
     lists: int = 0
     trained: int = 0
-    """Vectors there were when the lists were made."""
+    """Number of vectors when the lists were trained."""
     recall: float | None = None
-    """Share of the ten nearest that were found in a sample; None: all are."""
+    """Recall@10 on sampled queries; None for exact search."""
 
-    def say(self, count: int) -> str:
-        vectors = f"{count:,} vector{'' if count == 1 else 's'}"
+    def describe(self, count: int) -> str:
         if self.recall is None:
-            return f"exact, {vectors}"
-        ways = {
-            "ivf": f"IVF, {self.setting:,} of {self.lists:,} lists looked at",
-            "hnsw": f"HNSW, {LINKS} links a vector, breadth {self.setting:,}",
+            return f"exact, {count_vectors(count)}"
+        methods = {
+            "ivf": f"IVF, {self.effort:,} of {self.lists:,} lists probed",
+            "hnsw": f"HNSW, {LINKS} links per vector, efSearch {self.effort:,}",
         }
-        return f"{ways[self.way]}, recall@{NEAREST} {self.recall:.3f}, {vectors}"
+        return f"{methods[self.method]}, recall@{NEAREST} {self.recall:.3f}, {count_vectors(count)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values. Their keys are part of the stored format."""
+        return {
+            "way": self.method, "setting": self.effort, "lists": self.lists, "trained": self.trained,
+            "recall": self.recall,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> SearchSettings:
+        return cls(stored["way"], stored["setting"], stored["lists"], stored["trained"], stored["recall"])
 
 
-def choose(count: int, wanted: Wanted) -> Way:
-    """The way for so many vectors.
+def choose_method(count: int, choice: MethodChoice) -> Method:
+    """Resolves `auto` by the number of vectors.
 
-    >>> choose(1_000, "auto"), choose(1_000_000, "auto"), choose(1_000, "hnsw")
+    >>> choose_method(1_000, "auto"), choose_method(1_000_000, "auto"), choose_method(1_000, "hnsw")
     ('exact', 'ivf', 'hnsw')
     """
-    if wanted == "auto":
+    if choice == "auto":
         return "exact" if count <= EXACT_UP_TO else "ivf"
-    return wanted
+    return choice
 
 
 def require_faiss() -> Any:
-    """The module. Raises ValueError where it is not installed."""
+    """Imports FAISS. Raises ValueError if it is not installed."""
     try:
         import faiss
     except ImportError as error:
@@ -79,10 +92,10 @@ def require_faiss() -> Any:
 
 
 class Searcher:
-    """Vectors that can be searched. Threads may share it."""
+    """Searches a set of vectors. Threads may share it."""
 
-    def __init__(self, index: Any, how: How) -> None:
-        self.index, self.how = index, how
+    def __init__(self, index: Any, settings: SearchSettings) -> None:
+        self.index, self.settings = index, settings
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -91,108 +104,115 @@ class Searcher:
     def build(
         cls,
         vectors: Float32[np.ndarray, "N E"],
-        wanted: Wanted,
+        choice: MethodChoice,
         queries: Float32[np.ndarray, "Q E"] | None = None,
-        before: tuple[Searcher, int] | None = None,
+        previous: tuple[Searcher, int] | None = None,
     ) -> Searcher:
-        """`queries`: what is likely to be asked, by which the setting is found; without, what lies near the vectors.
+        """Builds a searcher of vectors.
 
-        `before`: a searcher of the first so many of these vectors, which is gone on with where that is possible.
+        `queries` are typical queries, on which the effort is tuned; None samples points near the vectors. `previous`
+        is a searcher of the first so many of these vectors, which is extended where that is possible.
         """
-        faiss, way, width = require_faiss(), choose(len(vectors), wanted), vectors.shape[1]
-        if way == "exact":
+        faiss, method, width = require_faiss(), choose_method(len(vectors), choice), vectors.shape[1]
+        if method == "exact":
             index = faiss.IndexFlatIP(width)
             index.add(vectors)
-            return cls(index, How("exact"))
-        if before and before[0].how.way == way and len(vectors) <= GROWN * max(before[0].how.trained, 1):
-            index, how = before[0].index, before[0].how
-            index.add(vectors[before[1] :])
+            return cls(index, SearchSettings("exact"))
+        if (
+            previous
+            and previous[0].settings.method == method
+            and len(vectors) <= GROWN * max(previous[0].settings.trained, 1)
+        ):
+            index, settings = previous[0].index, previous[0].settings
+            index.add(vectors[previous[1] :])
         else:
-            index, how = _by_lists(faiss, vectors) if way == "ivf" else _by_graph(faiss, width)
+            index, settings = _ivf_index(faiss, vectors) if method == "ivf" else _hnsw_index(faiss, width)
             index.add(vectors)
-        return cls(index, _tuned(index, how, vectors, queries))
+        return cls(index, _tuned(index, settings, vectors, queries))
 
     def search(
         self, query: Float32[np.ndarray, "E"], k: int
     ) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
-        """Places and cosines of the k nearest, best first; equal ones in no order. Fewer where there are."""
-        k, wider = min(k, len(self)), 1
-        while True:
-            scores, places = self.index.search(query[None], k, params=_effort(self.how, k, wider))
-            found = places[0] >= 0
-            if found.all() or self._whole(wider):  # few lists may hold fewer than k
-                return places[0][found], scores[0][found]
-            wider *= 4
+        """Finds the rows and cosines of the k nearest vectors, best first, or of all if there are fewer.
 
-    def _whole(self, wider: int) -> bool:
-        return wider * self.how.setting >= max(len(self), self.how.lists)
+        The order of equal cosines is undefined.
+        """
+        k, factor = min(k, len(self)), 1
+        while True:
+            scores, rows = self.index.search(query[None], k, params=_parameters(self.settings, k, factor))
+            valid = rows[0] >= 0
+            if valid.all() or factor * self.settings.effort >= max(len(self), self.settings.lists):
+                return rows[0][valid], scores[0][valid]
+            factor *= 4  # the probed lists hold fewer than k vectors
 
     def save(self, path: Path) -> None:
         require_faiss().write_index(self.index, str(path))
 
     @classmethod
-    def load(cls, path: Path, how: How) -> Searcher:
-        return cls(require_faiss().read_index(str(path)), how)
+    def load(cls, path: Path, settings: SearchSettings) -> Searcher:
+        return cls(require_faiss().read_index(str(path)), settings)
 
 
-def _by_lists(faiss: Any, vectors: Float32[np.ndarray, "N E"]) -> tuple[Any, How]:
+def _ivf_index(faiss: Any, vectors: Float32[np.ndarray, "N E"]) -> tuple[Any, SearchSettings]:
     count, width = vectors.shape
     lists = max(1, min(LISTS_PER_ROOT * math.isqrt(count), count // LEAST_TRAINED_ON))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.niter = ROUNDS
     index.train(vectors[_sample(count, TRAINED_ON * lists)])
-    return index, How("ivf", 1, lists, trained=count)
+    return index, SearchSettings("ivf", 1, lists, trained=count)
 
 
-def _by_graph(faiss: Any, width: int) -> tuple[Any, How]:
+def _hnsw_index(faiss: Any, width: int) -> tuple[Any, SearchSettings]:
     index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = BUILD_BREADTH
-    return index, How("hnsw", NEAREST, trained=2**62)
+    return index, SearchSettings("hnsw", NEAREST, trained=2**62)
 
 
-def _tuned(index: Any, how: How, vectors: Float32[np.ndarray, "N E"], queries: Any) -> How:
-    """The least setting that finds enough."""
+def _tuned(index: Any, settings: SearchSettings, vectors: Float32[np.ndarray, "N E"], queries: Any) -> SearchSettings:
+    """Finds the least effort that reaches `RECALL` on sampled queries."""
     faiss, k = require_faiss(), min(NEAREST, len(vectors))
     if queries is None or len(queries) < SAMPLE // 2:
-        asked = _likely(vectors)
+        sample = _queries_near(vectors)
     else:
-        asked = np.ascontiguousarray(queries[_sample(len(queries), SAMPLE)])
-    _, exact = faiss.knn(asked, np.ascontiguousarray(vectors), k, metric=faiss.METRIC_INNER_PRODUCT)
-    setting, most = (1, how.lists) if how.way == "ivf" else (NEAREST, len(vectors))
+        sample = np.ascontiguousarray(queries[_sample(len(queries), SAMPLE)])
+    _, exact = faiss.knn(sample, np.ascontiguousarray(vectors), k, metric=faiss.METRIC_INNER_PRODUCT)
+    effort, most = (1, settings.lists) if settings.method == "ivf" else (NEAREST, len(vectors))
     while True:
-        tried = How(how.way, min(setting, most), how.lists, how.trained)
-        _, near = index.search(asked, k, params=_effort(tried, NEAREST, 1))
-        met = sum(len({*one} & {*other}) for one, other in zip(near.tolist(), exact.tolist(), strict=True))
-        recall = met / exact.size
-        if recall >= RECALL or setting >= most:
-            return How(how.way, tried.setting, how.lists, how.trained, recall)
-        setting *= 2
+        trial = SearchSettings(settings.method, min(effort, most), settings.lists, settings.trained)
+        _, near = index.search(sample, k, params=_parameters(trial, NEAREST, 1))
+        hits = sum(len({*row} & {*truth}) for row, truth in zip(near.tolist(), exact.tolist(), strict=True))
+        recall = hits / exact.size
+        if recall >= RECALL or effort >= most:
+            return SearchSettings(settings.method, trial.effort, settings.lists, settings.trained, recall)
+        effort *= 2
 
 
-def _likely(vectors: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "Q E"]:
-    """What may be asked: as far from one of the vectors as that is from its nearest.
+def _queries_near(vectors: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "Q E"]:
+    """Samples queries that lie as far from a vector as that vector lies from its nearest neighbour.
 
-    The vectors themselves would not do: a graph leads to its own better than to others.
+    The vectors themselves would overestimate recall: a graph leads to its own nodes better than to other points.
     """
     faiss = require_faiss()
-    some = np.ascontiguousarray(vectors[_sample(len(vectors), SAMPLE)])
-    near, _ = faiss.knn(some, np.ascontiguousarray(vectors), min(2, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-    away = np.sqrt(np.maximum(0, 2 - 2 * near[:, -1:]))  # of two directions, from their cosine
-    drawn = np.random.default_rng(0).standard_normal(some.shape, dtype=np.float32)
-    found = some + away * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    sample = np.ascontiguousarray(vectors[_sample(len(vectors), SAMPLE)])
+    near, _ = faiss.knn(sample, np.ascontiguousarray(vectors), min(2, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+    distance = np.sqrt(np.maximum(0, 2 - 2 * near[:, -1:]))  # of unit vectors, from their cosine
+    noise = np.random.default_rng(0).standard_normal(sample.shape, dtype=np.float32)
+    queries = sample + distance * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _effort(how: How, k: int, wider: int) -> Any:
-    """FAISS's parameters. k times as many neighbours may lie in k times as many lists."""
-    faiss, much = require_faiss(), wider * max(1, math.ceil((k - 1) / NEAREST))
-    if how.way == "ivf":
-        return faiss.SearchParametersIVF(nprobe=min(how.setting * much, how.lists))
-    return faiss.SearchParametersHNSW(efSearch=max(how.setting * much, k)) if how.way == "hnsw" else None
+def _parameters(settings: SearchSettings, k: int, factor: int) -> Any:
+    """FAISS's search parameters. The effort grows with k, since more neighbours may lie in more lists."""
+    faiss, scale = require_faiss(), factor * max(1, math.ceil((k - 1) / NEAREST))
+    if settings.method == "ivf":
+        return faiss.SearchParametersIVF(nprobe=min(settings.effort * scale, settings.lists))
+    if settings.method == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=max(settings.effort * scale, k))
+    return None
 
 
 def _sample(count: int, size: int) -> Int64[np.ndarray, "s"]:
-    """Different numbers below `count`, ascending, the same each time."""
+    """Draws distinct numbers below `count` in ascending order, the same at each call."""
     if size >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, size, replace=False))

@@ -1,4 +1,4 @@
-"""What building, changing and searching an index give back: small frozen values that print as a person reads them."""
+"""Defines the values that building, changing and searching an index return. `print` shows them as tables."""
 
 from __future__ import annotations
 
@@ -6,126 +6,131 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diptych.apps.index.identity import SHORT
 from diptych.apps.index.items import Kind
 from diptych.data.record import BadRecord
 
-SHOWN = 60
-"""Characters of a text in a table."""
-NAMED = 20
-"""Skipped ones that are listed."""
+TEXT_WIDTH = 60
+"""Characters of a text that a table shows."""
+LISTED = 20
+"""Number of skipped items that a report lists."""
 
 
 @dataclass(frozen=True)
 class IndexHit:
-    """A picture or text that was found."""
+    """A picture or text that a search found."""
 
     id: str
     kind: Kind
     path: Path | None
-    """Of a picture; None for texts."""
+    """The file of a picture; None for texts."""
     text: str | None
     """None for pictures."""
     similarity: float
     """Cosine of its vector and the query's, in -1..1."""
     match: float | None
-    """Probability that query and hit belong together, by the fusion encoder; None where it was not asked."""
+    """Probability by the fusion encoder that query and hit belong together; None without re-ranking."""
 
     def __str__(self) -> str:
-        name = self.id if self.text is None else f"{_cut(self.text)}  ({self.id})"
-        return name if self.match is None else f"{name} {self.match:.1%}"
+        return self.label if self.match is None else f"{self.label} {self.match:.1%}"
+
+    @property
+    def label(self) -> str:
+        """The id, after the beginning of a text."""
+        return self.id if self.text is None else f"{_shortened(self.text)}  ({self.id})"
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResults:
     """What fits a query best; `print` shows it as a table."""
 
     query: str
-    """The text, or the picture's path."""
+    """The text, or the path of the picture."""
     hits: tuple[IndexHit, ...]
-    """The best first: by match where that was asked, else by similarity; equal ones by id."""
+    """Best first: by match if re-ranked, else by similarity; equal ones by id."""
     searched: int
-    """Pictures, or texts, among which was searched."""
-    how: str
+    """Number of pictures, or texts, that were searched."""
+    search_method: str
     """How the nearest vectors were found, as in "exact, 1,000 vectors"."""
     unknown_words: tuple[str, ...] = ()
     """Words of the query that the tokenizer has no pieces for."""
 
     def __str__(self) -> str:
         kind = "text" if self.hits and self.hits[0].kind == "text" else "picture"
-        lines = [f'"{self.query}" among {self.searched:,} {kind}s ({self.how})', "", f"      match  similarity  {kind}"]
+        title = f'"{self.query}" among {self.searched:,} {kind}s ({self.search_method})'
+        lines = [title, "", f"      match  similarity  {kind}"]
         for place, hit in enumerate(self.hits, start=1):
             match = "–" if hit.match is None else f"{100 * hit.match:.1f} %"
-            name = hit.id if hit.text is None else f"{_cut(hit.text)}  ({hit.id})"
-            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {name}")
+            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {hit.label}")
         if self.unknown_words:
             lines += ["", f"words the model cannot read: {', '.join(self.unknown_words)}"]
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Built:
-    """What building an index, or adding to one, did."""
+class BuildReport:
+    """Reports what building an index, or adding to one, did."""
 
     place: str
     added: int
-    """Embedded in this call."""
+    """Number of items embedded in this call."""
     kept: int
-    """Of the source, already there: in the index, or from an earlier call that was broken off."""
+    """Number of the source's items that were stored already, in the index or by an interrupted call."""
     skipped: tuple[BadRecord, ...]
-    """What could not be read."""
+    """Items that could not be read."""
     counts: Mapping[Kind, int]
-    """What the index holds now."""
-    how: Mapping[Kind, str]
-    """How each is searched, as in "exact, 1,000 vectors"."""
+    """Number of items of each kind that the index holds now."""
+    search_methods: Mapping[Kind, str]
+    """How each kind is searched, as in "exact, 1,000 vectors"."""
     notes: tuple[str, ...] = ()
-    """What a person should know: why something was begun anew."""
+    """Remarks for the user, such as why an index was begun anew."""
 
     def __str__(self) -> str:
-        kept = f", {self.kept:,} were there" if self.kept else ""
-        lines = [f"{self.place}: {self.added:,} added{kept}", *_held(self.counts, self.how)]
+        kept = f", {self.kept:,} already there" if self.kept else ""
+        lines = [f"{self.place}: {self.added:,} added{kept}", *_contents(self.counts, self.search_methods)]
         if self.skipped:
             lines.append(f"{len(self.skipped):,} could not be used:")
-            lines += [f"  {error}" for error in self.skipped[:NAMED]]
-        if len(self.skipped) > NAMED:
-            lines.append(f"  … and {len(self.skipped) - NAMED:,} more")
+            lines += [f"  {error}" for error in self.skipped[:LISTED]]
+        if len(self.skipped) > LISTED:
+            lines.append(f"  … and {len(self.skipped) - LISTED:,} more")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Info:
-    """What an index is, told without its model."""
+class IndexInfo:
+    """Describes an index without its model."""
 
     place: str
     checkpoint: str
-    """Of the model that made it, where it was then."""
+    """Path of the model that made the index, at that time."""
     digest: str
-    """Of the model's weights and settings."""
+    """Digest of the model's weights and settings."""
     width: int
-    """Numbers in a vector."""
+    """Width of the vectors."""
     counts: Mapping[Kind, int]
-    how: Mapping[Kind, str]
+    search_methods: Mapping[Kind, str]
     roots: tuple[str, ...]
-    """Where the pictures' paths start, a folder for each source."""
+    """For each source the folder at which the pictures' paths start."""
     skipped: tuple[str, ...] = field(default=(), repr=False)
-    """What the last build or addition could not read; a server does not keep it."""
+    """What the last build or addition could not read. A server does not store it."""
 
     def __str__(self) -> str:
         lines = [
             self.place,
-            f"  model     {self.checkpoint} (weights {self.digest[:12]}), {self.width} numbers a vector",
+            f"  model     {self.checkpoint} (weights {self.digest[:SHORT]}), vectors of width {self.width}",
         ]
         lines += [f"  source    {root}" for root in self.roots]
-        lines += [f"  {line}" for line in _held(self.counts, self.how)]
+        lines += [f"  {line}" for line in _contents(self.counts, self.search_methods)]
         lines += [f"  skipped   {message}" for message in self.skipped]
         return "\n".join(lines)
 
 
-def _held(counts: Mapping[Kind, int], how: Mapping[Kind, str]) -> list[str]:
-    """A line a kind that there is, or one that there is nothing."""
-    lines = [f"{kind + 's':<9} {how[kind]}" for kind, count in counts.items() if count]
-    return lines or ["nothing is in it"]
+def _contents(counts: Mapping[Kind, int], search_methods: Mapping[Kind, str]) -> list[str]:
+    """Returns a line for each kind that the index holds."""
+    lines = [f"{kind + 's':<9} {search_methods[kind]}" for kind, count in counts.items() if count]
+    return lines or ["it is empty"]
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return line if len(line) <= TEXT_WIDTH else f"{line[: TEXT_WIDTH - 1]}…"

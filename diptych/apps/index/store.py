@@ -1,4 +1,4 @@
-"""What an index asks of the place where it is kept: a folder, a Milvus or a PostgreSQL server.
+"""Defines what every storage backend of an index offers: a folder, a Milvus server or a PostgreSQL server.
 
 E embedding width.
 """
@@ -15,88 +15,104 @@ import numpy as np
 from jaxtyping import Float32
 
 from diptych.apps.index.embedding import Portion
-from diptych.apps.index.identity import Maker
+from diptych.apps.index.identity import ModelIdentity
 from diptych.apps.index.items import Item, Kind
-from diptych.apps.index.neighbours import WANTED, Wanted
+from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
 from diptych.data.record import BadRecord
 
 
 @dataclass(frozen=True)
-class Root:
-    """A source of an index."""
+class SourceRoot:
+    """Names one source of an index."""
 
     folder: str
-    """Where its relative paths start: absolute."""
+    """Absolute folder at which the source's relative paths start."""
     prefix: str
-    """Of its ids, but of those that a JSONL file gives itself: nothing for the first source, `NAME/` for others."""
+    """Precedes the source's ids, except ids that a JSONL file gives itself. The first source has none, others have
+    `NAME/`."""
 
 
 @dataclass(frozen=True)
-class About:
-    """What an index is."""
+class IndexDescription:
+    """Describes an index: its model, vector width, search method and sources."""
 
-    maker: Maker
+    model: ModelIdentity
     width: int
-    wanted: Wanted
-    roots: tuple[Root, ...]
+    method: MethodChoice
+    roots: tuple[SourceRoot, ...]
     complete: bool = False
-    """False while it is built for the first time: it cannot be searched yet."""
+    """False while the index is built for the first time and cannot be searched yet."""
 
     def file(self, item: Item) -> Path:
         return Path(self.roots[item.source].folder) / item.content
 
-    def with_root(self, folder: Path) -> tuple[About, int]:
-        """With a source of that folder, and the source's number."""
+    def with_root(self, folder: Path) -> tuple[IndexDescription, int]:
+        """Adds a source with that folder unless it is known. Returns the description and the source's number."""
         for number, root in enumerate(self.roots):
             if root.folder == str(folder):
                 return self, number
-        names = {root.prefix for root in self.roots}
+        prefixes = {root.prefix for root in self.roots}
         prefix, number = "", 1
-        while self.roots and (not prefix or prefix in names):
+        while self.roots and (not prefix or prefix in prefixes):
             prefix = f"{folder.name or 'root'}{'' if number == 1 else f'-{number}'}/"
             number += 1
-        return replace(self, roots=(*self.roots, Root(str(folder), prefix))), len(self.roots)
+        return replace(self, roots=(*self.roots, SourceRoot(str(folder), prefix))), len(self.roots)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values. Their keys are part of the stored format."""
+        return {
+            "maker": asdict(self.model), "width": self.width, "wanted": self.method,
+            "roots": [asdict(root) for root in self.roots], "complete": self.complete,
+        }  # fmt: skip
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any], place: str) -> About:
-        """What `plain` wrote. Raises ValueError for anything else."""
+    def from_json(cls, stored: Mapping[str, Any], place: str) -> IndexDescription:
+        """Reads what `to_json` returned. Raises ValueError for anything else."""
         try:
-            roots = tuple(Root(**root) for root in plain["roots"])
-            about = cls(Maker(**plain["maker"]), plain["width"], plain["wanted"], roots, plain["complete"])
+            roots = tuple(SourceRoot(**root) for root in stored["roots"])
+            model = ModelIdentity(**stored["maker"])
+            description = cls(model, stored["width"], stored["wanted"], roots, stored["complete"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{place} is damaged: its description lacks something ({error})") from error
-        if about.wanted not in WANTED:
-            raise ValueError(f"{place} was written by a newer version: it is searched by '{about.wanted}'")
-        return about
+        if description.method not in METHOD_CHOICES:
+            raise ValueError(f"{place} was written by a newer version: it is searched by '{description.method}'")
+        return description
+
+
+def no_index(place: str) -> ValueError:
+    return ValueError(f"no index in {place}: make one with `diptych index build`")
+
+
+def unfinished_index(place: str) -> ValueError:
+    return ValueError(f"the index in {place} is not finished: run `diptych index build` again to complete it")
 
 
 @runtime_checkable
 class Store(Protocol):
-    """An index that is there and complete, for searching. Threads may share it."""
+    """Searches a complete index. Threads may share it."""
 
     place: str
-    about: About
+    description: IndexDescription
 
     def count(self, kind: Kind) -> int: ...
 
-    def how(self, kind: Kind) -> str:
-        """As in "exact, 1,000 vectors"."""
+    def search_method(self, kind: Kind) -> str:
+        """Describes how a kind is searched, as in "exact, 1,000 vectors"."""
         ...
 
     def nearest(self, kind: Kind, query: Float32[np.ndarray, "E"], k: int) -> list[tuple[str, float]]:
-        """Ids and cosines of the k nearest, best first; equal ones in no order, any of them where k cuts through."""
+        """Finds the ids and cosines of the k nearest vectors, best first.
+
+        The order of equal cosines is undefined, and so is which of them are returned where k cuts through them.
+        """
         ...
 
     def items(self, ids: Sequence[str]) -> list[Item]:
-        """Those items, in that order."""
+        """Returns the items with these ids, in the same order."""
         ...
 
     def skipped(self) -> tuple[str, ...]:
-        """What the last build or addition could not read, where that is kept."""
+        """Lists what the last build or addition could not read, if the backend stores that."""
         ...
 
     def close(self) -> None: ...
@@ -104,68 +120,51 @@ class Store(Protocol):
 
 @runtime_checkable
 class Writer(Protocol):
-    """What changes an index; only one at a time."""
+    """Changes an index. There is only one writer at a time."""
 
-    def about(self) -> About | None:
-        """Of what is there, complete or not; None for nothing."""
+    def description(self) -> IndexDescription | None:
+        """Describes the stored index, complete or not. None if there is none."""
         ...
 
-    def begin(self, about: About, anew: bool) -> None:
-        """Makes ready for additions to what is there or, with `anew`, to nothing."""
+    def begin(self, description: IndexDescription, anew: bool) -> None:
+        """Prepares additions to the stored index or, with `anew`, to an empty one."""
         ...
 
-    def forget(self, wanted: Mapping[str, Item]) -> None:
-        """Of what a call that was broken off has embedded, keeps only what is wanted still."""
+    def drop_unwanted(self, wanted: Mapping[str, Item]) -> None:
+        """Drops the embeddings of an interrupted call that are no longer needed."""
         ...
 
-    def held(self, ids: Sequence[str]) -> dict[str, Item]:
-        """Those of the items that are there, or that a call that was broken off has embedded, by their ids."""
+    def stored(self, ids: Sequence[str]) -> dict[str, Item]:
+        """Returns those of the items that the index, or an interrupted call, has already stored, by id."""
         ...
 
     def add(self, portion: Portion) -> None:
-        """Writes items down for good, in place of those with the same ids. They need not be found before `commit`."""
+        """Stores items durably, replacing those with the same ids. Searches may not see them before `commit`."""
         ...
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Takes effect with `commit`."""
+        """Marks items for removal by `commit`."""
         ...
 
     def commit(self, skipped: Sequence[BadRecord] | None) -> None:
-        """Lets all be found. `skipped`: what could not be read, None where nothing was."""
+        """Makes all changes visible to searches. `skipped` lists unreadable items; None if no source was read."""
         ...
 
 
 @runtime_checkable
 class Place(Protocol):
-    """Where an index is, or may be."""
+    """Locates an index, which may not exist yet."""
 
     @property
     def name(self) -> str: ...
 
     def open(self) -> Store:
-        """Raises ValueError where there is no complete index, and for a damaged one."""
+        """Raises ValueError if there is no complete index, or if it is damaged."""
         ...
 
     def writing(self, begin: bool) -> AbstractContextManager[Writer]:
-        """`begin`: whether the place is made where there is none. Raises ValueError where somebody else writes, and
-        where there is no such place."""
+        """Opens the index for changes. `begin` creates a missing place.
+
+        Raises ValueError if another writer is active, and if the place is missing.
+        """
         ...
-
-
-def find_place(place: str | Path) -> Place:
-    """The folder, or the server's index, that an address means. Raises ValueError for an address that is none."""
-    name = str(place)
-    scheme = name.partition("://")[0] if "://" in name else ""
-    if scheme == "milvus":
-        from diptych.apps.index.milvus import MilvusPlace
-
-        return MilvusPlace.of(name)
-    if scheme in ("postgresql", "postgres"):
-        from diptych.apps.index.postgres import PostgresPlace
-
-        return PostgresPlace.of(name)
-    if scheme:
-        raise ValueError(f"an index is a folder, milvus://host:port/name or postgresql://…, not {name}")
-    from diptych.apps.index.folder import FolderPlace
-
-    return FolderPlace(Path(place))

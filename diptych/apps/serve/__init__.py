@@ -1,4 +1,4 @@
-"""Models over HTTP: `diptych serve`. Needs the extra `serve`."""
+"""Serves models over HTTP (`diptych serve`). Needs the extra `serve`."""
 
 from diptych.apps.serve.limits import Limits
 

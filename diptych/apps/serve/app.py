@@ -1,4 +1,4 @@
-"""The application: what can be asked over HTTP, of which models, and what its page says about that."""
+"""Builds the HTTP application: its endpoints, the models that answer them, and their documentation."""
 
 from __future__ import annotations
 
@@ -15,74 +15,74 @@ from fastapi.security import HTTPBearer
 from starlette.responses import HTMLResponse
 
 from diptych import __version__
-from diptych.apps.serve import requests as asking
+from diptych.apps.serve import requests as calls
 from diptych.apps.serve import schemas
+from diptych.apps.serve.admission import AdmissionMiddleware
 from diptych.apps.serve.batching import Batcher
 from diptych.apps.serve.errors import CODES, ApiError, add_handlers
-from diptych.apps.serve.gate import Gate
 from diptych.apps.serve.limits import Limits
-from diptych.apps.serve.measures import Measures
+from diptych.apps.serve.metrics import Metrics
 from diptych.apps.serve.page import render
-from diptych.apps.serve.preparing import Preparing
-from diptych.apps.serve.requests import Ask, Given
+from diptych.apps.serve.preparing import InputPreparer
+from diptych.apps.serve.requests import Inputs, ModelCall
 from diptych.predict import ABILITIES, Choice, ModelPool, PooledModel
 
 log = logging.getLogger("diptych.apps.serve")
 Value = TypeVar("Value")
 PREPARERS = 2
-"""Threads that decode pictures and draw heat maps: each holds one picture of full size at a time."""
-BY_ALL = ("no_key", "wrong_host", "failed")
-BY_WORK = (
-    *BY_ALL, "bad_json", "unknown_model", "slow_body", "body_too_large", "picture_too_large", "not_json",
+"""Number of threads that decode pictures and draw heat maps. Each holds one picture of full size at a time."""
+COMMON_ERRORS = ("no_key", "wrong_host", "failed")
+MODEL_ERRORS = (
+    *COMMON_ERRORS, "bad_json", "unknown_model", "slow_body", "body_too_large", "picture_too_large", "not_json",
     "bad_request", "bad_picture", "bad_text", "too_many", "not_trained", "refused", "busy", "stopping", "timed_out",
 )  # fmt: skip
 
 
 @dataclass(eq=False)
 class ServerState:
-    """What a server has: models, an index, limits, and the threads that work."""
+    """Holds a server's models, index, limits and threads."""
 
     pool: ModelPool
     limits: Limits = field(default_factory=Limits)
     index: Any = None
     """A `diptych.apps.index.Index`, or None."""
     index_of: PooledModel | None = None
-    """The model whose vectors it holds."""
+    """The model that made the index."""
 
     def __post_init__(self) -> None:
-        self.measures = Measures()
-        self.batcher = Batcher(self.limits, self.measures)
+        self.metrics = Metrics()
+        self.batcher = Batcher(self.limits, self.metrics)
         self.preparers = ThreadPoolExecutor(PREPARERS, "diptych-prepare")
-        self.preparing = Preparing(self.limits)
+        self.preparer = InputPreparer(self.limits)
         self.able = self.pool.abilities()
-        names = [None, *(one.name for one in self.pool.models)]
-        self._found = {(ability, name): self._find(ability, name) for ability in ABILITIES for name in names}
+        names = [None, *(model.name for model in self.pool.models)]
+        self._models = {(ability, name): self._find(ability, name) for ability in ABILITIES for name in names}
 
     def find(self, ability: str, name: str | None) -> PooledModel:
-        """The model to ask. Raises ApiError."""
-        found = self._found.get((ability, name))
-        if found is None:
-            known = ", ".join(one.name for one in self.pool.models)
+        """Returns the named model, or the best one for an ability. Raises ApiError."""
+        model = self._models.get((ability, name))
+        if model is None:
+            known = ", ".join(known.name for known in self.pool.models)
             raise ApiError("unknown_model", f"no model '{name}' here. There are: {known}")
-        if isinstance(found, str):
-            raise ApiError("not_trained", found)
-        return found
+        if isinstance(model, str):
+            raise ApiError("not_trained", model)
+        return model
 
     def _find(self, ability: str, name: str | None) -> PooledModel | str:
-        """The model, or why there is none: what to train takes a while to find out."""
+        """Returns the model, or the reason why there is none, which takes a while to compute."""
         try:
             return self.pool.find(ability, name)
         except ValueError as error:
             return str(error)
 
     async def prepare(self, call: Callable[..., Value], *arguments: Any) -> Value:
-        """Off the event loop, which must not wait for a picture."""
+        """Runs a call on a preparing thread, because the event loop must not wait for a picture."""
         return await asyncio.get_running_loop().run_in_executor(self.preparers, call, *arguments)
 
-    async def ask(self, request: Request, ask: Ask, given: Given) -> Any:
-        """What the model says. Raises ApiError for what it cannot be asked."""
+    async def submit(self, request: Request, call: ModelCall, inputs: Inputs) -> Any:
+        """Returns the result of a call to a model. Raises ApiError if the model refuses its inputs."""
         try:
-            return await self.batcher.ask(ask, given, request.state.coming)
+            return await self.batcher.submit(call, inputs, request.state.expected)
         except ValueError as error:
             raise ApiError("refused", str(error)) from None
 
@@ -91,20 +91,20 @@ class ServerState:
         self.preparers.shutdown(wait=False, cancel_futures=True)
 
 
-def build_app(state: ServerState, key: str | None = None, hosts: Sequence[str] | None = None) -> Gate:
-    """The ASGI application. `key`: what requests must bring. `hosts`: names that a Host header may give; None: any."""
+def build_app(state: ServerState, key: str | None = None, hosts: Sequence[str] | None = None) -> AdmissionMiddleware:
+    """Builds the ASGI application. Requests must send `key`. `hosts` are accepted Host headers; None accepts any."""
     app = FastAPI(
         title="diptych",
         version=__version__,
-        description="Vision-language models over HTTP: one JSON object in, one out. Pictures travel in base64, never "
-        'as a path or an address. Every error is {"error": {"code", "message"}}.',
+        description="Vision-language models over HTTP. Requests and answers are JSON objects. Pictures are sent in "
+        'base64, never as a path or a URL. Every error is {"error": {"code", "message"}}.',
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    bearer = HTTPBearer(auto_error=False, description="The server's key, where it has one.")
-    app.include_router(_about(state), dependencies=[Security(bearer)] if key else None)
-    app.include_router(_work(state), dependencies=[Security(bearer)] if key else None)
+    bearer = HTTPBearer(auto_error=False, description="The server's key, if it requires one.")
+    app.include_router(_server_routes(state), dependencies=[Security(bearer)] if key else None)
+    app.include_router(_model_routes(state), dependencies=[Security(bearer)] if key else None)
     add_handlers(app)
     paths = list(app.openapi()["paths"])
     page = render(app.openapi(), state.limits)
@@ -113,74 +113,77 @@ def build_app(state: ServerState, key: str | None = None, hosts: Sequence[str] |
     async def root() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
-    gate = Gate(app, state.limits, state.measures, state.batcher, paths, key, hosts)
-
-    app.state.gate = gate
-    return gate
+    admission = AdmissionMiddleware(app, state.limits, state.metrics, state.batcher, paths, key, hosts)
+    app.state.admission = admission
+    return admission
 
 
 def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: each status with the codes that come with it."""
-    found: dict[int | str, dict[str, Any]] = {}
+    """Returns OpenAPI's description of the statuses of error codes."""
+    responses: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         status, meaning = CODES[code]
-        entry = found.setdefault(status, {"model": schemas.ErrorResponse, "description": ""})
+        entry = responses.setdefault(status, {"model": schemas.ErrorResponse, "description": ""})
         entry["description"] += ("; " if entry["description"] else "") + f"`{code}`: {meaning}"
     for status in (429, 503):
-        if status in found:
-            found[status]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+        if status in responses:
+            responses[status]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return dict(sorted(responses.items(), key=lambda item: str(item[0])))
 
 
 # --------------------------------------------------------------------------- the server itself
 
 
-def _about(state: ServerState) -> APIRouter:
+def _server_routes(state: ServerState) -> APIRouter:
     router = APIRouter(tags=["server"])
 
-    @router.get("/v1/models", responses=documented(*BY_ALL))
+    @router.get("/v1/models", responses=documented(*COMMON_ERRORS))
     async def models() -> schemas.ModelsResponse:
-        """The models, what each can be asked, and how well it did where that was measured."""
-        found = [_served(one, state.able) for one in state.pool.models]
-        return schemas.ModelsResponse(models=found, index=None if state.index is None else str(state.index.how))
+        """Lists the models, the kinds of requests that each answers, and their evaluations."""
+        models = [_served(model, state.able) for model in state.pool.models]
+        index = None if state.index is None else str(state.index.search_method)
+        return schemas.ModelsResponse(models=models, index=index)
 
     unready: dict[int | str, dict[str, Any]] = {
-        503: {"model": schemas.Health, "description": "It is being stopped, or its models' thread has ended."}
+        503: {"model": schemas.Health, "description": "The server is being stopped, or its models' thread has ended."}
     }
 
     @router.get("/healthz", responses=documented("wrong_host", "failed") | unready)
     async def healthz(request: Request, response: Response) -> schemas.Health:
-        """Whether the server is there, and takes new work. Needs no key."""
-        ready = state.batcher.alive and not request.app.state.gate.stopping
+        """Says whether the server is running and accepts new requests. Needs no key."""
+        ready = state.batcher.alive and not request.app.state.admission.stopping
         response.status_code = 200 if ready else 503
         return schemas.Health(live=True, ready=ready)
 
     text: dict[int | str, dict[str, Any]] = {
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text format 0.0.4."}
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "description": "Prometheus' text format 0.0.4.",
+        }
     }
 
-    @router.get("/metrics", response_class=Response, responses=text | documented(*BY_ALL))
+    @router.get("/metrics", response_class=Response, responses=text | documented(*COMMON_ERRORS))
     async def metrics() -> Response:
-        """Counters and times for Prometheus."""
-        return Response(state.measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Returns counters and timings for Prometheus."""
+        return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 
 
-def _served(one: PooledModel, able: Mapping[str, tuple[str, ...]]) -> schemas.ServedModel:
-    recipe = one.predictor.recipe
+def _served(model: PooledModel, able: Mapping[str, tuple[str, ...]]) -> schemas.ServedModel:
+    recipe = model.predictor.recipe
     return schemas.ServedModel(
-        name=one.name,
-        system=type(one.predictor.model).__name__.lower(),
+        name=model.name,
+        system=type(model.predictor.model).__name__.lower(),
         recipe=recipe.name,
-        abilities=[ability for ability in ABILITIES if one.name in able[ability]],
-        best_for=[ability for ability in ABILITIES if able[ability][:1] == (one.name,)],
-        measured=_finite(one.measured),
+        abilities=[ability for ability in ABILITIES if model.name in able[ability]],
+        best_for=[ability for ability in ABILITIES if able[ability][:1] == (model.name,)],
+        measured=_finite(model.measured),
     )
 
 
 def _finite(value: Any) -> Any:
-    """With null for what JSON has no number for: a measure of nothing is NaN."""
+    """Replaces NaN and infinity, which JSON lacks, by None. The score of an empty split is NaN."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -188,102 +191,109 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# --------------------------------------------------------------------------- what models are asked
+# --------------------------------------------------------------------------- models
 
 
-def _work(state: ServerState) -> APIRouter:
+def _model_routes(state: ServerState) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["models"])
-    prepare = state.preparing
+    preparer = state.preparer
 
-    @router.post("/embed", responses=documented(*BY_WORK))
-    async def embed(asked: schemas.EmbedRequest, request: Request) -> schemas.EmbedResponse:
-        """Vectors of pictures and texts; the cosine of two says how well they fit."""
-        model = state.find("embed", asked.model)
-        given = await state.prepare(prepare.listed, model.predictor, asked.pictures, asked.texts)
-        pictures, texts = await state.ask(request, asking.Embed(model), given)
+    @router.post("/embed", responses=documented(*MODEL_ERRORS))
+    async def embed(body: schemas.EmbedRequest, request: Request) -> schemas.EmbedResponse:
+        """Returns vectors of pictures and texts. The cosine of two vectors says how well they fit."""
+        model = state.find("embed", body.model)
+        inputs = await state.prepare(preparer.pictures_and_texts, model.predictor, body.pictures, body.texts)
+        pictures, texts = await state.submit(request, calls.Embed(model), inputs)
         return schemas.EmbedResponse(model=model.name, pictures=pictures, texts=texts)
 
-    @router.post("/match", responses=documented(*BY_WORK))
-    async def match(asked: schemas.MatchRequest, request: Request) -> schemas.MatchResponse:
-        """Whether texts fit pictures, by the fusion encoder: every picture with every text."""
-        model = state.find("match", asked.model)
-        prepare.check_pairs(len(asked.pictures), len(asked.texts))
-        given = await state.prepare(prepare.listed, model.predictor, asked.pictures, asked.texts)
-        found = await state.ask(request, asking.Match(model), given)
-        return schemas.MatchResponse(model=model.name, probabilities=found)
+    @router.post("/match", responses=documented(*MODEL_ERRORS))
+    async def match(body: schemas.MatchRequest, request: Request) -> schemas.MatchResponse:
+        """Returns the probability, by the fusion encoder, that each picture and each text belong together."""
+        model = state.find("match", body.model)
+        preparer.check_pairs(len(body.pictures), len(body.texts))
+        inputs = await state.prepare(preparer.pictures_and_texts, model.predictor, body.pictures, body.texts)
+        probabilities = await state.submit(request, calls.Match(model), inputs)
+        return schemas.MatchResponse(model=model.name, probabilities=probabilities)
 
-    @router.post("/search", responses=documented(*BY_WORK, "no_index"))
-    async def search(asked: schemas.SearchRequest, request: Request) -> schemas.SearchResponse:
-        """What in the server's index is most like a text or a picture."""
-        return await _search(state, asked, request)
+    @router.post("/search", responses=documented(*MODEL_ERRORS, "no_index"))
+    async def search(body: schemas.SearchRequest, request: Request) -> schemas.SearchResponse:
+        """Searches the server's index by a text or a picture."""
+        return await _search(state, body, request)
 
-    @router.post("/entail", responses=documented(*BY_WORK))
-    async def entail(asked: schemas.EntailRequest, request: Request) -> schemas.ChoiceResponse:
-        """Whether a picture makes statements true (entailment), false (contradiction) or neither (neutral)."""
-        model = state.find("entail", asked.model)
-        given = await state.prepare(prepare.about, model.predictor, {"picture": asked.picture}, asked.hypotheses)
-        return _choices(model, await state.ask(request, asking.Entail(model), given))
+    @router.post("/entail", responses=documented(*MODEL_ERRORS))
+    async def entail(body: schemas.EntailRequest, request: Request) -> schemas.ChoiceResponse:
+        """Says whether a picture makes statements true (entailment), false (contradiction) or neither (neutral)."""
+        model = state.find("entail", body.model)
+        inputs = await state.prepare(preparer.texts_about, model.predictor, {"picture": body.picture}, body.hypotheses)
+        return _choices(model, await state.submit(request, calls.Entail(model), inputs))
 
-    @router.post("/answer", responses=documented(*BY_WORK))
-    async def answer(asked: schemas.AnswerRequest, request: Request) -> schemas.AnswerResponse:
-        """Answers to questions about a picture."""
-        model = state.find("answer", asked.model)
-        offered = None if asked.answers is None else tuple(asked.answers)
-        prepare.check_texts(offered or (), "answers")
-        given = await state.prepare(prepare.about, model.predictor, {"picture": asked.picture}, asked.questions)
-        found = await state.ask(request, asking.AnswerQuestions(model, asked.k, offered), given)
-        results = [[{"answer": one.text, "probability": one.probability} for one in best] for best in found]
+    @router.post("/answer", responses=documented(*MODEL_ERRORS))
+    async def answer(body: schemas.AnswerRequest, request: Request) -> schemas.AnswerResponse:
+        """Answers questions about a picture."""
+        model = state.find("answer", body.model)
+        candidates = None if body.answers is None else tuple(body.answers)
+        preparer.check_texts(candidates or (), "answers")
+        inputs = await state.prepare(preparer.texts_about, model.predictor, {"picture": body.picture}, body.questions)
+        answers = await state.submit(request, calls.AnswerQuestions(model, body.k, candidates), inputs)
+        results = [[{"answer": answer.text, "probability": answer.probability} for answer in best] for best in answers]
         return schemas.AnswerResponse.model_validate({"model": model.name, "results": results})
 
-    @router.post("/compare", responses=documented(*BY_WORK))
-    async def compare(asked: schemas.CompareRequest, request: Request) -> schemas.ChoiceResponse:
-        """Whether statements about a left and a right picture are true."""
-        model = state.find("compare", asked.model)
-        pictures = {"left": asked.left, "right": asked.right}
-        given = await state.prepare(prepare.about, model.predictor, pictures, asked.statements)
-        return _choices(model, await state.ask(request, asking.Compare(model), given))
+    @router.post("/compare", responses=documented(*MODEL_ERRORS))
+    async def compare(body: schemas.CompareRequest, request: Request) -> schemas.ChoiceResponse:
+        """Says whether statements about a left and a right picture are true."""
+        model = state.find("compare", body.model)
+        pictures = {"left": body.left, "right": body.right}
+        inputs = await state.prepare(preparer.texts_about, model.predictor, pictures, body.statements)
+        return _choices(model, await state.submit(request, calls.Compare(model), inputs))
 
-    @router.post("/locate", responses=documented(*BY_WORK))
-    async def locate(asked: schemas.LocateRequest, request: Request) -> schemas.LocateResponse:
-        """Where in a picture is what phrases name."""
-        model = state.find("locate", asked.model)
-        prepare.check_proposals(asked.proposals)
-        size, given = await state.prepare(prepare.to_locate, model.predictor, asked.picture, asked.phrases)
-        found = await state.ask(request, asking.Locate(model), given)
-        results = await state.prepare(prepare.located, model.predictor, asked, size, found)
+    @router.post("/locate", responses=documented(*MODEL_ERRORS))
+    async def locate(body: schemas.LocateRequest, request: Request) -> schemas.LocateResponse:
+        """Locates in a picture what phrases name."""
+        model = state.find("locate", body.model)
+        preparer.check_proposals(body.proposals)
+        size, inputs = await state.prepare(preparer.to_locate, model.predictor, body.picture, body.phrases)
+        located = await state.submit(request, calls.Locate(model), inputs)
+        results = await state.prepare(preparer.located, model.predictor, body, size, located)
         return schemas.LocateResponse(model=model.name, results=results)
 
     return router
 
 
-def _choices(model: PooledModel, found: Sequence[Choice]) -> schemas.ChoiceResponse:
-    results = [schemas.ChoiceItem(label=one.label, probabilities=dict(one.probabilities)) for one in found]
+def _choices(model: PooledModel, choices: Sequence[Choice]) -> schemas.ChoiceResponse:
+    results = [schemas.ChoiceItem(label=choice.label, probabilities=dict(choice.probabilities)) for choice in choices]
     return schemas.ChoiceResponse(model=model.name, results=results)
 
 
-async def _search(state: ServerState, asked: schemas.SearchRequest, request: Request) -> schemas.SearchResponse:
+async def _search(state: ServerState, body: schemas.SearchRequest, request: Request) -> schemas.SearchResponse:
     if state.index is None or state.index_of is None:
-        raise ApiError("no_index", "this server has nothing to search: start it with --index PLACE")
+        raise ApiError("no_index", "this server has no index to search: start it with --index PLACE")
     model = state.index_of
-    if not state.index.counts.get(asked.of):
-        raise ApiError("refused", f"the index holds no {asked.of}s")
-    if asked.rerank and (asked.text is None) == (asked.of == "picture"):
-        raise ApiError("refused", "re-ranking judges pictures with texts: by text it takes of=picture, else of=text")
-    if asked.rerank and (why := model.predictor.missing("match")):
-        raise ApiError("not_trained", why)
-    texts = [] if asked.text is None else [asked.text]
-    pictures = [] if asked.picture is None else [asked.picture]
-    given = await state.prepare(state.preparing.listed, model.predictor, pictures, texts, "picture", "text")
-    try:
-        found = await state.batcher.ask(
-            asking.Search(state.index, asked.k, asked.of, asked.rerank), given, request.state.coming
+    if not state.index.counts.get(body.of):
+        raise ApiError("refused", f"the index holds no {body.of}s")
+    if body.rerank and (body.text is None) == (body.of == "picture"):
+        raise ApiError(
+            "refused",
+            "re-ranking matches pictures with texts: a search by text takes of=picture, one by picture of=text",
         )
-    except ValueError as error:  # what a client can do wrong was checked: this is the index, and may name its files
+    if body.rerank and (reason := model.predictor.missing("match")):
+        raise ApiError("not_trained", reason)
+    texts = [] if body.text is None else [body.text]
+    pictures = [] if body.picture is None else [body.picture]
+    inputs = await state.prepare(state.preparer.pictures_and_texts, model.predictor, pictures, texts, "picture", "text")
+    try:
+        results = await state.batcher.submit(
+            calls.Search(state.index, body.k, body.of, body.rerank), inputs, request.state.expected
+        )
+    except ValueError as error:  # the request was checked, so this concerns the index and may name its files
         raise RuntimeError("the index could not be searched") from error
     hits = [
         schemas.FoundItem(id=hit.id, kind=hit.kind, text=hit.text, similarity=hit.similarity, match=hit.match)
-        for hit in found.hits
+        for hit in results.hits
     ]
     return schemas.SearchResponse(
-        model=model.name, hits=hits, searched=found.searched, how=found.how, unknown_words=list(found.unknown_words)
+        model=model.name,
+        hits=hits,
+        searched=results.searched,
+        how=results.search_method,
+        unknown_words=list(results.unknown_words),
     )

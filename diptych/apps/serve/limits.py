@@ -1,4 +1,4 @@
-"""What a server takes and how long it waits: every number that bounds its memory or its time."""
+"""Defines every number that bounds a server's memory and time."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Raises ValueError for a limit that is not above 0 (`wait_ms` may be)."""
+    """Bounds on a server. Raises ValueError for a limit that is not above 0 (`wait_ms` may be 0)."""
 
     body_bytes: int = 16 * MIB
-    """Of one request, as it is sent; counted while it is read."""
+    """Bytes of one request body as it is sent, counted while it is read."""
     held_bytes: int = 256 * MIB
-    """Of the bodies of all requests at once. A body, its JSON and its pictures together take about three times this."""
+    """Bytes of all open request bodies. A body, its JSON and its pictures together take about three times this."""
     pixels: int = 4096 * 4096
-    """Of one picture, by its header, before it is decoded."""
+    """Pixels of one picture, read from its header before it is decoded."""
     text_length: int = 2_000
-    """Characters of one text. Models read the first words only: 30 to 40 tokens in the recipes here."""
+    """Characters of one text. Models read only its beginning: 30 to 40 tokens in this library's recipes."""
     items: int = 64
     """Pictures, or texts, of one request."""
     pairs: int = 1_024
-    """Pictures × texts of one request to match."""
+    """Picture-text pairs of one match request."""
     queue: int = 256
-    """Requests in the server that ask a model: being read, prepared, waiting or answered. Others get 429."""
+    """Open requests to models: being read, prepared, waiting or answered. Further requests get status 429."""
     batch: int = 32
-    """Rows (pictures, texts or pairs) that requests are put together up to; a larger request goes alone."""
+    """Rows (pictures, texts or pairs) of a batch of several requests. A larger request forms a batch of its own."""
     wait_ms: float = 4.0
-    """How long the first request of a batch waits for others that are being prepared; with none it does not wait."""
+    """Milliseconds that the first request of a batch waits for others that are being prepared, if there are any."""
     seconds: float = 30.0
-    """From the whole request to its answer; then 504."""
+    """Seconds from the complete request to its answer; then status 504."""
     body_seconds: float = 20.0
-    """For the head and again for the body of a request to arrive; then the connection ends, or 408."""
+    """Seconds for the head of a request to arrive, and again for its body. Then the connection ends, or status 408."""
     grace_seconds: float = 30.0
-    """What was taken may take this long after the signal to stop."""
+    """Seconds that accepted requests may take after the signal to stop."""
     connections: int = 1_024
-    """Open at once; further ones are closed."""
+    """Open connections. Further ones are closed."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not (value > 0 or (field.name == "wait_ms" and value == 0)):
-                raise ValueError(f"{field.name} is {value}: a limit lies above 0")
+                raise ValueError(f"{field.name} is {value}: a limit must be above 0")

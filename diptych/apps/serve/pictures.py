@@ -1,4 +1,4 @@
-"""From what a client sends to a picture in memory, and a picture back to base64."""
+"""Decodes pictures that clients send, and encodes drawn heat maps."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord, Box
 
 MOST_SCANS = 100
-"""Of a JPEG. Encoders write about ten; thousands, each over all pixels, are an attack on the decoder's time."""
+"""Scans of a JPEG. Encoders write about ten; thousands, each over all pixels, are an attack on the decoder's time."""
 DRAWN = 1_024
-"""Pixels of a drawn heat map's longer side at most: it is to be looked at, and drawing takes 100 bytes a pixel."""
+"""Largest side of a drawn heat map in pixels. It is meant for looking at, and drawing takes 100 bytes per pixel."""
 
 
 def open_upload(content: str, name: str, most_pixels: int) -> Image.Image:
-    """The RGB picture in a field called `name`. Raises ApiError for what is none, and for more than `most_pixels`."""
+    """Decodes the RGB picture in a field called `name`.
+
+    Raises ApiError for anything that is not a picture, and for more than `most_pixels`.
+    """
     raw = _decoded(content, name)
     if raw.startswith(b"\xff\xd8") and (scans := raw.count(b"\xff\xda")) > MOST_SCANS:
-        raise ApiError("bad_picture", f"{name}: a JPEG of {scans} scans; {MOST_SCANS} are the most")
+        raise ApiError("bad_picture", f"{name}: a JPEG of {scans} scans; at most {MOST_SCANS} are allowed")
     try:
         return open_picture(raw, name, most_pixels=most_pixels)
     except BadRecord as bad:
         if bad.reason == "picture too large":
-            message = f"{name}: {bad.detail} pixels; {most_pixels:,} in all are the most here"
+            message = f"{name}: {bad.detail} pixels; at most {most_pixels:,} in all are allowed"
             raise ApiError("picture_too_large", message) from None
         raise ApiError("bad_picture", str(bad)) from None
 
@@ -41,18 +44,21 @@ def _decoded(content: str, name: str) -> bytes:
     try:
         return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError):  # ValueError: not ASCII
-        message = f"{name}: no base64. Send a picture file's bytes in base64 without line breaks, no path and no URL"
+        message = f"{name}: not base64. Send the bytes of a picture file in base64 without line breaks, no path or URL"
         raise ApiError("bad_picture", message) from None
 
 
 def draw_heat(content: str, heat: np.ndarray, box: Box, name: str, most_pixels: int) -> str:
-    """The picture that was sent under its heat map [h, w], as PNG in base64. Decoded again: nobody kept the pixels."""
+    """Draws a heat map [h, w] and a box over a sent picture. Returns a PNG in base64.
+
+    The picture is decoded again, because its pixels are not kept while a request waits for the model.
+    """
     picture = open_upload(content, name, most_pixels)
     width, height = picture.size
     picture.thumbnail((DRAWN, DRAWN))
-    across, down = picture.width / width, picture.height / height
-    x, y, wide, high = box
-    drawn = heat_picture(picture, torch.from_numpy(heat), (x * across, y * down, wide * across, high * down))
+    scale_x, scale_y = picture.width / width, picture.height / height
+    x, y, box_width, box_height = box
+    scaled = (x * scale_x, y * scale_y, box_width * scale_x, box_height * scale_y)
     stream = io.BytesIO()
-    drawn.save(stream, "PNG")
+    heat_picture(picture, torch.from_numpy(heat), scaled).save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()

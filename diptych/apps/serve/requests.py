@@ -1,14 +1,13 @@
-"""What models are asked, many requests in one call. Equal asks may share a batch: model, ability and options agree.
+"""Defines the calls that requests make to models. Equal calls (same model, ability and options) may share a batch.
 
-An ask takes a sequence of `Given`, one a request, and gives one result for each. What pictures of a request go with
-which texts is each ask's own. Pictures come at the model's size, so that a waiting request holds little.
+A call takes the `Inputs` of several requests and returns one result for each. Pictures arrive resized to the model's
+input, so that a waiting request holds little memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
@@ -20,126 +19,136 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
-    """What a request brings."""
+class Inputs:
+    """The pictures and texts of one request."""
 
     pictures: tuple[Image.Image, ...] = ()
     texts: tuple[str, ...] = ()
 
 
 @runtime_checkable
-class Ask(Protocol):
-    """Hashable; called on the thread of the models only."""
+class ModelCall(Protocol):
+    """A call to a model, which is hashable and runs on the models' thread only."""
 
     @property
     def ability(self) -> str: ...
 
-    def rows(self, given: Given, /) -> int:
-        """How much of a batch a request takes up."""
+    def rows(self, inputs: Inputs, /) -> int:
+        """Returns how many rows of a batch a request takes."""
         ...
 
-    def __call__(self, given: Sequence[Given], /) -> Sequence[Any]: ...
+    def __call__(self, inputs: Sequence[Inputs], /) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)
-class _OfModel:
-    shelved: PooledModel
+class _PredictorCall:
+    pooled: PooledModel
 
     @property
     def predictor(self) -> Predictor:
-        return self.shelved.predictor
+        return self.pooled.predictor
 
 
 @dataclass(frozen=True)
-class Embed(_OfModel):
-    """Gives the vectors of the pictures and of the texts."""
+class Embed(_PredictorCall):
+    """Returns the vectors of the pictures and of the texts."""
 
     ability: ClassVar[str] = "embed"
 
-    def rows(self, given: Given) -> int:
-        return len(given.pictures) + len(given.texts)
+    def rows(self, inputs: Inputs) -> int:
+        return len(inputs.pictures) + len(inputs.texts)
 
-    def __call__(self, given: Sequence[Given]) -> list[tuple[list[list[float]], list[list[float]]]]:
-        pictures, texts = _all_pictures(given), _all_texts(given)
-        of_pictures = iter(self.predictor.embed_images(pictures).tolist() if pictures else ())
-        of_texts = iter(self.predictor.embed_texts(texts).tolist() if texts else ())
-        return [([next(of_pictures) for _ in one.pictures], [next(of_texts) for _ in one.texts]) for one in given]
+    def __call__(self, inputs: Sequence[Inputs]) -> list[tuple[list[list[float]], list[list[float]]]]:
+        pictures, texts = _all_pictures(inputs), _all_texts(inputs)
+        picture_vectors = iter(self.predictor.embed_images(pictures).tolist() if pictures else ())
+        text_vectors = iter(self.predictor.embed_texts(texts).tolist() if texts else ())
+        return [
+            ([next(picture_vectors) for _ in request.pictures], [next(text_vectors) for _ in request.texts])
+            for request in inputs
+        ]
 
 
 @dataclass(frozen=True)
-class Match(_OfModel):
-    """Gives the probabilities of every picture with every text of the same request."""
+class Match(_PredictorCall):
+    """Returns the match probability of every picture with every text of the same request."""
 
     ability: ClassVar[str] = "match"
 
-    def rows(self, given: Given) -> int:
-        return len(given.pictures) * len(given.texts)
+    def rows(self, inputs: Inputs) -> int:
+        return len(inputs.pictures) * len(inputs.texts)
 
-    def __call__(self, given: Sequence[Given]) -> list[list[list[float]]]:
+    def __call__(self, inputs: Sequence[Inputs]) -> list[list[list[float]]]:
         pairs: list[tuple[int, int]] = []
         picture, text = 0, 0
-        for one in given:
-            pairs += [(picture + n, text + m) for n in range(len(one.pictures)) for m in range(len(one.texts))]
-            picture, text = picture + len(one.pictures), text + len(one.texts)
-        found = iter(self.predictor.match_pairs(_all_pictures(given), _all_texts(given), pairs).tolist())
-        return [[[next(found) for _ in one.texts] for _ in one.pictures] for one in given]
+        for request in inputs:
+            pictures, texts = len(request.pictures), len(request.texts)
+            pairs += [(picture + n, text + m) for n in range(pictures) for m in range(texts)]
+            picture, text = picture + pictures, text + texts
+        matches = iter(self.predictor.match_pairs(_all_pictures(inputs), _all_texts(inputs), pairs).tolist())
+        return [[[next(matches) for _ in request.texts] for _ in request.pictures] for request in inputs]
 
 
 @dataclass(frozen=True)
-class _OfTexts(_OfModel):
-    """Asks about each text of a request with its one picture, or with its two."""
+class _TextCall(_PredictorCall):
+    """Calls the model for each text of a request with the request's picture, or with both of its pictures."""
 
-    def rows(self, given: Given) -> int:
-        return len(given.texts)
+    def rows(self, inputs: Inputs) -> int:
+        return len(inputs.texts)
 
-    def _ask(self, given: Sequence[Given], ask: Callable[..., Sequence[Result]]) -> list[list[Result]]:
-        per_text = [one.pictures for one in given for _ in one.texts]
-        found = iter(ask(*map(list, zip(*per_text, strict=True)), _all_texts(given)))
-        return [[next(found) for _ in one.texts] for one in given]
+    def _per_text(self, inputs: Sequence[Inputs], method: Callable[..., Sequence[Result]]) -> list[list[Result]]:
+        pictures = [request.pictures for request in inputs for _ in request.texts]
+        results = iter(method(*map(list, zip(*pictures, strict=True)), _all_texts(inputs)))
+        return [[next(results) for _ in request.texts] for request in inputs]
 
 
 @dataclass(frozen=True)
-class Entail(_OfTexts):
+class Entail(_TextCall):
+    """Returns an entailment decision for each text."""
+
     ability: ClassVar[str] = "entail"
 
-    def __call__(self, given: Sequence[Given]) -> list[list[Choice]]:
-        return self._ask(given, self.predictor.entail)
+    def __call__(self, inputs: Sequence[Inputs]) -> list[list[Choice]]:
+        return self._per_text(inputs, self.predictor.entail)
 
 
 @dataclass(frozen=True)
-class Compare(_OfTexts):
+class Compare(_TextCall):
+    """Returns for each text whether it is true of both pictures."""
+
     ability: ClassVar[str] = "compare"
 
-    def __call__(self, given: Sequence[Given]) -> list[list[Choice]]:
-        return self._ask(given, self.predictor.compare)
+    def __call__(self, inputs: Sequence[Inputs]) -> list[list[Choice]]:
+        return self._per_text(inputs, self.predictor.compare)
 
 
 @dataclass(frozen=True)
-class AnswerQuestions(_OfTexts):
+class AnswerQuestions(_TextCall):
+    """Returns the k likeliest answers to each text."""
+
     ability: ClassVar[str] = "answer"
     k: int = 3
     answers: tuple[str, ...] | None = None
 
-    def __call__(self, given: Sequence[Given]) -> list[list[tuple[Answer, ...]]]:
-        def ask(pictures: list[Image.Image], questions: list[str]) -> Sequence[tuple[Answer, ...]]:
+    def __call__(self, inputs: Sequence[Inputs]) -> list[list[tuple[Answer, ...]]]:
+        def answer(pictures: list[Image.Image], questions: list[str]) -> Sequence[tuple[Answer, ...]]:
             return self.predictor.answer(pictures, questions, self.k, self.answers)
 
-        return self._ask(given, ask)
+        return self._per_text(inputs, answer)
 
 
 @dataclass(frozen=True)
-class Locate(_OfTexts):
-    """Gives heat maps and scores. The boxes are those of the pictures as they come here, at the model's size."""
+class Locate(_TextCall):
+    """Returns heat maps and scores. Its boxes refer to the resized pictures."""
 
     ability: ClassVar[str] = "locate"
 
-    def __call__(self, given: Sequence[Given]) -> list[list[Located]]:
-        return self._ask(given, self.predictor.locate)
+    def __call__(self, inputs: Sequence[Inputs]) -> list[list[Located]]:
+        return self._per_text(inputs, self.predictor.locate)
 
 
 @dataclass(frozen=True)
 class Search:
-    """One request after another: an index embeds its query itself."""
+    """Searches an index for one request after another, since an index embeds its query itself."""
 
     index: Any = field(hash=False)
     k: int
@@ -147,25 +156,24 @@ class Search:
     rerank: bool
     ability: ClassVar[str] = "search"
 
-    def rows(self, given: Given) -> int:
+    def rows(self, inputs: Inputs) -> int:
         return 1
 
-    def __call__(self, given: Sequence[Given]) -> list[Any]:
-        return [self.index.search((one.texts or one.pictures)[0], self.k, self.of, self.rerank) for one in given]
+    def __call__(self, inputs: Sequence[Inputs]) -> list[Any]:
+        return [
+            self.index.search((request.texts or request.pictures)[0], self.k, self.of, self.rerank)
+            for request in inputs
+        ]
 
 
 def at_size(picture: Image.Image, predictor: Predictor) -> Image.Image:
-    """As the model's own transform makes it, which then changes nothing more."""
+    """Resizes a picture as the model's own transform does, which then leaves it unchanged."""
     return resize(picture, predictor.transform.image_size)
 
 
-def _all_pictures(given: Sequence[Given]) -> list[Image.Image]:
-    return list(_chained(one.pictures for one in given))
+def _all_pictures(inputs: Sequence[Inputs]) -> list[Image.Image]:
+    return [picture for request in inputs for picture in request.pictures]
 
 
-def _all_texts(given: Sequence[Given]) -> list[str]:
-    return list(_chained(one.texts for one in given))
-
-
-def _chained(parts: Iterator[tuple[Result, ...]]) -> Iterator[Result]:
-    return chain.from_iterable(parts)
+def _all_texts(inputs: Sequence[Inputs]) -> list[str]:
+    return [text for request in inputs for text in request.texts]

@@ -1,4 +1,4 @@
-"""What is asked and answered, as JSON. Limits on sizes are the server's (`Limits`), and so not part of the types."""
+"""Defines the JSON of requests and answers. Limits on sizes belong to each server (`Limits`), not to the types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Base64 = Annotated[
 
 def _whole(text: str) -> str:
     if not is_whole(text):
-        raise ValueError("holds half of a surrogate pair, which is no character")
+        raise ValueError("contains a lone surrogate, which is not a character")
     return text
 
 
@@ -29,149 +29,169 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Request(BaseModel):
-    """Types are strict (no "3" for 3), and an unknown field is an error."""
+    """Base of requests. Types are strict ("3" is no number), and an unknown field is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class Response(BaseModel):
+    """Base of answers."""
+
     model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
 
 
-class OfModel(Request):
-    model: Text | None = Field(None, description="A name of /v1/models; without one, the best for it.")
+class ModelRequest(Request):
+    """Base of requests that may name a model."""
+
+    model: Text | None = Field(None, description="A name from /v1/models; null chooses the best model for the request.")
 
 
-class Answered(Response):
-    model: str = Field(description="Who answered: a name of /v1/models.")
+class ModelResponse(Response):
+    """Base of answers of a model."""
+
+    model: str = Field(description="The model that answered, by its name in /v1/models.")
 
 
 # --------------------------------------------------------------------------- vectors and pairs
 
 
-class EmbedRequest(OfModel):
-    """Pictures, texts or both; their vectors are comparable."""
+class EmbedRequest(ModelRequest):
+    """Pictures, texts or both. Their vectors can be compared with each other."""
 
     pictures: list[Base64] = Field([], description="Pictures.")
     texts: list[Text] = Field([], description="Texts.")
 
     @model_validator(mode="after")
-    def _something(self) -> EmbedRequest:
+    def _not_empty(self) -> EmbedRequest:
         if not self.pictures and not self.texts:
-            raise ValueError("no pictures and no texts given")
+            raise ValueError("give pictures or texts")
         return self
 
 
-class EmbedResponse(Answered):
-    pictures: list[list[Number]] = Field(description="A vector of length 1 for each picture.")
-    texts: list[list[Number]] = Field(description="A vector of length 1 for each text.")
+class EmbedResponse(ModelResponse):
+    pictures: list[list[Number]] = Field(description="A vector of length 1 for each picture, in order.")
+    texts: list[list[Number]] = Field(description="A vector of length 1 for each text, in order.")
 
 
-class MatchRequest(OfModel):
+class MatchRequest(ModelRequest):
     pictures: list[Base64] = Field(min_length=1, description="Pictures.")
     texts: list[Text] = Field(min_length=1, description="Texts, each of which is matched with each picture.")
 
 
-class MatchResponse(Answered):
-    probabilities: list[list[Probability]] = Field(description="That picture n (row) and text m belong together.")
+class MatchResponse(ModelResponse):
+    probabilities: list[list[Probability]] = Field(
+        description="In row n and column m, the probability that picture n and text m belong together."
+    )
 
 
 class SearchRequest(Request):
-    """By `text` or by `picture`."""
+    """Searches by `text` or by `picture`."""
 
-    text: Text | None = Field(None, description="What to look for, in words.")
-    picture: Base64 | None = Field(None, description="What to look for, as a picture.")
-    k: int = Field(10, ge=1, le=1_000, description="How many to find at most.")
-    of: Literal["picture", "text"] = Field("picture", description="What to find.")
-    rerank: bool = Field(False, description="Order the nearest by the probability of a match. Slower.")
+    text: Text | None = Field(None, description="The text to search by.")
+    picture: Base64 | None = Field(None, description="The picture to search by.")
+    k: int = Field(10, ge=1, le=1_000, description="The largest number of hits.")
+    of: Literal["picture", "text"] = Field("picture", description="The kind of hits.")
+    rerank: bool = Field(False, description="Order the most similar hits by match probability, which is slower.")
 
     @model_validator(mode="after")
-    def _one(self) -> SearchRequest:
+    def _either(self) -> SearchRequest:
         if (self.text is None) == (self.picture is None):
             raise ValueError("give either a text or a picture to search by")
         return self
 
 
 class FoundItem(Response):
-    id: str = Field(description="What the index calls it.")
+    id: str = Field(description="The id in the index.")
     kind: Literal["picture", "text"]
-    text: str | None = Field(description="Of a text.")
-    similarity: Number = Field(description="Cosine, in -1..1.")
-    match: Probability | None = Field(description="That it belongs to what was asked; null unless re-ranked.")
+    text: str | None = Field(description="The text of a text; null for pictures.")
+    similarity: Number = Field(description="Cosine similarity in -1..1.")
+    match: Probability | None = Field(
+        description="Probability that query and hit belong together; null without rerank."
+    )
 
 
-class SearchResponse(Answered):
+class SearchResponse(ModelResponse):
     hits: list[FoundItem] = Field(description="The best first.")
-    searched: int = Field(description="How many were searched.")
-    how: str = Field(description="Exactly or nearly, in words.")
-    unknown_words: list[str] = Field(description="Words of the text that the model cannot read.")
+    searched: int = Field(description="Number of pictures, or texts, that were searched.")
+    how: str = Field(description="The search method in words, as in: exact, 1,000 vectors.")
+    unknown_words: list[str] = Field(description="Words of the text that the model's vocabulary lacks.")
 
 
-# --------------------------------------------------------------------------- by heads of their own
+# --------------------------------------------------------------------------- task heads
 
 
-class EntailRequest(OfModel):
+class EntailRequest(ModelRequest):
     picture: Base64
     hypotheses: list[Text] = Field(min_length=1, description="Statements about the picture.")
 
 
 class ChoiceItem(Response):
-    label: str = Field(description="The likeliest.")
-    probabilities: dict[str, Probability] = Field(description="Of each label, the likeliest first; they sum to 1.")
+    label: str = Field(description="The label with the largest probability.")
+    probabilities: dict[str, Probability] = Field(
+        description="The probability of each label, largest first. They sum to 1."
+    )
 
 
-class ChoiceResponse(Answered):
+class ChoiceResponse(ModelResponse):
     results: list[ChoiceItem] = Field(description="One for each text, in order.")
 
 
-class AnswerRequest(OfModel):
+class AnswerRequest(ModelRequest):
     picture: Base64
     questions: list[Text] = Field(min_length=1, description="Questions about the picture.")
-    k: int = Field(3, ge=1, le=100, description="How many answers to give at most.")
+    k: int = Field(3, ge=1, le=100, description="The largest number of answers.")
     answers: list[Text] | None = Field(
-        None, min_length=1, description="To choose from, where the model writes or ranks; a closed set has its own."
+        None,
+        min_length=1,
+        description="Answers to choose from, for a model that generates or ranks. A closed-set model has its own.",
     )
 
 
 class AnswerItem(Response):
     answer: str
-    probability: Probability = Field(description="Of a closed set: that it is right. Else its share among the others.")
+    probability: Probability = Field(
+        description="Closed set: the probability that it is right. Else: its share among the candidates."
+    )
 
 
-class AnswerResponse(Answered):
-    results: list[list[AnswerItem]] = Field(description="For each question, in order: the likeliest answers first.")
+class AnswerResponse(ModelResponse):
+    results: list[list[AnswerItem]] = Field(
+        description="For each question, in order, its answers from the likeliest on."
+    )
 
 
-class CompareRequest(OfModel):
+class CompareRequest(ModelRequest):
     left: Base64
     right: Base64
-    statements: list[Text] = Field(min_length=1, description="Statements about the two.")
+    statements: list[Text] = Field(min_length=1, description="Statements about the two pictures.")
 
 
-class LocateRequest(OfModel):
+class LocateRequest(ModelRequest):
     picture: Base64
-    phrases: list[Text] = Field(min_length=1, description="What to find in the picture.")
+    phrases: list[Text] = Field(min_length=1, description="Phrases to find in the picture.")
     proposals: list[Annotated[list[Number], Field(min_length=4, max_length=4)]] | None = Field(
         None,
         min_length=1,
-        description="Boxes to choose from, each x, y, width, height in pixels. Without them the map draws its own.",
+        description="Boxes to choose from, each x, y, width, height in pixels; null derives a box from the heat map.",
     )
-    heat: bool = Field(False, description="Send the heat maps, too.")
+    heat: bool = Field(False, description="Whether to return the heat maps.")
 
 
 class Heat(Response):
-    map: list[list[Number]] = Field(description="How much each patch speaks for the phrase, row by row: 0 and more.")
-    png: str = Field(description="The map on the picture with the box, at most 1,024 pixels wide or high, in base64.")
+    map: list[list[Number]] = Field(description="How strongly each patch supports the phrase, row by row: 0 or more.")
+    png: str = Field(
+        description="The heat map and box drawn over the picture, at most 1,024 pixels wide or high, in base64."
+    )
 
 
 class LocatedItem(Response):
     phrase: str
     box: list[Number] = Field(min_length=4, max_length=4, description="x, y, width, height in pixels of the picture.")
-    score: Number = Field(description="How well phrase and picture fit: whether to believe the box.")
-    heat: Heat | None = Field(description="Where it was asked for.")
+    score: Number = Field(description="How well phrase and picture fit, which says whether to trust the box.")
+    heat: Heat | None = Field(description="The heat map, if the request has heat set.")
 
 
-class LocateResponse(Answered):
+class LocateResponse(ModelResponse):
     results: list[LocatedItem] = Field(description="One for each phrase, in order.")
 
 
@@ -181,20 +201,20 @@ class LocateResponse(Answered):
 class ServedModel(Response):
     name: str
     system: str = Field(description="albef or vlmo.")
-    recipe: str = Field(description="What it was trained by.")
-    abilities: list[str] = Field(description="What it can be asked.")
-    best_for: list[str] = Field(description="What it is asked where a request names no model.")
-    measured: dict[str, Any] | None = Field(description="Its eval.json; null where nobody measured it.")
+    recipe: str = Field(description="Name of the recipe that trained it.")
+    abilities: list[str] = Field(description="Kinds of requests that it answers.")
+    best_for: list[str] = Field(description="Kinds of requests that it answers if they name no model.")
+    measured: dict[str, Any] | None = Field(description="The contents of its eval.json; null if it was not evaluated.")
 
 
 class ModelsResponse(Response):
     models: list[ServedModel]
-    index: str | None = Field(description="What can be searched, in words; null without an index.")
+    index: str | None = Field(description="The search method of the index in words; null without an index.")
 
 
 class Health(Response):
     live: bool
-    ready: bool = Field(description="Whether it takes new work.")
+    ready: bool = Field(description="Whether the server accepts new requests.")
 
 
 class ErrorDetail(Response):

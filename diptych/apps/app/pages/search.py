@@ -12,7 +12,7 @@ from diptych.apps.app.fields import PictureField, TextField
 from diptych.apps.app.form import Example, Form, Page
 from diptych.apps.app.quality import quality
 from diptych.apps.app.site import Site
-from diptych.apps.index import Found, IndexHit
+from diptych.apps.index import IndexHit, SearchResults
 from diptych.apps.report.charts import percent
 from diptych.apps.report.html import Html, tag
 from diptych.data.pictures import open_picture
@@ -71,7 +71,7 @@ def ask(collections: Mapping[str, Collection], model: PooledModel, words: str, p
     return parts.answer(*content, parts.asked((model.name, quality(model))))
 
 
-def _orders(found: Found, again: Found | None, query: str) -> Html:
+def _orders(found: SearchResults, again: SearchResults | None, query: str) -> Html:
     """By similarity at the left, re-ranked at the right."""
     judged = (
         parts.card("Re-ranked", _hits(again), note=f"{query}: ordered by the probability of a match.")
@@ -81,15 +81,15 @@ def _orders(found: Found, again: Found | None, query: str) -> Html:
     return tag("div", parts.card("By similarity", _hits(found), note=f"{query}: {_among(found)}"), judged, class_="two")
 
 
-def _among(found: Found) -> str:
-    return f"among {found.searched:,}, {found.how}."
+def _among(found: SearchResults) -> str:
+    return f"among {found.searched:,}, {found.search_method}."
 
 
-def _hits(found: Found) -> Html:
+def _hits(found: SearchResults) -> Html:
     return _texts(found) if found.hits and found.hits[0].kind == "text" else _pictures(found)
 
 
-def _pictures(found: Found) -> Html:
+def _pictures(found: SearchResults) -> Html:
     return parts.gallery([_picture(hit, place) for place, hit in enumerate(found.hits, 1)])
 
 
@@ -103,7 +103,7 @@ def _picture(hit: IndexHit, place: int) -> Html:
     return parts.shown(image, f"place {place}: {name}", tag("b", _score(hit)), tag("span", name), side=THUMB)
 
 
-def _texts(found: Found) -> Html:
+def _texts(found: SearchResults) -> Html:
     return tag(
         "ol", [tag("li", tag("span", hit.text or ""), tag("b", _score(hit))) for hit in found.hits], class_="texts"
     )
