@@ -14,7 +14,7 @@ from PIL.Image import Image as Picture
 from PIL.Image import new as new_picture
 
 from diptych import run as pipeline
-from diptych.apps.report.of_run import report
+from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.cli.main import main
 from diptych.data.record import BadRecord, Record
