@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from diptych import run as pipeline
-from diptych.apps.report.of_run import report
+from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.predict import load, search_folder
 from diptych.recipes.override import override, parse_assignments

@@ -15,6 +15,6 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="the run's folder")
     given = parser.parse_args(arguments)
 
-    from diptych.apps.report.of_run import report
+    from diptych.apps.report.run import report
 
     print(report(given.run))

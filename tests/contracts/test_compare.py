@@ -17,8 +17,7 @@ from diptych import run as pipeline
 from diptych.apps.compare import as_text, compare, speed, write
 from diptych.apps.compare.parameters import reached
 from diptych.apps.compare.quality import quality, same_data
-from diptych.apps.report.compared import Comparison, Quality, Score
-from diptych.apps.report.compared_page import render
+from diptych.apps.report.compared import Comparison, Quality, Score, render
 from diptych.apps.report.stages import training_rate
 from diptych.cli.main import main
 from diptych.metrics.intervals import Interval

@@ -14,7 +14,7 @@ from PIL.Image import Image as Picture
 from PIL.Image import new as new_picture
 
 from diptych import run as pipeline
-from diptych.apps.report.of_run import report
+from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.cli.main import main
 from diptych.data.record import BadRecord, Record
@@ -112,7 +112,7 @@ def test_questions_without_answers_are_answered_and_get_no_score(
     assert [one["question_id"] for one in json.loads(file.read_text())] == list(range(ASKED))
     assert "accuracy" not in json.loads((asked / "eval.json").read_text())
     page = report(asked).read_text()
-    assert page.count("nobody tells") == ASKED
+    assert page.count("no label") == ASKED
     assert 'id="result"' not in page
 
 

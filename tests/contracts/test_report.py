@@ -28,23 +28,25 @@ from diptych.apps.report import (
     teacher_examples,
     write_report,
 )
-from diptych.apps.report.charts import MOST_POINTS, draw, number, thin, ticks
+from diptych.apps.report.charts import MOST_POINTS, thin, ticks
 from diptych.apps.report.data import (
     Chart,
     Confusion,
+    EvaluatedExample,
     ExampleGroup,
     GivenAnswer,
-    JudgedExample,
-    Judgement,
     NegativeExample,
     QueryExample,
+    QueryResult,
     Series,
-    Shown,
+    TaskEvaluation,
     TeacherExample,
     TextGuess,
     WordGuess,
 )
 from diptych.apps.report.html import picture
+from diptych.apps.report.numbers import number
+from diptych.apps.report.page import draw
 from diptych.apps.report.task_evaluation import confusion, given_answers, groups
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.transforms import EvaluationTransform
@@ -113,21 +115,21 @@ def painted(seed: int, side: int = 8) -> Image.Image:
 
 
 def evaluation(gain: tuple[float, float] = (0.5, 2.5)) -> dict[str, object]:
-    found: dict[str, object] = {"unit": "percent", "images": 1000, "texts": 1200}
+    measures: dict[str, object] = {"unit": "percent", "images": 1000, "texts": 1200}
     for way in ("text_to_image", "image_to_text"):
-        found[f"{way}.candidates"] = 64
+        measures[f"{way}.candidates"] = 64
         for k in (1, 5, 10):
-            found[f"{way}.recall@{k}"] = 30.25 + k
-            found[f"{way}.recall@{k}.interval"] = [28.5 + k, 31.75 + k]
-            found[f"contrastive.{way}.recall@{k}"] = 21.5 + k
-            found[f"chance.{way}.recall@{k}"] = k / 10
-    return found | {"rerank_gain.recall@1": sum(gain) / 2, "rerank_gain.interval": list(gain)}
+            measures[f"{way}.recall@{k}"] = 30.25 + k
+            measures[f"{way}.recall@{k}.interval"] = [28.5 + k, 31.75 + k]
+            measures[f"contrastive.{way}.recall@{k}"] = 21.5 + k
+            measures[f"chance.{way}.recall@{k}"] = k / 10
+    return measures | {"rerank_gain.recall@1": sum(gain) / 2, "rerank_gain.interval": list(gain)}
 
 
-def judged(text: str, value: float = 66.4) -> Judgement:
-    """A judged split in which every text is `text`; an interval of 6 points, and a reference of 36.9."""
-    example = JudgedExample(((text, painted(1)), (text, painted(2))), text, text, 0.75, text, 0.3)
-    return Judgement(
+def evaluated(text: str, value: float = 66.4) -> TaskEvaluation:
+    """An evaluated split in which every text is `text`; an interval of 6 points, and a reference of 36.9."""
+    example = EvaluatedExample(((text, painted(1)), (text, painted(2))), text, text, 0.75, text, 0.3)
+    return TaskEvaluation(
         title=text,
         how=text,
         split=text,
@@ -142,7 +144,7 @@ def judged(text: str, value: float = 66.4) -> Judgement:
 
 def everything(text: str) -> ReportData:
     """A report in which every text is `text`."""
-    shown = (Shown(painted(1), False, 0.5, 1.5), Shown(painted(2), True, 0.4, None))
+    shown = (QueryResult(painted(1), False, 0.5, 1.5), QueryResult(painted(2), True, 0.4, None))
     return ReportData(
         title=text,
         facts=((text, text),),
@@ -163,7 +165,7 @@ def everything(text: str) -> ReportData:
                 ),
             ),
         ),
-        judgement=judged(text),
+        task_evaluation=evaluated(text),
     )
 
 
@@ -189,7 +191,7 @@ def test_text_stays_text_whatever_it_holds() -> None:
 
 
 def test_the_table_holds_the_numbers_of_the_evaluation() -> None:
-    page = Page(render(replace(everything("a fox"), judgement=None)))
+    page = Page(render(replace(everything("a fox"), task_evaluation=None)))
     for shown in ("0.1", "22.5", "31.2", "29.5 … 32.8", "44.1", "1,000 unseen pictures and 1,200 captions"):
         assert shown in page.text, shown
     final = [one["style"] for one in page.all("i", "final") if "style" in one]
@@ -217,11 +219,16 @@ def test_the_right_picture_is_framed_once_and_set_apart_when_it_was_not_found() 
         page = Page(render(replace(ReportData("a run", (), ()), examples=Examples(queries=(query,)))))
         return [one.get("class") for one in page.all("figure")]
 
-    found = QueryExample(
-        "a fox", (Shown(painted(1), False, 0.5, 1.5), Shown(painted(2), True, 0.4, 1.0)), 1, 1, painted(2), 9
+    example = QueryExample(
+        "a fox",
+        (QueryResult(painted(1), False, 0.5, 1.5), QueryResult(painted(2), True, 0.4, 1.0)),
+        1,
+        1,
+        painted(2),
+        9,
     )
-    assert frames(found) == [None, "right"]
-    missed = replace(found, found=(replace(found.found[0]),), rank=7)
+    assert frames(example) == [None, "right"]
+    missed = replace(example, results=(replace(example.results[0]),), rank=7)
     assert frames(missed) == [None, "right apart"]
 
 
@@ -369,7 +376,7 @@ def test_the_runs_that_led_to_a_run_are_shown_in_their_order_by_their_own_measur
     assert [dict(one.measures) for one in data.stages] == [
         {"Variance given back": "80.0 %", "Perplexity of the codes' use": "59.5"},
         {"Visual-token accuracy": "35.2 %", "Always the commonest answer": "9.0 %"},
-        {"hidden words guessed, in training": "12.5 %", "perplexity of a hidden word, in training": "33"},
+        {"masked words guessed, in training": "12.5 %", "perplexity of a masked word, in training": "33"},
     ]
     text = Page(render(data)).text
     assert "Stages" in text
@@ -480,12 +487,12 @@ def test_queries_show_pictures_in_their_final_order() -> None:
         pictures.__getitem__,
         8,
     )
-    assert [(one.picture, one.right, round(one.similarity, 3), one.match) for one in first.found] == [
+    assert [(one.picture, one.right, round(one.similarity, 3), one.match) for one in first.results] == [
         (pictures[6], False, 0.7, 3.0),
         (pictures[1], True, 0.8, 2.0),
         (pictures[4], False, 0.9, -1.0),
     ]
-    assert not any(one.right for one in second.found)
+    assert not any(one.right for one in second.results)
     assert (second.rank, second.right_picture, second.candidates) == (6, pictures[5], 8)
 
 
@@ -494,14 +501,14 @@ def test_queries_of_one_stage_keep_the_order_of_similarity_and_have_no_match() -
     nearest = Reranked(torch.tensor([[4, 1, 6]]), torch.tensor([[0.9, 0.8, 0.7]]), None)
     rank = torch.tensor([1])
     (only,) = query_examples(["one"], torch.tensor([1]), rank, rank, nearest, pictures.__getitem__, 8)
-    assert [(one.picture, one.match) for one in only.found] == [(pictures[n], None) for n in (4, 1, 6)]
+    assert [(one.picture, one.match) for one in only.results] == [(pictures[n], None) for n in (4, 1, 6)]
     assert "Below each: the cosine similarity, which decides the order." in Page(one_stage(queries=(only,))).text
 
 
 def one_stage(queries: tuple[QueryExample, ...] = ()) -> str:
     """The page of a dual encoder's run."""
     two = {name: value for name, value in evaluation().items() if not name.startswith("rerank_gain")}
-    return render(replace(everything("text"), evaluation=two, examples=Examples(queries), judgement=None))
+    return render(replace(everything("text"), evaluation=two, examples=Examples(queries), task_evaluation=None))
 
 
 def test_a_page_of_one_stage_speaks_of_no_other() -> None:
@@ -560,15 +567,15 @@ def test_a_look_into_pretraining_without_a_teacher_gives_the_negatives() -> None
     assert left_out.inspect(batch, Progress(step=0, epoch=0.0)) is None, "without matching there are none"
 
 
-# --------------------------------------------------------------------------- tasks judged record by record
+# --------------------------------------------------------------------------- tasks evaluated record by record
 
 
-def said_of(record: str, said: str, right: str, score: float | None) -> Decision:
+def decision(record: str, said: str, right: str, score: float | None) -> Decision:
     return Decision(record, said, None, right, score)
 
 
 def test_examples_are_spread_evenly_over_wrong_and_right_ones() -> None:
-    decisions = [said_of(str(n), "a", "b", float(n % 4 == 0)) for n in range(1000)]
+    decisions = [decision(str(n), "a", "b", float(n % 4 == 0)) for n in range(1000)]
     (wrong, missed, all_wrong), (right, found, all_right) = groups(decisions, count=24)
     assert (wrong, right, all_wrong, all_right) == ("Wrong", "Right", 750, 250)
     assert len(missed) == len(found) == 12
@@ -579,7 +586,7 @@ def test_examples_are_spread_evenly_over_wrong_and_right_ones() -> None:
 
 
 def test_where_few_are_wrong_the_right_ones_fill_the_page() -> None:
-    decisions = [said_of(str(n), "a", "b", 1.0 if n > 1 else 0.49) for n in range(100)]
+    decisions = [decision(str(n), "a", "b", 1.0 if n > 1 else 0.49) for n in range(100)]
     assert [(title, len(chosen)) for title, chosen, _ in groups(decisions, count=24)] == [("Wrong", 2), ("Right", 22)]
     unknown = [replace(one, score=None) for one in decisions[:5]]
     assert [(title, len(chosen), total) for title, chosen, total in groups(unknown)] == [("Unlabelled", 5, 5)]
@@ -587,23 +594,23 @@ def test_where_few_are_wrong_the_right_ones_fill_the_page() -> None:
 
 def test_a_confusion_counts_what_was_said_of_what() -> None:
     said = [("a", "b"), ("a", "b"), ("b", "b"), ("b", "a")]
-    table = confusion(("a", "b"), [said_of("", one, right, 0.0) for one, right in said])
+    table = confusion(("a", "b"), [decision("", one, right, 0.0) for one, right in said])
     assert table.counts == ((0, 1), (2, 1))
 
 
 def test_answers_are_listed_by_how_often_they_were_given() -> None:
     decisions = [
-        said_of("", "yes", "", 1.0),
-        said_of("", "no", "", 0.0),
-        said_of("", "yes", "", 0.5),
-        said_of("", "yes", "", None),
+        decision("", "yes", "", 1.0),
+        decision("", "no", "", 0.0),
+        decision("", "yes", "", 0.5),
+        decision("", "yes", "", None),
     ]
     assert given_answers(decisions) == (GivenAnswer("yes", 3, 0.75), GivenAnswer("no", 1, 0.0))
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(66.4, "do not overlap"), (41.0, "overlap"), (20.0, "do not overlap")])
 def test_a_measure_stands_beside_what_can_be_had_without_looking(value: float, verdict: str) -> None:
-    text = Page(render(ReportData("a run", (), (), judgement=judged("x", value)))).text
+    text = Page(render(ReportData("a run", (), (), task_evaluation=evaluated("x", value)))).text
     assert f"{value - 36.9:+.1f} points" in text
     assert f"the intervals {verdict}" in text
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych import run as pipeline
-from diptych.apps.report.of_run import report
+from diptych.apps.report.run import report
 from diptych.catalog import build_task, find_recipe
 from diptych.checkpoints import store
 from diptych.checkpoints.store import CheckpointError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from diptych import run as pipeline
-from diptych.apps.report.of_run import report
+from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.checkpoints import store
 from diptych.losses.masked_lm import IGNORED, WordDraws, WordMasking

@@ -53,7 +53,9 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_its_licence_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     package = {
-        path.relative_to(ROOT).as_posix() for kind in ("*.py", "*.json") for path in (ROOT / "diptych").rglob(kind)
+        path.relative_to(ROOT).as_posix()
+        for kind in ("*.py", "*.json", "*.j2", "*.css", "*.js", "*.svg")
+        for path in (ROOT / "diptych").rglob(kind)
     }
     assert package <= set(names)
     assert {name.partition("/")[0] for name in names} == {"diptych", f"diptych-{__version__}.dist-info"}

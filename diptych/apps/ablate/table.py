@@ -15,8 +15,8 @@ from typing import Any
 from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.ablate.runs import place
 from diptych.apps.compare.quality import quality, same_data
-from diptych.apps.report.charts import duration, number
 from diptych.apps.report.compared import Score
+from diptych.apps.report.numbers import duration, number
 from diptych.metrics.intervals import Interval, seed_interval
 
 Line = tuple[str, ...]

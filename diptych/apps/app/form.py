@@ -13,8 +13,7 @@ import gradio as gr
 from diptych.apps.app import parts
 from diptych.apps.app.fields import Field, PictureField, read_picture
 from diptych.apps.app.quality import quality
-from diptych.apps.report.html import Html, tag
-from diptych.apps.report.shell import MARK
+from diptych.apps.report.html import MARK, Html, tag
 from diptych.predict import PooledModel
 
 Asked = Callable[..., Html]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from diptych.apps.report.charts import percent
 from diptych.apps.report.html import Content, Html, picture, tag
+from diptych.apps.report.numbers import percent
 from diptych.predict import PooledModel
 from diptych.predict import unknown_words as find_unknown
 from diptych.predict.explain import enlarged

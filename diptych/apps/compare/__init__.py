@@ -15,9 +15,8 @@ from diptych.apps.compare.parameters import parameters
 from diptych.apps.compare.quality import quality, same_data
 from diptych.apps.compare.speed import ROUNDS, measured, training
 from diptych.apps.compare.text import as_text
-from diptych.apps.report.compared import ComparedRun, Comparison
-from diptych.apps.report.compared_page import write_comparison
-from diptych.apps.report.stages import trained
+from diptych.apps.report.compared import ComparedRun, Comparison, write_comparison
+from diptych.apps.report.stages import training_stages
 from diptych.data.record import Record
 from diptych.predict import Predictor, load
 from diptych.run import ranks_pairs
@@ -40,7 +39,7 @@ def compare(runs: Sequence[Path], rounds: int = ROUNDS) -> Comparison:
     titles = [f"{name} in {run}" if name in doubled else name for name, run in zip(names, runs, strict=True)]
     predictors = [_predictor(run) for run in runs]
     return Comparison(
-        runs=tuple(ComparedRun(title, str(run), trained(run)) for title, run in zip(titles, runs, strict=True)),
+        runs=tuple(ComparedRun(title, str(run), training_stages(run)) for title, run in zip(titles, runs, strict=True)),
         data=data,
         quality=quality(runs),
         speed=(training(runs), *measured(predictors, rounds)),

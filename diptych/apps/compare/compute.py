@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych import run as pipeline
-from diptych.apps.report.shell import write_whole
+from diptych.apps.report.page import write_whole
 from diptych.apps.report.stages import COMPUTE, training_rate
 from diptych.checkpoints import store
 from diptych.data.loader import PairLoader

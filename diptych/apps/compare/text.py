@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diptych.apps.report.charts import duration, number, operations
 from diptych.apps.report.compared import Comparison, Rate, Score
+from diptych.apps.report.numbers import duration, number, operations
 
 Line = tuple[str, ...]
 

@@ -13,7 +13,7 @@ from diptych.apps import compare
 from diptych.apps.compare.compute import record_compute
 from diptych.apps.demo.systems import SYSTEMS, Demonstration
 from diptych.apps.report import summary
-from diptych.apps.report.of_run import report, write
+from diptych.apps.report.run import report, write
 from diptych.apps.report.stages import COMPUTE
 from diptych.checkpoints import store
 from diptych.data.sources.folder import CAPTIONS_FILE

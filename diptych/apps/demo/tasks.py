@@ -18,7 +18,7 @@ from diptych import catalog
 from diptych import run as pipeline
 from diptych.apps.demo.pretraining import compare_systems, demo
 from diptych.apps.demo.systems import Demonstration, TaskRun
-from diptych.apps.report.of_run import report
+from diptych.apps.report.run import report
 from diptych.checkpoints import store
 from diptych.metrics.intervals import Interval
 from diptych.schema import Recipe, VqaClosedSetConfig, VqaDecoderConfig

@@ -1,4 +1,4 @@
-"""`report.html`: what a run learnt, on one page without any file or network beside it.
+"""Reports: the curves, measures and examples of a run on one page, which needs no file or network beside it.
 
 write_report(folder, collect(folder, ceiling=…, examples=Examples(query_examples(…), …)))
 """
@@ -8,13 +8,13 @@ from diptych.apps.report.data import Examples, ReportData
 from diptych.apps.report.examples import negative_examples, query_examples, teacher_examples
 from diptych.apps.report.page import render, write_report
 from diptych.apps.report.summary import summary
-from diptych.apps.report.task_evaluation import judgement, named_figures, named_references, named_scores
+from diptych.apps.report.task_evaluation import describe_evaluation, named_figures, named_references, named_scores
 
 __all__ = [
     "Examples",
     "ReportData",
     "collect",
-    "judgement",
+    "describe_evaluation",
     "named_figures",
     "named_references",
     "named_scores",

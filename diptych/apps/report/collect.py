@@ -1,4 +1,4 @@
-"""From a run's folder to what its report shows: curves of metrics.jsonl and what recipe.json says."""
+"""The part of a report that a run's folder holds: the curves of metrics.jsonl and the facts of recipe.json."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.apps.report.charts import duration, number
-from diptych.apps.report.data import Chart, Examples, Judgement, ReportData, Series
-from diptych.apps.report.stages import earlier
+from diptych.apps.report.data import Chart, Examples, ReportData, Series, TaskEvaluation
+from diptych.apps.report.numbers import duration, number
+from diptych.apps.report.stages import earlier_stages
 from diptych.logged import read_metrics
 
 
 @dataclass(frozen=True)
 class ChartSpec:
-    """Which measures of metrics.jsonl share a chart, under which names."""
+    """Measures of metrics.jsonl that share a chart, with their readable names."""
 
     title: str
     unit: str
@@ -52,7 +52,7 @@ CHARTS = (
         "Loss of the answers",
         "nats a question",
         {"losses.answer": "answers"},
-        "Of a decoder, summed over the words of an answer, by its weight; of a closed set, over all answers.",
+        "A decoder's loss is summed over the words of an answer, by its weight; that of a closed set over all answers.",
     ),
     ChartSpec(
         "Mutual information, lower bounds",
@@ -90,13 +90,13 @@ CHARTS = (
             "measures.word_accuracy": "right next words of an answer",
             "measures.answer_score": "score of the likeliest answer",
         },
-        "On the batches as they are trained on. Far above validation, the run learns its records by heart.",
+        "On the training batches. Far above validation, the run learns its records by heart.",
         100.0,
     ),
     ChartSpec(
-        "Accuracy of matching and of words",
+        "Accuracy of matching and of masked words",
         "%",
-        {"measures.itm_accuracy": "matching (ITM)", "measures.mlm_accuracy": "hidden words (MLM)"},
+        {"measures.itm_accuracy": "matching (ITM)", "measures.mlm_accuracy": "masked words (MLM)"},
         "Two of three pairs do not match, so always saying no gives 66.7 % of ITM.",
         100.0,
     ),
@@ -104,56 +104,57 @@ CHARTS = (
         "Visual tokens",
         "%",
         {"measures.code_accuracy": "guessed", "measures.commonest_code": "the commonest of the batch, always"},
-        "Of the hidden patches; what is learnt is how far the first curve is above the second.",
+        "Share of the masked patches. The first curve must rise above the second, or nothing is learnt.",
         100.0,
     ),
     ChartSpec(
         "Codes in use",
         "perplexity",
         {"measures.code_perplexity": "of the codes of a batch"},
-        "As many codes, evenly used, would be as uncertain. 1 is a collapse: every patch is the same code.",
+        "So many codes, evenly used, would be as uncertain. 1 is a collapse: every patch is the same code.",
     ),
     ChartSpec(
-        "Hidden words",
+        "Masked words",
         "perplexity",
-        {"measures.perplexity": "of a hidden word"},
-        "As many words, equally likely, would be as uncertain.",
+        {"measures.perplexity": "of a masked word"},
+        "So many words, equally likely, would be as uncertain.",
     ),
     ChartSpec(
-        "How hard the negatives are",
+        "Hardness of the negatives",
         "cosine",
         {
             "measures.positive_similarity": "right pairs",
             "measures.negative_similarity": "negatives drawn",
-            "measures.other_similarity": "all that do not belong together",
+            "measures.other_similarity": "all pairs that do not belong together",
         },
         "The closer the first two, the harder it is to tell the negatives from the right pairs. Where the last is as "
         "high as the first, all features are the same.",
     ),
     ChartSpec(
-        "The teacher",
+        "The momentum teacher",
         "0 to 1",
         {
             "measures.teacher_label_probability": "probability of the label",
-            "measures.alpha": "let in (ramp of α)",
+            "measures.alpha": "weight of the pseudo-targets (ramp of α)",
         },
-        "How much the teacher believes the label among all candidates, and how far it has been let in (ALBEF §3.3).",
+        "The probability that the teacher gives the label among all candidates, and the weight α of its pseudo-targets "
+        "(ALBEF §3.3).",
     ),
     ChartSpec(
         "False negatives",
         "% of the pairs",
         {"measures.false_negatives": "another caption of the same picture among the candidates"},
-        "Hidden from the contrast, unless the recipe keeps them (released.keep_false_negatives).",
+        "They are ignored by the contrastive loss, unless the recipe keeps them (released.keep_false_negatives).",
         100.0,
     ),
     ChartSpec("Temperature", "τ", {"measures.temperature": "learnt τ"}, "Similarities are divided by it."),
     ChartSpec("Learning rate", "", {"lr": "rate"}),
     ChartSpec("Norm of the gradient", "", {"gradient_norm": "norm"}, "Before clipping."),
     ChartSpec("Speed", "pairs/s", {"pairs_per_second": "pairs per second"}),
-    ChartSpec("Waiting for data", "% of the time", {"waiting": "until the next batch was there"}, scale=100.0),
+    ChartSpec("Waiting for data", "% of the time", {"waiting": "for the next batch"}, scale=100.0),
 )
 UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss", "validation.")
-"""Numbers that get no chart of their own: the axes, the total, and recalls beside the chosen ones."""
+"""Numbers without a chart of their own: the axes, the total, and the recalls that CHARTS leaves out."""
 
 
 def collect(
@@ -162,11 +163,11 @@ def collect(
     evaluation: Mapping[str, Any] | None = None,
     ceiling: Mapping[str, float] | None = None,
     examples: Examples | None = None,
-    judgement: Judgement | None = None,
+    task_evaluation: TaskEvaluation | None = None,
 ) -> ReportData:
-    """What a run's folder tells and what was measured; parts that are not there are left out.
+    """Collects the content of a report from a run's folder and the measures given.
 
-    For the named ones see ReportData. Raises ValueError for a folder without metrics.jsonl.
+    The named arguments are fields of ReportData. Raises ValueError for a folder without metrics.jsonl.
     """
     recipe = _json(folder / "recipe.json") or {}
     lines = read_metrics(folder / "metrics.jsonl")
@@ -178,8 +179,8 @@ def collect(
         ceiling=ceiling or {},
         recipe=recipe,
         examples=examples or Examples(),
-        judgement=judgement,
-        stages=earlier(folder) if recipe else (),
+        task_evaluation=task_evaluation,
+        stages=earlier_stages(folder) if recipe else (),
     )
 
 
@@ -194,8 +195,8 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def charts(lines: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]) -> tuple[Chart, ...]:
-    """The curves that the lines hold: those of CHARTS, then what else was measured, each for itself."""
-    if not recipe.get("task", {}).get("alpha", True):  # nothing is let in of a teacher
+    """Draws the curves of CHARTS, then each other measure in a chart of its own."""
+    if not recipe.get("task", {}).get("alpha", True):  # without pseudo-targets the ramp of α means nothing
         lines = [{name: value for name, value in line.items() if name != "measures.alpha"} for line in lines]
     known = {name for spec in CHARTS for name in spec.names}
     others = dict.fromkeys(name for line in lines for name in line if name not in known)
@@ -218,7 +219,7 @@ def _chart(spec: ChartSpec, lines: Sequence[Mapping[str, float]], recipe: Mappin
 
 
 def _candidates(recipe: Mapping[str, Any]) -> int | None:
-    """N of the bound: a batch, and a full queue where the task has one."""
+    """Counts the candidates N of the bound: a batch, and a full queue where the task has one."""
     queue, batch = recipe.get("task", {}).get("queue_size", 0), recipe.get("run", {}).get("batch_size")
     return queue + batch if batch else None
 
@@ -227,28 +228,23 @@ def _candidates(recipe: Mapping[str, Any]) -> int | None:
 
 
 def facts(recipe: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> tuple[tuple[str, str], ...]:
-    """Name and value of what sums the run up."""
-    found: list[tuple[str, str]] = []
+    """Sums a run up in names and values."""
+    named: list[tuple[str, str]] = []
     if recipe:
-        data = recipe["data"]
-        found.append(("Recipe", recipe["name"]))
-        found.append(("Data", f"{data['source']} {data['path'] or ''}".strip()))
+        data, model = recipe["data"], recipe["model"]
+        named.append(("Recipe", recipe["name"]))
+        named.append(("Data", f"{data['source']} {data['path'] or ''}".strip()))
         if data.get("blank_images"):
-            found.append(("Pictures", "all blank: a model that does not see"))
+            named.append(("Pictures", "all blank: a model that does not see"))
         if recipe.get("init_from"):
-            found.append(("Started from", recipe["init_from"]))
-        found.append(("Picture side", f"{_image_size(recipe['model'])} pixels"))
-        found.append(("Batch", f"{recipe['run']['batch_size']} pairs"))
+            named.append(("Started from", recipe["init_from"]))
+        image_size = model.get("vision", model)["image_size"]  # ALBEF's is that of its image encoder
+        named.append(("Picture side", f"{image_size} pixels"))
+        named.append(("Batch", f"{recipe['run']['batch_size']} pairs"))
     if lines:
         last = lines[-1]
-        found.append(("Steps", f"{last['step']:,.0f}"))
-        found.append(("Pairs seen", f"{last['pairs']:,.0f}"))
-        found.append(("Epochs", number(last["epoch"])))
-        found.append(("Time", duration(last["seconds"])))
-    return tuple(found)
-
-
-def _image_size(model: Mapping[str, Any]) -> int:
-    """ALBEF's is that of its image encoder."""
-    size: int = model.get("vision", model)["image_size"]
-    return size
+        named.append(("Steps", f"{last['step']:,.0f}"))
+        named.append(("Pairs seen", f"{last['pairs']:,.0f}"))
+        named.append(("Epochs", number(last["epoch"])))
+        named.append(("Time", duration(last["seconds"])))
+    return tuple(named)

@@ -1,6 +1,7 @@
-"""Several runs side by side: the values that `diptych compare` finds, as its page and its table show them.
+"""Several runs side by side: the measures of `diptych compare`, and the page that shows them.
 
-A row has a cell for each run, in the order of `Comparison.runs`; None: the run has no such thing.
+A row has a value for each run, in the order of `Comparison.runs`; None where a run lacks it. The names of the fields
+are those of comparison.json.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from diptych.apps.report.data import Trained
+from diptych.apps.report.data import Stage
+from diptych.apps.report.page import fill, write_whole
 from diptych.metrics.intervals import Interval
+
+FILE = "comparison.html"
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,23 @@ class Quality:
     measure: str
     scores: tuple[Score | None, ...]
     chance: float | None
-    """What is reached without looking; the same for all runs, since the data are."""
+    """The score of predictions that ignore the pictures. It is the same for all runs, since the data are the same."""
 
     @property
     def apart(self) -> bool:
         """Whether no two intervals overlap."""
-        ends = sorted(score.interval for score in self.scores if score)
-        return all(one.high < other.low for one, other in pairwise(ends))
+        intervals = sorted(score.interval for score in self.scores if score)
+        return all(lower.high < higher.low for lower, higher in pairwise(intervals))
+
+    @property
+    def best(self) -> float | None:
+        """The highest value where all intervals lie apart, else None."""
+        return max((score.value for score in self.scores if score), default=None) if self.apart else None
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Items a second: the median of the rounds, the least and the most. Of a log there is one number."""
+    """Items a second: median, least and most of the rounds, or three times the one number that a log gives."""
 
     value: float
     least: float
@@ -50,19 +60,27 @@ class Rate:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast one thing goes."""
+    """The rates of one activity."""
 
     what: str
     unit: str
     rates: tuple[Rate | None, ...]
 
+    @property
+    def numbers(self) -> tuple[float | None, ...]:
+        return tuple(None if rate is None else rate.value for rate in self.rates)
+
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters a result depends on."""
+    """The number of parameters that a result depends on."""
 
     what: str
     counts: tuple[int | None, ...]
+
+    @property
+    def numbers(self) -> tuple[int | None, ...]:
+        return self.counts
 
 
 @dataclass(frozen=True)
@@ -70,22 +88,32 @@ class ComparedRun:
     """One of the runs."""
 
     name: str
-    """Its recipe, with the folder where two have the same."""
+    """Name of its recipe, with its folder where two runs have the same recipe."""
     folder: str
-    trained: tuple[Trained, ...]
-    """The runs that made it, itself last."""
+    trained: tuple[Stage, ...]
+    """The runs that made its model, itself last."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is compared."""
+    """All measures of a comparison."""
 
     runs: tuple[ComparedRun, ...]
     data: Mapping[str, Any]
-    """What the runs were measured on: fields of a recipe, with the counts of their evaluations."""
+    """The data that the runs were measured on: fields of a recipe, with the counts of their evaluations."""
     quality: tuple[Quality, ...]
     speed: tuple[Speed, ...]
     parameters: tuple[Parameters, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> Path:
+    """Writes `folder/comparison.html`, whole or not at all, and returns its path."""
+    return write_whole(folder / FILE, render(comparison))
+
+
+def render(comparison: Comparison) -> str:
+    """Renders the page of a comparison."""
+    return fill("comparison.html.j2", comparison=comparison)

@@ -1,5 +1,7 @@
-"""What a report shows, apart from how. Pictures are Pillow images; probabilities and shares lie in 0..1; recalls are
-in percent, as in eval.json."""
+"""The content of a report as data classes, which the templates lay out.
+
+Pictures are Pillow images, probabilities and shares lie in 0..1, recalls are in percent, as in eval.json.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from PIL.Image import Image
 from diptych.metrics.accuracy import Estimate
 
 RIGHT = 0.5
-"""Score from which on a record counts as judged rightly: half a box's overlap, two people of ten."""
+"""Score from which on a prediction counts as right: a box that overlaps by half, an answer of two people in ten."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: a value a step, steps ascending."""
+    """One curve: a value at each step, steps ascending."""
 
     name: str
     steps: tuple[float, ...]
@@ -32,55 +34,55 @@ class Chart:
     unit: str
     series: tuple[Series, ...]
     note: str = ""
-    """What to look for."""
+    """What to look for in the curves."""
     references: tuple[tuple[str, float], ...] = ()
     """Named values to compare with, drawn as horizontal lines."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture that a query found."""
+class QueryResult:
+    """A picture in the ranking of a query."""
 
     picture: Image
     right: bool
     similarity: float
     match: float | None
-    """Logit of a match; None where the fusion encoder was not asked."""
+    """Logit of image-text matching; None where nothing was re-ranked."""
 
 
 @dataclass(frozen=True)
 class QueryExample:
-    """A caption and the pictures found for it, best first."""
+    """A caption and the best pictures of its ranking, in order."""
 
     text: str
-    found: tuple[Shown, ...]
+    results: tuple[QueryResult, ...]
     rank: int
-    """Of the right picture, from 0."""
+    """Rank of the right picture, from 0."""
     contrastive_rank: int
     right_picture: Image
     candidates: int
-    """Pictures among which the right one was to be found."""
+    """Number of pictures that were ranked."""
 
 
 @dataclass(frozen=True)
 class NegativeExample:
-    """A training pair and the negatives that were drawn for it."""
+    """A training pair and the hard negatives that were drawn for it."""
 
     picture: Image
     caption: str
     negative_caption: str
     caption_probability: float
-    """With which this caption was drawn for the picture."""
+    """Probability with which this caption was drawn for the picture."""
     negative_picture: Image
     picture_probability: float
-    """With which this picture was drawn for the caption."""
+    """Probability with which this picture was drawn for the caption."""
     batch: int
-    """Pairs in the batch that they were drawn from."""
+    """Pairs in the batch that both were drawn from."""
 
 
 @dataclass(frozen=True)
 class WordGuess:
-    """A hidden word, and what the teacher expects in its place."""
+    """A masked word, and the pseudo-target of the momentum teacher in its place."""
 
     before: str
     label: str
@@ -91,17 +93,17 @@ class WordGuess:
 
 @dataclass(frozen=True)
 class TextGuess:
-    """A caption that the teacher finds fitting for a picture."""
+    """A caption and the probability that the momentum teacher gives it for a picture."""
 
     text: str
     probability: float
     label: bool
-    """Whether it is the picture's own."""
+    """Whether it is the picture's own caption."""
 
 
 @dataclass(frozen=True)
 class TeacherExample:
-    """What the momentum teacher would teach about one training pair."""
+    """The pseudo-targets of the momentum teacher for one training pair."""
 
     picture: Image
     caption: str
@@ -113,7 +115,7 @@ class TeacherExample:
 
 @dataclass(frozen=True)
 class Examples:
-    """Single cases to look at. Empty parts are left out of the page."""
+    """Single cases to look at. The page leaves empty parts out."""
 
     queries: tuple[QueryExample, ...] = ()
     negatives: tuple[NegativeExample, ...] = ()
@@ -121,102 +123,124 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class JudgedExample:
-    """A record of an evaluation split, what the model said of it and what is right, all in words."""
+class EvaluatedExample:
+    """A record of an evaluation split with the model's prediction and the label, all in words."""
 
     pictures: tuple[tuple[str, Image], ...]
-    """Each under its name, as in `left`."""
+    """Each picture under its name, such as `left`."""
     text: str
     said: str
+    """The prediction; empty where it is drawn on a picture."""
     probability: float | None
     right: str
-    """Empty where nobody tells."""
+    """The label; empty where there is none."""
     score: float | None
-    """How right it was, in 0..1; None where nobody tells."""
+    """Score of the prediction in 0..1; None without a label."""
+
+    @property
+    def kind(self) -> str | None:
+        """Names the style of a right or a wrong prediction; None without a label."""
+        if self.score is None:
+            return None
+        return "is-label" if self.score >= RIGHT else "is-wrong"
+
+    @property
+    def verdict(self) -> str:
+        """Says in a word whether the prediction is right, so that no colour is needed, with a score between 0 and 1."""
+        if self.score is None:
+            return "no label"
+        word = "✓ right" if self.score >= RIGHT else "✗ wrong"
+        return word if self.score in (0.0, 1.0) else f"{word}, score {self.score:.2f}"
 
 
 @dataclass(frozen=True)
 class ExampleGroup:
-    """Examples of one kind, as `wrong`, evenly spaced among all of that kind."""
+    """Examples of one kind, such as the wrong ones, evenly spaced among all of that kind."""
 
     title: str
-    examples: tuple[JudgedExample, ...]
+    examples: tuple[EvaluatedExample, ...]
     total: int
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often which class was said of which."""
+    """How often each class was predicted for records of each class."""
 
     names: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
-    """A row for each right class, a column for each that was said."""
+    """A row for each right class, a column for each predicted one."""
 
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """An answer in words, and how it fared."""
+    """An answer in words, with the number of questions that got it."""
 
     text: str
     times: int
     score: float | None
-    """Its mean score in 0..1; None where nobody tells."""
+    """Mean score of these questions in 0..1; None without labels."""
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """How a model did on records that are judged one by one. Estimates are in percent, under names for people."""
+class TaskEvaluation:
+    """An evaluation record by record, as the report shows it. Estimates are in percent, under readable names."""
 
     title: str
-    """Of the task."""
+    """Name of the task."""
     how: str
-    """What was asked and counted, in a sentence."""
+    """What was asked and how it was scored, in a sentence."""
     split: str
     records: int
     scores: Mapping[str, Estimate]
-    """The task's official measure first; empty for a split without labels."""
+    """Measures, the official one first; empty for a split without labels."""
     references: Mapping[str, Estimate]
-    """The official measure of whoever does not look."""
+    """The official measure of predictions that ignore the pictures, such as always the commonest answer."""
     confusion: Confusion | None = None
     answers: tuple[GivenAnswer, ...] = ()
-    """Those given most often, of answers in words."""
+    """The answers given most often, where answers are words."""
     examples: tuple[ExampleGroup, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
-    """What is no percentage, under names for people."""
+    """Numbers that are no percentages, under readable names."""
+
+    @property
+    def maps(self) -> bool:
+        """Whether an example shows a heat map."""
+        names = (name for group in self.examples for example in group.examples for name, _ in example.pictures)
+        return any("map" in name for name in names)
 
 
 @dataclass(frozen=True)
-class Trained:
+class Stage:
     """One of the runs that made a model, one after the other."""
 
     recipe: str
     folder: str
     steps: int
     records: int
-    """Pairs, pictures, or texts that it saw, each as often as it saw it."""
+    """Pairs, pictures or texts that it was trained on, each counted as often as it was seen."""
     seconds: float
     measures: tuple[tuple[str, str], ...]
-    """Its own, at its end: name and value."""
+    """Name and value of its measures at its end."""
     flops: float | None = None
     """Floating-point operations of its steps, where they were counted."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the page says."""
+    """The content of a run's report. The page leaves empty parts out."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
-    """Name and value of what sums the run up."""
+    """Name and value of the facts that sum the run up."""
     charts: tuple[Chart, ...]
     evaluation: Mapping[str, Any] | None = None
-    """What retrieval's eval.json holds; None before the evaluation, and for other tasks."""
+    """Content of a retrieval's eval.json; None before the evaluation, and for other tasks."""
     ceiling: Mapping[str, float] = field(default_factory=dict)
     """Recall in percent, by `DIRECTION.recall@K`, of a matcher that knows only the set of nouns on each side."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """The resolved recipe as plain JSON."""
     examples: Examples = field(default_factory=Examples)
-    judgement: Judgement | None = None
-    """For tasks that are judged record by record."""
-    stages: tuple[Trained, ...] = ()
+    task_evaluation: TaskEvaluation | None = None
+    """For tasks that are evaluated record by record."""
+    stages: tuple[Stage, ...] = ()
     """The runs that this one started from, in their order."""

@@ -1,6 +1,6 @@
-"""Single cases for the report, from what evaluation and the pre-training task give.
+"""Examples for the report, from the results of an evaluation and from a look into a pre-training pass.
 
-I pictures, T texts, B pairs of a batch, R hidden words, K answers of the teacher kept for each.
+I pictures, T texts, B pairs of a batch, R masked words, K best pseudo-targets of each.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
-from diptych.apps.report.data import NegativeExample, QueryExample, Shown, TeacherExample, TextGuess, WordGuess
+from diptych.apps.report.data import NegativeExample, QueryExample, QueryResult, TeacherExample, TextGuess, WordGuess
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Normalise
 from diptych.search.rerank import Reranked
 from diptych.types import Batch, RowList
 
-FOUND = 5
-"""Pictures shown for a query."""
+RESULTS = 5
+"""Pictures shown of a query's ranking."""
 WORDS = 2
-"""Hidden words shown of a caption."""
+"""Masked words shown of a caption."""
 
 
 @runtime_checkable
 class Negatives(Protocol):
-    """The negatives that one pre-training pass of B pairs has drawn. Texts and images are counted within the batch."""
+    """Hard negatives of one pre-training pass over B pairs. Indices count within the batch."""
 
     @property
     def negative_text_index(self) -> Int[Tensor, "B"]:
@@ -48,11 +48,11 @@ class Negatives(Protocol):
 
 @runtime_checkable
 class Inspection(Negatives, Protocol):
-    """What a look into a pass with a momentum teacher shows."""
+    """Hard negatives and pseudo-targets of one pre-training pass with a momentum teacher."""
 
     @property
     def masked(self) -> RowList:
-        """The hidden words; `pair` counts texts of the batch."""
+        """The masked words; `pair` counts texts of the batch."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class Inspection(Negatives, Protocol):
 
     @property
     def teacher_texts(self) -> Int[Tensor, "B K"]:
-        """The captions of the batch that the teacher finds most fitting for each picture."""
+        """The captions of the batch to which the teacher gives the highest probability for each picture."""
         ...
 
     @property
@@ -83,34 +83,36 @@ def query_examples(
     images: int,
     count: int = 12,
 ) -> tuple[QueryExample, ...]:
-    """The first `count` captions with the pictures found. `picture` gives a test picture by its number in 0..I-1."""
+    """Shows the first `count` captions with the best pictures of their ranking. `picture` opens picture 0..I-1."""
     ordered = reranked.ordered()
-    found = []
+    examples = []
     for text, caption in enumerate(captions[:count]):
         owner = int(image_of_text[text])
-        best, cosines = (column[text, :FOUND].tolist() for column in (ordered.candidates, ordered.similarity))
-        matches = [None] * len(best) if ordered.match is None else ordered.match[text, :FOUND].tolist()
-        each = zip(best, cosines, matches, strict=True)
-        shown = tuple(Shown(picture(i), i == owner, cosine, match) for i, cosine, match in each)
-        rank, first = int(ranks[text]), int(contrastive_ranks[text])
-        found.append(QueryExample(caption, shown, rank, first, picture(owner), images))
-    return tuple(found)
+        best, cosines = (column[text, :RESULTS].tolist() for column in (ordered.candidates, ordered.similarity))
+        matches = [None] * len(best) if ordered.match is None else ordered.match[text, :RESULTS].tolist()
+        results = tuple(
+            QueryResult(picture(image), image == owner, cosine, match)
+            for image, cosine, match in zip(best, cosines, matches, strict=True)
+        )
+        rank, contrastive_rank = int(ranks[text]), int(contrastive_ranks[text])
+        examples.append(QueryExample(caption, results, rank, contrastive_rank, picture(owner), images))
+    return tuple(examples)
 
 
 def negative_examples(
-    seen: Negatives, batch: Batch, tokenizer: Tokenizer, normalise: Normalise, count: int = 8
+    inspection: Negatives, batch: Batch, tokenizer: Tokenizer, normalise: Normalise, count: int = 8
 ) -> tuple[NegativeExample, ...]:
-    """The first `count` pairs of a batch with the negatives drawn for them."""
+    """Shows the first `count` pairs of a batch with the hard negatives drawn for them."""
     texts = [tokenizer.decode(ids) for ids in batch.texts.input_ids.tolist()]
     pictures = [to_picture(pixels, normalise) for pixels in batch.pixels]
     return tuple(
         NegativeExample(
             picture=pictures[b],
             caption=texts[b],
-            negative_caption=texts[int(seen.negative_text_index[b])],
-            caption_probability=float(seen.negative_text_probability[b]),
-            negative_picture=pictures[int(seen.negative_image_index[b])],
-            picture_probability=float(seen.negative_image_probability[b]),
+            negative_caption=texts[int(inspection.negative_text_index[b])],
+            caption_probability=float(inspection.negative_text_probability[b]),
+            negative_picture=pictures[int(inspection.negative_image_index[b])],
+            picture_probability=float(inspection.negative_image_probability[b]),
             batch=len(batch),
         )
         for b in range(min(count, len(batch)))
@@ -118,31 +120,31 @@ def negative_examples(
 
 
 def teacher_examples(
-    seen: Inspection,
+    inspection: Inspection,
     batch: Batch,
     tokenizer: Tokenizer,
     normalise: Normalise,
     clean: Sequence[str | None],
     count: int = 8,
 ) -> tuple[TeacherExample, ...]:
-    """The first `count` pairs of a batch that have a hidden word, with what the teacher says of them.
+    """Shows the first `count` pairs of a batch that have a masked word, with their pseudo-targets.
 
     `clean[b]` is the caption without the noise put into it, None where there is none.
     """
     texts = [tokenizer.decode(ids) for ids in batch.texts.input_ids.tolist()]
     rows: dict[int, list[int]] = {}
-    for row, pair in enumerate(seen.masked.pair.tolist()):
+    for row, pair in enumerate(inspection.masked.pair.tolist()):
         rows.setdefault(pair, []).append(row)
     return tuple(
         TeacherExample(
             picture=to_picture(batch.pixels[b], normalise),
             caption=texts[b],
             clean=clean[b],
-            words=tuple(_word(seen, batch, tokenizer, row) for row in rows[b][:WORDS]),
+            words=tuple(_word(inspection, batch, tokenizer, row) for row in rows[b][:WORDS]),
             texts=tuple(
                 TextGuess(texts[other], probability, other == b)
                 for other, probability in zip(
-                    seen.teacher_texts[b].tolist(), seen.teacher_text_probabilities[b].tolist(), strict=True
+                    inspection.teacher_texts[b].tolist(), inspection.teacher_text_probabilities[b].tolist(), strict=True
                 )
             ),
         )
@@ -150,13 +152,13 @@ def teacher_examples(
     )
 
 
-def _word(seen: Inspection, batch: Batch, tokenizer: Tokenizer, row: int) -> WordGuess:
-    ids = batch.texts.input_ids[seen.masked.pair[row]].tolist()
-    place = int(seen.masked.position[row])
-    guesses = zip(seen.teacher_words[row].tolist(), seen.teacher_word_probabilities[row].tolist(), strict=True)
+def _word(inspection: Inspection, batch: Batch, tokenizer: Tokenizer, row: int) -> WordGuess:
+    ids = batch.texts.input_ids[inspection.masked.pair[row]].tolist()
+    place = int(inspection.masked.position[row])
+    words, probabilities = inspection.teacher_words[row].tolist(), inspection.teacher_word_probabilities[row].tolist()
     return WordGuess(
         before=tokenizer.decode(ids[:place]),
-        label=tokenizer.token(int(seen.labels[row])),
+        label=tokenizer.token(int(inspection.labels[row])),
         after=tokenizer.decode(ids[place + 1 :]),
-        guesses=tuple((tokenizer.token(word), probability) for word, probability in guesses),
+        guesses=tuple((tokenizer.token(word), share) for word, share in zip(words, probabilities, strict=True)),
     )

@@ -1,80 +1,85 @@
-"""A page of samples: what the records of some data look like. One HTML file that loads nothing."""
+"""A page of samples that shows what the records of some data look like, as one HTML file that loads nothing."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from diptych.apps.report.html import LARGEST, Html, picture, tag
-from diptych.apps.report.shell import Section, page, write_whole
+from diptych.apps.report.html import LARGEST
+from diptych.apps.report.page import fill, write_whole
 from diptych.data.pictures import open_picture
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
 from diptych.data.sources.files import Found
 from diptych.schema import Split
 
-WHOLE = "figure img { aspect-ratio: auto; }"
-"""Here pictures are shown whole: boxes reach to their edges."""
 MOST_ANSWERS = 5
 MOST_PROPOSALS = 20
 BOX, PROPOSAL = (230, 40, 40), (250, 200, 60)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A record as the page shows it."""
+
+    record: AnyRecord
+
+    @property
+    def pictures(self) -> Iterator[tuple[Image.Image | None, str]]:
+        """Opens the pictures one by one. A picture that cannot be opened gives None and why."""
+        name = next(iter(self.record.texts), self.record.id)
+        for path in self.record.images:
+            try:
+                yield _with_boxes(open_picture(path, self.record.id), self.record), name
+            except BadRecord as error:
+                yield None, f"{error.reason}: {error.detail}"
+
+    @property
+    def label(self) -> str:
+        """The label of a record in words; empty where its kind has none."""
+        match self.record:
+            case Entailment(label=label):
+                return label
+            case PairStatement(label=label):
+                return "true" if label else "false"
+            case Question(targets=targets):
+                likeliest = sorted(targets, key=lambda target: -target[1])[:MOST_ANSWERS]
+                return ", ".join(f"{answer} ({weight:.2g})" for answer, weight in likeliest) or "no answer known"
+            case Referring(proposals=proposals, part=part):
+                return f"{len(proposals)} proposals" + (f", {part}" if part else "")
+            case _:
+                return ""
+
+
 def write_samples(parts: Mapping[Split, Found], file: Path, title: str, count: int, seed: int) -> Path:
-    """Write the page, whole or not at all: of each split `count` records, drawn by `seed`. Returns its path."""
+    """Writes a page with `count` records of each split, drawn by `seed`, whole or not at all. Returns its path."""
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1")
     return write_whole(file, render(parts, title, count, seed))
 
 
 def render(parts: Mapping[Split, Found], title: str, count: int, seed: int) -> str:
-    """The page."""
-    shown = {split: found for split, found in parts.items() if found.records}
-    if not shown:
+    """Renders the page of samples. Raises ValueError where no split has a record."""
+    splits = {split: found.records for split, found in parts.items() if found.records}
+    if not splits:
         raise ValueError(f"{title} holds no record to show")
-    sections = [_section(split, found, count, seed) for split, found in shown.items()]
-    return page(title, sections, style=WHOLE)
+    samples = {
+        split: [
+            Sample(records[place])
+            for place in sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
+        ]
+        for split, records in splits.items()
+    }
+    kinds = {split: TASK_NAMES[type(records[0])] for split, records in splits.items()}
+    sections = [(split, split, True) for split in splits]
+    return fill("samples.html.j2", title=title, sections=sections, splits=splits, samples=samples, kinds=kinds)
 
 
-def _section(split: Split, found: Found, count: int, seed: int) -> Section:
-    records = found.records
-    places = sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
-    intro = f"{len(places)} of {len(records)} records ({TASK_NAMES[type(records[0])]})"
-    cards = tag("div", [tag("div", _card(records[place]), class_="tile") for place in places], class_="tiles")
-    return split, split, [tag("p", intro, class_="intro"), tag("div", cards, class_="tiles")]
-
-
-def _card(record: AnyRecord) -> Iterator[Html]:
-    for path in record.images:
-        try:
-            image = open_picture(path, record.id)
-        except BadRecord as error:
-            yield tag("p", f"{error.reason}: {error.detail}")
-            continue
-        yield tag("figure", picture(_marked(image, record), next(iter(record.texts), record.id)))
-    for text in record.texts:
-        yield tag("h3", text)
-    for line in _facts(record):
-        yield tag("p", line)
-    yield tag("small", record.id)
-
-
-def _facts(record: AnyRecord) -> Iterator[str]:
-    if isinstance(record, Entailment):
-        yield record.label
-    elif isinstance(record, PairStatement):
-        yield "true" if record.label else "false"
-    elif isinstance(record, Question):
-        likeliest = sorted(record.targets, key=lambda target: -target[1])[:MOST_ANSWERS]
-        yield ", ".join(f"{answer} ({weight:.2g})" for answer, weight in likeliest) or "no answer known"
-    elif isinstance(record, Referring):
-        yield f"{len(record.proposals)} proposals" + (f", {record.part}" if record.part else "")
-
-
-def _marked(image: Image.Image, record: AnyRecord) -> Image.Image:
-    """The picture at the size it is shown, with a phrase's box and the first proposals."""
+def _with_boxes(image: Image.Image, record: AnyRecord) -> Image.Image:
+    """Draws the box and the first proposals of a phrase on the picture, at the size at which it is shown."""
     if not isinstance(record, Referring):
         return image
     scale = min(1.0, LARGEST / max(image.size))

@@ -1,4 +1,4 @@
-"""The runs that made a run, found by what its recipe says that it started from, and what each of them measured."""
+"""The runs that led to a run, followed back through the recipes, with the measures of each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from diptych.apps.report.charts import number
-from diptych.apps.report.data import Trained
+from diptych.apps.report.data import Stage
+from diptych.apps.report.numbers import number
 from diptych.apps.report.task_evaluation import FIGURES, REFERENCES, WORDINGS
 from diptych.logged import read_metrics
 from diptych.serialize import KIND
@@ -18,58 +18,59 @@ IN_TRAINING = {
     "code_perplexity": ("perplexity of the codes' use", 1.0, ""),
     "code_accuracy": ("visual tokens guessed", 100.0, " %"),
     "commonest_code": ("always the commonest code", 100.0, " %"),
-    "mlm_accuracy": ("hidden words guessed", 100.0, " %"),
-    "perplexity": ("perplexity of a hidden word", 1.0, ""),
+    "mlm_accuracy": ("masked words guessed", 100.0, " %"),
+    "perplexity": ("perplexity of a masked word", 1.0, ""),
 }
-"""Measures of a log by their key: their name, factor and unit."""
+"""Measures of a log by their key, with their name, factor and unit."""
 COMPUTE = "compute.json"
-"""What a training took, in a run's folder, where it was counted."""
+"""File in a run's folder with the operations of its training, where they were counted."""
 OFFICIAL = {kind.__name__: wording.measure for kind, wording in WORDINGS.items()}
 
 
-def trained(folder: Path) -> tuple[Trained, ...]:
-    """The runs that led to this one, in their order, itself last; those that are gone are left out."""
-    return tuple(dict.fromkeys(_trained(folder)))
+def training_stages(folder: Path) -> tuple[Stage, ...]:
+    """Lists the runs that led to this one in their order, itself last. Runs whose folders are gone are left out."""
+    return tuple(dict.fromkeys(_stages(folder)))
 
 
-def earlier(folder: Path) -> tuple[Trained, ...]:
-    """The runs that led to this one."""
-    return trained(folder)[:-1]
+def earlier_stages(folder: Path) -> tuple[Stage, ...]:
+    """Lists the runs that led to this one, without itself."""
+    return training_stages(folder)[:-1]
 
 
-def _trained(folder: Path) -> Iterator[Trained]:
+def _stages(folder: Path) -> Iterator[Stage]:
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    for named in (recipe.get("task", {}).get("tokenizer"), recipe.get("init_from")):
-        if named and (Path(named) / "recipe.json").is_file() and (Path(named) / "metrics.jsonl").is_file():
-            yield from _trained(Path(named))
+    for start in (recipe.get("task", {}).get("tokenizer"), recipe.get("init_from")):
+        if start and (Path(start) / "recipe.json").is_file() and (Path(start) / "metrics.jsonl").is_file():
+            yield from _stages(Path(start))
     lines = read_metrics(folder / "metrics.jsonl")
     last: Mapping[str, float] = lines[-1] if lines else {}
-    yield Trained(
-        recipe["name"], str(folder), int(last.get("step", 0)), int(last.get("pairs", 0)), last.get("seconds", 0.0),
-        tuple(_evaluated(folder, recipe) or _logged(lines)), _flops(folder),
-    )  # fmt: skip
-
-
-def _flops(folder: Path) -> float | None:
-    file = folder / COMPUTE
-    return json.loads(file.read_text(encoding="utf-8"))["flops"] if file.is_file() else None
+    compute = folder / COMPUTE
+    yield Stage(
+        recipe=recipe["name"],
+        folder=str(folder),
+        steps=int(last.get("step", 0)),
+        records=int(last.get("pairs", 0)),
+        seconds=last.get("seconds", 0.0),
+        measures=tuple(_evaluated(folder, recipe) or _logged(lines)),
+        flops=json.loads(compute.read_text(encoding="utf-8"))["flops"] if compute.is_file() else None,
+    )
 
 
 def _evaluated(folder: Path, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Of a run that was judged record by record: on unseen ones, what did not look, and other figures."""
+    """Reads the measures of a run that was evaluated record by record; empty for other runs."""
     file, official = folder / "eval.json", OFFICIAL.get(recipe.get("task", {}).get(KIND, ""))
     if not file.is_file() or official is None:
         return []
-    found = json.loads(file.read_text(encoding="utf-8"))
+    evaluation = json.loads(file.read_text(encoding="utf-8"))
     shares = {"accuracy": official} | {f"references.{key}": name for key, name in REFERENCES.items()}
     return [
-        *((name, f"{found[key]:.1f} %") for key, name in shares.items() if key in found),
-        *((name, number(found[key])) for key, name in FIGURES.items() if key in found),
+        *((name, f"{evaluation[key]:.1f} %") for key, name in shares.items() if key in evaluation),
+        *((name, number(evaluation[key])) for key, name in FIGURES.items() if key in evaluation),
     ]
 
 
 def _logged(lines: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
-    """As of the last line that has them."""
+    """Gives each measure of IN_TRAINING as the last line that has it logged it."""
     for key, (name, factor, unit) in IN_TRAINING.items():
         values = [line[f"measures.{key}"] for line in lines if f"measures.{key}" in line]
         if values:
@@ -77,7 +78,7 @@ def _logged(lines: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
 
 
 def training_rate(folder: Path) -> float | None:
-    """Records a second over all steps of a run, without its validations; None where nothing was logged."""
+    """Computes the records a second over all steps of a run, without its validations; None without a log."""
     lines = [{"pairs": 0.0}, *(line for line in read_metrics(folder / "metrics.jsonl") if "pairs_per_second" in line)]
     steps = [(new["pairs"] - old["pairs"], new["pairs_per_second"]) for old, new in pairwise(lines)]
     seconds = sum(pairs / rate for pairs, rate in steps)

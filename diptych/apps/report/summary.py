@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diptych.apps.report.page import gain_verdict
 
-def summary(found: Mapping[str, Any]) -> str:
-    """The measures of retrieval as a few lines of text."""
-    lines = [f"\nRetrieval among {found['images']} unseen pictures and {found['texts']} captions, in %"]
-    reranked = "rerank_gain.recall@1" in found
+
+def summary(evaluation: Mapping[str, Any]) -> str:
+    """Formats the measures of retrieval as a few lines of text."""
+    head = f"\nRetrieval among {evaluation['images']} unseen pictures and {evaluation['texts']} captions, in %"
+    reranked = "rerank_gain.recall@1" in evaluation
     ways = {"by similarity": "contrastive.", "re-ranked": ""} if reranked else {"by similarity": ""}
+    lines = [head]
     for direction in ("image_to_text", "text_to_image"):
-        chance = f"(chance R@10 {found[f'chance.{direction}.recall@10']:.1f})"
+        chance = f"(chance R@10 {evaluation[f'chance.{direction}.recall@10']:.1f})"
         for way, prefix in ways.items():
-            recalls = "  ".join(f"R@{k} {found[f'{prefix}{direction}.recall@{k}']:5.1f}" for k in (1, 5, 10))
+            recalls = "  ".join(f"R@{k} {evaluation[f'{prefix}{direction}.recall@{k}']:5.1f}" for k in (1, 5, 10))
             lines.append(f"  {direction:14} {way:14} {recalls}   {chance}")
     if not reranked:
         return "\n".join([*lines, "  nothing was re-ranked"])
-    low, high = found["rerank_gain.interval"]
-    gain = found["rerank_gain.recall@1"]
-    verdict = "above the noise" if low > 0 else "below 0" if high < 0 else "inside the noise"
-    lines.append(f"  re-ranking changes R@1 by {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}")
-    return "\n".join(lines)
+    low, high = evaluation["rerank_gain.interval"]
+    change = f"{evaluation['rerank_gain.recall@1']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    return "\n".join([*lines, f"  re-ranking changes R@1 by {change}: {gain_verdict(low, high)}"])

@@ -1,4 +1,4 @@
-"""The tasks that are judged record by record, in words and pictures: from what evaluation gives to a `Judgement`."""
+"""Evaluations record by record, described in words and pictures for the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from diptych.apps.report.data import RIGHT, Confusion, ExampleGroup, GivenAnswer, JudgedExample, Judgement
+from diptych.apps.report.data import RIGHT, Confusion, EvaluatedExample, ExampleGroup, GivenAnswer, TaskEvaluation
 from diptych.apps.report.html import LARGEST
 from diptych.data.heatmap import heat_picture
 from diptych.data.record import AnyRecord, Box, Picture, Question, Referring
@@ -37,7 +37,7 @@ ANSWERS = 12
 
 @dataclass(frozen=True)
 class Wording:
-    """What people call a task and its official measure."""
+    """Readable names of a task and of its official measure, and how it is scored."""
 
     title: str
     measure: str
@@ -47,7 +47,7 @@ class Wording:
 _VQA = Wording(
     "Visual question answering",
     "VQA accuracy",
-    "An answer counts as right as far as people gave it: three of ten suffice, counted over each nine of them, with "
+    "An answer scores by how many people gave it: three of ten make it right, as a mean over each nine of them, with "
     "answers normalised as for published numbers.",
 )
 WORDINGS: dict[type, Wording] = {
@@ -57,8 +57,8 @@ WORDINGS: dict[type, Wording] = {
     Nlvr2Config: Wording(
         "Visual reasoning (NLVR2)",
         "Accuracy",
-        "Is the statement true of the two pictures? Consistency is the share of statements judged rightly with all "
-        "their pairs of pictures.",
+        "Is the statement true of the two pictures? Consistency is the share of statements that are predicted rightly "
+        "for all their pairs of pictures.",
     ),
     VqaDecoderConfig: _VQA,
     VqaClosedSetConfig: _VQA,
@@ -71,13 +71,13 @@ WORDINGS: dict[type, Wording] = {
     VisionStageConfig: Wording(
         "Masked image modelling",
         "Visual-token accuracy",
-        "Which code of the visual tokenizer belongs to each hidden patch? Every picture has its own mask, always the "
+        "Which code of the visual tokenizer belongs to each masked patch? Every picture has its own mask, always the "
         "same.",
     ),
     LanguageStageConfig: Wording(
         "Masked language modelling",
         "Masked-word accuracy",
-        "Which word stands at each hidden place? Every text has its own mask, always the same.",
+        "Which word stands at each masked place? Every text has its own mask, always the same.",
     ),
     VisualTokenizerTrainingConfig: Wording(
         "Visual tokenizer",
@@ -109,12 +109,12 @@ FIGURES = {
     "code_perplexity": "Perplexity of the codes' use",
     "codes_used": "Codes used",
     "codes": "Codes in all",
-    "perplexity": "Perplexity of a hidden word",
+    "perplexity": "Perplexity of a masked word",
 }
 
 
 def named_scores(task: TaskConfig, result: TaskResult) -> dict[str, Estimate]:
-    """The measures under names for people, the official one first."""
+    """Gives the measures under readable names, the official one first."""
     official = WORDINGS[type(task)].measure
     return {
         official if name == "accuracy" else MEASURES.get(name) or f"{official}, {name.removeprefix('accuracy.')}": score
@@ -123,16 +123,16 @@ def named_scores(task: TaskConfig, result: TaskResult) -> dict[str, Estimate]:
 
 
 def named_references(result: TaskResult) -> dict[str, Estimate]:
-    """What the official measure is for whoever does not look, under names for people."""
+    """Gives the official measure of predictions that ignore the pictures, under readable names."""
     return {REFERENCES[name]: score for name, score in result.references.items()}
 
 
 def named_figures(result: TaskResult) -> dict[str, float]:
-    """What is no percentage, under names for people."""
+    """Gives the numbers that are no percentages, under readable names."""
     return {FIGURES[name]: value for name, value in result.figures.items()}
 
 
-def judgement(
+def describe_evaluation(
     task: TaskConfig,
     split: str,
     result: TaskResult,
@@ -140,24 +140,25 @@ def judgement(
     pictures: Callable[[AnyRecord], Sequence[Image.Image]],
     heat: Callable[[AnyRecord, Image.Image], Float[Tensor, "h w"]],
     views: Callable[[AnyRecord], Sequence[tuple[str, Image.Image]]],
-) -> Judgement:
-    """All that the page says of a judged split.
+) -> TaskEvaluation:
+    """Describes the evaluation of a split for the report.
 
-    `records` by their id; `pictures` opens those of a record, `heat` maps its phrase on its picture, and `views` says
-    what the model sees and makes of a picture alone. They are asked for the examples shown only.
+    `records` are by their id. `pictures` opens those of a record, `heat` computes the map of a phrase on its picture,
+    and `views` gives the input and the output of a model of pictures alone. All three are called for the examples
+    shown only.
     """
     wording, decisions = WORDINGS[type(task)], result.decisions
 
-    def example(decision: Decision) -> JudgedExample:
+    def example(decision: Decision) -> EvaluatedExample:
         record = records[decision.record]
         if isinstance(record, Referring):
             return _box_example(decision, record, pictures(record)[0], heat)
         if isinstance(record, Picture):
-            return JudgedExample(tuple(views(record)), "", "", None, "", decision.score)
-        shown = [image for name in decision.pictures for image in pictures(records[name])] or pictures(record)
-        names = ("first", "second") if decision.pictures else ("left", "right") if len(shown) > 1 else ("picture",)
-        return JudgedExample(
-            pictures=tuple(zip(names[: len(shown)], shown, strict=True)),
+            return EvaluatedExample(tuple(views(record)), "", "", None, "", decision.score)
+        images = [image for name in decision.pictures for image in pictures(records[name])] or pictures(record)
+        names = ("first", "second") if decision.pictures else ("left", "right") if len(images) > 1 else ("picture",)
+        return EvaluatedExample(
+            pictures=tuple(zip(names[: len(images)], images, strict=True)),
             text=decision.shown or record.texts[0],
             said=str(decision.said),
             probability=decision.probability,
@@ -166,7 +167,7 @@ def judgement(
         )
 
     in_words = bool(decisions) and isinstance(records[decisions[0].record], Question)
-    return Judgement(
+    return TaskEvaluation(
         title=wording.title,
         how=wording.how,
         split=split,
@@ -183,34 +184,35 @@ def judgement(
 
 
 def groups(decisions: Sequence[Decision], count: int = SHOWN) -> list[tuple[str, list[Decision], int]]:
-    """Wrong and right decisions, half of `count` each or what there is, evenly spaced, with the number of all such.
+    """Chooses wrong and right decisions, half of `count` each or as many as there are, evenly spaced.
 
-    Not chosen by how well they do. Where nobody tells what is right, all are of one kind.
+    Each group comes with its title and with the number of all decisions of its kind. Decisions without labels are one
+    group. No example is chosen by how well the model does.
     """
     kinds: dict[str, list[Decision]] = {"Wrong": [], "Right": []}
-    for one in decisions:
-        if one.score is not None:
-            kinds["Right" if one.score >= RIGHT else "Wrong"].append(one)
-    kinds = {title: ones for title, ones in kinds.items() if ones} or {"Unlabelled": list(decisions)}
-    found = []
-    for place, (title, ones) in enumerate(sorted(kinds.items(), key=lambda kind: len(kind[1]))):
-        number = min(len(ones), count // (len(kinds) - place))
+    for decision in decisions:
+        if decision.score is not None:
+            kinds["Right" if decision.score >= RIGHT else "Wrong"].append(decision)
+    kinds = {title: members for title, members in kinds.items() if members} or {"Unlabelled": list(decisions)}
+    chosen = []
+    for place, (title, members) in enumerate(sorted(kinds.items(), key=lambda kind: len(kind[1]))):
+        number = min(len(members), count // (len(kinds) - place))
         count -= number
-        found.append((title, [ones[i * len(ones) // number] for i in range(number)], len(ones)))
-    return sorted(found, key=lambda group: list(kinds).index(group[0]))
+        chosen.append((title, [members[i * len(members) // number] for i in range(number)], len(members)))
+    return sorted(chosen, key=lambda group: list(kinds).index(group[0]))
 
 
 def confusion(names: tuple[str, ...], decisions: Sequence[Decision]) -> Confusion:
-    """How often which of the classes was said of which."""
-    counted = Counter((one.right, one.said) for one in decisions)
-    return Confusion(names, tuple(tuple(counted[right, said] for said in names) for right in names))
+    """Counts how often each class was predicted for records of each class."""
+    counts = Counter((decision.right, decision.said) for decision in decisions)
+    return Confusion(names, tuple(tuple(counts[right, said] for said in names) for right in names))
 
 
 def given_answers(decisions: Sequence[Decision], count: int = ANSWERS) -> tuple[GivenAnswer, ...]:
-    """The answers given most often, with the mean score of the questions that got them."""
+    """Lists the answers given most often, with the mean score of the questions that got them."""
     scores: dict[str, list[float | None]] = {}
-    for one in decisions:
-        scores.setdefault(one.said, []).append(one.score)
+    for decision in decisions:
+        scores.setdefault(decision.said, []).append(decision.score)
     often = sorted(scores, key=lambda answer: -len(scores[answer]))[:count]
     return tuple(GivenAnswer(answer, len(scores[answer]), _mean(scores[answer])) for answer in often)
 
@@ -221,7 +223,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 
 
 def _people(record: Question, most: int = 4) -> str:
-    """What people answered, the commonest first."""
+    """Lists people's answers, the commonest first, with their shares."""
     total = sum(weight for _, weight in record.targets)
     often = sorted(record.targets, key=lambda target: -target[1])[:most]
     return ", ".join(f"{answer} ({100 * weight / total:.0f}\N{NO-BREAK SPACE}%)" for answer, weight in often)
@@ -235,13 +237,13 @@ def _box_example(
     record: Referring,
     image: Image.Image,
     heat: Callable[[AnyRecord, Image.Image], Float[Tensor, "h w"]],
-) -> JudgedExample:
-    """The picture as it is, and the map on it with the box found in white and the right one in orange."""
+) -> EvaluatedExample:
+    """Shows a picture as it is, and with its map, the predicted box in white and the right one in orange."""
     scale = LARGEST / max(image.size)
     large = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     expected = None if record.box is None else _scaled(record.box, scale)
     drawn = heat_picture(large, heat(record, image), _scaled(decision.said, scale), expected)
-    return JudgedExample(
+    return EvaluatedExample(
         pictures=(("picture", image), ("map and boxes", drawn)),
         text=record.phrase,
         said="",

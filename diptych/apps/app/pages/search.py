@@ -13,8 +13,8 @@ from diptych.apps.app.form import Example, Form, Page
 from diptych.apps.app.quality import quality
 from diptych.apps.app.site import Site
 from diptych.apps.index import IndexHit, SearchResults
-from diptych.apps.report.charts import percent
 from diptych.apps.report.html import Html, tag
+from diptych.apps.report.numbers import percent
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord
 from diptych.predict import PooledModel

@@ -1,4 +1,4 @@
-"""The report of a run: measures it and writes `report.html`, with examples of what its model does."""
+"""The report of a run: measures it on its test split and writes `report.html`, with examples of what its model does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from diptych import catalog
 from diptych.apps.report import (
     Examples,
     collect,
-    judgement,
+    describe_evaluation,
     negative_examples,
     query_examples,
     teacher_examples,
     write_report,
 )
+from diptych.apps.report.data import NegativeExample, TeacherExample
 from diptych.data.loader import PairDataset, evaluation_batch, pictures_of
 from diptych.data.record import AnyRecord
 from diptych.data.transforms import EvaluationTransform, TrainTransform, to_picture
@@ -37,26 +38,27 @@ def report(folder: Path) -> Path:
     """Measures a run on its test split and writes its `report.html` with examples. Returns the page."""
     collect(folder)  # raises before anything is measured
     evaluated = evaluate(folder)
-    return write(evaluated) if isinstance(evaluated, Evaluated) else write_judged(evaluated)
+    return write(evaluated) if isinstance(evaluated, Evaluated) else write_task_evaluation(evaluated)
 
 
 def write(evaluated: Evaluated) -> Path:
-    """The report of a run that has been measured."""
-    split, result = evaluated.split, evaluated.result
-    found = result.text_to_image
+    """Writes the report of a run whose retrieval has been measured."""
+    split, ranking = evaluated.split, evaluated.result.text_to_image
     queries = query_examples(
-        split.captions, split.image_of_text, found.ranks, found.contrastive_ranks, found.reranked,
+        split.captions, split.image_of_text, ranking.ranks, ranking.contrastive_ranks, ranking.reranked,
         split.pictures.__getitem__, len(split.pictures),
     )  # fmt: skip
-    negatives, teacher = _looks_inside(evaluated)
+    negatives, teacher = _pretraining_examples(evaluated)
     examples = Examples(queries, negatives, teacher)
     folder = evaluated.folder
-    page = collect(folder, evaluation=evaluated.to_json(), ceiling=evaluated.ceiling, examples=examples)
-    return write_report(folder, page)
+    data = collect(folder, evaluation=evaluated.to_json(), ceiling=evaluated.ceiling, examples=examples)
+    return write_report(folder, data)
 
 
-def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
-    """Hard negatives and a teacher's answers for the first training pairs, where the run was pre-training on pairs."""
+def _pretraining_examples(
+    evaluated: Evaluated, size: int = 64
+) -> tuple[tuple[NegativeExample, ...], tuple[TeacherExample, ...]]:
+    """Shows hard negatives and pseudo-targets of the first training pairs. Both are empty after other trainings."""
     predictor = evaluated.predictor
     recipe, tokenizer = predictor.recipe, predictor.tokenizer
     if not isinstance(recipe.task, AlbefPretrainConfig | VlmoPretrainConfig):
@@ -69,41 +71,43 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
         return (), ()
     opened = open_task(predictor.origin)
     assert isinstance(opened.task, AlbefPretraining | VlmoPretraining)
-    seen = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
-    if seen is None:
+    inspection = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
+    if inspection is None:
         return (), ()
-    clean = [record.clean[0] if record.clean else None for record in fetched.records]
     normalise = recipe.data.normalise
-    negatives = negative_examples(seen, fetched.batch, tokenizer, normalise)
-    if not isinstance(seen, AlbefInspection):
+    negatives = negative_examples(inspection, fetched.batch, tokenizer, normalise)
+    if not isinstance(inspection, AlbefInspection):
         return negatives, ()
-    return negatives, teacher_examples(seen, fetched.batch, tokenizer, normalise, clean)
+    clean = [record.clean[0] if record.clean else None for record in fetched.records]
+    return negatives, teacher_examples(inspection, fetched.batch, tokenizer, normalise, clean)
 
 
-def write_judged(judged: Judged) -> Path:
-    """The report of a run that has been judged. Of the split, only the pictures shown are opened again."""
-    opened, recipe = judged.opened, judged.opened.recipe
+def write_task_evaluation(evaluated: Judged) -> Path:
+    """Writes the report of a run that was evaluated record by record. Only the pictures shown are opened again."""
+    opened, recipe = evaluated.opened, evaluated.opened.recipe
     transform = EvaluationTransform(recipe.data, recipe.model.image_size)
 
     def pictures(record: AnyRecord) -> tuple[Image, ...]:
-        return pictures_of(judged.source, record, recipe.data)
+        return pictures_of(evaluated.source, record, recipe.data)
 
-    def placed(record: AnyRecord, image: Image) -> Any:
+    def batch_of(record: AnyRecord, image: Image) -> Any:
         batch = evaluation_batch([record], [[transform(image)]], opened.tokenizer, recipe.data)
         return to_device(batch, find_device(recipe.run.device))
 
     def heat(record: AnyRecord, image: Image) -> Tensor:
         assert isinstance(recipe.task, GroundingTrainingConfig)
         assert isinstance(opened.task.model, Model)
-        batch = placed(record, image)
+        batch = batch_of(record, image)
         averages_padding = recipe.released.heat_map_averages_padding
         maps = phrase_maps(opened.task.model, batch.pixels, batch.texts, recipe.task.boxes, None, averages_padding)
         return maps.phrase[0]
 
     def views(record: AnyRecord) -> list[tuple[str, Image]]:
         assert isinstance(opened.task, VisionStage | VisualTokenizerTraining)
-        shown = opened.task.views(placed(record, *pictures(record)))
-        return [(name, to_picture(pixels[0], recipe.data.normalise)) for name, pixels in shown.items()]
+        pixels_of = opened.task.views(batch_of(record, *pictures(record)))
+        return [(name, to_picture(pixels[0], recipe.data.normalise)) for name, pixels in pixels_of.items()]
 
-    page = judgement(recipe.task, judged.split, judged.result, judged.records, pictures, heat, views)
-    return write_report(opened.folder, collect(opened.folder, judgement=page))
+    described = describe_evaluation(
+        recipe.task, evaluated.split, evaluated.result, evaluated.records, pictures, heat, views
+    )
+    return write_report(opened.folder, collect(opened.folder, task_evaluation=described))
