@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from diptych.checkpoints.store import flush
+from diptych.checkpoints.files import flush
 
 UNFINISHED = ".unfinished"
 """What the name of a file ends with while it is written; nothing reads such a one."""
