@@ -1,4 +1,4 @@
-"""Where things are kept that cost time to make or to fetch."""
+"""The folder for files that take time to make or to download."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`DIPTYCH_CACHE`, else `diptych` in the user's cache folder."""
-    if named := os.environ.get("DIPTYCH_CACHE"):
-        return Path(named)
+    """Returns `DIPTYCH_CACHE`, or `diptych` in the user's cache folder where that is not set."""
+    if folder := os.environ.get("DIPTYCH_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"

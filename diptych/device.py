@@ -1,4 +1,4 @@
-"""The one place that knows devices by name."""
+"""Turns a device's name into a torch device. Nothing else in the library knows devices by name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from diptych.launched import local_rank, processes
 
 
 def find_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU. Each process that `torchrun` starts has a GPU of its own.
+    """Returns the device of that name; `auto` takes CUDA, else MPS, else the CPU.
 
-    Raises ValueError for a device that is not there.
+    Each process that `torchrun` starts takes a GPU of its own. Raises ValueError for a device that the machine lacks.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in present.items() if there)
+        name = next(kind for kind, available in present.items() if available)
     if not present.get(name.split(":")[0], False):
-        choices = ", ".join(["auto", *(kind for kind, there in present.items() if there)])
+        choices = ", ".join(["auto", *(kind for kind, available in present.items() if available)])
         raise ValueError(f"no device '{name}' on this machine: choose one of {choices}")
     return torch.device(f"cuda:{local_rank()}" if name == "cuda" and processes() > 1 else name)

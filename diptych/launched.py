@@ -1,4 +1,4 @@
-"""What `torchrun` says to the processes that it starts. No torch here: `--help` asks too."""
+"""What `torchrun` tells the processes that it starts. This file does not import torch, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 
 
 def processes() -> int:
-    """How many there are in all; 1 for a process that nobody else started."""
+    """Returns the number of processes; 1 for a process that `torchrun` did not start."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Returns this process's number among all of them, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """Which of those on this machine."""
+    """Returns this process's number among those of its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def restarted() -> bool:
-    """Whether they were started anew after a fault."""
+    """Whether `torchrun` has started the processes anew after a fault."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

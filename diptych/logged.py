@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run, as its training wrote it."""
+"""Reads `metrics.jsonl`, which a run's training wrote (train/log.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines with flat names (`losses.itc`). A last line cut short by a kill is left out."""
+    """Reads all lines, with flat names such as `losses.itc`. A last line that a kill cut short is left out."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist: name a run's folder, with what its training logged")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

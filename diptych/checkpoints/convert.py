@@ -1,8 +1,8 @@
-"""Checkpoints under other names: an engine for rename tables that it is handed.
+"""Translates states between our names of tensors and published ones, by tables of rules.
 
-A table is a list of rules, first match wins. Patterns are names with `{placeholders}`; a placeholder stands for one
-part between dots. Every tensor must be spoken for: what no rule names is an error, never dropped in silence.
-Tensors without data (torch's `meta` device) may be given too: then only names and shapes are checked.
+The first rule that matches a name applies. Patterns are names with `{placeholders}`, each of which stands for one part
+between dots. A tensor that no rule names is an error; nothing is dropped without a stated reason. Tensors without data
+(on torch's `meta` device) are translated too, and then only names and shapes are checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor under two names, possibly turned (`transpose`) or stored with a leading 1 (`squeeze`)."""
+    """One tensor under two names. It may be published transposed, or with an extra dimension of 1 (`squeeze`)."""
 
     published: str
     ours: str
@@ -28,7 +28,7 @@ class Rename:
 
 @dataclass(frozen=True)
 class Stack:
-    """Several published tensors that we keep as one, laid end to end along dimension `dim`."""
+    """Several published tensors that we keep as one, concatenated along dimension `dim`."""
 
     published: tuple[str, ...]
     ours: str
@@ -37,17 +37,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Alias:
-    """A second published name of the tensor `of`. Must be equal to it; written again at export."""
+    """A second published copy of the tensor `of`. It is checked and dropped, and written again at export."""
 
     published: str
     of: str
     must_agree: bool = True
-    """False: where they differ, the numbers of `of` count."""
+    """Whether both must be equal. Where they need not be, the values of `of` are used."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """A published tensor [1, n] that only counts the rows of `of`: 0, 1, 2 … Checked, dropped, written at export."""
+    """A published tensor [1, n] that only numbers the n rows of `of`: 0, 1, 2 … It is treated like an `Alias`."""
 
     published: str
     of: str
@@ -55,7 +55,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Drop:
-    """A published tensor that we do not need, and why."""
+    """A published tensor that we do not need, and the reason."""
 
     published: str
     reason: str
@@ -63,7 +63,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Absent:
-    """What we keep and the published file does not: the tensor `ours`, or all below it; and why that is fine."""
+    """A tensor of ours that a published file need not have, or a part with all its tensors, and the reason."""
 
     ours: str
     reason: str
@@ -74,14 +74,14 @@ Rule = Rename | Stack | Alias | Count | Drop | Absent
 
 @dataclass(frozen=True)
 class Report:
-    """What became of each published tensor."""
+    """Says what became of each published tensor."""
 
     loaded: dict[str, str] = field(default_factory=dict)
     """Published name → our name."""
     dropped: dict[str, str] = field(default_factory=dict)
     """Published name → reason."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Our name → why the file need not have it, and what stands there instead."""
+    """Our name → why the file need not have it, and what it starts as instead."""
 
 
 @cache
@@ -92,7 +92,7 @@ def _matcher(pattern: str) -> re.Pattern[str]:
 
 
 def _fill(pattern: str, values: Mapping[str, str]) -> str:
-    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], pattern)
+    return re.sub(r"\{(\w+)\}", lambda placeholder: values[placeholder[1]], pattern)
 
 
 def _patterns(rule: Rule) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def _patterns(rule: Rule) -> tuple[str, ...]:
 
 
 def find_rule(name: str, rules: Sequence[Rule]) -> tuple[Rule, int, dict[str, str]] | None:
-    """The first rule that names `name`, which of its patterns did, and the placeholders' values."""
+    """Returns the first rule that matches `name`, the number of the pattern that did, and its placeholders' values."""
     for rule in rules:
         for place, pattern in enumerate(_patterns(rule)):
             if match := _matcher(pattern).fullmatch(name):
@@ -111,16 +111,16 @@ def find_rule(name: str, rules: Sequence[Rule]) -> tuple[Rule, int, dict[str, st
 
 
 def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[str, Tensor], Report]:
-    """Our names for a published state. Raises ValueError that lists whatever no rule names or does not fit."""
+    """Translates a published state to our names. Raises ValueError for tensors that no rule names or that misfit."""
     report, unknown = Report(), list[str]()
     ours: dict[str, Tensor] = {}
     stacks: dict[str, tuple[Stack, dict[int, Tensor]]] = {}
     for name, tensor in state.items():
-        found = find_rule(name, rules)
-        if found is None:
+        match = find_rule(name, rules)
+        if match is None:
             unknown.append(name)
             continue
-        rule, place, values = found
+        rule, place, values = match
         if isinstance(rule, Drop):
             report.dropped[name] = rule.reason
         elif isinstance(rule, Alias):
@@ -131,7 +131,7 @@ def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[
             _check_count(name, tensor)
             report.dropped[name] = "consecutive numbers, counted when needed"
         else:
-            assert not isinstance(rule, Absent), "names nothing that a file has"
+            assert not isinstance(rule, Absent), "no published name matches it"
             target = _fill(rule.ours, values)
             report.loaded[name] = target
             if isinstance(rule, Stack):
@@ -159,20 +159,20 @@ def _check_count(name: str, tensor: Tensor) -> None:
 
 
 def absences(wanted: Iterable[str], ours: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, str]:
-    """Wanted names that `ours` lacks, each with the reason that a rule gives.
+    """Returns the wanted names that `ours` lacks, each with the reason that a rule states.
 
-    Raises ValueError that lists those for which there is none: a part of the file is missing.
+    Raises ValueError listing the names without a reason: a part of the file is missing.
     """
     lacking = [name for name in wanted if name not in ours]
     reasons = {name: _absent(name, rules) for name in lacking}
     if unexplained := [name for name, reason in reasons.items() if reason is None]:
-        some = ", ".join(sorted(unexplained)[:10])
-        raise ValueError(f"the checkpoint lacks {len(unexplained)} tensors that it should have: {some}")
+        names = ", ".join(sorted(unexplained)[:10])
+        raise ValueError(f"the checkpoint lacks {len(unexplained)} tensors that it should have: {names}")
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Published names for our state: the inverse. Raises ValueError for tensors that have no published name."""
+    """Translates our state to published names. Raises ValueError for tensors that have no published name."""
     published: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if _absent(name, rules) is not None:
@@ -185,23 +185,23 @@ def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
             tensor = tensor.t().contiguous() if rule.transpose else tensor
             published[_fill(rule.published, values)] = tensor[None] if rule.squeeze else tensor
     for alias in (rule for rule in rules if isinstance(rule, Alias)):
-        same = {name: _matcher(alias.of).fullmatch(name) for name in published}
-        published |= {_fill(alias.published, m.groupdict()): published[name] for name, m in same.items() if m}
+        matches = {name: _matcher(alias.of).fullmatch(name) for name in published}
+        published |= {_fill(alias.published, m.groupdict()): published[name] for name, m in matches.items() if m}
     return published
 
 
 def counts(published: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """The tensors that only count, which a whole published file has beside the others."""
-    found: dict[str, Tensor] = {}
+    """Makes the tensors of `Count` rules, which a complete published file holds beside the others."""
+    numbers: dict[str, Tensor] = {}
     for rule in (rule for rule in rules if isinstance(rule, Count)):
         for name, tensor in published.items():
             if match := _matcher(rule.of).fullmatch(name):
-                found[_fill(rule.published, match.groupdict())] = torch.arange(len(tensor))[None]
-    return found
+                numbers[_fill(rule.published, match.groupdict())] = torch.arange(len(tensor))[None]
+    return numbers
 
 
 def _absent(name: str, rules: Sequence[Rule]) -> str | None:
-    """Why a published file need not have our tensor `name`; None when it must."""
+    """Returns why a published file need not have our tensor `name`; None where it must."""
     for rule in rules:
         if isinstance(rule, Absent) and (match := _matcher(rule.ours).match(name)) and name[match.end() :][:1] in ".":
             return rule.reason
@@ -209,6 +209,7 @@ def _absent(name: str, rules: Sequence[Rule]) -> str | None:
 
 
 def _inverse(name: str, rules: Sequence[Rule]) -> tuple[Rename | Stack, dict[str, str]]:
+    """Returns the first rule whose target is our tensor `name`, and its placeholders' values."""
     for rule in rules:
         if isinstance(rule, Rename | Stack) and (match := _matcher(rule.ours).fullmatch(name)):
             return rule, match.groupdict()

@@ -1,75 +1,74 @@
-"""Checkpoints: folders of safetensors and JSON that are either whole or not there.
+"""Checkpoints: folders of safetensors and JSON files. A checkpoint is complete, or it is not there.
 
     checkpoints/step-00000500/
-        weights.safetensors     the task's state: student, teacher, queue
-        optimizer.safetensors   AdamW's memory by parameter name
-                                (each process's part in a file of its own where they are cut: -00001-of-00004)
+        weights.safetensors     the task's state: student, momentum encoder, queue
+        optimizer.safetensors   AdamW's moments by parameter name
+                                (where they are sharded, each process writes a file of its own: -00001-of-00004)
         state.json              step, epoch, counters, versions
         recipe.json             the resolved recipe
-        tokenizer/              what its `save` wrote
+        tokenizer/              the tokenizer's own files
         manifest.json           size and sha256 of every file above
 
-A checkpoint is written beside its place under a name that nothing loads, flushed to the disk, then renamed.
-Reading executes nothing. What the disk has damaged since is passed over for the next best one, and said
-(`newest_whole`, `load_from`). The order is that of the steps in the names: clocks and times of files do not matter.
+A checkpoint is written next to its final place under a name that nothing loads, flushed to the disk, and then renamed.
+Reading it executes no code. Where the disk has damaged a checkpoint since, the next best one is taken and a message
+says so (`newest_whole`, `load_from`). Checkpoints are ordered by the steps in their names, so that clocks and the times
+of files do not matter.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from diptych.checkpoints.files import fingerprint, flush, save_tensors
 
 PREFIX = "step-"
 STEP = re.compile(rf"{PREFIX}\d+")
 TEMPORARY = ".unfinished-"
 DAMAGED = "damaged-"
-"""What a damaged checkpoint is called once it is set aside; nothing loads or removes it."""
+"""Begins the name of a damaged checkpoint that was set aside. Nothing loads or removes it."""
 MANIFEST = "manifest.json"
 SHARED_WEIGHTS = "model.safetensors"
-"""Weights of a checkpoint that is handed on: the name by which the Hugging Face Hub finds a model's size."""
+"""The weights of a checkpoint that is shared. By this name the Hugging Face Hub finds a model's size."""
 LISTED = ("state.json", "recipe.json")
-"""What every manifest lists."""
+"""Files that every manifest lists."""
 
 ADVICE = ": use another checkpoint"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or must not be trusted."""
+    """A checkpoint cannot be written, or must not be trusted."""
 
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """What goes into a checkpoint."""
+    """The content of a checkpoint that is to be written."""
 
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    """Plain JSON. `measure`, where present and not None, is what `best` compares: higher is better."""
+    """Plain JSON. `best` compares its `measure`, where that is present and not None; higher is better."""
     recipe: Mapping[str, Any]
     save_tokenizer: Callable[[Path], object] | None = None
-    """Writes the tokenizer into the folder that it is given."""
-    cut: bool = False
-    """Whether `weights` and `optimizer` are this process's part of what several processes write."""
+    """Writes the tokenizer into the folder that it receives."""
+    sharded: bool = False
+    """Whether `weights` and `optimizer` are this process's shards, beside those of other processes."""
 
 
 @runtime_checkable
 class Writers(Protocol):
-    """The processes that write a checkpoint together."""
+    """Processes that write a checkpoint together, as one of them sees them (`train.distributed.World`)."""
 
     @property
     def rank(self) -> int: ...
@@ -77,24 +76,24 @@ class Writers(Protocol):
     @property
     def size(self) -> int: ...
 
-    def exchange(self, value: Any) -> list[Any]:
-        """What each has, in their order."""
+    def gather(self, value: Any) -> list[Any]:
+        """Returns each process's value, in the order of their ranks."""
         ...
 
 
 @dataclass(frozen=True)
 class Alone:
-    """One process."""
+    """A process that writes checkpoints without others."""
 
     rank: int = 0
     size: int = 1
 
-    def exchange(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         return [value]
 
 
 class Stored:
-    """Named tensors in files, of which one may be cut into parts, that follow each other by their first dimension."""
+    """Reads tensors by name from several files. The shards of a tensor follow each other along its first dimension."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = [safe_open(file, "pt") for file in files]
@@ -108,44 +107,48 @@ class Stored:
         return sorted(self._parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Returns the shape of the whole tensor."""
         shapes = [shape for _, shape in self._parts[name]]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
 
     def whole(self, name: str) -> Tensor:
+        """Reads a whole tensor."""
         parts = [file.get_tensor(name) for file, _ in self._parts[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def rows(self, name: str, wanted: slice) -> Tensor:
-        """Some of its first dimension. Nothing else is read."""
-        found: list[Tensor] = []
+        """Reads only the `wanted` rows of a tensor's first dimension."""
+        shards: list[Tensor] = []
         before = 0
         for file, shape in self._parts[name]:
             start, stop = (min(max(place - before, 0), shape[0]) for place in (wanted.start, wanted.stop))
-            if stop > start or not found:
-                found.append(file.get_slice(name)[start:stop])
+            if stop > start or not shards:
+                shards.append(file.get_slice(name)[start:stop])
             before += shape[0]
-        return torch.cat(found)
+        return torch.cat(shards)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk whose files are what was written. Tensors are read when asked for."""
+    """A checkpoint on the disk whose files are as they were written. Its tensors are read on request."""
 
     folder: Path
     state: Mapping[str, Any] = field(repr=False)
     recipe: Mapping[str, Any] = field(repr=False)
 
-    def stored(self, what: Literal["weights", "optimizer"]) -> Stored:
-        files = sorted(self.folder.glob(f"{what}*.safetensors"))
-        if what == "weights" and not files:
+    def stored(self, kind: Literal["weights", "optimizer"]) -> Stored:
+        """Opens the files of the task's state or of the optimiser's, without reading the tensors."""
+        files = sorted(self.folder.glob(f"{kind}*.safetensors"))
+        if kind == "weights" and not files:
             files = [self.folder / SHARED_WEIGHTS]
         return Stored(files)
 
     def weights(self) -> dict[str, Tensor]:
+        """Reads the task's whole state."""
         return _all_of(self.stored("weights"))
 
     def optimizer(self) -> dict[str, Tensor]:
+        """Reads the optimiser's whole state."""
         return _all_of(self.stored("optimizer"))
 
     @property
@@ -162,9 +165,9 @@ def _all_of(stored: Stored) -> dict[str, Tensor]:
 
 
 def save_checkpoint(parent: Path, step: int, content: CheckpointState, writers: Writers | None = None) -> Path:
-    """Writes `parent/step-…` and returns it. Of several `writers` all must call this; the first writes what all share.
+    """Writes the folder `parent/step-…` and returns it. All `writers` must call this; the first writes what is shared.
 
-    Raises CheckpointError, in all, when the disk refuses; older checkpoints stay as they are.
+    Raises CheckpointError in every process when the disk refuses. Older checkpoints stay as they are.
     """
     writers = writers or Alone()
     final = parent / f"{PREFIX}{step:08d}"
@@ -172,27 +175,32 @@ def save_checkpoint(parent: Path, step: int, content: CheckpointState, writers: 
 
     def begin() -> None:
         parent.mkdir(parents=True, exist_ok=True)
-        clean(parent)  # the leftovers may be what fills the disk
+        clean(parent)  # the remains of interrupted saves may be what fills the disk
         if final.exists():
             raise CheckpointError(f"{final} is there already: a step is saved once")
         unfinished.mkdir()
 
+    def write() -> dict[str, Any]:
+        suffix = f"-{writers.rank:05d}-of-{writers.size:05d}" if content.sharded else ""
+        files = {f"weights{suffix}.safetensors": content.weights, f"optimizer{suffix}.safetensors": content.optimizer}
+        return {name: save_tensors(tensors, unfinished / name) for name, tensors in files.items()}
+
     def finish() -> None:
-        _describe(unfinished, content, written)
+        _write_description(unfinished, content, fingerprints)
         unfinished.replace(final)
         flush(parent)
 
     first = writers.rank == 0
     try:
         _together(writers, begin if first else None)
-        tensors = _together(writers, partial(_write, unfinished, content, writers) if first or content.cut else None)
-        written = {name: found for files in tensors if files for name, found in files.items()}
+        written = _together(writers, write if first or content.sharded else None)
+        fingerprints = {name: entry for entries in written if entries for name, entry in entries.items()}
         _together(writers, finish if first else None)
     except _RefusedError as refused:
         if first:
             shutil.rmtree(unfinished, ignore_errors=True)
-        kept = latest(parent)
-        rest = f"the last whole one is {kept}" if kept else "there is no earlier one"
+        previous = latest(parent)
+        rest = f"the last whole one is {previous}" if previous else "there is no earlier one"
         raise CheckpointError(
             f"checkpoint of step {step} could not be written to {parent} ({refused}); {rest}"
         ) from refused
@@ -200,63 +208,40 @@ def save_checkpoint(parent: Path, step: int, content: CheckpointState, writers: 
 
 
 def save_shared(folder: Path, content: CheckpointState) -> None:
-    """Writes a checkpoint to be handed on into an empty folder: weights in one file, nothing of an optimiser.
+    """Writes a checkpoint to be shared into an empty folder: the weights in one file, and no optimiser.
 
-    `load` takes it as any other; its state says `shared`. What is put beside it later is not in its manifest, and may
+    `load` reads it like any other; its state says `shared`. Files that are added later are not in its manifest, and may
     change. Raises OSError when the disk refuses.
     """
     assert not content.optimizer
-    assert not content.cut
-    weights = folder / SHARED_WEIGHTS
-    save_file(_separate(content.weights), weights, metadata={"format": "pt"})
-    weights.chmod(0o666 & ~_umask())
-    flush(weights)
-    shared = replace(content, state={**content.state, "shared": True})
-    _describe(folder, shared, {weights.name: fingerprint(weights)})
+    assert not content.sharded
+    written = {SHARED_WEIGHTS: save_tensors(content.weights, folder / SHARED_WEIGHTS, {"format": "pt"})}
+    _write_description(folder, replace(content, state={**content.state, "shared": True}), written)
 
 
 class _RefusedError(Exception):
-    """What the disk said to one of the writers."""
+    """The disk refused one of the writers."""
 
 
 def _together(writers: Writers, work: Callable[[], Any] | None) -> list[Any]:
-    """What each writer's work gives. Where one's fails, all raise."""
-    made: Any = None
+    """Runs each writer's `work` and returns the results of all. Where one of them fails, all raise."""
+    result: Any = None
     error: Exception | None = None
     try:
-        made = work() if work else None
-    except (OSError, SafetensorError, CheckpointError) as found:
-        error = found
-    told = writers.exchange((made, error))
-    for _, failed in told:
-        if isinstance(failed, CheckpointError):
-            raise failed
-        if failed is not None:
-            raise _RefusedError(str(failed)) from failed
-    return [result for result, _ in told]
+        result = work() if work else None
+    except (OSError, SafetensorError, CheckpointError) as raised:
+        error = raised
+    outcomes = writers.gather((result, error))
+    for _, failure in outcomes:
+        if isinstance(failure, CheckpointError):
+            raise failure
+        if failure is not None:
+            raise _RefusedError(str(failure)) from failure
+    return [result for result, _ in outcomes]
 
 
-def _write(folder: Path, content: CheckpointState, writers: Writers) -> dict[str, Any]:
-    """This writer's tensors. Returns the fingerprints of their files."""
-    written = {}
-    for kind, tensors in (("weights", content.weights), ("optimizer", content.optimizer)):
-        mark = f"-{writers.rank:05d}-of-{writers.size:05d}" if content.cut else ""
-        path = folder / f"{kind}{mark}.safetensors"
-        save_file(_separate(tensors), path)
-        path.chmod(0o666 & ~_umask())  # which would be the owner's alone
-        flush(path)
-        written[path.name] = fingerprint(path)
-    return written
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _describe(folder: Path, content: CheckpointState, written: Mapping[str, Any]) -> None:
-    """What is no tensor, and the list of all files, whose `written` ones have their fingerprints."""
+def _write_description(folder: Path, content: CheckpointState, written: Mapping[str, Any]) -> None:
+    """Writes everything but tensors, and the manifest. `written`: the fingerprints of the files written before."""
     (folder / "state.json").write_text(json.dumps(content.state, indent=1))
     (folder / "recipe.json").write_text(json.dumps(content.recipe, indent=1))
     if content.save_tokenizer is not None:
@@ -272,56 +257,29 @@ def _describe(folder: Path, content: CheckpointState, written: Mapping[str, Any]
             flush(path)
 
 
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, of which no two share memory (a tied table is stored under each of its names)."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        address = plain.untyped_storage().data_ptr()
-        separate[name] = plain.clone() if address in seen else plain
-        seen.add(address)
-    return separate
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """A file's size and sha256."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def flush(path: Path) -> None:
-    """Forces a file's content or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def clean(parent: Path) -> None:
-    """Removes what an interrupted save or removal left behind."""
+    """Removes the remains of interrupted saves and removals."""
     for folder in parent.glob(f"{TEMPORARY}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(parent: Path, newest: int) -> None:
-    """Keeps the `newest` last checkpoints and the best one, and nothing that an interrupted save or removal left."""
+    """Removes all checkpoints but the `newest` last ones and the best one, and the remains of interrupted saves."""
     clean(parent)
     present = _all(parent)
     kept = {*present[max(0, len(present) - newest) :], best(parent)}
     for folder in present:
         if folder not in kept:
-            gone = parent / f"{TEMPORARY}{folder.name}"
-            folder.replace(gone)  # so that a half-removed one is never taken for a whole one
-            shutil.rmtree(gone, ignore_errors=True)
+            discarded = parent / f"{TEMPORARY}{folder.name}"
+            folder.replace(discarded)  # nothing takes a half-removed checkpoint for a whole one
+            shutil.rmtree(discarded, ignore_errors=True)
 
 
 # --------------------------------------------------------------------------- finding
 
 
 def _all(parent: Path) -> list[Path]:
-    """By their steps."""
+    """Lists the checkpoints in the order of their steps."""
     present = (folder for folder in parent.glob(f"{PREFIX}*") if STEP.fullmatch(folder.name) and folder.is_dir())
     return sorted(present, key=_step)
 
@@ -331,37 +289,36 @@ def _step(folder: Path) -> int:
 
 
 def latest(parent: Path) -> Path | None:
-    """The checkpoint with the most steps, or None. It may have been damaged since."""
+    """Returns the checkpoint with the most steps, or None. It may have been damaged since it was written."""
     present = _all(parent)
     return present[-1] if present else None
 
 
 def best(parent: Path) -> Path | None:
-    """The checkpoint with the highest measure, the earliest of equals; None when none was validated."""
-    judged = [folder for folder in _by_measure(parent) if _measure(folder) is not None]
-    return judged[0] if judged else None
+    """Returns the checkpoint with the highest measure, the earliest of equals; None where none was validated."""
+    return next((folder for folder in _by_measure(parent) if _measure(folder) is not None), None)
 
 
 def _by_measure(parent: Path) -> list[Path]:
-    """The highest measure first, the earliest of equals; behind them those without one, the newest first."""
+    """Lists the highest measure first, the earliest of equals, and then those without a measure, the newest first."""
 
-    def place(folder: Path) -> tuple[float, int]:
+    def sort_key(folder: Path) -> tuple[float, int]:
         measure = _measure(folder)
         return (float("inf"), -_step(folder)) if measure is None else (-measure, _step(folder))
 
-    return sorted(_all(parent), key=place)
+    return sorted(_all(parent), key=sort_key)
 
 
 def _measure(folder: Path) -> float | None:
     try:
         measure = _json(folder / "state.json").get("measure")
-    except CheckpointError:  # said where it is loaded
+    except CheckpointError:  # loading it will say so
         return None
     return measure if isinstance(measure, int | float) and not math.isnan(measure) else None
 
 
 def find(path: Path | str) -> Path:
-    """The checkpoint meant by `path`, which is whole: see `load_from`."""
+    """Returns the folder of the checkpoint that `load_from` loads."""
     return load_from(path).folder
 
 
@@ -374,18 +331,19 @@ class Damage:
 
     folder: Path
     reason: str
-    """Names the file."""
+    """The message, which names the damaged file."""
 
 
 def newest_whole(parent: Path) -> tuple[Checkpoint | None, list[Damage]]:
-    """The whole checkpoint with the most steps, and the damaged ones that have more. Changes nothing.
+    """Loads the undamaged checkpoint with the most steps, and returns the damaged ones that have more. Changes nothing.
 
-    None where there is no checkpoint at all. Raises CheckpointError naming every one where none is whole.
+    The checkpoint is None where there is none at all. Raises CheckpointError, naming each, where all are damaged.
     """
     return _first_whole(list(reversed(_all(parent))))
 
 
 def _first_whole(candidates: Sequence[Path]) -> tuple[Checkpoint | None, list[Damage]]:
+    """Loads the first candidate that is undamaged, and returns the damaged ones before it."""
     damaged: list[Damage] = []
     for folder in candidates:
         try:
@@ -393,7 +351,7 @@ def _first_whole(candidates: Sequence[Path]) -> tuple[Checkpoint | None, list[Da
         except CheckpointError as error:
             damaged.append(Damage(folder, str(error).removesuffix(ADVICE)))
     if damaged:
-        reasons = "".join(f"\n  {one.reason}" for one in damaged)
+        reasons = "".join(f"\n  {damage.reason}" for damage in damaged)
         raise CheckpointError(
             f"none of the {len(damaged)} checkpoints in {damaged[0].folder.parent} is whole:{reasons}\n"
             "Bring one back from a copy, or train in another folder."
@@ -402,27 +360,27 @@ def _first_whole(candidates: Sequence[Path]) -> tuple[Checkpoint | None, list[Da
 
 
 def set_aside(damaged: Iterable[Damage], instead: Path) -> None:
-    """Renames damaged checkpoints, so that their steps can be saved again, and says what is lost by it.
+    """Renames damaged checkpoints, so that their steps can be saved again, and prints how many steps are lost.
 
-    `instead`: the whole checkpoint that the run goes on from.
+    `instead`: the undamaged checkpoint from which the run goes on.
     """
-    for one in damaged:
-        kept = _free(one.folder.with_name(f"{DAMAGED}{one.folder.name}"))
-        one.folder.replace(kept)
-        lost = _step(one.folder) - _step(instead)
-        _say(
-            f"{one.reason}\n  going on from {instead} instead: {lost} steps are lost and done again;"
+    for damage in damaged:
+        kept = _free(damage.folder.with_name(f"{DAMAGED}{damage.folder.name}"))
+        damage.folder.replace(kept)
+        lost = _step(damage.folder) - _step(instead)
+        _warn(
+            f"{damage.reason}\n  going on from {instead} instead: {lost} steps are lost and done again;"
             f" the damaged checkpoint is kept as {kept}"
         )
 
 
-def _say(text: str) -> None:
-    """To people: what a command prints for programs stays as it is."""
+def _warn(text: str) -> None:
+    """Prints to standard error, because programs may read a command's standard output."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _free(path: Path) -> Path:
-    """`path`, with a number behind it where something is there already."""
+    """Returns `path`, with a number appended where it exists already."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -434,25 +392,26 @@ def _free(path: Path) -> Path:
 
 
 def load_from(path: Path | str) -> Checkpoint:
-    """The checkpoint meant by `path`: a checkpoint folder, or a run folder (its best one, else its latest).
+    """Loads a checkpoint folder, or the best checkpoint of a run folder (the latest one, where none was validated).
 
-    Of a run, damaged ones are passed over for the next best one, and that is said. Raises CheckpointError where there
-    is none, where none is whole, or where the checkpoint folder itself is damaged.
+    Of a run, damaged checkpoints are passed over for the next best one, and a message says so. Raises CheckpointError
+    where there is no checkpoint, where all are damaged, or where the checkpoint folder itself is damaged.
     """
     path = Path(path)
     if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
         return load(path)
-    found, damaged = _first_whole(_by_measure(path / "checkpoints"))
-    if found is None:
+    checkpoint, damaged = _first_whole(_by_measure(path / "checkpoints"))
+    if checkpoint is None:
         reason = "holds no checkpoint" if path.is_dir() else "does not exist"
         raise CheckpointError(f"{path} {reason}: name a run folder or one of the folders in its checkpoints/")
-    for one in damaged:
-        _say(f"{one.reason}\n  taking {found.folder} instead")
-    return found
+    for damage in damaged:
+        _warn(f"{damage.reason}\n  taking {checkpoint.folder} instead")
+    return checkpoint
 
 
 def load(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, once every file is what the manifest says. Raises CheckpointError naming the file."""
+    """Checks every file in `folder` against the manifest and opens the checkpoint. Raises CheckpointError naming a bad
+    file."""
     for name, expected in _manifest(folder).items():
         path = folder / name
         if not path.is_file():
@@ -461,16 +420,16 @@ def load(folder: Path) -> Checkpoint:
         if size != expected["bytes"]:
             raise CheckpointError(f"{path} has {size} bytes, {expected['bytes']} were written{ADVICE}")
         try:
-            found = fingerprint(path)
+            digest = fingerprint(path)["sha256"]
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error}){ADVICE}") from error
-        if found["sha256"] != expected["sha256"]:
+        if digest != expected["sha256"]:
             raise CheckpointError(f"{path} is damaged (its sha256 is not the one written){ADVICE}")
     return Checkpoint(folder, _json(folder / "state.json"), _json(folder / "recipe.json"))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError for one that is not as `_write` made it."""
+    """Reads the manifest. Raises CheckpointError where it does not list files as `_write_description` does."""
     path = folder / MANIFEST
     manifest = _json(path)
     entries = manifest.values() if isinstance(manifest, dict) else [None]
@@ -489,13 +448,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], origin: Path | str) -> None:
-    """Copies weights into the module: every name and shape must fit. Raises CheckpointError listing what does not."""
+    """Copies weights into the module. Raises CheckpointError listing the names and shapes that do not fit."""
     check_fit(module, {name: tuple(value.shape) for name, value in weights.items()}, origin)
     module.load_state_dict(dict(weights), strict=True)
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], origin: Path | str) -> None:
-    """Raises CheckpointError listing the names and shapes that are not the module's."""
+    """Raises CheckpointError where names and shapes are not exactly the module's, and lists the first five faults."""
     own = module.state_dict()
     faults = [f"missing {name}" for name in own if name not in shapes]
     faults += [f"unknown {name}" for name in shapes if name not in own]

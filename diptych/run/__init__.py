@@ -256,7 +256,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 
 
 def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
-    world.first_does(lambda: check_folder(folder, resume))
+    world.on_first(lambda: check_folder(folder, resume))
     check_lengths(recipe)
     begun = resume and store.latest(folder / "checkpoints") is not None
     if not begun:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a computation, as torch counts them."""
+"""Counts the floating-point operations of a computation, with torch's own counter."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ ATTENTION_ON_CPU = {
         sdpa_backward_flop_count(out, query, key, value)
     ),
 }
-"""torch counts its fused attention on graphics cards only."""
+"""Counts of torch's fused attention on CPUs; torch itself counts the one on graphics cards only."""
 
 
 def counted(job: Callable[[], Result]) -> tuple[int, Result]:
-    """Floating-point operations in matrix products, convolutions and attention, backward included; and the result."""
+    """Runs `job` and returns its floating-point operations and its result.
+
+    Matrix products, convolutions and attention are counted, in the forward and in the backward pass.
+    """
     with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter:
         result = job()
     return counter.get_total_flops(), result

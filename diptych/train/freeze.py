@@ -1,4 +1,4 @@
-"""Parameters that a recipe keeps as they are (`freeze`)."""
+"""Freezes the parameters that a recipe's `freeze` names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ from torch import nn
 def freeze(task: nn.Module, patterns: Sequence[str]) -> str:
     """Takes the parameters whose names fit a pattern out of training; `*` stands for anything.
 
-    They get no gradient and no place in the optimiser. Returns what was frozen, for people. Raises ValueError for a
-    pattern that fits none.
+    They get no gradient and no place in the optimiser. Returns a line that says how many they are. Raises ValueError
+    for a pattern that fits no parameter.
     """
     named = dict(task.named_parameters())
     frozen: dict[str, nn.Parameter] = {}
     for pattern in patterns:
         fitting = {name: value for name, value in named.items() if fnmatchcase(name, pattern)}
         if not fitting:
-            known = ", ".join(f"{part}.*" if part not in named else part for part in _parts_of(task))
+            parts = dict.fromkeys(".".join(name.split(".")[:2]) for name in named)  # `model.blocks`, `model.norm` …
+            known = ", ".join(f"{part}.*" if part not in named else part for part in parts)
             raise ValueError(f"freeze={pattern} fits no parameter; the largest parts are {known}")
         frozen |= fitting
     for value in frozen.values():
         value.requires_grad_(False)
-    count, total = (sum(value.numel() for value in some.values()) for some in (frozen, named))
+    count, total = (sum(value.numel() for value in parameters.values()) for parameters in (frozen, named))
     return f"{count:,} of {total:,} parameters, by {', '.join(patterns)}"
-
-
-def _parts_of(task: nn.Module) -> list[str]:
-    """Two levels of names: `model.blocks`, `model.norm` …"""
-    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in task.named_parameters()))

@@ -1,4 +1,4 @@
-"""What protects a run: the same bits on every run, one process at a time, a stop that saves, no number not finite."""
+"""Protects a run: reproducible bits, one run in a folder, signals that stop it after saving, no non-finite numbers."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from diptych.types import AnyBatch
 
 @contextmanager
 def reproducible(threads: int | None) -> Iterator[None]:
-    """The same bits from the same inputs, with `threads` CPU threads (None: as they are).
+    """Makes torch compute the same bits from the same inputs, with `threads` CPU threads (None: as many as before).
 
-    Without it the gradient of `x[index]` adds up in whatever order two threads arrive. Where a device has only one,
-    irreproducible, way to compute something, torch warns and computes.
+    Without this, the gradient of `x[index]` is added up in the order in which the threads arrive. Where a device has
+    only an irreproducible way to compute something, torch warns and takes it.
     """
-    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
-    filling: Any = torch.utils.deterministic
-    fill = filling.fill_uninitialized_memory
+    old_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    settings: Any = torch.utils.deterministic
+    old_fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    filling.fill_uninitialized_memory = False  # costs time and finds bugs only
+    settings.fill_uninitialized_memory = False  # it costs time, and only helps to find bugs
     if threads:
         torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1], warn_only=True)
-        filling.fill_uninitialized_memory = fill
+        torch.set_num_threads(old_threads)
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=True)
+        settings.fill_uninitialized_memory = old_fill
 
 
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Holds a run's folder. Raises ValueError if another process does.
+    """Locks a run's folder. Raises ValueError if another process holds the lock.
 
-    The lock goes with the process, however that ends, and loader workers do not inherit it.
+    The lock ends with the process, however that ends, and loader workers do not inherit it.
     """
     with (folder / ".lock").open("w") as file:
         try:
@@ -55,22 +55,22 @@ def sole_user(folder: Path) -> Iterator[None]:
 
 
 class StopSignals:
-    """Notes the first Ctrl-C or SIGTERM, so that the step can be finished and saved; the second one stops at once."""
+    """Notes the first Ctrl-C or SIGTERM, so that the step can be finished and saved. The second one stops at once."""
 
     def __init__(self) -> None:
         self.caught: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._old_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python hands signals to no other thread
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                self._old_handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -80,23 +80,27 @@ class StopSignals:
 
 
 def exit_status(stopped: signal.Signals) -> int:
-    """130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
+    """Returns the shells' exit status for a signal: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + stopped
 
 
 def refuse(world: World, loss: Tensor, norm: Tensor, step: int, batch: AnyBatch) -> NoReturn:
     """Raises ValueError in all processes, naming the records of those whose loss is not finite.
 
-    Where every loss is, it is the gradient that is not. `step`: optimiser steps done before.
+    Where every loss is finite, the gradient is not, and each process names its own records. `step`: optimiser steps
+    done before this one.
     """
-    own = None if torch.isfinite(loss) else (loss.item(), batch.records)
-    found = [(rank, *one) for rank, one in enumerate(world.exchange(own)) if one is not None]
-    what, value = ("loss", found[0][1]) if found else ("gradient's norm", norm.item())
-    if found and world.size > 1:
-        what += f" of process {', '.join(str(rank) for rank, *_ in found)}"
-    names = ", ".join(name for records in ([one[2] for one in found] or [batch.records]) for name in records)
+    fault = None if torch.isfinite(loss) else (loss.item(), batch.records)
+    faults = [(rank, *fault) for rank, fault in enumerate(world.gather(fault)) if fault is not None]
+    if faults:
+        quantity, value = "loss", faults[0][1]
+        records = [record for _, _, batch_records in faults for record in batch_records]
+    else:
+        quantity, value, records = "gradient's norm", norm.item(), list(batch.records)
+    if faults and world.size > 1:
+        quantity += f" of process {', '.join(str(rank) for rank, *_ in faults)}"
     raise ValueError(
-        f"the {what} of step {step + 1} is {value}; the weights are still those of step {step}."
+        f"the {quantity} of step {step + 1} is {value}; the weights are still those of step {step}."
         " Look at the records of its batch, lower optim.lr or set optim.clip, and go on from the last checkpoint."
-        f" Records: {names}"
+        f" Records: {', '.join(records)}"
     )

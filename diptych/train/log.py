@@ -1,8 +1,8 @@
-"""What a run says while it trains: `metrics.jsonl` always, a bar or plain lines, TensorBoard when asked for.
+"""Reports a run while it trains: `metrics.jsonl` always, a bar or plain lines, and TensorBoard on request.
 
-Every line of `metrics.jsonl` has `step`, `epoch`, and, counted from the start of the run, `pairs` and `seconds`.
-A training line adds means since the one before: `lr`, `pairs_per_second`, `waiting` (the share, 0..1, of that time in
-which the next batch was waited for), `gradient_norm`, `loss`, `losses: {name: …}` (each without its weight),
+Every line of `metrics.jsonl` has `step`, `epoch`, and `pairs` and `seconds`, both counted from the start of the run.
+A training line adds `lr` and means since the line before: `pairs_per_second`, `waiting` (the share of the time, 0..1,
+that the loop waited for its next batch), `gradient_norm`, `loss`, `losses: {name: …}` (each without its weight) and
 `measures: {name: …}`. A validation line adds `validation: {name: …}`.
 """
 
@@ -27,30 +27,31 @@ from diptych.train.state import Plan, RunState
 from diptych.types import Losses, Term
 
 PLAIN_SECONDS = 15.0
-"""Least time between two lines where there is no terminal for a bar."""
+"""The least time between two printed lines where no terminal can show a bar."""
 DRAW_SECONDS = 0.2
-"""Least time between two drawings of the bar."""
+"""The least time between two drawings of the bar."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step."""
+    """What one optimiser step did."""
 
     lr: float
     gradient_norm: Tensor
     losses: Losses
-    """Of the batch of all processes, out of the graph."""
+    """The losses of the global batch, detached from the graph."""
     pairs: int
+    """Samples in the global batch."""
     seconds: float
-    """From asking for the data to the end of the step."""
+    """The time of the step, with the wait for its batch."""
     waiting: float = 0.0
-    """Of these, until the data was there."""
+    """The part of `seconds` until the batch was there."""
     stopped: signal.Signals | None = None
-    """What asks the run to stop after this step."""
+    """The signal that asks the run to stop after this step."""
 
 
 class Window:
-    """Means over the steps since the last line. Sums stay on the device: reading them out is what costs."""
+    """Adds up the reports since the last line. The sums stay on the device, because reading them out is slow."""
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, str], Term] = {}
@@ -59,9 +60,9 @@ class Window:
         self.waiting = 0.0
 
     def add(self, report: StepReport) -> None:
-        one = torch.ones(())
-        self._add("", "gradient_norm", Term(report.gradient_norm, one))
-        self._add("", "loss", Term(report.losses.total, one))
+        once = torch.ones(())
+        self._add("", "gradient_norm", Term(report.gradient_norm, once))
+        self._add("", "loss", Term(report.losses.total, once))
         for name, (_, term) in report.losses.terms.items():
             self._add("losses", name, term)
         for name, term in report.losses.measures.items():
@@ -75,6 +76,7 @@ class Window:
         self.sums[group, name] = previous.plus(term) if previous else term
 
     def line(self) -> dict[str, Any]:
+        """Returns the means, as a training line of `metrics.jsonl` has them."""
         seconds = max(self.seconds, 1e-9)
         values: dict[str, Any] = {"pairs_per_second": self.pairs / seconds, "waiting": self.waiting / seconds}
         groups: dict[str, dict[str, float]] = {"losses": {}, "measures": {}}
@@ -85,7 +87,7 @@ class Window:
 
 @runtime_checkable
 class Curves(Protocol):
-    """What is used of TensorBoard's writer."""
+    """Names what is used of TensorBoard's writer."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
 
@@ -93,7 +95,10 @@ class Curves(Protocol):
 
 
 class RunLog:
-    """Writes a run's metrics and shows its progress. Lines after `step`, left by a killed process, are dropped."""
+    """Writes a run's metrics and shows its progress.
+
+    Lines of steps that a killed process took after its last checkpoint are removed: the run takes these steps again.
+    """
 
     def __init__(self, folder: Path, plan: Plan, state: RunState, config: RunConfig) -> None:
         self.path = folder / "metrics.jsonl"
@@ -118,6 +123,7 @@ class RunLog:
             self.curves.close()
 
     def step(self, report: StepReport, state: RunState) -> None:
+        """Adds a step's report to the next line, and writes the line every `run.log_every` steps."""
         self.window.add(report)
         self.display.advance(state.step)
         if state.step % self.every == 0:
@@ -126,6 +132,7 @@ class RunLog:
             self.display.show(state.step, line)
 
     def validation(self, measures: Mapping[str, float], maximised: str, state: RunState) -> None:
+        """Writes a validation's line, and prints the measure that decides which checkpoint is kept."""
         self._write(state, {"validation": dict(measures)})
         best = ", the best so far" if state.improved else ""
         self.say(f"step {state.step}: {maximised} {measures[maximised]:.4g}{best}")
@@ -134,8 +141,8 @@ class RunLog:
         self.display.say(text)
 
     def _write(self, state: RunState, content: Mapping[str, Any]) -> dict[str, Any]:
-        where = {"step": state.step, "epoch": self.plan.epoch(state.step)}
-        line = {**where, "pairs": state.pairs, "seconds": round(state.seconds, 3), **content}
+        position = {"step": state.step, "epoch": self.plan.epoch(state.step)}
+        line = {**position, "pairs": state.pairs, "seconds": round(state.seconds, 3), **content}
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         if self.curves:
@@ -145,7 +152,7 @@ class RunLog:
 
 
 class SilentLog:
-    """Of a process that leaves speaking and writing to the first one."""
+    """Reports nothing: the log of every process but the first."""
 
     def __enter__(self) -> SilentLog:
         return self
@@ -164,7 +171,7 @@ class SilentLog:
 
 
 class Display:
-    """A bar on a terminal, now and then a line elsewhere."""
+    """Shows progress: a bar on a terminal, and a line now and then elsewhere."""
 
     def __init__(self, step: int, steps: int) -> None:
         self.console = Console(stderr=True)
@@ -174,7 +181,7 @@ class Display:
             TextColumn("{task.description}"),
             TimeRemainingColumn(compact=True),
         )
-        # Drawn by hand after a step: a thread that draws would be forked with the loader's workers.
+        # The bar is drawn by the loop: a thread of rich's would be forked together with the loader's workers.
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal, auto_refresh=False)
         self.task: TaskID = self.bar.add_task("", total=steps, completed=step)
         self.first, self.steps = step, steps
@@ -211,7 +218,7 @@ def _flat(content: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Removes the lines of steps that a resumed run will do again, and a line cut short by a kill."""
+    """Removes the lines of steps that a resumed run will take again, and a line that a kill cut short."""
     if not path.exists():
         return
     kept = []

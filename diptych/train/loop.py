@@ -1,7 +1,8 @@
-"""The training loop. It knows no model: a task gives losses, this moves the weights.
+"""The training loop. It knows no model: a task computes losses, and the loop moves the weights.
 
-A run killed at any moment and resumed ends with the same bits: each random draw is a pure function of (seed, step,
-sample), the order of the data one of the step, and whatever else has memory is in the checkpoint.
+A run that is killed at any moment and resumed ends with the same bits. Each random draw is a pure function of (seed,
+step, sample), the order of the data is a pure function of the step, and everything else that a run remembers is in its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from diptych.nn.gather import Processes
 from diptych.schema import Recipe, RunConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
-from diptych.train.distributed import Shared, World, added_up, agree, shared_total
+from diptych.train.distributed import World, agree, global_losses, loss_share
 from diptych.train.guard import StopSignals, exit_status, refuse, reproducible, sole_user
 from diptych.train.log import RunLog, SilentLog, StepReport, require_tensorboard
 from diptych.train.optim import build_optimizer, learning_rate
+from diptych.train.parallel import ParallelTask
 from diptych.train.state import Plan, RunState, RunStore
 from diptych.train.watch import Watch, watched
 from diptych.types import AnyBatch, Losses, PictureBatch, Progress, TextBatch, to_device
@@ -33,7 +35,7 @@ from diptych.types import AnyBatch, Losses, PictureBatch, Progress, TextBatch, t
 
 @runtime_checkable
 class Loader(Protocol):
-    """What the loop needs of a loader (data.loader.PairLoader)."""
+    """Names what the loop needs of a loader (`data.loader.PairLoader`)."""
 
     ledger: SkipLedger
 
@@ -45,10 +47,11 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """What is measured every `run.validate_every` steps. The checkpoint where `maximise` was highest is kept."""
+    """A measurement every `run.validate_every` steps. The checkpoint with the highest `maximise` is kept."""
 
     measure: Callable[[], Mapping[str, float]]
     maximise: str
+    """The name of one of the measures."""
 
 
 def train(
@@ -65,16 +68,17 @@ def train(
     """Trains `task`, which is on its device already, and returns the last checkpoint.
 
     Raises ValueError for a folder that holds another run, a loss or gradient that is not finite (before it reaches the
-    weights), too many unreadable records, a full disk. Ctrl-C and SIGTERM save, say how to go on and raise SystemExit.
+    weights), too many unreadable records, and a full disk. After Ctrl-C or SIGTERM it saves a checkpoint, prints how to
+    resume and raises SystemExit.
     """
     world = world or World()
     plan = Plan.of(recipe, loader.steps_per_epoch)
     if recipe.run.tensorboard:
         require_tensorboard()
-    shared = Shared.of(task, recipe, world)
-    parameters = shared.parameters()
+    parallel = ParallelTask.of(task, recipe, world)
+    parameters = parallel.parameters()
     optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released)
-    store = RunStore(folder, recipe, shared, parameters, optimizer, loader.ledger, save_tokenizer)
+    store = RunStore(folder, recipe, parallel, parameters, optimizer, loader.ledger, save_tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     with sole_user(folder) if world.first else nullcontext(), watched(world, recipe.run.timeout) as watch:
         state = store.open(resume)
@@ -82,14 +86,14 @@ def train(
         task.train()
         log = RunLog(folder, plan, state, recipe.run) if world.first else SilentLog()
         with reproducible(recipe.run.threads), log, StopSignals() as stop, store:
-            stepper = Stepper(shared, parameters, optimizer, plan, recipe, watch, stop)
+            stepper = Stepper(parallel, parameters, optimizer, plan, recipe, watch, stop)
             while not plan.ended(state):
                 report = stepper.step(batches, state)
                 state = state.after_step(report.pairs, report.seconds)
                 log.step(report, state)
                 if validation and plan.validates(state.step):
                     began = time.monotonic()
-                    measures = measure(shared, validation)
+                    measures = measure(parallel, validation)
                     state = state.after_validation(measures[validation.maximise], time.monotonic() - began)
                     log.validation(measures, validation.maximise, state)
                 if plan.saves(state) or report.stopped:
@@ -103,9 +107,9 @@ def train(
 
 @dataclass(frozen=True)
 class Stepper:
-    """One optimiser step: the loss of the batch of all processes, and what moves the weights."""
+    """Takes one optimiser step at a time, from the batch of this process to the new weights of all processes."""
 
-    shared: Shared
+    parallel: ParallelTask
     parameters: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
     plan: Plan
@@ -114,49 +118,54 @@ class Stepper:
     stop: StopSignals
 
     def step(self, loaded: Iterator[Loaded], state: RunState) -> StepReport:
-        task, optim, run, plan = self.shared.task, self.recipe.optim, self.recipe.run, self.plan
+        """Takes the next batch and one optimiser step. Raises ValueError before a loss that is not finite is used."""
+        parallel, task, plan, optim = self.parallel, self.parallel.task, self.plan, self.recipe.optim
         began = time.monotonic()
         rate = learning_rate(
             state.step, optim.lr, self.recipe.schedule, plan.steps, plan.steps_per_epoch, self.recipe.released
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        progress = Progress(state.step, plan.epoch(state.step), run.seed)
-        asked = time.monotonic()
+        progress = Progress(state.step, plan.epoch(state.step), self.recipe.run.seed)
+
+        waiting_since = time.monotonic()
         batch = next(loaded).batch
-        waiting = time.monotonic() - asked
+        waiting = time.monotonic() - waiting_since
         self.watch.arrived(state.step + 1)
+
         task.before_step()
-        losses = forward_backward(self.shared, batch, progress, run)
-        self.shared.hand_gradients(self.parameters)
-        norm = self.shared.gradient_norm(self.parameters, optim.clip)
-        told = agree(self.shared.world, losses.total, norm, len(batch), self.stop.caught)
-        if not told.finite:
-            refuse(self.shared.world, losses.total, norm, state.step, batch)
+        losses = forward_backward(parallel, batch, progress, self.recipe.run)
+        parallel.hand_gradients(self.parameters)
+        norm = parallel.gradient_norm(self.parameters, optim.clip)
+        # All processes take the step, or none does: one loss that is not finite stops them all before the weights move.
+        consensus = agree(parallel.world, losses.total, norm, len(batch), self.stop.caught)
+        if not consensus.finite:
+            refuse(parallel.world, losses.total, norm, state.step, batch)
         self.optimizer.step()
-        self.shared.clear_gradients(self.parameters)
+        parallel.clear_gradients(self.parameters)
         task.after_step(losses.carry)
-        found = added_up(losses, self.shared.world)
+
+        reported = global_losses(losses, parallel.world)
         self.watch.left()
-        return StepReport(rate, norm, found, told.pairs, time.monotonic() - began, waiting, told.stopped)
+        return StepReport(rate, norm, reported, consensus.pairs, time.monotonic() - began, waiting, consensus.stopped)
 
 
-def forward_backward(shared: Shared, batch: AnyBatch, progress: Progress, run: RunConfig) -> Losses:
-    """Adds the gradient of a batch.
+def forward_backward(parallel: ParallelTask, batch: AnyBatch, progress: Progress, run: RunConfig) -> Losses:
+    """Computes the losses of a batch and adds their gradient.
 
-    Dropout depends on (seed, step, sample) and nothing before; what else a task draws, on (seed, step).
+    Dropout depends on (seed, step, sample) and on nothing drawn before. Other draws of a task depend on (seed, step).
     """
-    device = next(shared.task.parameters()).device
-    torch.manual_seed(seed_of(progress.seed, "step", progress.step, shared.world.rank))
-    given = keyed(to_device(batch, device), progress)
+    device = next(parallel.task.parameters()).device
+    torch.manual_seed(seed_of(progress.seed, "step", progress.step, parallel.world.rank))
+    batch = keyed(to_device(batch, device), progress)
     with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        losses = shared.forward(given, progress)
-    shared_total(losses, shared.world).backward()
+        losses = parallel.forward(batch, progress)
+    loss_share(losses, parallel.world).backward()
     return losses
 
 
 def keyed(batch: AnyBatch, progress: Progress) -> AnyBatch:
-    """The batch with a key for each sample, from which its dropout is counted (nn/draws.py)."""
+    """Gives each sample of the batch an RNG key, from which its dropout is computed (nn/counter_rng.py)."""
     first = Processes.meet(len(batch)).own.start
     device = batch.texts.input_ids.device if isinstance(batch, TextBatch) else batch.pixels.device
     keys = sample_keys(seed_of(progress.seed, "drop", progress.step), first, len(batch), device)
@@ -166,14 +175,11 @@ def keyed(batch: AnyBatch, progress: Progress) -> AnyBatch:
     return batch if isinstance(batch, TextBatch) else replace(batch, keys=keys)
 
 
-def measure(shared: Shared, validation: Validation) -> Mapping[str, float]:
-    """The validation's measures, with the task in evaluation mode meanwhile.
-
-    Every process measures; the first one's count.
-    """
-    shared.task.eval()
+def measure(parallel: ParallelTask, validation: Validation) -> Mapping[str, float]:
+    """Measures with the task in evaluation mode. Every process measures, and all return what the first one did."""
+    parallel.task.eval()
     try:
-        with torch.no_grad(), shared.whole():
-            return shared.world.tell(validation.measure())
+        with torch.no_grad(), parallel.unsharded():
+            return parallel.world.broadcast(validation.measure())
     finally:
-        shared.task.train()
+        parallel.task.train()

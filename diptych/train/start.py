@@ -1,7 +1,7 @@
-"""Starting from what another run learnt (`init_from`), and what a run's folder keeps of how it began.
+"""Starts a run from another run's weights (`init_from`), and records in its folder what it began with.
 
-RUN/start.json   `from`: the checkpoint, null for none; by parts of the task, with how many tensors each holds:
-                 `loaded`, `resized`, `copied`, `fresh`, `dropped`; `untrained` and `borrowed`, as below
+RUN/start.json   `from`: the checkpoint, or null; `loaded`, `resized`, `copied`, `fresh`, `dropped`: parts of the task,
+                 each with its number of tensors; `untrained` and `borrowed`: as below
 """
 
 from __future__ import annotations
@@ -21,75 +21,78 @@ from diptych.task import Task
 
 START = "start.json"
 STUDENTS = {"teacher": "model", "teacher_head": "head"}
-"""What each momentum copy is a copy of."""
+"""The student of each momentum copy, by the first part of their names."""
 TEXT = "text"
-"""The part of a model whose weights belong to numbered words."""
+"""The part of a model whose weights depend on the tokenizer."""
 OPTIONAL = ("teacher.", "head.", "teacher_head.")
-"""What may be stored for nothing: a task may do without a teacher, or with less of one, and has heads of its own."""
+"""What a checkpoint may hold and a task may not need: a task may have no momentum encoder, or a smaller one, and has a
+head of its own."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts with, by names of weights."""
+    """The weights that a run starts with, by their names and by where they came from."""
 
     folder: Path
     """The checkpoint."""
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
-    """Of the loaded ones, those that were made to fit."""
+    """Those of the loaded weights that were resized to fit."""
     copied: tuple[str, ...]
-    """Of others of the student: a teacher that was not stored, and what the task begins as a copy."""
+    """Copies of other loaded weights: a momentum encoder that was not stored, and parts that the task begins so."""
     fresh: tuple[str, ...]
-    """As the task was built."""
+    """Weights that are as the task was built."""
     dropped: tuple[str, ...]
-    """Stored, but of no use here."""
+    """Stored weights that the task does not use."""
     untrained: tuple[str, ...] = ()
-    """Parts of the stored student that are random, since no published file brought them (`diptych convert`)."""
+    """Parts of the stored student that are random, because no published file had them (`diptych convert`)."""
 
     def by_parts(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """What became of the weights, by the longest parts of which all is meant, with the number of tensors."""
+        """Groups the weights of each kind by the largest parts that are wholly of this kind, and counts the tensors."""
         own, stored = {*self.loaded, *self.copied, *self.fresh}, {*self.loaded, *self.dropped}
-        for what in ("loaded", "resized", "copied", "fresh", "dropped"):
-            yield what, parts(getattr(self, what), stored if what == "dropped" else own)
+        for kind in ("loaded", "resized", "copied", "fresh", "dropped"):
+            yield kind, parts(getattr(self, kind), stored if kind == "dropped" else own)
 
     def __str__(self) -> str:
         lines = [str(self.folder)]
-        for what, found in self.by_parts():
-            if found:
-                name = "copied from the student" if what == "copied" else what
-                lines.append(f"  {name}: {', '.join(f'{part} ({n})' for part, n in found.items())}")
+        for kind, counts in self.by_parts():
+            if counts:
+                title = "copied from the student" if kind == "copied" else kind
+                lines.append(f"  {title}: {', '.join(f'{part} ({count})' for part, count in counts.items())}")
         if self.untrained:
             lines.append(f"  random in the checkpoint already: {', '.join(self.untrained)}")
         return "\n".join(lines)
 
 
 def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
-    """Puts what `task` can use of a run or checkpoint into it: student, teacher, and the heads of such a task.
+    """Loads what `task` can use of a run or checkpoint: student, momentum encoder, and the head if it is of this task.
 
-    A teacher that is not stored begins as a copy of the student: text assignment, for one, stores none. The
-    queue is never taken over: its features are of the other run's pictures.
+    A momentum encoder that is not stored begins as a copy of the student; text assignment, for one, stores none. The
+    queue always starts empty, because its features are of the other run's images.
 
-    Raises ValueError if there is no checkpoint, if it is damaged, if any weight of the student is missing or left over,
-    if any weight is of another shape, or if its tokenizer is another: the same numbers would then mean other words.
-    Of parts that the task begins afresh after such a run, words among them, none of this is asked.
+    Raises ValueError if there is no checkpoint, if it is damaged, if a weight of the student is missing, left over or
+    of another shape, or if its tokenizer is another one: the same ids would then mean other words. None of this is
+    required of parts that the task trains anew after such a run (`Task.fresh_from`), which may include the words.
     """
     checkpoint = store.load_from(origin)
     recipe = from_dict(checkpoint.recipe)
-    untaught = task.fresh_from(recipe)
-    if TEXT not in untaught and Tokenizer.load(checkpoint.tokenizer) != tokenizer:
+    fresh_parts = task.fresh_from(recipe)
+    if TEXT not in fresh_parts and Tokenizer.load(checkpoint.tokenizer) != tokenizer:
         raise ValueError(
             f"{checkpoint.folder} was trained with another tokenizer: set tokenizer.vocabulary={checkpoint.tokenizer},"
             " and tokenizer.separator and tokenizer.lowercase as its tokenizer.json says"
         )
     stored, own = checkpoint.weights(), task.state_dict()
-    left = [name for name in stored if _within(name, untaught)]
-    found = task.adapt({name: value for name, value in stored.items() if name not in left}, recipe)
-    loaded = {name: value for name, value in found.items() if name in own or not name.startswith(OPTIONAL)}
-    apart = [name for name in stored if not name.startswith(("model.", "teacher."))]  # which `found` may lack
-    twins = {name: _twin(name) for name in own if name not in loaded}
-    copied = {name: loaded[twin] for name, twin in twins.items() if twin in loaded}
-    copied |= {name: loaded.pop(name) for name in list(loaded) if _within(name, untaught)}
-    fresh = {name: own[name] for name in twins if name not in copied and _may_lack(name, untaught)}
+    untrained = [name for name in stored if _within(name, fresh_parts)]
+    adapted = task.adapt({name: value for name, value in stored.items() if name not in untrained}, recipe)
+    loaded = {name: value for name, value in adapted.items() if name in own or not name.startswith(OPTIONAL)}
+    others = [name for name in stored if not name.startswith(("model.", "teacher."))]  # `adapt` may leave them out
+
+    students = {name: _student_name(name) for name in own if name not in loaded}
+    copied = {name: loaded[student] for name, student in students.items() if student in loaded}
+    # `adapt` may have filled parts that begin afresh with copies of trained ones.
+    copied |= {name: loaded.pop(name) for name in list(loaded) if _within(name, fresh_parts)}
+    fresh = {name: own[name] for name in students if name not in copied and _is_optional(name, fresh_parts)}
     store.load_into(task, loaded | copied | fresh, checkpoint.folder)
     borrowed = tuple(f"{part}." for part in task.borrowed())
     return Start(
@@ -98,68 +101,69 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
         resized=tuple(name for name, value in loaded.items() if name in stored and value.shape != stored[name].shape),
         copied=tuple(copied),
         fresh=tuple(name for name in fresh if not name.startswith(borrowed)),
-        dropped=tuple(name for name in dict.fromkeys([*left, *found, *apart]) if name not in loaded),
+        dropped=tuple(name for name in dict.fromkeys([*untrained, *adapted, *others]) if name not in loaded),
         untrained=tuple(checkpoint.state.get("fresh", ())),
     )
 
 
 def record_start(folder: Path, task: Task, start: Start | None, borrowed: str = "") -> None:
-    """Keeps in a run's folder what it began with; without a `start` all of it is fresh."""
+    """Writes what a run began with into its folder. Without a `start`, every weight is fresh."""
     if start is None:
         names = task.state_dict()
         content: dict[str, Any] = {"from": None, "fresh": parts(names, names), "untrained": []}
     else:
         content = {"from": str(start.folder), **dict(start.by_parts()), "untrained": list(start.untrained)}
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"start.{os.getpid()}.unfinished"  # each of several processes writes the same
+    unfinished = folder / f"start.{os.getpid()}.unfinished"  # several processes may write the same file
     unfinished.write_text(json.dumps({**content, "borrowed": borrowed.splitlines()}, indent=1))
     unfinished.replace(folder / START)
 
 
 def borrow(task: Task) -> str:
-    """Puts the networks of other runs into the parts that are said to be theirs. Returns what was taken, for people.
+    """Loads the parts that the task takes from other runs (`Task.borrowed`). Returns a line for each of them.
 
-    Raises ValueError if there is no checkpoint, if it is damaged, or if any weight is missing, left over or of another
+    Raises ValueError if there is no checkpoint, if it is damaged, or if a weight is missing, left over or of another
     shape.
     """
     lines = []
     for part, origin in task.borrowed().items():
         checkpoint = store.load_from(origin)
-        student = {k.removeprefix("model."): v for k, v in checkpoint.weights().items() if k.startswith("model.")}
+        weights = checkpoint.weights()
+        student = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
         store.load_into(task.get_submodule(part), student, checkpoint.folder)
         lines.append(f"{part} ({len(student)}) borrowed from {checkpoint.folder}")
     return "\n".join(lines)
 
 
-def _may_lack(name: str, untaught: Iterable[str]) -> bool:
-    """Whether a weight may be in no checkpoint."""
-    return not name.startswith("model.") or _within(name, untaught)
+def _is_optional(name: str, fresh_parts: Iterable[str]) -> bool:
+    """Whether no checkpoint needs to hold this weight."""
+    return not name.startswith("model.") or _within(name, fresh_parts)
 
 
-def _within(name: str, untaught: Iterable[str]) -> bool:
-    """Whether a weight of student or teacher lies in one of these parts of the model."""
+def _within(name: str, fresh_parts: Iterable[str]) -> bool:
+    """Whether a weight of the student or the momentum encoder lies in one of these parts of the model."""
     owner, _, part = name.partition(".")
-    return owner in ("model", "teacher") and any(part == each or part.startswith(f"{each}.") for each in untaught)
+    return owner in ("model", "teacher") and any(part == fresh or part.startswith(f"{fresh}.") for fresh in fresh_parts)
 
 
-def _twin(name: str) -> str:
-    """The student's name of a teacher's weight."""
+def _student_name(name: str) -> str:
+    """Returns the name of the student's weight that a momentum copy's weight follows."""
     owner, _, part = name.partition(".")
     return f"{STUDENTS.get(owner, '')}.{part}"
 
 
 def parts(names: Iterable[str], among: Iterable[str]) -> dict[str, int]:
-    """Names by the longest parts of which none of `among` is left out, with how many each holds.
+    """Groups names by the largest parts of which `names` holds everything that `among` holds, and counts them.
 
     >>> parts(["a.b.x", "a.b.y", "c.z"], ["a.b.x", "a.b.y", "a.d", "c.z"])
     {'a.b': 2, 'c': 1}
     """
     names = list(names)
-    partial = {part for name in set(among) - set(names) for part in _beginnings(name)}
-    return dict(Counter(next((part for part in _beginnings(name) if part not in partial), name) for name in names))
+    incomplete = {part for name in set(among) - set(names) for part in _prefixes(name)}
+    return dict(Counter(next((part for part in _prefixes(name) if part not in incomplete), name) for name in names))
 
 
-def _beginnings(name: str) -> list[str]:
-    """`a`, `a.b`, `a.b.c` of `a.b.c`."""
+def _prefixes(name: str) -> list[str]:
+    """Splits `a.b.c` into `a`, `a.b`, `a.b.c`."""
     pieces = name.split(".")
     return [".".join(pieces[: end + 1]) for end in range(len(pieces))]

@@ -1,6 +1,7 @@
-"""Where a run stands, how long it goes, and its folder.
+"""How far a run has come, how long it goes, and its folder.
 
-RUN/recipe.json      the resolved recipe: its presence marks a run's folder
+RUN/recipe.json      the resolved recipe; its presence marks the folder of a run
+    start.json       train/start.py
     metrics.jsonl    train/log.py
     checkpoints/     checkpoints/store.py
 """
@@ -25,42 +26,48 @@ from diptych.data.record import BadRecord
 from diptych.nn.shards import own_part
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
-from diptych.train.distributed import Shared, World
+from diptych.train.distributed import World
 from diptych.train.optim import load_optimizer_state, optimizer_state
+from diptych.train.parallel import ParallelTask
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What changes while a run goes on, beside tensors."""
+    """Everything beside tensors that changes while a run goes on. Checkpoints hold it."""
 
     step: int = 0
     """Optimiser steps done."""
     pairs: int = 0
+    """Samples seen, with repetition."""
     seconds: float = 0.0
-    """Time in steps and validations, earlier processes included."""
+    """Time in steps and validations, before and after resuming."""
     measure: float | None = None
-    """What this very step's validation gave."""
+    """The result of this step's validation; None where the step had none."""
     best: float | None = None
+    """The highest result of all validations."""
     stale: int = 0
     """Validations since the best one."""
 
     def after_step(self, pairs: int, seconds: float) -> RunState:
+        """Returns the state after one more step."""
         return replace(self, step=self.step + 1, pairs=self.pairs + pairs, seconds=self.seconds + seconds, measure=None)
 
     def after_validation(self, measure: float, seconds: float) -> RunState:
-        better = self.best is None or measure > self.best
-        judged = replace(self, measure=measure, seconds=self.seconds + seconds)
-        return replace(judged, best=measure, stale=0) if better else replace(judged, stale=self.stale + 1)
+        """Returns the state after this step's validation. A result that equals the best one does not replace it."""
+        state = replace(self, measure=measure, seconds=self.seconds + seconds)
+        if self.best is None or measure > self.best:
+            return replace(state, best=measure, stale=0)
+        return replace(state, stale=self.stale + 1)
 
     @property
     def improved(self) -> bool:
-        """This step was validated and is the best so far."""
+        """Whether this step was validated and is the best so far."""
         return self.measure is not None and self.stale == 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run goes. An epoch of the schedule is a whole number of optimiser steps."""
+    """How long a run goes, and when it validates and saves. An epoch is a whole number of optimiser steps."""
 
     steps: int
     steps_per_epoch: int
@@ -70,48 +77,54 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, steps_per_epoch: int) -> Plan:
+        """Takes the numbers from the recipe's `run`. Raises ValueError naming those that are below 1."""
         run = recipe.run
-        least = {
+        counts = {
             "optim.accumulate": recipe.optim.accumulate,
             "run.log_every": run.log_every,
             "run.checkpoint_every": run.checkpoint_every,
             "run.keep_checkpoints": run.keep_checkpoints,
             "run.epochs" if run.steps is None else "run.steps": run.epochs if run.steps is None else run.steps,
         }
-        if wrong := [name for name, value in least.items() if value < 1]:
-            raise ValueError(f"{' and '.join(wrong)} must be at least 1")
+        if too_small := [name for name, count in counts.items() if count < 1]:
+            raise ValueError(f"{' and '.join(too_small)} must be at least 1")
         steps = run.epochs * steps_per_epoch if run.steps is None else run.steps
         return cls(steps, steps_per_epoch, run.validate_every, run.checkpoint_every, run.patience)
 
     def epoch(self, step: int) -> float:
+        """Returns the epochs done after `step` steps, with their fraction."""
         return step / self.steps_per_epoch
 
     def ended(self, state: RunState) -> bool:
+        """Whether all steps are done, or too many validations in a row have brought nothing better."""
         return state.step >= self.steps or (self.patience is not None and state.stale >= self.patience)
 
     def validates(self, step: int) -> bool:
-        """Regularly, and at the end."""
+        """Whether to validate after a step: every `validate_every` steps, and after the last one."""
         return self.validate_every > 0 and (step % self.validate_every == 0 or step == self.steps)
 
     def saves(self, state: RunState) -> bool:
-        """Regularly, at the end, and whenever a validation was the best so far."""
+        """Whether to save: every `checkpoint_every` steps, at the end, and after the best validation so far."""
         return state.step % self.checkpoint_every == 0 or state.improved or self.ended(state)
 
 
 @dataclass
 class RunStore:
-    """A run's folder, with all that has to be put back when it is resumed. All processes of the run have one."""
+    """A run's folder, and everything that a checkpoint saves and resuming restores. Every process of the run has one.
+
+    As a context it waits, at its end, for a checkpoint that is still being written.
+    """
 
     folder: Path
     recipe: Recipe
-    shared: Shared
+    parallel: ParallelTask
     parameters: Mapping[str, Tensor]
-    """What the optimiser moves, by name."""
+    """The tensors that the optimiser moves, by name."""
     optimizer: torch.optim.Optimizer
     ledger: SkipLedger
     save_tokenizer: Callable[[Path], object] | None = None
     _writing: Future[None] | None = None
-    """The checkpoint that is being written beside the training."""
+    """The checkpoint that is being written while training goes on."""
 
     @property
     def checkpoints(self) -> Path:
@@ -119,27 +132,28 @@ class RunStore:
 
     @property
     def world(self) -> World:
-        return self.shared.world
+        return self.parallel.world
 
     def open(self, resume: bool) -> RunState:
-        """Marks the folder as this run's, or puts back the state of its last checkpoint (none yet: the beginning).
+        """Marks a new run's folder, or restores the last checkpoint of a run, and returns where the run stands.
 
-        Of damaged checkpoints the last whole one is taken; raises CheckpointError where none is.
+        A run without a checkpoint starts from the beginning. Damaged checkpoints are set aside for the last whole one.
+        Raises CheckpointError where all are damaged.
         """
-        newest = self.world.first_does(lambda: self._begin(resume))
-        if newest is None:
+        checkpoint = self.world.on_first(lambda: self._claim_folder(resume))
+        if checkpoint is None:
             return RunState()
-        state = self._restore(newest)
+        state = self._restore(checkpoint)
         if self.world.first:
-            self._prune()  # a run killed while it removed old checkpoints may have nothing more to save
+            self._prune()  # a killed run may have left checkpoints to remove, and may have none to save any more
         return state
 
-    def _begin(self, resume: bool) -> store.Checkpoint | None:
-        """The checkpoint to go on from."""
+    def _claim_folder(self, resume: bool) -> store.Checkpoint | None:
+        """Writes or compares `recipe.json`. Returns the checkpoint to resume from, if there is one."""
         check_folder(self.folder, resume)
         recipe = to_dict(self.recipe)
         if not resume:
-            _write(self.folder / "recipe.json", recipe)
+            _write_json(self.folder / "recipe.json", recipe)
             return None
         if differing := _differences(to_dict(stored_recipe(self.folder)), recipe):
             raise ValueError(
@@ -151,37 +165,34 @@ class RunStore:
         return newest
 
     def _restore(self, checkpoint: store.Checkpoint) -> RunState:
-        """Each process reads its own part, whatever number of processes has written."""
-        weights, memory = checkpoint.stored("weights"), checkpoint.stored("optimizer")
-        store.check_fit(self.shared.task, {name: weights.shape(name) for name in weights.names}, checkpoint.folder)
+        """Loads task, optimiser and skipped records. Each process reads its part, however many processes wrote it."""
+        task, read = self.parallel.task, self.parallel.read
+        weights, moments = checkpoint.stored("weights"), checkpoint.stored("optimizer")
+        store.check_fit(task, {name: weights.shape(name) for name in weights.names}, checkpoint.folder)
         with torch.no_grad():
-            for name, value in self.shared.task.state_dict().items():
-                own_part(value).copy_(self.shared.read(weights, name, value))
-        load_optimizer_state(
-            self.parameters, self.optimizer,
-            {name: self.shared.read(memory, name) for name in memory.names},
-        )  # fmt: skip
+            for name, value in task.state_dict().items():
+                own_part(value).copy_(read(weights, name, value))
+        load_optimizer_state(self.parameters, self.optimizer, {name: read(moments, name) for name in moments.names})
         skipped = checkpoint.state["skipped"]
-        if self.world.first:  # what was skipped counts once, not for every process
+        if self.world.first:  # the ledgers of all processes are added up, so that only one may take over the old counts
             self.ledger.note(skipped["seen"], [BadRecord(*error) for error in skipped["bad"]])
         return RunState(**checkpoint.state["run"])
 
     def newest(self) -> Path:
-        """The last checkpoint of a run that has one."""
-        newest = self.world.tell(store.latest(self.checkpoints))
+        """Returns the last checkpoint of a run that has one."""
+        newest = self.world.broadcast(store.latest(self.checkpoints))
         assert newest is not None
         return newest
 
     def skipped(self) -> SkipLedger:
-        """What all processes have skipped. All must call this."""
-        found = self.world.exchange((self.ledger.seen, list(self.ledger.bad.values())))
-        everyone = SkipLedger(self.ledger.limit_share, self.ledger.total)
-        for seen, bad in found:
-            everyone.note(seen, bad)
-        return everyone
+        """Adds up the records that all processes have skipped. All must call this."""
+        total = SkipLedger(self.ledger.limit_share, self.ledger.total)
+        for seen, bad in self.world.gather((self.ledger.seen, list(self.ledger.bad.values()))):
+            total.note(seen, bad)
+        return total
 
     def save(self, state: RunState, epoch: float) -> None:
-        """Writes a checkpoint; with `run.checkpoint_async` beside the training, from a copy in memory."""
+        """Writes a checkpoint. With `run.checkpoint_async` a thread writes it, from a copy, while training goes on."""
         self.settle()
         skipped = self.skipped()
         bad = [(error.record, error.reason, error.detail) for error in skipped.bad.values()]
@@ -191,28 +202,34 @@ class RunStore:
             "measure": state.measure,
             "run": asdict(state),
             "skipped": {"seen": skipped.seen, "bad": bad},
-            "versions": versions(),
+            "versions": {
+                "diptych": diptych.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         }
-        weights = self.shared.own_parts(self.shared.task.state_dict())
-        memory = self.shared.own_parts(optimizer_state(self.parameters, self.optimizer))
-        aside = self.recipe.run.checkpoint_async
-        if aside:
-            weights, memory = copied(weights), copied(memory)
-        ready = store.CheckpointState(
-            weights, memory, content, to_dict(self.recipe), self.save_tokenizer, cut=self.shared.cut
+        weights = self.parallel.local_part(self.parallel.task.state_dict())
+        moments = self.parallel.local_part(optimizer_state(self.parameters, self.optimizer))
+        in_background = self.recipe.run.checkpoint_async
+        if in_background:
+            weights, moments = _copied(weights), _copied(moments)
+        checkpoint = store.CheckpointState(
+            weights, moments, content, to_dict(self.recipe), self.save_tokenizer, sharded=self.parallel.sharded
         )
-        if aside:
-            self._writing = _aside(lambda: self._write_down(state.step, ready))
+        if in_background:
+            with ThreadPoolExecutor(1) as threads:
+                self._writing = threads.submit(self._write, state.step, checkpoint)
+                threads.shutdown(wait=False)
         else:
-            self._write_down(state.step, ready)
+            self._write(state.step, checkpoint)
 
-    def _write_down(self, step: int, content: store.CheckpointState) -> None:
-        store.save_checkpoint(self.checkpoints, step, content, Filing(self.world))
+    def _write(self, step: int, checkpoint: store.CheckpointState) -> None:
+        store.save_checkpoint(self.checkpoints, step, checkpoint, self.world.background or self.world)
         if self.world.first:
             self._prune()
 
     def settle(self) -> None:
-        """Waits for what is being written. Raises CheckpointError where that failed."""
+        """Waits for the checkpoint that is being written. Raises CheckpointError where that failed."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -221,7 +238,7 @@ class RunStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """What was begun is finished; its own fault is told unless there is one already."""
+        """Lets the checkpoint be finished. Its own error is raised unless the run ends with another one."""
         if error is None or isinstance(error, SystemExit):
             self.settle()
         elif self._writing is not None:
@@ -231,44 +248,18 @@ class RunStore:
         store.prune(self.checkpoints, self.recipe.run.keep_checkpoints)
 
 
-@dataclass(frozen=True)
-class Filing:
-    """The processes of a run as the writers of its checkpoints, who meet apart from its training."""
-
-    world: World
-
-    @property
-    def rank(self) -> int:
-        return self.world.rank
-
-    @property
-    def size(self) -> int:
-        return self.world.size
-
-    def exchange(self, value: Any) -> list[Any]:
-        return self.world.exchange(value, self.world.files)
-
-
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, where nothing changes them."""
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors to the CPU, where the training does not change them."""
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
-def _aside(work: Callable[[], None]) -> Future[None]:
-    """Done by a thread of its own."""
-    with ThreadPoolExecutor(1) as threads:
-        future = threads.submit(work)
-        threads.shutdown(wait=False)
-    return future
-
-
 def stored_recipe(folder: Path) -> Recipe:
-    """What a run's folder says that the run is."""
+    """Reads the recipe of a run from its folder."""
     return from_dict(json.loads((folder / "recipe.json").read_text()))
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """Raises ValueError if `folder` holds a run and none is to be resumed, or the other way round."""
+    """Raises ValueError if `folder` holds a run that is not to be resumed, or holds none that could be."""
     holds_run = (folder / "recipe.json").exists()
     if resume and not holds_run:
         raise ValueError(f"{folder} holds no run to resume: it has no recipe.json")
@@ -276,21 +267,20 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} already holds a run: go on with `diptych resume {folder}`, or name another folder")
 
 
-def versions() -> dict[str, str]:
-    """Of what decides a run's bits."""
-    return {"diptych": diptych.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(content, indent=1))
     unfinished.replace(path)
 
 
-def _differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """Dotted names of the fields in which two plain recipes differ."""
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return [] if one == other else [name]
-    keys = sorted({*one, *other})
-    return [found for key in keys for found in _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))]
+def _differences(recipe: Any, other: Any, name: str = "") -> list[str]:
+    """Lists the dotted names of the fields in which two plain recipes differ."""
+    if not (isinstance(recipe, Mapping) and isinstance(other, Mapping)):
+        return [] if recipe == other else [name]
+    fields = sorted({*recipe, *other})
+    return [
+        differing
+        for field in fields
+        for differing in _differences(recipe.get(field), other.get(field), f"{name}.{field}".lstrip("."))
+    ]

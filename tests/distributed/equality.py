@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.train.distributed import World, added_up, shared_total
+from diptych.train.distributed import World, global_losses, loss_share
 from diptych.types import Batch, Progress, Texts
 from tests import tiny
 from tests.traces import traced
@@ -63,8 +63,8 @@ def step(rank: int, size: int, changes: dict[str, Any]) -> Found:
     task, batch = tiny.vlmo_pretraining(**changes), share_of(rank, size)
     losses = task(batch, PROGRESS)
     world = World(rank, size)
-    shared_total(losses, world).backward()
-    means = {name: term.mean.item() for name, (_, term) in added_up(losses, world).terms.items()}
+    loss_share(losses, world).backward()
+    means = {name: term.mean.item() for name, (_, term) in global_losses(losses, world).terms.items()}
     made, _ = traced(task, batch, PROGRESS)
     drawn = [] if made.negatives is None else list(zip(*(part.tolist() for part in made.negatives), strict=True))
     return Found(means, mean_gradients(task), drawn, batch.texts.input_ids.shape[1])
@@ -75,8 +75,8 @@ def dual_encoder(rank: int, size: int) -> Found:
     task = tiny.retrieval(model={"system": "vlmo"}, keys="batch", queue_size=0, alpha=0.0, itm=0.0)
     batch = share_of(rank, size)
     losses, world = task(batch, PROGRESS), World(rank, size)
-    shared_total(losses, world).backward()
-    means = {name: term.mean.item() for name, (_, term) in added_up(losses, world).terms.items()}
+    loss_share(losses, world).backward()
+    means = {name: term.mean.item() for name, (_, term) in global_losses(losses, world).terms.items()}
     return Found(means, mean_gradients(task))
 
 

@@ -24,10 +24,11 @@ from diptych.schema import (
 from diptych.task import Task
 from diptych.tasks.masked_image_modelling import VisionStage
 from diptych.tasks.visual_tokenizer import VisualTokenizerTraining
-from diptych.train.distributed import Shared, World
+from diptych.train.distributed import World
 from diptych.train.guard import StopSignals
 from diptych.train.loop import Stepper
 from diptych.train.optim import build_optimizer
+from diptych.train.parallel import ParallelTask
 from diptych.train.state import Plan, RunState
 from diptych.train.watch import Watch
 from diptych.types import Batch, PictureBatch, TextBatch, Texts
@@ -117,11 +118,11 @@ def steps(name: str, rank: int, size: int, changes: dict[str, Any], shares: tupl
     first = sum(shares[:rank])
     batch = rows_of(task, slice(first, first + shares[rank]))
     world = World(rank, size)
-    shared = Shared.of(task, recipe, world)
-    parameters = shared.parameters()
+    parallel = ParallelTask.of(task, recipe, world)
+    parameters = parallel.parameters()
     optimizer = build_optimizer(task, recipe.optim, parameters)
     plan = Plan.of(recipe, steps_per_epoch=2)
-    stepper = Stepper(shared, parameters, optimizer, plan, recipe, Watch(World(), 60.0), StopSignals())
+    stepper = Stepper(parallel, parameters, optimizer, plan, recipe, Watch(World(), 60.0), StopSignals())
     gradients: dict[str, Tensor] = {}
 
     def note(*_: Any) -> None:

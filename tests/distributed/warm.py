@@ -68,7 +68,7 @@ def _sleep(stepper: Stepper) -> None:
 
 def _poison(stepper: Stepper) -> None:
     """The loss of this process alone is no number."""
-    forward = stepper.shared.forward
+    forward = stepper.parallel.forward
 
     def poisoned(*args: Any) -> Any:
         losses = forward(*args)
@@ -76,7 +76,7 @@ def _poison(stepper: Stepper) -> None:
         term.sum.data.fill_(torch.nan)
         return losses
 
-    stepper.shared.forward = poisoned  # type: ignore[method-assign]
+    stepper.parallel.forward = poisoned  # type: ignore[method-assign]
 
 
 def _fill_disk(stepper: Stepper) -> None:

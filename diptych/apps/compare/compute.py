@@ -15,10 +15,10 @@ from diptych.checkpoints import store
 from diptych.data.loader import PairLoader
 from diptych.logged import read_metrics
 from diptych.schema import VqaClosedSetConfig
-from diptych.train.distributed import Shared
 from diptych.train.flops import counted
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
+from diptych.train.parallel import ParallelTask
 from diptych.types import Progress
 
 COUNTED = 8
@@ -62,12 +62,12 @@ def step_flops(folder: Path, steps: int) -> float:
     source, size, run = pipeline.open_split(recipe, "train"), recipe.model.image_size, recipe.run
     pairs = run.batch_size * recipe.optim.accumulate
     loader = PairLoader(source, opened.tokenizer, data, size, pairs, run.seed, answers, released=recipe.released)
-    total = 0
+    total, parallel = 0, ParallelTask(task)
     places = sorted({int(steps * (turn + 0.5) / COUNTED) for turn in range(COUNTED)})
     for step in places:
         batch = next(loader.batches(step)).batch
         progress = Progress(step, step / loader.steps_per_epoch, run.seed)
-        flops, _ = counted(lambda batch=batch, at=progress: forward_backward(Shared(task), batch, at, run))  # type: ignore[misc]
+        flops, _ = counted(lambda batch=batch, at=progress: forward_backward(parallel, batch, at, run))  # type: ignore[misc]
         task.zero_grad(set_to_none=True)
         total += flops
     return total / len(places)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from diptych.checkpoints.store import flush
+from diptych.checkpoints.files import flush
 from diptych.data.record import BadRecord
 
 UNFINISHED = ".unfinished"

@@ -33,7 +33,7 @@ from diptych.apps.index.files import UNFINISHED, sole_writer, write_json, write_
 from diptych.apps.index.items import KINDS, Item, Kind
 from diptych.apps.index.neighbours import Searcher, SearchSettings, require_faiss
 from diptych.apps.index.store import IndexDescription, no_index, unfinished_index
-from diptych.checkpoints.store import fingerprint, flush
+from diptych.checkpoints.files import fingerprint, flush
 from diptych.data.record import BadRecord
 
 FORMAT = 1

@@ -25,10 +25,11 @@ from diptych.nn.queue import FeatureQueue
 from diptych.schema import AlbefConfig, Recipe
 from diptych.serialize import from_dict, to_dict
 from diptych.task import Task
-from diptych.train.distributed import Shared, World
+from diptych.train.distributed import World
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
 from diptych.train.optim import build_optimizer
+from diptych.train.parallel import ParallelTask
 from diptych.types import Progress, to_device
 
 RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_MAX_": str(1 << 30)}
@@ -85,8 +86,8 @@ def real_step(recipe: Recipe, tokens: int) -> tuple[Task, Callable[[], None]]:
     if recipe.freeze:
         freeze(task, recipe.freeze)
     _fill_queues(task)
-    shared = Shared.of(task, recipe, World())
-    parameters = shared.parameters()
+    parallel = ParallelTask.of(task, recipe, World())
+    parameters = parallel.parameters()
     optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released)
     pictures = 2 if catalog.record_kind(recipe.task) is PairStatement else 1
     pixels = torch.randn(pictures, size, 3, side, side).unbind()
@@ -95,10 +96,10 @@ def real_step(recipe: Recipe, tokens: int) -> tuple[Task, Callable[[], None]]:
 
     def step() -> None:
         task.before_step()
-        losses = forward_backward(shared, batch, progress, recipe.run)
-        shared.gradient_norm(parameters, recipe.optim.clip)
+        losses = forward_backward(parallel, batch, progress, recipe.run)
+        parallel.gradient_norm(parameters, recipe.optim.clip)
         optimizer.step()
-        shared.clear_gradients(parameters)
+        parallel.clear_gradients(parameters)
         task.after_step(losses.carry)
 
     return task, step

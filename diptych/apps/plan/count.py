@@ -26,9 +26,9 @@ from diptych.nn.blocks import Block
 from diptych.nn.queue import FeatureQueue
 from diptych.schema import Recipe, VlmoConfig, VqaClosedSetConfig
 from diptych.task import Task
-from diptych.train.distributed import Shared
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
+from diptych.train.parallel import ParallelTask
 from diptych.types import (
     AnyBatch,
     Batch,
@@ -177,7 +177,7 @@ def counted_step(recipe: Recipe, task: Task, fakes: Fakes, batch: AnyBatch, step
         checkpoint_blocks(task, ledger.repeated)
     progress = Progress(step, float(step), recipe.run.seed)
     with Pretended(fakes, ledger.on_operation):
-        forward_backward(Shared(task), batch, progress, recipe.run)
+        forward_backward(ParallelTask(task), batch, progress, recipe.run)
     return ledger
 
 

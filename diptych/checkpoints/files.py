@@ -1,0 +1,53 @@
+"""Files of a checkpoint: written so that they are on the disk and readable by others, and known by their sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> dict[str, Any]:
+    """Writes a safetensors file, flushes it to the disk and returns its fingerprint."""
+    save_file(_separate(tensors), path, metadata=metadata)
+    path.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+    flush(path)
+    return fingerprint(path)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Makes contiguous CPU tensors of which no two share memory. A tied table is stored under each of its names."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        separate[name] = plain.clone() if address in seen else plain
+        seen.add(address)
+    return separate
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Returns a file's size and sha256."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def flush(path: Path) -> None:
+    """Forces a file's content, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
