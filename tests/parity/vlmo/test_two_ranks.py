@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diptych.schema import VLMO_AS_RELEASED
 from tests.parity.vlmo.golden import Golden
 from tests.parity.vlmo.stage3 import build_task, gradients, pairs, recorded, weighted
 from tests.worlds import run_world
@@ -29,7 +31,8 @@ def share(rank: int, size: int, folder: Path, gather: str) -> Found:
     """What one process finds for its consecutive rows of the batch, under the folder's names."""
     inputs, golden = Golden(folder, "inputs"), Golden(folder, "two_ranks")
     rows = slice(*(len(inputs["vl/image"]) * edge // size for edge in (rank, rank + 1)))
-    task, batch = build_task(folder, gather=gather), pairs(inputs, "vl", rows)
+    released = replace(VLMO_AS_RELEASED, gather_without_gradient=gather == "released")
+    task, batch = build_task(folder, released=released), pairs(inputs, "vl", rows)
     places = torch.arange(len(batch))
     drawn = [golden[f"rank{rank}/neg_{kind}_index"] for kind in ("image", "text")] if size > 1 else [places, places]
     processes = task.meet(batch)
