@@ -19,6 +19,7 @@ from diptych.schema import (
     EntailmentConfig,
     LanguageStageConfig,
     Nlvr2Config,
+    Released,
     RetrievalConfig,
     SpecialIds,
     TextAssignmentConfig,
@@ -64,15 +65,10 @@ MODELS: list[dict[str, Any]] = [
 """Both systems in their variants, as `any_model` takes them."""
 
 
-def albef_config(
-    norm: str = "post", stem: str = "patch", keep_padding: bool = False, images_per_text: int = 1, **text: Any
-) -> AlbefConfig:
+def albef_config(norm: str = "post", stem: str = "patch", images_per_text: int = 1, **text: Any) -> AlbefConfig:
     """Image width, text width and embedding width all differ, so that no mix-up fits."""
     vision = replace(VISION, stem=stem)
-    return AlbefConfig(
-        vision, replace(TEXT, norm=norm, **text), embed_dim=8, keep_padding=keep_padding,
-        images_per_text=images_per_text,
-    )  # fmt: skip
+    return AlbefConfig(vision, replace(TEXT, norm=norm, **text), embed_dim=8, images_per_text=images_per_text)
 
 
 TEMPERATURES = ("temp", "log_scale")
@@ -88,9 +84,16 @@ def shake(module: nn.Module, seed: int = 0) -> None:
                 weight.add_(torch.randn(weight.shape, generator=noise), alpha=0.1)
 
 
-def albef(seed: int = 0, **changes: Any) -> Albef:
+def configured(config: Any, changes: dict[str, Any]) -> tuple[Any, Released]:
+    """The config with the changes of its own fields, and the changes of `Released`."""
+    flags = {name: value for name, value in changes.items() if name in Released.__dataclass_fields__}
+    return replace(config, **{name: changes[name] for name in changes if name not in flags}), Released(**flags)
+
+
+def albef(seed: int = 0, keep_padding: bool = False, **changes: Any) -> Albef:
     torch.manual_seed(seed)
     model = Albef(albef_config(**changes))
+    model.keep_padding = keep_padding
     shake(model, seed)
     return model.eval()
 
@@ -107,21 +110,22 @@ def any_model(seed: int = 0, system: str = "albef", **changes: Any) -> Albef | V
 
 
 def vlmo_pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VlmoPretraining:
-    config = replace(VlmoPretrainConfig(mask_probability=0.4), **changes)
-    return VlmoPretraining(vlmo(seed, **(model or {})), config, SPECIAL)
+    config, released = configured(VlmoPretrainConfig(mask_probability=0.4), changes)
+    return VlmoPretraining(vlmo(seed, **(model or {})), config, SPECIAL, released)
 
 
 def language_stage(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> LanguageStage:
     """Frozen as recipes do it."""
-    task = LanguageStage(vlmo(seed, **(model or {})), replace(LanguageStageConfig(), **changes), SPECIAL)
+    config, released = configured(LanguageStageConfig(), changes)
+    task = LanguageStage(vlmo(seed, **(model or {})), config, SPECIAL, released)
     freeze(task, frozen_attention(task.model.config))
     return task
 
 
 def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> AlbefPretraining:
     """A task whose teacher is not the student, and whose queue is half full."""
-    config = replace(AlbefPretrainConfig(queue_size=6, mask_probability=0.4), **changes)
-    task = AlbefPretraining(albef(seed, **(model or {})), config, SPECIAL)
+    config, released = configured(AlbefPretrainConfig(queue_size=6, mask_probability=0.4), changes)
+    task = AlbefPretraining(albef(seed, **(model or {})), config, SPECIAL, released)
     shake(task.teacher, seed + 1)
     if config.queue_size:
         image, text = nn.functional.normalize(uniform(2, 3, 8, seed=seed) - 0.5, dim=-1)
@@ -131,7 +135,8 @@ def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: A
 
 def retrieval(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Retrieval:
     """As `pretraining`; the picture of identity 11 waits in the queue too."""
-    task = Retrieval(any_model(seed, **(model or {})), replace(RetrievalConfig(queue_size=6), **changes))
+    config, released = configured(RetrievalConfig(queue_size=6), changes)
+    task = Retrieval(any_model(seed, **(model or {})), config, SPECIAL, released)
     if task.teacher is not None:
         shake(task.teacher, seed + 1)
     if task.config.queue_size:
@@ -143,7 +148,8 @@ def retrieval(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any
 
 def entailment(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Entailment:
     """A task whose teacher, if it has one, is not the student."""
-    task = Entailment(any_model(seed, **(model or {})), replace(EntailmentConfig(), **changes))
+    config, released = configured(EntailmentConfig(), changes)
+    task = Entailment(any_model(seed, **(model or {})), config, SPECIAL, released)
     shake(task.head, seed)
     for part in (task.teacher, task.teacher_head):
         if part is not None:
@@ -153,7 +159,8 @@ def entailment(seed: int = 0, model: dict[str, Any] | None = None, **changes: An
 
 def nlvr2(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Nlvr2:
     """A task whose teacher, if it has one, is not the student."""
-    task = Nlvr2(any_model(seed, images_per_text=2, **(model or {})), replace(Nlvr2Config(), **changes))
+    config, released = configured(Nlvr2Config(), changes)
+    task = Nlvr2(any_model(seed, images_per_text=2, **(model or {})), config, SPECIAL, released)
     shake(task.head, seed)
     for part in (task.teacher, task.teacher_head):
         if part is not None:
@@ -162,9 +169,8 @@ def nlvr2(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) ->
 
 
 def text_assignment(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> TextAssignment:
-    task = TextAssignment(
-        any_model(seed, images_per_text=2, **(model or {})), replace(TextAssignmentConfig(), **changes)
-    )
+    config, released = configured(TextAssignmentConfig(), changes)
+    task = TextAssignment(any_model(seed, images_per_text=2, **(model or {})), config, SPECIAL, released)
     shake(task.head, seed)
     return task
 
@@ -172,13 +178,13 @@ def text_assignment(seed: int = 0, model: dict[str, Any] | None = None, **change
 def vqa_decoding(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VqaDecoding:
     """A task whose teacher, if it has one, is not the student; norms stand where the model has them."""
     decoder = replace(DECODER, norm=(model or {}).get("norm", "pre" if "system" in (model or {}) else "post"))
-    config = replace(VqaDecoderConfig(decoder=decoder, max_answer_tokens=5), **changes)
-    return _shaken_heads(VqaDecoding(any_model(seed, **(model or {})), config, SPECIAL), seed)
+    config, released = configured(VqaDecoderConfig(decoder=decoder, max_answer_tokens=5), changes)
+    return _shaken_heads(VqaDecoding(any_model(seed, **(model or {})), config, SPECIAL, released), seed)
 
 
 def vqa_closed_set(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VqaClosedSet:
-    config = replace(VqaClosedSetConfig(answers=ANSWERS), **changes)
-    return _shaken_heads(VqaClosedSet(any_model(seed, **(model or {})), config, SPECIAL), seed)
+    config, released = configured(VqaClosedSetConfig(answers=ANSWERS), changes)
+    return _shaken_heads(VqaClosedSet(any_model(seed, **(model or {})), config, SPECIAL, released), seed)
 
 
 def _shaken_heads(task: Any, seed: int) -> Any:

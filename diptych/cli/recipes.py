@@ -17,6 +17,7 @@ def run(arguments: Sequence[str]) -> None:
     name = parser.parse_args(arguments).recipe
 
     from diptych.catalog import RECIPES, find_recipe
+    from diptych.schema import Released, as_released
     from diptych.serialize import to_dict
 
     if name is None:
@@ -24,8 +25,14 @@ def run(arguments: Sequence[str]) -> None:
         for key, recipe in RECIPES.items():
             print(f"{key:<{width}}  {(inspect.getdoc(recipe) or '').partition(chr(10))[0]}")
         return
-    fields = to_dict(find_recipe(name))
+    recipe = find_recipe(name)
+    fields = to_dict(recipe)
+    switches = _lines({"released": fields.pop("released")})
+    known = {"none": Released(), "all": as_released(recipe.model)}
+    short = next((word for word, value in known.items() if value == recipe.released), None)
     print(inspect.getdoc(RECIPES[name]), "", *_lines(fields), sep="\n")
+    print("\nDefects of the released code (docs/released_code.md): released=none, released=all, or one by one.")
+    print(*([f"released={short}"] if short else ()), *switches, sep="\n")
 
 
 def _lines(fields: dict[str, Any], above: str = "") -> list[str]:

@@ -1,27 +1,12 @@
-"""REFERENCE.md's known defects of the released code: what ours does, and what the released one does.
+"""Defects of the released code: what this library does, and what the released code does.
 
-Released behaviour is reached by its typed field, or stated here in a few independent lines where it is no field.
-
-| defect | tested |
-|---|---|
-| 1 hard negatives underflow | here (`negatives_mask`) |
-| 2 captions of one picture as negatives | here (`false_negatives`) |
-| 3 teacher's dropout, EMA, sampling by row | here (`teacher_dropout`; the others are differences without a field) |
-| 4 queue and batch sizes | here |
-| 5 process group | here |
-| 6 long training captions | here; cutting itself in properties/test_data_loader.py, properties/test_data_tokenizer.py |
-| 8 warm-up | parity/test_schedule.py: `released` at every step, `cosine` by its definition |
-| 11 no [SEP] | parity/test_tokenizer.py: with and without, side by side |
-| 12 flips under left and right | properties/test_data_transforms.py: `flip_directional` both ways |
-| 13 no masked word, special tokens | here (`mask_special_tokens`) |
-| 14 strict loading | here; also contracts/test_store.py, test_start.py, test_convert.py |
-| 15 contrast's gradient by number of processes | parity/vlmo/test_two_ranks.py: `gather` both ways; distributed/ |
-| 16 loss weights, logit scale | properties/test_pretraining.py, test_vlmo_pretraining.py (`temperature_bounds`) |
-| 16 padding, decay | properties/test_vlmo.py; parity/vlmo/test_optim.py (`decay`) |
+Each test begins with the defect's number in docs/released_code.md, which also names the tests in other files. Released
+behaviour is reached by its field of `Released`, or stated here in a few independent lines where there is no field.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +23,7 @@ from diptych.losses.matching import draw_negatives, negative_weights
 from diptych.nn.gather import Processes
 from diptych.nn.momentum import momentum_copy, move_towards
 from diptych.nn.queue import NOBODY, FeatureQueue
+from diptych.schema import Released
 from diptych.task import Task
 from diptych.tasks.albef_pretraining import AlbefPretraining, AlbefTrace
 from diptych.tasks.pretraining import hard_negative_weights
@@ -62,33 +48,35 @@ OWN = torch.eye(3, dtype=torch.bool)
 
 
 def test_1_released_weights_vanish_and_cannot_be_drawn_from() -> None:
-    weights = negative_weights(SURE, OWN, "after")
+    weights = negative_weights(SURE, OWN, after_softmax=True)
     assert torch.equal(weights, released_weights(SURE))
     assert weights[:2].sum() == 0
     with pytest.raises(RuntimeError, match="sum of probabilities"):
         torch.multinomial(released_weights(SURE)[0], 1)
-    with pytest.raises(ValueError, match=r"all negatives of a row have probability 0.*negatives_mask='after'"):
+    with pytest.raises(
+        ValueError, match=r"all negatives of a row have probability 0.*negatives_mask_after_softmax=true"
+    ):
         draw_negatives(weights, torch.full((3,), 0.5))
 
 
 def test_1_positives_that_leave_before_the_softmax_leave_something_to_draw() -> None:
-    weights = negative_weights(SURE, OWN, "before")
+    weights = negative_weights(SURE, OWN)
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
     assert weights.diagonal().tolist() == [0, 0, 0]
     odds = torch.tensor([1.0, 1.0, 0.5]).exp()
     torch.testing.assert_close(torch.stack([weights[0, 1], weights[1, 0], weights[2, 0]]), odds / (1 + odds))
     mild = SURE / 100
     after = released_weights(mild)
-    torch.testing.assert_close(negative_weights(mild, OWN, "before"), after / after.sum(1, keepdim=True))
+    torch.testing.assert_close(negative_weights(mild, OWN), after / after.sum(1, keepdim=True))
 
 
-@pytest.mark.parametrize("mask", ["before", "after"])
-def test_1_the_field_reaches_the_task(mask: str) -> None:
-    task = tiny.pretraining(negatives_mask=mask)
+@pytest.mark.parametrize("after", [False, True])
+def test_1_the_field_reaches_the_task(after: bool) -> None:
+    task = tiny.pretraining(negatives_mask_after_softmax=after)
     nobody = torch.zeros(3, 3, dtype=torch.bool)
-    for_texts, for_images = hard_negative_weights(Logits(SURE, SURE.T), OWN, nobody, Processes(3), task.config)
-    torch.testing.assert_close(for_images, negative_weights(SURE, OWN, mask))
-    torch.testing.assert_close(for_texts, negative_weights(SURE.T, OWN, mask))
+    for_texts, for_images = hard_negative_weights(Logits(SURE, SURE.T), OWN, nobody, Processes(3), task)
+    torch.testing.assert_close(for_images, negative_weights(SURE, OWN, after))
+    torch.testing.assert_close(for_texts, negative_weights(SURE.T, OWN, after))
 
 
 @pytest.mark.parametrize("build", [tiny.pretraining, tiny.vlmo_pretraining])
@@ -105,13 +93,13 @@ IDS = (7, 8, 7, 101)
 SAME = torch.tensor([[0, 0, 1, 0, 0, 0, 0], [0] * 7, [1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]]).bool()
 
 
-def trace_of(false_negatives: str) -> AlbefTrace:
-    task, batch = tiny.pretraining(false_negatives=false_negatives), tiny.batch(ids=IDS)
+def trace_of(keep: bool) -> AlbefTrace:
+    task, batch = tiny.pretraining(keep_false_negatives=keep), tiny.batch(ids=IDS)
     return traced(task, batch, LATER)[0]
 
 
 def test_2_other_captions_of_a_picture_leave_contrast_targets_and_negatives() -> None:
-    masked, kept = trace_of("mask"), trace_of("keep")
+    masked, kept = trace_of(keep=False), trace_of(keep=True)
     assert torch.equal(masked.ignored, SAME)
     names = ("image_to_text", "text_to_image", "momentum_image_to_text", "momentum_text_to_image")
     for name in names:
@@ -125,7 +113,7 @@ def test_2_other_captions_of_a_picture_leave_contrast_targets_and_negatives() ->
 
 
 def test_2_the_released_code_keeps_them_as_negatives() -> None:
-    kept = trace_of("keep")
+    kept = trace_of(keep=True)
     similarities = kept.similarities
     assert not kept.ignored.any()
     assert (similarities.image_to_text[SAME].abs() < 1 / 0.07 + 1e-3).all()
@@ -150,7 +138,7 @@ def test_2_what_is_drawn_shows_another_picture() -> None:
     with torch.no_grad():
         assert false_share(tiny.pretraining(hard_negatives=False)) == 0
         # Of three candidates one is false, for half of the captions.
-        assert 0.08 < false_share(tiny.pretraining(hard_negatives=False, false_negatives="keep")) < 0.26
+        assert 0.08 < false_share(tiny.pretraining(hard_negatives=False, keep_false_negatives=True)) < 0.26
 
 
 def test_2_queue_entries_of_unknown_pictures_stay_negatives() -> None:
@@ -165,7 +153,7 @@ def test_2_queue_entries_of_unknown_pictures_stay_negatives() -> None:
 
 @pytest.mark.parametrize("released", [False, True], ids=["repaired", "released"])
 def test_3_the_teacher_has_dropout_only_as_released(released: bool) -> None:
-    task, batch = tiny.pretraining(model={"dropout": 0.5}, teacher_dropout=released), tiny.batch()
+    task, batch = tiny.pretraining(model={"dropout": 0.5}, momentum_encoder_dropout=released), tiny.batch()
     task.eval().train()
     first, second = traced(task, batch, LATER)[0], traced(task, batch, LATER)[0]
     assert torch.equal(first.keys[1], second.keys[1]) is not released
@@ -336,3 +324,22 @@ def test_14_as_released_a_vision_encoder_that_failed_to_load_goes_unseen() -> No
     task.load_state_dict(renamed, strict=False)
     assert torch.equal(task.model.vision.norm.weight, before)
     assert torch.equal(task.model.match_head.weight, other["model.match_head.weight"])
+
+
+# --------------------------------------------------------------------------- the page of the defects
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_and_the_fields_of_released_name_each_other_and_their_tests() -> None:
+    source, page = (ROOT / "diptych/schema.py").read_text(), (ROOT / "docs/released_code.md").read_text()
+    sections = dict(re.findall(r"^## (\d+)\. (.*?)(?=^## |\Z)", page, re.M | re.S))
+    assert [int(number) for number in sections] == list(range(1, len(sections) + 1))
+    defects = dict(re.findall(r'^    (\w+): .*\n    """Defect (\d+)\.', source, re.M))
+    assert set(defects) == set(Released.__dataclass_fields__)
+    for field, number in defects.items():
+        assert f"released.{field}=" in sections[number], field
+    for text in (page, source):
+        assert all((ROOT / file).is_file() for file in re.findall(r"tests/\w+(?:/\w+)*\.py", text))
+    assert all("Test: `tests/" in section for section in sections.values())

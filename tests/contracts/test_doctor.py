@@ -162,10 +162,10 @@ def test_a_term_that_has_hardly_begun_to_learn_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kept", "share", "level"), [
-    ("mask", 0.3, "fine"), ("mask", 0.7, "note"), ("keep", 0.3, "wrong"), ("keep", 0.02, "note"), ("keep", 0.0, "fine"),
+    (False, 0.3, "fine"), (False, 0.7, "note"), (True, 0.3, "wrong"), (True, 0.02, "note"), (True, 0.0, "fine"),
 ])  # fmt: skip
-def test_false_negatives_are_wrong_where_they_are_kept(kept: str, share: float, level: str, tmp_path: Path) -> None:
-    recipe = override(pairs(), {"task.false_negatives": kept})
+def test_false_negatives_are_wrong_where_they_are_kept(kept: bool, share: float, level: str, tmp_path: Path) -> None:
+    recipe = override(pairs(), {"released.keep_false_negatives": kept})
     found = examine(write(tmp_path / "run", recipe, after(0, measures__false_negatives=share)))
     assert levels(found)["false negatives"] == level
 

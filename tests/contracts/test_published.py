@@ -484,7 +484,7 @@ def test_a_model_that_the_released_code_cannot_compute_is_not_exported(tmp_path:
 @pytest.fixture
 def small(golden_albef: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no file tells comes from a recipe of the golden folder's sizes, since the published one takes seconds."""
-    recipe = replace(find_recipe("albef_base"), model=replace(albef_config(golden_albef), keep_padding=False))
+    recipe = replace(find_recipe("albef_base"), model=albef_config(golden_albef))
     monkeypatch.setitem(RECIPES, "albef_base", lambda: recipe)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ from diptych.models.albef import Albef
 from diptych.recipes.override import override, parse_assignments
 from diptych.run import with_answers
 from diptych.schema import (
+    ALBEF_AS_RELEASED,
+    VLMO_AS_RELEASED,
+    AddedTaskConfig,
     DataConfig,
     EntailmentConfig,
     GroundingTrainingConfig,
     Nlvr2Config,
     Recipe,
+    Released,
     RetrievalConfig,
     RunConfig,
     SpecialIds,
@@ -276,3 +281,159 @@ def test_a_list_can_come_from_a_file(tmp_path: Path) -> None:
         override(recipe, {"task.answers": f"@{file}"})
     with pytest.raises(ValueError, match=r"task\.answers: .*gone\.json could not be read as JSON"):
         override(recipe, {"task.answers": f"@{tmp_path / 'gone.json'}"})
+
+
+# --------------------------------------------------------------------------- behaviour of the released code
+
+
+def test_released_is_none_all_or_single_fields() -> None:
+    albef, vlmo = tiny(), find_recipe("vlmo_tiny")
+    assert albef.released == vlmo.released == Released()
+    assert override(albef, {"released": "all"}).released == ALBEF_AS_RELEASED
+    everything = override(vlmo, {"released": "all"})
+    assert everything.released == VLMO_AS_RELEASED
+    assert override(everything, {"released": "none"}) == vlmo
+    changes = {"released": "all", "released.keep_padding": "false"}
+    assert override(albef, changes).released == replace(ALBEF_AS_RELEASED, keep_padding=False)
+    assert override(albef, {"released": '{"decay": "albef"}'}).released == Released(decay="albef")
+    assert override(find_recipe("visual_tokenizer_tiny"), {"released": "all"}).released == Released()
+    with pytest.raises(ValueError, match="released is a group of fields"):
+        override(albef, {"released": "some"})
+    with pytest.raises(ValueError, match=r"unknown name 'keep_paddings' in 'released'\. Did you mean .*keep_padding\?"):
+        override(albef, {"released.keep_paddings": "true"})
+
+
+def test_all_that_was_released_is_in_one_system_or_the_other() -> None:
+    set_somewhere = {
+        name for system in (ALBEF_AS_RELEASED, VLMO_AS_RELEASED) for name, value in asdict(system).items() if value
+    }
+    assert set_somewhere == set(Released.__dataclass_fields__)
+
+
+PAIRS, TASKS_WITH_MOMENTUM = (
+    ("albef_tiny", "vlmo_tiny"),
+    ("", "_retrieval", "_entailment", "_nlvr2", "_vqa", "_vqa_closed"),
+)
+EARLIER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *((name, {"task.negatives_mask": "after"}, {"negatives_mask_after_softmax": True}) for name in PAIRS),
+    ("albef_tiny_retrieval", {"task.negatives_mask": "after"}, {"negatives_mask_after_softmax": True}),
+    ("albef_tiny_grounding", {"task.negatives_mask": "after"}, {"negatives_mask_after_softmax": True}),
+    *((name, {"task.false_negatives": "keep"}, {"keep_false_negatives": True}) for name in PAIRS),
+    ("albef_tiny_assignment", {"task.false_negatives": "keep"}, {"keep_false_negatives": True}),
+    *(
+        (f"albef_tiny{task}", {"task.teacher_dropout": True}, {"momentum_encoder_dropout": True})
+        for task in TASKS_WITH_MOMENTUM
+    ),
+    ("albef_tiny", {"task.mask_special_tokens": True}, {"mask_special_tokens": True}),
+    *(
+        (name, {"task.masking": "released"}, {"masking_of_padding": True})
+        for name in ("vlmo_tiny", "vlmo_tiny_language")
+    ),
+    ("vlmo_tiny", {"task.gather": "released"}, {"gather_without_gradient": True}),
+    ("vlmo_tiny", {"task.temperature_bounds": None}, {"unbounded_temperature": True}),
+    *((name, {"model.keep_padding": True}, {"keep_padding": True}) for name in PAIRS),
+    ("albef_tiny_grounding", {"task.boxes.average": "batch"}, {"heat_map_averages_padding": True}),
+    ("albef_tiny_grounding", {"task.boxes.iou": "released"}, {"iou_in_whole_pixels": True}),
+    ("albef_tiny_vqa", {"task.score": "released"}, {"count_first_answer_token_twice": True}),
+    ("albef_tiny", {"data.flip_directional": True}, {"flip_directional_texts": True}),
+    ("albef_tiny", {"data.augmentation": "released"}, {"autocontrast_overflow": True, "sharpness_overflow": True}),
+    ("albef_tiny", {"optim.decay": "released"}, {"decay": "albef"}),
+    ("vlmo_tiny", {"optim.decay": "released_vlmo"}, {"decay": "vlmo"}),
+    ("vlmo_tiny", {"optim.adam": "released_vlmo"}, {"adam_decays_after_update": True}),
+    ("albef_tiny", {"schedule.kind": "released", "schedule.warmup_epochs": 3}, {"schedule_by_epoch": True}),
+]
+"""Recipes with fields as earlier versions wrote them, and the fields of `released` that say the same."""
+
+
+def as_stored_earlier(recipe: Recipe, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as an earlier version stored it: nothing was called `released`."""
+    stored = to_dict(recipe)
+    del stored["released"]
+    for name, value in fields.items():
+        *groups, key = name.split(".")
+        group = stored
+        for part in groups:
+            group = group[part]
+        group[key] = value
+    return stored
+
+
+@pytest.mark.parametrize(("name", "earlier", "released"), EARLIER)
+def test_earlier_names_of_released_behaviour_mean_the_same_when_stored_and_when_typed(
+    name: str, earlier: dict[str, Any], released: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = find_recipe(name)
+    expected = replace(recipe, released=Released(**released))
+    if "schedule.kind" in earlier:
+        expected = replace(expected, schedule=replace(expected.schedule, warmup_steps=300))
+    assert from_dict(as_stored_earlier(recipe, earlier)) == expected
+    assert not capsys.readouterr().err
+    typed = {
+        key: str(value).lower() if isinstance(value, bool | None) else str(value) for key, value in earlier.items()
+    }
+    for changes in (typed, earlier):
+        assert override(recipe, changes) == expected
+        note = capsys.readouterr().err
+        assert note.startswith("note: ")
+        assert all(key in note for key in earlier)
+        assert all(f"released.{key}=" in note for key in released)
+
+
+def test_earlier_names_with_the_repaired_values_change_nothing() -> None:
+    for name, fields in {
+        "albef_tiny": {
+            "task.negatives_mask": "before", "task.false_negatives": "mask", "task.teacher_dropout": False,
+            "task.mask_special_tokens": False, "model.keep_padding": False, "data.flip_directional": False,
+            "data.augmentation": "repaired", "optim.decay": "repaired", "optim.adam": "torch",
+            "schedule.warmup_epochs": 20,
+        },
+        "vlmo_tiny": {"task.masking": "repaired", "task.gather": "gradient", "task.temperature_bounds": [0.001, 0.5]},
+        "albef_tiny_grounding": {"task.boxes.average": "text", "task.boxes.iou": "continuous"},
+    }.items():  # fmt: skip
+        recipe = find_recipe(name)
+        assert from_dict(as_stored_earlier(recipe, fields)) == override(recipe, fields) == recipe
+
+
+def test_a_field_that_could_say_released_takes_that_back_with_another_value() -> None:
+    """As it did when one field held both; unless the changes speak of `released` themselves."""
+    vqa = override(find_recipe("albef_tiny_vqa"), {"task.score": "released"})
+    assert override(vqa, {"task.score": "mean"}).released == Released()
+    kept = override(vqa, {"task.score": "mean", "released.count_first_answer_token_twice": "true"})
+    assert kept.released.count_first_answer_token_twice
+    by_epoch = override(tiny(), {"schedule.kind": "released"})
+    assert (by_epoch.schedule.kind, by_epoch.schedule.warmup_steps) == ("cosine", 2000)
+    assert override(by_epoch, {"schedule.warmup_epochs": "1"}).schedule.warmup_steps == 100
+    assert override(by_epoch, {"schedule.kind": "linear"}).released == Released()
+    assert override(tiny(), {"schedule.warmup_epochs": "1"}) == tiny(), "which only the released schedule ever read"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("albef_tiny_entailment", {"task.negatives_mask": "after"}, r"unknown name 'negatives_mask' in 'task'"),
+        ("albef_tiny", {"task.gather": "released"}, r"unknown name 'gather' in 'task'"),
+        ("albef_tiny", {"task.temperature_bounds": "none"}, r"task\.temperature_bounds: expected 2 values"),
+        ("albef_tiny", {"task.negatives_mask": "behind"}, r"task\.negatives_mask: expected one of before, after, got"),
+        (
+            "albef_tiny",
+            {"task.teacher_dropout": "often"},
+            r"task\.teacher_dropout: expected true or false",
+        ),
+        ("albef_tiny", {"schedule.kind": "releasd"}, r"schedule\.kind: expected one of cosine, linear, "),
+    ],
+)
+def test_an_earlier_name_is_as_strict_as_it_was(name: str, changes: dict[str, str], message: str) -> None:
+    recipe = find_recipe(name)
+    with pytest.raises(ValueError, match=message):
+        override(recipe, changes)
+    with pytest.raises(ValueError, match=message):
+        from_dict(as_stored_earlier(recipe, changes))
+
+
+def test_a_task_of_ones_own_may_call_its_fields_as_it_likes() -> None:
+    @dataclass(frozen=True)
+    class OwnConfig(AddedTaskConfig):
+        masking: str = "none"
+
+    recipe = replace(tiny(), task=OwnConfig())
+    assert override(recipe, {"task.masking": "released"}).task == OwnConfig("released")

@@ -30,12 +30,12 @@ CASES: dict[str, dict[str, Any]] = {
     "MLM alone": {"itc": 0.0, "itm": 0.0},
     "one word in eight texts": {"mask_probability": 0.001, "whole_words": False},
     "easy negatives": {"hard_negatives": False},
-    "false negatives": {"false_negatives": "keep"},
+    "false negatives": {"keep_false_negatives": True},
     "align first": {"fuse_start": 10},
 }
 """Changes of the task whose result is the same however many processes there are."""
 OWN = {"negatives": "own"}
-RELEASED = {"gather": "released"}
+RELEASED = {"gather_without_gradient": True}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diptych.checkpoints.convert import Rule, from_published
 from diptych.schema import AlbefConfig, SpecialIds, TextConfig, VisionConfig
 from diptych.search.rerank import UNSELECTED
+from diptych.task import Network
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ def check_number(name: str, ours: float, theirs: float, relative: float = 1e-5) 
 
 
 def albef_config(folder: Path) -> AlbefConfig:
-    """The model whose sizes the folder's config.json gives, with padded rows computed as in the released code."""
+    """The model whose sizes the folder's config.json gives."""
     sizes = json.loads((folder / "config.json").read_text())
     bert = sizes["bert_config"]
     vision = VisionConfig(
@@ -113,7 +114,13 @@ def albef_config(folder: Path) -> AlbefConfig:
         dropout=bert["hidden_dropout_prob"], attention_dropout=bert["attention_probs_dropout_prob"],
     )  # fmt: skip
     assert bert["encoder_width"] == vision.width
-    return AlbefConfig(vision, text, sizes["embed_dim"], sizes["temp"], keep_padding=True)
+    return AlbefConfig(vision, text, sizes["embed_dim"], sizes["temp"])
+
+
+def padded(model: Network, keep_padding: bool = True) -> Any:
+    """The model, which computes padded text rows as the released code does."""
+    model.keep_padding = keep_padding
+    return model
 
 
 def special_ids(folder: Path) -> SpecialIds:

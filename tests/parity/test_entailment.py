@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from diptych.pretrained.albef_names import PUBLISHED_ENTAILMENT
 from diptych.schema import EntailmentConfig
 from diptych.tasks.entailment import Entailment
 from diptych.types import LabelledBatch, Losses, Progress, Texts
-from tests.parity.golden import Golden, albef_config, check_number, load_published
+from tests.parity.golden import Golden, albef_config, check_number, load_published, padded
 
 START = Progress(step=0, epoch=0.0)
 CASES = ("a04", "a00", "hard")
@@ -32,7 +31,7 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True) -> Entailm
         alpha=0.0 if case == "hard" else sizes["alpha_of_case_a04"],
         alpha_ramp=1.0 if case == "a00" else 0.0,
     )
-    model = Albef(dataclasses.replace(albef_config(folder), keep_padding=keep_padding))
+    model = padded(Albef(albef_config(folder)), keep_padding)
     task = Entailment(model, config)
     own = tuple(f"model.{part}" for part in model.unused())
     load_published(task, folder, "ve", PUBLISHED_ENTAILMENT, own, without=("teacher",) if case == "hard" else ())

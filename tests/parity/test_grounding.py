@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from diptych.pretrained.albef_names import PUBLISHED_RETRIEVAL
 from diptych.schema import GroundingConfig
 from diptych.tasks.grounding import phrase_maps
 from diptych.types import Texts
-from tests.parity.golden import Golden, albef_config, judged_alone, load_published
+from tests.parity.golden import Golden, albef_config, judged_alone, load_published, padded
 
 PADDING = pytest.mark.parametrize("keep_padding", [True, False])
 
 
 def build(folder: Path, keep_padding: bool) -> Albef:
     """The retrieval model, which grounding uses, in the folder's stored state; it has no word prediction."""
-    model = Albef(replace(albef_config(folder), keep_padding=keep_padding))
+    model = padded(Albef(albef_config(folder)), keep_padding)
     own, without = ("model.word_head.",), ("teacher.", "queue.")
     load_published(nn.ModuleDict({"model": model}), folder, "retrieval", PUBLISHED_RETRIEVAL, own, without)
     return model.eval()
@@ -65,7 +64,7 @@ def test_maps_of_cross_attention_are_the_released_ones(
     for layer in stored["itm_blocks"]:
         for mark, pixels, texts in batches(golden, stored):
             case, here = f"itm.block{layer}.{mark}", torch.arange(len(texts))
-            found = phrase_maps(model, pixels, texts, GroundingConfig("itm", layer, average="batch"))
+            found = phrase_maps(model, pixels, texts, GroundingConfig("itm", layer), averages_padding=True)
             golden.check(f"{case}.token_map", found.tokens)
             golden.check(f"{case}.map", found.phrase)
             with torch.no_grad():

@@ -22,15 +22,15 @@ def stored(golden_albef: Path) -> dict[str, Any]:
 
 def test_overlaps_are_the_released_ones(stored: dict[str, Any]) -> None:
     first, second = (np.array([pair[side] for pair in stored["iou_pairs"]], np.float64) for side in "ab")
-    found = box_iou(first, second, "released")
+    found = box_iou(first, second, whole_pixels=True)
     assert found == pytest.approx([pair["iou"] for pair in stored["iou_pairs"]], abs=1e-12)
-    assert box_iou(second, first, "released") == pytest.approx(found, abs=1e-12)
+    assert box_iou(second, first, whole_pixels=True) == pytest.approx(found, abs=1e-12)
 
 
 def test_boxes_overlaps_and_accuracies_are_the_released_ones(stored: dict[str, Any]) -> None:
     assert stored["expected_accuracy"]
     for alpha, accuracies in stored["expected_accuracy"].items():
-        config = GroundingConfig(alpha=float(alpha), iou="released")
+        config = GroundingConfig(alpha=float(alpha))
         overlaps, splits, pictures = [], [], []
         for case in stored["results"]:
             picture, name = stored["images"][str(case["image_id"])], str(case["ref_id"])
@@ -39,7 +39,7 @@ def test_boxes_overlaps_and_accuracies_are_the_released_ones(stored: dict[str, A
             assert heat.shape == (stored["mask_size"], stored["mask_size"])
             box = find_box(heat, (picture["width"], picture["height"]), proposals, config)
             assert list(box) == case[f"expected_pred_box_alpha_{alpha}"], name
-            overlap = box_iou(np.array(box), np.array(case["ref_box"], np.float64), "released")
+            overlap = box_iou(np.array(box), np.array(case["ref_box"], np.float64), whole_pixels=True)
             assert float(overlap) == pytest.approx(case[f"expected_iou_alpha_{alpha}"], abs=1e-12), name
             overlaps.append(float(overlap))
             splits.append(case["split"])

@@ -18,26 +18,24 @@ from diptych.losses.matching import match_labels
 from diptych.models.albef import Albef
 from diptych.nn.embeddings import resize_positions
 from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING
-from diptych.schema import AlbefPretrainConfig, OptimConfig
+from diptych.schema import ALBEF_AS_RELEASED, AlbefPretrainConfig, OptimConfig, Released
 from diptych.tasks.albef_pretraining import AlbefPretraining, AlbefTrace
 from diptych.tasks.pretraining import Draws
 from diptych.train.optim import build_optimizer
 from diptych.types import Batch, Losses, Progress, RowList, Texts
-from tests.parity.golden import Golden, albef_config, check_number, judged_alone, read_tensors, special_ids
+from tests.parity.golden import Golden, albef_config, check_number, judged_alone, padded, read_tensors, special_ids
 from tests.traces import traced
 
-RELEASED = AlbefPretrainConfig(
-    negatives_mask="after", false_negatives="keep", mask_special_tokens=True, alpha_itc=1.0, alpha_mlm=1.0
-)
-"""The released behaviour. Alphas of 1 so that the weight given to `losses` is the case's own."""
+CONFIG = AlbefPretrainConfig(alpha_itc=1.0, alpha_mlm=1.0)
+"""Alphas of 1 so that the weight given to `losses` is the case's own."""
+RELEASED = Released(negatives_mask_after_softmax=True, keep_false_negatives=True, mask_special_tokens=True)
 
 
 def build(folder: Path, keep_padding: bool = True, **changes: Any) -> AlbefPretraining:
     """The pre-training task in the folder's stored state."""
     sizes = json.loads((folder / "config.json").read_text())
-    config = dataclasses.replace(albef_config(folder), keep_padding=keep_padding)
-    options = dataclasses.replace(RELEASED, queue_size=sizes["queue_size"], momentum=sizes["momentum"], **changes)
-    task = AlbefPretraining(Albef(config), options, special_ids(folder))
+    options = dataclasses.replace(CONFIG, queue_size=sizes["queue_size"], momentum=sizes["momentum"], **changes)
+    task = AlbefPretraining(padded(Albef(albef_config(folder)), keep_padding), options, special_ids(folder), RELEASED)
     state, _ = from_published(read_tensors(folder / "state" / "pretrain.safetensors"), PUBLISHED_PRETRAINING)
     state |= {"queue.ids": task.queue.ids, "queue.filled": torch.tensor(sizes["queue_size"])}
     task.load_state_dict(state)
@@ -270,8 +268,8 @@ def test_twenty_steps_of_training_end_where_the_released_code_ends(golden_albef:
     for run, settings in info["runs"].items():
         task = build(golden_albef, keep_padding)
         betas = tuple(info["optimizer"]["betas"])
-        optim = OptimConfig(settings["lr"], settings["weight_decay"], betas, info["optimizer"]["eps"], "released")
-        optimizer = build_optimizer(task, optim)
+        optim = OptimConfig(settings["lr"], settings["weight_decay"], betas, info["optimizer"]["eps"])
+        optimizer = build_optimizer(task, optim, released=ALBEF_AS_RELEASED)
         losses = train(task, optimizer, golden, info["steps"], run)
         golden.check(f"{run}.losses", losses, within=2e-5 * golden.manifest[f"{run}.losses"]["scale"])
         state = to_published(comparable(task), PUBLISHED_PRETRAINING)
@@ -317,7 +315,7 @@ def train(task: AlbefPretraining, optimizer: torch.optim.Optimizer, golden: Gold
 def test_decay_groups_are_the_released_ones(golden_albef: Path) -> None:
     info = json.loads((golden_albef / "trace_info.json").read_text())
     task = build(golden_albef)
-    groups = build_optimizer(task, OptimConfig(weight_decay=0.1, decay="released")).param_groups
+    groups = build_optimizer(task, OptimConfig(weight_decay=0.1), released=ALBEF_AS_RELEASED).param_groups
     names = {id(p): f"model.{n}" for n, p in task.model.named_parameters()}
     for decayed, stored in ((True, info["decay"]), (False, info["no_decay"])):
         ours = {names[id(p)]: p for g in groups if bool(g["weight_decay"]) == decayed for p in g["params"]}

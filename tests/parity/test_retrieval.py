@@ -15,10 +15,10 @@ from diptych.checkpoints.convert import to_published
 from diptych.losses.contrastive import itc_targets
 from diptych.models.albef import Albef
 from diptych.pretrained.albef_names import PUBLISHED_RETRIEVAL
-from diptych.schema import RetrievalConfig
+from diptych.schema import ALBEF_AS_RELEASED, Released, RetrievalConfig
 from diptych.tasks.retrieval import Forward, Retrieval
 from diptych.types import Batch, Losses, Texts
-from tests.parity.golden import Golden, albef_config, check_number, load_published
+from tests.parity.golden import Golden, albef_config, check_number, load_published, padded
 
 CASES = ("a04", "a00", "hard")
 """With the teacher's targets, with weight 0 for them, and built without distillation."""
@@ -28,12 +28,12 @@ def sizes(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def build(folder: Path, keep_padding: bool = True, **changes: Any) -> Retrieval:
+def build(folder: Path, keep_padding: bool = True, released: Released = ALBEF_AS_RELEASED, **changes: Any) -> Retrieval:
     """The task in the folder's stored state, as released. The model's word head is its own: no such task has one."""
     size = sizes(folder)["queue_size"]
-    config = RetrievalConfig(queue_size=size, momentum=sizes(folder)["momentum"], negatives_mask="after")
-    model = Albef(dataclasses.replace(albef_config(folder), keep_padding=keep_padding))
-    task = Retrieval(model, dataclasses.replace(config, **changes))
+    config = RetrievalConfig(queue_size=size, momentum=sizes(folder)["momentum"])
+    model = padded(Albef(albef_config(folder)), keep_padding)
+    task = Retrieval(model, dataclasses.replace(config, **changes), None, released)
     load_published(task, folder, "retrieval", PUBLISHED_RETRIEVAL, own=("model.word_head.", "queue.filled"))
     task.queue.filled.fill_(size)
     return task
@@ -112,7 +112,7 @@ def contrast_and_targets_are_the_released_ones(golden: Golden) -> None:
 
 def sampling_weights_are_the_released_ones(golden: Golden) -> None:
     task, made, *_ = case_of("a04", golden)
-    repaired = build(golden.folder, negatives_mask="before").negative_weights(made.contrast)
+    repaired = build(golden.folder, released=Released()).negative_weights(made.contrast)
     for key, ours, before in zip(("t2i", "i2t"), task.negative_weights(made.contrast), repaired, strict=True):
         golden.check(f"a04.weights_{key}", ours)
         torch.testing.assert_close(before, ours / ours.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)

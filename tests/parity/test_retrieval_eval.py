@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from diptych.models.albef import Albef
 from diptych.pretrained.albef_names import PUBLISHED_RETRIEVAL
 from diptych.schema import EvaluationConfig
 from diptych.types import Texts
-from tests.parity.golden import Golden, albef_config, check_number, read_tensors, score_tolerance
+from tests.parity.golden import Golden, albef_config, check_number, padded, read_tensors, score_tolerance
 
 
 def build(folder: Path, keep_padding: bool) -> Albef:
     """The retrieval model in the folder's stored state; it has no word prediction."""
-    model = Albef(dataclasses.replace(albef_config(folder), keep_padding=keep_padding))
+    model = padded(Albef(albef_config(folder)), keep_padding)
     state, _ = from_published(read_tensors(folder / "state" / "retrieval.safetensors"), PUBLISHED_RETRIEVAL)
     student = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     missing, unexpected = model.load_state_dict(student, strict=False)

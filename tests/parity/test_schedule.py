@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from diptych.losses.distillation import alpha_at
-from diptych.schema import ScheduleConfig
+from diptych.schema import ALBEF_AS_RELEASED, ScheduleConfig
 from diptych.train.optim import learning_rate
 
 
@@ -23,11 +23,12 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 def test_the_released_learning_rate_at_every_step(golden_albef: Path) -> None:
     for run in runs(golden_albef):
         args = run["args"]
-        schedule = ScheduleConfig("released", 0, args["warmup_lr"], args["min_lr"], args["warmup_epochs"])
+        schedule = ScheduleConfig("cosine", 100 * args["warmup_epochs"], args["warmup_lr"], args["min_lr"])
         expected = [*chain.from_iterable(repeat(*pair) for epoch in run["epochs"] for pair in epoch["lr_runs"])]
         total = args["epochs"] * args["steps_per_epoch"]
         assert len(expected) == total
-        rates = [learning_rate(step, args["lr"], schedule, total, args["steps_per_epoch"]) for step in range(total)]
+        per_epoch = args["steps_per_epoch"]
+        rates = [learning_rate(s, args["lr"], schedule, total, per_epoch, ALBEF_AS_RELEASED) for s in range(total)]
         assert rates == pytest.approx(expected, rel=1e-12)
 
 

@@ -22,11 +22,20 @@ from diptych.models.albef import Albef, start_of_answer_decoder
 from diptych.nn.decoder import AnswerDecoder
 from diptych.nn.packed import Packed
 from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING, PUBLISHED_VQA
-from diptych.schema import DecoderConfig, VqaDecoderConfig
+from diptych.schema import DecoderConfig, Released, VqaDecoderConfig
 from diptych.task import Model
 from diptych.tasks.vqa import Ranked, VqaDecoding, ask
 from diptych.types import Losses, Progress, QuestionBatch, Texts
-from tests.parity.golden import Golden, albef_config, check_number, load_published, read_tensors, special_ids, tolerance
+from tests.parity.golden import (
+    Golden,
+    albef_config,
+    check_number,
+    load_published,
+    padded,
+    read_tensors,
+    special_ids,
+    tolerance,
+)
 
 START = Progress(step=0, epoch=0.0)
 CASES = ("a04", "a00", "hard")
@@ -35,6 +44,9 @@ CASES = ("a04", "a00", "hard")
 
 def read_json(folder: Path, name: str) -> Any:
     return json.loads((folder / f"{name}.json").read_text())
+
+
+RELEASED = Released(count_first_answer_token_twice=True)
 
 
 def build(folder: Path, case: str = "a04", keep_padding: bool = True, **changes: Any) -> VqaDecoding:
@@ -51,10 +63,9 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True, **changes:
         alpha=0.0 if case == "hard" else sizes["alpha_of_case_a04"],
         alpha_ramp=1.0 if case == "a00" else 0.0,
         momentum=sizes["momentum_of_ve_vqa_nlvr"],
-        score="released",
     )
-    albef = Albef(dataclasses.replace(model, keep_padding=keep_padding))
-    task = VqaDecoding(albef, dataclasses.replace(config, **changes), special_ids(folder))
+    albef = padded(Albef(model), keep_padding)
+    task = VqaDecoding(albef, dataclasses.replace(config, **changes), special_ids(folder), RELEASED)
     own = tuple(f"model.{part}" for part in albef.unused("fuse"))
     load_published(task, folder, "vqa", PUBLISHED_VQA, own, without=("teacher",) if case == "hard" else ())
     return task

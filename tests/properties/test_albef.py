@@ -261,8 +261,9 @@ def test_maps_stay_in_the_graph() -> None:
 @pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
 def test_computing_the_padding_changes_no_valid_row(norm: str, stem: str) -> None:
     packed = tiny.albef(norm=norm, stem=stem).requires_grad_(False)
-    wide = Albef(replace(packed.config, keep_padding=True)).eval()
+    wide = Albef(packed.config).eval()
     wide.load_state_dict(packed.state_dict())
+    wide.keep_padding = True
     batch = tiny.padded(tiny.texts(LENGTHS), 11)
     kept, lean, images = wide.text_state(batch), packed.text_state(batch), packed.image_state(pixels())
     assert (len(kept.hidden), len(lean.hidden)) == (4 * 11, sum(LENGTHS))

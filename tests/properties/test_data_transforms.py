@@ -26,7 +26,7 @@ from diptych.data.transforms import (
     to_picture,
     to_tensor,
 )
-from diptych.schema import DataConfig, Normalise
+from diptych.schema import ALBEF_AS_RELEASED, DataConfig, Normalise, Released
 
 PLAIN = DataConfig(crop=(1.0, 1.0), flip=0.5, randaugment=(0, 0))
 """On a square picture only the flip is left to chance."""
@@ -85,11 +85,11 @@ def test_a_crop_that_is_no_share_of_the_area_is_refused() -> None:
 # --------------------------------------------------------------------------- flip
 
 
-def _flips(caption: str, config: DataConfig, draws: int = 200) -> int:
+def _flips(caption: str, config: DataConfig, released: Released = Released(), draws: int = 200) -> int:
     """How often a picture that is dark on its left comes out dark on its right."""
     image = Image.new("RGB", (8, 8), "white")
     image.paste((0, 0, 0), (0, 0, 4, 8))
-    transform = TrainTransform(config, 8)
+    transform = TrainTransform(config, 8, released)
     results = [transform(image, caption, random.Random(seed)) for seed in range(draws)]
     return sum(bool(pixels[0, 0, 0] > pixels[0, 0, -1]) for pixels in results)
 
@@ -104,9 +104,9 @@ def test_no_picture_is_flipped_under_a_text_that_says_left_or_right(caption: str
 
 
 def test_the_released_behaviour_flips_them_all() -> None:
-    """REFERENCE defect 12, as released."""
-    released = replace(PLAIN, flip_directional=True)
-    assert _flips("a fox left of a car", released) == _flips("a bright fox", released) > 0
+    """Defect 12, as released."""
+    released = Released(flip_directional_texts=True)
+    assert _flips("a fox left of a car", PLAIN, released) == _flips("a bright fox", PLAIN, released) > 0
 
 
 def test_a_directional_text_changes_the_flip_and_nothing_else() -> None:
@@ -178,7 +178,7 @@ def test_a_picture_of_one_colour_stays() -> None:
 
 def test_released_autocontrast_whitens_and_the_repaired_one_stretches() -> None:
     image = _noise(16, 16, low=50, high=200)
-    assert (_shades(augment.autocontrast(image, released=True)) == 255).all()
+    assert (_shades(augment.autocontrast(image, overflow=True)) == 255).all()
     repaired = _shades(augment.autocontrast(image))
     assert repaired.min() == 0
     assert repaired.max() >= 254
@@ -188,7 +188,7 @@ def test_released_sharpness_wraps_around_where_the_repaired_one_clips() -> None:
     image = Image.new("RGB", (5, 5), (250, 250, 250))
     image.putpixel((2, 2), (255, 255, 255))
     image.putpixel((1, 1), (200, 200, 200))
-    released, repaired = _shades(augment.sharpness(image, 1.9, released=True)), _shades(augment.sharpness(image, 1.9))
+    released, repaired = _shades(augment.sharpness(image, 1.9, overflow=True)), _shades(augment.sharpness(image, 1.9))
     differ = released != repaired
     assert differ.any()
     assert (repaired[differ] == 255).all()
@@ -229,7 +229,7 @@ def test_warping_is_bilinear_and_blends_into_the_fill(matrix: list[float], right
 
 def test_a_transform_can_be_sent_to_another_process() -> None:
     image = _noise(40, 30)
-    transform = TrainTransform(DataConfig(augmentation="released"), 16)
+    transform = TrainTransform(DataConfig(), 16, ALBEF_AS_RELEASED)
     again = pickle.loads(pickle.dumps(transform))
     for seed in range(10):
         assert torch.equal(transform(image, "a fox", random.Random(seed)), again(image, "a fox", random.Random(seed)))

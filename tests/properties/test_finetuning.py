@@ -82,7 +82,7 @@ def test_the_teacher_moves_by_its_momentum(make: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("released", [False, True], ids=["repaired", "released"])
 def test_the_teacher_has_dropout_only_as_released(make: Callable[..., Any], released: bool) -> None:
-    task = make(model={"dropout": 0.5}, teacher_dropout=released)
+    task = make(model={"dropout": 0.5}, momentum_encoder_dropout=released)
 
     def asked() -> Tensor:
         if isinstance(task, Retrieval):
@@ -155,9 +155,9 @@ def test_every_caption_of_a_picture_is_right_in_batch_and_queue() -> None:
     assert not contrast_of(task).same[:, 4:].any(), "entries from before carry no identity"
 
 
-@pytest.mark.parametrize("mask", ["before", "after"])
-def test_no_negative_is_of_the_same_picture(mask: str) -> None:
-    task, same = tiny.retrieval(negatives_mask=mask), torch.tensor(IDS)
+@pytest.mark.parametrize("after_softmax", [False, True])
+def test_no_negative_is_of_the_same_picture(after_softmax: bool) -> None:
+    task, same = tiny.retrieval(negatives_mask_after_softmax=after_softmax), torch.tensor(IDS)
     with torch.no_grad():
         for weights in task.negative_weights(contrast_of(task)):
             assert torch.equal(weights == 0, same[:, None] == same[None])

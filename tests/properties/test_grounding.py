@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -155,9 +155,9 @@ def test_computing_padded_rows_changes_no_map(mode: Any, layer: int) -> None:
 
 def test_the_released_average_is_diluted_by_batch_mates() -> None:
     model, pixels, texts = tiny.albef(), pictures(2), tiny.texts([4, 8])
-    released = GroundingConfig("itm", 2, average="batch")
-    ours = phrase_maps(model, pixels, texts, replace(released, average="text")).phrase
-    theirs = phrase_maps(model, pixels, texts, released).phrase
+    config = GroundingConfig("itm", 2)
+    ours = phrase_maps(model, pixels, texts, config).phrase
+    theirs = phrase_maps(model, pixels, texts, config, averages_padding=True).phrase
     assert_same_maps(theirs[0] * 2, ours[0])
     assert_same_maps(theirs[1], ours[1])
 
@@ -332,7 +332,7 @@ def painted(box: np.ndarray) -> np.ndarray:
 def test_overlap_on_whole_pixels_is_counted_pixels() -> None:
     random = np.random.default_rng(0)
     boxes = random.integers([0, 0, 2, 2], [20, 20, 20, 20], (2, 100, 4)).astype(np.float64)
-    found, released = box_iou(*boxes), box_iou(*boxes, "released")
+    found, released = box_iou(*boxes), box_iou(*boxes, whole_pixels=True)
     for pair in range(100):
         first, second = painted(boxes[0, pair]), painted(boxes[1, pair])
         shared = first & second

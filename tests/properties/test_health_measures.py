@@ -46,10 +46,10 @@ def test_collapsed_features_show_as_equal_similarities(name: str) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "aligned alone"])
-@pytest.mark.parametrize("kept", ["mask", "keep"])
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("name", PRETRAINING)
-def test_false_negatives_are_counted_whether_masked_or_kept(name: str, kept: str, fused: bool) -> None:
-    task = PRETRAINING[name](false_negatives=kept, fuse_start=0 if fused else 5)
+def test_false_negatives_are_counted_whether_masked_or_kept(name: str, kept: bool, fused: bool) -> None:
+    task = PRETRAINING[name](keep_false_negatives=kept, fuse_start=0 if fused else 5)
     assert measured(task)["false_negatives"] == 0
     assert measured(task, ids=(10, 11, 10, 10))["false_negatives"] == pytest.approx(3 / 4)
 
@@ -61,7 +61,7 @@ def test_a_picture_in_the_queue_is_a_false_negative_too() -> None:
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_masked_false_negatives_do_not_count_as_pairs_that_do_not_belong_together(name: str) -> None:
-    task = PRETRAINING[name](false_negatives="mask", **({"queue_size": 0} if name == "albef" else {}))
+    task = PRETRAINING[name](**({"queue_size": 0} if name == "albef" else {}))
     ids = (10, 10, 12, 13)
     batch = tiny.batch(ids=ids)
     task.model.eval()

@@ -19,7 +19,7 @@ from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.checkpoints import store
 from diptych.losses.masked_lm import IGNORED, WordDraws, WordMasking
-from diptych.schema import DataConfig, LanguageStageConfig, OptimConfig, Recipe, ScenesConfig
+from diptych.schema import DataConfig, LanguageStageConfig, OptimConfig, Recipe, Released, ScenesConfig
 from diptych.tasks.masked_language_modelling import LanguageStage
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
@@ -34,7 +34,8 @@ CONTINUING = set(SPECIAL.continuing)
 
 
 def masking(width: int = POSITIONS, **changes: Any) -> WordMasking:
-    return WordMasking(replace(LanguageStageConfig(), **changes), SPECIAL, VOCABULARY, width)
+    config, released = tiny.configured(LanguageStageConfig(), changes)
+    return WordMasking(config, SPECIAL, VOCABULARY, width, released.masking_of_padding)
 
 
 def words_of(ids: list[int]) -> list[list[int]]:
@@ -85,7 +86,8 @@ def test_whole_words_are_hidden_as_many_as_fit_into_the_share(some: list[list[in
 def test_neither_padding_nor_batch_mates_change_what_is_hidden(
     some: list[list[int]], wider: int, mode: str, whole_words: bool
 ) -> None:
-    texts, masks = as_texts(some), masking(masking=mode, whole_words=whole_words, mask_probability=0.4)
+    texts = as_texts(some)
+    masks = masking(masking_of_padding=mode == "released", whole_words=whole_words, mask_probability=0.4)
     ids, labels = masks(texts, masks.draw(len(texts), PROGRESS, first_row=7))
     wide = padded(texts, max(wider, texts.input_ids.shape[1]))
     for row, given_ids in enumerate(some):
@@ -116,7 +118,7 @@ def test_long_words_of_short_texts_are_hidden_too() -> None:
     """A word longer than the share is left out as released, so that no short text ever shows one hidden."""
     long = as_texts([[SPECIAL.cls, 5, 30, 31, 32]])
     for mode, hides in (("repaired", True), ("released", False)):
-        masks = masking(masking=mode, width=5)
+        masks = masking(masking_of_padding=mode == "released", width=5)
         found = [masks(long, masks.draw(1, Progress(step, 0.0)))[1] for step in range(20)]
         assert any(bool((labels != IGNORED).any()) for labels in found) is hides
 
@@ -139,11 +141,11 @@ def test_padding_and_batch_mates_change_neither_scores_nor_loss(model: dict[str,
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("decay", ["repaired", "released", "released_vlmo"])
+@pytest.mark.parametrize("decay", ["repaired", "albef", "vlmo"])
 def test_what_is_frozen_does_not_move_and_all_else_does(model: dict[str, Any], decay: Any) -> None:
     task = language_stage(model=model)
     before = {name: value.detach().clone() for name, value in task.named_parameters()}
-    optimizer = build_optimizer(task, OptimConfig(lr=1e-2, weight_decay=0.5, decay=decay))
+    optimizer = build_optimizer(task, OptimConfig(lr=1e-2, weight_decay=0.5), released=Released(decay=decay))
     for step in range(3):
         task(TextBatch(texts((5, 9, 3, 7), seed=step)), Progress(step, 0.0)).total.backward()
         optimizer.step()

@@ -255,7 +255,7 @@ def test_the_teacher_follows_once_a_step_and_is_never_trained() -> None:
             torch.testing.assert_close(task.state_dict()[name], 0.9 * old + 0.1 * student)
     assert not any(w.requires_grad for part in (task.teacher, task.teacher_head) for w in part.parameters())
     assert not task.train().teacher.training
-    assert tiny.nlvr2(teacher_dropout=True).train().teacher.training
+    assert tiny.nlvr2(momentum_encoder_dropout=True).train().teacher.training
 
 
 @pytest.mark.parametrize("system", tiny.MODELS, ids=str)
@@ -360,14 +360,14 @@ def test_other_pictures_are_drawn_by_likeness_without_replacement() -> None:
 def test_another_caption_of_the_same_picture_is_no_other_picture() -> None:
     batch, uniform = tiny.batch(ids=(10, 10, 12, 13)), tiny.uniform(200, 2, 4)
     drawn = {}
-    for choice in ("mask", "keep"):
-        task = tiny.text_assignment(false_negatives=choice)
+    for choice in (False, True):
+        task = tiny.text_assignment(keep_false_negatives=choice)
         images = task.model.image_state(batch.pixels)
         found = torch.stack([task.others(images, batch.image_ids, u) for u in uniform])
         assert not (found == torch.arange(4)).any()
         assert not (found[:, 0] == found[:, 1]).any()
         drawn[choice] = set(found[:, :, 0].flatten().tolist())
-    assert drawn == {"mask": {2, 3}, "keep": {1, 2, 3}}
+    assert drawn == {False: {2, 3}, True: {1, 2, 3}}
 
 
 @pytest.mark.parametrize("ids", [(10, 11, 11), (10, 10, 10, 11)])

@@ -204,8 +204,12 @@ def test_beams_find_what_a_search_of_that_width_finds() -> None:
 def test_scores_are_what_their_names_say() -> None:
     batch, special = asked_of(), tiny.SPECIAL
     found = {
-        name: tiny.vqa_decoding(score=name).eval().rank(batch, CANDIDATES)
-        for name in ("likelihood", "mean", "released")
+        name: tiny.vqa_decoding(**changes).eval().rank(batch, CANDIDATES)
+        for name, changes in {
+            "likelihood": {},
+            "mean": {"score": "mean"},
+            "released": {"count_first_answer_token_twice": True},
+        }.items()
     }
     task = tiny.vqa_decoding().eval()
     for b in range(len(batch)):
@@ -315,7 +319,7 @@ def test_only_before_step_moves_state_and_only_the_teachers(kind: str) -> None:
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_teacher_has_dropout_only_as_released(kind: str) -> None:
     for released in (False, True):
-        task = TASKS[kind](alpha=0.4, teacher_dropout=released)
+        task = TASKS[kind](alpha=0.4, momentum_encoder_dropout=released)
         modes = [part.training for part in (task.teacher, task.teacher_head)]
         assert modes == [released, released]
         task.eval()

@@ -19,7 +19,7 @@ from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import SpecialIds, VlmoConfig
 from diptych.types import Texts
 from tests.parity import golden
-from tests.parity.golden import read_tensors
+from tests.parity.golden import padded, read_tensors
 
 STAGES = ("pretrain", "textmlm", "irtr", "vqa", "nlvr2")
 """The folder's five modules."""
@@ -61,7 +61,7 @@ def special_ids(folder: Path) -> SpecialIds:
 
 
 def config_from(sizes: Mapping[str, Any], stage: str = "pretrain", **changes: Any) -> VlmoConfig:
-    """The model whose sizes a folder's `config` gives, with padded rows computed as in the released code."""
+    """The model whose sizes a folder's `config` gives."""
     language = stage == "textmlm"
     settings: dict[str, Any] = {
         "image_size": sizes["img_size"], "patch_size": sizes["patch_size"], "width": sizes["embed_dim"],
@@ -72,7 +72,7 @@ def config_from(sizes: Mapping[str, Any], stage: str = "pretrain", **changes: An
         "max_positions": _positions(sizes, language), "vocab_size": sizes["vocab_size"], "pad_id": sizes["pad_id"],
         "norm_eps": sizes["block_norm_eps"], "text_norm_eps": sizes["text_embedding_norm_eps"],
         "drop_path": sizes["drop_path"], "dropout": sizes["dropout"],
-        "images_per_text": 2 if stage == "nlvr2" else 1, "keep_padding": True,
+        "images_per_text": 2 if stage == "nlvr2" else 1,
     }  # fmt: skip
     return VlmoConfig(**settings | changes)
 
@@ -116,8 +116,8 @@ def load_stage(task: nn.Module, folder: Path, stage: str, own: tuple[str, ...] =
 @cache
 def build(folder: Path, stage: str = "pretrain", keep_padding: bool = True) -> Vlmo:
     """The model of a stage in evaluation mode. Heads that the stage does not have are random."""
-    config = vlmo_config(folder, stage, keep_padding=keep_padding)
-    model = Vlmo(config)
+    config = vlmo_config(folder, stage)
+    model = padded(Vlmo(config), keep_padding)
     state = stored(folder, stage, config)
     missing, unexpected = model.load_state_dict(
         {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}, strict=False

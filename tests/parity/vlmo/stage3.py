@@ -12,24 +12,23 @@ from torch import Tensor
 from diptych.checkpoints.convert import to_published
 from diptych.models.vlmo import Vlmo
 from diptych.pretrained.vlmo_names import published_rules
-from diptych.schema import VlmoPretrainConfig
+from diptych.schema import VLMO_AS_RELEASED, Released, VlmoPretrainConfig
 from diptych.tasks.pretraining import Draws
 from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.types import Batch, Losses, Texts
+from tests.parity.golden import padded
 from tests.parity.vlmo.golden import Golden, load_stage, special_ids, vlmo_config
 
-RELEASED = VlmoPretrainConfig(
-    temperature_bounds=None, negatives_mask="after", false_negatives="keep", gather="released", masking="released"
-)
 TERMS = {"itc_loss": "itc", "itm_loss": "itm", "mlm_loss": "mlm"}
 """The folder's losses and ours."""
 
 
-def build_task(folder: Path, keep_padding: bool = True, **changes: Any) -> VlmoPretraining:
+def build_task(
+    folder: Path, keep_padding: bool = True, released: Released = VLMO_AS_RELEASED, **changes: Any
+) -> VlmoPretraining:
     """The task in the folder's stored state."""
-    config = vlmo_config(folder, keep_padding=keep_padding)
-    settings = {field: getattr(RELEASED, field) for field in RELEASED.__dataclass_fields__} | changes
-    task = VlmoPretraining(Vlmo(config), VlmoPretrainConfig(**settings), special_ids(folder))
+    model = padded(Vlmo(vlmo_config(folder)), keep_padding)
+    task = VlmoPretraining(model, VlmoPretrainConfig(**changes), special_ids(folder), released)
     load_stage(task, folder, "pretrain")
     return task
 

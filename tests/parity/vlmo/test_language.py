@@ -16,12 +16,12 @@ from diptych.losses.masked_lm import IGNORED, masked_tokens
 from diptych.models.vlmo import Vlmo
 from diptych.pretrained.vlmo_names import published_rules
 from diptych.recipes.vlmo_stages import frozen_attention
-from diptych.schema import LanguageStageConfig, OptimConfig, ScheduleConfig
+from diptych.schema import VLMO_AS_RELEASED, LanguageStageConfig, OptimConfig, ScheduleConfig
 from diptych.tasks.masked_language_modelling import LanguageStage, MaskedTexts
 from diptych.train.freeze import freeze
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
 from diptych.types import Progress, TextBatch
-from tests.parity.golden import check_number
+from tests.parity.golden import check_number, padded
 from tests.parity.vlmo.golden import Golden, load_stage, manifest, read_texts, special_ids, vlmo_config
 
 START = Progress(0, 0.0)
@@ -29,8 +29,8 @@ START = Progress(0, 0.0)
 
 def build_task(folder: Path, keep_padding: bool = True) -> LanguageStage:
     """The task in the folder's stored state, frozen as recipes of the stage do it."""
-    model = Vlmo(vlmo_config(folder, "textmlm", keep_padding=keep_padding))
-    task = LanguageStage(model, LanguageStageConfig(masking="released"), special_ids(folder))
+    model = padded(Vlmo(vlmo_config(folder, "textmlm")), keep_padding)
+    task = LanguageStage(model, LanguageStageConfig(), special_ids(folder), VLMO_AS_RELEASED)
     heads = ("image_proj", "text_proj", "vl_", "log_scale", "match_head")
     load_stage(task, folder, "textmlm", own=tuple(f"model.{head}" for head in heads))
     freeze(task, frozen_attention(model.config))
@@ -108,14 +108,11 @@ def test_training_ends_where_the_released_code_ends(golden_vlmo: Path, keep_padd
 def run(task: LanguageStage, golden: Golden, told: dict[str, Any]) -> None:
     """The recorded steps, with what is recorded of each checked on the way."""
     settings = told["settings"]
-    optim = OptimConfig(
-        settings["learning_rate"], settings["weight_decay"], tuple(settings["betas"]),
-        settings["eps"], "released_vlmo", adam="released_vlmo",
-    )  # fmt: skip
+    optim = OptimConfig(settings["learning_rate"], settings["weight_decay"], tuple(settings["betas"]), settings["eps"])
     schedule = ScheduleConfig(
         "polynomial", settings["warmup_steps"], 0.0, settings["end_lr"], power=float(settings["power"])
     )
-    optimizer = build_optimizer(task, optim)
+    optimizer = build_optimizer(task, optim, released=VLMO_AS_RELEASED)
     for at in told["steps"]:
         rate = learning_rate(at["step"], optim.lr, schedule, settings["max_steps"], 1)
         assert rate == pytest.approx(at["lr"][0], rel=1e-6)

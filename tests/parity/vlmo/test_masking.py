@@ -41,9 +41,9 @@ def texts_of(case: Case, pad: int) -> Texts:
 
 def masked(folder: Path, case: Case, order: Tensor, *, whole_words: bool, cut: bool) -> tuple[Tensor, Tensor]:
     """What is made of a text, padded as recorded or `cut` to its own tokens; without the padding either way."""
-    config = LanguageStageConfig(case["mlm_probability"], whole_words, "released")
+    config = LanguageStageConfig(case["mlm_probability"], whole_words)
     words = Tokenizer.from_vocabulary(folder)
-    masking = WordMasking(config, special_ids(words), words.vocab_size, len(case["input_ids"]))
+    masking = WordMasking(config, special_ids(words), words.vocab_size, len(case["input_ids"]), of_padding=True)
     texts = texts_of(case, words.pad_id)
     own = int(texts.attention_mask.sum())
     if cut:

@@ -88,7 +88,7 @@ def check_heads(inputs: Golden, stored: Golden, step: Step) -> None:
     joint = model.fuse(model.text_state(masked), images, here, here, rows="all")
     assert joint.rows is not None
     length = batch.texts.input_ids.shape[1]
-    if model.config.keep_padding:
+    if model.keep_padding:
         stored.check("pretrain/mlm_logits", model.word_logits(joint.rows[:, :length]))
     else:
         assert joint.text_rows is not None

@@ -22,7 +22,7 @@ from diptych.tasks.nlvr2 import Nlvr2
 from diptych.tasks.retrieval import Retrieval
 from diptych.tasks.vqa import VqaClosedSet
 from diptych.types import Batch, LabelledPicturePairs, Losses, Progress, QuestionBatch, Texts
-from tests.parity.golden import check_number
+from tests.parity.golden import check_number, padded
 from tests.parity.vlmo.golden import (
     Golden,
     Reader,
@@ -43,7 +43,7 @@ PADDING = pytest.mark.parametrize("keep_padding", [True, False], ids=["padded", 
 
 def build_task(folder: Path, stage: str, keep_padding: bool = True, read: Reader = stored) -> Task:
     """A stage's task in its stored state, or as it is `read`; what the stage does not use is random."""
-    model, special = Vlmo(vlmo_config(folder, stage, keep_padding=keep_padding)), special_ids(folder)
+    model, special = padded(Vlmo(vlmo_config(folder, stage)), keep_padding), special_ids(folder)
     answers = tuple(map(str, range(manifest(folder)["config"]["vqa_label_size"])))
     task: Task = {
         "irtr": lambda: Retrieval(model, DUAL),

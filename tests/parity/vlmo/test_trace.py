@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.losses.masked_lm import IGNORED
-from diptych.schema import OptimConfig, ScheduleConfig
+from diptych.schema import VLMO_AS_RELEASED, OptimConfig, ScheduleConfig
 from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.train.optim import build_optimizer, gradient_norm, learning_rate
 from diptych.types import Progress
@@ -23,13 +23,10 @@ from tests.parity.vlmo.stage3 import build_task, pairs, published, recorded, wei
 def run(task: VlmoPretraining, golden: Golden, told: dict[str, Any]) -> None:
     """The recorded steps, with what is recorded of each checked on the way."""
     settings = told["settings"]
-    optim = OptimConfig(
-        settings["learning_rate"], settings["weight_decay"], tuple(settings["betas"]),
-        settings["eps"], "released_vlmo", adam="released_vlmo",
-    )  # fmt: skip
+    optim = OptimConfig(settings["learning_rate"], settings["weight_decay"], tuple(settings["betas"]), settings["eps"])
     power, end = float(settings["power"]), settings["end_lr"]
     schedule = ScheduleConfig("polynomial", settings["warmup_steps"], 0.0, end, power=power)
-    optimizer = build_optimizer(task, optim)
+    optimizer = build_optimizer(task, optim, released=VLMO_AS_RELEASED)
     for at in told["steps"]:
         rate = learning_rate(at["step"], optim.lr, schedule, settings["max_steps"], 1)
         assert rate == pytest.approx(at["lr"][0], rel=1e-6)

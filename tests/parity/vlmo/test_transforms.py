@@ -17,11 +17,12 @@ from torch import Tensor
 
 from diptych.data import augment
 from diptych.data.transforms import EvaluationTransform, TrainTransform, keep_shape, resize, to_picture, to_tensor
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Released
 from tests.parity.vlmo.golden import Golden
 
-CONFIG = DataConfig(crop=(0.5, 1.0), normalise="vlmo", flip_directional=True)
-"""As released, but for the fault of AutoContrast."""
+CONFIG = DataConfig(crop=(0.5, 1.0), normalise="vlmo")
+RELEASED = Released(flip_directional_texts=True)
+"""All that VLMo's transform has but for the fault of AutoContrast."""
 GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 """Operations that interpolate at steps of 1/32 pixel as released: within two grey levels."""
 GAIN = {"Brightness": 1.36, "Sharpness": 1.45, "AutoContrast": 4.0, "Equalize": 8.0}
@@ -85,7 +86,7 @@ def grey_levels(applied: list[str]) -> int:
 
 
 def do(name: str, image: Image.Image, arguments: list[Any], released: bool) -> Image.Image:
-    extra = {"released": released} if name == "AutoContrast" else {}
+    extra = {"overflow": released} if name == "AutoContrast" else {}
     return OPERATIONS[name](image, *(tuple(one) if isinstance(one, list) else one for one in arguments), **extra)
 
 
@@ -116,7 +117,7 @@ def test_autocontrast_is_repaired_unless_as_released(golden_vlmo: Path) -> None:
     check_bytes(stored, "randaugment/AutoContrast_intended/0", augment.autocontrast(image))
     dark = picture(stored, "randaugment_zero_minimum/input")
     for released in (False, True):
-        check_bytes(stored, "randaugment_zero_minimum/AutoContrast", augment.autocontrast(dark, released=released), 1)
+        check_bytes(stored, "randaugment_zero_minimum/AutoContrast", augment.autocontrast(dark, overflow=released), 1)
 
 
 def test_training_pictures_are_the_released_ones(golden_vlmo: Path) -> None:
@@ -171,7 +172,7 @@ def test_our_training_crops_flips_and_draws_are_of_the_released_kind(golden_vlmo
         assert tall <= height
         assert wide <= width
         assert len(case["applied"]) <= CONFIG.randaugment[0] == 2
-    transform = TrainTransform(CONFIG, 16)
+    transform = TrainTransform(CONFIG, 16, RELEASED)
     image = picture(stored, "randaugment/input")
     pixels = torch.stack([transform(image, "a fox on the left", random.Random(seed)) for seed in range(8)])
     assert -1 <= pixels.min() < pixels.max() <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diptych.schema import VLMO_AS_RELEASED
 from tests.parity.vlmo.golden import Golden
 from tests.parity.vlmo.stage3 import build_task, gradients, pairs, recorded, weighted
 from tests.traces import traced
@@ -43,7 +45,8 @@ def share(rank: int, size: int, folder: Path, gather: str) -> Found:
     parts = rows_of(golden)
     rows = parts[rank] if size > 1 else slice(0, parts[-1].stop)
     assert rows.stop <= len(inputs["vl/image"])
-    task, batch = build_task(folder, gather=gather), pairs(inputs, "vl", rows)
+    released = replace(VLMO_AS_RELEASED, gather_without_gradient=gather == "released")
+    task, batch = build_task(folder, released=released), pairs(inputs, "vl", rows)
     places = torch.arange(len(batch))
     drawn = [golden[f"rank{rank}/neg_{kind}_index"] for kind in ("image", "text")] if size > 1 else [places, places]
     made, losses = traced(task, batch, draws=recorded(inputs, "vl", *drawn, rows))
