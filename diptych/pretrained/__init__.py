@@ -1,4 +1,12 @@
-"""Published checkpoints in and out: what a file is, the checkpoint of ours that it becomes, and the way back."""
+"""Published checkpoints in and out. `assemble.py` takes a published file from its bytes to the state of a task:
+
+1. formats.py    reads the file without executing anything in it, and recognises its layout by names and shapes
+2. albef.py, vlmo.py    hold each system's layouts; from the shapes they tell the model's configuration
+3. albef_names.py, vlmo_names.py    say what each published tensor is called here, or why it is dropped or may be absent
+4. checkpoints/convert.py    applies these tables, so that no tensor is left over or missing without a reason
+5. albef.py, vlmo.py    resize positions to another image size or text length, where that is wanted
+6. exchange.py    writes the checkpoint folder, makes a model of it, or exports a run the other way round
+"""
 
 from diptych.pretrained.assemble import LAYOUTS, Assembled, assemble
 from diptych.pretrained.describe import inspect

@@ -1,4 +1,4 @@
-"""Published ALBEFs, and the ViT and BERT that an ALBEF starts from."""
+"""Layouts and sizes of published ALBEFs, and of the ViT and BERT that an ALBEF starts from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from torch import Tensor
 from diptych.checkpoints.convert import Absent, Drop, Rule
 from diptych.nn.embeddings import resize_positions
 from diptych.pretrained import albef_names as names
-from diptych.pretrained.family import Family, Options, State, numbers, shape
-from diptych.pretrained.formats import Contents, Layout, recognise
+from diptych.pretrained.family import (
+    Family,
+    Options,
+    State,
+    heads_of_64,
+    numbers,
+    resized_positions,
+    shape,
+    square_side,
+)
+from diptych.pretrained.formats import Contents, Layout, recognise, unused
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -28,18 +37,12 @@ from diptych.schema import (
 )
 
 _NESTED = ((r"^(text_encoder(?:_m)?)\.(embeddings|encoder)\.", r"\1.bert.\2."),)
-"""Spelling of a text encoder with a word head: its names have `bert.`."""
+"""The spelling of a text encoder with a word head: its names contain `bert.`."""
 _FLAT = ((r"^(text_encoder(?:_m)?)\.bert\.", r"\1."),)
-"""And of one without."""
-_COUNTED = Absent("queue.filled", "counted: the places of the file's queue that hold a feature")
+"""The spelling of a text encoder without one: they do not."""
+_COUNTED = Absent("queue.filled", "counted: the entries of the file's queue that hold a feature")
 _PAIRS = ("embed images and texts", "match and rank them", "locate phrases")
-_UNUSED = "the task does not use it: random"
-_RANDOM = "not in the files: random, learnt in pre-training"
-
-
-def _unused(*parts: str) -> list[Rule]:
-    return [Absent(f"model.{part}", _UNUSED) for part in parts]
-
+_RANDOM = "not in the files: random, and learnt in pre-training"
 
 LAYOUTS: dict[str, Layout] = {
     "text_assignment": Layout(
@@ -64,7 +67,7 @@ LAYOUTS: dict[str, Layout] = {
         {"visual_encoder.cls_token": 1, "cls_head.2.weight": 3},
         lambda config: [
             *names.PUBLISHED_ENTAILMENT,
-            *_unused("image_proj", "text_proj", "temp", "match_head", "word_head"),
+            *unused("image_proj", "text_proj", "temp", "match_head", "word_head"),
         ],
         EntailmentConfig(),
         _FLAT,
@@ -84,7 +87,7 @@ LAYOUTS: dict[str, Layout] = {
         {"visual_encoder.cls_token": 1, "itm_head.weight": 2, "text_encoder.cls.predictions.bias": None},
         lambda config: [
             *names.PUBLISHED_PRETRAINING,
-            Absent("queue.ids", "released pre-training keeps no identities: the entries are nobody's"),
+            Absent("queue.ids", "released pre-training stores no image ids: the entries match no image of a batch"),
             _COUNTED,
         ],
         AlbefPretrainConfig(),
@@ -94,7 +97,7 @@ LAYOUTS: dict[str, Layout] = {
     "retrieval": Layout(
         "ALBEF, fine-tuned for retrieval or grounding (the same tensors)",
         {"visual_encoder.cls_token": 1, "itm_head.weight": 2, "vision_proj.weight": None},
-        lambda config: [*names.PUBLISHED_RETRIEVAL, *_unused("word_head"), _COUNTED],
+        lambda config: [*names.PUBLISHED_RETRIEVAL, *unused("word_head"), _COUNTED],
         RetrievalConfig(),
         _FLAT,
         able=_PAIRS,
@@ -125,19 +128,21 @@ LAYOUTS: dict[str, Layout] = {
         able=("start a text encoder",),
     ),
 }
-"""Start weights get the names that they have within a released ALBEF."""
+"""The layouts in the order in which they are tried. The spelling of start weights gives them the names that they have
+within a released ALBEF, and lets no whole ALBEF fit."""
 
 
 def _start_rules(*absent: Absent) -> list[Rule]:
+    """Makes the rules for a ViT and a BERT; `absent` is the encoder that a single file lacks."""
     return [
         *names.PUBLISHED_PRETRAINING,
         Drop("visual_encoder.head.{p}", "classes of other pictures"),
         Drop("visual_encoder.pre_logits.fc.{p}", "leads to classes of other pictures"),
         Drop("text_encoder.bert.pooler.dense.{p}", "ALBEF reads [CLS] itself"),
-        Drop("text_encoder.cls.seq_relationship.{p}", "ALBEF predicts no next sentence"),
+        Drop("text_encoder.cls.seq_relationship.{p}", "ALBEF does not predict the next sentence"),
         Absent("model.text.layers.{i}.cross", "a BERT does not look at images: random"),
         Absent("model.text.layers.{i}.cross_norm", "a BERT does not look at images: fresh"),
-        Absent("model.temp", "not in the files: the recipe's, learnt in pre-training"),
+        Absent("model.temp", "not in the files: the recipe's, and learnt in pre-training"),
         *(Absent(f"model.{part}", _RANDOM) for part in ("image_proj", "text_proj", "match_head", "word_head")),
         *absent,
     ]
@@ -147,7 +152,7 @@ def _start_rules(*absent: Absent) -> list[Rule]:
 
 
 class AlbefFamily(Family):
-    """Align before fuse."""
+    """ALBEF, "Align before fuse", and the ViT and BERT that it starts from."""
 
     config = AlbefConfig
     layouts = LAYOUTS
@@ -155,44 +160,51 @@ class AlbefFamily(Family):
     separator = False
     starts = frozenset({"vit", "bert"})
 
-    def together(self, names: Sequence[str]) -> Layout:
+    def joint_layout(self, names: Sequence[str]) -> Layout:
         first = LAYOUTS[names[0]]
         if len(names) == 1:
             return first
         title = " and ".join(LAYOUTS[name].title for name in names)
         return replace(first, title=title, rules=lambda config: _start_rules())
 
-    def sizes(
+    def file_model(
         self, state: State, layout: Layout, base: ModelConfig, options: Options, contents: Sequence[Contents]
     ) -> AlbefConfig:
         assert isinstance(base, AlbefConfig)
-        return sizes(state, layout.images_per_text, base, options.heads, _bert_config(contents))
+        return config_from_shapes(state, layout.images_per_text, base, options.heads, _bert_config(contents))
 
-    def resized(self, model: ModelConfig, options: Options) -> AlbefConfig:
+    def wanted_model(self, model: ModelConfig, options: Options) -> AlbefConfig:
         assert isinstance(model, AlbefConfig)
-        given = {
+        vlmo_options = {
             "--text-length": options.text_length,
             "--trained-image-size": options.trained_image_size,
             "--answers": options.answers,
         }
-        if told := [name for name, value in given.items() if value is not None]:
-            raise ValueError(f"{', '.join(told)} is for VLMo: leave it out")
+        if misplaced := [name for name, value in vlmo_options.items() if value is not None]:
+            raise ValueError(f"{', '.join(misplaced)} is for VLMo: leave it out")
         size = options.image_size or model.vision.image_size
         return replace(model, vision=replace(model.vision, image_size=size))
 
-    def filled(self, recipe: Recipe, state: State, options: Options) -> Recipe:
+    def fill_recipe(self, recipe: Recipe, state: State, options: Options) -> Recipe:
         assert isinstance(recipe.model, AlbefConfig)
         return replace(recipe, task=make_task_config(recipe.task, state, recipe.model))
 
-    def fit(
+    def fit_weights(
         self, ours: dict[str, Tensor], fresh: State, model: ModelConfig, wanted: ModelConfig
     ) -> tuple[dict[str, Tensor], str | None]:
         assert isinstance(wanted, AlbefConfig)
-        return _resize(ours, wanted)
+        vision, note, fitted = wanted.vision, None, dict(ours)
+        side = vision.image_size // vision.patch_size
+        for name in [name for name in ours if name.endswith("vision.embedding.positions")]:
+            file_side = math.isqrt(ours[name].shape[1] - 1)
+            if file_side != side:
+                fitted[name] = resize_positions(ours[name], side)
+                note = resized_positions(file_side, side, vision.image_size)
+        return fitted, note
 
-    def lines(self, state: State, layout: Layout) -> list[str]:
-        # Heads do not show in shapes, and are not told: any number will do.
-        model = sizes(state, layout.images_per_text, AlbefConfig(), heads=(1, 1))
+    def describe_file(self, state: State, layout: Layout) -> list[str]:
+        # Shapes do not tell the number of heads, and no line mentions it: any number will do.
+        model = config_from_shapes(state, layout.images_per_text, AlbefConfig(), heads=(1, 1))
         crossing = any(".crossattention." in name for name in state)
         lines = [_image_line(model)] if "visual_encoder.cls_token" in state else []
         if any(name.startswith("text_encoder.") for name in state):
@@ -202,30 +214,18 @@ class AlbefFamily(Family):
             lines.append(_training_line(teacher, state["image_queue"].shape[1] if "image_queue" in state else 0))
         return lines
 
-    def run_lines(self, recipe: Recipe, state: State) -> list[str]:
+    def describe_run(self, recipe: Recipe, state: State) -> list[str]:
         assert isinstance(recipe.model, AlbefConfig)
         queue = state["queue.image"].shape[0] if "queue.image" in state else 0
         teacher = any(name.startswith("teacher.") for name in state)
         return [_image_line(recipe.model), _text_line(recipe.model, fusion=True), _training_line(teacher, queue)]
 
 
-def _resize(ours: dict[str, Tensor], model: AlbefConfig) -> tuple[dict[str, Tensor], str | None]:
-    """Positions for the model's image; and in words how they were resized, if there was need."""
-    vision, told, fitted = model.vision, None, dict(ours)
-    side = vision.image_size // vision.patch_size
-    for name in [name for name in ours if name.endswith("vision.embedding.positions")]:
-        old = math.isqrt(ours[name].shape[1] - 1)
-        if old != side:
-            fitted[name] = resize_positions(ours[name], side)
-            told = f"positions resized from {old} × {old} to {side} × {side} patches: {vision.image_size} px"
-    return fitted, told
-
-
 # --------------------------------------------------------------------------- sizes
 
 
 def make_task_config(task: Any, state: Mapping[str, Tensor], model: AlbefConfig) -> Any:
-    """A task's configuration with the sizes of the files."""
+    """Gives a task's configuration the sizes that the files have: those of the queue and of the answer decoder."""
     if "image_queue" in state:
         task = replace(task, queue_size=state["image_queue"].shape[1])
     if isinstance(task, VqaDecoderConfig):
@@ -240,33 +240,30 @@ def make_task_config(task: Any, state: Mapping[str, Tensor], model: AlbefConfig)
     return task
 
 
-def sizes(
+def config_from_shapes(
     state: Mapping[str, Tensor],
     images_per_text: int,
     base: AlbefConfig,
     heads: tuple[int, int] | None = None,
     bert: Mapping[str, Any] | None = None,
 ) -> AlbefConfig:
-    """The model that published tensors are of, told by their shapes; `base` where they tell nothing.
+    """Reads a model's configuration off the shapes of published tensors, and takes `base` where these do not tell it.
 
-    `heads` of image and text encoder, else as BERT's configuration says, else 64 wide each, as published.
+    `heads` are those of image and text encoder. None takes what BERT's configuration says, or else heads of width 64.
     Raises ValueError for shapes that no ALBEF has.
     """
     config = replace(base, images_per_text=images_per_text)
     bert = bert or {}
     if "visual_encoder.cls_token" in state:
         width, _, _, patch = shape(state, "visual_encoder.patch_embed.proj.weight")
-        rows = shape(state, "visual_encoder.pos_embed")[1]
-        side = math.isqrt(rows - 1)
-        if side**2 != rows - 1:
-            raise ValueError(f"{rows} image positions are no square grid behind one class token: another kind of ViT")
+        side = square_side(shape(state, "visual_encoder.pos_embed")[1] - 1, "image positions beside one class token")
         ratio = shape(state, "visual_encoder.blocks.0.mlp.fc1.weight")[0] / width
         config = replace(
             config,
             vision=replace(
                 config.vision, image_size=side * patch, patch_size=patch, width=width, mlp_ratio=ratio, stem="patch",
                 depth=len(numbers(state, r"visual_encoder\.blocks\.(\d+)\.")),
-                heads=heads[0] if heads else _published_heads(width, "image"),
+                heads=heads[0] if heads else heads_of_64(width, "image encoder"),
             ),
         )  # fmt: skip
     text = {name.replace("text_encoder.bert.", "text_encoder."): tensor for name, tensor in state.items()}
@@ -280,7 +277,7 @@ def sizes(
             text=replace(
                 config.text, vocab_size=vocabulary, width=width, fusion_start=start, norm="post",
                 layers=start + (stack - start) // images_per_text,
-                heads=heads[1] if heads else bert.get("num_attention_heads") or _published_heads(width, "text"),
+                heads=heads[1] if heads else bert.get("num_attention_heads") or heads_of_64(width, "text encoder"),
                 intermediate=shape(text, "text_encoder.encoder.layer.0.intermediate.dense.weight")[0],
                 max_positions=shape(text, "text_encoder.embeddings.position_embeddings.weight")[0],
                 norm_eps=bert.get("layer_norm_eps", config.text.norm_eps),
@@ -291,19 +288,11 @@ def sizes(
     return config
 
 
-def _published_heads(width: int, encoder: str) -> int:
-    if width % 64:
-        raise ValueError(
-            f"the {encoder} encoder is {width} wide, which heads of 64 do not divide: say with --heads how many it has"
-        )
-    return width // 64
-
-
 def _bert_config(contents: Sequence[Contents]) -> dict[str, Any]:
-    """What a BERT's config.json says. Raises ValueError for one that is computed otherwise than ours."""
+    """Reads the config.json beside a BERT. Raises ValueError for a BERT that is computed differently from ours."""
     config: dict[str, Any] = {}
-    for found in contents:
-        if recognise(found.tensors, LAYOUTS) == "bert" and (file := found.file.parent / "config.json").is_file():
+    for content in contents:
+        if recognise(content.tensors, LAYOUTS) == "bert" and (file := content.file.parent / "config.json").is_file():
             config = json.loads(file.read_text(encoding="utf-8"))
     for name, ours in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(name, ours) != ours:

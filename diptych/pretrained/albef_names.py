@@ -1,15 +1,16 @@
-"""Names of the parameters of ALBEF in the published checkpoints, and what they are called here."""
+"""Names of ALBEF's parameters in published checkpoints → their names here."""
 
 from __future__ import annotations
 
-from diptych.checkpoints.convert import Absent, Alias, Count, Rename, Rule, Stack
+from diptych.checkpoints.convert import Alias, Count, Rename, Rule, Stack
+from diptych.pretrained.formats import unused
 from diptych.schema import AlbefConfig
 
 
 def _model_rules(mark: str, ours: str, with_words: bool = True) -> list[Rule]:
-    """Published names of one copy of the model: mark "" the student's, "_m" the teacher's.
+    """Makes the rules for one copy of the model. Its `mark` is "" for the student and "_m" for the momentum encoder.
 
-    `with_words`: has word prediction; the text encoder's parts then stand one level deeper.
+    `with_words`: whether the file has a word head. The names of the text encoder are one level deeper then.
     """
     vision, text = f"visual_encoder{mark}", f"text_encoder{mark}"
     bert = f"{text}.bert" if with_words else text
@@ -35,7 +36,7 @@ def _model_rules(mark: str, ours: str, with_words: bool = True) -> list[Rule]:
 
 
 def _bert_rules(bert: str, ours: str) -> list[Rule]:
-    """Published names of a BERT at `bert`; its layers may have cross-attention."""
+    """Makes the rules for a BERT whose published names begin with `bert`. Its layers may have cross-attention."""
     words, layer, target = f"{bert}.embeddings", f"{bert}.encoder.layer.{{i}}", f"{ours}layers.{{i}}"
     attention, cross = f"{layer}.attention", f"{layer}.crossattention"
     return [
@@ -58,7 +59,7 @@ def _bert_rules(bert: str, ours: str) -> list[Rule]:
 
 
 def _word_rules(words: str, bert: str, ours: str) -> list[Rule]:
-    """Published names of a word head at `words`, whose matrix is the word table of `bert`."""
+    """Makes the rules for a word head whose names begin with `words`. Its matrix is the word table of `bert`."""
     return [
         Rename(f"{words}.transform.dense.{{p}}", f"{ours}.dense.{{p}}"),
         Rename(f"{words}.transform.LayerNorm.{{p}}", f"{ours}.norm.{{p}}"),
@@ -81,7 +82,7 @@ PUBLISHED_PRETRAINING: list[Rule] = [
     *_model_rules("_m", "teacher."),
     *_SHARED,
 ]
-"""Names in the released pre-training checkpoint (`model` entry) → names in AlbefPretraining's state."""
+"""Names in the released pre-training checkpoint → names in the state of tasks.albef_pretraining.AlbefPretraining."""
 
 PUBLISHED_RETRIEVAL: list[Rule] = [
     *_model_rules("", "model.", with_words=False),
@@ -89,7 +90,8 @@ PUBLISHED_RETRIEVAL: list[Rule] = [
     *_SHARED,
     Rename("idx_queue", "queue.ids", squeeze=True),
 ]
-"""Names in the released retrieval checkpoint, which has no word prediction."""
+"""Names in the released retrieval checkpoint, which has no word head → names in the state of
+tasks.retrieval.Retrieval."""
 
 PUBLISHED_ENTAILMENT: list[Rule] = [
     *_model_rules("", "model.", with_words=False),
@@ -101,21 +103,22 @@ PUBLISHED_ENTAILMENT: list[Rule] = [
 
 
 def _repeated_rules(mark: str, ours: str, config: AlbefConfig) -> list[Rule]:
-    """Names of one copy of a model with several images a text.
+    """Makes the rules for one copy of a model with several images a text.
 
-    Published, a shared projection has a name in each of its layers. Loaded one by one, the last one's numbers count.
+    Its fusion layers of one text layer share the projection of keys and values, which is published under the name of
+    each of them. The released code loads them one after the other, so that the last one's values are used.
     """
     rules: list[Rule] = []
     start, times = config.text.fusion_start, config.images_per_text
     for number in range(config.text.layers - start):
         first = start + number * times
-        *others, last = (
+        *copies, last = (
             f"text_encoder{mark}.encoder.layer.{layer}.crossattention.self" for layer in range(first, first + times)
         )
         projection = f"{ours}text.layers.{first}.cross.kv.{{p}}"
         rules.append(Stack((f"{last}.key.{{p}}", f"{last}.value.{{p}}"), projection))
         for n in ("key", "value"):
-            rules += [Alias(f"{other}.{n}.{{p}}", of=f"{last}.{n}.{{p}}", must_agree=False) for other in others]
+            rules += [Alias(f"{copy}.{n}.{{p}}", of=f"{last}.{n}.{{p}}", must_agree=False) for copy in copies]
     return [*rules, *_model_rules(mark, ours, with_words=False)]
 
 
@@ -126,7 +129,7 @@ def published_nlvr2(config: AlbefConfig) -> list[Rule]:
         *_repeated_rules("_m", "teacher.", config),
         Rename("cls_head.{i}.{p}", "head.{i}.{p}"),
         Rename("cls_head_m.{i}.{p}", "teacher_head.{i}.{p}"),
-        *_absent("image_proj", "text_proj", "temp", "match_head", "word_head"),
+        *unused("image_proj", "text_proj", "temp", "match_head", "word_head"),
     ]
 
 
@@ -136,17 +139,12 @@ def published_text_assignment(config: AlbefConfig) -> list[Rule]:
         *_repeated_rules("", "model.", config),
         Rename("temp", "model.temp"),
         Rename("ta_head.{p}", "head.{p}"),
-        *_absent("match_head", "word_head"),
+        *unused("match_head", "word_head"),
     ]
 
 
-def _absent(*parts: str) -> list[Rule]:
-    """Parts of the student that the published file lacks because its task does not use them."""
-    return [Absent(f"model.{part}", "the task does not use it") for part in parts]
-
-
 def _decoder_rules(mark: str, ours: str) -> list[Rule]:
-    """Published names of one copy of the answer decoder."""
+    """Makes the rules for one copy of the answer decoder, which is a BERT with a word head."""
     bert, words = f"text_decoder{mark}.bert", f"text_decoder{mark}.cls.predictions"
     return [*_bert_rules(bert, ours), *_word_rules(words, bert, f"{ours}word_head")]
 
@@ -156,6 +154,6 @@ PUBLISHED_VQA: list[Rule] = [
     *_model_rules("_m", "teacher.", with_words=False),
     *_decoder_rules("", "head."),
     *_decoder_rules("_m", "teacher_head."),
-    *_absent("image_proj", "text_proj", "temp", "match_head", "word_head"),
+    *unused("image_proj", "text_proj", "temp", "match_head", "word_head"),
 ]
 """Names in the released VQA checkpoint → names in the state of tasks.vqa.VqaDecoding."""

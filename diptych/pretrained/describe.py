@@ -1,4 +1,4 @@
-"""What a checkpoint is, in words."""
+"""Describes checkpoints in words, for `diptych inspect`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import torch
 
 from diptych.checkpoints import store
 from diptych.pretrained.assemble import LAYOUTS, family_of, family_with
-from diptych.pretrained.formats import Contents, read, recognise, spell
+from diptych.pretrained.formats import read, recognise, spell
 from diptych.serialize import from_dict
 
 
 def inspect(path: Path) -> str:
-    """What a file, a folder in the Hugging Face layout, a run or a checkpoint is, in words. Reads shapes only."""
+    """Describes a file, a folder in the Hugging Face layout, a run or a checkpoint. Reads only the shapes."""
     if path.is_dir() and ((path / "checkpoints").is_dir() or (path / store.MANIFEST).is_file()):
         return _inspect_run(path)
     contents = read(path, shapes_only=True)
     layout = LAYOUTS[recognise(contents.tensors, LAYOUTS)]
     state = spell(contents.tensors, layout)
-    lines = [f"{contents.file}: {layout.title}", f"  holds    {len(state)} tensors, {_wrapping(contents)}"]
-    lines += family_of(layout).lines(state, layout)
+    beside = f", beside {', '.join(contents.beside)}" if contents.beside else ""
+    wrapping = f'under "{contents.wrapper}"{beside}' if contents.wrapper else "bare"
+    lines = [f"{contents.file}: {layout.title}", f"  holds    {len(state)} tensors, {wrapping}"]
+    lines += family_of(layout).describe_file(state, layout)
     return "\n".join([*lines, f"  can      {'; '.join(layout.able)}"])
 
 
@@ -36,14 +38,7 @@ def _inspect_run(path: Path) -> str:
         f"  holds    {len(state)} tensors of {recipe.name} with {type(recipe.task).__name__}, "
         f"step {checkpoint.state['step']}",
     ]
-    lines += family.run_lines(recipe, state) if family else []
+    lines += family.describe_run(recipe, state) if family else []
     lines += [f"  random   {', '.join(fresh)}"] if fresh else []
     lines += [f"  can      {'; '.join(layout.able)}"] if layout else []
     return "\n".join(lines)
-
-
-def _wrapping(contents: Contents) -> str:
-    if contents.wrapper is None:
-        return "bare"
-    beside = f", beside {', '.join(contents.beside)}" if contents.beside else ""
-    return f'under "{contents.wrapper}"{beside}'

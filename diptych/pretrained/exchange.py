@@ -1,4 +1,4 @@
-"""Published files to a checkpoint folder or to a model, and a run's checkpoint to a published file."""
+"""Turns published files into a checkpoint folder or a model, and a run's checkpoint into a published file."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from diptych.serialize import from_dict, to_dict
 
 
 def convert(files: Sequence[Path | str], folder: Path, options: Options) -> Assembled:
-    """Writes the checkpoint that `files` make into `folder`, for `diptych.load` and `init_from`; and the whole report.
+    """Writes the checkpoint that `files` make into `folder`, for `diptych.load` and `init_from`.
 
-    Raises ValueError for a folder that holds a checkpoint already, and as `assemble` does.
+    `conversion.json` in the folder says what became of each tensor. Raises ValueError for a folder that holds a run
+    already, and where `assemble` does.
     """
     if (folder / "checkpoints").exists() or (folder / "recipe.json").exists():
         raise ValueError(f"{folder} holds a run already: name another folder")
-    made = assemble(files, options)
-    state = {"step": 0, "epoch": 0.0, "measure": None, "fresh": fresh_parts(made.report)}
-    content = store.CheckpointState(made.weights, {}, state, to_dict(made.recipe), made.tokenizer.save)
+    assembled = assemble(files, options)
+    state = {"step": 0, "epoch": 0.0, "measure": None, "fresh": fresh_parts(assembled.report)}
+    recipe, save_tokenizer = to_dict(assembled.recipe), assembled.tokenizer.save
+    content = store.CheckpointState(assembled.weights, {}, state, recipe, save_tokenizer)
     store.save_checkpoint(folder / "checkpoints", 0, content)
-    (folder / "conversion.json").write_text(json.dumps(asdict(made.report), indent=1, ensure_ascii=False))
-    return made
+    (folder / "conversion.json").write_text(json.dumps(asdict(assembled.report), indent=1, ensure_ascii=False))
+    return assembled
 
 
 def fresh_parts(report: Report) -> list[str]:
-    """Parts of the student that no file brought, such as `word_head`: random."""
+    """Lists the parts of the student that no file held, such as `word_head`, and that are therefore random."""
     inner = r"text\.layers\.\d+\.cross|blocks\.\d+\.experts\.\w+"
     parts = (re.match(rf"model\.({inner}|\w+)", name) for name in report.missing)
     return sorted({re.sub(r"\d+", "*", part[1]) for part in parts if part})
@@ -51,15 +53,13 @@ def from_pretrained(
     answers: Path | str | None = None,
     device: str = "auto",
 ) -> Predictor:
-    """The model of a published file, ready to use; nothing is written.
+    """Makes the model of a published file, ready to use, and writes nothing.
 
-    A folder that `diptych export` wrote, or the Hugging Face Hub's name of one, is taken too, as by `diptych.load`; the
-    options are for other layouts.
-
-    `vocabulary`: a vocab.txt or a folder that holds one. `image_size`, and a VLMo's `text_length`: positions are
-    resized to them. `heads` of image and text encoder, where they are not 64 wide. `trained_image_size`: what a VLMo's
-    relative positions are for, where the file does not tell. `answers` of a VLMo's VQA: a JSON list.
-    Raises ValueError as `assemble` does.
+    It also takes a folder that `diptych export` wrote, or the Hugging Face Hub's name of one, as `diptych.load` does.
+    The options are for other files: `vocabulary` is a vocab.txt or a folder that holds one. Positions are resized to
+    `image_size` and, of a VLMo, to `text_length`. `heads` are those of image and text encoder, where they are not 64
+    wide. `trained_image_size` is that of a VLMo's relative positions, where the file does not tell it. `answers` is a
+    JSON list for a VLMo fine-tuned for VQA. Raises ValueError where `assemble` does.
     """
     options = Options(
         vocabulary, image_size, heads,
@@ -69,16 +69,16 @@ def from_pretrained(
         if options != Options():
             raise ValueError(f"{files[0]} is of this library: it knows its sizes and words, and takes no options")
         return load(files[0], device)
-    made = assemble(files, options)
-    fresh = fresh_parts(made.report)
-    return make_predictor(made.recipe, made.tokenizer, made.weights, Path(files[0]), fresh, device)
+    assembled = assemble(files, options)
+    fresh = fresh_parts(assembled.report)
+    return make_predictor(assembled.recipe, assembled.tokenizer, assembled.weights, Path(files[0]), fresh, device)
 
 
 def export(run: Path, file: Path) -> dict[str, str]:
-    """Writes a run's checkpoint in the released layout; returns what it has no place for, and why.
+    """Writes a run's checkpoint in the released layout. Returns the tensors that have no place in it, and why.
 
-    A torch file with the entry `model`, as released, or bare safetensors if `file` is called so. Raises ValueError
-    for a model that the released code cannot compute (another stem, other norms), and for a file that is there.
+    The file is a torch file with the entry `model`, as released, or a safetensors file if its name ends so. Raises
+    ValueError for a model that the released code cannot compute (another stem, other norms), and for an existing file.
     """
     if file.exists():
         raise ValueError(f"{file} is there already: name another file")
@@ -91,9 +91,9 @@ def export(run: Path, file: Path) -> dict[str, str]:
     rules = layout.rules(recipe.model)
     weights = checkpoint.weights()
     try:
-        published = to_published(family.released(weights, recipe), rules)
+        published = to_published(family.as_released(weights, recipe), rules)
         published |= counts(published, rules)
-        published, told = family.completed(published, recipe)
+        published, additions = family.complete(published, recipe)
     except ValueError as error:
         raise ValueError(f"{checkpoint.folder} has no released layout: {error}") from None
     unfinished = file.with_name(f"{file.name}.unfinished")
@@ -102,4 +102,4 @@ def export(run: Path, file: Path) -> dict[str, str]:
     else:
         torch.save({"model": published}, unfinished)
     unfinished.replace(file)
-    return absences(weights, from_published(published, rules)[0], rules) | told
+    return absences(weights, from_published(published, rules)[0], rules) | additions

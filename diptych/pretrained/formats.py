@@ -1,6 +1,6 @@
-"""Checkpoint files from elsewhere: read without executing anything in them, and recognised by what they hold.
+"""Reads published files without executing anything in them, and recognises their layout by what they hold.
 
-What a name in a file means to a model is no matter of this module: it is handed a table of layouts.
+This file knows no model: albef.py and vlmo.py hold the tables of layouts.
 """
 
 from __future__ import annotations
@@ -18,57 +18,64 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diptych.checkpoints.convert import Rule
+from diptych.checkpoints.convert import Absent, Rule
 
 WRAPPERS = ("model", "state_dict", "module")
-"""Entries under which files keep their tensors if they hold more than those."""
+"""Entries under which a file keeps its tensors, if it holds more than these."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""The weights in a folder of the Hugging Face layout."""
+"""Names of the file with the weights in a folder of the Hugging Face layout."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds."""
+    """The tensors of a file, and how the file holds them."""
 
     file: Path
     tensors: Mapping[str, Tensor]
     wrapper: str | None = None
-    """The entry that held the tensors; None: they were bare."""
+    """The entry that holds the tensors; None where the file holds nothing else."""
     beside: tuple[str, ...] = ()
-    """The file's other entries: optimiser, configuration, epoch."""
+    """The file's other entries, such as optimiser, configuration or epoch."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout of published files: how it is recognised, and what its tensors are with us."""
+    """A layout of published files: how a file is recognised, and what its tensors are called here."""
 
     title: str
     signature: Mapping[str, int | None]
-    """Names, as `spelling` leaves them, that a file of this layout has, and their first dimension where that tells."""
+    """Names, after `spelling`, that a file of this layout has, each with the tensor's first dimension, or None for
+    any."""
     rules: Callable[[Any], Sequence[Rule]]
-    """From a model's configuration, which the shapes tell, to the rename table."""
+    """Makes the table of names from the model's configuration."""
     task: Any
-    """The configuration, as published, of the task whose state it is."""
+    """The published configuration of the task whose state the file holds."""
     spelling: tuple[tuple[str, str], ...] = ()
-    """Replacements (pattern, new) that turn each variant of a name into the one that the rules know."""
+    """Regular expressions with their replacements, which turn all variants of a name into the one that the rules
+    know."""
     images_per_text: int = 1
     able: tuple[str, ...] = ()
-    """What a model of this layout can do."""
+    """What a model of this layout can do, in words."""
 
     def spelled(self, name: str) -> str:
-        """A name of the file as the rules know it."""
+        """Returns a name of the file as the rules know it."""
         for pattern, new in self.spelling:
             name = re.sub(pattern, new, name)
         return name
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether the tensors are of this layout."""
-        rows = {self.spelled(name): tensor.shape[:1] for name, tensor in tensors.items()}
-        return all(name in rows and wanted in (None, *rows[name]) for name, wanted in self.signature.items())
+        lengths = {self.spelled(name): tensor.shape[:1] for name, tensor in tensors.items()}
+        return all(name in lengths and length in (None, *lengths[name]) for name, length in self.signature.items())
+
+
+def unused(*parts: str) -> list[Rule]:
+    """Makes rules for parts of the model that a file lacks because its task or stage does not use them."""
+    return [Absent(f"model.{part}", "the file's task does not use it: random") for part in parts]
 
 
 def recognise(tensors: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> str:
-    """The first layout that the tensors are of. Raises ValueError that lists the known ones."""
+    """Returns the name of the first layout that fits the tensors. Raises ValueError listing the known layouts."""
     for name, layout in layouts.items():
         if layout.fits(tensors):
             return name
@@ -80,7 +87,7 @@ def recognise(tensors: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> s
 
 
 def spell(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """The tensors under the names that the layout's rules know. Raises ValueError where two become one."""
+    """Renames the tensors as the layout's rules know them. Raises ValueError where two names become one."""
     name, times = Counter(map(layout.spelled, tensors)).most_common(1)[0]
     if times > 1:
         raise ValueError(f"the checkpoint holds {name} under two spellings: which of them counts is not known")
@@ -91,10 +98,10 @@ def spell(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
 
 
 def read(path: Path | str, shapes_only: bool = False) -> Contents:
-    """The tensors of a file, or of a folder in the Hugging Face layout, without executing anything.
+    """Reads the tensors of a file, or of a folder in the Hugging Face layout, without executing anything.
 
-    `shapes_only`: tensors without data (on torch's `meta` device); reading costs next to nothing then. Raises
-    ValueError for a file that could only be read by running code, one that is no checkpoint, and a missing one.
+    `shapes_only`: returns tensors without data (on torch's `meta` device), which is fast. Raises ValueError for a file
+    that could only be read by running code, one that is no checkpoint, and a missing one.
     """
     file = _file(Path(path))
     if _is_safetensors(file):
@@ -113,6 +120,7 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
 
 
 def _file(path: Path) -> Path:
+    """Returns the file itself, or the one with the weights in a folder."""
     if path.is_file():
         return path
     if not path.exists():
@@ -124,7 +132,7 @@ def _file(path: Path) -> Path:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """By its content: eight bytes of length, then JSON."""
+    """Whether the content begins as safetensors do: eight bytes of length, then JSON."""
     with file.open("rb") as stream:
         return stream.read(9)[8:] == b"{"
 
@@ -141,7 +149,7 @@ def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:
 
 
 def _read_torch(file: Path, shapes_only: bool) -> Any:
-    """What `torch.save` wrote, through an unpickler that knows tensors and plain values only."""
+    """Reads what `torch.save` wrote, with an unpickler that accepts only tensors and plain values."""
     try:
         return torch.load(
             file,
@@ -150,10 +158,10 @@ def _read_torch(file: Path, shapes_only: bool) -> Any:
             mmap=not shapes_only and zipfile.is_zipfile(file),
         )
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        name = f" ({match[1]})" if match else ""
         raise ValueError(
-            f"{file} is refused: it holds more than tensors and plain values{what}, and reading that could run code. "
+            f"{file} is refused: it holds more than tensors and plain values{name}, and reading that could run code. "
             "Nothing of it was run. Where it comes from, save its tensors alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Names that VLMo's parts have in published checkpoints, and those of a BEiT that its first stage may start from."""
+"""Names of VLMo's parameters in published checkpoints, and of a BEiT's → their names here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from diptych.checkpoints.convert import Absent, Count, Drop, Rename, Rule, Stack
+from diptych.pretrained.formats import unused
 from diptych.schema import VlmoConfig
 
 _EXPERTS = {"text": "text", "imag": "image", "vl": "fusion"}
-"""Published and ours."""
+"""Published names of the experts → ours."""
 _BLOCK = {
     "gamma_1": "gamma_1",
     "gamma_2": "gamma_2",
@@ -44,13 +45,13 @@ _PARTS = {
     "logit_vl_scale": "vl_log_scale",
 }
 INDEX_TABLES = ("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index")
-_COMPUTED = "which relative position lies where: computed"
+_COMPUTED = "the index of relative positions, which is computed"
 CLASSIFIERS = ("vqa_classifier", "nlvr2_classifier")
-"""A task's head: linear, LayerNorm, GELU, linear."""
+"""The heads of tasks: linear, LayerNorm, GELU, linear."""
 
 
 def published_rules(config: VlmoConfig, classifiers: Sequence[str] = CLASSIFIERS) -> list[Rule]:
-    """Names in every released VLMo file → names in the state of a task with a model of `config`."""
+    """Makes the rules: names in every released VLMo file → names in the state of a task with a model of `config`."""
     blocks = _BLOCK | {
         f"{theirs}_{published}{part}": f"experts.{ours}.{mine}"
         for published, ours in _EXPERTS.items()
@@ -67,7 +68,10 @@ def published_rules(config: VlmoConfig, classifiers: Sequence[str] = CLASSIFIERS
         *(Rename(f"{name}.{layer}.{{p}}", f"head.{layer}.{{p}}") for name in classifiers for layer in (0, 1, 3)),
         *(Drop(name, _COMPUTED) for name in INDEX_TABLES),
         *_text_positions(config),
-        *(Absent(part, "released VLMo has neither teacher nor queue") for part in ("teacher", "teacher_head", "queue")),
+        *(
+            Absent(part, "released VLMo has neither momentum encoder nor queue")
+            for part in ("teacher", "teacher_head", "queue")
+        ),
     ]
 
 
@@ -76,8 +80,8 @@ def _text_positions(config: VlmoConfig) -> list[Rule]:
     if config.positions == "absolute":
         return [Rename(table, "model.text.positions.weight"), Count(ids, of=table)]
     return [
-        Drop(table, "never read: positions of texts are relative"),
-        Drop(ids, "consecutive numbers of the text positions that are never read"),
+        Drop(table, "never used: positions of texts are relative"),
+        Drop(ids, "never used: it numbers the positions that are dropped"),
     ]
 
 
@@ -85,45 +89,47 @@ def _text_positions(config: VlmoConfig) -> list[Rule]:
 
 _LAYER_TABLE = "blocks.{}.attn.relative_position_bias_table"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
-"""A BEiT's while it is pre-trained: one for all layers."""
+"""The table of a BEiT that is still pre-trained, which has one for all layers."""
 
 
 _START: tuple[Rule, ...] = (
     Drop("lm_head.{p}", "predicts codes of a visual tokenizer that the file does not hold"),
-    Drop("mask_token", "stood for hidden patches in its own pre-training"),
+    Drop("mask_token", "replaced masked patches in BEiT's own pre-training"),
     Absent("model.norm", "not in the file: fresh"),
 )
+"""What becomes of BEiT's own pre-training, where VLMo's second stage starts from it."""
 _STAGE: tuple[Rule, ...] = (
     Rename("lm_head.{p}", "head.scores.{p}"),
     Rename("mask_token", "head.mask_token"),
-    Absent("tokenizer", "the visual tokenizer is no part of a BEiT"),
+    Absent("tokenizer", "the visual tokenizer is not part of a BEiT"),
 )
+"""And where VLMo's first stage, which is this pre-training, is exported."""
 
 
 def beit_stage_rules(config: VlmoConfig) -> list[Rule]:
-    """Names in a BEiT as it is pre-trained → names in the state of VLMo's first stage, for export (`as_beit`)."""
+    """Makes the rules: names in a pre-trained BEiT → names in the state of VLMo's first stage, for export."""
     return beit_rules(config, _STAGE)
 
 
 def as_beit(state: Mapping[str, Tensor], config: VlmoConfig) -> dict[str, Tensor]:
-    """The state of VLMo's first stage as a BEiT computes it: positions of patches alone, no token types.
+    """Changes the state of VLMo's first stage into that of a BEiT, which has no token types and no text positions.
 
-    The type that is added to each of an image's tokens goes into what these are made of.
+    VLMo adds the image's type to each of its tokens. Here it is added to the parameters that these tokens are made of.
     """
-    kind, made = state["model.types.weight"][1], dict(state)
+    image_type, beit = state["model.types.weight"][1], dict(state)
     for name in ("model.image.cls_token", "model.image.proj.bias", "head.mask_token"):
-        made[name] = state[name] + kind
-    made["head.mask_token"] = made["head.mask_token"].reshape(1, 1, -1)
+        beit[name] = state[name] + image_type
+    beit["head.mask_token"] = beit["head.mask_token"].reshape(1, 1, -1)
     if config.positions == "relative":
-        rows = len(made["model.positions.table"]) - 2 * config.max_positions - 2
-        made["model.positions.table"] = made["model.positions.table"][:rows]
-    return made
+        rows = len(beit["model.positions.table"]) - 2 * config.max_positions - 2
+        beit["model.positions.table"] = beit["model.positions.table"][:rows]
+    return beit
 
 
 def beit_rules(config: VlmoConfig, stage: Sequence[Rule] = _START) -> list[Rule]:
-    """Names in a BEiT, as released or of timm → names in the state of a stage with a model of `config` (§3.4).
+    """Makes the rules: names in a BEiT, released or of timm → names in the state of a stage (VLMo §3.4).
 
-    The table of relative positions comes without the rows of texts. `stage`: what becomes of BEiT's own pre-training.
+    The table of relative positions has no rows of texts. `stage`: the rules for BEiT's own pre-training.
     """
     blocks = _BLOCK | {
         "norm2.{p}": "experts.image.norm.{p}",
@@ -141,22 +147,17 @@ def beit_rules(config: VlmoConfig, stage: Sequence[Rule] = _START) -> list[Rule]
         Rename(SHARED_TABLE, "model.positions.table"),
         Drop("blocks.{i}.attn.relative_position_index", _COMPUTED),
         Drop("rel_pos_bias.relative_position_index", _COMPUTED),
-        Drop("fc_norm.{p}", "norm of pooled patches, for classes of other pictures"),
+        Drop("fc_norm.{p}", "normalises pooled patches, for classes of other pictures"),
         Drop("head.{p}", "classes of other pictures"),
         *stage,
-        Absent("model.types", "a BEiT tells no texts from images: random"),
+        Absent("model.types", "a BEiT has no token types: random"),
         *(Absent(f"model.{part}", "a BEiT reads no text: random") for part in ("text", "word_head")),
         Absent("model.blocks.{i}.experts.text", "a BEiT reads no text: random"),
         Absent("model.blocks.{i}.experts.fusion", "a BEiT fuses nothing: random"),
         Absent("model.pooler", "a BEiT fuses nothing: random"),
-        *absent(*ALIGNMENT, "match_head"),
+        *unused(*ALIGNMENT, "match_head"),
     ]
 
 
 ALIGNMENT = ("log_scale", "vl_log_scale", "image_proj", "text_proj", "vl_image_proj", "vl_text_proj")
-"""What only the contrasts have."""
-
-
-def absent(*parts: str) -> list[Rule]:
-    """Parts of the model that the published file lacks because its stage or task does not use them."""
-    return [Absent(f"model.{part}", "its stage does not use it: random") for part in parts]
+"""Parts that only image-text contrast uses."""

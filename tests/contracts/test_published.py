@@ -674,7 +674,7 @@ def test_a_vit_and_a_bert_together_start_a_run(golden_albef: Path, tmp_path: Pat
     ("change", "message"),
     [
         ({"dist_token": torch.ones(1, 1, 24)}, "not known: dist_token"),
-        ({"pos_embed": torch.ones(1, 18, 24)}, "18 image positions are no square grid"),
+        ({"pos_embed": torch.ones(1, 18, 24)}, "17 image positions beside one class token are no square grid"),
         ({"blocks.0.ls1.gamma": torch.ones(24)}, r"not known: visual_encoder\.blocks\.0\.ls1\.gamma"),
     ],
 )

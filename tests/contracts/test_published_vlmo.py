@@ -168,7 +168,7 @@ def without(part: str) -> Callable[[dict[str, Tensor]], object]:
         ),
         (
             lambda state: state.update(relative_position_bias_table=torch.ones(78, 13)),
-            "13 columns of relative positions are no heads of 4 layers",
+            "13 columns of relative positions are no whole heads of 4 layers",
         ),
         (
             lambda state: state.update(relative_position_index=torch.zeros(17, 17, dtype=torch.long)),
@@ -202,7 +202,7 @@ def test_what_the_user_must_say_is_asked_for(tmp_path: Path, words: Path) -> Non
     with pytest.raises(ValueError, match=r"16 px and 12 tokens.*say it with --trained-image-size"):
         assemble([relative], options(words, trained_image_size=None))
     absolute = write(tmp_path / "absolute.pth", published(STYLES["absolute"]))
-    with pytest.raises(ValueError, match="say it with --heads"):
+    with pytest.raises(ValueError, match="say with --heads"):
         assemble([absolute], options(words, heads=None))
     with pytest.raises(ValueError, match="12 positions that were learnt: ask for 12 at most"):
         assemble([absolute], options(words, text_length=13))

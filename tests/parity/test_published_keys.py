@@ -17,7 +17,7 @@ from diptych.catalog import TASKS
 from diptych.checkpoints.convert import Alias, Rule, absences, counts, find_rule, from_published, to_published
 from diptych.models.albef import Albef, repeat_fusion_layers, start_of_answer_decoder
 from diptych.pretrained import LAYOUTS, Options, convert
-from diptych.pretrained.albef import make_task_config, sizes
+from diptych.pretrained.albef import config_from_shapes, make_task_config
 from diptych.pretrained.formats import recognise, spell
 from diptych.schema import AlbefConfig, SpecialIds, VisionConfig
 from diptych.task import Task
@@ -66,7 +66,7 @@ def test_a_published_file_of_full_size_is_recognised_and_fits_whole(golden_albef
     assert len(state) == told["entries"]
     assert recognise(state, LAYOUTS) == KINDS[kind]
     layout = LAYOUTS[KINDS[kind]]
-    config = sizes(spell(state, layout), layout.images_per_text, AlbefConfig())
+    config = config_from_shapes(spell(state, layout), layout.images_per_text, AlbefConfig())
     assert config == AlbefConfig(
         vision=replace(VisionConfig(), image_size=told["image_res"]), images_per_text=layout.images_per_text
     )
@@ -88,7 +88,7 @@ def test_a_published_file_of_full_size_is_recognised_and_fits_whole(golden_albef
 def test_ties_buffers_and_parameter_counts_are_the_released_ones(golden_albef: Path, kind: str) -> None:
     told, state = full_size(golden_albef, kind)
     layout = LAYOUTS[KINDS[kind]]
-    config = sizes(spell(state, layout), layout.images_per_text, AlbefConfig())
+    config = config_from_shapes(spell(state, layout), layout.images_per_text, AlbefConfig())
     rules = layout.rules(config)
     ours, report = from_published(state, rules)
     second = {name for name in state if isinstance(_rule(name, rules), Alias)}

@@ -102,7 +102,7 @@ def test_a_published_file_of_full_size_is_recognised_and_fits_whole(
     options = Options(answers=tmp_path / "answers.json")
     recipe = FAMILY.recipe(layout, state)
     assert isinstance(recipe.model, VlmoConfig)
-    model = FAMILY.sizes(state, layout, recipe.model, options, ())
+    model = FAMILY.file_model(state, layout, recipe.model, options, ())
     known = SIZES[size]
     assert model == replace(
         recipe.model, width=known.width, depth=known.depth, heads=known.heads, positions=known.positions,
@@ -111,7 +111,7 @@ def test_a_published_file_of_full_size_is_recognised_and_fits_whole(
         image_size=told["image_size"], images_per_text=2 if stage == "nlvr2" else 1,
         max_positions=196 if known.positions == "relative" else told["max_text_len"],
     )  # fmt: skip
-    recipe = FAMILY.filled(replace(recipe, model=model), state, options)
+    recipe = FAMILY.fill_recipe(replace(recipe, model=model), state, options)
     assert recipe.data.max_tokens == told["max_text_len"]
     rules = layout.rules(model)
     ours, report = from_published(state, rules)
@@ -121,7 +121,7 @@ def test_a_published_file_of_full_size_is_recognised_and_fits_whole(
     assert all(tensor.shape == wanted[name].shape for name, tensor in ours.items())
     assert set(absences(wanted, ours, rules)) == wanted.keys() - ours.keys()
     back = to_published(ours, rules)
-    back, _ = FAMILY.completed(back | counts(back, rules), recipe)
+    back, _ = FAMILY.complete(back | counts(back, rules), recipe)
     whole = full_size(told, with_tables=True)
     assert {name: tensor.shape for name, tensor in back.items()} == {name: t.shape for name, t in whole.items()}
 
