@@ -160,7 +160,8 @@ class AlbefPretraining(DistilledTask):
 
         # 4. Hard negatives (§3.2): for each text an image and for each image a text, drawn from the batch with the
         # probability that ITC's softmax gives them: what the model mistakes most is drawn most.
-        weights = hard_negative_weights(similarities, positives.bool(), ignored, processes, self)  # [B, G] each
+        settings = config, self.released
+        weights = hard_negative_weights(similarities, positives.bool(), ignored, processes, *settings)  # [B, G] each
         negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
         image_state, text_state, places = self._fetch_negatives(image_state, text_state, negatives, processes)
 

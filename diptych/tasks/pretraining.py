@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,15 +28,6 @@ MASKED = 0
 """Number that sets the dropout draws of a masked text apart from those of the text itself."""
 
 PretrainConfig = AlbefPretrainConfig | VlmoPretrainConfig
-
-
-class PretrainingTask(Protocol):
-    """Has what the shared functions need to know of the pre-training of either system."""
-
-    config: Any
-    released: Released
-
-
 Negatives = tuple[Int[Tensor, "B"], Int[Tensor, "B"]]
 """Index of a hard image for each text, and of a hard text for each image."""
 NegativeWeights = tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]
@@ -93,7 +84,7 @@ def check_fuse_start(config: PretrainConfig) -> None:
 
 def hard_negative_weights(
     similarities: Logits, positives: Bool[Tensor, "Q K"], ignored: Bool[Tensor, "Q K"], processes: Processes,
-    task: PretrainingTask,
+    config: PretrainConfig, released: Released,
 ) -> NegativeWeights:  # fmt: skip
     """Computes the sampling weights of ITM's negatives: ITC's softmax over the batch, without what is no negative.
 
@@ -102,10 +93,10 @@ def hard_negative_weights(
     """
     own = positives[: processes.rows, : processes.total]
     excluded = own | ignored[: processes.rows, : processes.total]
-    if task.config.negatives == "own":
+    if config.negatives == "own":
         excluded = excluded | ~own.any(dim=0)
-    after_softmax = task.released.negatives_mask_after_softmax
-    return both_negative_weights(similarities, excluded, after_softmax, task.config.hard_negatives)
+    after_softmax = released.negatives_mask_after_softmax
+    return both_negative_weights(similarities, excluded, after_softmax, config.hard_negatives)
 
 
 def draw_hard_negatives(weights: NegativeWeights, draws: Draws) -> Negatives:

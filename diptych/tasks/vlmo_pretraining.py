@@ -137,7 +137,8 @@ class VlmoPretraining(Task):
         # processes with the probability that ITC's softmax gives them.
         if draws and config.itm and positives is not None and ignored is not None:
             branch, leading = next(iter(similarities.items()))
-            weights = hard_negative_weights(leading, positives, ignored, processes, self)  # [B, G] each
+            settings = config, self.released
+            weights = hard_negative_weights(leading, positives, ignored, processes, *settings)  # [B, G] each
             negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
             measures["negative_similarity"] = negative_similarity(leading, *negatives, model.temperature(branch))
 

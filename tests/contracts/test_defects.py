@@ -74,7 +74,9 @@ def test_1_positives_that_leave_before_the_softmax_leave_something_to_draw() -> 
 def test_1_the_field_reaches_the_task(after: bool) -> None:
     task = tiny.pretraining(negatives_mask_after_softmax=after)
     nobody = torch.zeros(3, 3, dtype=torch.bool)
-    for_texts, for_images = hard_negative_weights(Logits(SURE, SURE.T), OWN, nobody, Processes(3), task)
+    for_texts, for_images = hard_negative_weights(
+        Logits(SURE, SURE.T), OWN, nobody, Processes(3), task.config, task.released
+    )
     torch.testing.assert_close(for_images, negative_weights(SURE, OWN, after))
     torch.testing.assert_close(for_texts, negative_weights(SURE.T, OWN, after))
 
