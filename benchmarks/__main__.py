@@ -1,7 +1,8 @@
-"""All benchmarks, each in a process of its own: `python -m benchmarks [PART …]`, the parts as below."""
+"""Runs benchmarks, each in a process of its own: `python -m benchmarks [PART …]`; without a part, all of them."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -27,12 +28,15 @@ PARTS = {
 }
 TIMED = ("pretrain", "rerank", "retrieval", "grounding", "questions", "vlmo", "vlmo-embed")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""For glibc: freed memory stays with the process, so that no side pays for fresh pages at each call. The plain one,
-which fills more of them, gains most."""
+"""Makes glibc keep freed memory in the process, so that no side pays for fresh pages at each call. The plain side
+gains most, because it fills more pages."""
 
 
-def main(names: list[str]) -> int:
-    """Runs the parts named, or all. A part that fails does not keep the others from running."""
+def main(arguments: list[str]) -> int:
+    """Runs the parts in turn, also after one that fails. Returns the highest exit status."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Run benchmarks, by default all of them.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    names: list[str] = parser.parse_args(arguments).parts
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are {', '.join(PARTS)}", file=sys.stderr)
@@ -42,6 +46,7 @@ def main(names: list[str]) -> int:
 
 
 def run(name: str) -> int:
+    """Runs a part and returns its exit status."""
     environment = os.environ | (KEPT_MEMORY if name in TIMED else {})
     return subprocess.run([sys.executable, "-m", *PARTS[name]], env=environment).returncode
 

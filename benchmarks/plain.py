@@ -1,9 +1,9 @@
-"""ALBEF's published procedure, written plainly: the yardstick of the benchmarks.
+"""ALBEF's published procedure, written plainly, with which the benchmarks compare the library.
 
-Texts padded, every pair with its own keys and values, the scores of all words at all positions, attention written
-out, the teacher's parameters made anew each step; tests go one query or one phrase at a time. Parameters bear their
-published names, so that the golden states load as they are; tests/parity/test_plain.py holds this implementation to the
-same numbers as the library.
+It pads texts, computes keys and values for each pair, scores all words at all positions, writes attention out, and
+allocates the momentum encoder's parameters anew at each step. Tests go one query or one phrase at a time. Parameters
+have their published names, so that the golden states load as they are. tests/parity/test_plain.py holds this
+implementation to the same numbers as the library.
 
 B pairs, L padded text length, T image tokens, D width, K contrastive candidates.
 """
@@ -24,7 +24,7 @@ from diptych.schema import AlbefConfig, TextConfig
 
 
 class Module(nn.Module):
-    """A module whose children are given by name."""
+    """A module that is made of its children by name."""
 
     def __init__(self, /, **children: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Module(nn.Module):
 def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, softmax: nn.Module, mask: Tensor | None = None
 ) -> Tensor:
-    """Softmax attention written out; `mask` [B, 1, 1, K] is added to the scores."""
+    """Computes softmax attention. `mask` [B, 1, 1, K] is added to the scores."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     probabilities = softmax(scores if mask is None else scores + mask)
@@ -43,12 +43,12 @@ def attention(
 
 
 class VisionBlock(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
         self.attn = Module(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width), softmax=nn.Softmax(-1))
-        self.mlp = Module(fc1=nn.Linear(width, hidden), fc2=nn.Linear(hidden, width))
+        self.mlp = Module(fc1=nn.Linear(width, mlp_width), fc2=nn.Linear(mlp_width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.attn.qkv(self.norm1(x)).chunk(3, dim=-1)
@@ -63,8 +63,8 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, v.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, (v.image_size // v.patch_size) ** 2 + 1, v.width))
         self.patch_embed = Module(proj=nn.Conv2d(3, v.width, v.patch_size, v.patch_size))
-        hidden = int(v.width * v.mlp_ratio)
-        self.blocks = nn.ModuleList(VisionBlock(v.width, v.heads, hidden, v.norm_eps) for _ in range(v.depth))
+        mlp_width = int(v.width * v.mlp_ratio)
+        self.blocks = nn.ModuleList(VisionBlock(v.width, v.heads, mlp_width, v.norm_eps) for _ in range(v.depth))
         self.norm = nn.LayerNorm(v.width, v.norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def bert_attention(width: int, key_width: int, eps: float) -> Module:
         name: nn.Linear(size, width) for name, size in (("query", width), ("key", key_width), ("value", key_width))
     }
     output = Module(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps))
-    # `self` is its published name
+    # `self` is the published name of the projections
     parts: dict[str, nn.Module] = {"self": Module(**projections), "output": output, "softmax": nn.Softmax(-1)}
     return Module(**parts)
 
@@ -129,14 +129,14 @@ class Bert(nn.Module):
         return self.run(x, mask, image, range(self.start, len(self.encoder.layer)))
 
     def run(self, x: Tensor, mask: Tensor, image: Tensor | None, layers: range) -> Tensor:
-        hidden = (1 - mask[:, None, None].float()) * -10000
+        padding = (1 - mask[:, None, None].float()) * -10000
         for i in layers:
-            x = self.encoder.layer[i](x, hidden, image)
+            x = self.encoder.layer[i](x, padding, image)
         return x
 
 
 class TextModel(nn.Module):
-    """BERT with its word prediction, tied to the word table."""
+    """A BERT with a word head, whose matrix is tied to the word table."""
 
     def __init__(self, t: TextConfig, image_width: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class PlainLosses:
 
 
 class PlainAlbef(nn.Module):
-    """The model, its momentum copies and queue, and one pre-training forward."""
+    """The model, its momentum copies and queue, and the forward of pre-training."""
 
     def __init__(self, config: AlbefConfig, queue_size: int, momentum: float) -> None:
         super().__init__()
@@ -182,11 +182,11 @@ class PlainAlbef(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     @torch.no_grad()
-    def move_teacher(self) -> None:
+    def move_momentum_copies(self) -> None:
         for name in self.copied:
             pairs = zip(getattr(self, f"{name}_m").parameters(), getattr(self, name).parameters(), strict=True)
-            for slow, current in pairs:
-                slow.data = slow.data * self.momentum + current.data * (1 - self.momentum)
+            for average, current in pairs:
+                average.data = average.data * self.momentum + current.data * (1 - self.momentum)
 
     def forward(
         self, pixels: Tensor, ids: Tensor, mask: Tensor, masked_ids: Tensor, labels: Tensor, alpha: float,
@@ -199,15 +199,15 @@ class PlainAlbef(nn.Module):
         image = F.normalize(self.vision_proj(image_hidden[:, 0]), dim=-1)
         words = F.normalize(self.text_proj(text_hidden[:, 0]), dim=-1)
         with torch.no_grad():
-            self.move_teacher()
+            self.move_momentum_copies()
             image_hidden_m = self.visual_encoder_m(pixels)
             image_m = F.normalize(self.vision_proj_m(image_hidden_m[:, 0]), dim=-1)
             words_m = F.normalize(self.text_proj_m(self.text_encoder_m.bert.text(ids, mask)[:, 0]), dim=-1)
             image_keys = torch.cat([image_m.T, self.image_queue], dim=1)
             text_keys = torch.cat([words_m.T, self.text_queue], dim=1)
-            labelled = torch.eye(size, text_keys.shape[1], device=pixels.device)
-            i2t_targets = alpha * (image_m @ text_keys / self.temp).softmax(1) + (1 - alpha) * labelled
-            t2i_targets = alpha * (words_m @ image_keys / self.temp).softmax(1) + (1 - alpha) * labelled
+            one_hot = torch.eye(size, text_keys.shape[1], device=pixels.device)
+            i2t_targets = alpha * (image_m @ text_keys / self.temp).softmax(1) + (1 - alpha) * one_hot
+            t2i_targets = alpha * (words_m @ image_keys / self.temp).softmax(1) + (1 - alpha) * one_hot
         i2t, t2i = image @ text_keys / self.temp, words @ image_keys / self.temp
         itc = (
             -(i2t.log_softmax(1) * i2t_targets).sum(1).mean() / 2 - (t2i.log_softmax(1) * t2i_targets).sum(1).mean() / 2
@@ -257,41 +257,47 @@ class PlainAlbef(nn.Module):
 
     @torch.no_grad()
     def rerank(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """ITM logits of class 1 of one encoded image [T, D] with each of B encoded texts [B, L, D]."""
+        """Returns the logits of a match of one encoded image [T, D] with each of B encoded texts [B, L, D]."""
         fused = self.text_encoder.bert.fuse(text, mask, image.repeat(len(text), 1, 1))
         return self.itm_head(fused[:, 0])[:, 1]
 
     @torch.no_grad()
     def rerank_images(self, images: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """The same of one encoded text [L, D] with each of B encoded images [B, T, D]."""
+        """Returns the logits of a match of one encoded text [L, D] with each of B encoded images [B, T, D]."""
         fused = self.text_encoder.bert.fuse(text.repeat(len(images), 1, 1), mask.repeat(len(images), 1), images)
         return self.itm_head(fused[:, 0])[:, 1]
 
     def ground_by_match(self, pixels: Tensor, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
-        """Maps [B, L, T - 1] of B texts' words on an image each: Grad-CAM of the match by a layer's cross-attention."""
+        """Makes maps [B, L, T - 1] of B texts' words on an image each.
+
+        They are Grad-CAMs of the match by the cross-attention of `layer`.
+        """
         bert = self.text_encoder.bert
-        with outputs(bert.encoder.layer[layer].crossattention.softmax) as seen:
+        with outputs(bert.encoder.layer[layer].crossattention.softmax) as probabilities:
             fused = bert.fuse(bert.text(ids, mask), mask, self.visual_encoder(pixels))
-        return grad_cam(seen[0], self.itm_head(fused[:, 0])[:, 1].sum())
+        return grad_cam(probabilities[0], self.itm_head(fused[:, 0])[:, 1].sum())
 
     def ground_by_similarity(self, pixels: Tensor, ids: Tensor, mask: Tensor, block: int) -> Tensor:
-        """Maps [B, T - 1] of B texts on an image each: Grad-CAM of similarity by the class token's attention."""
-        with outputs(self.visual_encoder.blocks[block].attn.softmax) as seen:
+        """Makes maps [B, T - 1] of B texts on an image each: Grad-CAMs of similarity by the class token's attention."""
+        with outputs(self.visual_encoder.blocks[block].attn.softmax) as probabilities:
             image = F.normalize(self.vision_proj(self.visual_encoder(pixels)[:, 0]), dim=-1)
         text = F.normalize(self.text_proj(self.text_encoder.bert.text(ids, mask)[:, 0]), dim=-1)
-        return grad_cam(seen[0], (image * text).sum() / self.temp)[:, 0]
+        return grad_cam(probabilities[0], (image * text).sum() / self.temp)[:, 0]
 
 
 @contextmanager
 def outputs(part: nn.Module) -> Iterator[list[Tensor]]:
-    """What the part returns at each of its calls."""
-    seen: list[Tensor] = []
-    handle = part.register_forward_hook(lambda module, args, output: seen.append(output))
-    yield seen
+    """Collects what the part returns at each of its calls."""
+    returned: list[Tensor] = []
+    handle = part.register_forward_hook(lambda module, args, output: returned.append(output))
+    yield returned
     handle.remove()
 
 
 def grad_cam(probabilities: Tensor, score: Tensor) -> Tensor:
-    """Probabilities × the positive part of their gradient [B, rows, T - 1]: mean over heads, without [CLS]'s column."""
+    """Multiplies probabilities [B, H, Q, T] by the positive part of their gradient, and averages over heads.
+
+    Returns [B, Q, T - 1], without the column of the class token.
+    """
     (gradient,) = torch.autograd.grad(score, probabilities)
     return (probabilities * gradient.clamp(min=0)).mean(1)[..., 1:].detach()

@@ -1,11 +1,11 @@
-"""VLMo's published pre-training procedure, written plainly: the yardstick of the benchmark.
+"""VLMo's published pre-training procedure, written plainly, with which the benchmark compares the library.
 
-Texts padded, padding computed; positives, negative images, negative texts and hidden words fused in a pass each; the
-scores of all words at all positions; the last layer at all rows. Biases of relative positions are gathered once for all
-passes of a kind. Parameters bear their published names, so that the golden states load as they are;
-tests/parity/vlmo/test_plain.py holds this implementation to the same numbers as the library.
+It pads texts and computes the padding too. Positives, negative images, negative texts and masked words are fused in a
+pass each. It scores all words at all positions, and computes the last layer for all tokens. Biases of relative
+positions are gathered once for all passes of a kind. Parameters have their published names, so that the golden states
+load as they are. tests/parity/vlmo/test_plain.py holds this implementation to the same numbers as the library.
 
-B pairs, L padded text length, T image tokens, D width, N = L + T places of a fused sequence, H heads.
+B pairs, L padded text length, T image tokens, D width, N = L + T tokens of a fused sequence, H heads.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ Expert = Literal["text", "imag", "vl"]
 
 @dataclass(frozen=True)
 class Positions:
-    """Of a kind of pass: what is added to the scores of each layer [H, N, N], or nothing."""
+    """The biases [H, N, N] that are added to the scores of each layer in a kind of pass, if any."""
 
     biases: tuple[Tensor | None, ...]
 
-    def mask(self, layer: int, hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """For torch's attention, in its type; `hidden` [B, 1, 1, N] holds minus infinity at padded keys."""
+    def mask(self, layer: int, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Makes the mask of torch's attention. `padding` [B, 1, 1, N] holds minus infinity at padded keys."""
         bias = self.biases[layer]
         if bias is None:
-            return None if hidden is None else hidden.to(dtype)
-        return (bias[None] if hidden is None else bias[None] + hidden).to(dtype)
+            return None if padding is None else padding.to(dtype)
+        return (bias[None] if padding is None else bias[None] + padding).to(dtype)
 
 
 class Block(nn.Module):
-    """Shared attention; the feed-forward of a modality, of both halves, or of the fusion."""
+    """A block with shared attention, and feed-forward experts for text, images, and both together."""
 
     def __init__(self, config: VlmoConfig, fusion: bool) -> None:
         super().__init__()
-        width, hidden, eps = config.width, int(config.width * config.mlp_ratio), config.norm_eps
+        width, mlp_width, eps = config.width, int(config.width * config.mlp_ratio), config.norm_eps
         self.heads = config.heads
         self.norm1 = nn.LayerNorm(width, eps)
         self.attn = Module(qkv=nn.Linear(width, 3 * width, bias=False), proj=nn.Linear(width, width))
@@ -54,10 +54,10 @@ class Block(nn.Module):
             self.gamma_1 = self.gamma_2 = 1.0
         for name in ("text", "imag", "vl") if fusion else ("text", "imag"):
             self.add_module(f"norm2_{name}", nn.LayerNorm(width, eps))
-            self.add_module(f"mlp_{name}", Module(fc1=nn.Linear(width, hidden), fc2=nn.Linear(hidden, width)))
+            self.add_module(f"mlp_{name}", Module(fc1=nn.Linear(width, mlp_width), fc2=nn.Linear(mlp_width, width)))
 
     def forward(self, x: Tensor, mask: Tensor | None, experts: dict[Expert, int]) -> Tensor:
-        """`experts`: which, and for how many places in turn."""
+        """Computes the block. `experts`: the experts of consecutive tokens, each with the number of its tokens."""
         x = x + self.gamma_1 * self.attend(self.norm1(x), mask)
         parts = zip(experts, x.split(list(experts.values()), dim=1), strict=True)
         branch = [self.expert(name, part) for name, part in parts]
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 class PlainVlmo(nn.Module):
-    """The model and one pre-training forward."""
+    """The model and the forward of pre-training."""
 
     def __init__(self, config: VlmoConfig) -> None:
         super().__init__()
@@ -140,31 +140,35 @@ class PlainVlmo(nn.Module):
     # ------------------------------------------------------------------ passes
 
     def run(self, x: Tensor, mask: Tensor | None, at: Positions, layers: range, experts: dict[Expert, int]) -> Tensor:
-        """`mask` [B, N]: 1 at real places."""
-        hidden = None if mask is None else torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
+        """Runs some blocks. `mask` [B, N] is 1 at real tokens."""
+        padding = None if mask is None else torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         for i in layers:
-            x = self.transformer.blocks[i](x, at.mask(i, hidden, dtype), experts)
+            x = self.transformer.blocks[i](x, at.mask(i, padding, dtype), experts)
         return x
 
     def encode(self, x: Tensor, mask: Tensor | None, expert: Literal["text", "imag"]) -> tuple[Tensor, Tensor]:
-        """One modality: class vectors of both branches, normalised. They part at the first fusion layer."""
-        start, depth, places = self.config.fusion_start, self.config.depth, x.shape[1]
-        at = self.positions(places, False) if expert == "text" else self.positions(0, True)
-        lower = self.run(x, mask, at, range(start), {expert: places})
-        own = self.run(lower, mask, at, range(start, depth), {expert: places})
-        fused = self.run(lower, mask, at, range(start, depth), {"vl": places})
+        """Encodes one modality. Returns the normalised class vectors of both branches.
+
+        From the first fusion layer on, the main branch keeps the expert of the modality, and the other one takes the
+        vision-language expert.
+        """
+        start, depth, tokens = self.config.fusion_start, self.config.depth, x.shape[1]
+        at = self.positions(tokens, False) if expert == "text" else self.positions(0, True)
+        lower = self.run(x, mask, at, range(start), {expert: tokens})
+        main = self.run(lower, mask, at, range(start, depth), {expert: tokens})
+        fused = self.run(lower, mask, at, range(start, depth), {"vl": tokens})
         kind = "text" if expert == "text" else "image"
         heads = (self.get_submodule(f"itc_{kind}_proj.fc"), self.get_submodule(f"itc_vl_{kind}_proj.fc"))
-        found = [head(self.transformer.norm(y)[:, 0]) for head, y in zip(heads, (own, fused), strict=True)]
-        return F.normalize(found[0].float(), dim=-1), F.normalize(found[1].float(), dim=-1)
+        vectors = [head(self.transformer.norm(y)[:, 0]) for head, y in zip(heads, (main, fused), strict=True)]
+        return F.normalize(vectors[0].float(), dim=-1), F.normalize(vectors[1].float(), dim=-1)
 
     def fuse(self, text: Tensor, mask: Tensor, image: Tensor, at: Positions) -> Tensor:
-        """All rows [B, N, D] after the final norm."""
+        """Fuses each text with its image. Returns all tokens [B, N, D] after the final norm."""
         start, length, tokens = self.config.fusion_start, text.shape[1], image.shape[1]
-        x, seen = torch.cat([text, image], dim=1), torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)
-        x = self.run(x, seen, at, range(start), {"text": length, "imag": tokens})
-        x = self.run(x, seen, at, range(start, self.config.depth), {"vl": length + tokens})
+        x, joint_mask = torch.cat([text, image], dim=1), torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)
+        x = self.run(x, joint_mask, at, range(start), {"text": length, "imag": tokens})
+        x = self.run(x, joint_mask, at, range(start, self.config.depth), {"vl": length + tokens})
         return self.transformer.norm(x)
 
     def words(self, x: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.retrieval time | memory
 
-20 pictures and 100 captions at 384 px, 32 candidates a query (20 for a caption: there are no more). The plain procedure
-takes both directions after each other, one query at a time; ours goes over the pictures once. Both begin with the same
-encoded pictures, kept in memory as published, and with the same candidates.
+The test has 20 images at 384 px, 100 captions, and 32 candidates for a query (20 for a caption, since there are no more
+images). The plain procedure takes one direction after the other, one query at a time; ours goes over the images once.
+Both begin with the same encoded images, kept in memory as published, and with the same candidates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks import albef, machine
+from benchmarks import albef, machine, steps
 from diptych.evaluate import evaluate_retrieval
 from diptych.models.albef import Albef
 from diptych.schema import AlbefConfig, EvaluationConfig
@@ -28,21 +28,21 @@ from diptych.search.rerank import rerank
 PICTURES, CAPTIONS, CANDIDATES, PORTION = 20, 100, 32, 5
 CONFIG = replace(albef.CONFIG, vision=replace(albef.CONFIG.vision, image_size=384))
 GROWING = (10, 20, 40)
-"""Numbers of pictures whose evaluations' memory is compared."""
+"""The numbers of images for which the memory of an evaluation is compared."""
 
 
 class Stage:
-    """What the second stage begins with, for both sides, and the stage itself."""
+    """The second stage of both sides, and the encoded images and candidates that it begins with."""
 
     def __init__(self, config: AlbefConfig = CONFIG, pictures: int = PICTURES, captions: int = CAPTIONS) -> None:
         self.plain_model, self.model = albef.models(config)
         size = config.vision.image_size
         self.pixels = torch.randn(pictures, 3, size, size, generator=torch.Generator().manual_seed(2))
-        short, padded = albef.texts(captions), albef.texts(captions, albef.PAD_RERANKING)
-        self.lengths, self.mask = short.attention_mask.sum(1), padded.attention_mask.long()
+        texts, padded = steps.texts(captions), steps.texts(captions, albef.PAD_RERANKING)
+        self.lengths, self.mask = texts.attention_mask.sum(1), padded.attention_mask.long()
         with torch.no_grad():
             self.images = [self.model.image_state(pixels) for pixels in self.pixels.split(PORTION)]
-            self.words = self.model.text_state(short)
+            self.words = self.model.text_state(texts)
             self.plain_words = self.plain_model.text_encoder.bert.text(padded.input_ids, self.mask)
             image = CosineIndex(torch.cat([self.model.embed_image(state)["main"] for state in self.images]))
             text = CosineIndex(self.model.embed_text(self.words)["main"])
@@ -50,13 +50,13 @@ class Stage:
         self.to_text, self.to_image = text.search(image.vectors, CANDIDATES), image.search(text.vectors, CANDIDATES)
 
     def ours(self, bf16: bool = False) -> list[Tensor]:
-        """Match logits [I, K] of the captions found for each picture, then [T, K] of the pictures for each caption."""
+        """Returns match logits [I, K] of each image's candidate captions and [T, K] of each caption's images."""
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            found = rerank(self.model, self.words, self.lengths, self.images, self.to_text, self.to_image)
-        return [direction.match for direction in found]
+            directions = rerank(self.model, self.words, self.lengths, self.images, self.to_text, self.to_image)
+        return [direction.match for direction in directions]
 
     def plain(self, queries: slice = slice(None)) -> list[Tensor]:
-        """The same of a part of the pictures and of the captions."""
+        """Returns the same for some of the images and of the captions."""
         captions = zip(*(table[queries] for table in (self.to_image.indices, self.plain_words, self.mask)), strict=True)
         pictures = zip(self.to_text.indices[queries], self.tokens[queries], strict=True)
         model, words, mask = self.plain_model, self.plain_words, self.mask
@@ -66,17 +66,19 @@ class Stage:
 
     @torch.no_grad()
     def encode(self, pictures: slice) -> None:
+        """Encodes some images, and drops the result."""
         self.model.image_state(self.pixels[pictures])
 
 
-def difference(one: list[Tensor], other: list[Tensor]) -> float:
-    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Returns the largest absolute difference of two lists of scores."""
+    return max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
 
 
 def time() -> dict[str, float]:
-    """Times of the stage. The plain queries are spread over the rounds, which together hold each of them once."""
+    """Times the stage. The queries of the plain procedure are spread over the rounds, each in one of them."""
     stage, rounds = Stage(), machine.ROUNDS
-    flops, _ = machine.counted(lambda: stage.plain(slice(0, None, rounds)))
+    plain_flops, _ = machine.counted(lambda: stage.plain(slice(0, None, rounds)))
     our_flops, ours = machine.counted(stage.ours)
     portions: list[list[Tensor]] = []
     jobs = {
@@ -85,41 +87,39 @@ def time() -> dict[str, float]:
         "ours bf16": lambda: stage.ours(bf16=True),
         "encoding": machine.portions(stage.encode),
     }
-    if not machine.multiplies_bf16():
-        del jobs["ours bf16"]
-    found = machine.interleaved(jobs)
-    found |= {name: found[name].times(rounds) for name in ("plain fp32", "encoding")}
-    encoding = found.pop("encoding").seconds
+    times = machine.interleaved(jobs)
+    times |= {name: times[name].times(rounds) for name in ("plain fp32", "encoding")}
+    encoding = times.pop("encoding").seconds
     expected = [[scores[first::rounds] for scores in ours] for first in range(rounds)]
-    off = max(difference(*pair) for pair in zip(portions, expected, strict=False))
+    largest = max(difference(*pair) for pair in zip(portions, expected, strict=False))
     pairs, spread = sum(scores.numel() for scores in ours), min(scores.std() for scores in ours)
-    print(f"re-ranking {PICTURES} pictures × {CAPTIONS} captions, k = {CANDIDATES}, {CONFIG.vision.image_size} px")
+    print(f"re-ranking {PICTURES} images × {CAPTIONS} captions, k = {CANDIDATES}, {CONFIG.vision.image_size} px")
     print(f"  {pairs} scores in both directions, of standard deviation {spread:.1e}, differ")
-    print(f"  by {off:.1e} in fp32 (allowed 1e-4), by {difference(ours, stage.ours(True)):.1e} in bf16")
-    results = albef.report("retrieval", {"plain": rounds * flops, "ours": our_flops}, found)
-    again = found["plain fp32"].seconds / (found["ours fp32"].seconds + encoding)
-    print(f"  pictures too many to keep are encoded again, here {encoding:.1f} s: then {again:.2f}x in fp32")
-    return results | {"retrieval fp32 ratio, pictures encoded again": again}
+    print(f"  by {largest:.1e} in fp32 (allowed 1e-4), by {difference(ours, stage.ours(True)):.1e} in bf16")
+    results = machine.report("retrieval", {"plain": rounds * plain_flops, "ours": our_flops}, times)
+    again = times["plain fp32"].seconds / (times["ours fp32"].seconds + encoding)
+    print(f"  where images do not fit into memory they are encoded again, here {encoding:.1f} s: {again:.2f}x in fp32")
+    return results | {"retrieval fp32 ratio, images encoded again": again}
 
 
 # --------------------------------------------------------------------------- memory
 
 
 class Pictures:
-    """Batches of noise that are made when they are asked for, like a loader's."""
+    """Batches of noise, each made when it is iterated over, like a loader's."""
 
     def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
 
     def __iter__(self) -> Iterator[Tensor]:
         for start in range(0, self.count, PORTION):
-            drawn = torch.Generator().manual_seed(start)
-            yield torch.randn(min(PORTION, self.count - start), 3, self.size, self.size, generator=drawn)
+            generator = torch.Generator().manual_seed(start)
+            yield torch.randn(min(PORTION, self.count - start), 3, self.size, self.size, generator=generator)
 
 
 def grown(count: int, keep_bytes: int, config: AlbefConfig = CONFIG) -> int:
-    """Bytes that a whole evaluation of `count` pictures needs beyond model, captions and one small evaluation."""
-    model, captions = Albef(config), albef.texts(CAPTIONS)
+    """Returns the bytes that an evaluation of `count` images needs beside model, captions and a small evaluation."""
+    model, captions = Albef(config), steps.texts(CAPTIONS)
     settings = EvaluationConfig(rerank=CANDIDATES, keep_bytes=keep_bytes)
 
     def evaluate(pictures: int) -> None:
@@ -127,26 +127,27 @@ def grown(count: int, keep_bytes: int, config: AlbefConfig = CONFIG) -> int:
         evaluate_retrieval(model, Pictures(pictures, config.vision.image_size), captions, owner, settings)
 
     evaluate(PORTION)
-    with machine.PeakMemory() as watched:
+    with machine.PeakMemory() as peak:
         evaluate(count)
-    return watched.grown
+    return peak.grown
 
 
 def memory() -> dict[str, float]:
-    """Memory of the evaluation by number of pictures, each in a process of its own."""
+    """Measures the memory of the evaluation for several numbers of images, each in a process of its own."""
     first, last = GROWING[0], GROWING[-1]
-    found = {count: _grown_alone(count, keep_bytes=0) for count in GROWING}
-    slope = (found[last] - found[first]) / (last - first)
-    kept = (_grown_alone(last, EvaluationConfig().keep_bytes) - found[last]) / last
-    print(f"memory of a retrieval test beyond model and captions: {CAPTIONS} captions, {PORTION} pictures a batch")
-    sizes = ", ".join(f"{count} pictures {size / 1e6:.0f} MB" for count, size in found.items())
-    print(f"  pictures encoded again: {sizes}; {slope / 1e6:+.2f} MB a picture (asked: none)")
+    sizes = {count: _grown_alone(count, keep_bytes=0) for count in GROWING}
+    slope = (sizes[last] - sizes[first]) / (last - first)
+    kept = (_grown_alone(last, EvaluationConfig().keep_bytes) - sizes[last]) / last
+    print(f"memory of a retrieval test beside model and captions: {CAPTIONS} captions, {PORTION} images in a batch")
+    listed = ", ".join(f"{count} images {size / 1e6:.0f} MB" for count, size in sizes.items())
+    print(f"  images encoded again: {listed}; {slope / 1e6:+.2f} MB for an image (target: none)")
     limit = EvaluationConfig().keep_bytes / 2**30
-    print(f"  kept, as they are while all fit into {limit:g} GiB: {kept / 1e6:+.2f} MB a picture")
-    return {"retrieval bytes a picture": slope, "retrieval bytes a kept picture": kept}
+    print(f"  kept, as they are while all fit into {limit:g} GiB: {kept / 1e6:+.2f} MB for an image")
+    return {"retrieval bytes per image": slope, "retrieval bytes per kept image": kept}
 
 
 def _grown_alone(count: int, keep_bytes: int) -> int:
+    """Measures `grown` in a new process."""
     command = [sys.executable, "-m", "benchmarks.retrieval", "grown", str(count), str(keep_bytes)]
     environment = os.environ | machine.RETURNED_MEMORY
     return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

@@ -1,8 +1,8 @@
-"""Several processes, checkpoints, resuming: `python -m benchmarks.scaling`.
+"""Training with several processes, writing checkpoints, and resuming: `python -m benchmarks.scaling`
 
-Trainings of `albef_tiny` on made scenes, all three losses from the first step, each in processes of its own, in
-alternating rounds. A rate is that of the steps by which a long run is longer than a short one, by the clock on the
-wall: so writing checkpoints counts, starting Python does not.
+It trains `albef_tiny` on made scenes, with all three losses from the first step, in alternating rounds. The rate is
+that of the steps that a long run has more than a short one, in wall time. So writing checkpoints counts, and starting
+Python does not.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ RECIPE = [
 
 @dataclass(frozen=True)
 class Way:
-    """How a training is carried out."""
+    """A way to carry out a training."""
 
     processes: int
     threads: int
-    """Of each."""
+    """Threads of each process."""
     fields: tuple[str, ...] = ()
     checkpoint_every: int = 1000
 
@@ -40,9 +40,9 @@ WAYS = {
     f"{CORES} processes, DDP": Way(CORES, 1),
     f"{CORES} processes, FSDP": Way(CORES, 1, ("run.parallel=fsdp",)),
     "checkpoint every 5 steps": Way(1, CORES, (), 5),
-    "the same beside the training": Way(1, CORES, ("run.checkpoint_async=true",), 5),
+    "the same in the background": Way(1, CORES, ("run.checkpoint_async=true",), 5),
 }
-"""The first is what the others are compared with."""
+"""The others are compared with the first one."""
 
 
 def command(processes: int) -> list[str]:
@@ -52,7 +52,7 @@ def command(processes: int) -> list[str]:
 
 
 def call(way: Way, arguments: list[str]) -> float:
-    """Seconds of the whole command."""
+    """Runs a command of diptych and returns its seconds."""
     began = time.monotonic()
     subprocess.run(
         [*command(way.processes), *arguments],
@@ -62,16 +62,17 @@ def call(way: Way, arguments: list[str]) -> float:
 
 
 def rate(way: Way, folder: Path) -> float:
-    """Pairs a second of a training, its start left out."""
+    """Returns the pairs per second of a training, without its start."""
     fields = [*RECIPE, *way.fields, f"run.checkpoint_every={way.checkpoint_every}"]
-    taken = [
+    times = [
         call(way, ["train", *fields, f"run.steps={steps}", "--folder", str(folder / str(steps))])
         for steps in (SHORT, LONG)
     ]
-    return BATCH * (LONG - SHORT) / (taken[1] - taken[0])
+    return BATCH * (LONG - SHORT) / (times[1] - times[0])
 
 
 def measure() -> dict[str, float]:
+    """Measures all ways, and how long resuming takes."""
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     resumes: list[float] = []
     helps: list[float] = []
@@ -83,12 +84,13 @@ def measure() -> dict[str, float]:
             resumes.append(call(alone, ["resume", str(Path(place) / f"{turn}-1 process" / str(LONG))]))
             helps.append(call(alone, ["train", "--help"]))
     base = median(rates["1 process"])
-    print(f"albef_tiny, {BATCH} pairs a step, {CORES} threads in all: pairs a second (median of {ROUNDS} rounds)")
-    for name, found in rates.items():
-        print(f"  {name:<32} {median(found):6.1f}  {100 * median(found) / base:5.1f} %")
+    print(f"albef_tiny, {BATCH} pairs a step, {CORES} threads in all: pairs per second (median of {ROUNDS} rounds)")
+    for name, measured in rates.items():
+        print(f"  {name:<32} {median(measured):6.1f}  {100 * median(measured) / base:5.1f} %")
     resume = median(resumes) - median(helps)
     print(f"  resuming a run of {LONG} steps at its end: {median(resumes):.1f} s, {resume:.1f} s more than --help")
-    return {f"scaling {name}": median(found) for name, found in rates.items()} | {"resume seconds": median(resumes)}
+    medians = {f"scaling {name}": median(measured) for name, measured in rates.items()}
+    return medians | {"resume seconds": median(resumes)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scenes a second on one core: content, caption and picture. `python -m benchmarks.scenes [--count 5000]`"""
+"""Scenes per second on one core: content, caption and image. `python -m benchmarks.scenes [--count 5000]`"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDS = 5
 
 
 def per_second(work: Callable[[int], object], count: int) -> float:
-    """Median rate over rounds of different indices; the first, which fills the sprite cache, is left out."""
+    """Returns the median rate over rounds of different scenes, without the first, which fills the sprite cache."""
     rates = []
     for turn in range(ROUNDS + 1):
         start = time.process_time()
@@ -28,7 +28,7 @@ def per_second(work: Callable[[int], object], count: int) -> float:
 
 
 def measure(config: ScenesConfig, count: int) -> dict[str, float]:
-    """Scenes a second of processor time, by part."""
+    """Returns the scenes per second of processor time, by part."""
     source = open_scenes(DataConfig(scenes=replace(config, count=count * (ROUNDS + 1))), "train")
     records = [source.record(index) for index in range(count)]
     return {
@@ -41,13 +41,13 @@ def measure(config: ScenesConfig, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=2000, help="scenes a round")
+    parser.add_argument("--count", type=int, default=2000, help="scenes in a round")
     count = parser.parse_args().count
     for config in (ScenesConfig(), ScenesConfig(names="full"), ScenesConfig(sprites="shapes"), ScenesConfig(size=256)):
         start = time.perf_counter()
         sprites = sprite_set(config)
         opened = time.perf_counter() - start
-        rates = ", ".join(f"{what} {rate:,.0f}" for what, rate in measure(config, count).items())
+        rates = ", ".join(f"{part} {rate:,.0f}" for part, rate in measure(config, count).items())
         print(f"{config.sprites} {config.names}, {len(sprites)} sprites, {config.size} px (opened in {opened:.2f} s)")
         print(f"  per second and core: {rates}")
     start = time.process_time()

@@ -1,10 +1,10 @@
-"""Searching an index: queries a second, latency and recall, all vectors looked at against the way that is chosen.
+"""Searching an index: queries per second, latency and recall of exact and approximate search.
 
     python -m benchmarks.search_index [COUNT …]          10,000, 100,000 and 1,000,000 vectors of width 256
 
-Vectors lie in clusters of about a hundred, queries in the same clusters. One query at a time, as people ask; recall is
-the share of the ten exact neighbours that are found. Times are of the search alone, without a model. Graphs (HNSW) are
-built up to 100,000 vectors: a million take most of an hour on a core.
+Vectors lie in clusters of about a hundred, and queries in the same clusters. Queries come one at a time. Recall is the
+share of the ten exact neighbours that are found. Times are of the search alone, without a model. Graphs (HNSW) are
+built for up to 100,000 vectors, because a million take most of an hour on one core.
 """
 
 from __future__ import annotations
@@ -20,32 +20,36 @@ from diptych.apps.index.neighbours import Method, Searcher, choose_method
 COUNTS = (10_000, 100_000, 1_000_000)
 WIDTH, QUERIES, NEAREST = 256, 500, 10
 CLUSTER, SPREAD = 100, 0.7
-"""Vectors a cluster; length of a vector's way from its centre, by that of the centre."""
+"""Vectors in a cluster, and their distance from its centre, relative to the centre's length."""
 MOST_IN_A_GRAPH = 100_000
 MOST_SECONDS = 10.0
-"""Of queries of one way: exact search of a million is asked fewer of them."""
+"""The most seconds that all queries of one way may take. So exact search of a million vectors gets fewer of them."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Neighbours:
+    """The answers to all queries."""
+
     seconds: np.ndarray
-    """Of each query."""
+    """The time of each query."""
     places: list[list[int]]
+    """The neighbours of each query."""
 
 
 def clustered(count: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors and queries, normalised."""
+    """Returns normalised vectors and queries."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((max(10, count // CLUSTER), WIDTH), dtype=np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    found = rng.standard_normal((count + queries, WIDTH), dtype=np.float32)
-    found *= SPREAD / np.sqrt(WIDTH)
-    found += centres[rng.integers(len(centres), size=len(found))]
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    return found[:count], found[count:]
+    vectors = rng.standard_normal((count + queries, WIDTH), dtype=np.float32)
+    vectors *= SPREAD / np.sqrt(WIDTH)
+    vectors += centres[rng.integers(len(centres), size=len(vectors))]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors[:count], vectors[count:]
 
 
-def ask(searcher: Searcher, queries: np.ndarray) -> Found:
+def search(searcher: Searcher, queries: np.ndarray) -> Neighbours:
+    """Searches for one query after the other."""
     seconds: list[float] = []
     places: list[list[int]] = []
     searcher.search(queries[0], NEAREST)  # the first one touches all memory
@@ -56,30 +60,32 @@ def ask(searcher: Searcher, queries: np.ndarray) -> Found:
         places.append(near.tolist())
         if sum(seconds) > MOST_SECONDS:
             break
-    return Found(np.array(seconds), places)
+    return Neighbours(np.array(seconds), places)
 
 
-def measure(vectors: np.ndarray, queries: np.ndarray, wanted: Method, exact: Found | None = None) -> Found:
+def measure(vectors: np.ndarray, queries: np.ndarray, method: Method, exact: Neighbours | None = None) -> Neighbours:
+    """Builds a searcher, times it, and compares its neighbours with the exact ones."""
     count = len(vectors)
     start = time.perf_counter()
-    searcher = Searcher.build(vectors, wanted)
+    searcher = Searcher.build(vectors, method)
     built = time.perf_counter() - start
-    found = ask(searcher, queries)
-    p50, p99 = (1_000 * np.quantile(found.seconds, share) for share in (0.5, 0.99))
-    recall = 1.0 if exact is None else agreement(found, exact)
-    rate = 1 / found.seconds.mean()
-    print(f"  {searcher.settings.describe(count)}{' (chosen)' if choose_method(count, 'auto') == wanted else ''}")
+    neighbours = search(searcher, queries)
+    p50, p99 = (1_000 * np.quantile(neighbours.seconds, share) for share in (0.5, 0.99))
+    recall = 1.0 if exact is None else agreement(neighbours, exact)
+    rate = 1 / neighbours.seconds.mean()
+    print(f"  {searcher.settings.describe(count)}{' (chosen)' if choose_method(count, 'auto') == method else ''}")
     print(
         f"    {rate:8,.0f} queries/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms, recall@{NEAREST} {recall:.3f}"
-        f" ({len(found.places)} queries), built in {built:.1f} s",
+        f" ({len(neighbours.places)} queries), built in {built:.1f} s",
         flush=True,
     )
-    return found
+    return neighbours
 
 
-def agreement(found: Found, exact: Found) -> float:
-    pairs = list(zip(found.places, exact.places, strict=False))
-    return sum(len(set(one) & set(other)) for one, other in pairs) / (NEAREST * len(pairs))
+def agreement(neighbours: Neighbours, exact: Neighbours) -> float:
+    """Returns the recall: the share of the exact neighbours that were found."""
+    pairs = list(zip(neighbours.places, exact.places, strict=False))
+    return sum(len(set(places) & set(exact_places)) for places, exact_places in pairs) / (NEAREST * len(pairs))
 
 
 def main(counts: list[int]) -> None:

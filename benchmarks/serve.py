@@ -1,10 +1,10 @@
-"""What batching across clients gains: throughput and latency over HTTP at 1, 8 and 64 clients.
+"""The gain from batching requests of several clients: throughput and latency over HTTP with 1, 8 and 64 clients.
 
     python -m benchmarks.serve
 
-Two servers of one process, alike but for their largest batch (32, or 1 for one by one), on loopback, with a model of
-the demonstration's size and random weights. Rounds alternate between them, so that both see the same machine. Clients
-are threads of another process with a connection each; each asks again as soon as it is answered.
+Two servers of one process differ only in their largest batch: 32, or 1 for one by one. They listen on loopback, with a
+model of the demonstration's size and random weights. Rounds alternate between them, so that both see the same machine.
+Clients are threads of another process with a connection each, and send the next request once they have an answer.
 """
 
 from __future__ import annotations
@@ -30,17 +30,15 @@ from tests.serve.server_state import Running, encoded, picture, running
 
 CLIENTS = (1, 8, 64)
 SECONDS, ROUNDS = 1.2, 3
-"""Of one measurement; and how often each is made."""
+"""The length of a measurement, and how many times each is made."""
 TEXT = "a whale to the left of a crab"
 MODES = {"batched": Limits(), "one by one": Limits(batch=1)}
 
 
 def requests() -> dict[str, dict[str, object]]:
-    one = encoded(picture(0, (64, 64)))
-    return {
-        "/v1/embed": {"pictures": [one], "texts": [TEXT]},
-        "/v1/match": {"pictures": [one], "texts": [TEXT]},
-    }
+    """Returns the body of the request to each endpoint."""
+    body: dict[str, object] = {"pictures": [encoded(picture(0, (64, 64)))], "texts": [TEXT]}
+    return {"/v1/embed": body, "/v1/match": body}
 
 
 def main() -> None:
@@ -56,17 +54,18 @@ def main() -> None:
 
 
 def report(path: str, clients: int, servers: dict[str, Running], pool: Pool) -> None:
+    """Measures an endpoint with so many clients, and prints a row for each server."""
     rates: dict[str, list[float]] = {name: [] for name in servers}
     times: dict[str, list[float]] = {name: [] for name in servers}
     sizes = {}
     for name, server in servers.items():
-        load(pool, server.port, path, clients, SECONDS / 4)  # what runs for the first time does not count
+        load(pool, server.port, path, clients, SECONDS / 4)  # the first requests do not count
         sizes[name] = batches(server)
     for _ in range(ROUNDS):
         for name, server in servers.items():
-            taken = load(pool, server.port, path, clients, SECONDS)
-            rates[name].append(len(taken) / SECONDS)
-            times[name] += taken
+            latencies = load(pool, server.port, path, clients, SECONDS)
+            rates[name].append(len(latencies) / SECONDS)
+            times[name] += latencies
     gain = median(a / b for a, b in zip(rates["batched"], rates["one by one"], strict=True))
     for name, server in servers.items():
         cuts = quantiles(times[name], n=100)
@@ -80,30 +79,33 @@ def report(path: str, clients: int, servers: dict[str, Running], pool: Pool) -> 
 
 
 def batches(server: Running) -> tuple[float, float]:
-    """How many there were, and how many requests they held."""
+    """Returns the number of batches so far, and of requests in them."""
     samples = [sample for metric in server.state.metrics.batches.collect() for sample in metric.samples]
-    count, total = (sum(one.value for one in samples if one.name.endswith(end)) for end in ("_count", "_sum"))
+    count, total = (sum(sample.value for sample in samples if sample.name.endswith(end)) for end in ("_count", "_sum"))
     return count, total
 
 
 def load(pool: Pool, port: int, path: str, clients: int, seconds: float) -> list[float]:
-    """The seconds of each request that clients of another process made in so many seconds."""
-    taken: list[float] = pool.apply(ask_all, (port, path, json.dumps(requests()[path]).encode(), clients, seconds))
-    return taken
+    """Lets clients in another process send requests for so many seconds, and returns the latency of each request."""
+    body = json.dumps(requests()[path]).encode()
+    latencies: list[float] = pool.apply(run_clients, (port, path, body, clients, seconds))
+    return latencies
 
 
-def ask_all(port: int, path: str, body: bytes, clients: int, seconds: float) -> list[float]:
-    taken: list[list[float]] = [[] for _ in range(clients)]
+def run_clients(port: int, path: str, body: bytes, clients: int, seconds: float) -> list[float]:
+    """Runs a thread for each client and returns the latencies of all requests."""
+    latencies: list[list[float]] = [[] for _ in range(clients)]
     ready = threading.Barrier(clients)
-    threads = [threading.Thread(target=ask, args=(port, path, body, ready, seconds, own)) for own in taken]
+    threads = [threading.Thread(target=client, args=(port, path, body, ready, seconds, own)) for own in latencies]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [one for own in taken for one in own]
+    return [latency for own in latencies for latency in own]
 
 
-def ask(port: int, path: str, body: bytes, ready: threading.Barrier, seconds: float, taken: list[float]) -> None:
+def client(port: int, path: str, body: bytes, ready: threading.Barrier, seconds: float, latencies: list[float]) -> None:
+    """Sends one request after the other and notes their latencies."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.connect()
     ready.wait()
@@ -114,16 +116,18 @@ def ask(port: int, path: str, body: bytes, ready: threading.Barrier, seconds: fl
         response.read()
         if response.status != 200:
             raise RuntimeError(f"{path} answered {response.status}")
-        taken.append(time.perf_counter() - begun)
+        latencies.append(time.perf_counter() - begun)
     connection.close()
 
 
 def save(place: Path) -> Path:
-    """A run of albef_tiny as it begins."""
+    """Saves an untrained run of albef_tiny."""
     recipe = find_recipe("albef_tiny")
-    words = Tokenizer.train([TEXT], size=200)
-    weights = build_task(recipe, words).state_dict()
-    save_checkpoint(place / "checkpoints", 1, CheckpointState(weights, {}, {"step": 1}, to_dict(recipe), words.save))
+    tokenizer = Tokenizer.train([TEXT], size=200)
+    content = CheckpointState(
+        build_task(recipe, tokenizer).state_dict(), {}, {"step": 1}, to_dict(recipe), tokenizer.save
+    )
+    save_checkpoint(place / "checkpoints", 1, content)
     return place
 
 

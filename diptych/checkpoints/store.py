@@ -317,11 +317,6 @@ def _measure(folder: Path) -> float | None:
     return measure if isinstance(measure, int | float) and not math.isnan(measure) else None
 
 
-def find(path: Path | str) -> Path:
-    """Returns the folder of the checkpoint that `load_from` loads."""
-    return load_from(path).folder
-
-
 # --------------------------------------------------------------------------- what has been damaged
 
 

@@ -322,4 +322,4 @@ def _text_line(model: AlbefConfig, fusion: bool) -> str:
 
 
 def _training_line(teacher: bool, queue: int) -> str:
-    return f"  teacher  {'yes' if teacher else 'no'}; {f'queue of {queue}' if queue else 'no queue'}"
+    return f"  training {'' if teacher else 'no '}momentum encoder; {f'queue of {queue}' if queue else 'no queue'}"

@@ -29,8 +29,8 @@ FAMILIES: tuple[Family, ...] = (VlmoFamily(), AlbefFamily())
 LAYOUTS: dict[str, Layout] = {name: layout for family in FAMILIES for name, layout in family.layouts.items()}
 """All layouts. A file is of the first one that fits it: a BEiT, for one, fits what a ViT needs, and has more."""
 OPTIONAL = (
-    Absent("teacher", "no momentum copies in the file: the teacher starts as a copy of the student"),
-    Absent("teacher_head", "no momentum copies in the file: the teacher starts as a copy of the student"),
+    Absent("teacher", "no momentum encoder in the file: it starts as a copy of the student"),
+    Absent("teacher_head", "no momentum copy of the head in the file: it starts as a copy of the student"),
     Absent("queue", "no queue in the file: it starts empty"),
 )
 """Parts that a file may lack as a whole. Where it holds some of their tensors, it must hold all of them."""

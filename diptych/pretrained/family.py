@@ -1,4 +1,4 @@
-"""The contract of a system's published files, and what reading the sizes of both systems has in common."""
+"""Defines what each system says of its published files, and reads the sizes that both systems have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """What a user must say because files do not tell it, and what the model should be resized to."""
+    """Facts that files do not tell, and sizes that the model should be resized to."""
 
     vocabulary: Path | str | None = None
     """A vocab.txt, or a folder that holds one. The folder of a BERT holds its own."""

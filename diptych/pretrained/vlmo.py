@@ -213,7 +213,7 @@ class VlmoFamily(Family):
         assert isinstance(model, VlmoConfig)
         reasons = {}
         if recipe.data.normalise != "vlmo":
-            reasons["pixels"] = "normalised as ALBEF's; released code scales them to -1 … 1"
+            reasons["pixels"] = "normalised as ALBEF's; released code scales them to -1 to 1"
         if isinstance(recipe.task, VisionStageConfig):
             return dict(published), reasons
         if not model.text_norm:

@@ -1,4 +1,4 @@
-"""How the processes of a run meet, exchange values, add up their losses and agree on each step.
+"""Lets the processes of a run meet, exchange values, add up their losses and agree on each step.
 
 `torchrun` starts the processes. A process alone needs none of this, and exchanges nothing.
 """
@@ -133,7 +133,7 @@ def global_losses(losses: Losses, world: World) -> Losses:
 
 @dataclass(frozen=True)
 class StepConsensus:
-    """What all processes know about a step before they take it."""
+    """The facts about a step that all processes share before they take it."""
 
     finite: bool
     """Whether the loss and the gradient of every process are finite."""

@@ -79,11 +79,6 @@ class StopSignals:
         self.caught = signal.Signals(number)
 
 
-def exit_status(stopped: signal.Signals) -> int:
-    """Returns the shells' exit status for a signal: 130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + stopped
-
-
 def refuse(world: World, loss: Tensor, norm: Tensor, step: int, batch: AnyBatch) -> NoReturn:
     """Raises ValueError in all processes, naming the records of those whose loss is not finite.
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,7 +34,7 @@ DRAW_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step did."""
+    """The numbers of one optimiser step."""
 
     lr: float
     gradient_norm: Tensor
@@ -83,15 +83,6 @@ class Window:
         for (group, name), term in self.sums.items():
             groups.get(group, values)[name] = float(term.mean)
         return {**values, **groups}
-
-
-@runtime_checkable
-class Curves(Protocol):
-    """Names what is used of TensorBoard's writer."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class RunLog:
@@ -146,8 +137,9 @@ class RunLog:
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         if self.curves:
-            for name, value in _flat(content):
-                self.curves.add_scalar(name, value, state.step)
+            for name, value in content.items():
+                for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+                    self.curves.add_scalar(f"{name}/{key}".rstrip("/"), number, state.step)
         return line
 
 
@@ -209,25 +201,17 @@ class Display:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _flat(content: Mapping[str, Any]) -> list[tuple[str, float]]:
-    values = []
-    for name, value in content.items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        values += [(f"{name}/{key}".rstrip("/"), number) for key, number in inner]
-    return values
-
-
 def _drop_after(path: Path, step: int) -> None:
     """Removes the lines of steps that a resumed run will take again, and a line that a kill cut short."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines(keepends=True):
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
-        kept.append(line)
+        lines.append(line)
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(kept))
+    unfinished.write_text("".join(lines))
     unfinished.replace(path)
 
 
@@ -241,8 +225,8 @@ def require_tensorboard() -> None:
         ) from None
 
 
-def _curves(folder: Path, step: int) -> Curves:
+def _curves(folder: Path, step: int) -> Any:
+    """Opens TensorBoard's writer, without the steps that a resumed run will take again."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer: Curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-    return writer
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

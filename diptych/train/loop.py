@@ -24,7 +24,7 @@ from diptych.schema import Recipe, RunConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.train.distributed import World, agree, global_losses, loss_share
-from diptych.train.guard import StopSignals, exit_status, refuse, reproducible, sole_user
+from diptych.train.guard import StopSignals, refuse, reproducible, sole_user
 from diptych.train.log import RunLog, SilentLog, StepReport, require_tensorboard
 from diptych.train.optim import build_optimizer, learning_rate
 from diptych.train.parallel import ParallelTask
@@ -100,7 +100,7 @@ def train(
                     store.save(state, plan.epoch(state.step))
                 if report.stopped and not plan.ended(state):
                     log.say(f"{report.stopped.name}: step {state.step} is saved. Go on with: diptych resume {folder}")
-                    raise SystemExit(exit_status(report.stopped))
+                    raise SystemExit(128 + report.stopped)  # as shells do: 130 after Ctrl-C, 143 after SIGTERM
             log.say(f"{state.step} steps, {store.skipped().summary()}")
     return store.newest()
 

@@ -1,4 +1,4 @@
-"""How far a run has come, how long it goes, and its folder.
+"""The state of a run, its length, and its folder.
 
 RUN/recipe.json      the resolved recipe; its presence marks the folder of a run
     start.json       train/start.py

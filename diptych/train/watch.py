@@ -54,13 +54,13 @@ class Watch:
         """Notes that the step is done. A validation or checkpoint that follows may take any time."""
         self.reached = 0
 
-    def _write(self, what: str, number: int) -> None:
+    def _write(self, kind: str, number: int) -> None:
         if self.store is not None:
-            self.store.set(f"diptych/{what}/{self.world.rank}", str(number))
+            self.store.set(f"diptych/{kind}/{self.world.rank}", str(number))
 
-    def _read(self, what: str) -> list[int]:
+    def _read(self, kind: str) -> list[int]:
         assert self.store is not None
-        keys = [f"diptych/{what}/{rank}" for rank in range(self.world.size)]
+        keys = [f"diptych/{kind}/{rank}" for rank in range(self.world.size)]
         return [int(self.store.get(key)) if self.store.check([key]) else 0 for key in keys]
 
     def _beat(self) -> None:

@@ -659,7 +659,7 @@ def test_a_vit_and_a_bert_together_start_a_run(golden_albef: Path, tmp_path: Pat
     assert made.recipe.model.vision.width == 24
     assert made.recipe.model.text.fusion_start == made.recipe.model.text.layers // 2
     assert not [name for name in made.report.missing if name.startswith(("model.vision", "model.text.embedding"))]
-    checkpoint = store.load(store.find(tmp_path / "run"))
+    checkpoint = store.load_from(tmp_path / "run")
     assert checkpoint.state["fresh"] == [
         "image_proj", "match_head", "temp", "text.layers.*.cross", "text_proj", "word_head",
     ]  # fmt: skip
@@ -707,11 +707,11 @@ def test_inspect_says_what_a_file_is(golden_albef: Path, released: Callable[...,
     assert f"{sizes['vit_depth']} layers of width {sizes['vit_dim']}, patch {sizes['patch_size']}" in said
     assert f"{sizes['bert_config']['vocab_size']} words" in said
     assert 'under "model", beside epoch, config' in said
-    assert ("teacher  yes" in said) == (kind != "pretrain_nlvr")
+    assert ("training momentum encoder;" in said) == (kind != "pretrain_nlvr")
     assert (f"queue of {sizes['queue_size']}" in said) == (kind in ("pretrain", "retrieval"))
     assert all(ability in said for ability in LAYOUTS[KINDS[kind]].able)
     alone = inspect(released(kind, False, without("_m.", "queue")))
-    assert "teacher  no; no queue" in alone
+    assert "training no momentum encoder; no queue" in alone
     assert "bare" in alone
 
 

@@ -380,7 +380,7 @@ def test_a_beit_starts_the_image_side(tmp_path: Path, words: Path, positions: st
 def test_a_beit_starts_the_second_stage_of_a_run(tmp_path: Path, words: Path) -> None:
     state = beit()
     convert([write(tmp_path / "beit.pth", state)], tmp_path / "run", options(words, trained_image_size=None))
-    checkpoint = store.load(store.find(tmp_path / "run"))
+    checkpoint = store.load_from(tmp_path / "run")
     assert isinstance(from_dict(checkpoint.recipe).task, LanguageStageConfig)
     assert {"text", "word_head", "pooler", "blocks.*.experts.text"} <= set(checkpoint.state["fresh"])
     wanted = replace(tiny.VLMO, depth=3, fusion_start=2, image_size=24, max_positions=30)

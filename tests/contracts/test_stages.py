@@ -256,14 +256,14 @@ def test_the_stages_measures_need_no_other_folder(runs: Path, tmp_path: Path) ->
         pipeline.train(stored_recipe(moved), moved, resume=True)
     finally:
         (tmp_path / "gone").rename(runs / "tokenizer")
-    whole, again = (store.load(store.find(folder)).weights() for folder in (runs / "vision", moved))
+    whole, again = (store.load_from(folder).weights() for folder in (runs / "vision", moved))
     assert set(whole) == set(again)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_the_tokenizer_that_was_trained_is_the_one_that_is_used(runs: Path) -> None:
-    trained = store.load(store.find(runs / "tokenizer")).weights()
-    stage = store.load(store.find(runs / "vision")).weights()
+    trained = store.load_from(runs / "tokenizer").weights()
+    stage = store.load_from(runs / "vision").weights()
     assert all(torch.equal(stage[name.replace("model.", "tokenizer.", 1)], value) for name, value in trained.items())
 
 
@@ -274,7 +274,7 @@ def test_pairs_follow_pictures(runs: Path, capsys: pytest.CaptureFixture[str], t
     printed = capsys.readouterr().out
     assert "resized: model.positions (1)" in printed
     assert "model.text (" in printed[printed.index("fresh:") : printed.index("dropped:")]
-    assert Tokenizer.load(store.load(store.find(tmp_path / "pairs")).tokenizer).vocab_size > len(SPECIAL)
+    assert Tokenizer.load(store.load_from(tmp_path / "pairs").tokenizer).vocab_size > len(SPECIAL)
 
 
 @pytest.mark.parametrize(

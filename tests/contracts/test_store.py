@@ -104,13 +104,13 @@ def test_find_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     for step, measure in ((1, 0.9), (2, 0.1)):
         store.save_checkpoint(tmp_path / "run" / "checkpoints", step, content(step, measure))
     best = tmp_path / "run" / "checkpoints" / "step-00000001"
-    assert store.find(tmp_path / "run") == best
-    assert store.find(str(best)) == best
+    assert store.load_from(tmp_path / "run").folder == best
+    assert store.load_from(str(best)).folder == best
     with pytest.raises(CheckpointError, match="nowhere does not exist: name a run folder"):
-        store.find(tmp_path / "nowhere")
+        store.load_from(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty holds no checkpoint"):
-        store.find(tmp_path / "empty")
+        store.load_from(tmp_path / "empty")
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:

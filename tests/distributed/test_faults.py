@@ -74,7 +74,7 @@ def test_a_signal_to_one_process_saves_the_step_of_all_and_any_number_goes_on(
     assert statuses == [143, 143]
     assert "SIGTERM: step 7 is saved. Go on with: diptych resume" in said
     assert run(tmp_path / "run", size=4, changes=FSDP, resume=True)[0] == [0] * 4
-    ours, theirs = (store.load(store.find(folder)).weights() for folder in (tmp_path / "run", undisturbed["fsdp"]))
+    ours, theirs = (store.load_from(folder).weights() for folder in (tmp_path / "run", undisturbed["fsdp"]))
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-4, msg=key)

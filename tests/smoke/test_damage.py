@@ -127,7 +127,7 @@ def test_where_none_is_whole_all_are_named_and_nothing_is_touched(
 
 
 def test_evaluating_takes_the_next_best_and_says_so_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = store.find(run)
+    found = store.load_from(run).folder
     flip(found / "weights.safetensors")
     assert main(["evaluate", str(run), "--json"]) == 0
     captured = capsys.readouterr()

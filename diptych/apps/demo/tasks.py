@@ -153,7 +153,7 @@ def _blind_folder(shown: Demonstration, run: TaskRun) -> Path:
 
 
 def _weights_of(run: Path) -> bytes:
-    return (store.find(run) / "weights.safetensors").read_bytes()
+    return (store.load_from(run).folder / "weights.safetensors").read_bytes()
 
 
 def rows(shown: Demonstration) -> list[Row]:

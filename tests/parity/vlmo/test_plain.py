@@ -11,7 +11,8 @@ import torch
 
 from benchmarks.machine import flops
 from benchmarks.plain_vlmo import PlainVlmo
-from benchmarks.vlmo import Pair, Steps
+from benchmarks.steps import Steps
+from benchmarks.vlmo import Pair
 from diptych.checkpoints.convert import from_published
 from diptych.pretrained.vlmo_names import published_rules
 from diptych.schema import VlmoConfig
