@@ -16,9 +16,8 @@ from typing import Literal
 from diptych.schema import ScenesConfig
 from diptych.synthetic.captions import OPPOSITE, Stands, may_say
 from diptych.synthetic.claims import absent, by_weight, choose, distinct, side
-from diptych.synthetic.generator import BACKGROUNDS, SIZES, Relation, Scene, SceneObject, SizeWord, relation_between
+from diptych.synthetic.generator import BACKGROUNDS, Relation, Scene, SceneObject, SizeWord, relation_between
 from diptych.synthetic.nouns import NUMBER_WORDS, Noun, article
-from diptych.synthetic.sprites import sprite_set
 
 QuestionKind = Literal["existence", "count", "name", "size", "position", "relation", "background"]
 ANNOTATORS = 10
@@ -94,14 +93,6 @@ def question(scene: Scene, random: Random, config: ScenesConfig) -> Question | N
             granted = tuple((members[0].name, len(members)) for members in asked.about)
             return Question(asked.text, kind, asked.answer, _annotators(asked, random), granted)
     return None
-
-
-def possible_answers(config: ScenesConfig) -> tuple[str, ...]:
-    """Every plain answer: the list that a decoder ranks."""
-    numbers = tuple(str(number) for number in range(config.objects[1] + 1))
-    names = tuple(sprite.noun.singular for sprite in sprite_set(config).sprites)
-    fixed = ("yes", "no", *numbers, *SIZES, *_QUARTERS, *_RELATIONS, *BACKGROUNDS)
-    return tuple(dict.fromkeys(fixed + names))
 
 
 def _annotators(asked: _Asked, random: Random) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from PIL import Image
 from diptych.data.cleanup import clean_caption, clean_question
 from diptych.data.record import ENTAILMENT_LABELS, Entailment, PairStatement, Question, Record, Referring
 from diptych.data.sources.albef import read_albef
-from diptych.data.sources.files import Found, each
+from diptych.data.sources.listing import SourceListing, each
 from diptych.schema import DataConfig
 
 WORDS = DataConfig().max_words
@@ -32,7 +32,7 @@ def cases(golden_albef: Path) -> dict[str, Any]:
     return content
 
 
-def read(folder: Path, case: dict[str, Any]) -> Found:
+def read(folder: Path, case: dict[str, Any]) -> SourceListing:
     """The case's lists, written as files beside pictures of the names that they hold."""
     lists = case["files"] if "files" in case else [case["file"]]
     for entry in (entry for entries in lists for entry in entries):

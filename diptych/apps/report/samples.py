@@ -12,7 +12,7 @@ from diptych.apps.report.html import LARGEST, Html, picture, tag
 from diptych.apps.report.shell import Section, page, write_whole
 from diptych.data.pictures import open_picture
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
-from diptych.data.sources.files import Found
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import Split
 
 WHOLE = "figure img { aspect-ratio: auto; }"
@@ -22,14 +22,14 @@ MOST_PROPOSALS = 20
 BOX, PROPOSAL = (230, 40, 40), (250, 200, 60)
 
 
-def write_samples(parts: Mapping[Split, Found], file: Path, title: str, count: int, seed: int) -> Path:
+def write_samples(parts: Mapping[Split, SourceListing], file: Path, title: str, count: int, seed: int) -> Path:
     """Write the page, whole or not at all: of each split `count` records, drawn by `seed`. Returns its path."""
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1")
     return write_whole(file, render(parts, title, count, seed))
 
 
-def render(parts: Mapping[Split, Found], title: str, count: int, seed: int) -> str:
+def render(parts: Mapping[Split, SourceListing], title: str, count: int, seed: int) -> str:
     """The page."""
     shown = {split: found for split, found in parts.items() if found.records}
     if not shown:
@@ -38,7 +38,7 @@ def render(parts: Mapping[Split, Found], title: str, count: int, seed: int) -> s
     return page(title, sections, style=WHOLE)
 
 
-def _section(split: Split, found: Found, count: int, seed: int) -> Section:
+def _section(split: Split, found: SourceListing, count: int, seed: int) -> Section:
     records = found.records
     places = sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
     intro = f"{len(places)} of {len(records)} records ({TASK_NAMES[type(records[0])]})"
