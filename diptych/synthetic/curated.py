@@ -20,7 +20,7 @@ CURATED: dict[str, str] = {
     "object": "⏰ clock, 🔑 key, 🕯 candle, 📕 book, ✏ pencil, ☂ umbrella, ☎ phone, 📷 camera, 🔨 hammer, 🔔 bell, "
     "🎈 balloon, 🎁 gift, 🧲 magnet, 🔒 padlock, ✉ envelope, 🪑 chair, 🚪 door, 🪣 bucket, ⚓ anchor, 👑 crown, "
     "💎 diamond",
-    "building": "🏠 state, 🏰 castle, ⛺ tent, ⛪ church",
+    "building": "🏠 house, 🏰 castle, ⛺ tent, ⛪ church",
     "clothing": "👕 shirt, 👗 dress, 🎩 hat, 👢 boot, 🎒 backpack, 🧣 scarf",
     "music": "🎸 guitar, 🥁 drum, 🎺 trumpet, 🎹 piano",
     "sport": "🏀 basketball, ⚽ football, 🏆 trophy, 🪁 kite",
