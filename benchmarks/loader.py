@@ -19,8 +19,8 @@ from PIL import Image, ImageFilter
 
 from benchmarks import machine
 from diptych.data.loader import PairLoader
-from diptych.data.shards.tar import add_member, whole_shard
 from diptych.data.sources.shards import open_shards
+from diptych.data.tar import add_member, whole_shard
 from diptych.data.tokenizer import Tokenizer
 from diptych.schema import DataConfig
 

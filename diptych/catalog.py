@@ -43,7 +43,8 @@ from diptych.data.sources import (
 )
 from diptych.data.sources import nlvr2 as nlvr2_files
 from diptych.data.sources import vqa as vqa_files
-from diptych.data.sources.files import FileSource, Found, each, open_layout, without_pictures, without_texts
+from diptych.data.sources.files import FileSource, open_layout, without_pictures, without_texts
+from diptych.data.sources.listing import SourceListing, each
 from diptych.data.tokenizer import Tokenizer
 from diptych.models.albef import Albef
 from diptych.models.visual_tokenizer import VisualTokenizer
@@ -126,7 +127,7 @@ RECORDS: dict[type, type[AnyRecord]] = {
 }
 """What a task trains on, by the type of a recipe's `task`; the others take pictures with captions."""
 
-LAYOUTS: dict[str, Callable[[str, DataConfig], Found]] = {
+LAYOUTS: dict[str, Callable[[str, DataConfig], SourceListing]] = {
     "folder": each(folder.read_folder),
     "jsonl": each(jsonl.read_jsonl),
     "pictures": each(pictures.read_pictures),
@@ -152,7 +153,7 @@ SOURCES: dict[str, Callable[[DataConfig, Split], Any]] = {
     **{name: partial(open_layout, read) for name, read in LAYOUTS.items()},
 }
 
-LAZY: dict[str, Callable[[DataConfig], dict[Split, Found]]] = {
+LAZY: dict[str, Callable[[DataConfig], dict[Split, SourceListing]]] = {
     "texts": texts.read_splits,
     "shards": shards.read_splits,
 }
@@ -279,14 +280,14 @@ def record_kind(task: TaskConfig) -> type[AnyRecord]:
     return RECORDS.get(type(task), Record)
 
 
-def read_splits(config: DataConfig) -> dict[Split, Found]:
+def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
     """All that `data.source` leads to, by split, with what is wrong with it. Raises ValueError."""
     if config.source in LAZY:
         return LAZY[config.source](config)
     return files.read_splits(find_layout(config.source), config)
 
 
-def find_layout(name: str) -> Callable[[str, DataConfig], Found]:
+def find_layout(name: str) -> Callable[[str, DataConfig], SourceListing]:
     """Raises ValueError listing the known layouts."""
     if name not in LAYOUTS:
         raise ValueError(_unknown("layout", name, {**LAYOUTS, **LAZY}))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diptych.data.shards.writing import Part
-    from diptych.data.sources.files import Found
+    from diptych.data.shards.writing import SplitSource
+    from diptych.data.sources.listing import SourceListing
     from diptych.schema import DataConfig, Split
 
 TASKS = {
@@ -75,7 +75,7 @@ def _config(given: argparse.Namespace) -> DataConfig:
     )
 
 
-def _read(given: argparse.Namespace) -> tuple[DataConfig, dict[Split, Found]]:
+def _read(given: argparse.Namespace) -> tuple[DataConfig, dict[Split, SourceListing]]:
     from diptych.catalog import read_splits
 
     config = _config(given)
@@ -115,19 +115,19 @@ def _shard(given: argparse.Namespace) -> None:
     print(write_shards(_parts(recipe.data, given.task), given.to, origin, given.samples, given.jobs or processors()))
 
 
-def _parts(config: DataConfig, task: str) -> dict[Split, Part]:
+def _parts(config: DataConfig, task: str) -> dict[Split, SplitSource]:
     """What is to be written of each split. A split that would be drawn from the training data stays part of it."""
     from diptych.catalog import open_source, read_splits
     from diptych.data import record
-    from diptych.data.shards.writing import Part, part_of_found
+    from diptych.data.shards.writing import SplitSource
     from diptych.schema import SPLITS
 
     if config.source == "scenes":
         kind = getattr(record, TASKS[task])
-        return {split: Part(open_source(config, split, kind), made=True) for split in SPLITS}
+        return {split: SplitSource(open_source(config, split, kind), made=True) for split in SPLITS}
     if task != "captions":
         raise ValueError(f"--task {task} is for scenes: {config.source} says itself what it holds")
-    return {split: part_of_found(found) for split, found in read_splits(replace(config, held_out=0.0)).items()}
+    return {split: SplitSource(found) for split, found in read_splits(replace(config, held_out=0.0)).items()}
 
 
 def _show(given: argparse.Namespace) -> None:

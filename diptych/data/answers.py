@@ -1,4 +1,4 @@
-"""Answers to questions about pictures, as decoder and closed set want them. No torch here."""
+"""Prepares answers to questions about pictures for a decoder or a closed set. This file imports no torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from diptych.data.record import Question
 from diptych.data.tokenizer import Tokenizer
 
 AGREEING = 3
-"""Annotators who must have given an answer for it to be wholly right (VQA accuracy)."""
+"""An answer is fully right if this many annotators gave it (VQA accuracy)."""
 SHORTEST = 3
-"""Tokens of an answer of one word: [CLS], the word, [SEP]."""
+"""The number of tokens of a one-word answer: [CLS], the word, [SEP]."""
 
 
 def answer_vocabulary(questions: Iterable[Question], size: int) -> tuple[str, ...]:
-    """The `size` most frequent answers to all questions, the most frequent first, counted in shares of annotators.
+    """Returns the `size` most frequent answers, the most frequent first. Each question counts its annotators' shares.
 
-    Equally frequent ones stand in alphabetical order: the order of the data decides nothing. Raises ValueError where
-    there are none.
+    Equally frequent answers are in alphabetical order, so the order of the questions does not matter. Raises ValueError
+    if there is no answer.
 
-    >>> given = (("two", "2", "two"), ("two",), ("red",))
-    >>> answer_vocabulary([Question("", "", "?", answers, "") for answers in given], size=2)
+    >>> answers = (("two", "2", "two"), ("two",), ("red",))
+    >>> answer_vocabulary([Question("", "", "?", texts, "") for texts in answers], size=2)
     ('two', 'red')
     """
     counts: defaultdict[str, float] = defaultdict(float)
@@ -34,9 +34,9 @@ def answer_vocabulary(questions: Iterable[Question], size: int) -> tuple[str, ..
 
 
 def soft_scores(question: Question) -> dict[str, float]:
-    """How right each answer is, 0 to 1: its VQA accuracy, the mean over all sets of annotators but one.
+    """Returns the VQA accuracy of each answer, from 0 to 1: the mean over all sets that leave out one annotator.
 
-    A single annotator is wholly right. Where the record has weights, they are the scores, up to 1.
+    The answer of a single annotator has a score of 1. If the record has weights, they are the scores, cut at 1.
 
     >>> scores = soft_scores(Question("", "", "?", ("red",) * 7 + ("blue",) * 2 + ("pink",), ""))
     >>> {answer: round(score, 9) for answer, score in scores.items()}
@@ -52,7 +52,7 @@ def soft_scores(question: Question) -> dict[str, float]:
 
 
 def score_row(scores: Mapping[str, float], vocabulary: Sequence[str]) -> list[float]:
-    """The scores by class of a closed set; other answers are left out.
+    """Returns the score of each answer of a closed set. Answers outside the set are ignored.
 
     >>> score_row({"red": 1.0, "pink": 0.3}, ("two", "red"))
     [0.0, 1.0]
@@ -61,16 +61,16 @@ def score_row(scores: Mapping[str, float], vocabulary: Sequence[str]) -> list[fl
 
 
 def encode_answers(answers: Sequence[str], tokenizer: Tokenizer, max_tokens: int | None = None) -> list[list[int]]:
-    """[CLS] + pieces + [SEP], whatever the tokenizer does with other texts: [SEP] is where an answer ends.
+    """Encodes each answer as [CLS], its word pieces and [SEP], which ends an answer whatever the tokenizer's policy.
 
-    Answers longer than `max_tokens` lose pieces before their [SEP]. Raises ValueError for one without words.
+    Answers longer than `max_tokens` lose word pieces before their [SEP]. Raises ValueError for an answer without words.
     """
     if max_tokens is not None and max_tokens < SHORTEST:
         raise ValueError(f"max_tokens is {max_tokens}: [CLS], a word and [SEP] take {SHORTEST}")
-    closed = []
+    encoded = []
     for answer, ids in zip(answers, tokenizer.encode(answers), strict=True):
-        opened = ids[:-1] if tokenizer.separator else ids
-        if len(opened) + 1 < SHORTEST:
+        without_end = ids[:-1] if tokenizer.separator else ids
+        if len(without_end) + 1 < SHORTEST:
             raise ValueError(f"{answer!r} is no answer: it holds no word")
-        closed.append([*opened[: None if max_tokens is None else max_tokens - 1], tokenizer.sep_id])
-    return closed
+        encoded.append([*without_end[: None if max_tokens is None else max_tokens - 1], tokenizer.sep_id])
+    return encoded

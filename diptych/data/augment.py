@@ -1,10 +1,10 @@
-"""RandAugment without colour operations (ALBEF §3.5: captions name colours), on PIL.
+"""Augments PIL pictures by RandAugment without colour operations, because captions name colours (ALBEF §3.5).
 
-Each operation takes and gives an RGB picture of the same size. They compute what the released operations (OpenCV)
-compute, within 1 grey level at a few pixels (tests/parity/test_images.py), but for two overflows of those:
+Each operation takes and returns an RGB picture of the same size. The results are those of the released operations
+(OpenCV) to within 1 grey level at a few pixels (tests/parity/test_images.py), except for two overflows there:
 AutoContrast turns every picture white whose darkest value is above 0, and Sharpness wraps around beyond black and
-white. `Released` keeps them (docs/released_code.md, defects 23 and 24).
-`sign` is +1 or -1 and turns the geometric operations the other way.
+white. `Released` reproduces them (docs/released_code.md, defects 23 and 24).
+A `sign` of -1 reverses the geometric operations.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ from PIL import Image, ImageFilter
 from diptych.schema import Released
 
 FILL = (128, 128, 128)
-"""What comes in from outside the picture."""
+"""The colour of pixels from outside the picture."""
 LARGEST = 10
-"""Magnitudes are of 10."""
+"""Magnitudes go up to this."""
 Affine = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): output pixel (x, y) is input pixel (ax + by + c, dx + ey + f), counted at pixel centres."""
-Operation = Callable[[Image.Image, float], Image.Image]
 
 # --------------------------------------------------------------------------- grey values
 
 
 def autocontrast(image: Image.Image, *, overflow: bool = False) -> Image.Image:
-    """Stretch each channel to 0..255; a channel of one value stays."""
+    """Stretches each channel to 0..255. A channel of a single value stays as it is."""
     table: list[int] = []
     for low, high in cast("tuple[tuple[int, int], ...]", image.getextrema()):
         if high <= low:
             table += range(256)
             continue
         scale = 255 / (high - low)
-        # The released code negates `low` as an unsigned byte: 256 - low, where -low is meant.
+        # The released code negates `low` as an unsigned byte, which gives 256 - low where -low is meant.
         offset = (256 - low if low else 0) if overflow else -low
         table += _table(scale, scale * offset)
     return image.point(table)
 
 
 def equalize(image: Image.Image) -> Image.Image:
-    """Flatten each channel's histogram; a channel with too few values to spread stays."""
+    """Flattens each channel's histogram. A channel with too few values to spread stays as it is."""
     counts = image.histogram()
     table: list[int] = []
     for channel in range(3):
@@ -63,11 +62,12 @@ def equalize(image: Image.Image) -> Image.Image:
 
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:
+    """Multiplies all values by a factor."""
     return image.point(_table(factor, 0.0) * 3)
 
 
 def sharpness(image: Image.Image, factor: float, *, overflow: bool = False) -> Image.Image:
-    """Away from (above 1) or towards (below 1) a smoothed picture. The outermost pixels stay."""
+    """Moves a picture away from its smoothed version (factor above 1) or towards it. The outermost pixels stay."""
     smooth = image.filter(_SMOOTH)
     if not overflow:
         return Image.blend(smooth, image, factor)  # clips at 0 and 255
@@ -81,7 +81,7 @@ _SMOOTH = ImageFilter.Kernel((3, 3), [1, 1, 1, 1, 5, 1, 1, 1, 1], scale=13)
 
 @lru_cache(maxsize=256)
 def _table(scale: float, offset: float) -> list[int]:
-    """scale · value + offset for the 256 values, clipped, fractions cut off."""
+    """Returns scale · value + offset for each of the 256 values, clipped and with fractions cut off."""
     return np.clip(np.arange(256) * scale + offset, 0, 255).astype(int).tolist()
 
 
@@ -89,46 +89,48 @@ def _table(scale: float, offset: float) -> list[int]:
 
 
 def shear_x(image: Image.Image, factor: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
+    """Shifts each row of pixels sideways, in proportion to its distance from the top."""
     return warp(image, (1.0, -factor, 0.0, 0.0, 1.0, 0.0), fill)
 
 
 def shear_y(image: Image.Image, factor: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
+    """Shifts each column of pixels up or down, in proportion to its distance from the left."""
     return warp(image, (1.0, 0.0, 0.0, -factor, 1.0, 0.0), fill)
 
 
 def translate_x(image: Image.Image, pixels: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
-    """To the left by a number of pixels."""
+    """Moves a picture to the left by a number of pixels."""
     return _translate(image, pixels, 0.0, fill)
 
 
 def translate_y(image: Image.Image, pixels: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
-    """Upwards by a number of pixels."""
+    """Moves a picture upwards by a number of pixels."""
     return _translate(image, 0.0, pixels, fill)
 
 
 def _translate(image: Image.Image, left: float, up: float, fill: tuple[int, int, int]) -> Image.Image:
     if left != int(left) or up != int(up):
         return warp(image, (1.0, 0.0, left, 0.0, 1.0, up), fill)
-    moved = Image.new("RGB", image.size, fill)  # whole pixels, the usual case, need no interpolation
+    moved = Image.new("RGB", image.size, fill)  # whole pixels are the usual case and need no interpolation
     moved.paste(image, (-int(left), -int(up)))
     return moved
 
 
 def rotate(image: Image.Image, degrees: float, fill: tuple[int, int, int] = FILL) -> Image.Image:
-    """Anticlockwise around (W/2, H/2), which is half a pixel off the centre, as released."""
+    """Rotates anticlockwise around (W/2, H/2), which as in the released code is half a pixel off the centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = image.width / 2, image.height / 2
     return warp(image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), fill)
 
 
 def warp(image: Image.Image, affine: Affine, fill: tuple[int, int, int] = FILL) -> Image.Image:
-    """Bilinear affine map that blends into `fill` at the border, rounded to the nearest grey level.
+    """Applies a bilinear affine map that blends into `fill` at the border and rounds to the nearest grey level.
 
-    Pillow alone does neither: it repeats the border's pixels and cuts fractions off. Hence a frame of one pixel, and
-    channels in floating point.
+    Pillow alone does neither: it repeats the pixels of the border and cuts fractions off. Therefore the picture gets a
+    frame of one pixel, and channels are transformed in floating point.
     """
     a, b, c, d, e, f = affine
-    # Pillow's coordinates count from pixel corners, ours from centres; the frame moves the input by one.
+    # Pillow's coordinates count from pixel corners and ours from centres; the frame moves the input by one pixel.
     corners = (a, b, c + 1.5 - (a + b) / 2, d, e, f + 1.5 - (d + e) / 2)
     framed = Image.new("RGB", (image.width + 2, image.height + 2), fill)
     framed.paste(image, (1, 1))
@@ -145,7 +147,7 @@ def warp(image: Image.Image, affine: Affine, fill: tuple[int, int, int] = FILL) 
 
 
 def operations(magnitude: int, released: Released = Released()) -> dict[str, Callable[[Image.Image, int], Image.Image]]:
-    """The ten operations at a magnitude of 10, each as `operation(image, sign)`."""
+    """Returns the ten operations at a magnitude from 0 to 10, each as `operation(image, sign)`."""
     level = magnitude / LARGEST
     factor = 0.1 + 1.8 * level
     return {
@@ -163,13 +165,13 @@ def operations(magnitude: int, released: Released = Released()) -> dict[str, Cal
 
 
 def draw(names: Sequence[str], count: int, rng: random.Random) -> list[tuple[str, int]]:
-    """Names and signs of the operations to apply: `count` are drawn, each is applied with probability 0.5."""
+    """Draws `count` operations, each of which is applied with probability 0.5. Returns the names and signs of these."""
     drawn = [(rng.choice(names), rng.choice((1, -1)), rng.random() < 0.5) for _ in range(count)]
     return [(name, sign) for name, sign, applied in drawn if applied]
 
 
 class RandAugment:
-    """`count` operations at `magnitude` of 10 (ALBEF: 2 at 7). Picklable; draws from the generator it is handed."""
+    """Applies `count` random operations at a magnitude from 0 to 10 (ALBEF: 2 at 7). It can be pickled."""
 
     def __init__(self, count: int, magnitude: int, released: Released = Released()) -> None:
         self.count, self.magnitude, self.released = count, magnitude, released

@@ -1,4 +1,7 @@
-"""Samples to a batch, one function a kind of batch. B samples, L the longest text of the batch, H × W pixels."""
+"""Collates samples into batches, with one function per class of batch.
+
+B is the number of samples, L the number of tokens of the batch's longest text, and H × W the size of its pictures.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +18,35 @@ from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, PictureBat
 
 @dataclass(frozen=True)
 class Sample:
-    """A text with its picture, ready for a batch; what its task does not learn from is left empty."""
+    """A text with its picture, ready for a batch. The fields that its task does not use are left empty."""
 
     pixels: Float[Tensor, "3 H W"] | None
-    """None where a text has no picture."""
+    """None if the text has no picture."""
     input_ids: list[int]
     image_id: str
-    """Equal for equal pictures; empty without one."""
+    """Equal for equal pictures, and empty without a picture."""
     record: str
-    """Name of the record, for messages."""
+    """The name of the record in messages."""
     second_pixels: Float[Tensor, "3 H W"] | None = None
-    """Where the text is about two pictures."""
+    """The second picture, if the text is about two."""
     label: int | None = None
-    """The class, where there are classes."""
+    """The class number, if the task has classes."""
     answers: tuple[list[int], ...] = ()
-    """Ids of each answer to a question, [CLS] … [SEP]."""
+    """The ids of each answer to a question, from [CLS] to [SEP]."""
     weights: tuple[float, ...] = ()
-    """How much each answer counts."""
+    """The weight of each answer."""
     scores: tuple[float, ...] = ()
-    """How right each answer of a closed set is."""
+    """The score of each answer of a closed set."""
 
 
 def identity_number(image_id: str) -> int:
-    """A stable 63-bit number for a picture's identity: the same in every process and on every machine."""
+    """Hashes a picture's identity to 63 bits. The number is the same in every process and on every machine."""
     digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def pad_texts(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Texts:
-    """Texts as one matrix, padded at their end to the longest, or to `length`. Raises ValueError if one is longer."""
+    """Pads texts at their end to the longest one, or to `length`. Raises ValueError if a text is longer than that."""
     longest = max((len(text) for text in ids), default=0)
     if length is not None and longest > length:
         raise ValueError(f"a text has {longest} tokens, but the length to pad to is {length}")
@@ -55,7 +58,7 @@ def pad_texts(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = No
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """A batch of at least one sample; all pictures of one size."""
+    """Collates at least one sample. All pictures must have the same size."""
     assert samples, "a batch needs at least one sample"
     return Batch(
         pixels=torch.stack([sample.pixels for sample in samples if sample.pixels is not None]),
@@ -66,34 +69,34 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
 
 
 def collate_pictures(samples: Sequence[Sample], pad_id: int) -> PictureBatch:
-    """Of samples without texts."""
-    whole = collate(samples, pad_id)
-    return PictureBatch(whole.pixels, whole.image_ids, whole.records)
+    """Collates samples without texts."""
+    batch = collate(samples, pad_id)
+    return PictureBatch(batch.pixels, batch.image_ids, batch.records)
 
 
 def collate_texts(samples: Sequence[Sample], pad_id: int) -> TextBatch:
-    """A batch of texts without pictures."""
+    """Collates texts without pictures."""
     texts = pad_texts([sample.input_ids for sample in samples], pad_id)
     return TextBatch(texts, records=tuple(sample.record for sample in samples))
 
 
 def collate_labelled(samples: Sequence[Sample], pad_id: int) -> LabelledBatch:
-    """`collate`, with a class for each sample."""
+    """Collates samples with a class number each."""
     return LabelledBatch(**vars(collate(samples, pad_id)), labels=torch.tensor([sample.label for sample in samples]))
 
 
 def collate_picture_pairs(samples: Sequence[Sample], pad_id: int) -> LabelledPicturePairs:
-    """`collate_labelled`, with a second picture for each sample; `image_ids` are those of the first pictures."""
+    """Collates samples with a class number and two pictures each. `image_ids` are those of the first pictures."""
     second = [sample.second_pixels for sample in samples if sample.second_pixels is not None]
     return LabelledPicturePairs(**vars(collate_labelled(samples, pad_id)), second_pixels=torch.stack(second))
 
 
 def collate_questions(samples: Sequence[Sample], pad_id: int) -> QuestionBatch:
-    """`collate`, with a row of scores for each sample where samples have them, and else with all their answers."""
+    """Collates questions with the scores of a closed set if samples have them, or else with all their answers."""
     batch = vars(collate(samples, pad_id))
     if samples[0].scores:
         return QuestionBatch(**batch, scores=torch.tensor([sample.scores for sample in samples], dtype=torch.float))
-    owners = [row for row, sample in enumerate(samples) for _ in sample.answers]
+    owners = [row for row, sample in enumerate(samples) for _ in sample.answers]  # the question of each answer
     weights = [weight for sample in samples for weight in sample.weights]
     return QuestionBatch(
         **batch,

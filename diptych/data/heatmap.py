@@ -1,11 +1,9 @@
-"""Heat maps as pictures: the grey picture under the map's colours, with a bar that says what the colours mean.
+"""Draws heat maps: the map's colours over the grey picture, and a bar that explains the colours.
 
-h × w patches of a map, H × W pixels of a picture, N values.
+A map has h × w patches and a picture H × W pixels; N is any number of values.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,29 +14,29 @@ from torch.nn import functional as F
 from diptych.data.record import Box
 
 COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
-"""Cold to hot: viridis (van der Walt and Smith, CC0) at every quarter. Brightness grows with heat, so that it reads
-without colour vision too."""
+"""The colours from cold to hot: viridis (van der Walt and Smith, CC0) at every quarter. Brightness grows with heat, so
+that the map can be read without colour vision too."""
 OPACITY = 0.6
-"""Weight of the colour against the picture."""
+"""The weight of the colour against the picture."""
 FOUND, EXPECTED = (255, 255, 255), (255, 96, 0)
-"""Outlines of the box that was found and of the right one: no colours of the scale."""
-BAR, MEDIUM_GREY, GAP = 14, 128, 4
+"""The colours that outline the model's box and the right box. The scale does not have them."""
+BAR, MEDIUM_GREY = 14, 128
 
 
 def enlarge(heat: Float[Tensor, "h w"], size: tuple[int, int]) -> Float[Tensor, "H W"]:
-    """The map at a picture's `size` (width, height), as released: bicubic, corners not aligned, no antialiasing.
+    """Enlarges a map to a picture's `size` (width, height) as the released code does: bicubic, corners not aligned.
 
-    Overshoot leaves some values below 0. Raises ValueError for a map that is not finite.
+    There is no antialiasing, and overshoot leaves some values below 0. Raises ValueError for a map that is not finite.
     """
     if not heat.isfinite().all():
         raise ValueError("the heat map holds values that are not finite: the model's weights or pixels are broken")
     width, height = size
-    grown = F.interpolate(heat.detach()[None, None].float(), (height, width), mode="bicubic", align_corners=False)
-    return grown[0, 0]
+    enlarged = F.interpolate(heat.detach()[None, None].float(), (height, width), mode="bicubic", align_corners=False)
+    return enlarged[0, 0]
 
 
 def heat_colours(values: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N 3"]:
-    """Red, green and blue in 0..255 for heat in 0..1; what lies outside counts as the nearer end.
+    """Returns red, green and blue in 0..255 for heat in 0..1. Values outside are clipped.
 
     >>> heat_colours(np.array([0.0, 1.0])).tolist()
     [[68.0, 1.0, 84.0], [253.0, 231.0, 37.0]]
@@ -54,12 +52,12 @@ def heat_picture(
     expected: Box | None = None,
     hottest: float | None = None,
 ) -> Image.Image:
-    """The map on the picture in grey, and below it a bar of the colours from 0 to `hottest`.
+    """Draws the map over the grey picture, and below it a bar of the colours from 0 to `hottest`, on medium grey.
 
-    `hottest` is the heat that gets the last colour; without it the map's own peak. Several maps on one scale need the
-    same. `box` is outlined in white, the `expected` one in orange. The bar shows the colours on medium grey.
+    `hottest` is the heat that gets the last colour, by default the map's own peak. Maps that are to be compared need
+    the same `hottest`. `box` is outlined in white and the `expected` box in orange.
 
-    Raises ValueError for a map that is not finite and a `hottest` that is not above 0.
+    Raises ValueError for a map that is not finite, and for a `hottest` that is not above 0.
     """
     values = enlarge(heat, image.size).cpu().numpy().astype(np.float64)
     if hottest is not None and not hottest > 0:
@@ -75,34 +73,13 @@ def heat_picture(
     return page
 
 
-def token_pictures(
-    image: Image.Image, tokens: Float[Tensor, "N h w"], words: Sequence[str], columns: int = 4
-) -> Image.Image:
-    """One heat map for each of N tokens on one common scale, its word above it, in rows of `columns`.
-
-    Raises ValueError unless there are as many words as maps, at least one.
-    """
-    if len(words) != len(tokens) or not words:
-        raise ValueError(f"{len(tokens)} maps and {len(words)} words: give one word for each map, at least one")
-    columns = min(columns, len(words))
-    hottest = max(float(enlarge(heat, image.size).max()) for heat in tokens)
-    width, height = image.width + GAP, image.height + 2 * BAR + GAP
-    page = Image.new("RGB", (columns * width - GAP, -(-len(words) // columns) * height - GAP), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(BAR - 4)
-    for place, (heat, word) in enumerate(zip(tokens, words, strict=True)):
-        left, top = place % columns * width, place // columns * height
-        draw.text((left, top), word, "black", font)
-        page.paste(heat_picture(image, heat, hottest=hottest if hottest > 0 else None), (left, top + BAR))
-    return page
-
-
 def _blend(grey: UInt8[np.ndarray, "H W"], share: Float[np.ndarray, "H W"]) -> Image.Image:
     mixed = (1 - OPACITY) * grey[..., None] + OPACITY * heat_colours(share)
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
 def _bar(width: int, top: float) -> Image.Image:
-    """The colours from 0 on the left to `top` on the right, labelled at both ends."""
+    """Draws the colours from 0 on the left to `top` on the right, with labels at both ends."""
     share = np.broadcast_to(np.linspace(0, 1, width), (BAR, width))
     bar = _blend(np.full((BAR, width), MEDIUM_GREY, np.uint8), share)
     draw, font = ImageDraw.Draw(bar), ImageFont.load_default(BAR - 4)
@@ -112,7 +89,7 @@ def _bar(width: int, top: float) -> Image.Image:
 
 
 def _outline(page: Image.Image, size: tuple[int, int], box: Box, colour: tuple[int, int, int]) -> None:
-    """A line of two pixels along the inside of the box, dark beside it, so that it shows on every colour."""
+    """Draws a line of two pixels along the inside of the box, with a dark line beside it, to show on every colour."""
     x, y, width, height = box
     left, top = max(round(x), 0), max(round(y), 0)
     right, bottom = min(round(x + width), size[0]) - 1, min(round(y + height), size[1]) - 1

@@ -1,10 +1,11 @@
-"""Which records a step shows: a pure function of (seed, step), cut among any number of processes.
+"""Decides which records a step reads: a pure function of (seed, step), divided among any number of processes.
 
-Most sources are shuffled as a whole (`Shuffled`). What cannot be (shards, of which few are open at once) is read in
-*lanes*: an epoch is dealt to a fixed number of them, each gives its rows of every global batch, and a process reads
-whole lanes. So a process meets only its own lanes' shards, and batches do not depend on how many processes there are.
+Most sources are shuffled as a whole (`Shuffled`). Sources of shards are not, because few shards are open at once. They
+are read in *lanes*: an epoch is dealt to a fixed number of lanes, each lane gives its rows of every global batch, and a
+process reads whole lanes. So a process opens only the shards of its own lanes, and batches do not depend on the number
+of processes.
 
-B pairs in a global batch, L lanes, M records of an epoch in a lane.
+B is the size of a global batch, L the number of lanes and M the number of records that a lane has in an epoch.
 """
 
 from __future__ import annotations
@@ -22,47 +23,47 @@ Key = tuple[int, int]
 
 @runtime_checkable
 class Order(Protocol):
-    """The records of each step, without end. Picklable."""
+    """Says which records each step reads, without end. Orders can be pickled."""
 
     @property
     def steps_per_epoch(self) -> int: ...
 
     def keys(self, step: int, rank: int) -> list[Key]:
-        """Those of the global batch of `step` that process `rank` reads, in the batch's order."""
+        """Returns the records that process `rank` reads of the global batch of `step`, in the batch's order."""
         ...
 
 
 @runtime_checkable
 class Ordered(Protocol):
-    """A source that has an order of its own."""
+    """A source that decides the order of its records itself."""
 
     def order(self, batch_size: int, seed: int, size: int) -> Order:
-        """Of global batches that `size` processes share. Raises ValueError where they cannot."""
+        """Returns the order of global batches that `size` processes share. Raises ValueError if they cannot."""
         ...
 
 
 @runtime_checkable
 class Laned(Protocol):
-    """A source that is read in lanes, of which each has the same number of records an epoch."""
+    """A source that is read in lanes, each of which has the same number of records in an epoch."""
 
     def __len__(self) -> int: ...
 
     def lane_rows(self, seed: int, epoch: int, lane: int, lanes: int, start: int, stop: int) -> Int[np.ndarray, "n"]:
-        """Indices of the rows `start` to `stop` (at most M) of a lane, which are a function of these numbers alone."""
+        """Returns the indices of rows `start` to `stop` (at most M) of a lane, a function of these numbers alone."""
         ...
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
-    """A permutation of range(count), a function of (seed, epoch)."""
+    """Returns a permutation of range(count), a function of (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-_kept_order = lru_cache(maxsize=4)(epoch_order)
-"""The epochs that are being read: a whole permutation for a batch at a time would cost more than the batch."""
+_cached_order = lru_cache(maxsize=4)(epoch_order)
+"""Keeps the permutations of the current epochs, because computing one for each batch would cost more than the batch."""
 
 
 def check_processes(batch_size: int, size: int) -> None:
-    """Raises ValueError where a batch cannot be cut into `size` equal parts."""
+    """Raises ValueError unless a batch can be divided into `size` equal parts."""
     if batch_size % size:
         raise ValueError(
             f"run.batch_size is {batch_size}: it must be a multiple of the number of processes, which is {size}"
@@ -71,7 +72,7 @@ def check_processes(batch_size: int, size: int) -> None:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """All records of an epoch in one permutation; what it has beyond whole batches is left out of that epoch."""
+    """Orders an epoch by one permutation. The records that it has beyond whole batches are left out of that epoch."""
 
     count: int
     batch_size: int
@@ -84,17 +85,17 @@ class Shuffled:
 
     def keys(self, step: int, rank: int) -> list[Key]:
         epoch, within = divmod(step, self.steps_per_epoch)
-        own = self.batch_size // self.size
-        first = within * self.batch_size + rank * own
-        order = _kept_order(self.count, self.seed, epoch)
-        return [(epoch, index) for index in order[first : first + own].tolist()]
+        share = self.batch_size // self.size
+        first = within * self.batch_size + rank * share
+        order = _cached_order(self.count, self.seed, epoch)
+        return [(epoch, index) for index in order[first : first + share].tolist()]
 
 
 # --------------------------------------------------------------------------- lanes
 
 
 def check_lanes(batch_size: int, lanes: int, size: int) -> None:
-    """Raises ValueError where a batch cannot be cut into lanes, or these cannot be shared out."""
+    """Raises ValueError unless a batch can be divided into lanes, and the lanes among the processes."""
     if lanes < 1:
         raise ValueError(f"data.lanes is {lanes}: it must be at least 1")
     if batch_size % lanes:
@@ -109,24 +110,14 @@ def check_lanes(batch_size: int, lanes: int, size: int) -> None:
         )
 
 
-def own_lanes(lanes: int, rank: int, size: int) -> range:
-    """The lanes that a process reads."""
+def lanes_of(lanes: int, rank: int, size: int) -> range:
+    """Returns the lanes that a process reads."""
     return range(rank * lanes // size, (rank + 1) * lanes // size)
-
-
-def rows_of(
-    source: Laned | int, seed: int, epoch: int, lane: int, lanes: int, start: int, stop: int
-) -> Int[np.ndarray, "n"]:
-    """Rows of a lane of a source that is read so, or of so many records in one permutation cut into equal lanes."""
-    if isinstance(source, Laned):
-        return source.lane_rows(seed, epoch, lane, lanes, start, stop)
-    first = lane * (source // lanes)
-    return _kept_order(source, seed, epoch)[first + start : first + stop]
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """A source read in lanes: row r of a global batch belongs to lane r // (B / L)."""
+    """Orders a source that is read in lanes: row r of a global batch belongs to lane r // (B / L)."""
 
     source: Laned
     lanes: int
@@ -143,10 +134,10 @@ class Lanes:
 
     def keys(self, step: int, rank: int) -> list[Key]:
         epoch, within = divmod(step, self.steps_per_epoch)
-        each = self.batch_size // self.lanes
+        share = self.batch_size // self.lanes
         rows = [
-            self.source.lane_rows(self.seed, epoch, lane, self.lanes, within * each, (within + 1) * each)
-            for lane in own_lanes(self.lanes, rank, self.size)
+            self.source.lane_rows(self.seed, epoch, lane, self.lanes, within * share, (within + 1) * share)
+            for lane in lanes_of(self.lanes, rank, self.size)
         ]
         return [(epoch, index) for index in np.concatenate(rows).tolist()]
 
@@ -156,14 +147,14 @@ class Lanes:
 
 @dataclass(frozen=True)
 class MixedLanes:
-    """Sources mixed within every lane, by weight; each goes through its own epochs.
+    """Orders a mix of sources: every lane mixes them by weight, and each source goes through its own epochs.
 
-    How many of a lane's first n rows come from a source is a closed formula, so that any step can be computed by
-    itself: the share of n by the weights, rounded, within one row of the exact share for each source. `sources` has
-    what is read in lanes, or the number of records of what is not.
+    A closed formula says how many of a lane's first n rows come from each source, so that any step can be computed by
+    itself. It is the source's share of n by weight, rounded to within one row.
     """
 
     sources: tuple[Laned | int, ...]
+    """A source that is read in lanes, or the number of records of one that is shuffled as a whole."""
     weights: tuple[float, ...]
     lanes: int
     batch_size: int
@@ -175,7 +166,7 @@ class MixedLanes:
 
     @property
     def steps_per_epoch(self) -> int:
-        """As many as show as many records as there are, whichever they are."""
+        """An epoch reads as many records as the sources have together, but not each of them once."""
         return sum(self._counts) // self.batch_size
 
     @property
@@ -183,43 +174,51 @@ class MixedLanes:
         return tuple(source if isinstance(source, int) else len(source) for source in self.sources)
 
     def keys(self, step: int, rank: int) -> list[Key]:
-        each = self.batch_size // self.lanes
-        lanes = own_lanes(self.lanes, rank, self.size)
-        return [key for lane in lanes for key in self._lane_keys(lane, step * each, (step + 1) * each)]
+        share = self.batch_size // self.lanes
+        lanes = lanes_of(self.lanes, rank, self.size)
+        return [key for lane in lanes for key in self._lane_keys(lane, step * share, (step + 1) * share)]
 
     def _lane_keys(self, lane: int, start: int, stop: int) -> list[Key]:
-        """Rows `start` to `stop` of a lane."""
-        taken = self._taken(lane, np.arange(start, stop + 1))
-        owners = np.diff(taken, axis=1).argmax(axis=0)
-        keys: dict[int, list[Key]] = {
-            number: self._own_keys(number, lane, int(upto[0]), int(upto[-1])) for number, upto in enumerate(taken)
-        }
-        turns = [iter(keys[number]) for number in range(len(self.sources))]
+        """Returns the rows `start` to `stop` of a lane."""
+        taken_SN = self._taken(lane, np.arange(start, stop + 1))
+        owners = np.diff(taken_SN, axis=1).argmax(axis=0)  # the source whose count grows at a row gives that row
+        turns = [
+            iter(self._source_keys(number, lane, int(taken[0]), int(taken[-1])))
+            for number, taken in enumerate(taken_SN)
+        ]
         return [next(turns[owner]) for owner in owners.tolist()]
 
     def _taken(self, lane: int, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "S n"]:
-        """How many of a lane's first rows each source has given. What one leaves, the next ones share.
+        """Returns how many of a lane's first rows come from each source. Each source takes its share of the rest.
 
-        Lanes begin at different phases: else all of them would turn to a rare source in the same step.
+        Lanes start at different phases. Otherwise all of them would read a rare source in the same step.
         """
         phases = np.random.default_rng([self.seed, lane]).random(len(self.sources))
-        left, weight, taken = rows, sum(self.weights), []
+        rest, weight, taken = rows, sum(self.weights), []
         for number, phase in enumerate(phases):
             share = self.weights[number] / weight if number < len(self.sources) - 1 else 1.0
-            given = np.floor(left * share + phase).astype(np.int64) if share < 1 else left
-            taken.append(given)
-            left, weight = left - given, weight - self.weights[number]
+            count = np.floor(rest * share + phase).astype(np.int64) if share < 1 else rest
+            taken.append(count)
+            rest, weight = rest - count, weight - self.weights[number]
         return np.stack(taken)
 
-    def _own_keys(self, number: int, lane: int, start: int, stop: int) -> list[Key]:
-        """Records `start` to `stop` of what a source gives to a lane, over its epochs."""
-        source, before = self.sources[number], sum(self._counts[:number])
+    def _source_keys(self, number: int, lane: int, start: int, stop: int) -> list[Key]:
+        """Returns the records `start` to `stop` that a source gives to a lane, counted over its epochs."""
+        before = sum(self._counts[:number])
         length = self._counts[number] // self.lanes
         keys: list[Key] = []
         while start < stop:
             epoch, first = divmod(start, length)
             last = min(length, first + stop - start)
-            rows = rows_of(source, self.seed, epoch, lane, self.lanes, first, last)
+            rows = self._source_rows(number, epoch, lane, first, last)
             keys += [(epoch, before + index) for index in rows.tolist()]
             start += last - first
         return keys
+
+    def _source_rows(self, number: int, epoch: int, lane: int, start: int, stop: int) -> Int[np.ndarray, "n"]:
+        """Returns rows of a lane of a source. A source that is shuffled as a whole is cut into equal lanes."""
+        source = self.sources[number]
+        if isinstance(source, Laned):
+            return source.lane_rows(self.seed, epoch, lane, self.lanes, start, stop)
+        first = lane * (source // self.lanes)
+        return _cached_order(source, self.seed, epoch)[first + start : first + stop]

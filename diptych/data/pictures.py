@@ -1,7 +1,8 @@
-"""Picture files to RGB, whatever they hold; what cannot be read becomes a BadRecord with a fixed reason.
+"""Opens picture files of any kind as RGB. An unreadable file raises BadRecord with a fixed reason.
 
-Orientation follows EXIF. Transparent parts are shown on white. 16-bit pictures are scaled to 8 bits. Of animations the
-first frame counts. Only the formats below are tried: others would hand the file to outside programs.
+Pictures are turned upright as their EXIF data says, transparent parts are put on white, 16-bit pictures are scaled to
+8 bits, and of animations the first frame is used. Only the formats below are tried, because others would pass the file
+to external programs.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from diptych.data.record import BadRecord
 
 LARGEST_PIXELS = 100_000_000
-"""Pictures with more pixels are refused before they are decoded: a small file can ask for any amount of memory."""
+"""Larger pictures are refused before they are decoded, because a small file can ask for any amount of memory."""
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .avif .jp2".split()  # noqa: SIM905
 )
-"""File names that are taken for pictures, in lower case."""
-
+"""Files with these suffixes, in lower case, are taken for pictures."""
 
 _PART = re.compile(r"(.*\.tar)@(\d+)\+(\d+)", re.DOTALL)
 
 
 def part_of(shard: str | Path, start: int, size: int) -> str:
-    """The path of a picture inside a tar shard: `size` bytes from `start` on.
+    """Returns the path of a picture inside a tar shard, which has `size` bytes from `start` on.
 
     >>> part_of("00000.tar", 512, 2048)
     '00000.tar@512+2048'
@@ -42,7 +42,7 @@ def part_of(shard: str | Path, start: int, size: int) -> str:
 
 
 def place_of(part: str) -> tuple[str, int, int]:
-    """The shard, start and size that `part_of` put together.
+    """Returns the shard, start and size from which `part_of` made a path.
 
     >>> place_of("00000.tar@512+2048")
     ('00000.tar', 512, 2048)
@@ -53,7 +53,7 @@ def place_of(part: str) -> tuple[str, int, int]:
 
 
 def file_of(path: str) -> str:
-    """The file that holds a picture: the path itself, or the shard.
+    """Returns the file that holds a picture: the path itself, or the shard of a part.
 
     >>> file_of("a.jpg"), file_of("00000.tar@512+2048")
     ('a.jpg', '00000.tar')
@@ -63,6 +63,7 @@ def file_of(path: str) -> str:
 
 
 def _content(path: str) -> Path | io.BytesIO:
+    """Returns the path of a file, or the bytes of a part of a shard. Raises OSError."""
     part = _PART.fullmatch(path)
     if part is None:
         return Path(path)
@@ -72,13 +73,13 @@ def _content(path: str) -> Path | io.BytesIO:
 
 
 def picture_bytes(path: str) -> bytes:
-    """A picture as it is stored, in a file of its own or in a shard. Raises OSError."""
+    """Reads a picture as it is stored, in its own file or in a shard. Raises OSError."""
     content = _content(path)
     return content.getvalue() if isinstance(content, io.BytesIO) else content.read_bytes()
 
 
 def suffix_of(content: bytes) -> str:
-    """How a file with this picture in it is called, by what it holds. Raises OSError for no picture."""
+    """Returns the file suffix that fits the format of a picture's bytes. Raises OSError if they are no picture."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
@@ -87,17 +88,18 @@ def suffix_of(content: bytes) -> str:
 
 
 class _Refused(Exception):
-    """Why a file gives no picture: the reason to count by, and detail."""
+    """Says why a file cannot be opened as a picture: a fixed reason to count by, and details."""
 
 
 def open_picture(
     path: str | Path | bytes, record_id: str, least_side: int | None = None, most_pixels: int = LARGEST_PIXELS
 ) -> Image.Image:
-    """The decoded RGB picture of a file, of a part of a tar shard (`part_of`), or of what such a file holds.
+    """Decodes the RGB picture of a file, of a part of a tar shard (`part_of`), or of the bytes of a file.
 
-    Raises BadRecord, naming `record_id`; for more than `most_pixels` before anything is decoded. `least_side`: large
-    JPEGs may come at a half, a quarter or an eighth of their size, which decodes several times faster, as long as no
-    side falls below this. The scaled pixels differ slightly, so evaluation does without.
+    Raises BadRecord, which names `record_id`. A picture of more than `most_pixels` is refused before it is decoded.
+    With `least_side`, a large JPEG may be decoded at a half, a quarter or an eighth of its size, which is several times
+    faster, as long as no side falls below `least_side`. The scaled pixels differ slightly, so evaluation does not use
+    it.
     """
     try:
         if not isinstance(path, bytes):
@@ -114,16 +116,18 @@ def open_picture(
             return to_rgb(image) if turn is None else to_rgb(image).transpose(turn)
     except _Refused as refused:
         raise BadRecord(record_id, *refused.args) from None
-    # Decoders raise whatever broken bytes lead them to; no file may end the training with a traceback.
+    # Decoders can raise any error on broken bytes, and no file may end the training with a traceback.
     except Exception as error:
-        raise BadRecord(record_id, _broken(error), f"{type(error).__name__}: {error}") from None
+        truncated = "truncated" in str(error) or isinstance(error, EOFError)
+        reason = "picture truncated" if truncated else "picture broken"
+        raise BadRecord(record_id, reason, f"{type(error).__name__}: {error}") from None
 
 
 def _check_file(path: str) -> None:
     try:
         file = Path(file_of(path))
         size = file.stat().st_size if file.is_file() else None
-    except (OSError, ValueError) as error:  # a name that the file system does not take
+    except (OSError, ValueError) as error:  # the file system does not accept the name
         raise _Refused("picture missing", str(error)) from None
     if size is None:
         raise _Refused("picture missing", path)
@@ -133,22 +137,19 @@ def _check_file(path: str) -> None:
 
 @contextmanager
 def _opened(path: str | bytes) -> Iterator[Image.Image]:
-    """The picture with its header read and nothing decoded."""
+    """Opens a picture, which reads its header and decodes nothing."""
     content = io.BytesIO(path) if isinstance(path, bytes) else _content(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ours is the limit; and notes on odd metadata help nobody here
+        warnings.simplefilter("ignore")  # the limit on pixels is ours, and notes on odd metadata help nobody here
         try:
             image = Image.open(content, formats=_formats())
         except UnidentifiedImageError:
-            raise _Refused("not a picture", f"{_told(path)}none of the formats that Pillow reads") from None
+            name = "" if isinstance(path, bytes) else f"{path}: "
+            raise _Refused("not a picture", f"{name}none of the formats that Pillow reads") from None
         except Image.DecompressionBombError as error:
             raise _Refused("picture too large", str(error)) from None
         with image:
             yield image
-
-
-def _told(path: str | bytes) -> str:
-    return "" if isinstance(path, bytes) else f"{path}: "
 
 
 @lru_cache(maxsize=1)
@@ -157,12 +158,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _broken(error: Exception) -> str:
-    return "picture truncated" if "truncated" in str(error) or isinstance(error, EOFError) else "picture broken"
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow as RGB; transparency on white, more than 8 bits scaled down. Raises _Refused."""
+    """Converts a picture of any mode to RGB. Puts transparency on white and scales more than 8 bits down.
+
+    Raises _Refused.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -177,9 +177,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 or 32 bits or in floating point as bytes. Fractions of 1 aside, full scale is 65535.
+    """Scales grey values of 16 or 32 bits or in floating point to bytes.
 
-    Larger values are scaled by the largest one, since nothing in the file says what white is.
+    White is 1 or 255 for floating-point values up to these, and otherwise 65535. Larger values are scaled by the
+    largest one, since nothing in the file says what white is.
     """
     grey = np.clip(np.nan_to_num(values.astype(np.float64)), 0, None)
     top = float(grey.max(initial=0.0))
@@ -193,7 +194,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns a decoded picture upright, as the camera's EXIF entry says; nothing where the entry is broken."""
+    """Returns the transposition that turns a picture upright, as its EXIF entry says. A broken entry gives None."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (ValueError, TypeError, KeyError, SyntaxError, OSError, struct.error):

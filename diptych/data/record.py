@@ -1,31 +1,24 @@
-"""One schema a task, its line of JSON, and the protocol of whatever serves the records. No torch here.
+"""The records of each task and the protocols of the sources that serve them. This file imports no torch.
 
-`to_entry` and `from_entry` are the JSONL form: one object a line, its keys the fields of the record. The key of the
-text says which task a line belongs to: `caption` or `captions`, `hypothesis`, `question`, `statement`, `phrase`, or
-`text` where there is no picture.
-Pictures alone are read by another function, `picture_from_entry`: a line without a text is otherwise a mistake.
-In every schema `id` defaults to `FILE:LINE` and `image_id` to the image path.
+There is one record class per task. `diptych/data/entries.py` reads and writes records as lines of JSON.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-"""x, y, width, height in pixels of the whole picture, from its upper left corner."""
+"""x, y, width and height in pixels of the whole picture, counted from its upper left corner."""
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
-"""In the order of the classes."""
+"""The labels of visual entailment, in the order of their class numbers."""
 
 
-class _OfOnePicture:
-    """A record's pictures and their identities, where it has one picture."""
+class _OnePicture:
+    """Gives the records that have one picture the properties `images` and `image_ids`, which all records share."""
 
     image: Any
     image_id: str
@@ -40,23 +33,19 @@ class _OfOnePicture:
 
 
 @dataclass(frozen=True)
-class Record(_OfOnePicture):
-    """Retrieval and pre-training: a picture and its captions.
-
-    `{"id": "…", "image": "relative/path.jpg", "captions": ["…"], "image_id": "…", "clean": ["…"]}`;
-    `caption` with one string may stand for `captions`.
-    """
+class Record(_OnePicture):
+    """A picture with its captions, for pre-training and retrieval."""
 
     text_name: ClassVar[str] = "caption"
     id: str
-    """Names the record in messages; unique in its source."""
+    """Name of the record in messages. It is unique within its source."""
     image: Any
-    """What the source needs to produce the picture: a path for files, a scene for made ones."""
+    """What the source needs to produce the picture: a path for picture files, a scene for made pictures."""
     captions: tuple[str, ...]
     image_id: str
-    """Equal for equal pictures, whatever record they come from."""
+    """Identity of the picture. Records with the same picture have the same `image_id`."""
     clean: tuple[str, ...] = ()
-    """The captions without the noise that was put into `captions`; empty where none was."""
+    """The captions before noise was added to `captions`. Empty where no noise was added."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -64,11 +53,8 @@ class Record(_OfOnePicture):
 
 
 @dataclass(frozen=True)
-class Entailment(_OfOnePicture):
-    """Does the picture entail, contradict or leave open the hypothesis?
-
-    `{"id": "…", "image": "…", "hypothesis": "…", "label": "neutral", "image_id": "…"}`
-    """
+class Entailment(_OnePicture):
+    """A picture and a hypothesis that it entails, contradicts or leaves open."""
 
     text_name: ClassVar[str] = "hypothesis"
     id: str
@@ -84,27 +70,23 @@ class Entailment(_OfOnePicture):
 
 
 @dataclass(frozen=True)
-class Question(_OfOnePicture):
-    """A question about a picture, and what people answered.
-
-    `{"id": "…", "image": "…", "question": "…", "answers": ["red", "red", "blue"], "weights": [1.0], "image_id": "…"}`;
-    `answers` lists each annotator's answer, or, with `weights`, each answer once with its weight. Without `answers`
-    nobody knows: such questions can be answered, not learnt from.
-    """
+class Question(_OnePicture):
+    """A question about a picture and the answers that people gave. A question without answers cannot be trained on."""
 
     text_name: ClassVar[str] = "question"
     id: str
-    """What the data set calls the question, as a submission file needs it."""
+    """The data set's own id of the question, which a submission file needs."""
     image: Any
     question: str
     answers: tuple[str, ...]
+    """One answer per annotator, or, with `weights`, each different answer once."""
     image_id: str
     weights: tuple[float, ...] = ()
-    """One an answer, above 0; empty: each answer is one annotator's, and all count the same."""
+    """One weight above 0 per answer. If empty, each answer comes from one annotator and all count the same."""
 
     @property
     def targets(self) -> tuple[tuple[str, float], ...]:
-        """Each answer once, in order of first appearance, with its weight: the share of annotators who gave it."""
+        """Each different answer once, in order of first appearance, with its weight or its share of the annotators."""
         share = self.weights or (1 / max(1, len(self.answers)),) * len(self.answers)
         weighted: dict[str, float] = {}
         for answer, weight in zip(self.answers, share, strict=True):
@@ -118,21 +100,17 @@ class Question(_OfOnePicture):
 
 @dataclass(frozen=True)
 class PairStatement:
-    """Is the statement true of a pair of pictures?
-
-    `{"id": "…", "images": ["left.png", "right.png"], "statement": "…", "label": true, "image_ids": ["…", "…"],
-    "group": "…"}`
-    """
+    """Two pictures and a statement that is true or false of them."""
 
     text_name: ClassVar[str] = "statement"
     id: str
     images: tuple[Any, Any]
-    """Left, right."""
+    """The left and the right picture."""
     statement: str
     label: bool
     image_ids: tuple[str, str]
     group: str
-    """Equal for the pairs that share one statement, over which consistency is counted; the statement by default."""
+    """Equal for the pairs that share a statement, over which consistency is counted. By default the statement."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -140,12 +118,8 @@ class PairStatement:
 
 
 @dataclass(frozen=True)
-class Referring(_OfOnePicture):
-    """Where in the picture is what the phrase names?
-
-    `{"id": "…", "image": "…", "phrase": "…", "box": [x, y, width, height], "proposals": [[x, y, width, height]],
-    "image_id": "…", "ref_id": "…", "part": "testA"}`; training needs neither `box` nor `proposals`.
-    """
+class Referring(_OnePicture):
+    """A picture and a phrase that names one object in it. Training needs neither `box` nor `proposals`."""
 
     text_name: ClassVar[str] = "phrase"
     id: str
@@ -153,12 +127,13 @@ class Referring(_OfOnePicture):
     phrase: str
     image_id: str
     box: Box | None = None
+    """The box of the object, if it is known."""
     proposals: tuple[Box, ...] = ()
-    """Boxes of a detector, of which one is chosen."""
+    """Boxes of a detector, from which the model chooses one."""
     ref_id: str = ""
-    """Equal for the phrases that name one object of one picture."""
+    """Equal for the phrases that name the same object of the same picture."""
     part: str = ""
-    """The published split, where a split of ours holds several (testA, testB)."""
+    """The published split (testA, testB), where one split of ours holds several."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -166,11 +141,8 @@ class Referring(_OfOnePicture):
 
 
 @dataclass(frozen=True)
-class Picture(_OfOnePicture):
-    """A picture alone, for stages that see nothing else.
-
-    `{"id": "…", "image": "relative/path.jpg", "image_id": "…"}`; what else a line says is passed over.
-    """
+class Picture(_OnePicture):
+    """A picture without a text, for stages that train on pictures alone."""
 
     text_name: ClassVar[str] = "text"
     id: str
@@ -184,10 +156,7 @@ class Picture(_OfOnePicture):
 
 @dataclass(frozen=True)
 class PlainText:
-    """A text without a picture, for language modelling.
-
-    `{"id": "…", "text": "…"}`
-    """
+    """A text without a picture, for language modelling."""
 
     text_name: ClassVar[str] = "text"
     images: ClassVar[tuple[Any, ...]] = ()
@@ -211,14 +180,23 @@ TASK_NAMES: dict[type, str] = {
     Referring: "referring phrases",
     PlainText: "texts without pictures",
 }
-"""What messages call the records of each task."""
+"""The name of each kind of record in messages."""
+
+
+def with_images(record: Any, images: Sequence[Any]) -> Any:
+    """Returns the record with other `images`, one for each that it has. A `PlainText` stays as it is."""
+    if isinstance(record, PlainText):
+        return record
+    if isinstance(record, PairStatement):
+        return replace(record, images=(images[0], images[1]))
+    return replace(record, image=images[0])
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used. `reason` is a short fixed phrase to count by; the message names the record."""
+    """Says why a record cannot be used. `reason` is a short fixed phrase to count by; the message names the record."""
 
     def __init__(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """`count`: how many records it stands for, where a whole file of them is lost."""
+        """`count` is the number of records that the error stands for, where a whole file of them is lost."""
         super().__init__(f"{record}: {reason}" + (f" ({detail})" if detail else ""))
         self.record = record
         self.reason = reason
@@ -231,11 +209,12 @@ class BadRecord(ValueError):
 
 @runtime_checkable
 class Source(Protocol):
-    """An ordered set of records. Cheap to index; pictures are made or decoded only on request. Picklable."""
+    """Serves the captioned pictures of one split. Sources are cheap to index and can be pickled; a picture is made or
+    decoded only on request."""
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:
-        """What could not become a record when the source was opened (broken lines, missing files, empty captions)."""
+        """The entries that were not usable when the source was opened: broken lines, missing files, empty captions."""
         ...
 
     def __len__(self) -> int: ...
@@ -243,13 +222,13 @@ class Source(Protocol):
     def record(self, index: int) -> Record: ...
 
     def picture(self, record: Record) -> Image.Image:
-        """An RGB picture. Raises BadRecord."""
+        """Returns the RGB picture of a record. Raises BadRecord."""
         ...
 
 
 @runtime_checkable
 class TaskSource(Protocol[R]):
-    """A `Source` for the records of any task."""
+    """Serves the records of one split of any task, as `Source` serves captioned pictures."""
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]: ...
@@ -259,229 +238,12 @@ class TaskSource(Protocol[R]):
     def record(self, index: int) -> R: ...
 
     def pictures(self, record: R) -> tuple[Image.Image, ...]:
-        """RGB pictures, one for each of `record.images`. Raises BadRecord."""
+        """Returns one RGB picture for each of `record.images`. Raises BadRecord."""
         ...
 
 
 def check_kind(source: Source | TaskSource[Any], kind: type, name: str) -> None:
-    """Raises ValueError unless the source holds records of that task. `name` says what the source is."""
+    """Raises ValueError unless the source holds records of class `kind`. `name` says what the source is."""
     if len(source) and not isinstance(source.record(0), kind):
-        found = TASK_NAMES[type(source.record(0))]
-        raise ValueError(f"{name} holds {found}; this task needs {TASK_NAMES[kind]}")
-
-
-# --------------------------------------------------------------------------- the JSONL form
-
-
-def to_entry(record: AnyRecord) -> dict[str, Any]:
-    """The object of a record's line. What equals its default is left out."""
-    entry: dict[str, Any] = {"id": record.id}
-    if isinstance(record, PlainText):
-        return entry | {"text": record.text}
-    if isinstance(record, PairStatement):
-        entry |= {"images": list(record.images), "statement": record.statement, "label": record.label}
-        entry |= {"image_ids": list(record.image_ids)}
-        return entry | ({"group": record.group} if record.group != record.statement else {})
-    entry["image"] = record.image
-    if isinstance(record, Record):
-        entry["captions"] = list(record.captions)
-        optional: dict[str, Any] = {"clean": list(record.clean)}
-    elif isinstance(record, Entailment):
-        entry |= {"hypothesis": record.hypothesis, "label": record.label}
-        optional = {}
-    elif isinstance(record, Picture):
-        optional = {}
-    elif isinstance(record, Question):
-        entry["question"] = record.question
-        optional = {"answers": list(record.answers), "weights": list(record.weights)}
-    else:
-        entry["phrase"] = record.phrase
-        boxes = [list(box) for box in record.proposals]
-        optional = {"box": record.box and list(record.box), "proposals": boxes}
-        optional |= {"ref_id": record.ref_id, "part": record.part}
-    entry["image_id"] = record.image_id
-    return entry | {key: value for key, value in optional.items() if value}
-
-
-def from_entry(entry: Any, name: str) -> AnyRecord:
-    """The record of a line's object; `name` says where it stands. Images stay as written. Raises BadRecord."""
-    if not isinstance(entry, Mapping):
-        raise BadRecord(name, "not an object", 'each entry is {"image": …, "caption": …}')
-    for key, read in _READERS.items():
-        if key in entry:
-            return read(entry, name)
-    return _record(entry, name)
-
-
-def picture_from_entry(entry: Any, name: str) -> Picture:
-    """The picture of a line's object, whatever texts it has. Raises BadRecord."""
-    if not isinstance(entry, Mapping):
-        raise BadRecord(name, "not an object", 'each entry is {"image": …}')
-    return Picture(_id(entry, name), text_of(entry, "image", name), _image_id(entry, name))
-
-
-def _record(entry: Mapping[str, Any], name: str) -> Record:
-    image = text_of(entry, "image", name)
-    captions = texts_of(entry, "captions" if "captions" in entry else "caption", name)
-    clean = texts_of(entry, "clean", name) if entry.get("clean") else ()
-    if clean and len(clean) != len(captions):
-        raise BadRecord(name, "wrong type", "`clean` must have one text for each caption")
-    return Record(_id(entry, name), image, captions, _image_id(entry, name), clean)
-
-
-def _entailment(entry: Mapping[str, Any], name: str) -> Entailment:
-    image, hypothesis = text_of(entry, "image", name), text_of(entry, "hypothesis", name)
-    return Entailment(_id(entry, name), image, hypothesis, label_of(entry, "label", name), _image_id(entry, name))
-
-
-def _question(entry: Mapping[str, Any], name: str) -> Question:
-    answers = texts_of(entry, "answers", name) if "answers" in entry else ()
-    weights = entry.get("weights", ())
-    if not isinstance(weights, Sequence) or not all(_positive(weight) for weight in weights):
-        raise BadRecord(name, "wrong type", "`weights` must be a list of numbers above 0")
-    if weights and len(weights) != len(answers):
-        raise BadRecord(name, "wrong type", "`weights` must have one number for each answer")
-    image, question = text_of(entry, "image", name), text_of(entry, "question", name)
-    return Question(_id(entry, name), image, question, answers, _image_id(entry, name), tuple(map(float, weights)))
-
-
-def _pair(entry: Mapping[str, Any], name: str) -> PairStatement:
-    images = texts_of(entry, "images", name)
-    image_ids = texts_of(entry, "image_ids", name) if "image_ids" in entry else tuple(map(plain_path, images))
-    if len(images) != 2 or len(image_ids) != 2:
-        raise BadRecord(name, "wrong type", "`images` and `image_ids` must have two texts each")
-    statement = text_of(entry, "statement", name)
-    return PairStatement(
-        id=_id(entry, name),
-        images=(images[0], images[1]),
-        statement=statement,
-        label=truth_of(entry, "label", name),
-        image_ids=(image_ids[0], image_ids[1]),
-        group=name_of(entry, "group", name) or statement,
-    )
-
-
-def _referring(entry: Mapping[str, Any], name: str) -> Referring:
-    proposals = entry.get("proposals", ())
-    if not isinstance(proposals, Sequence) or isinstance(proposals, str):
-        raise BadRecord(name, "wrong type", "`proposals` must be a list of boxes")
-    return Referring(
-        id=_id(entry, name),
-        image=text_of(entry, "image", name),
-        phrase=text_of(entry, "phrase", name),
-        image_id=_image_id(entry, name),
-        box=None if entry.get("box") is None else box_of(entry["box"], name),
-        proposals=tuple(box_of(box, name) for box in proposals),
-        ref_id=name_of(entry, "ref_id", name) or "",
-        part=name_of(entry, "part", name) or "",
-    )
-
-
-def _plain_text(entry: Mapping[str, Any], name: str) -> AnyRecord:
-    if "image" in entry:  # what is said of a picture is its caption
-        return _record(entry, name)
-    return PlainText(_id(entry, name), text_of(entry, "text", name))
-
-
-_READERS: dict[str, Callable[[Mapping[str, Any], str], AnyRecord]] = {
-    "captions": _record,
-    "caption": _record,
-    "hypothesis": _entailment,
-    "question": _question,
-    "statement": _pair,
-    "phrase": _referring,
-    "text": _plain_text,
-}
-
-
-# --------------------------------------------------------------------------- values of an entry, checked
-
-
-def text_of(entry: Mapping[str, Any], key: str, name: str) -> str:
-    """A text that must be there. Raises BadRecord."""
-    if key not in entry:
-        raise BadRecord(name, "key missing", key)
-    if not isinstance(entry[key], str):
-        raise BadRecord(name, "wrong type", f"`{key}` must be a text")
-    return _unicode(entry[key], name)
-
-
-def texts_of(entry: Mapping[str, Any], key: str, name: str) -> tuple[str, ...]:
-    """A text or a list of texts that must be there. Raises BadRecord."""
-    if key not in entry:
-        raise BadRecord(name, "key missing", key)
-    value = entry[key]
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise BadRecord(name, "wrong type", f"`{key}` must be a text or a list of texts")
-    return tuple(_unicode(text, name) for text in texts)
-
-
-def name_of(entry: Mapping[str, Any], key: str, name: str) -> str | None:
-    """An optional name; published lists number their pictures, so whole numbers will do. Raises BadRecord."""
-    value = entry.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise BadRecord(name, "wrong type", f"`{key}` must be a text or a whole number")
-
-
-def label_of(entry: Mapping[str, Any], key: str, name: str) -> str:
-    """One of ENTAILMENT_LABELS. Raises BadRecord."""
-    label = text_of(entry, key, name)
-    if label not in ENTAILMENT_LABELS:
-        raise BadRecord(name, "label unknown", f"'{label}' is none of {', '.join(ENTAILMENT_LABELS)}")
-    return label
-
-
-def truth_of(entry: Mapping[str, Any], key: str, name: str) -> bool:
-    """True or false, as such or as a text, as published. Raises BadRecord."""
-    truth = {"true": True, "false": False}.get(str(entry.get(key)).lower())
-    if truth is None:
-        raise BadRecord(name, "label unknown", f"`{key}` must be true or false")
-    return truth
-
-
-def box_of(value: Any, name: str) -> Box:
-    """x, y, width, height. Raises BadRecord."""
-    if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_number, value)):
-        raise BadRecord(name, "box wrong", f"{value!r} is not [x, y, width, height]")
-    x, y, width, height = map(float, value)
-    if min(width, height) <= 0:
-        raise BadRecord(name, "box wrong", f"width and height of {value!r} must be above 0")
-    return x, y, width, height
-
-
-def plain_path(path: str) -> str:
-    """A path without `.`, `..` and doubled slashes, so that one file has one name.
-
-    >>> plain_path("./photos//a.jpg")
-    'photos/a.jpg'
-    """
-    return Path(os.path.normpath(path)).as_posix()
-
-
-def _id(entry: Mapping[str, Any], name: str) -> str:
-    return name_of(entry, "id", name) or name
-
-
-def _image_id(entry: Mapping[str, Any], name: str) -> str:
-    return name_of(entry, "image_id", name) or plain_path(text_of(entry, "image", name))
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(value: Any) -> bool:
-    return _number(value) and value > 0
-
-
-def _unicode(text: str, name: str) -> str:
-    """JSON and file names can hold half characters, which no tokenizer takes and no terminal prints."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRecord(name.encode(errors="backslashreplace").decode(), "not Unicode", str(error)) from None
-    return text
+        held = TASK_NAMES[type(source.record(0))]
+        raise ValueError(f"{name} holds {held}; this task needs {TASK_NAMES[kind]}")

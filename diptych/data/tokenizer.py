@@ -1,9 +1,9 @@
-"""BERT WordPiece, from a vocabulary or learnt from captions. No torch here.
+"""Tokenizes texts with BERT's WordPiece, from a vocabulary file or one learnt from captions. It imports no torch.
 
-A text becomes [CLS] + pieces, and [SEP] only where `separator` says so: the released ALBEF writes none, stock BERT
-writes one, and a checkpoint read with the wrong policy loses accuracy without a word
-(docs/released_code.md, defect 11).
-`piece` is a vocabulary entry; one that continues a word starts with "##".
+A text becomes [CLS], its word pieces, and [SEP] only if `separator` is set. The released ALBEF writes no [SEP] and
+stock BERT writes one; a checkpoint that is used with the wrong policy silently loses accuracy
+(docs/released_code.md, defect 11). A word piece is an entry of the vocabulary; one that continues a word starts with
+"##".
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from diptych.data.wordpiece_trainer import CONTINUES, count_words, learn_pieces
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""In the order of their ids in a learnt vocabulary; a given vocabulary has its own ids."""
+"""The special tokens, in the order of their ids in a learnt vocabulary. A vocabulary file has its own ids."""
 VOCABULARY_FILE = "vocab.txt"
 POLICY_FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """Texts to ids and back. Two tokenizers are equal if they give every text the same ids."""
+    """Turns texts into ids and back. Two tokenizers are equal if they give every text the same ids."""
 
     def __init__(self, vocabulary: Sequence[str], *, separator: bool = False, lowercase: bool = True) -> None:
-        """`vocabulary` lists the pieces by id. Raises ValueError if it lacks a special piece or holds one twice."""
+        """`vocabulary` lists the word pieces by id.
+
+        Raises ValueError if it lacks a special token or holds a word piece twice.
+        """
         self.vocabulary = tuple(vocabulary)
         self.separator = separator
         self.lowercase = lowercase
@@ -38,11 +41,11 @@ class Tokenizer:
         self._check()
         self._engine = _engine(self._ids, lowercase)
 
-    # ------------------------------------------------------------------ where tokenizers come from
+    # ------------------------------------------------------------------ creating, loading and saving
 
     @classmethod
     def from_vocabulary(cls, path: str | Path, separator: bool = False, lowercase: bool = True) -> Tokenizer:
-        """From a file with one piece a line (its line is its id), or a folder that holds a vocab.txt."""
+        """Reads a file with one word piece per line, whose number is its id, or the vocab.txt of a folder."""
         path = Path(path)
         file = path / VOCABULARY_FILE if path.is_dir() else path
         if not file.is_file():
@@ -51,7 +54,7 @@ class Tokenizer:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not a vocabulary: one piece a line, in UTF-8 ({error})") from None
-        # Split at line ends only: str.splitlines also splits at characters that vocabularies hold as pieces.
+        # Splits at line ends only: str.splitlines also splits at characters that vocabularies hold as word pieces.
         lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
         try:
             return cls(lines, separator=separator, lowercase=lowercase)
@@ -60,7 +63,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, separator: bool = False, lowercase: bool = True) -> Tokenizer:
-        """Learn at most `size` pieces from texts. The same texts, in any order, give the same pieces."""
+        """Learns at most `size` word pieces from texts. The order of the texts makes no difference."""
         words = count_words(texts, lowercase)
         if not words:
             raise ValueError("cannot learn word pieces: the captions hold no words")
@@ -68,7 +71,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """What `save` wrote: the vocabulary together with its [SEP] policy."""
+        """Loads the vocabulary and the [SEP] policy that `save` wrote."""
         policy_file = Path(folder) / POLICY_FILE
         try:
             policy = json.loads(policy_file.read_text(encoding="utf-8"))
@@ -80,7 +83,7 @@ class Tokenizer:
         return cls.from_vocabulary(folder, separator=separator, lowercase=lowercase)
 
     def save(self, folder: str | Path) -> None:
-        """Write vocab.txt and tokenizer.json (the [SEP] policy and letter case) into `folder`."""
+        """Writes vocab.txt and tokenizer.json (the [SEP] policy and letter case) into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / VOCABULARY_FILE).write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8", newline="\n")
@@ -90,7 +93,10 @@ class Tokenizer:
     # ------------------------------------------------------------------ texts to ids and back
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-        """[CLS] + pieces (+ [SEP]) for each text. Longer ones than `max_tokens` lose pieces from their end."""
+        """Encodes each text as [CLS], its word pieces and, by policy, [SEP].
+
+        Texts longer than `max_tokens` lose word pieces from their end.
+        """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one text")
         extra = 2 if self.separator else 1
@@ -101,27 +107,27 @@ class Tokenizer:
         return [[self.cls_id, *ids[:keep], *end] for ids in self._encode(texts)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if len(texts) == 1:  # the engine's batch call costs more than it saves here
+        if len(texts) == 1:  # for one text the engine's batch call costs more than it saves
             return [self._engine.encode(texts[0], add_special_tokens=False).ids]
         return [encoding.ids for encoding in self._engine.encode_batch(list(texts), add_special_tokens=False)]
 
     def pieces(self, text: str) -> list[str]:
-        """The pieces of a text, without the special tokens that `encode` adds."""
+        """Returns the word pieces of a text, without the special tokens that `encode` adds."""
         return [self.vocabulary[number] for number in self._encode([text])[0]]
 
     def token(self, number: int) -> str:
-        """The piece with this id."""
+        """Returns the word piece with this id."""
         if not 0 <= number < len(self.vocabulary):
             raise ValueError(f"id {number} is outside the vocabulary of {len(self.vocabulary)} pieces")
         return self.vocabulary[number]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable words: pieces joined, special tokens other than [UNK] and [MASK] left out."""
+        """Joins word pieces into readable words. Special tokens other than [UNK] and [MASK] are left out."""
         silent = {self.pad_id, self.cls_id, self.sep_id}
         words = " ".join(self.token(int(number)) for number in ids if int(number) not in silent)
         return words.replace(" " + CONTINUES, "")
 
-    # ------------------------------------------------------------------ what others need to know
+    # ------------------------------------------------------------------ properties
 
     @property
     def vocab_size(self) -> int:
@@ -149,12 +155,12 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+        """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
         return frozenset(self._ids[piece] for piece in SPECIAL)
 
     @property
     def continuing_ids(self) -> tuple[int, ...]:
-        """Ids of the pieces that continue a word."""
+        """Ids of the word pieces that continue a word."""
         return tuple(number for number, piece in enumerate(self.vocabulary) if piece.startswith(CONTINUES))
 
     def __eq__(self, other: object) -> bool:
@@ -183,10 +189,10 @@ class Tokenizer:
 
 
 def _engine(ids: dict[str, int], lowercase: bool) -> Engine:
-    """BERT's own clean-up (control characters, accents, Chinese characters apart), then longest match first."""
+    """Builds a WordPiece engine: BERT's clean-up of control characters, accents and Chinese, then longest match."""
     engine = Engine(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100, continuing_subword_prefix=CONTINUES))
-    engine.normalizer = BertNormalizer(lowercase=lowercase)  # strips accents exactly when it lowers
+    engine.normalizer = BertNormalizer(lowercase=lowercase)  # strips accents if and only if it lowers
     engine.pre_tokenizer = BertPreTokenizer()
-    # A literal "[SEP]" in a text is the special token, in capitals only (VQA answers are closed that way).
+    # A literal "[SEP]" in a text, in capitals only, is the special token. The released VQA code ends answers with it.
     engine.add_special_tokens([AddedToken(piece, normalized=False) for piece in SPECIAL])
     return engine

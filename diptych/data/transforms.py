@@ -1,6 +1,7 @@
-"""A picture to a tensor: for training (crop, flip, RandAugment) and for evaluation (resize only). All on PIL.
+"""Turns pictures into tensors: for training by crop, flip and RandAugment, for evaluation by resizing only.
 
-H = W = image_size. Randomness comes only from the generator handed in, so that an item is a function of its seed.
+All operations work on PIL pictures. Tensors have H = W = image_size. All randomness comes from the generator that is
+passed in, so that a sample is a function of its seed.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ STATISTICS: dict[Normalise, tuple[Colours, Colours]] = {
     "albef": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "vlmo": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-"""Mean and deviation of red, green and blue in 0..1: the released pictures are normalised with these."""
+"""Mean and standard deviation of red, green and blue in 0..1, by which the released code normalises pictures."""
 ASPECT = (3 / 4, 4 / 3)
-"""Width by height of the random crop."""
-
+"""The range of the random crop's width divided by its height."""
 LONGER = 1333 / 800
-"""The longer side at most, by the shorter one, of pictures that keep their shape."""
+"""The largest ratio of the longer to the shorter side of pictures that keep their shape (`keep_shape`)."""
 MULTIPLE = 32
-"""Sides of such pictures are multiples of this."""
+"""The sides of such pictures are multiples of this."""
 
 _DIRECTIONAL = re.compile(
     r"(?<![^\W_])(?:left|right)(?:most|wards?|hand(?:ed)?|side|s|y|ies?)?(?![^\W_])", re.IGNORECASE
@@ -40,7 +40,7 @@ _DIRECTIONAL = re.compile(
 
 
 class TrainTransform:
-    """Random resized crop, flip, RandAugment, normalisation (ALBEF §3.4, §3.5)."""
+    """Applies a random resized crop, a flip, RandAugment and normalisation (ALBEF §3.4, §3.5)."""
 
     def __init__(self, config: DataConfig, image_size: int, released: Released = Released()) -> None:
         low, high = config.crop
@@ -53,18 +53,18 @@ class TrainTransform:
         self.augment = RandAugment(*config.randaugment, released)
 
     def __call__(self, image: Image.Image, caption: str, rng: random.Random) -> Float[Tensor, "3 H W"]:
-        """The picture as it is shown beside `caption`, which decides whether it may be flipped."""
-        whole = self.config.crop == (1, 1)  # which crop_box would cut to a permitted aspect
+        """Transforms a picture. `caption` decides whether it may be flipped."""
+        whole = self.config.crop == (1, 1)  # crop_box would cut the whole picture to a permitted aspect ratio
         image = image if whole else image.crop(crop_box(image.size, self.config.crop, rng))
         image = resize(image, self.image_size)
-        flip = rng.random() < self.config.flip  # drawn always: the caption must not move the later draws
+        flip = rng.random() < self.config.flip  # always drawn, so that the caption does not change the later draws
         if flip and (self.released.flip_directional_texts or not says_left_or_right(caption)):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(self.augment(image, rng), self.config.normalise)
 
 
 class EvaluationTransform:
-    """The whole picture, resized to a square whatever its shape, and normalised."""
+    """Resizes the whole picture to a square, whatever its shape, and normalises it."""
 
     def __init__(self, config: DataConfig, image_size: int) -> None:
         self.normalise = config.normalise
@@ -75,14 +75,15 @@ class EvaluationTransform:
 
 
 def resize(image: Image.Image, side: int) -> Image.Image:
-    """To a square by bicubic interpolation (antialiased, as Pillow does)."""
+    """Resizes a picture to a square by bicubic interpolation, antialiased as in Pillow."""
     return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def crop_box(size: tuple[int, int], area: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a random crop: its share of the area uniform, the logarithm of its aspect uniform.
+    """Draws a random crop (left, top, right, bottom). Its share of the area and the log of its aspect are uniform.
 
-    Shapes that do not fit are drawn again, ten times; then the largest central crop of a permitted aspect is taken.
+    A shape that does not fit is drawn again, up to ten times. Then the largest central crop of a permitted aspect is
+    taken.
     """
     width, height = size
     for _ in range(10):
@@ -99,15 +100,15 @@ def crop_box(size: tuple[int, int], area: tuple[float, float], rng: random.Rando
 
 
 def says_left_or_right(text: str) -> bool:
-    """Whether a word of the text is left, right or formed from them (leftmost, right-hand, leftwards), not: bright."""
+    """Returns whether the text has the word left or right, or one formed from them: leftmost, right-hand, leftwards."""
     return _DIRECTIONAL.search(text) is not None
 
 
 def keep_shape(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Width and height for a picture that is not to become a square, as VLMo's other transform has them.
+    """Returns width and height of a picture that keeps its shape, as VLMo's other transform computes them.
 
-    The shorter side becomes `shorter`, unless the longer one then exceeds `LONGER` times as much; both are cut to
-    multiples of 32. No model here takes such pictures: their positions are those of a square.
+    The shorter side becomes `shorter`, or less if the longer side would exceed `LONGER` times as much. Both are cut to
+    multiples of 32. No model here takes such pictures, because position embeddings are those of a square.
 
     >>> keep_shape((640, 480), 384)
     (512, 384)
@@ -118,7 +119,7 @@ def keep_shape(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 
 def to_tensor(image: Image.Image, normalise: Normalise) -> Float[Tensor, "3 H W"]:
-    """RGB bytes to normalised channels."""
+    """Turns an RGB picture into normalised channels."""
     bytes_HWC = np.asarray(image)
     assert image.mode == "RGB", "sources give RGB pictures"
     scale, shift = _scale_and_shift(normalise)
@@ -129,7 +130,7 @@ def to_tensor(image: Image.Image, normalise: Normalise) -> Float[Tensor, "3 H W"
 
 
 def to_picture(pixels: Float[Tensor, "3 H W"], normalise: Normalise) -> Image.Image:
-    """The inverse of `to_tensor`, for reports and heat maps."""
+    """Inverts `to_tensor`, for reports and heat maps."""
     scale, shift = _scale_and_shift(normalise)
     bytes_CHW = (pixels.float().cpu().numpy() - shift) / scale
     return Image.fromarray(cast(np.ndarray, np.rint(np.clip(bytes_CHW, 0, 255)).astype(np.uint8).transpose(1, 2, 0)))
@@ -137,6 +138,6 @@ def to_picture(pixels: Float[Tensor, "3 H W"], normalise: Normalise) -> Image.Im
 
 @cache
 def _scale_and_shift(normalise: Normalise) -> tuple[np.ndarray, np.ndarray]:
-    """By which bytes become normalised channels [3, 1, 1]."""
+    """Returns scale and shift [3, 1, 1] by which bytes become normalised channels."""
     mean, std = (np.array(values)[:, None, None] for values in STATISTICS[normalise])
     return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

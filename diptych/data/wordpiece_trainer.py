@@ -1,7 +1,7 @@
-"""Learning word pieces from word counts: byte-pair merges over characters, written as WordPiece entries.
+"""Learns word pieces from word counts: byte-pair merges over characters, written as WordPiece entries.
 
-Own code, because the trainer of the `tokenizers` package breaks ties by hash order, so that two runs learn different
-vocabularies. Here ties are broken by the pieces themselves. Words are lists of pieces, "##" marks continuation.
+The trainer of the `tokenizers` package breaks ties by hash order, so that two runs learn different vocabularies. This
+one breaks ties by the word pieces themselves. A word is a list of word pieces; "##" marks one that continues a word.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ Pair = tuple[str, str]
 
 
 def count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
-    """How often each word occurs, after BERT's clean-up and splitting."""
-    clean, split = BertNormalizer(lowercase=lowercase), BertPreTokenizer()
+    """Counts the words of texts, which are cleaned and split as by BERT."""
+    normalizer, splitter = BertNormalizer(lowercase=lowercase), BertPreTokenizer()
     words: Counter[str] = Counter()
     for text, times in Counter(texts).items():
-        for word, _ in split.pre_tokenize_str(clean.normalize_str(text)):
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
             words[word] += times
     return words
 
 
 def learn_pieces(words: Mapping[str, int], size: int) -> list[str]:
-    """At most `size` pieces: every character (letters also as continuation), then the most frequent merges.
+    """Learns at most `size` word pieces: every character (letters also as continuation) and the most frequent merges.
 
-    Raises ValueError if `size` does not even hold the characters.
+    Raises ValueError if `size` is too small for the characters alone.
     """
-    spelt = sorted(words)
-    letters = sorted({letter for word in spelt for letter in word})
-    spelling = {piece for word in spelt for piece in _spell(word)}
-    spelling |= {CONTINUES + letter for letter in letters if letter.isalpha()}  # for the words of later queries
+    ordered = sorted(words)
+    letters = sorted({letter for word in ordered for letter in word})
+    spelling = {piece for word in ordered for piece in _spell(word)}
+    spelling |= {CONTINUES + letter for letter in letters if letter.isalpha()}  # for words that are met later
     pieces = dict.fromkeys([*letters, *sorted(spelling.difference(letters))])
     if len(pieces) > size:
         raise ValueError(
             f"the captions hold {len(letters)} different characters: tokenizer.size must be at least {len(pieces) + 5}"
         )
-    merges = _Merges([_spell(word) for word in spelt], [words[word] for word in spelt])
+    merges = _Merges([_spell(word) for word in ordered], [words[word] for word in ordered])
     while len(pieces) < size and (pair := merges.best()):
         pieces.setdefault(_joined(pair))
         merges.merge(pair)
@@ -58,7 +58,7 @@ def _joined(pair: Pair) -> str:
 
 
 class _Merges:
-    """Words as pieces with the count of every neighbouring pair, kept up to date as pairs merge."""
+    """Holds words as word pieces, and keeps the count of every neighbouring pair up to date while pairs are merged."""
 
     def __init__(self, words: list[list[str]], counts: list[int]) -> None:
         self.words = words
@@ -71,15 +71,19 @@ class _Merges:
         heapq.heapify(self.heap)
 
     def best(self) -> Pair | None:
-        """The most frequent pair, the first in alphabetical order among equals; None when every word is one piece."""
+        """Returns the most frequent pair, or the first in alphabetical order of several.
+
+        Returns None when every word is a single word piece.
+        """
         while self.heap:
             count, pair = self.heap[0]
             if count and self.pairs[pair] == -count:
                 return pair
-            heapq.heappop(self.heap)  # out of date: its present count stands elsewhere in the heap
+            heapq.heappop(self.heap)  # this entry is out of date; the pair's present count is elsewhere in the heap
         return None
 
     def merge(self, pair: Pair) -> None:
+        """Merges a pair in all words."""
         touched: set[Pair] = set()
         for number in sorted(self.where[pair]):
             touched |= self._count(number, -1)
@@ -90,7 +94,7 @@ class _Merges:
                 heapq.heappush(self.heap, (-self.pairs[changed], changed))
 
     def _count(self, number: int, sign: int) -> set[Pair]:
-        """Add (or take away) the pairs of a word; the pairs concerned."""
+        """Adds the pairs of a word to the counts, or removes them. Returns these pairs."""
         pairs = list(pairwise(self.words[number]))
         for pair in pairs:
             self.pairs[pair] += sign * self.counts[number]
@@ -101,7 +105,7 @@ class _Merges:
 def _merge(word: list[str], pair: Pair) -> list[str]:
     merged: list[str] = []
     for piece in word:
-        # A pair that has just been formed cannot merge again: its piece is not the pair's first half.
+        # A pair that has just been merged cannot merge again: its word piece is not the first half of the pair.
         if merged and (merged[-1], piece) == pair:
             merged[-1] = _joined(pair)
         else:

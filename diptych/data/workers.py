@@ -1,4 +1,4 @@
-"""Processes beside the main one: they leave signals to it and end with it."""
+"""Runs worker processes, which leave signals to the main process and end with it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 START = "fork" if sys.platform == "linux" else None
-"""A fork starts in milliseconds and works from scripts without a `__main__` guard. It is safe here: such processes use
-one thread, no OpenMP and no GPU. Elsewhere than on Linux the platform's own way."""
+"""How worker processes are started. A fork takes milliseconds and works from scripts without a `__main__` guard. It is
+safe here, because workers use one thread, no OpenMP and no GPU. Other platforms than Linux use their default."""
 
 
 def begin_worker(parent: int, _: int = 0) -> None:
-    """Leave Ctrl-C and the first SIGTERM to the parent process, which saves and then ends its workers.
+    """Makes this process ignore Ctrl-C and the first SIGTERM, and end when its parent process is gone.
 
-    Both often reach the whole process group; a worker that died of them would take the step being saved with it.
-    When the parent is gone, the worker goes too.
+    The parent saves its state and then ends its workers. Both signals often reach the whole process group, and a worker
+    that died of them would make the parent lose the step that it is saving.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -35,22 +35,26 @@ def begin_worker(parent: int, _: int = 0) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """torch's own watch looks between two batches, and never gets there where the trainer was killed while it held a
-    lock that both share."""
+    """Ends this process when its parent is gone.
+
+    torch also checks for that, but only between two batches. It never gets there if the trainer was killed while it
+    held a lock that both processes share.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def each_in_parallel(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[Result]:
-    """`work` of each job, as they end; in this process if `processes` is 1. `work` reaches a fork as it is.
+    """Yields `work(job)` of each job, in the order in which they finish. One process means this process.
 
-    Raises RuntimeError where a process was killed: what others have written stays.
+    Forked workers inherit `work`, so it need not be picklable there. Raises RuntimeError if a worker was killed; what
+    other workers have written stays.
     """
     if processes <= 1:
         yield from map(work, jobs)
@@ -59,21 +63,21 @@ def each_in_parallel(work: Callable[[Job], Result], jobs: Iterable[Job], process
         processes, get_context(START), initializer=_begin_job, initargs=(os.getpid(), work)
     )  # fmt: skip
     with pool:
-        waiting, remaining = set[Future[Result]](), iter(jobs)
+        pending, remaining = set[Future[Result]](), iter(jobs)
         try:
             while True:
-                waiting |= {pool.submit(_do, job) for job in islice(remaining, 2 * processes - len(waiting))}
-                if not waiting:
+                pending |= {pool.submit(_do, job) for job in islice(remaining, 2 * processes - len(pending))}
+                if not pending:
                     return
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (one.result() for one in done)
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
         except BrokenProcessPool:
             raise RuntimeError(
                 "a process of this work was killed, perhaps for want of memory; start again, and it goes on"
             ) from None
         finally:
-            for one in waiting:
-                one.cancel()
+            for future in pending:
+                future.cancel()
 
 
 _WORK: list[Callable[..., object]] = []
@@ -81,7 +85,7 @@ _WORK: list[Callable[..., object]] = []
 
 def _begin_job(parent: int, work: Callable[..., object]) -> None:
     begin_worker(parent)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing half-written is taken for whole, so these may simply end
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an interrupted job leaves no file that looks complete
     _WORK.append(work)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych.data.files import files_below
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
-from diptych.data.sources.folder import files_below
 from diptych.predict.inputs import unknown_words
 from diptych.predict.predictor import Predictor
 from diptych.predict.results import Hit

@@ -24,14 +24,13 @@ from torch import Tensor
 from diptych import catalog
 from diptych.checkpoints import store
 from diptych.data.answers import answer_vocabulary
-from diptych.data.cleanup import clean_caption
+from diptych.data.cleanup import clean_caption, clean_text
 from diptych.data.collate import pad_texts
 from diptych.data.loader import (
     EvaluationBatch,
     Item,
     PairLoader,
     check_readable,
-    cleaned,
     evaluation_batches,
     items_at,
 )
@@ -128,7 +127,7 @@ def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
         return Tokenizer(SPECIAL, separator=config.separator, lowercase=config.lowercase)
     stride = max(1, len(source) // TEXTS_READ)
     records = (source.record(index) for index in range(0, len(source), stride))
-    texts = [cleaned(text, record, recipe.data.max_words) for record in records for text in _words(record)]
+    texts = [clean_text(text, record, recipe.data.max_words) for record in records for text in _words(record)]
     return Tokenizer.train(texts, config.size, separator=config.separator, lowercase=config.lowercase)
 
 

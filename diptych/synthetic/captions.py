@@ -1,9 +1,10 @@
-"""Captions made of facts, and the English sentences that say them.
+"""Generates captions of scenes: the facts that a caption states, and English sentences for them.
 
-A caption is *said* only where it is plainly true: exact counts, a size that all of a kind share, a relation that holds
-clearly between all of two kinds. It *counts as true* of another scene as soon as a generous reader could say so: at
-least so many, any member of either kind, however slightly to the left. What is true of one scene alone under the
-generous reading is so under any.
+A caption is drawn from the objects of a scene. It is a pure function of the scene and of random numbers that depend
+only on (seed, split, index). A caption *states* a fact only where it is plainly true: exact counts, a size that all
+objects of a name share, a relation that clearly holds between all objects of two names. A fact *counts as true* of
+another scene as soon as a generous reader could say so: at least as many objects, any object of either name, however
+slightly to the left. A caption that is true of one scene alone in this generous reading is so in any other reading.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 
 from diptych.schema import ScenesConfig
-from diptych.synthetic.generator import Relation, Scene, SceneObject, relation_between
+from diptych.synthetic.generator import Relation, Scene, SceneObject, is_beside, relation_between
 
 PHRASES: dict[Relation, tuple[str, ...]] = {
     "left": ("to the left of", "left of"),
@@ -23,12 +24,12 @@ PHRASES: dict[Relation, tuple[str, ...]] = {
 }
 OPPOSITE: dict[Relation, Relation] = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _NAME_CLASSES = 10
-"""Of so many names, one misses each relation where combinations are held out."""
+"""Where combinations are held out, one name in this many lacks each relation."""
 
 
 @dataclass(frozen=True)
-class Has:
-    """There are at least `count` of a name (of one size)."""
+class PresenceFact:
+    """States that there are at least `count` objects of a name, all of them of one size if `size` is set."""
 
     name: str
     count: int = 1
@@ -42,23 +43,21 @@ class Has:
 
 
 @dataclass(frozen=True)
-class Stands:
-    """Some `subject` has its centre on that side of some `other`'s."""
+class RelationFact:
+    """States that the centre of some `subject` is on one side of the centre of some `other`."""
 
     subject: str
     relation: Relation
     other: str
 
     def true_of(self, scene: Scene) -> bool:
-        axis = 0 if self.relation in ("left", "right") else 1
-        sign = 1 if self.relation in ("left", "above") else -1
-        ours, theirs = scene.kinds.get(self.subject, ()), scene.kinds.get(self.other, ())
-        return any(sign * (b.centre[axis] - a.centre[axis]) > 0 for a in ours for b in theirs)
+        subjects, others = scene.kinds.get(self.subject, ()), scene.kinds.get(self.other, ())
+        return any(is_beside(subject, self.relation, other) for subject in subjects for other in others)
 
 
 @dataclass(frozen=True)
-class On:
-    """The background has that colour."""
+class BackgroundFact:
+    """States the colour of the background."""
 
     background: str
 
@@ -66,17 +65,19 @@ class On:
         return scene.background == self.background
 
 
-Fact = Has | Stands | On
+Fact = PresenceFact | RelationFact | BackgroundFact
 
 
 @dataclass(frozen=True)
 class Caption:
+    """An English caption and the facts that it states."""
+
     text: str
     facts: tuple[Fact, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(fact.name for fact in self.facts if isinstance(fact, Has))
+        return tuple(fact.name for fact in self.facts if isinstance(fact, PresenceFact))
 
     def true_of(self, scene: Scene) -> bool:
         return all(fact.true_of(scene) for fact in self.facts)
@@ -84,14 +85,14 @@ class Caption:
 
 @dataclass(frozen=True)
 class _Mention:
-    """One kind of thing as a caption speaks of it."""
+    """All objects of one name, and the size that the caption gives them, if any."""
 
     members: tuple[SceneObject, ...]
     size: str | None
 
     @property
-    def fact(self) -> Has:
-        return Has(self.members[0].name, len(self.members), self.size)
+    def fact(self) -> PresenceFact:
+        return PresenceFact(self.members[0].name, len(self.members), self.size)
 
     @property
     def phrase(self) -> str:
@@ -102,56 +103,44 @@ class _Mention:
         return self.members[0].noun.verb(len(self.members))
 
 
-def may_say(subject: str, relation: Relation, other: str, config: ScenesConfig) -> bool:
-    """Whether `scenes.compositions` lets a text say, or ask about, this relation between two names.
+def is_allowed(subject: str, relation: Relation, other: str, config: ScenesConfig) -> bool:
+    """Returns whether `scenes.compositions` lets a text state, or ask about, this relation between two names.
 
-    A checksum holds out one of ten combinations of a name and a relation: nobody ever says, say, that a dog is to the
-    left of anything, or, which is the same, that anything is to the right of a dog.
+    A checksum holds out a tenth of the combinations of a name and a relation. For example, no text ever says that a dog
+    is to the left of anything, or, which is the same, that anything is to the right of a dog.
     """
     if config.compositions == "all":
         return True
-    held_out = _held_out(subject, relation) or _held_out(other, OPPOSITE[relation])
+    held_out = _is_held_out(subject, relation) or _is_held_out(other, OPPOSITE[relation])
     return held_out == (config.compositions == "held_out")
 
 
-def _held_out(name: str, relation: Relation) -> bool:
-    """One relation of four names in ten, so that every name is met in three relations at least."""
+def _is_held_out(name: str, relation: Relation) -> bool:
+    """Returns whether a name lacks a relation. Four names in ten lack one, so every name has at least three."""
     number = zlib.crc32(name.encode()) % _NAME_CLASSES
     return number < len(OPPOSITE) and list(OPPOSITE)[number] == relation
 
 
 def name_list(scene: Scene) -> Caption:
-    """The names alone, for languages whose grammar is not ours to bend."""
-    return Caption(", ".join(scene.kinds), tuple(Has(name) for name in scene.kinds))
+    """Lists the names of a scene's objects, for languages whose grammar is not implemented."""
+    return Caption(", ".join(scene.kinds), tuple(PresenceFact(name) for name in scene.kinds))
 
 
 def describe(scene: Scene, random: Random, config: ScenesConfig, complete: bool = False) -> Caption:
-    """An English caption, true of the scene. `complete` names everything that is there; details stay up to chance."""
-    draw = random.random
-    kinds = _shuffled(list(scene.kinds.values()), random)
-    mentions = [_mention(members, draw() < config.size_said) for members in kinds]
-    if not complete and draw() >= config.complete:
-        mentions = mentions[: 1 + int(draw() * len(mentions))]
-    background = scene.background if draw() < config.background_said else None
-    related = _related(mentions, config) if draw() < config.relation_said else None
-    text, facts = _with_relation(*related, random) if related else _listed(mentions, random)
-    said = tuple(mention.fact for mention in mentions)
-    if background is None:
-        return Caption(text, said + facts)
-    return Caption(f"{text} on {background_phrase(background)}", (*said, *facts, On(background)))
+    """Draws an English caption that is true of the scene. If `complete` is set, it names every object."""
+    kinds = sorted(scene.kinds.values(), key=lambda _: random.random())
+    mentions = [_mention(members, random.random() < config.size_said) for members in kinds]
+    if not complete and random.random() >= config.complete:
+        mentions = mentions[: 1 + int(random.random() * len(mentions))]
+    with_background = random.random() < config.background_said
+    related = _related(mentions, config) if random.random() < config.relation_said else None
+    return _caption(mentions, related, scene.background if with_background else None, random)
 
 
 def fullest(scene: Scene, config: ScenesConfig) -> Caption:
-    """Everything that can be said in facts, with a plain text: the last resort where every detail is needed."""
+    """Returns a caption with every fact that can be stated, for scenes that only all details tell from others."""
     mentions = [_mention(members, True) for members in scene.kinds.values()]
-    related = _related(mentions, config)
-    text, facts = _with_relation(*related, Random(0)) if related else _listed(mentions, Random(0))
-    said = tuple(mention.fact for mention in mentions)
-    return Caption(f"{text} on {background_phrase(scene.background)}", (*said, *facts, On(scene.background)))
-
-
-def _shuffled(items: list[tuple[SceneObject, ...]], random: Random) -> list[tuple[SceneObject, ...]]:
-    return sorted(items, key=lambda _: random.random())
+    return _caption(mentions, _related(mentions, config), scene.background, Random(0))
 
 
 def _mention(members: tuple[SceneObject, ...], with_size: bool) -> _Mention:
@@ -161,58 +150,78 @@ def _mention(members: tuple[SceneObject, ...], with_size: bool) -> _Mention:
 
 
 def background_phrase(colour: str) -> str:
+    """Returns `a green background`, for example."""
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
 
 
-def _related(
-    mentions: list[_Mention], config: ScenesConfig
-) -> tuple[_Mention, list[tuple[Relation, _Mention]], list[_Mention]] | None:
-    """A subject, what it stands beside (one or two things, each in another relation), and the rest."""
+@dataclass(frozen=True)
+class _Relations:
+    """A subject, one or two things beside it (each in another relation), and the other mentions."""
+
+    subject: _Mention
+    beside: list[tuple[Relation, _Mention]]
+    rest: list[_Mention]
+
+
+def _related(mentions: list[_Mention], config: ScenesConfig) -> _Relations | None:
+    """Returns the first mention that has a clear relation to others, with these relations. None if there is none."""
     for subject in mentions:
         others = [mention for mention in mentions if mention is not subject]
-        found = [(relation_between(subject.members, other.members), other) for other in others]
+        relations = [(relation_between(subject.members, other.members), other) for other in others]
         clear = [
             (relation, other)
-            for relation, other in found
-            if relation and may_say(subject.fact.name, relation, other.fact.name, config)
+            for relation, other in relations
+            if relation and is_allowed(subject.fact.name, relation, other.fact.name, config)
         ]
         if clear:
             second = [pair for pair in clear[1:] if pair[0] != clear[0][0]]
             beside = clear[:1] + second[:1]
-            return subject, beside, [other for other in others if all(other is not there for _, there in beside)]
+            rest = [other for other in others if all(other is not mention for _, mention in beside)]
+            return _Relations(subject, beside, rest)
     return None
 
 
-def _with_relation(
-    subject: _Mention, beside: list[tuple[Relation, _Mention]], rest: list[_Mention], random: Random
-) -> tuple[str, tuple[Fact, ...]]:
-    draw = random.random
-    facts = tuple(Stands(subject.fact.name, relation, other.fact.name) for relation, other in beside)
-    sides = [f"{PHRASES[relation][int(draw() * len(PHRASES[relation]))]} {other.phrase}" for relation, other in beside]
-    verb = draw()
-    opener, joint = "", ""
-    if verb < 0.3:
-        joint = f" {subject.verb}"
-    elif verb < 0.4:
-        opener = f"there {subject.verb} "
-    elif verb < 0.5:
-        opener = "a picture of "
-    text = f"{opener}{subject.phrase}{joint} {' and '.join(sides)}"
-    if rest:
-        text += f", with {_enumerated(rest)}"
-    return text, facts
+def _caption(mentions: list[_Mention], related: _Relations | None, background: str | None, random: Random) -> Caption:
+    """Draws the wording of a caption and lists its facts."""
+    text = _relation_text(related, random) if related else _list_text(mentions, random)
+    facts: list[Fact] = [mention.fact for mention in mentions]
+    if related:
+        subject = related.subject.fact.name
+        facts += [RelationFact(subject, relation, other.fact.name) for relation, other in related.beside]
+    if background is not None:
+        text = f"{text} on {background_phrase(background)}"
+        facts.append(BackgroundFact(background))
+    return Caption(text, tuple(facts))
 
 
-def _listed(mentions: list[_Mention], random: Random) -> tuple[str, tuple[Fact, ...]]:
+def _relation_text(related: _Relations, random: Random) -> str:
+    subject = related.subject
+    sides = [
+        f"{PHRASES[relation][int(random.random() * len(PHRASES[relation]))]} {other.phrase}"
+        for relation, other in related.beside
+    ]
+    opener, verb = "", ""
     chance = random.random()
-    things = _enumerated(mentions)
-    if chance < 0.15:
-        return f"a picture of {things}", ()
     if chance < 0.3:
-        return f"there {mentions[0].verb} {things}", ()
+        verb = f" {subject.verb}"
+    elif chance < 0.4:
+        opener = f"there {subject.verb} "
+    elif chance < 0.5:
+        opener = "a picture of "
+    text = f"{opener}{subject.phrase}{verb} {' and '.join(sides)}"
+    return f"{text}, with {_enumerated(related.rest)}" if related.rest else text
+
+
+def _list_text(mentions: list[_Mention], random: Random) -> str:
+    things = _enumerated(mentions)
+    chance = random.random()
+    if chance < 0.15:
+        return f"a picture of {things}"
+    if chance < 0.3:
+        return f"there {mentions[0].verb} {things}"
     if chance < 0.45 and len(mentions) > 1:
-        return f"{mentions[0].phrase} with {_enumerated(mentions[1:])}", ()
-    return things, ()
+        return f"{mentions[0].phrase} with {_enumerated(mentions[1:])}"
+    return things
 
 
 def _enumerated(mentions: list[_Mention]) -> str:

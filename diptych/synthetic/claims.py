@@ -1,7 +1,9 @@
-"""Claims about one picture: their words, and whether they are plainly true of a scene, plainly false, or neither.
+"""Generates claims about one scene: their words, and whether they are plainly true of a scene, plainly false, or
+neither.
 
-The texts of all tasks draw their claims in such a way that neither the kind of a claim, nor its wording, nor its nouns
-and numbers depend on whether it is true: who does not look at the picture can only guess.
+A claim is drawn from a scene, as a pure function of the scene and of random numbers that depend only on (seed, split,
+index). The texts of all tasks draw their claims so that neither the kind of a claim, nor its wording, nor its nouns and
+numbers depend on whether it is true. A model that does not look at the picture can only guess.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from random import Random
 from typing import ClassVar, Literal, TypeVar
 
 from diptych.schema import ScenesConfig
-from diptych.synthetic.captions import OPPOSITE, PHRASES, Stands, background_phrase, may_say
+from diptych.synthetic.captions import OPPOSITE, PHRASES, RelationFact, background_phrase, is_allowed
 from diptych.synthetic.generator import BACKGROUNDS, Relation, Scene, SceneObject, SizeWord, relation_between
 from diptych.synthetic.nouns import NUMBER_WORDS, Noun
 from diptych.synthetic.sprites import Sprite, sprite_set
@@ -23,7 +25,9 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _OfNoun:
+class _NounClaim:
+    """Gives claims about one noun their common properties."""
+
     noun: Noun
 
     @property
@@ -36,23 +40,23 @@ class _OfNoun:
 
 
 @dataclass(frozen=True)
-class Exists(_OfNoun):
-    """There is one at least."""
+class ExistenceClaim(_NounClaim):
+    """Claims that there is at least one object of a noun."""
 
     kind: ClassVar[ClaimKind] = "existence"
 
     def phrase(self, random: Random) -> str:
-        """What the picture has, if the claim is true."""
+        """Returns the words for what the picture shows if the claim is true."""
         return self.noun.phrase(1)
 
     def holds(self, scene: Scene) -> bool | None:
-        """Whether the claim is plainly true or plainly false of the scene; None if it is neither."""
+        """Returns whether the claim is plainly true or plainly false of the scene, or None if it is neither."""
         return self.noun.singular in scene.kinds
 
 
 @dataclass(frozen=True)
-class Exactly(_OfNoun):
-    """There are so many, no more and no less."""
+class CountClaim(_NounClaim):
+    """Claims that there are exactly `count` objects of a noun."""
 
     kind: ClassVar[ClaimKind] = "count"
     count: int
@@ -70,8 +74,8 @@ class Exactly(_OfNoun):
 
 
 @dataclass(frozen=True)
-class Sized(_OfNoun):
-    """There is one at least of that size. The sizes are far enough apart to see it."""
+class SizeClaim(_NounClaim):
+    """Claims that there is at least one object of a noun and a size. Sizes differ enough to be told apart."""
 
     kind: ClassVar[ClaimKind] = "size"
     size: SizeWord
@@ -84,8 +88,11 @@ class Sized(_OfNoun):
 
 
 @dataclass(frozen=True)
-class Beside(_OfNoun):
-    """A thing stands on that side of another. True if all do so clearly; false if none does so in the least."""
+class RelationClaim(_NounClaim):
+    """Claims that an object is on one side of another.
+
+    It is true if all objects of the two nouns clearly stand so, and false if no two of them do so even slightly.
+    """
 
     kind: ClassVar[ClaimKind] = "relation"
     relation: Relation
@@ -100,15 +107,15 @@ class Beside(_OfNoun):
 
     def holds(self, scene: Scene) -> bool | None:
         name, other = self.noun.singular, self.other.singular
-        ours, theirs = scene.kinds.get(name, ()), scene.kinds.get(other, ())
-        if ours and theirs and relation_between(ours, theirs) == self.relation:
+        subjects, others = scene.kinds.get(name, ()), scene.kinds.get(other, ())
+        if subjects and others and relation_between(subjects, others) == self.relation:
             return True
-        return None if Stands(name, self.relation, other).true_of(scene) else False
+        return None if RelationFact(name, self.relation, other).true_of(scene) else False
 
 
 @dataclass(frozen=True)
-class Backed:
-    """The background has that colour."""
+class BackgroundClaim:
+    """Claims that the background has a colour."""
 
     kind: ClassVar[ClaimKind] = "background"
     background: str
@@ -128,14 +135,14 @@ class Backed:
         return scene.background == self.background
 
 
-Claim = Exists | Exactly | Sized | Beside | Backed
+Claim = ExistenceClaim | CountClaim | SizeClaim | RelationClaim | BackgroundClaim
 
 
-# --------------------------------------------------------------------------- claims about a given scene
+# --------------------------------------------------------------------------- claims about a scene
 
 
 def claim_kinds(scene: Scene, config: ScenesConfig) -> tuple[ClaimKind, ...]:
-    """The kinds of which both true and false claims about the scene can be drawn, alike in words and numbers."""
+    """Returns the kinds of which both true and false claims about the scene exist, with alike words and numbers."""
     if not distinct(scene, config):
         return ()
     if config.compositions == "held_out":
@@ -147,45 +154,53 @@ def claim_kinds(scene: Scene, config: ScenesConfig) -> tuple[ClaimKind, ...]:
         "size": bool(_sized_unlike(scene)),
         "relation": any(scene.relations()),
     }
-    return tuple(kind for kind, possible_here in possible.items() if possible_here)
+    return tuple(kind for kind, is_possible in possible.items() if is_possible)
 
 
 def draw_claim(scene: Scene, kind: ClaimKind, truth: bool, random: Random, config: ScenesConfig) -> Claim | None:
-    """A claim of a kind among `claim_kinds`, plainly true or plainly false, with false ones near the truth.
+    """Draws a plainly true or a plainly false claim of a kind among `claim_kinds`. False claims are near the truth.
 
-    None where `scenes.compositions` forbids every relation that could be said.
+    Returns None if `scenes.compositions` forbids every relation that could be stated.
     """
     if kind == "existence":
-        return Exists(
-            choose(list(scene.kinds.values()), random)[0].noun if truth else absent(scene, random, config).noun
-        )
+        if truth:
+            return ExistenceClaim(choose(list(scene.kinds.values()), random)[0].noun)
+        return ExistenceClaim(absent(scene, random, config).noun)
     if kind == "background":
         others = [colour for colour in BACKGROUNDS if colour != scene.background]
-        return Backed(scene.background if truth else choose(others, random))
+        return BackgroundClaim(scene.background if truth else choose(others, random))
     if kind == "count":
         once, more = choose(_once_and_more(scene), random)
         right, wrong = (once, more) if random.random() < 0.5 else (more, once)
-        return Exactly((right if truth else wrong)[0].noun, len(right))
+        return CountClaim((right if truth else wrong)[0].noun, len(right))
     if kind == "size":
-        size, right_one, wrong_one = choose(_sized_unlike(scene), random)
-        return Sized((right_one if truth else wrong_one).noun, size)
-    nouns = {name: members[0].noun for name, members in scene.kinds.items()}
-    said = [(a, relation if truth else OPPOSITE[relation], b) for a, relation, b in scene.relations()]
-    allowed = [(a, relation, b) for a, relation, b in said if may_say(a, relation, b, config)]
-    if not allowed:
+        size, right_object, wrong_object = choose(_sized_unlike(scene), random)
+        return SizeClaim((right_object if truth else wrong_object).noun, size)
+    relations = allowed_relations(scene, truth, config)
+    if not relations:
         return None
-    name, relation, other = choose(allowed, random)
-    return Beside(nouns[name], relation, nouns[other])
+    name, relation, other = choose(relations, random)
+    return RelationClaim(scene.kinds[name][0].noun, relation, scene.kinds[other][0].noun)
+
+
+def allowed_relations(scene: Scene, truth: bool, config: ScenesConfig) -> list[tuple[str, Relation, str]]:
+    """Returns the plain relations of a scene, or else their opposites, that `scenes.compositions` allows in a text."""
+    stated = [
+        (first, relation if truth else OPPOSITE[relation], second) for first, relation, second in scene.relations()
+    ]
+    return [
+        (first, relation, second) for first, relation, second in stated if is_allowed(first, relation, second, config)
+    ]
 
 
 def _once_and_more(scene: Scene) -> list[tuple[tuple[SceneObject, ...], tuple[SceneObject, ...]]]:
-    """Pairs of a kind of which there is one and a kind of which there are more."""
+    """Returns pairs of a kind with one object and a kind with several."""
     kinds = [members for members in scene.kinds.values() if not members[0].noun.plural_only]
     return [(once, more) for once in kinds for more in kinds if len(once) == 1 < len(more)]
 
 
 def _sized_unlike(scene: Scene) -> list[tuple[SizeWord, SceneObject, SceneObject]]:
-    """A size, something of that size, and something of a kind of which nothing has it."""
+    """Returns triples of a size, an object whose kind has only that size, and one whose kind does not have it."""
     kinds = [(members[0], {item.size for item in members}) for members in scene.kinds.values()]
     words: tuple[SizeWord, ...] = ("small", "large")
     return [
@@ -201,38 +216,40 @@ def _sized_unlike(scene: Scene) -> list[tuple[SizeWord, SceneObject, SceneObject
 
 
 def choose(items: Sequence[T], random: Random) -> T:
-    """One of the items, each with the same chance."""
+    """Draws one of the items, each with the same probability."""
     return items[int(random.random() * len(items))]
 
 
 def by_weight(weights: Mapping[T, float], random: Random) -> list[T]:
-    """All keys in the order in which they are drawn without putting back, each with a chance as its weight."""
+    """Draws all keys without replacement, with probabilities in proportion to their weights. Returns them in order."""
     lots = {key: random.random() ** (1 / weight) for key, weight in weights.items()}
     return sorted(lots, key=lots.__getitem__, reverse=True)
 
 
 def side(relation: Relation, random: Random) -> str:
+    """Draws the words for a relation."""
     return choose(PHRASES[relation], random)
 
 
 def absent(scene: Scene, random: Random, config: ScenesConfig, besides: Sequence[Noun] = ()) -> Sprite:
-    """A sprite whose name is that of nothing in the scene, and none of `besides`."""
+    """Draws a sprite whose name differs from all names in the scene and from those of `besides`."""
     sprites = sprite_set(config).sprites
     unwanted = {*scene.kinds, *(noun.singular for noun in besides)}
     while True:
-        found = choose(sprites, random)
-        name = found.noun.singular
-        if name not in unwanted and not any(alike(name, seen, config) for seen in scene.kinds):
-            return found
+        sprite = choose(sprites, random)
+        name = sprite.noun.singular
+        if name not in unwanted and not any(alike(name, present, config) for present in scene.kinds):
+            return sprite
 
 
 def distinct(scene: Scene, config: ScenesConfig, nouns: Sequence[Noun] = ()) -> bool:
-    """Whether no two of the scene's names and these nouns may mean the same."""
+    """Returns whether no two of the scene's names and of `nouns` can mean the same."""
     names = {*scene.kinds, *(noun.singular for noun in nouns)}
-    return not any(alike(a, b, config) for a, b in combinations(names, 2))
+    return not any(alike(first, second, config) for first, second in combinations(names, 2))
 
 
 def alike(name: str, other: str, config: ScenesConfig) -> bool:
-    """Whether two names may mean the same. Among all OpenMoji names many do (dog, dog face): if they share a word."""
+    """Returns whether two names can mean the same. In the full OpenMoji set, that is if they share a word, as `dog` and
+    `dog face` do."""
     crowded = config.sprites == "openmoji" and config.names == "full"
     return crowded and not set(name.split(" ")).isdisjoint(other.split(" "))

@@ -1,9 +1,9 @@
-"""The curated OpenMoji nouns: one clear, everyday word a picture, told apart at 20 pixels.
+"""Lists the curated OpenMoji sprites: pictures with one clear, everyday noun that can be told apart at 20 pixels.
 
-Each was looked at on a contact sheet at 20 to 28 pixels. Left out: thin grey things (spoon, needle), faces of people,
-what exists twice (dog and dog face, bus and trolleybus), what looks like another at this size (tomato and apple,
-taxi and car), what is a kind of another (palm and tree), and what has no plain singular (grapes, scissors, bread).
-Few words, so that a tiny model can learn them.
+Each was looked at on a contact sheet at 20 to 28 pixels. Left out are thin grey things (spoon, needle), faces of
+people, things that exist twice (dog and dog face, bus and trolleybus), things that look like another at this size
+(tomato and apple, taxi and car), things that are a kind of another (palm and tree), and nouns without a plain singular
+(grapes, scissors, bread). The words are few, so that a tiny model can learn them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CURATED: dict[str, str] = {
     "object": "⏰ clock, 🔑 key, 🕯 candle, 📕 book, ✏ pencil, ☂ umbrella, ☎ phone, 📷 camera, 🔨 hammer, 🔔 bell, "
     "🎈 balloon, 🎁 gift, 🧲 magnet, 🔒 padlock, ✉ envelope, 🪑 chair, 🚪 door, 🪣 bucket, ⚓ anchor, 👑 crown, "
     "💎 diamond",
-    "building": "🏠 state, 🏰 castle, ⛺ tent, ⛪ church",
+    "building": "🏠 house, 🏰 castle, ⛺ tent, ⛪ church",
     "clothing": "👕 shirt, 👗 dress, 🎩 hat, 👢 boot, 🎒 backpack, 🧣 scarf",
     "music": "🎸 guitar, 🥁 drum, 🎺 trumpet, 🎹 piano",
     "sport": "🏀 basketball, ⚽ football, 🏆 trophy, 🪁 kite",
@@ -30,6 +30,6 @@ CURATED: dict[str, str] = {
 
 
 def curated_entries() -> list[tuple[str, str, str]]:
-    """(character, name, group) of each curated sprite."""
+    """Returns (character, name, group) of each curated sprite."""
     pairs = [(pair.split(" ", 1), group) for group, line in CURATED.items() for pair in line.split(", ")]
     return [(character, name, group) for (character, name), group in pairs]

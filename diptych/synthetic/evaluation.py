@@ -1,6 +1,7 @@
-"""Retrieval tests: scenes whose captions are each true of exactly one of them, and what nouns alone would reach.
+"""Generates retrieval tests, and computes the recall that a matcher of nouns alone would reach on them.
 
-N scenes, V different names.
+A test consists of scenes and captions, each of which is true of exactly one of the scenes. It is drawn from the scenes
+of a split in order, as a pure function of (seed, split). N is the number of scenes and V that of different names.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -17,21 +19,21 @@ from diptych.synthetic.captions import Caption, describe, fullest, name_list
 from diptych.synthetic.generator import Scene, make_scene, stream
 
 _WORDINGS = 8
-"""Captions tried for a scene before the fullest one."""
+"""The number of captions that are tried for a scene before the fullest one."""
 _DRAWS = 20
-"""Scenes drawn for each one wanted before giving up."""
+"""The number of scenes that are drawn per wanted scene before giving up."""
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One caption a scene: caption i is true of scene i and of no other."""
+    """Scenes with one caption each. Caption i is true of scene i and of no other."""
 
     scenes: tuple[Scene, ...]
     captions: tuple[Caption, ...]
 
 
 class _Builder:
-    """Takes scenes one by one and keeps every caption true of exactly one of them. Indexed by name."""
+    """Collects scenes whose captions are true of exactly one of them. Scenes and captions are indexed by name."""
 
     def __init__(self) -> None:
         self.scenes: list[Scene] = []
@@ -40,13 +42,13 @@ class _Builder:
         self._captions_about: defaultdict[str, list[Caption]] = defaultdict(list)
 
     def true_of(self, caption: Caption) -> list[int]:
-        """Which scenes so far a caption is true of."""
-        holding = sorted((self._scenes_with[name] for name in set(caption.names)), key=len)
-        candidates = set.intersection(*holding)
+        """Returns the scenes so far of which a caption is true."""
+        scenes_by_name = sorted((self._scenes_with[name] for name in set(caption.names)), key=len)
+        candidates = set.intersection(*scenes_by_name)
         return [index for index in candidates if caption.true_of(self.scenes[index])]
 
-    def already_said(self, scene: Scene) -> bool:
-        """Whether a caption of an earlier scene is true of this one too."""
+    def is_described(self, scene: Scene) -> bool:
+        """Returns whether the caption of an earlier scene is true of this one too."""
         return any(caption.true_of(scene) for name in scene.kinds for caption in self._captions_about[name])
 
     def add(self, scene: Scene, caption: Caption) -> None:
@@ -59,19 +61,19 @@ class _Builder:
 
 @lru_cache(maxsize=8)
 def evaluation_set(config: ScenesConfig, split: Split) -> EvaluationSet:
-    """The split's scenes in the order drawn, without those that no caption of their own could be found for.
+    """Returns the split's scenes in the order drawn, without those for which no unique caption could be drawn.
 
-    Captions name everything in the scene. Scenes of one object are left out where the configuration allows more: one
-    thing alone is hardly ever one scene's own. A larger `evaluation_count` only adds scenes. Raises ValueError when
-    the configuration allows too few scenes that differ.
+    Captions name everything in the scene. Scenes of one object are left out if the configuration allows more, because a
+    single thing hardly ever identifies a scene. A larger `evaluation_count` only adds scenes. Raises ValueError if the
+    configuration allows too few different scenes.
     """
     fewest = min(2, config.objects[1])
     builder = _Builder()
     for index in range(_DRAWS * config.evaluation_count):
         scene = make_scene(config, split, index)
-        if len(scene.objects) < fewest or builder.already_said(scene):
+        if len(scene.objects) < fewest or builder.is_described(scene):
             continue
-        caption = _own_caption(builder, scene, config)
+        caption = _unique_caption(builder, scene, config)
         if caption:
             builder.add(scene, caption)
         if len(builder.scenes) == config.evaluation_count:
@@ -82,22 +84,24 @@ def evaluation_set(config: ScenesConfig, split: Split) -> EvaluationSet:
     )
 
 
-def _own_caption(builder: _Builder, scene: Scene, config: ScenesConfig) -> Caption | None:
+def _unique_caption(builder: _Builder, scene: Scene, config: ScenesConfig) -> Caption | None:
+    """Draws a caption that is true of no earlier scene. Returns None if there is none."""
     if config.language != "en":
-        tried = iter([name_list(scene)])
+        candidates = iter([name_list(scene)])
     else:
         random = stream(config.seed, scene.split, scene.index, purpose=1)
-        wordings = (describe(scene, random, config, complete=True) for _ in range(_WORDINGS))
-        tried = (caption for captions in (wordings, [fullest(scene, config)]) for caption in captions)
-    return next((caption for caption in tried if not builder.true_of(caption)), None)
+        drawn = (describe(scene, random, config, complete=True) for _ in range(_WORDINGS))
+        candidates = chain(drawn, [fullest(scene, config)])
+    return next((caption for caption in candidates if not builder.true_of(caption)), None)
 
 
 def noun_set_ceiling(scenes: Sequence[Scene], captions: Sequence[Caption]) -> dict[str, float]:
-    """Recall, in [0, 1], that a matcher reaches which sees of each side only the set of its nouns, expected over ties.
+    """Returns the expected recall, in [0, 1], of a matcher that sees only the set of nouns of each scene and caption.
 
-    It ranks by the overlap of the two sets (Jaccard), which puts a caption of the same nouns first. With b better ones
-    and t tied ones (the right one among them), the right one's rank is uniform on b+1 … b+t. Keys as in the evaluation:
-    `image_to_text.recall@1`, … `text_to_image.recall@10`. Caption i belongs to scene i.
+    It ranks by the overlap of the two sets (Jaccard index), which puts a caption with the same nouns first. If b
+    candidates are better and t are tied (including the right one), the right one's rank is uniform on b+1 … b+t. The
+    keys are those of the evaluation, from `image_to_text.recall@1` to `text_to_image.recall@10`. Caption i belongs to
+    scene i.
     """
     names = {name for scene in scenes for name in scene.kinds} | {
         name for caption in captions for name in caption.names

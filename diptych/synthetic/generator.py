@@ -1,11 +1,13 @@
-"""Scenes: what stands where, as a pure function of (seed, split, index), and their pictures.
+"""Generates scenes and draws their pictures. A scene is a pure function of (seed, split, index).
 
-**Splits never share a scene.** What a scene shows (which things, how many of each, on which background) decides by its
-checksum which split it may stand in: one content of twenty is validation's, one is test's, the others are training's.
-An index draws contents until one falls into its split. So no combination of things on a background that was met in
-training comes again in a test, whatever the seeds.
+A scene consists of sprites of random size and place on a coloured background.
 
-Lengths are pixels; boxes are x, y of the top left corner, width, height.
+**Splits never share a scene.** A checksum of a scene's content (which things, how many of each, on which background)
+decides to which split it may belong: one content in twenty is for validation, one for test, the others are for
+training. For an index, contents are drawn until one belongs to its split. So no combination of things and background
+that was in the training data occurs in a test, whatever the seeds.
+
+Lengths are in pixels. Boxes are x and y of the top left corner, width and height.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ SizeWord = Literal["small", "medium", "large"]
 Relation = Literal["left", "right", "above", "below"]
 
 Draw = Callable[[], float]
-"""Uniform in [0, 1)."""
+"""Returns a random number, uniform in [0, 1)."""
 Box = tuple[int, int, int, int]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SIZES: dict[SizeWord, tuple[float, float]] = {"small": (0.24, 0.28), "medium": (0.33, 0.40), "large": (0.46, 0.54)}
-"""Longer side as a share of the picture's. The gaps between the ranges keep every size word true at a glance."""
+"""The range of a sprite's longer side for each size word, as a share of the picture's side. The gaps between the ranges
+make the size words easy to see."""
 _SIZE_CHANCES: tuple[tuple[SizeWord, float], ...] = (("small", 0.25), ("medium", 0.7), ("large", 1.0))
-"""Cumulative."""
+"""The cumulative probability of each size word."""
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
     "gray": (178, 178, 182),
@@ -47,21 +50,26 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "purple": (202, 172, 242),
 }
 SHADES = 5
-"""Each background fades from top to bottom by one of so many amounts."""
+"""Each background fades from top to bottom by one of this many amounts."""
 REPEAT = 0.22
-"""Chance that a further object is another of a kind that is there already."""
+"""The probability that a further object is of a kind that the scene already has."""
 OVERLAP = 0.15
-"""The most of an object's box that another one's box may cover."""
+"""Another box may cover at most this share of an object's box."""
 _PLACES = 12
+"""The number of places that are tried for an object."""
 _CONTENTS = 20_000
-_HELD_OUT = {0: "validation", 1: "test"}
+"""The number of contents that are drawn for a scene before giving up."""
 _CONTENT_CLASSES = 20
+_HELD_OUT = {0: "validation", 1: "test"}
+"""The split of two of the _CONTENT_CLASSES classes of contents. The others are training data."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
+    """A sprite at a place in a scene."""
+
     sprite: int
-    """Its place in the sprite set."""
+    """The sprite's index in the sprite set."""
     noun: Noun
     group: str
     x: int
@@ -85,20 +93,20 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is true of a picture."""
+    """The content of a picture, from which all texts about it are generated."""
 
     split: Split
     index: int
     side: int
-    """Width and height of the picture."""
+    """The width and height of the picture."""
     background: str
     shade: int
     objects: tuple[SceneObject, ...]
-    """From the back to the front: a later one covers an earlier one."""
+    """The objects from back to front: a later one covers an earlier one."""
 
     @cached_property
     def kinds(self) -> dict[str, tuple[SceneObject, ...]]:
-        """The objects by name."""
+        """The objects of each name."""
         names = dict.fromkeys(item.name for item in self.objects)
         return {name: tuple(item for item in self.objects if item.name == name) for name in names}
 
@@ -111,18 +119,21 @@ class Scene:
         return tuple(item.box for item in self.objects)
 
     def relations(self) -> Iterator[tuple[str, Relation, str]]:
-        """Every (name, relation, name) that plainly holds between all objects of the two names."""
-        for first, ours in self.kinds.items():
-            for second, theirs in self.kinds.items():
-                if first != second and (found := relation_between(ours, theirs)):
-                    yield first, found, second
+        """Yields every (name, relation, name) that plainly holds between all objects of the two names."""
+        for first, subjects in self.kinds.items():
+            for second, others in self.kinds.items():
+                if first != second and (relation := relation_between(subjects, others)):
+                    yield first, relation, second
 
 
-def relation_between(ours: tuple[SceneObject, ...], theirs: tuple[SceneObject, ...]) -> Relation | None:
-    """How all of ours stand to all of theirs, when anybody would say so: well apart on one axis, less on the other."""
-    found: Relation | None = None
-    for a in ours:
-        for b in theirs:
+def relation_between(subjects: tuple[SceneObject, ...], others: tuple[SceneObject, ...]) -> Relation | None:
+    """Returns the relation in which all `subjects` plainly stand to all `others`, or None.
+
+    A relation is plain if the objects are well apart on one axis, and less so on the other.
+    """
+    common: Relation | None = None
+    for a in subjects:
+        for b in others:
             dx, dy = b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]
             if abs(dx) >= 1.3 * abs(dy) and abs(dx) >= 0.4 * (a.width + b.width):
                 relation: Relation = "left" if dx > 0 else "right"
@@ -130,23 +141,38 @@ def relation_between(ours: tuple[SceneObject, ...], theirs: tuple[SceneObject, .
                 relation = "above" if dy > 0 else "below"
             else:
                 return None
-            if found not in (None, relation):
+            if common not in (None, relation):
                 return None
-            found = relation
-    return found
+            common = relation
+    return common
 
 
-# --------------------------------------------------------------------------- drawing scenes by number
+def is_beside(subject: SceneObject, relation: Relation, other: SceneObject) -> bool:
+    """Returns whether the centre of `subject` is on that side of the centre of `other`, however slightly."""
+    axis = 0 if relation in ("left", "right") else 1
+    sign = 1 if relation in ("left", "above") else -1
+    return sign * (other.centre[axis] - subject.centre[axis]) > 0
+
+
+def shared_area(first: Box, second: Box) -> int:
+    """Returns the number of pixels that two boxes share."""
+    width = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    height = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    return max(width, 0) * max(height, 0)
+
+
+# --------------------------------------------------------------------------- generating scenes
 
 
 def stream(seed: int, split: Split, index: int, purpose: int) -> Random:
-    """Random numbers for one purpose of one index. Draw only `random()` from it: that alone Python promises to keep."""
+    """Returns random numbers for one purpose of an index. Only `random()` may be drawn, because Python guarantees to
+    keep that method's numbers alone."""
     number = ((seed % 2**64) << 72) | (index << 8) | (purpose << 2) | SPLITS.index(split)
     return Random(number)
 
 
 def check(config: ScenesConfig) -> None:
-    """Raises ValueError where no scene can be made so."""
+    """Raises ValueError if the configuration allows no scene."""
     least, most = config.objects
     if not 1 <= least <= most <= MOST_OBJECTS:
         raise ValueError(f"scenes.objects={config.objects}: needs 1 <= least <= most <= {MOST_OBJECTS}")
@@ -161,59 +187,65 @@ def check(config: ScenesConfig) -> None:
 
 
 def make_scene(config: ScenesConfig, split: Split, index: int) -> Scene:
-    """The scene of an index: a pure function of (seed, split, index) and of what the configuration says of pictures.
+    """Generates the scene of an index, a pure function of (seed, split, index) and of the configured kind of pictures.
 
-    Raises ValueError when the configuration allows too few different scenes for the split to have any.
+    Raises ValueError if the configuration allows so few different scenes that the split has none.
     """
     return draw_scene(config, split, index, stream(config.seed, split, index, purpose=0).random)
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a scene is to hold."""
+class SceneConstraints:
+    """Demands on the content of a scene."""
 
-    having: tuple[int, ...] = ()
-    """Sprites that are there, each so many times as it stands here and no more often."""
-    lacking: tuple[int, ...] = ()
-    """Sprites that are not there."""
+    required: tuple[int, ...] = ()
+    """Sprites that the scene must have. Each occurs exactly as often as it is listed here."""
+    excluded: tuple[int, ...] = ()
+    """Sprites that the scene must not have otherwise."""
     background: str | None = None
-    """Its colour; None leaves it to chance."""
+    """The colour of the background. None leaves it to chance."""
 
 
-ANYTHING = Wish()
+UNCONSTRAINED = SceneConstraints()
 
 
-def draw_scene(config: ScenesConfig, split: Split, index: int, draw: Draw, wish: Wish = ANYTHING) -> Scene:
-    """A scene that falls into the split and grants the wish, which leaves room for other things.
+def draw_scene(
+    config: ScenesConfig, split: Split, index: int, draw: Draw, constraints: SceneConstraints = UNCONSTRAINED
+) -> Scene:
+    """Draws a scene that belongs to the split and meets the constraints, which must leave room for other things.
 
-    Raises ValueError when the configuration allows too few different scenes for the split to have any.
+    Raises ValueError if the configuration allows so few different scenes that the split has none.
     """
     sprites = sprite_set(config)
-    kinds, background = _content(config, split, sprites, draw, wish)
+    kinds, background = _content(config, split, sprites, draw, constraints)
     objects = _place(config.size, kinds, sprites, draw)
     return Scene(split, index, config.size, background, int(draw() * SHADES), objects)
 
 
 def split_of(kinds: list[str], background: str) -> Split:
-    """The only split in which these things (sprite keys, one for each object) may stand on this background."""
+    """Returns the only split in which these objects, given by their sprites' keys, may occur on this background."""
     content = "|".join([background, *sorted(kinds)])
     return _HELD_OUT.get(zlib.crc32(content.encode()) % _CONTENT_CLASSES, "train")  # type: ignore[return-value]
 
 
-def _content(config: ScenesConfig, split: Split, sprites: SpriteSet, draw: Draw, wish: Wish) -> tuple[list[int], str]:
+def _content(
+    config: ScenesConfig, split: Split, sprites: SpriteSet, draw: Draw, constraints: SceneConstraints
+) -> tuple[list[int], str]:
+    """Draws sprites and a background whose content belongs to the split. Raises ValueError."""
     colours = list(BACKGROUNDS)
     least, most = config.objects
-    settled = {*wish.having, *wish.lacking}
+    settled = {*constraints.required, *constraints.excluded}
     for _ in range(_CONTENTS):
-        kinds = list(wish.having)
+        kinds = list(constraints.required)
         count = least + int(draw() * (most - least + 1))
         while len(kinds) < count:
-            kind = _next_kind(kinds, len(sprites), draw)
+            repeated = bool(kinds) and draw() < REPEAT
+            kind = kinds[int(draw() * len(kinds))] if repeated else int(draw() * len(sprites))
             if kind not in settled:
                 kinds.append(kind)
-        if wish.having:  # which would else stand behind all the others
+        if constraints.required:  # otherwise the required objects would be behind all others
             kinds.sort(key=lambda _: draw())
-        background = wish.background or colours[int(draw() * len(colours))]
+        background = constraints.background or colours[int(draw() * len(colours))]
         if split_of([sprites.sprites[kind].key for kind in kinds], background) == split:
             return kinds, background
     raise ValueError(
@@ -221,14 +253,8 @@ def _content(config: ScenesConfig, split: Split, sprites: SpriteSet, draw: Draw,
     )
 
 
-def _next_kind(kinds: list[int], count: int, draw: Draw) -> int:
-    if kinds and draw() < REPEAT:
-        return kinds[int(draw() * len(kinds))]
-    return int(draw() * count)
-
-
 def _place(side: int, kinds: list[int], sprites: SpriteSet, draw: Draw) -> tuple[SceneObject, ...]:
-    """Sizes and places with bounded overlap. Where a picture is too full, sizes go down a step until there is room."""
+    """Draws sizes and places with bounded overlap. If there is no room, the largest object becomes one size smaller."""
     words = [next(word for word, chance in _SIZE_CHANCES if draw() < chance or chance == 1.0) for _ in kinds]
     while True:
         boxes = _boxes(side, kinds, words, sprites, draw)
@@ -244,14 +270,14 @@ def _place(side: int, kinds: list[int], sprites: SpriteSet, draw: Draw) -> tuple
 
 
 def _boxes(side: int, kinds: list[int], words: list[SizeWord], sprites: SpriteSet, draw: Draw) -> list[Box]:
-    """One box an object, or nothing when one found no room."""
+    """Draws one box for each object. Returns an empty list if there is no room for one of them."""
     boxes: list[Box] = []
     for kind, word in zip(kinds, words, strict=True):
         low, high = SIZES[word]
         width, height = sprites.box(kind, round(side * (low + (high - low) * draw())))
         for _ in range(_PLACES):
             box = int(draw() * (side - width + 1)), int(draw() * (side - height + 1)), width, height
-            if all(_covered(box, other) <= OVERLAP for other in boxes):
+            if all(_overlap(box, other) <= OVERLAP for other in boxes):
                 boxes.append(box)
                 break
         else:
@@ -259,20 +285,16 @@ def _boxes(side: int, kinds: list[int], words: list[SizeWord], sprites: SpriteSe
     return boxes
 
 
-def _covered(a: Box, b: Box) -> float:
-    """The share of the smaller box that lies in the other."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    return width * height / min(a[2] * a[3], b[2] * b[3])
+def _overlap(first: Box, second: Box) -> float:
+    """Returns the share of the smaller box that lies in the other."""
+    return shared_area(first, second) / min(first[2] * first[3], second[2] * second[3])
 
 
 # --------------------------------------------------------------------------- pictures
 
 
 def render(scene: Scene, config: ScenesConfig) -> Image.Image:
-    """The scene's picture, RGB."""
+    """Draws the RGB picture of a scene."""
     sprites = sprite_set(config)
     picture = _background(scene.background, scene.shade, scene.side).copy()
     for item in scene.objects:
@@ -283,7 +305,7 @@ def render(scene: Scene, config: ScenesConfig) -> Image.Image:
 
 @lru_cache(maxsize=256)
 def _background(name: str, shade: int, side: int) -> Image.Image:
-    """A soft colour that fades a little from top to bottom or back."""
+    """Draws a soft colour that becomes slightly lighter or darker from top to bottom."""
     strength = 0.09 * (shade / (SHADES - 1) * 2 - 1)
     fade = 1 + strength * np.linspace(-1, 1, side)[:, None, None]
     rows = np.clip(np.array(BACKGROUNDS[name]) * fade, 0, 255).round().astype(np.uint8)

@@ -1,4 +1,8 @@
-"""What captions found on the web suffer from: they belong to another picture, lose words, or advertise."""
+"""Adds noise to captions, as captions from the web have it: lost words and advertising.
+
+The noise is drawn from random numbers that depend only on (seed, split, index). A third kind of noise, the caption of
+another picture, is added by diptych/data/sources/scenes.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ BOILERPLATE = (
 
 
 def drop_words(text: str, random: Random) -> str:
-    """The text without about half of its words: at least one is lost and one kept. A single word stays."""
+    """Drops about half of the words of a text, at least one and not all. A single word stays."""
     words = text.split(" ")
     kept = [word for word in words if random.random() < 0.5]
     if len(kept) == len(words) > 1:
@@ -24,7 +28,7 @@ def drop_words(text: str, random: Random) -> str:
 
 
 def add_boilerplate(text: str, random: Random) -> str:
-    """Advertising after the text, or, one time in three, instead of it."""
+    """Adds advertising after a text, or, one time in three, replaces the text by it."""
     first = int(random.random() * len(BOILERPLATE))
     second = (first + 1 + int(random.random() * (len(BOILERPLATE) - 1))) % len(BOILERPLATE)
     advert = f"{BOILERPLATE[first]}, {BOILERPLATE[second]}"

@@ -1,4 +1,4 @@
-"""English nouns: article, plural, number words. Names in other languages are kept as they are and never inflected."""
+"""Inflects English nouns: articles, plurals and number words. Names in other languages are never inflected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SINGULAR_IN_S = {"rhinoceros"}
 _O_WITH_ES = {"hero", "mango", "mosquito", "potato", "tomato", "volcano"}
 _HEAD_ENDS_BEFORE = {"with", "of", "in", "on", "at", "over", "without", "and", "up", "down", "holding", "hugging"}
 _DOERS = {"person", "man", "woman", "chart"}
-"""A name that starts so and goes on with an `-ing` has its noun first: `person bouncing ball`."""
+"""A name that begins with one of these and continues with an `-ing` has its noun first: `person bouncing ball`."""
 
 _CONSONANT_SOUND = ("eu", "ewe", "one", "uni", "ufo", "use", "ut")
 _VOWEL_SOUND = ("hour", "honest", "heir", "x-ray")
@@ -41,11 +41,13 @@ _VOWEL_SOUND = ("hour", "honest", "heir", "x-ray")
 
 @dataclass(frozen=True)
 class Noun:
+    """A noun in its two forms."""
+
     singular: str
     plural: str
 
     def phrase(self, count: int, adjective: str = "") -> str:
-        """`an apple`, `a small apple`, `two small apples`; what has no singular goes without article: `grapes`.
+        """Returns the noun with its article or number. A noun without singular, such as `grapes`, has no article.
 
         >>> Noun("apple", "apples").phrase(1), Noun("apple", "apples").phrase(2, "small")
         ('an apple', 'two small apples')
@@ -57,11 +59,11 @@ class Noun:
 
     @property
     def plural_only(self) -> bool:
-        """Whether it has no singular: `grapes`."""
+        """Whether the noun has no singular, as `grapes`."""
         return self.singular == self.plural and self.singular not in IRREGULAR_PLURALS
 
     def verb(self, count: int) -> str:
-        """`is` or `are`, for so many of it.
+        """Returns `is` or `are`, depending on the count.
 
         >>> Noun("apple", "apples").verb(1), Noun("sheep", "sheep").verb(1), Noun("grapes", "grapes").verb(1)
         ('is', 'is', 'are')
@@ -70,14 +72,14 @@ class Noun:
 
 
 def article(phrase: str) -> str:
-    """`a` or `an`, by the sound that the phrase starts with."""
+    """Returns `a` or `an`, by the sound with which the phrase begins."""
     word = phrase.lower()
     vowel = word[:1] in tuple("aeiou") and not word.startswith(_CONSONANT_SOUND)
     return "an" if vowel or word.startswith(_VOWEL_SOUND) else "a"
 
 
 def english(singular: str) -> Noun:
-    """A noun with its plural formed.
+    """Returns the noun of an English name, with its plural.
 
     >>> english("ear of corn").plural, english("person running").plural, english("ice cream").plural
     ('ears of corn', 'people running', 'ice creams')
@@ -90,7 +92,7 @@ def english(singular: str) -> Noun:
 
 
 def plural(word: str) -> str:
-    """The plural of one English word; a word that ends in a single s counts as one already."""
+    """Returns the plural of one English word. A word that ends in a single s is taken for a plural already."""
     if word in IRREGULAR_PLURALS:
         return IRREGULAR_PLURALS[word]
     if word in _PLURAL_ALREADY:

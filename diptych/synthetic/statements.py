@@ -1,8 +1,9 @@
-"""Statements about two scenes, as in NLVR2, and the pairs of scenes that make them true or false.
+"""Generates statements about two scenes, as in NLVR2, and pairs of scenes of which they are true or false.
 
-A statement is drawn first, without any picture; then pairs are made for it, as many that make it true as that make it
-false. So the text alone tells nothing. Both sorts hold near misses: the dog is in one picture only, there is one car
-too many, the dog stands on the other side of the cup.
+A statement is drawn first, without any picture. Then pairs of scenes are drawn for it, equally many of which it is true
+and of which it is false, so the text alone says nothing about its truth. Both are pure functions of random numbers that
+depend only on (seed, split, index). There are near misses in all pairs: the dog is in one picture only, there is one
+car too many, or the dog is on the other side of the cup.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from random import Random
 from typing import Literal
 
 from diptych.schema import ScenesConfig, Split
-from diptych.synthetic.captions import OPPOSITE, may_say
+from diptych.synthetic.captions import OPPOSITE, is_allowed
 from diptych.synthetic.claims import (
-    Backed,
-    Beside,
+    BackgroundClaim,
     Claim,
     ClaimKind,
-    Exactly,
-    Exists,
-    Sized,
+    CountClaim,
+    ExistenceClaim,
+    RelationClaim,
+    SizeClaim,
     alike,
     by_weight,
     choose,
     distinct,
 )
-from diptych.synthetic.generator import BACKGROUNDS, Relation, Scene, SizeWord, Wish, draw_scene
+from diptych.synthetic.generator import BACKGROUNDS, Relation, Scene, SceneConstraints, SizeWord, draw_scene
 from diptych.synthetic.nouns import Noun
 from diptych.synthetic.sprites import sprite_set
 
@@ -42,32 +43,33 @@ _WEIGHTS: dict[StatementKind, float] = {
     "relation": 1.0,
 }
 _ROOM: dict[StatementKind, int] = {"existence": 1, "more": 1, "count": 1, "background": 0, "size": 1, "relation": 2}
-"""Objects that a statement fixes in a picture, at least. There must be room for one more, to draw scenes from."""
+"""The least number of objects that a statement fixes in a picture. There must be room for one more, so that scenes
+differ."""
 _MOST_COUNTED = 2
 _MOST_SIZED = 6
-"""Where there are always more objects, next to none are large."""
+"""If scenes always have more objects than this, hardly any are large, and statements about sizes are left out."""
 _SCENES = 2_000
-"""Scenes drawn for a claim before giving up. The rarest, one of a size, takes about ten."""
+"""The number of scenes that are drawn for a claim before giving up. The rarest claims, of sizes, take about ten."""
 
 
 @dataclass(frozen=True)
-class OfPictures:
-    """A claim, and of which of the two pictures it is said."""
+class PairClaim:
+    """A claim, and the pictures of a pair to which it applies."""
 
     which: Which
     claim: Claim
 
     def holds(self, left: Scene, right: Scene) -> bool | None:
-        """Whether it is plainly true or plainly false of the two; None if it is neither."""
+        """Returns whether it is plainly true or plainly false of the two scenes, or None if it is neither."""
         first, second = self.claim.holds(left), self.claim.holds(right)
         if first is None or second is None:
             return None
-        return _true_of(self.which, first, second)
+        return _is_true(self.which, first, second)
 
 
 @dataclass(frozen=True)
-class More:
-    """One picture has more of a kind than the other."""
+class ComparisonClaim:
+    """Claims that one picture has more objects of a noun than the other."""
 
     noun: Noun
     where: Literal["left", "right"]
@@ -79,14 +81,17 @@ class More:
 
 @dataclass(frozen=True)
 class Statement:
+    """A statement about two pictures, and its meaning."""
+
     text: str
     kind: StatementKind
-    meaning: OfPictures | More
+    meaning: PairClaim | ComparisonClaim
     sprites: tuple[int, ...]
-    """Places in the sprite set of what it speaks of, in its order."""
+    """The indices in the sprite set of the things that it names, in order."""
 
 
-def _true_of(which: Which, left: bool, right: bool) -> bool:
+def _is_true(which: Which, left: bool, right: bool) -> bool:
+    """Returns whether a claim applies to the pictures as `which` says, given its truth of each picture."""
     truths = {
         "left": left,
         "right": right,
@@ -97,11 +102,11 @@ def _true_of(which: Which, left: bool, right: bool) -> bool:
     return truths[which]
 
 
-# --------------------------------------------------------------------------- what is said
+# --------------------------------------------------------------------------- statements
 
 
-def statement(random: Random, config: ScenesConfig) -> Statement:
-    """A statement, drawn without any picture. Raises ValueError where the configuration leaves nothing to say."""
+def draw_statement(random: Random, config: ScenesConfig) -> Statement:
+    """Draws a statement without any picture. Raises ValueError if the configuration allows none."""
     weights = {kind: weight for kind, weight in _WEIGHTS.items() if _ROOM[kind] < config.objects[1]}
     if config.objects[0] > _MOST_SIZED:
         weights.pop("size")
@@ -111,83 +116,86 @@ def statement(random: Random, config: ScenesConfig) -> Statement:
         raise ValueError(f"scenes.objects={config.objects}: statements about relations need room for three objects")
     kind = by_weight(weights, random)[0]
     if kind == "more":
-        sprite = _sprite(random, config)
-        more = More(sprite_set(config).sprites[sprite].noun, "left" if random.random() < 0.5 else "right")
-        return Statement(_compared(more, random), kind, more, (sprite,))
+        sprite = _countable_sprite(random, config)
+        comparison = ComparisonClaim(
+            sprite_set(config).sprites[sprite].noun, "left" if random.random() < 0.5 else "right"
+        )
+        return Statement(_comparison_text(comparison, random), kind, comparison, (sprite,))
     claim, sprites = _claim(kind, random, config)
-    meaning = OfPictures(by_weight(_WHICH, random)[0], claim)
-    return Statement(_said(meaning, random), kind, meaning, sprites)
+    pair_claim = PairClaim(by_weight(_WHICH, random)[0], claim)
+    return Statement(_pair_text(pair_claim, random), kind, pair_claim, sprites)
 
 
 def _claim(kind: ClaimKind, random: Random, config: ScenesConfig) -> tuple[Claim, tuple[int, ...]]:
+    """Draws a claim of a kind. Returns it with the sprites that it names."""
     if kind == "background":
-        return Backed(choose(list(BACKGROUNDS), random)), ()
-    sprite = _sprite(random, config)
+        return BackgroundClaim(choose(list(BACKGROUNDS), random)), ()
+    sprite = _countable_sprite(random, config)
     noun = sprite_set(config).sprites[sprite].noun
     if kind == "existence":
-        return Exists(noun), (sprite,)
+        return ExistenceClaim(noun), (sprite,)
     if kind == "count":
-        return Exactly(noun, 1 + int(random.random() * _most_counted(config))), (sprite,)
+        return CountClaim(noun, 1 + int(random.random() * _most_counted(config))), (sprite,)
     if kind == "size":
         sizes: tuple[SizeWord, ...] = ("small", "large")
-        return Sized(noun, choose(sizes, random)), (sprite,)
+        return SizeClaim(noun, choose(sizes, random)), (sprite,)
     while True:
         relation: Relation = choose(list(OPPOSITE), random)
-        second = _sprite(random, config)
+        second = _countable_sprite(random, config)
         other = sprite_set(config).sprites[second].noun
         names = noun.singular, other.singular
-        if second != sprite and not alike(*names, config) and may_say(names[0], relation, names[1], config):
-            return Beside(noun, relation, other), (sprite, second)
+        if second != sprite and not alike(*names, config) and is_allowed(names[0], relation, names[1], config):
+            return RelationClaim(noun, relation, other), (sprite, second)
 
 
-def _sprite(random: Random, config: ScenesConfig) -> int:
-    """Something that can be counted."""
+def _countable_sprite(random: Random, config: ScenesConfig) -> int:
+    """Draws a sprite whose noun has a singular."""
     sprites = sprite_set(config).sprites
     while True:
-        place = int(random.random() * len(sprites))
-        if not sprites[place].noun.plural_only:
-            return place
+        index = int(random.random() * len(sprites))
+        if not sprites[index].noun.plural_only:
+            return index
 
 
-def _said(meaning: OfPictures, random: Random) -> str:
+def _pair_text(meaning: PairClaim, random: Random) -> str:
     claim, which = meaning.claim, meaning.which
     thing = claim.phrase(random)
-    there = claim.kind != "background" and random.random() < 0.5
+    with_there = claim.kind != "background" and random.random() < 0.5
     if which == "both":
-        return f"there {claim.verb} {thing} in both pictures" if there else f"both pictures have {thing}"
+        return f"there {claim.verb} {thing} in both pictures" if with_there else f"both pictures have {thing}"
     if which == "one":
-        return f"there {claim.verb} {thing} in only one picture" if there else f"only one picture has {thing}"
+        return f"there {claim.verb} {thing} in only one picture" if with_there else f"only one picture has {thing}"
     if which == "neither":
-        return f"{'neither of the pictures' if there else 'neither picture'} has {thing}"
-    return f"there {claim.verb} {thing} in the {which} picture" if there else f"the {which} picture has {thing}"
+        return f"{'neither of the pictures' if with_there else 'neither picture'} has {thing}"
+    return f"there {claim.verb} {thing} in the {which} picture" if with_there else f"the {which} picture has {thing}"
 
 
-def _compared(meaning: More, random: Random) -> str:
-    here, there = (meaning.where, "right" if meaning.where == "left" else "left")
+def _comparison_text(meaning: ComparisonClaim, random: Random) -> str:
+    more, fewer = (meaning.where, "right" if meaning.where == "left" else "left")
     if random.random() < 0.5:
-        return f"there are more {meaning.noun.plural} in the {here} picture than in the {there} one"
-    return f"the {here} picture has more {meaning.noun.plural} than the {there} one"
+        return f"there are more {meaning.noun.plural} in the {more} picture than in the {fewer} one"
+    return f"the {more} picture has more {meaning.noun.plural} than the {fewer} one"
 
 
-# --------------------------------------------------------------------------- the pictures
+# --------------------------------------------------------------------------- pairs of scenes
 
 
-def pictures(
-    said: Statement, truth: bool, random: Random, config: ScenesConfig, split: Split, index: int
+def draw_pair(
+    statement: Statement, truth: bool, random: Random, config: ScenesConfig, split: Split, index: int
 ) -> tuple[Scene, Scene]:
-    """A left and a right scene of the split, of which the statement is plainly true or plainly false.
+    """Draws a left and a right scene of the split of which the statement is plainly true, or plainly false.
 
-    Raises ValueError when the configuration allows too few different scenes for the split to have any.
+    Raises ValueError if the configuration allows so few different scenes that the split has none.
     """
-    meaning = said.meaning
-    if isinstance(meaning, More):
-        left, right = choose(_numbers(meaning, truth, config), random)
-        claims: list[tuple[Claim, bool]] = [(Exactly(meaning.noun, number), True) for number in (left, right)]
+    meaning = statement.meaning
+    if isinstance(meaning, ComparisonClaim):
+        left, right = choose(_possible_counts(meaning, truth, config), random)
+        claims: list[tuple[Claim, bool]] = [(CountClaim(meaning.noun, count), True) for count in (left, right)]
     else:
         both = (True, False)
-        truths = [(a, b) for a in both for b in both if _true_of(meaning.which, a, b) == truth]
+        truths = [(a, b) for a in both for b in both if _is_true(meaning.which, a, b) == truth]
         claims = [(meaning.claim, holds) for holds in choose(truths, random)]
-    first, second = (_scene(claim, said.sprites, holds, random, config, split, index) for claim, holds in claims)
+    first, second = (_scene(claim, statement.sprites, holds, random, config, split, index) for claim, holds in claims)
     return first, second
 
 
@@ -195,32 +203,36 @@ def _most_counted(config: ScenesConfig) -> int:
     return min(_MOST_COUNTED, config.objects[1] - 1)
 
 
-def _numbers(meaning: More, truth: bool, config: ScenesConfig) -> list[tuple[int, int]]:
-    """How many there may be to the left and to the right."""
+def _possible_counts(meaning: ComparisonClaim, truth: bool, config: ScenesConfig) -> list[tuple[int, int]]:
+    """Returns all pairs of counts, left and right, of which the comparison is true, or false."""
     span = range(_most_counted(config) + 1)
-    more = [(a, b) if meaning.where == "left" else (b, a) for a in span for b in span if a > b]
-    return more if truth else [(a, b) for a in span for b in span if (a, b) not in more]
+    true = [(a, b) if meaning.where == "left" else (b, a) for a in span for b in span if a > b]
+    return true if truth else [(a, b) for a in span for b in span if (a, b) not in true]
 
 
 def _scene(
     claim: Claim, sprites: tuple[int, ...], truth: bool, random: Random, config: ScenesConfig, split: Split, index: int
 ) -> Scene:
+    """Draws a scene of which a claim is plainly true, or plainly false. Raises ValueError."""
     for _ in range(_SCENES):
-        scene = draw_scene(config, split, index, random.random, _wish(claim, sprites, truth, random, config))
+        constraints = _constraints(claim, sprites, truth, random, config)
+        scene = draw_scene(config, split, index, random.random, constraints)
         if claim.holds(scene) is truth and distinct(scene, config, claim.nouns):
             return scene
     raise ValueError(f"no {split} scene in {_SCENES} draws for a statement: allow more objects (scenes.objects)")
 
 
-def _wish(claim: Claim, sprites: tuple[int, ...], truth: bool, random: Random, config: ScenesConfig) -> Wish:
-    """What makes the claim true or false, or gives it a fair chance to be so."""
-    if isinstance(claim, Backed):
+def _constraints(
+    claim: Claim, sprites: tuple[int, ...], truth: bool, random: Random, config: ScenesConfig
+) -> SceneConstraints:
+    """Draws constraints that make the claim true or false, or give it a fair chance to be so."""
+    if isinstance(claim, BackgroundClaim):
         others = [colour for colour in BACKGROUNDS if colour != claim.background]
-        return Wish(background=claim.background if truth else choose(others, random))
-    if isinstance(claim, Exists):
-        return Wish(having=sprites) if truth else Wish(lacking=sprites)
-    if isinstance(claim, Exactly):
-        wrong = [number for number in range(_most_counted(config) + 1) if number != claim.count]
-        number = claim.count if truth else choose(wrong, random)
-        return Wish(having=sprites * number, lacking=sprites)
-    return Wish(having=sprites)
+        return SceneConstraints(background=claim.background if truth else choose(others, random))
+    if isinstance(claim, ExistenceClaim):
+        return SceneConstraints(required=sprites) if truth else SceneConstraints(excluded=sprites)
+    if isinstance(claim, CountClaim):
+        wrong = [count for count in range(_most_counted(config) + 1) if count != claim.count]
+        count = claim.count if truth else choose(wrong, random)
+        return SceneConstraints(required=sprites * count, excluded=sprites)
+    return SceneConstraints(required=sprites)

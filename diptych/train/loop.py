@@ -17,7 +17,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diptych.data.loader import Loaded, SkipLedger
+from diptych.data.loader import Loaded
+from diptych.data.skips import SkipLedger
 from diptych.nn.counter_rng import sample_keys
 from diptych.nn.gather import Processes
 from diptych.schema import Recipe, RunConfig

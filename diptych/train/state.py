@@ -21,8 +21,8 @@ from torch import Tensor
 
 import diptych
 from diptych.checkpoints import store
-from diptych.data.loader import SkipLedger
 from diptych.data.record import BadRecord
+from diptych.data.skips import SkipLedger
 from diptych.nn.shards import own_part
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from diptych.checkpoints import store
-from diptych.data.loader import Loaded, SkipLedger
+from diptych.data.loader import Loaded
 from diptych.data.record import BadRecord
+from diptych.data.skips import SkipLedger
 from diptych.recipes.albef import albef_tiny
 from diptych.recipes.override import override
 from diptych.schema import Recipe

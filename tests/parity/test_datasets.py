@@ -21,7 +21,7 @@ from diptych.data.cleanup import clean_caption, clean_question
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import ENTAILMENT_LABELS, AnyRecord, Entailment, PairStatement, Question, Record, Referring
 from diptych.data.sources.albef import read_albef
-from diptych.data.sources.files import Found, each
+from diptych.data.sources.listing import SourceListing, each
 from diptych.schema import DataConfig
 
 WORDS = DataConfig().max_words
@@ -39,7 +39,7 @@ class Lists:
     entries: list[Entry]
     names: list[str]
     """Each entry's name in messages: FILE[INDEX]."""
-    found: Found
+    found: SourceListing
 
     def kept(self, released: Sequence[str]) -> list[int]:
         """Returns the places of the entries that have text, and asserts that exactly the others are skipped.

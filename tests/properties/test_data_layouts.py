@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diptych.catalog import LAYOUTS, open_source
+from diptych.data.entries import from_entry, to_entry
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     AnyRecord,
@@ -27,15 +28,14 @@ from diptych.data.record import (
     Record,
     Referring,
     check_kind,
-    from_entry,
-    to_entry,
 )
 from diptych.data.sources.albef import read_albef
 from diptych.data.sources.conceptual import read_conceptual
-from diptych.data.sources.files import Found, open_layout
+from diptych.data.sources.files import open_layout
 from diptych.data.sources.img2dataset import read_img2dataset
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.sources.karpathy import read_karpathy
+from diptych.data.sources.listing import SourceListing
 from diptych.data.sources.nlvr2 import read_nlvr2
 from diptych.data.sources.refcoco import read_refcoco
 from diptych.data.sources.sbu import read_sbu
@@ -59,7 +59,7 @@ def config(**changes: Any) -> DataConfig:
     return DataConfig(held_out=0.0, **changes)
 
 
-def reasons(found: Found) -> dict[str, str]:
+def reasons(found: SourceListing) -> dict[str, str]:
     return {error.record: error.reason for error in found.skipped}
 
 

@@ -20,9 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.data.loader import Loaded, PairDataset, PairLoader, SkipLedger, evaluation_items
+from diptych.data.dataset import PairDataset
+from diptych.data.loader import Loaded, PairLoader, evaluation_items
 from diptych.data.order import epoch_order
 from diptych.data.record import BadRecord, Record
+from diptych.data.skips import SkipLedger
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform
 from diptych.schema import DataConfig

@@ -26,7 +26,7 @@ from diptych.catalog import open_source, read_splits
 from diptych.data.loader import Loaded, PairLoader, evaluation_items
 from diptych.data.record import BadRecord, Picture, Question
 from diptych.data.shards.index import BYTES_A_SAMPLE, Stamp, build_index, read_index
-from diptych.data.shards.mixing import Mixing
+from diptych.data.shards.mixing import ShardOrder
 from diptych.data.validate import validate
 from diptych.schema import DataConfig
 from tests.shards import TOKENIZER, jpeg, noise, number_of, pair, shard, shards, tar
@@ -230,7 +230,7 @@ def test_a_run_goes_on_exactly_with_any_number_of_workers_and_processes(tmp_path
 
 
 def test_a_process_reads_its_own_shards_only_and_a_few_at_a_time() -> None:
-    mixing = Mixing(np.full(64, 1000), window=3)
+    mixing = ShardOrder(np.full(64, 1000), window=3)
     shards_of = [{int(index) // 1000 for index in mixing.rows(0, 0, lane, 8, 0, 8000)} for lane in range(8)]
     assert Counter(number for each in shards_of for number in each) == Counter(range(64))  # 64 shards fall to 8 lanes
     seen: list[int] = []
@@ -243,7 +243,7 @@ def test_a_process_reads_its_own_shards_only_and_a_few_at_a_time() -> None:
 
 
 def test_reading_moves_forward_in_each_shard_within_a_tenth_of_it() -> None:
-    mixing = Mixing(np.full(16, 20_000), window=4)
+    mixing = ShardOrder(np.full(16, 20_000), window=4)
     rows = mixing.rows(5, 2, 1, 2, 0, 80_000)
     for number in set((rows // 20_000).tolist()):
         within = rows[rows // 20_000 == number] % 20_000
@@ -254,7 +254,7 @@ def test_reading_moves_forward_in_each_shard_within_a_tenth_of_it() -> None:
 
 
 def test_neighbours_in_a_batch_come_from_all_open_shards() -> None:
-    mixing = Mixing(np.full(16, 5_000), window=4)
+    mixing = ShardOrder(np.full(16, 5_000), window=4)
     for start in range(0, 19_000, 1_000):
         counts = Counter((mixing.rows(0, 0, 0, 4, start, start + 400) // 5_000).tolist())
         assert len(counts) == 4
@@ -337,7 +337,7 @@ def test_an_index_takes_twenty_bytes_a_sample_and_is_read_from_its_file(tmp_path
 def test_the_order_of_a_billion_pairs_fits_into_ten_megabytes() -> None:
     counts = np.full(100_000, 10_000)
     tracemalloc.start()
-    mixing = Mixing(counts, window=4)
+    mixing = ShardOrder(counts, window=4)
     for lane in range(8):
         for step in (0, 10_000):
             assert len(mixing.rows(0, 0, lane, 8, 64 * step, 64 * (step + 1))) == 64

@@ -17,9 +17,9 @@ import pytest
 from diptych.catalog import open_source
 from diptych.data.loader import PairLoader
 from diptych.data.record import BadRecord
-from diptych.data.shards import kept, remote
+from diptych.data.shards import cache, remote
+from diptych.data.shards.cache import ShardCache
 from diptych.data.shards.index import Stamp
-from diptych.data.shards.kept import Kept
 from diptych.schema import DataConfig
 from tests.shards import TOKENIZER, Server, number_of, serving, shard, shards
 
@@ -162,7 +162,7 @@ def held(folder: Path) -> int:
 
 def test_the_cache_stays_within_its_bound_and_forgets_the_longest_unused(tmp_path: Path, server: Server) -> None:
     size = len(server.files["00000.tar"])
-    folder = Kept(tmp_path / "kept", 2 * size, 10.0, 0)
+    folder = ShardCache(tmp_path / "kept", 2 * size, 10.0, 0)
     stamps = {name: remote.stamp_of(f"{server.address}/{name}", 10.0) for name in sorted(server.files)}
     for turn in ("00000.tar", "00001.tar", "00000.tar", "00002.tar", "00000.tar", "00001.tar"):
         os.close(folder.open(f"{server.address}/{turn}", stamps[turn]))
@@ -172,7 +172,7 @@ def test_the_cache_stays_within_its_bound_and_forgets_the_longest_unused(tmp_pat
 
 def test_a_shard_that_is_being_read_is_not_removed(tmp_path: Path, server: Server) -> None:
     size = len(server.files["00000.tar"])
-    folder = Kept(tmp_path / "kept", 2 * size, 0.2, 0)
+    folder = ShardCache(tmp_path / "kept", 2 * size, 0.2, 0)
     addresses = [f"{server.address}/{name}" for name in sorted(server.files)]
     stamps = [remote.stamp_of(address, 10.0) for address in addresses]
     first, second = (folder.open(address, stamp) for address, stamp in zip(addresses[:2], stamps, strict=False))
@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_hold_what_is_open_at_once_is_refused_before_trainin
 
 
 def test_what_a_killed_fetch_left_is_fetched_anew(tmp_path: Path, server: Server) -> None:
-    folder = Kept(tmp_path / "kept", 1 << 20, 10.0, 0)
+    folder = ShardCache(tmp_path / "kept", 1 << 20, 10.0, 0)
     address = f"{server.address}/00000.tar"
     stamp = remote.stamp_of(address, 10.0)
     part = folder.file(address, stamp).with_suffix(".part")
@@ -215,7 +215,7 @@ def test_what_a_killed_fetch_left_is_fetched_anew(tmp_path: Path, server: Server
 
 
 def test_readers_that_want_the_same_shard_fetch_it_once(tmp_path: Path, server: Server) -> None:
-    folder = Kept(tmp_path / "kept", 1 << 20, 10.0, 0)
+    folder = ShardCache(tmp_path / "kept", 1 << 20, 10.0, 0)
     address = f"{server.address}/00000.tar"
     stamp = remote.stamp_of(address, 10.0)
     with ThreadPoolExecutor(8) as readers:
@@ -226,7 +226,7 @@ def test_readers_that_want_the_same_shard_fetch_it_once(tmp_path: Path, server: 
 
 def test_many_processes_keep_to_the_bound_together(tmp_path: Path, server: Server) -> None:
     size = len(server.files["00000.tar"])
-    folder = Kept(tmp_path / "kept", 2 * size, 10.0, 0)
+    folder = ShardCache(tmp_path / "kept", 2 * size, 10.0, 0)
     addresses = [f"{server.address}/{name}" for name in sorted(server.files)]
     stamps = {address: remote.stamp_of(address, 10.0) for address in addresses}
 
@@ -243,8 +243,8 @@ def test_many_processes_keep_to_the_bound_together(tmp_path: Path, server: Serve
 
 
 def test_no_wrong_state_is_kept(tmp_path: Path, server: Server) -> None:
-    folder = Kept(tmp_path / "kept", 1 << 20, 10.0, 0)
-    with pytest.raises(BadRecord, match=kept.CHANGED):
+    folder = ShardCache(tmp_path / "kept", 1 << 20, 10.0, 0)
+    with pytest.raises(BadRecord, match=cache.CHANGED):
         folder.open(f"{server.address}/00000.tar", Stamp(len(server.files["00000.tar"]), "another"))
     assert {file.suffix for file in (tmp_path / "kept").iterdir()} == {".lock"}
 

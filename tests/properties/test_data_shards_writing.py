@@ -18,8 +18,8 @@ import pytest
 from diptych.catalog import open_source
 from diptych.cli.data import run
 from diptych.data.record import Entailment, PairStatement, Picture, PlainText, Question, Record, Referring
-from diptych.data.shards.kept import locked
-from diptych.data.shards.writing import part_of_found, write_shards
+from diptych.data.shards.cache import locked
+from diptych.data.shards.writing import SplitSource, write_shards
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.schema import DataConfig
 from tests.shards import jpeg
@@ -143,8 +143,8 @@ def slowly(*given):
     time.sleep(0.02)
     return members(*given)
 writing._members = slowly
-parts = {"train": writing.part_of_found(read_jsonl(sys.argv[1], DataConfig()))}
-writing.write_shards(parts, Path(sys.argv[2]), {}, 6, 2)
+splits = {"train": writing.SplitSource(read_jsonl(sys.argv[1], DataConfig()))}
+writing.write_shards(splits, Path(sys.argv[2]), {}, 6, 2)
 """
 
 
@@ -169,8 +169,8 @@ def test_writing_that_is_killed_goes_on_with_what_is_not_finished(tmp_path: Path
     done = {note.name.removesuffix(".json") for note in out.glob("unfinished/*.tar.json")}
     assert 2 <= len(done) < 10
     before = {name: (out / name).stat().st_mtime_ns for name in done}
-    found = read_jsonl(str(file), DataConfig())
-    assert f"{10 - len(done)} of 10 shards written" in write_shards({"train": part_of_found(found)}, out, {}, 6, 1)
+    listing = read_jsonl(str(file), DataConfig())
+    assert f"{10 - len(done)} of 10 shards written" in write_shards({"train": SplitSource(listing)}, out, {}, 6, 1)
     assert {name: (out / name).stat().st_mtime_ns for name in done} == before
     assert not list(out.glob("*.part"))
     assert not (out / "unfinished").exists()

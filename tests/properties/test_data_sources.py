@@ -17,9 +17,10 @@ from PIL import Image
 
 from diptych.data.loader import PairLoader, evaluation_items
 from diptych.data.sources.albef import read_albef
-from diptych.data.sources.files import FileSource, Found, each, open_layout, open_split
+from diptych.data.sources.files import FileSource, open_layout, open_split
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
+from diptych.data.sources.listing import SourceListing, each
 from diptych.data.tokenizer import Tokenizer
 from diptych.schema import DataConfig, Split
 
@@ -222,8 +223,8 @@ def test_a_few_more_pictures_move_hardly_any_between_splits(tmp_path: Path) -> N
 
 @given(st.integers(4, 30), st.floats(0.001, 0.2))
 def test_the_smallest_source_has_something_in_every_split(count: int, held_out: float) -> None:
-    def read(path: str) -> Found:
-        found = Found()
+    def read(path: str) -> SourceListing:
+        found = SourceListing()
         for number in range(count):
             found.add({"image": __file__, "caption": "x", "image_id": number}, f"{path}:{number}", Path(), 30)
         return found

@@ -19,8 +19,9 @@ from diptych.catalog import open_source, read_splits
 from diptych.cli.data import run as data_command
 from diptych.data.cleanup import clean_caption
 from diptych.data.convert import write_splits
+from diptych.data.entries import from_entry, to_entry
 from diptych.data.loader import PairLoader, evaluation_batches
-from diptych.data.record import PlainText, from_entry, to_entry
+from diptych.data.record import PlainText
 from diptych.data.sources.texts import TextSource
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.validate import validate

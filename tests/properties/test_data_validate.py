@@ -14,8 +14,9 @@ from PIL import Image
 from diptych.apps.report.samples import render
 from diptych.cli import data as verb
 from diptych.data.convert import write_splits
-from diptych.data.sources.files import Found, open_layout, read_splits
+from diptych.data.sources.files import open_layout, read_splits
 from diptych.data.sources.jsonl import read_jsonl
+from diptych.data.sources.listing import SourceListing
 from diptych.data.validate import Check, validate
 from diptych.schema import SPLITS, DataConfig, Split
 
@@ -243,7 +244,7 @@ def test_pictures_are_packed_once_each_into_shards_of_the_size_asked_for(tmp_pat
 
 
 def test_nothing_to_convert_or_show_is_an_error_that_says_why(tmp_path: Path) -> None:
-    parts: dict[Split, Found] = {split: Found() for split in SPLITS}
+    parts: dict[Split, SourceListing] = {split: SourceListing() for split in SPLITS}
     with pytest.raises(ValueError, match="no record to write"):
         write_splits(parts, tmp_path / "out")
     with pytest.raises(ValueError, match="holds no record to show"):

@@ -23,7 +23,6 @@ from diptych.data.heatmap import (
     enlarge,
     heat_colours,
     heat_picture,
-    token_pictures,
 )
 from diptych.metrics.grounding import box_accuracy, box_iou, central_box, largest_box
 from diptych.metrics.intervals import mean_interval
@@ -434,17 +433,3 @@ def test_boxes_are_outlined_where_they_are_and_cut_at_the_border() -> None:
     assert page.getpixel((12, 7)) == (0, 0, 0)
     for x, y in ((9, 5), (30, 5), (20, 10), (50, 30)):
         assert page.getpixel((x, y)) == bare.getpixel((x, y))
-
-
-def test_token_pictures_share_one_scale_and_carry_their_words() -> None:
-    image = Image.new("RGB", (40, 30), "white")
-    tokens = torch.stack([corner_heat(), corner_heat() / 100, torch.zeros(4, 4)])
-    page = token_pictures(image, tokens, ["red", "hat", "on"], columns=2)
-    step_x, step_y = image.width + 4, image.height + 2 * BAR + 4
-    assert page.size == (2 * step_x - 4, 2 * step_y - 4)
-    assert page.getpixel((39, BAR + 29)) == heat_picture(image, corner_heat()).getpixel((39, 29))
-    assert np.abs(np.array(page.getpixel((step_x + 39, BAR + 29))) - shade(255, COLOURS[0])).max() <= 4
-    for left, top in ((0, 0), (step_x, 0), (0, step_y)):
-        assert np.asarray(page.crop((left, top, left + 40, top + BAR)).convert("L")).min() < 128
-    with pytest.raises(ValueError, match="3 maps and 2 words"):
-        token_pictures(image, tokens, ["red", "hat"])

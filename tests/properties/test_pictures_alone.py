@@ -12,8 +12,9 @@ import torch
 from diptych.apps.report.samples import render
 from diptych.catalog import find_layout, open_source
 from diptych.data.convert import write_splits
+from diptych.data.entries import picture_from_entry, to_entry
 from diptych.data.loader import PairLoader, evaluation_batches
-from diptych.data.record import BadRecord, Picture, Record, picture_from_entry, to_entry
+from diptych.data.record import BadRecord, Picture, Record
 from diptych.data.sources.files import read_splits
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.validate import validate

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.collate import identity_number
-from diptych.data.loader import KINDS, Loaded, PairDataset, PairLoader
+from diptych.data.dataset import KINDS, PairDataset
+from diptych.data.loader import Loaded, PairLoader
 from diptych.data.record import (
     AnyRecord,
     BadRecord,

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.loader import EvaluationBatch, PairDataset, evaluation_batches
+from diptych.data.dataset import PairDataset
+from diptych.data.loader import EvaluationBatch, evaluation_batches
 from diptych.data.record import AnyRecord, Box, Entailment, PairStatement, Question, Record, Referring
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform

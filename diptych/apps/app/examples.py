@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych.data.files import files_below
 from diptych.data.pictures import SUFFIXES
-from diptych.data.sources.folder import CAPTIONS_FILE, files_below
+from diptych.data.sources.folder import CAPTIONS_FILE
 
 FOLDER = "pictures"
 """Below a run: the pictures that its demonstration saved."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from diptych.data.cleanup import clean_caption
+from diptych.data.entries import from_entry, name_of, picture_from_entry, plain_path
+from diptych.data.files import files_below, json_lines
 from diptych.data.pictures import SUFFIXES, file_of
-from diptych.data.record import BadRecord, PlainText, from_entry, name_of, picture_from_entry, plain_path
-from diptych.data.sources.files import json_lines
-from diptych.data.sources.folder import files_below
+from diptych.data.record import BadRecord, PlainText
 
 Kind = Literal["picture", "text"]
 T = TypeVar("T")

@@ -19,7 +19,8 @@ from diptych.apps.report import (
     write_report,
 )
 from diptych.apps.report.data import NegativeExample, TeacherExample
-from diptych.data.loader import PairDataset, evaluation_batch, pictures_of
+from diptych.data.dataset import PairDataset, pictures_of
+from diptych.data.loader import evaluation_batch
 from diptych.data.record import AnyRecord
 from diptych.data.transforms import EvaluationTransform, TrainTransform, to_picture
 from diptych.device import find_device

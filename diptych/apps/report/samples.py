@@ -13,7 +13,7 @@ from diptych.apps.report.html import LARGEST
 from diptych.apps.report.page import fill, write_whole
 from diptych.data.pictures import open_picture
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
-from diptych.data.sources.files import Found
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import Split
 
 MOST_ANSWERS = 5
@@ -54,14 +54,14 @@ class Sample:
                 return ""
 
 
-def write_samples(parts: Mapping[Split, Found], file: Path, title: str, count: int, seed: int) -> Path:
+def write_samples(parts: Mapping[Split, SourceListing], file: Path, title: str, count: int, seed: int) -> Path:
     """Writes a page with `count` records of each split, drawn by `seed`, whole or not at all. Returns its path."""
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1")
     return write_whole(file, render(parts, title, count, seed))
 
 
-def render(parts: Mapping[Split, Found], title: str, count: int, seed: int) -> str:
+def render(parts: Mapping[Split, SourceListing], title: str, count: int, seed: int) -> str:
     """Renders the page of samples. Raises ValueError where no split has a record."""
     splits = {split: found.records for split, found in parts.items() if found.records}
     if not splits:

@@ -1,9 +1,10 @@
-"""Where the samples of a tar shard are: an index, built once and kept in a file, twenty bytes a sample.
+"""Indexes tar shards: says where each sample is. An index is built once and kept in a file, with 20 bytes per sample.
 
-A sample is the run of members that share a name up to its first dot, as in the WebDataset layout: a picture or two,
-and a `.txt` or `.json` that says something of them. The file is one line of JSON, padded to a multiple of eight bytes,
-then four arrays of n numbers: where each sample begins (8 bytes), its length (4), and, in the order of a hash of the
-picture's identity by which splits are drawn, that hash (4) and the number of its sample (4).
+A sample is a run of members that share their name up to its first dot, as in the WebDataset layout: one or two
+pictures, and a `.txt` or `.json` that describes them. An index file consists of one line of JSON, padded to a multiple
+of eight bytes, and four arrays of n numbers. The first two hold the position (8 bytes) and the length (4 bytes) of each
+sample. The other two are sorted by a hash of the picture's identity, by which splits are drawn: the hash (4 bytes) and
+the number of its sample (4 bytes).
 """
 
 from __future__ import annotations
@@ -15,29 +16,30 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt
 
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
-from diptych.data.sources.files import draw_number, tar_members
+from diptych.data.splits import draw_number
+from diptych.data.tar import tar_members
 
 FORMAT = "diptych shard index 1"
 BYTES_A_SAMPLE = 20
 COLUMNS = (("starts", np.uint64), ("sizes", np.uint32), ("draws", np.uint32), ("samples", np.uint32))
 LARGEST_SAMPLE = 1 << 28
-"""Bytes of all members of a sample, which is read as one piece; more is left out."""
+"""A sample is read as one block. A larger one, in bytes, is left out."""
 LARGEST_TEXT = 1 << 20
-"""Bytes of a caption or its metadata; more is neither."""
+"""At most this many bytes of a caption or its metadata are read."""
 DRAWS = 1 << 32
-"""How many different hashes there are."""
+"""The number of different hashes."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells one state of a shard from another: its length in bytes, and its time or the server's tag for it."""
+    """Identifies the state of a shard: its length in bytes, and its modification time or the server's tag for it."""
 
     size: int
     tag: str
@@ -49,45 +51,45 @@ class Stamp:
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """The samples of one shard, in its order. The arrays of one that was read lie in its file, not in memory."""
+    """Locates the samples of one shard, in its order. The arrays of an index that was read are mapped from its file."""
 
     stamp: Stamp
     starts: UInt[np.ndarray, "n"]
-    """Bytes before each sample's first header."""
+    """The position in bytes of each sample's first header."""
     sizes: UInt[np.ndarray, "n"]
-    """Bytes from there to the end of its last member."""
+    """The number of bytes from there to the end of the sample's last member."""
     draws: UInt[np.ndarray, "n"]
-    """Hashes of the pictures' identities, ascending."""
+    """The hashes of the pictures' identities, in ascending order."""
     samples: UInt[np.ndarray, "n"]
     """The sample that each hash belongs to."""
     lost: tuple[BadRecord, ...] = ()
-    """What of the shard is no sample, and why."""
+    """The parts of the shard that are no usable sample, and why."""
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @property
     def columns(self) -> tuple[np.ndarray, ...]:
-        """In the order of the file."""
+        """The four arrays in the order of the file."""
         return self.starts, self.sizes, self.draws, self.samples
 
     def count(self, low: int, high: int) -> int:
-        """How many samples have hashes from `low` to below `high`. Looks at a few of them only."""
+        """Counts the samples with hashes from `low` to below `high`, by binary search."""
         first, last = np.searchsorted(self.draws, np.array([low, high], np.uint64))
         return int(last - first)
 
-    def chosen(self, low: int, high: int) -> UInt[np.ndarray, "m"]:
-        """The numbers of these samples, ascending."""
+    def between(self, low: int, high: int) -> UInt[np.ndarray, "m"]:
+        """Returns the numbers of the samples with hashes from `low` to below `high`, in ascending order."""
         first, last = np.searchsorted(self.draws, np.array([low, high], np.uint64))
         return np.sort(self.samples[first:last])
 
-    def of(self, stamp: Stamp) -> ShardIndex:
-        """This index in memory, as that of a copy of the shard."""
+    def with_stamp(self, stamp: Stamp) -> ShardIndex:
+        """Copies the index into memory, as the index of a copy of the shard in the state `stamp`."""
         starts, sizes, draws, samples = (column.copy() for column in self.columns)
         return ShardIndex(stamp, starts, sizes, draws, samples, self.lost)
 
     def write(self, file: Path) -> None:
-        """Whole or not at all. Raises OSError."""
+        """Writes the index file. A failed attempt leaves no file. Raises OSError."""
         lost = [[error.record, error.reason, error.detail] for error in self.lost]
         head = {"format": FORMAT, "bytes": self.stamp.size, "tag": self.stamp.tag, "count": len(self), "lost": lost}
         line = json.dumps(head).encode()
@@ -106,7 +108,7 @@ class ShardIndex:
 
 
 def read_index(file: Path) -> ShardIndex | None:
-    """The index in a file, or None where there is none that can be read."""
+    """Reads an index file. Returns None if there is none that can be read."""
     try:
         with file.open("rb") as stream:
             head = json.loads(line := stream.readline())
@@ -115,13 +117,12 @@ def read_index(file: Path) -> ShardIndex | None:
             count, place = int(head["count"]), len(line)
             if file.stat().st_size != place + BYTES_A_SAMPLE * count:
                 return None
-        whole = (
-            np.memmap(file, np.uint8, "r") if count else np.empty(place, np.uint8)
-        )  # one, as each keeps a descriptor
+        # All arrays share one mapping, because each mapping keeps a file descriptor.
+        content = np.memmap(file, np.uint8, "r") if count else np.empty(place, np.uint8)
         columns = {}
         for name, kind in COLUMNS:
             stop = place + count * np.dtype(kind).itemsize
-            columns[name] = whole[place:stop].view(kind)
+            columns[name] = content[place:stop].view(kind)
             place = stop
         lost = tuple(BadRecord(*error) for error in head["lost"])
         return ShardIndex(Stamp(int(head["bytes"]), str(head["tag"])), **columns, lost=lost)
@@ -134,7 +135,7 @@ def read_index(file: Path) -> ShardIndex | None:
 
 @dataclass
 class _Sample:
-    """What is known of a sample while its members are met."""
+    """Gathers what is known about a sample while its members are read."""
 
     key: str
     start: int
@@ -142,7 +143,7 @@ class _Sample:
     has_picture: bool = False
     json: tarfile.TarInfo | None = None
 
-    def meet(self, member: tarfile.TarInfo) -> None:
+    def add(self, member: tarfile.TarInfo) -> None:
         suffix = Path(member.name).suffix.lower()
         self.stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         self.has_picture |= suffix in SUFFIXES
@@ -151,9 +152,10 @@ class _Sample:
 
 
 def build_index(file: Path, name: str, stamp: Stamp) -> ShardIndex:
-    """Goes through a shard once, from header to header. Of one that is broken the sound part is kept, the rest named.
+    """Builds the index of a shard in one pass from header to header. `name` is the shard's name in messages.
 
-    `name`: what to call it. Raises OSError where it cannot be opened.
+    If the shard is broken, the samples before the break are used, and the rest is named in `lost`. Raises OSError if
+    the shard cannot be opened.
     """
     rows = array("Q")
     lost: list[BadRecord] = []
@@ -179,6 +181,7 @@ def build_index(file: Path, name: str, stamp: Stamp) -> ShardIndex:
 
 
 def _samples(file: Path, name: str, lost: list[BadRecord]) -> Iterator[_Sample]:
+    """Yields the samples of a shard. Adds an error to `lost` if the shard is broken."""
     sample: _Sample | None = None
     try:
         for member in tar_members(file):
@@ -187,17 +190,17 @@ def _samples(file: Path, name: str, lost: list[BadRecord]) -> Iterator[_Sample]:
                 if sample is not None:
                     yield sample
                 sample = _Sample(key, member.offset)
-            sample.meet(member)
+            sample.add(member)
     except (tarfile.TarError, EOFError) as error:
         lost.append(BadRecord(name, "shard broken", str(error)))
-        if sample is not None and sample.stop > file.stat().st_size:  # its content is what was cut off
+        if sample is not None and sample.stop > file.stat().st_size:  # the shard ends within this sample
             return
     if sample is not None:
         yield sample
 
 
 def key_of(member: str) -> str:
-    """A member's path up to the first dot of its name, by which WebDataset puts members together.
+    """Returns a member's path up to the first dot of its name, by which WebDataset groups members into samples.
 
     >>> key_of("00000/000000017.left.jpg")
     '00000/000000017'
@@ -207,23 +210,19 @@ def key_of(member: str) -> str:
 
 
 def _identity(stream: BinaryIO, sample: _Sample) -> str:
-    """What of a picture decides its split: what the metadata calls it, or else the sample's key, which stays the same
-    when a shard is moved."""
+    """Returns the identity of a sample's picture, which decides its split.
+
+    It stands in the metadata. Otherwise it is the sample's key, which stays the same when a shard is moved.
+    """
     if sample.json is None or sample.json.size > LARGEST_TEXT:
         return sample.key
     stream.seek(sample.json.offset_data)
     try:
-        metadata = metadata_of(stream.read(sample.json.size))
+        metadata = json.loads(stream.read(sample.json.size))
     except (ValueError, RecursionError):
         return sample.key
-    several = metadata.get("image_ids")
-    first = several[0] if isinstance(several, list) and several else None
+    if not isinstance(metadata, dict):
+        return sample.key
+    image_ids = metadata.get("image_ids")
+    first = image_ids[0] if isinstance(image_ids, list) and image_ids else None
     return str(first or metadata.get("image_id") or metadata.get("url") or sample.key)
-
-
-def metadata_of(content: bytes) -> dict[str, Any]:
-    """The JSON object of a sample; empty where there is none. Raises ValueError."""
-    found = json.loads(content) if content else {}
-    if not isinstance(found, dict):
-        raise ValueError("not an object")
-    return found

@@ -1,8 +1,9 @@
-"""The order in which shards are read: nearly sequential in each, mixed among a few, the same for every process.
+"""Computes the order in which shards are read: nearly sequential within a shard, mixed among a few shards.
 
-An epoch lays the shards one behind the other, shuffled; each of L lanes takes an equal part of that line, whole shards
-but for its ends. Of its part it opens `window` shards at once, and takes their samples by turns: each shard is begun
-anywhere, read forward to its end and on from its beginning, but for a shuffle over a tenth of it.
+The order is a function of (seed, epoch), so it is the same in every process. An epoch puts the shards one after the
+other in random order, and each of L lanes takes an equal part of that line: whole shards, except at its ends. A lane
+opens `window` shards of its part at once and takes samples from them in turn. Each shard is read from a random position
+to its end and then from its beginning, and its samples are shuffled over a tenth of the shard.
 """
 
 from __future__ import annotations
@@ -14,31 +15,32 @@ import numpy as np
 from jaxtyping import Int
 
 BAND = 0.1
-"""Of a shard: how far samples are moved, so that at any time a tenth of each open shard is read at random."""
+"""Samples are shuffled over this share of their shard."""
 LEAST_BAND = 1_000
-"""Samples that are shuffled at least, in small shards."""
+"""In small shards, samples are shuffled over at least this many."""
 KEPT_WINDOWS = 64
-"""Windows whose order is kept: those of all lanes of a process, 8 bytes a sample."""
+"""The order of this many windows is kept in memory, with 8 bytes per sample: those of all lanes of a process."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """An epoch's shards, one behind the other."""
+    """The shards of an epoch, one after the other."""
 
     shards: Int[np.ndarray, "S"]
-    """Their numbers, shuffled."""
+    """The numbers of the shards, in random order."""
     ends: Int[np.ndarray, "S"]
-    """Records up to the end of each."""
+    """The number of records up to the end of each shard."""
 
     def begin(self, place: int) -> int:
+        """Returns the number of records before a shard of the line."""
         return int(self.ends[place - 1]) if place else 0
 
 
-class Mixing:
-    """Orders of shards that hold so many records each. A record's index counts through the shards as they are given."""
+class ShardOrder:
+    """Computes the order of the records of shards. A record's index counts through the shards in their given order."""
 
     def __init__(self, counts: Int[np.ndarray, "S"], window: int) -> None:
-        """`window`: shards of a lane that are open at once."""
+        """`counts` holds the number of records of each shard; each lane has `window` shards open at once."""
         self.counts = counts
         self.window = window
         self.starts = np.cumsum(counts) - counts
@@ -49,15 +51,15 @@ class Mixing:
         return type(self), (self.counts, self.window)
 
     def rows(self, seed: int, epoch: int, lane: int, lanes: int, start: int, stop: int) -> Int[np.ndarray, "n"]:
-        """Indices of rows `start` to `stop` of a lane, of which it has as many as the whole divided by `lanes`."""
+        """Returns the indices of rows `start` to `stop` of a lane, which has an equal share of all records."""
         length = int(self.counts.sum()) // lanes
         assert 0 <= start <= stop <= length
         line, first = self.line(seed, epoch), lane * length
         parts = [np.empty(0, np.int64)]
         while start < stop:
             place = int(np.searchsorted(line.ends, first + start, side="right"))
-            own = int(np.searchsorted(line.ends, first, side="right"))  # the first of the lane's shards
-            head = own + (place - own) // self.window * self.window
+            lane_head = int(np.searchsorted(line.ends, first, side="right"))  # the first shard of the lane
+            head = lane_head + (place - lane_head) // self.window * self.window  # the first shard of the window
             begin = max(first, line.begin(head))
             end = min(first + length, int(line.ends[min(head + self.window, len(line.ends)) - 1]))
             rows = self._window_rows(seed, epoch, begin, end)
@@ -72,7 +74,10 @@ class Mixing:
         return Line(shards, np.cumsum(self.counts[shards]))
 
     def _mixed(self, seed: int, epoch: int, begin: int, end: int) -> Int[np.ndarray, "n"]:
-        """The records that stand from `begin` to `end` of an epoch's line, in the order in which they are shown."""
+        """Returns the records from `begin` to `end` of an epoch's line, in the order in which they are read.
+
+        Each record gets a time: its place within its shard, from 0 to 1, plus noise. Sorting by time mixes the shards.
+        """
         line = self.line(seed, epoch)
         random = np.random.default_rng([seed, epoch, begin])
         indices, times = [], []
@@ -80,10 +85,10 @@ class Mixing:
         while begin < end:
             shard = int(line.shards[place])
             count, within = int(self.counts[shard]), begin - line.begin(place)
-            here = min(end, int(line.ends[place])) - begin
-            turned = int(np.random.default_rng([seed, epoch, shard]).integers(count))
-            indices.append(self.starts[shard] + (np.arange(within, within + here) + turned) % count)
-            band = max(BAND, LEAST_BAND / here)
-            times.append(np.arange(here) / here + band * random.random(here))
-            begin, place = begin + here, place + 1
+            length = min(end, int(line.ends[place])) - begin
+            offset = int(np.random.default_rng([seed, epoch, shard]).integers(count))
+            indices.append(self.starts[shard] + (np.arange(within, within + length) + offset) % count)
+            band = max(BAND, LEAST_BAND / length)
+            times.append(np.arange(length) / length + band * random.random(length))
+            begin, place = begin + length, place + 1
         return np.concatenate(indices)[np.argsort(np.concatenate(times), kind="stable")]

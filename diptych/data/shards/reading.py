@@ -1,4 +1,4 @@
-"""Bytes of samples from shards, of which a bounded number is open at once in each process."""
+"""Reads the bytes of samples from shards. Each process has a bounded number of shards open at once."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ import numpy as np
 from jaxtyping import UInt
 
 from diptych.data.record import BadRecord
+from diptych.data.shards.cache import CHANGED, ShardCache
 from diptych.data.shards.index import ShardIndex, Stamp, read_index
-from diptych.data.shards.kept import CHANGED, Kept
-from diptych.data.shards.listing import Place
+from diptych.data.shards.listing import ShardLocation
 from diptych.data.shards.remote import is_remote
 
 
 @dataclass(frozen=True, eq=False)
 class OpenShard:
-    """A shard that is being read, and the samples of it that belong to a split. Reads need no position, so that a
-    forked process may read through the same descriptor."""
+    """Reads the samples of an open shard that belong to a split.
+
+    Reads do not move the file position, so forked processes may share the descriptor.
+    """
 
     name: str
     descriptor: int
     stamp: Stamp
     index: ShardIndex
     chosen: UInt[np.ndarray, "m"]
-    """Numbers of the split's samples."""
+    """The numbers of the split's samples."""
 
     def read(self, start: int, size: int) -> bytes:
-        """Raises BadRecord."""
+        """Reads `size` bytes from a position. Raises BadRecord."""
         try:
             if Stamp.of(os.fstat(self.descriptor)) != self.stamp:
                 raise BadRecord(f"{self.name}@{start}", CHANGED, "it was written to while the run reads it")
@@ -43,22 +45,28 @@ class OpenShard:
         return content
 
     def sample(self, number: int) -> tuple[int, bytes]:
-        """Where the split's sample begins, and its bytes. Raises BadRecord."""
+        """Returns the position and the bytes of a sample of the split. Raises BadRecord."""
         place = int(self.chosen[number])
         start = int(self.index.starts[place])
         return start, self.read(start, int(self.index.sizes[place]))
 
 
 class OpenShards:
-    """The shards of a list that were used last, at most `limit` of them. Picklable: another process opens its own."""
+    """Opens shards on demand, and keeps the most recently used ones open, at most `limit` of them.
 
-    def __init__(self, places: Sequence[Place], low: int, high: int, kept: Kept, limit: int) -> None:
-        """Of each shard, samples with hashes from `low` to below `high` are read."""
-        self.places, self.low, self.high, self.kept, self.limit = places, low, high, kept, limit
+    A pickled copy opens its own shards.
+    """
+
+    def __init__(self, places: Sequence[ShardLocation], low: int, high: int, cache: ShardCache, limit: int) -> None:
+        """Only samples with hashes from `low` to below `high` are read."""
+        self.places, self.low, self.high, self.cache, self.limit = places, low, high, cache, limit
         self._forget()
 
     def __getitem__(self, number: int) -> OpenShard:
-        """Raises BadRecord; for as long as the process lives, where a shard was lost: fetching it takes minutes."""
+        """Returns an open shard. Raises BadRecord.
+
+        A shard that could not be opened is not tried again by this process, since fetching one takes minutes.
+        """
         if number in self._lost:
             lost = self._lost[number]
             raise BadRecord(lost.record, lost.reason, lost.detail)
@@ -68,25 +76,25 @@ class OpenShards:
         while len(self._open) >= self.limit:
             os.close(self._open.popitem(last=False)[1].descriptor)
         try:
-            opened = self._open[number] = self._opened(self.places[number])
+            shard = self._open[number] = self._opened(self.places[number])
         except BadRecord as error:
             self._lost[number] = error
             raise
-        return opened
+        return shard
 
-    def _opened(self, place: Place) -> OpenShard:
+    def _opened(self, place: ShardLocation) -> OpenShard:
         index = read_index(place.index)
         if index is None or index.stamp != place.stamp:
             raise BadRecord(place.name, CHANGED, f"{place.index} was made anew by another run: start again")
         if is_remote(place.name):
-            descriptor = self.kept.open(place.name, place.stamp)
+            descriptor = self.cache.open(place.name, place.stamp)
             stamp = Stamp.of(os.fstat(descriptor))
         else:
-            descriptor, stamp = _file(place.name), place.stamp
+            descriptor, stamp = _open_file(place.name), place.stamp
             if Stamp.of(os.fstat(descriptor)) != stamp:
                 os.close(descriptor)
                 raise BadRecord(place.name, CHANGED, "its length or time is another than when the run began")
-        return OpenShard(place.name, descriptor, stamp, index, index.chosen(self.low, self.high))
+        return OpenShard(place.name, descriptor, stamp, index, index.between(self.low, self.high))
 
     def _forget(self) -> None:
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -108,7 +116,7 @@ class OpenShards:
         self._forget()
 
 
-def _file(name: str) -> int:
+def _open_file(name: str) -> int:
     try:
         return os.open(Path(name.removeprefix("file://")), os.O_RDONLY)
     except OSError as error:

@@ -1,6 +1,7 @@
-"""Shards at addresses: what state they are in, and getting them whole.
+"""Fetches shards from remote addresses and asks for their state.
 
-HTTP goes by the standard library, all else by fsspec, whose own HTTP needs a package that nothing else here does.
+HTTP uses the standard library, because fsspec's HTTP needs a package that nothing else here does. All other protocols
+use fsspec.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from diptych.data.record import BadRecord
 from diptych.data.shards.index import Stamp
 
 BACKOFF = 1.0
-"""Seconds before the second try; each further one waits twice as long."""
+"""Seconds before the second attempt. Each further attempt waits twice as long."""
 LEAST_RATE = 100_000
-"""Bytes a second below which a fetch is given up and tried again: a shard of 1 GB would take hours."""
+"""A fetch below this rate, in bytes per second, is tried again: at this rate a shard of 1 GB takes hours."""
 CHUNK = 1 << 16
 GONE = (401, 403, 404, 410)
-"""HTTP statuses that another try does not change."""
+"""HTTP statuses that another attempt would not change."""
 
 Result = TypeVar("Result")
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is an address (`https://…`, `s3://…`), not a path.
+    """Returns whether a name is an address (`https://…`, `s3://…`) and not a path.
 
     >>> is_remote("s3://bucket/00000.tar"), is_remote("shards/00000.tar")
     (True, False)
@@ -37,12 +38,15 @@ def is_remote(name: str) -> bool:
 
 
 def say(message: str) -> None:
-    """To whoever watches the run, also from a worker."""
+    """Prints a message to standard error, which the user of the run sees, also from a worker process."""
     print(message, file=sys.stderr, flush=True)
 
 
 def persistently(name: str, action: Callable[[], Result], retries: int) -> Result:
-    """What `action` gives, tried again after failures that may pass. Raises BadRecord that names the shard."""
+    """Returns the result of `action`, which is tried again after temporary failures.
+
+    Raises BadRecord, which names the shard.
+    """
     for turn in range(retries + 1):
         try:
             return action()
@@ -54,16 +58,16 @@ def persistently(name: str, action: Callable[[], Result], retries: int) -> Resul
             raise BadRecord(name, "shard missing", str(error)) from None
         except (OSError, http.client.HTTPException) as error:
             failure = error
-        told = str(failure) or type(failure).__name__
+        reason = str(failure) or type(failure).__name__
         if turn < retries:
             pause = BACKOFF * 2**turn
-            say(f"{name}: {told}; try {turn + 2} of {retries + 1} in {pause:g} s")
+            say(f"{name}: {reason}; try {turn + 2} of {retries + 1} in {pause:g} s")
             time.sleep(pause)
-    raise BadRecord(name, "shard unreachable", f"{retries + 1} tries; the last: {told}")
+    raise BadRecord(name, "shard unreachable", f"{retries + 1} tries; the last: {reason}")
 
 
 def stamp_of(url: str, timeout: float) -> Stamp:
-    """The state that a shard is in. Raises OSError; ValueError where a package is missing."""
+    """Asks for the state of a shard. Raises OSError, or ValueError if a package is missing."""
     if not url.startswith(("http://", "https://")):
         system, path = _file_system(url)
         return _stamp_of_entry(system.info(path))
@@ -71,17 +75,17 @@ def stamp_of(url: str, timeout: float) -> Stamp:
         with _answer(url, timeout, "HEAD") as answer:
             return _stamp_of_answer(answer)
     except urllib.error.HTTPError as error:
-        if error.code not in (403, 405, 501):  # addresses signed for reading, and servers that know no HEAD
+        if error.code not in (403, 405, 501):  # the address is signed for GET only, or the server does not know HEAD
             raise
     with _answer(url, timeout) as answer:
         return _stamp_of_answer(answer)
 
 
 def fetch(url: str, target: BinaryIO, timeout: float) -> Stamp:
-    """Write the whole of a file to `target`; returns the state it is in.
+    """Writes a remote file to `target` and returns the file's state.
 
-    Raises OSError also where the connection ends early, nothing comes for `timeout` seconds, or all of it comes slower
-    than `LEAST_RATE`. Raises ValueError where a package is missing.
+    Raises OSError, also if the connection ends early, sends nothing for `timeout` seconds or is slower than
+    `LEAST_RATE`. Raises ValueError if a package is missing.
     """
     if not url.startswith(("http://", "https://")):
         system, path = _file_system(url)
@@ -92,11 +96,12 @@ def fetch(url: str, target: BinaryIO, timeout: float) -> Stamp:
 
 
 def remote_names(pattern: str) -> list[str]:
-    """The addresses that a pattern with `*` stands for, in order. Raises ValueError where no server can say."""
+    """Returns the addresses that match a pattern with `*`, in order. Raises ValueError if the protocol cannot list
+    files."""
     if pattern.startswith(("http://", "https://")):
         raise ValueError(f"{pattern}: a web server does not say what it has; write numbers as {{00000..00099}}")
     system, path = _file_system(pattern)
-    return sorted(str(system.unstrip_protocol(found)) for found in system.glob(path))
+    return sorted(str(system.unstrip_protocol(match)) for match in system.glob(path))
 
 
 def _answer(url: str, timeout: float, method: str = "GET") -> Any:
@@ -117,6 +122,7 @@ def _stamp_of_entry(entry: dict[str, Any]) -> Stamp:
 
 
 def _copied(stream: Any, target: BinaryIO, stamp: Stamp, timeout: float) -> Stamp:
+    """Copies a stream to `target` and returns `stamp`. Raises OSError if it is too slow or ends early."""
     begun, size = time.monotonic(), 0
     while chunk := stream.read(CHUNK):
         target.write(chunk)
@@ -132,8 +138,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
-        return found
+        system_and_path: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        return system_and_path
     except ImportError as error:
         package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
         protocol = url.partition("://")[0]

@@ -1,8 +1,8 @@
-"""The bytes of a sample as the record that they say. Nothing here knows where the bytes come from.
+"""Turns the bytes of a sample into its record. Nothing here knows where the bytes come from.
 
-A `.json` member is a line of this library's JSONL form (diptych/data/record.py) if it names pictures or has the key of
-a task; its `image` is then a member's name, and the sample's picture where it says none. Anything else is what
-img2dataset writes: the caption in `.txt`, metadata in `.json`.
+A `.json` member is an entry in this library's JSON form (diptych/data/entries.py) if it names pictures or has the key
+of a task. Its `image` is then the name of a member; by default it is the sample's picture. Any other sample is taken
+for img2dataset's, whose caption is in `.txt` and whose metadata is in `.json`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+from diptych.data.entries import from_entry, name_of, text_of
 from diptych.data.pictures import SUFFIXES, part_of
-from diptych.data.record import AnyRecord, BadRecord, PairStatement, Picture, PlainText, from_entry
+from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, Record, with_images
 from diptych.data.shards.index import key_of
-from diptych.data.sources.img2dataset import Sample, read_sample
 
 TASK_KEYS = ("image", "images", "captions", "hypothesis", "question", "statement", "phrase")
-"""Keys of a `.json` member that make it an entry of ours; `caption` alone is img2dataset's too."""
+"""Keys that mark a `.json` member as an entry of ours. img2dataset's metadata may have `caption` too."""
 
 
 @dataclass(frozen=True)
 class Members:
-    """A sample's parts: what it is called, where its pictures are, and its texts by suffix."""
+    """The members of a sample: its name, the positions of its pictures, and its texts by suffix."""
 
     name: str
     pictures: dict[str, str]
-    """Member's name → the part of the shard that holds it."""
+    """The position in the shard (`part_of`) of each picture, by the member's name."""
     texts: dict[str, bytes]
 
 
 def members_of(block: bytes, shard: str, start: int) -> Members:
-    """The members in the bytes of a sample, which begins at `start` of a shard. Raises BadRecord."""
+    """Reads the members of a sample from its bytes, which begin at `start` of a shard. Raises BadRecord."""
     pictures: dict[str, str] = {}
     texts: dict[str, bytes] = {}
     name = f"{shard}@{start}"
@@ -55,28 +55,33 @@ def members_of(block: bytes, shard: str, start: int) -> Members:
 
 
 def record_of(members: Members, pictures_alone: bool = False) -> AnyRecord:
-    """Its record, with the parts of the shard as images. Raises BadRecord."""
+    """Returns the record of a sample, whose images are positions in the shard. Raises BadRecord."""
     if not members.pictures:
         raise BadRecord(members.name, "picture missing", "no member of the sample is a picture")
     entry = _entry(members)
     if pictures_alone:
         return _picture(members, entry or {})
     if entry is None or not any(key in entry for key in TASK_KEYS):
-        return _of_img2dataset(members)
+        texts: dict[str, Callable[[], bytes]] = {
+            suffix[1:]: partial(bytes, content) for suffix, content in members.texts.items()
+        }
+        sample = Img2datasetSample(next(iter(members.pictures.values())), texts)
+        return read_img2dataset_sample(sample, members.name)
     entry = {"image": next(iter(members.pictures)), "id": members.name, **entry}
     if "image_id" not in entry and "images" not in entry:
         entry["image_id"] = members.name
-    return _placed(from_entry(entry, members.name), members)
+    return _with_positions(from_entry(entry, members.name), members)
 
 
 def _picture(members: Members, entry: Mapping[str, Any]) -> Picture:
-    """The first picture, whatever is said of it. In this library's form it has the name that it has there."""
+    """Returns the first picture of a sample without its texts. An entry of ours gives it the name it has there."""
     name = entry.get("id") if "image" in entry else None
     identity = entry.get("image_id") or entry.get("url") or members.name
     return Picture(str(name or members.name), next(iter(members.pictures.values())), str(identity))
 
 
 def _entry(members: Members) -> Mapping[str, Any] | None:
+    """Returns the JSON object of a sample, or None if it has no `.json` member. Raises BadRecord."""
     if ".json" not in members.texts:
         return None
     try:
@@ -88,21 +93,56 @@ def _entry(members: Members) -> Mapping[str, Any] | None:
     return entry
 
 
-def _placed(record: AnyRecord, members: Members) -> AnyRecord:
-    """The record with each picture's member as the part of the shard where it is."""
+def _with_positions(record: AnyRecord, members: Members) -> AnyRecord:
+    """Replaces the member names of a record's pictures by their positions in the shard. Raises BadRecord."""
     if isinstance(record, PlainText):
         raise BadRecord(members.name, "another task", "a text without a picture: data.source=texts reads these")
     for image in record.images:
         if image not in members.pictures:
             raise BadRecord(members.name, "picture missing", f"no member {image} in the sample")
-    if isinstance(record, PairStatement):
-        left, right = record.images
-        return replace(record, images=(members.pictures[left], members.pictures[right]))
-    return replace(record, image=members.pictures[record.image])
+    located: AnyRecord = with_images(record, [members.pictures[image] for image in record.images])
+    return located
 
 
-def _of_img2dataset(members: Members) -> AnyRecord:
-    texts: dict[str, Callable[[], bytes]] = {
-        suffix[1:]: partial(bytes, content) for suffix, content in members.texts.items()
-    }
-    return read_sample(Sample(next(iter(members.pictures.values())), texts), members.name)
+# --------------------------------------------------------------------------- img2dataset's samples
+
+
+@dataclass
+class Img2datasetSample:
+    """The parts of a sample of img2dataset: the path of its picture and functions that read its texts, by suffix."""
+
+    picture: str | None = None
+    texts: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+
+
+def read_img2dataset_sample(sample: Img2datasetSample, name: str) -> Record:
+    """Returns the record of a sample. Raises BadRecord."""
+    metadata = _metadata(sample, name)
+    if sample.picture is None:
+        raise BadRecord(name, "picture missing", str(metadata.get("error_message") or "not fetched"))
+    if "txt" in sample.texts:
+        caption = _decoded(sample.texts["txt"](), name)
+    elif metadata.get("caption") is not None:
+        caption = text_of(metadata, "caption", name)
+    else:
+        raise BadRecord(name, "caption missing")
+    return Record(name, sample.picture, (caption,), name_of(metadata, "url", name) or name)
+
+
+def _metadata(sample: Img2datasetSample, name: str) -> dict[str, Any]:
+    if "json" not in sample.texts:
+        return {}
+    try:
+        metadata = json.loads(_decoded(sample.texts["json"](), name))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadRecord(name, "metadata is not JSON", str(error)) from None
+    if not isinstance(metadata, dict):
+        raise BadRecord(name, "metadata is not JSON", "not an object")
+    return metadata
+
+
+def _decoded(content: bytes, name: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord(name, "text is not UTF-8", str(error)) from None

@@ -1,9 +1,9 @@
-"""Any source as tar shards with their indices, by several processes, going on where it was stopped.
+"""Writes any source as tar shards with their indices, in several processes. A stopped call can be continued.
 
-Which record comes into which shard is settled before anything is written: shard s of a split has records s·n to
-(s+1)·n. What became of a shard is noted when it is whole; `manifest.json`, written last, gathers these notes.
-A sample is its pictures as they are (made ones as PNG), a `.json` in this library's form, and for a picture with
-captions the first of them as `.txt`, which other readers look for.
+Shard s of a split holds the records s·n to (s+1)·n, so it is settled before anything is written which record comes into
+which shard. When a shard is complete, a note of its content is written. `manifest.json`, which is written last, gathers
+these notes. A sample consists of its pictures as they are (made ones as PNG), a `.json` in this library's form, and for
+a captioned picture its first caption as `.txt`, which other readers look for.
 """
 
 from __future__ import annotations
@@ -13,66 +13,47 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from diptych.data.entries import to_entry
 from diptych.data.pictures import open_picture, picture_bytes, suffix_of
-from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, Record, TaskSource, to_entry
+from diptych.data.record import BadRecord, PlainText, Record, TaskSource, with_images
+from diptych.data.shards.cache import locked
 from diptych.data.shards.index import Stamp, build_index
-from diptych.data.shards.kept import locked
 from diptych.data.shards.listing import SUFFIX
 from diptych.data.shards.remote import say
-from diptych.data.shards.tar import add_member, whole_shard
-from diptych.data.sources.files import Found, listing
+from diptych.data.skips import list_errors
+from diptych.data.splits import PATH_SETTINGS
+from diptych.data.tar import add_member, whole_shard
 from diptych.data.workers import each_in_parallel
 from diptych.schema import Split
 
-SAMPLES = 10_000
-"""Samples of a shard, as img2dataset has it."""
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"
-"""Folder of the notes on shards that are whole, as long as not all are."""
+"""The folder of the notes on complete shards, while some are still to be written."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A split to be written: `source` has `record(index)`, and `pictures(record)` where these are made."""
+class SplitSource:
+    """The source of a split that is to be written."""
 
     source: Any
-    lost: tuple[BadRecord, ...] = ()
-    """What could not become a record."""
+    """Has `record(index)` and `skipped`, and `pictures(record)` if the pictures are made."""
     made: bool = False
-    """Whether the pictures are made, and lie in no file."""
+    """Whether the pictures are made by the source instead of lying in files."""
 
     def __len__(self) -> int:
         return len(self.source)
 
 
-def part_of_found(found: Found) -> Part:
-    return Part(_Records(found.records), tuple(found.skipped))
-
-
 @dataclass(frozen=True)
-class _Records:
-    """Records of files as a source."""
-
-    records: Any
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def record(self, index: int) -> AnyRecord:
-        found: AnyRecord = self.records[index]
-        return found
-
-
-@dataclass(frozen=True)
-class Written:
-    """What became of a shard. `left_out`: (record, reason, detail) each."""
+class WrittenShard:
+    """The content of a complete shard. `left_out` has the name, the reason and the detail of each bad record."""
 
     name: str
     samples: int
@@ -82,6 +63,8 @@ class Written:
 
 @dataclass(frozen=True)
 class Job:
+    """A shard to be written, with the records from `first` to below `last`."""
+
     split: Split
     number: int
     first: int
@@ -92,94 +75,98 @@ class Job:
         return f"{self.split}-{self.number:05}.tar"
 
 
-def write_shards(parts: Mapping[Split, Part], folder: Path, origin: Mapping[str, Any], samples: int, jobs: int) -> str:
-    """Write `folder/train-00000.tar` and so on. Returns what was done, and how to use it.
+def write_shards(
+    splits: Mapping[Split, SplitSource], folder: Path, origin: Mapping[str, Any], samples: int, jobs: int
+) -> str:
+    """Writes `folder/train-00000.tar` and so on. Returns a message that says what was written and how to use it.
 
-    `origin` says what is written, so that only the same is gone on with. Raises ValueError where the folder holds
-    something else, where another process writes to it, or where there is nothing to write.
+    `samples` is the number of samples per shard and `jobs` the number of processes. `origin` says what is written, so
+    that only a call for the same data continues an earlier one. Raises ValueError if the folder holds something else,
+    if another process writes to it, or if there is nothing to write.
     """
     if samples < 1 or jobs < 1:
         raise ValueError(f"--samples is {samples} and --jobs {jobs}: both must be at least 1")
-    lost = [error for part in parts.values() for error in part.lost]
-    parts = {split: part for split, part in parts.items() if len(part)}
-    if not parts:
-        raise ValueError(f"there is no record to write\n{listing(lost)}")
-    plan = {**origin, "samples_per_shard": samples, "records": {split: len(part) for split, part in parts.items()}}
+    lost = [error for split in splits.values() for error in split.source.skipped]
+    splits = {name: split for name, split in splits.items() if len(split)}
+    if not splits:
+        raise ValueError(f"there is no record to write\n{list_errors(lost)}")
+    plan = {**origin, "samples_per_shard": samples, "records": {name: len(split) for name, split in splits.items()}}
+    shards = list(_jobs(splits, samples))
     notes = folder / UNFINISHED
     with locked(notes / "lock", f"another process writes to {folder}"):
-        done = _begun(folder, plan)
-        todo = [job for job in _jobs(parts, samples) if not _whole(folder, done.get(job.name))]
-        if todo:
+        done = _finished(folder, plan)
+        remaining = [job for job in shards if not _is_complete(folder, done.get(job.name))]
+        if remaining:
             _write_json(notes / "plan.json", plan)
-            _write_all(parts, folder, todo, jobs, done)
-        manifest = _manifest(parts, lost, plan, [done[job.name] for job in _jobs(parts, samples)])
+            results = each_in_parallel(partial(_write, splits, folder), remaining, min(jobs, len(remaining)))
+            for count, shard in enumerate(results, start=1):
+                done[shard.name] = shard
+                say(f"{shard.name}: {shard.samples:,} samples, {shard.bytes:,} bytes ({count} of {len(remaining)})")
+        manifest = _manifest(splits, lost, plan, [done[job.name] for job in shards])
         _write_json(folder / MANIFEST, manifest)
         shutil.rmtree(notes, ignore_errors=True)
-    return _said(parts, folder, manifest, len(todo))
+    return _report(splits, folder, manifest, len(remaining))
 
 
-def _write_all(parts: Mapping[Split, Part], folder: Path, todo: list[Job], jobs: int, done: dict[str, Written]) -> None:
-    for count, one in enumerate(each_in_parallel(partial(_write, parts, folder), todo, min(jobs, len(todo))), start=1):
-        done[one.name] = one
-        say(f"{one.name}: {one.samples:,} samples, {one.bytes:,} bytes ({count} of {len(todo)})")
-
-
-def _jobs(parts: Mapping[Split, Part], samples: int) -> Iterator[Job]:
-    for split, part in parts.items():
-        for number, first in enumerate(range(0, len(part), samples)):
-            yield Job(split, number, first, min(first + samples, len(part)))
+def _jobs(splits: Mapping[Split, SplitSource], samples: int) -> Iterator[Job]:
+    for name, split in splits.items():
+        for number, first in enumerate(range(0, len(split), samples)):
+            yield Job(name, number, first, min(first + samples, len(split)))
 
 
 # --------------------------------------------------------------------------- one shard
 
 
-def _write(parts: Mapping[Split, Part], folder: Path, job: Job) -> Written:
-    part, left_out = parts[job.split], []
+def _write(splits: Mapping[Split, SplitSource], folder: Path, job: Job) -> WrittenShard:
+    """Writes a shard, its index and the note of its content."""
+    split = splits[job.split]
+    left_out: list[tuple[str, str, str]] = []
     file, count, indexed = folder / job.name, 0, True
     with whole_shard(file) as archive:
         for index in range(job.first, job.last):
             try:
-                members = list(_members(part, index))
+                members = list(_members(split, index))
             except BadRecord as error:
                 left_out.append((error.record, error.reason, error.detail))
                 continue
             for name, content in members:
                 add_member(archive, name, content)
             count += 1
-            indexed = len(members) > 1
+            indexed = len(members) > 1  # shards of texts without pictures have no index
     if indexed:
         state = Stamp.of(file.stat())
         build_index(file, str(file), state).write(Path(f"{file}{SUFFIX}"))
-    written = Written(job.name, count, file.stat().st_size, tuple(left_out))
-    _write_json(folder / UNFINISHED / f"{job.name}.json", asdict(written))
-    return written
+    shard = WrittenShard(job.name, count, file.stat().st_size, tuple(left_out))
+    _write_json(folder / UNFINISHED / f"{job.name}.json", asdict(shard))
+    return shard
 
 
-def _members(part: Part, index: int) -> Iterator[tuple[str, bytes]]:
-    """A sample's members by name. Raises BadRecord before the first of them if it cannot be used."""
-    record = part.source.record(index)
+def _members(split: SplitSource, index: int) -> Iterator[tuple[str, bytes]]:
+    """Yields the name and the content of each member of a sample. Raises BadRecord before the first of them."""
+    record = split.source.record(index)
     key = f"{index:09}"
     if not isinstance(record, PlainText):
-        contents = [_content(picture, record.id) for picture in _pictures(part, record)]
+        contents = [_picture_content(picture, record.id) for picture in _pictures(split, record)]
         places = [""] if len(contents) == 1 else [f".{number}" for number in range(len(contents))]
         names = [f"{key}{place}{suffix_of(content)}" for place, content in zip(places, contents, strict=True)]
         yield from zip(names, contents, strict=True)
-        record = _called(record, names)
+        record = with_images(record, names)
     if isinstance(record, Record):
         yield f"{key}.txt", record.captions[0].encode()
     yield f"{key}.json", json.dumps(to_entry(record), ensure_ascii=False).encode()
 
 
-def _pictures(part: Part, record: Any) -> tuple[Any, ...]:
-    if not part.made:
+def _pictures(split: SplitSource, record: Any) -> tuple[Any, ...]:
+    """Returns the pictures of a record if they are made, or else their paths."""
+    if not split.made:
         return tuple(record.images)
-    if isinstance(part.source, TaskSource):
-        return part.source.pictures(record)
-    return (part.source.picture(record),)
+    if isinstance(split.source, TaskSource):
+        return split.source.pictures(record)
+    return (split.source.picture(record),)
 
 
-def _content(picture: Image.Image | str, record_id: str) -> bytes:
-    """The bytes of a picture that can be decoded. Raises BadRecord."""
+def _picture_content(picture: Image.Image | str, record_id: str) -> bytes:
+    """Returns the bytes of a picture. Raises BadRecord unless it can be decoded."""
     if isinstance(picture, Image.Image):
         stream = io.BytesIO()
         picture.save(stream, "PNG")
@@ -192,42 +179,39 @@ def _content(picture: Image.Image | str, record_id: str) -> bytes:
     return content
 
 
-def _called(record: Any, names: list[str]) -> AnyRecord:
-    """The record with the names of its pictures in the shard."""
-    if isinstance(record, PairStatement):
-        return replace(record, images=(names[0], names[1]))
-    called: AnyRecord = replace(record, image=names[0])
-    return called
+# --------------------------------------------------------------------------- earlier calls, manifest, report
 
 
-# --------------------------------------------------------------------------- what there is already
-
-
-def _begun(folder: Path, plan: Mapping[str, Any]) -> dict[str, Written]:
-    """The shards that an earlier call finished. Raises ValueError where it wrote something else."""
+def _finished(folder: Path, plan: Mapping[str, Any]) -> dict[str, WrittenShard]:
+    """Returns the shards that an earlier call completed. Raises ValueError if that call wrote something else."""
     manifest, notes = _read_json(folder / MANIFEST), folder / UNFINISHED
     earlier = manifest["plan"] if manifest else _read_json(notes / "plan.json")
-    if earlier is not None and earlier != json.loads(json.dumps(plan)):
-        changed = sorted(key for key in {*earlier, *plan} if earlier.get(key) != json.loads(json.dumps(plan)).get(key))
+    present = json.loads(json.dumps(plan))
+    if earlier is not None and earlier != present:
+        changed = sorted(key for key in {*earlier, *plan} if earlier.get(key) != present.get(key))
         raise ValueError(
             f"{folder} holds shards of something else, or the source has changed ({', '.join(changed)}): name another"
             " folder, or remove it"
         )
-    found = manifest["shards"] if manifest else [_read_json(note) for note in sorted(notes.glob("*.tar.json"))]
-    return {one["name"]: Written(**{**one, "left_out": tuple(map(tuple, one["left_out"]))}) for one in found if one}
+    shards = manifest["shards"] if manifest else [_read_json(note) for note in sorted(notes.glob("*.tar.json"))]
+    return {
+        shard["name"]: WrittenShard(**{**shard, "left_out": tuple(map(tuple, shard["left_out"]))})
+        for shard in shards
+        if shard
+    }
 
 
-def _whole(folder: Path, written: Written | None) -> bool:
-    file = folder / written.name if written else None
-    return written is not None and file is not None and file.is_file() and file.stat().st_size == written.bytes
+def _is_complete(folder: Path, shard: WrittenShard | None) -> bool:
+    file = folder / shard.name if shard else None
+    return shard is not None and file is not None and file.is_file() and file.stat().st_size == shard.bytes
 
 
 def _manifest(
-    parts: Mapping[Split, Part], lost: list[BadRecord], plan: Mapping[str, Any], shards: list[Written]
+    splits: Mapping[Split, SplitSource], lost: list[BadRecord], plan: Mapping[str, Any], shards: list[WrittenShard]
 ) -> dict[str, Any]:
     not_records = [(error.record, error.reason, error.detail) for error in lost]
     left_out = [*not_records, *(entry for shard in shards for entry in shard.left_out)]
-    counts = {split: sum(one.samples for one in shards if one.name.startswith(f"{split}-")) for split in parts}
+    counts = {split: sum(shard.samples for shard in shards if shard.name.startswith(f"{split}-")) for split in splits}
     return {
         "plan": plan,
         "samples": counts,
@@ -238,23 +222,23 @@ def _manifest(
     }
 
 
-def _said(parts: Mapping[Split, Part], folder: Path, manifest: Mapping[str, Any], written: int) -> str:
-    names = {"train": "data.path", "validation": "data.validation_path", "test": "data.test_path"}
+def _report(splits: Mapping[Split, SplitSource], folder: Path, manifest: Mapping[str, Any], written: int) -> str:
+    """Says what was written, what was left out, and with which settings the shards are used."""
     shards = [shard["name"] for shard in manifest["shards"]]
-    ranges = {split: sum(name.startswith(f"{split}-") for name in shards) for split in parts}
-    left = [BadRecord(*entry) for entry in manifest["not_records"]]
-    left += [BadRecord(*entry) for shard in manifest["shards"] for entry in shard["left_out"]]
+    counts = {split: sum(name.startswith(f"{split}-") for name in shards) for split in splits}
+    left_out = [BadRecord(*entry) for entry in manifest["not_records"]]
+    left_out += [BadRecord(*entry) for shard in manifest["shards"] for entry in shard["left_out"]]
     lines = [f"{folder}: {written} of {len(shards)} shards written, {manifest['bytes']:,} bytes in all"]
     lines += [f"{split}: {count:,} samples" for split, count in manifest["samples"].items()]
-    lines += [f"{len(left)} left out:\n{listing(left)}"] if left else []
-    first = next(iter(parts.values()))
+    lines += [f"{len(left_out)} left out:\n{list_errors(left_out)}"] if left_out else []
+    first = next(iter(splits.values()))
     source = "texts" if isinstance(first.source.record(0), PlainText) else "shards"
-    use = " ".join(f"{names[split]}={_pattern(folder, split, count)}" for split, count in ranges.items())
-    return "\n".join([*lines, f"use them with: data.source={source} {use}"])
+    settings = " ".join(f"{PATH_SETTINGS[split]}={_pattern(folder, split, count)}" for split, count in counts.items())
+    return "\n".join([*lines, f"use them with: data.source={source} {settings}"])
 
 
 def _pattern(folder: Path, split: Split, count: int) -> str:
-    """What names the shards of a split, for a shell."""
+    """Returns a pattern of all shards of a split, quoted for a shell."""
     return f"{folder}/{split}-00000.tar" if count == 1 else f"'{folder}/{split}-{{00000..{count - 1:05}}}.tar'"
 
 

@@ -1,4 +1,4 @@
-"""ALBEF's own annotation lists: JSON files, each a list of objects. Their keys say which task they belong to.
+"""Reads ALBEF's own annotation lists: JSON files that hold a list of objects, whose keys say which task they belong to.
 
 | task | an entry |
 |---|---|
@@ -15,41 +15,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diptych.data.entries import from_entry, label_of, name_of, object_of, plain_path, text_of, texts_of, truth_of
+from diptych.data.files import json_list
 from diptych.data.pictures import SUFFIXES
-from diptych.data.record import (
-    AnyRecord,
-    BadRecord,
-    Entailment,
-    PairStatement,
-    Question,
-    Referring,
-    from_entry,
-    label_of,
-    name_of,
-    plain_path,
-    text_of,
-    texts_of,
-    truth_of,
-)
-from diptych.data.sources.files import Found, json_list, object_of
+from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
+from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.visual_genome import ANSWER_WEIGHT
 from diptych.schema import DataConfig
 
 LAYOUT = 'data.source=albef reads JSON lists of {"image": …, "caption": …}, separated by commas'
-GENOME_WEIGHT = 0.5
-"""Weight of the single answer of a Visual Genome question, as released; ten annotators together have 1."""
 
 
-def read_albef(path: str, config: DataConfig) -> Found:
-    """All records of a list. Relative pictures start from `config.root`, or from the list's folder.
+def read_albef(path: str, config: DataConfig) -> SourceListing:
+    """Reads all records of a list. Relative picture paths start from `config.root` or else from the list's folder.
 
-    Entries that are no record are skipped and named FILE[INDEX], counted from 0. Raises ValueError if the list is
-    missing or no list.
+    Entries that cannot be used are skipped and named FILE[INDEX], counted from 0. Raises ValueError if the file is
+    missing or holds no list.
     """
-    found = Found()
+    listing = SourceListing()
     root = Path(config.root or Path(path).parent)
     for index, entry in enumerate(json_list(path, LAYOUT)):
-        found.add(entry, f"{path}[{index}]", root, config.max_words, _read)
-    return found
+        listing.add(entry, f"{path}[{index}]", root, config.max_words, _read)
+    return listing
 
 
 def _read(entry: Any, name: str) -> AnyRecord:
@@ -69,13 +56,13 @@ def _question(entry: Mapping[str, Any], name: str) -> Question:
     image = text_of(entry, "image", name)
     answers = texts_of(entry, "answer", name) if "answer" in entry else ()
     return Question(
-        # The two data sets number their questions independently of each other.
+        # VQA and Visual Genome number their questions independently of each other.
         id=name if number is None else f"vg/{number}" if genome else number,
         image=image,
         question=text_of(entry, "question", name),
         answers=answers,
         image_id=plain_path(image),
-        weights=(GENOME_WEIGHT,) * len(answers) if genome else (),
+        weights=(ANSWER_WEIGHT,) * len(answers) if genome else (),
     )
 
 

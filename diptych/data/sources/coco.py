@@ -1,4 +1,4 @@
-"""Where COCO's pictures lie: `train2014/COCO_train2014_000000000009.jpg`, or all in one folder."""
+"""Finds COCO's pictures, which lie in `train2014/COCO_train2014_000000000009.jpg` and so on, or all in one folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NAME = re.compile(r"COCO_(\w+?)_\d+\.jpg")
 
 
 def coco_path(root: Path, file_name: str) -> str:
-    """The path of a picture, from `root`: in the folder of its subset, if there is such a folder.
+    """Returns the path of a picture below `root`: in the folder of its subset, if that folder exists.
 
     >>> coco_path(Path("nowhere"), "COCO_train2014_000000000009.jpg")
     'COCO_train2014_000000000009.jpg'

@@ -1,48 +1,43 @@
-"""Conceptual Captions: the TSV of CC3M (caption, address) or CC12M (address, caption), and pictures fetched from it.
+"""Reads Conceptual Captions: the TSV file of CC3M (caption, address) or CC12M (address, caption) and fetched pictures.
 
-A picture is the file whose name begins with the number of its row, counted from 0, with any leading zeros and in any
-folder: `17.jpg`, `000000017.jpg`, or with the CRC-32 of its address, as downloaders write it, `17_3632233996`. Many
-addresses are dead; rows without a picture are skipped and counted.
+A picture file is named after its row, counted from 0. It may have leading zeros and lie in any folder: `17.jpg`,
+`000000017.jpg`. Downloaders also append the CRC-32 of the address: `17_3632233996`. Many addresses are dead; rows
+without a picture are skipped and counted.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from diptych.data.files import existing, files_below
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord, Record
-from diptych.data.sources.files import Found, existing
-from diptych.data.sources.folder import files_below
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
 
 LAYOUT = "data.source=conceptual reads a TSV of captions and addresses"
 _NAME = re.compile(r"(\d+)(?:_(\d+))?")
 
 
-def read_conceptual(path: str, config: DataConfig) -> Found:
-    """All rows. Pictures lie below `config.root`, or below the file's folder. Raises ValueError."""
+def read_conceptual(path: str, config: DataConfig) -> SourceListing:
+    """Reads all rows. Pictures lie below `config.root` or else below the file's folder. Raises ValueError."""
     file = existing(path, LAYOUT)
     root = Path(config.root or file.parent)
     read = partial(_read, pictures=_pictures(root))
-    found = Found()
-    for number, row in enumerate(_rows(file)):
-        found.add((number, row), f"{path}:{number + 1}", root, config.max_words, read)
-    return found
-
-
-def _rows(file: Path) -> Iterator[bytes]:
+    listing = SourceListing()
     with file.open("rb") as stream:
-        for line in stream:
-            yield line.rstrip(b"\r\n")
+        for number, line in enumerate(stream):
+            row = line.rstrip(b"\r\n")
+            listing.add((number, row), f"{path}:{number + 1}", root, config.max_words, read)
+    return listing
 
 
 def _pictures(root: Path) -> dict[int, Path]:
-    """Row → the first file named after it."""
+    """Returns the first file that is named after each row."""
     named: dict[int, Path] = {}
     for file in files_below(root):
         if (match := _NAME.fullmatch(file.stem)) and file.suffix.lower() in SUFFIXES | {""}:
@@ -64,7 +59,7 @@ def _read(numbered: Any, name: str, pictures: dict[int, Path]) -> Record:
 
 
 def _columns(row: bytes, name: str) -> tuple[str, str]:
-    """Caption, address."""
+    """Splits a row into caption and address. Raises BadRecord."""
     try:
         columns = row.decode().split("\t")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""A folder of pictures, each with a text file of the same name whose first line is its caption.
+"""Reads a folder of pictures. The caption of each is the first line of the text file with the same name.
 
 A `captions.jsonl` in the folder takes the place of the text files.
 """
@@ -6,24 +6,25 @@ A `captions.jsonl` in the folder takes the place of the text files.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
+from diptych.data.files import files_below
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
-from diptych.data.sources.files import Found
 from diptych.data.sources.jsonl import read_lines
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
 
 CAPTIONS_FILE = "captions.jsonl"
 LONGEST_LINE = 1 << 16
-"""Bytes that are read of a text file's first line."""
+"""At most this many bytes of a text file's first line are read."""
 
 
-def read_folder(path: str, config: DataConfig) -> Found:
-    """All pairs of a folder and of those in it, in the order of names; hidden ones are passed over.
+def read_folder(path: str, config: DataConfig) -> SourceListing:
+    """Reads all captioned pictures of a folder and its subfolders in the order of names, except hidden ones.
 
-    Pictures without a text, and texts without a picture, are skipped and named. Raises ValueError if it is missing.
+    Pictures without a text and texts without a picture are skipped and named. Raises ValueError if the folder is
+    missing.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -34,41 +35,43 @@ def read_folder(path: str, config: DataConfig) -> Found:
     return _side_cars(folder, files, config.max_words)
 
 
-def _captioned(folder: Path, files: list[Path], max_words: int) -> Found:
-    found = read_lines(folder / CAPTIONS_FILE, folder, max_words)
-    named = {os.path.normpath(image) for record in found.records for image in record.images}
-    named |= {os.path.normpath(error.detail) for error in found.skipped if error.reason.endswith(" empty")}
+def _captioned(folder: Path, files: list[Path], max_words: int) -> SourceListing:
+    """Reads `captions.jsonl`, and skips the pictures that it does not mention."""
+    listing = read_lines(folder / CAPTIONS_FILE, folder, max_words)
+    named = {os.path.normpath(image) for record in listing.records for image in record.images}
+    named |= {os.path.normpath(error.detail) for error in listing.skipped if error.reason.endswith(" empty")}
     for file in files:
         if file.suffix.lower() in SUFFIXES and os.path.normpath(folder / file) not in named:
-            found.skipped.append(BadRecord(file.as_posix(), "picture without text", f"not in {CAPTIONS_FILE}"))
-    return found
+            listing.skipped.append(BadRecord(file.as_posix(), "picture without text", f"not in {CAPTIONS_FILE}"))
+    return listing
 
 
-def _side_cars(folder: Path, files: list[Path], max_words: int) -> Found:
-    found = Found()
+def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing:
+    """Reads the text file beside each picture."""
+    listing = SourceListing()
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     for picture in pictures:
         name = picture.as_posix()
         text = texts.get(picture.with_suffix(""))
         if text is None:
-            found.skipped.append(BadRecord(name, "picture without text", f"no {picture.with_suffix('.txt').name}"))
+            listing.skipped.append(BadRecord(name, "picture without text", f"no {picture.with_suffix('.txt').name}"))
             continue
         try:
             caption = _first_line(folder / text, name)
         except BadRecord as error:
-            found.skipped.append(error)
+            listing.skipped.append(error)
             continue
-        found.add({"image": name, "caption": caption}, name, folder, max_words)
+        listing.add({"image": name, "caption": caption}, name, folder, max_words)
     owners = {picture.with_suffix("") for picture in pictures}
     for stem, text in texts.items():
         if stem not in owners:
-            found.skipped.append(BadRecord(text.as_posix(), "text without picture"))
-    return found
+            listing.skipped.append(BadRecord(text.as_posix(), "text without picture"))
+    return listing
 
 
 def _first_line(file: Path, name: str) -> str:
-    """Raises BadRecord, naming the picture, if the line is not UTF-8."""
+    """Reads the first line of a text file. Raises BadRecord, which names the picture, if it is not UTF-8."""
     try:
         with file.open("rb") as stream:
             return stream.readline(LONGEST_LINE).decode("utf-8-sig")
@@ -76,12 +79,3 @@ def _first_line(file: Path, name: str) -> str:
         raise BadRecord(name, "text is not UTF-8", file.name) from None
     except OSError as error:
         raise BadRecord(name, "text unreadable", str(error)) from None
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below, relative to `folder`, in the order of names."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield (Path(place) / name).relative_to(folder)

@@ -1,7 +1,7 @@
-"""Karpathy's splits of COCO and Flickr30k: `dataset_coco.json`, `dataset_flickr30k.json`.
+"""Reads Karpathy's splits of COCO and Flickr30k: `dataset_coco.json` and `dataset_flickr30k.json`.
 
 `{"images": [{"filename": …, "filepath": "val2014" (COCO only), "imgid": …, "split": "train" (restval, val, test),
-"sentences": [{"raw": …}]}]}`. COCO's `restval` is training data, as published.
+"sentences": [{"raw": …}]}]}`. COCO's `restval` split is training data, as in the publications.
 """
 
 from __future__ import annotations
@@ -9,25 +9,30 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.record import BadRecord, Record, name_of, text_of
-from diptych.data.sources.files import Found, json_object, list_of, object_of, split_named
+from diptych.data.entries import name_of, object_of, published_split, text_of
+from diptych.data.files import json_object, list_of
+from diptych.data.record import BadRecord, Record
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=karpathy reads dataset_coco.json or dataset_flickr30k.json"
 PUBLISHED: dict[str, Split] = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
-def read_karpathy(path: str, config: DataConfig) -> Found:
-    """All pictures of a file with their captions and splits. Pictures start from `config.root`, or beside the file."""
-    found = Found()
+def read_karpathy(path: str, config: DataConfig) -> SourceListing:
+    """Reads all pictures of a file with their captions and splits.
+
+    Picture paths start from `config.root` or else from the file's folder. Raises ValueError.
+    """
+    listing = SourceListing()
     root = Path(config.root or Path(path).parent)
     for index, entry in enumerate(list_of(json_object(path, LAYOUT), "images", path, LAYOUT)):
-        found.add(entry, f"{path}, images[{index}]", root, config.max_words, _read, _split)
-    return found
+        listing.add(entry, f"{path}, images[{index}]", root, config.max_words, _read, _split)
+    return listing
 
 
 def _split(entry: Any, name: str) -> Split:
-    return split_named(entry, name, PUBLISHED)
+    return published_split(entry, name, PUBLISHED)
 
 
 def _read(entry: Any, name: str) -> Record:

@@ -1,8 +1,8 @@
-"""Several sources in one run, mixed by weight."""
+"""Mixes several sources in one run, by weight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,21 +11,23 @@ import numpy as np
 from PIL import Image
 
 from diptych.data.order import Laned, MixedLanes
-from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, TaskSource
+from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, TaskSource, with_images
 from diptych.schema import DataConfig, Split
 
 
-class Owned(NamedTuple):
-    """What a source needs for a picture, and which source."""
+class MixedImage(NamedTuple):
+    """The image of a record, and the number of the source that can produce its picture."""
 
     owner: int
     image: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Mixed:
-    """Sources of one task, the records of each behind those of the one before. Records and pictures are called by the
-    source's name too."""
+class MixedSource:
+    """Serves the records of several sources of one task, one source after the other.
+
+    Ids and picture identities begin with the name of their source, so that sources cannot collide.
+    """
 
     names: tuple[str, ...]
     sources: tuple[Any, ...]
@@ -48,29 +50,28 @@ class Mixed:
         return int(self._ends[-1])
 
     def record(self, index: int) -> Any:
-        """Raises BadRecord that names the source."""
+        """Returns the record of an index. Raises BadRecord, which names the source."""
         owner = int(np.searchsorted(self._ends, index, side="right"))
         source, name = self.sources[owner], self.names[owner]
         try:
             record = source.record(index - int(self._ends[owner]) + len(source))
         except BadRecord as error:
             raise BadRecord(f"{name}: {error.record}", error.reason, error.detail) from None
-        return _owned(record, owner, name)
+        return _renamed(record, owner, name)
 
     def pictures(self, record: Any) -> tuple[Image.Image, ...]:
-        """Raises BadRecord that names the source."""
+        """Returns the pictures of a record. Raises BadRecord, which names the source."""
         if not record.images:
             return ()
         source = self.sources[record.images[0].owner]
-        images = tuple(owned.image for owned in record.images)
-        own = _with_images(record, images)
-        return source.pictures(own) if isinstance(source, TaskSource) else (source.picture(own),)
+        original = with_images(record, [mixed.image for mixed in record.images])
+        return source.pictures(original) if isinstance(source, TaskSource) else (source.picture(original),)
 
     def picture(self, record: Any) -> Image.Image:
         return self.pictures(record)[0]
 
     def order(self, batch_size: int, seed: int, size: int) -> MixedLanes:
-        """Raises ValueError where a batch cannot be cut into lanes, or these not among `size` processes."""
+        """Returns the order of training. Raises ValueError if a batch cannot be cut into lanes for `size` processes."""
         streams: list[Laned | int] = []
         for name, source in zip(self.names, self.sources, strict=True):
             if len(source) < self.lanes:
@@ -79,11 +80,11 @@ class Mixed:
         return MixedLanes(tuple(streams), self.weights, self.lanes, batch_size, seed, size)
 
 
-def open_mix(config: DataConfig, split: Split, open_one: Callable[[DataConfig, Split], Any]) -> Any:
-    """A split of the sources in `data.mix`. Raises ValueError that names the source which cannot be opened.
+def open_mix(config: DataConfig, split: Split, open_source: Callable[[DataConfig, Split], Any]) -> Any:
+    """Opens a split of the sources in `data.mix`. `open_source` opens each.
 
-    Training mixes all. The first source alone gives validation and test, as it would by itself; nothing is held out of
-    the others.
+    Training mixes all sources. Validation and test come from the first source alone, as if it were the only one;
+    nothing is held out of the others. Raises ValueError, which names the source that cannot be opened.
     """
     if not config.mix:
         raise ValueError("""data.source=mix needs data.mix, as in data.mix='[{"source":"folder","path":"a"}, …]'""")
@@ -102,30 +103,25 @@ def open_mix(config: DataConfig, split: Split, open_one: Callable[[DataConfig, S
         )
         for number, part in enumerate(config.mix)
     ]  # fmt: skip
+
+    def opened(name: str, part: DataConfig) -> Any:
+        try:
+            return open_source(part, split)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
     if split != "train":
-        return _opened(names[0], parts[0], split, open_one)
-    sources = tuple(_opened(name, part, split, open_one) for name, part in zip(names, parts, strict=True))
-    return Mixed(names, sources, tuple(part.weight for part in config.mix), config.lanes)
+        return opened(names[0], parts[0])
+    sources = tuple(opened(name, part) for name, part in zip(names, parts, strict=True))
+    return MixedSource(names, sources, tuple(part.weight for part in config.mix), config.lanes)
 
 
-def _opened(name: str, part: DataConfig, split: Split, open_one: Callable[[DataConfig, Split], Any]) -> Any:
-    try:
-        return open_one(part, split)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _owned(record: AnyRecord, owner: int, name: str) -> AnyRecord:
+def _renamed(record: AnyRecord, owner: int, name: str) -> AnyRecord:
+    """Puts the source's name before the record's id and picture identities, and its number beside each image."""
+    record = with_images(record, [MixedImage(owner, image) for image in record.images])
+    identities = [f"{name}: {identity}" for identity in record.image_ids]
     if isinstance(record, PlainText):
         return replace(record, id=f"{name}: {record.id}")
-    called = _with_images(record, tuple(Owned(owner, image) for image in record.images))
-    identities = tuple(f"{name}: {identity}" for identity in record.image_ids)
-    if isinstance(called, PairStatement):
-        return replace(called, id=f"{name}: {record.id}", image_ids=(identities[0], identities[1]))
-    return replace(called, id=f"{name}: {record.id}", image_id=identities[0])
-
-
-def _with_images(record: Any, images: Sequence[Any]) -> Any:
     if isinstance(record, PairStatement):
-        return replace(record, images=(images[0], images[1]))
-    return replace(record, image=images[0])
+        return replace(record, id=f"{name}: {record.id}", image_ids=(identities[0], identities[1]))
+    return replace(record, id=f"{name}: {record.id}", image_id=identities[0])

@@ -1,8 +1,9 @@
-"""RefCOCO, RefCOCO+, RefCOCOg: a folder with `refs(unc).p` and `instances.json`, and a detector's boxes, if any.
+"""Reads RefCOCO, RefCOCO+ and RefCOCOg: a folder with `refs(unc).p`, `instances.json` and, if any, detected boxes.
 
 `refs(….p)` is a pickle: a list of `{"ref_id", "ann_id", "image_id", "split": "train", "val", "testA", …, "sentences":
 [{"sent", "sent_id"}]}`. `instances.json` is COCO's: `images` with `id` and `file_name`, `annotations` with `id` and
-`bbox`. Detections: `{image id: [[x, y, width, height, score], …]}`, or a list of `{"image_id", "box" or "bbox"}`.
+`bbox`. A detector's boxes are `{image id: [[x, y, width, height, score], …]}`, or a list of `{"image_id", "box" or
+"bbox"}`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diptych.data.record import BadRecord, Referring, box_of, name_of, text_of
+from diptych.data.entries import box_of, name_of, object_of, published_split, text_of
+from diptych.data.files import existing, list_of, read_json, split_paths
+from diptych.data.record import BadRecord, Referring
 from diptych.data.sources.coco import coco_path
-from diptych.data.sources.files import Found, existing, list_of, object_of, parts_of, read_json, split_named
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=refcoco reads a folder with refs(….p) and instances.json, or these files separated by commas"
@@ -29,31 +32,31 @@ PUBLISHED: dict[str, Split] = {
     "testC": "test",
 }
 DETECTIONS = ("dets.json", "detections.json")
-"""What a detector's boxes are called, where a folder is given."""
+"""The files in which a folder may hold a detector's boxes."""
 
 
-def read_refcoco(path: str, config: DataConfig) -> Found:
-    """Every phrase of the folder with its box, proposals and published split.
+def read_refcoco(path: str, config: DataConfig) -> SourceListing:
+    """Reads every phrase of a folder with its box, proposals and published split.
 
-    Pictures start from `config.root`, or from the folder. Raises ValueError.
+    Picture paths start from `config.root` or else from the folder. Raises ValueError.
     """
     refs_file, tables = _files(path)
     root = Path(config.root or refs_file.parent)
     refs = load_plain_pickle(refs_file)
     if not isinstance(refs, list):
         raise ValueError(f"{refs_file} is not a list: {LAYOUT}")
-    found = Found()
+    listing = SourceListing()
     for index, ref in enumerate(refs):
         name = f"{refs_file}[{index}]"
         for place, phrase in enumerate(_phrases(ref)):
             read = partial(_read, phrase=phrase, place=place, tables=tables, root=root)
-            found.add(ref, f"{name}, sentence {place}", root, config.max_words, read, _split)
-    return found
+            listing.add(ref, f"{name}, sentence {place}", root, config.max_words, read, _split)
+    return listing
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """What a ref's numbers stand for; values unchecked."""
+    """Looks up the pictures and boxes that a ref names by number. The values are not checked yet."""
 
     pictures: Mapping[str, Any]
     boxes: Mapping[str, Any]
@@ -61,11 +64,11 @@ class _Tables:
 
 
 def _split(ref: Any, name: str) -> Split:
-    return split_named(ref, name, PUBLISHED)
+    return published_split(ref, name, PUBLISHED)
 
 
 def _phrases(ref: Any) -> list[Any]:
-    """The sentences of a ref, or one None if it has none to show, which is then named as broken."""
+    """Returns the sentences of a ref. A ref without any gives one None, which `_read` reports as broken."""
     sentences = ref.get("sentences") if isinstance(ref, dict) else None
     return sentences if isinstance(sentences, list) and sentences else [None]
 
@@ -101,8 +104,8 @@ def _read(ref: Any, name: str, phrase: Any, place: int, tables: _Tables, root: P
 
 
 def _files(path: str) -> tuple[Path, _Tables]:
-    """The file of refs, and what the others hold."""
-    parts = [Path(part) for part in parts_of(path)]
+    """Finds the file of refs and reads the tables from the other files. Raises ValueError."""
+    parts = [Path(part) for part in split_paths(path)]
     if len(parts) == 1 and parts[0].is_dir():
         folder = parts[0]
         parts = [*sorted(folder.glob("refs(*).p")), folder / "instances.json"]
@@ -129,7 +132,7 @@ def _by_id(entries: Sequence[Any]) -> dict[str, Any]:
 
 
 def _proposals(content: Any, file: Path) -> dict[str, Sequence[Any]]:
-    """The boxes of each picture, by its number, in the order of the file."""
+    """Returns the boxes of each picture, by its number, in the order of the file. Raises ValueError."""
     pairs = content.items() if isinstance(content, dict) else _listed(content, file)
     boxes: dict[str, list[Any]] = {}
     for picture, listed in pairs:
@@ -152,7 +155,7 @@ def _listed(content: Any, file: Path) -> Iterator[tuple[Any, Any]]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Numbers, texts, lists, tuples, dictionaries. What names a class or a function is refused."""
+    """Unpickles numbers, texts, lists, tuples and dictionaries. It refuses any class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
@@ -162,10 +165,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain_pickle(file: Path) -> Any:
-    """What a pickle of plain data holds. Nothing in it is executed. Raises ValueError."""
+    """Loads a pickle of plain data without executing anything in it. Raises ValueError."""
     with existing(file, LAYOUT).open("rb") as stream:
         try:
-            # Python 2 wrote the published files. What is no UTF-8 in them is named with its record.
+            # Python 2 wrote the published files. Bytes that are not UTF-8 are reported later, with their record.
             return _PlainUnpickler(stream, encoding="utf-8", errors="surrogateescape").load()
-        except Exception as error:  # broken bytes lead the unpickler to any error
+        except Exception as error:  # the unpickler can raise any error on broken bytes
             raise ValueError(f"{file} is not a pickle of plain data: {error}") from None

@@ -1,7 +1,7 @@
-"""SBU captioned photos: `sbu-captions-all.json`, or the two text files of addresses and captions, line by line.
+"""Reads SBU captioned photos from `sbu-captions-all.json`, or from the two text files of addresses and captions.
 
-The JSON is `{"image_urls": […], "captions": […], …}`. A picture is called as in its address, which Flickr makes unique:
-`4385058960_b0f291553e.jpg`. Many of them are gone; those are skipped and counted.
+The JSON is `{"image_urls": […], "captions": […], …}`. A picture file has the name that ends its address, which Flickr
+makes unique: `4385058960_b0f291553e.jpg`. Many pictures are gone; those are skipped and counted.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from diptych.data.record import BadRecord, Record, text_of
-from diptych.data.sources.files import Found, existing, json_object, list_of, parts_of
+from diptych.data.entries import text_of
+from diptych.data.files import existing, json_object, list_of, split_paths
+from diptych.data.record import BadRecord, Record
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
 
 LAYOUT = "data.source=sbu reads sbu-captions-all.json, or the files of addresses and of captions with a comma between"
 
 
-def read_sbu(paths: str, config: DataConfig) -> Found:
-    """All captioned photos. Pictures lie in `config.root`, or beside the file. Raises ValueError."""
-    files = parts_of(paths)
+def read_sbu(paths: str, config: DataConfig) -> SourceListing:
+    """Reads all captioned photos. Pictures lie in `config.root` or else beside the file. Raises ValueError."""
+    files = split_paths(paths)
     if len(files) not in (1, 2):
         raise ValueError(f"{paths} names {len(files)} files: {LAYOUT}")
     if len(files) == 1:
@@ -29,15 +31,15 @@ def read_sbu(paths: str, config: DataConfig) -> Found:
         columns = [_lines(existing(file, LAYOUT)) for file in files]
     if len(columns[0]) != len(columns[1]):
         raise ValueError(f"{paths}: {len(columns[0])} addresses, but {len(columns[1])} captions")
-    found = Found()
+    listing = SourceListing()
     root = Path(config.root or Path(files[0]).parent)
     for index, pair in enumerate(zip(*columns, strict=True)):
-        found.add(pair, f"{files[0]}[{index}]", root, config.max_words, _read)
-    return found
+        listing.add(pair, f"{files[0]}[{index}]", root, config.max_words, _read)
+    return listing
 
 
 def _lines(file: Path) -> list[Any]:
-    """A broken letter is left to the record that it is in."""
+    """Reads the lines of a file. Bytes that are not UTF-8 are reported later, with the record that holds them."""
     return list(file.read_bytes().decode(errors="surrogateescape").removesuffix("\n").split("\n"))
 
 

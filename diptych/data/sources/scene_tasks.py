@@ -1,6 +1,6 @@
-"""The source of made examples for the tasks: scenes with hypotheses, questions, statements or phrases, or alone.
+"""Serves made examples of the tasks: scenes with hypotheses, questions, statements or phrases, or alone.
 
-What they say is made in diptych/synthetic/examples.py; here it becomes the tasks' records.
+diptych/synthetic/examples.py generates the examples. This file turns them into the records of the tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diptych.synthetic.sprites import sprite_set
 
 @dataclass(frozen=True)
 class SceneTask:
-    """A split of examples of one task. Holds only its configuration: examples are made when asked for."""
+    """Serves a split of examples of one task. It holds only its configuration; each example is made when it is read."""
 
     config: ScenesConfig
     split: Split
@@ -33,7 +33,8 @@ class SceneTask:
         return self.config.count if self.split == "train" else self.config.evaluation_count
 
     def record(self, index: int) -> Any:
-        """A record of `kind`. Raises IndexError, and ValueError where the configuration leaves nothing to say."""
+        """Returns a record of class `kind`. Raises IndexError, or ValueError if the configuration leaves nothing to
+        say."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name} has {len(self)} records, asked for {index}")
         return MAKERS[self.kind](self, index)
@@ -41,7 +42,7 @@ class SceneTask:
     def pictures(self, record: Any) -> tuple[Image.Image, ...]:
         return tuple(render(scene, self.config) for scene in record.images)
 
-    def name(self, index: int) -> str:
+    def record_id(self, index: int) -> str:
         return f"{self._name}/{index}"
 
     def image_id(self, index: int) -> str:
@@ -53,48 +54,48 @@ class SceneTask:
 
 
 def _picture(source: SceneTask, index: int) -> Picture:
-    """The scene that has a caption elsewhere, under the identity that it has there."""
+    """Returns the scene that `Scenes` has under the same index, with the same identity."""
     identity = f"scenes/{source.split}/{source.config.seed}/{index}"
-    return Picture(source.name(index), make_scene(source.config, source.split, index), identity)
+    return Picture(source.record_id(index), make_scene(source.config, source.split, index), identity)
 
 
 def _plain_text(source: SceneTask, index: int) -> PlainText:
-    """What the scene's caption says elsewhere, cleaned as it is there."""
+    """Returns the caption that `Scenes` has under the same index, cleaned as it is for a model."""
     (caption,) = Scenes(source.config, source.split).record(index).captions
-    return PlainText(source.name(index), clean_caption(caption, len(caption)))
+    return PlainText(source.record_id(index), clean_caption(caption, len(caption)))
 
 
 def _entailment(source: SceneTask, index: int) -> Entailment:
-    scene, said = entailment_example(source.config, source.split, index)
-    return Entailment(source.name(index), scene, said.text, said.label, source.image_id(index))
+    scene, hypothesis = entailment_example(source.config, source.split, index)
+    return Entailment(source.record_id(index), scene, hypothesis.text, hypothesis.label, source.image_id(index))
 
 
 def _question(source: SceneTask, index: int) -> Question:
-    scene, asked = question_example(source.config, source.split, index)
-    return Question(source.name(index), scene, asked.text, asked.answers, source.image_id(index))
+    scene, question = question_example(source.config, source.split, index)
+    return Question(source.record_id(index), scene, question.text, question.answers, source.image_id(index))
 
 
 def _statement(source: SceneTask, index: int) -> PairStatement:
-    made = pair_example(source.config, source.split, index)
+    example = pair_example(source.config, source.split, index)
     identity = source.image_id(index)
     return PairStatement(
-        id=source.name(index),
-        images=(made.left, made.right),
-        statement=made.statement.text,
-        label=made.label,
+        id=source.record_id(index),
+        images=(example.left, example.right),
+        statement=example.statement.text,
+        label=example.label,
         image_ids=(f"{identity}/left", f"{identity}/right"),
-        group=str(made.group),
+        group=str(example.group),
     )
 
 
 def _referring(source: SceneTask, index: int) -> Referring:
-    scene, said = referring_example(source.config, source.split, index)
-    x, y, width, height = map(float, said.box)
-    proposals = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in said.proposals)
-    return Referring(
-        source.name(index), scene, said.text, source.image_id(index), (x, y, width, height), proposals,
-        ref_id=source.name(index),
-    )  # fmt: skip
+    scene, expression = referring_example(source.config, source.split, index)
+    box, *proposals = (
+        (float(x), float(y), float(width), float(height))
+        for x, y, width, height in (expression.box, *expression.proposals)
+    )
+    record_id = source.record_id(index)
+    return Referring(record_id, scene, expression.text, source.image_id(index), box, tuple(proposals), ref_id=record_id)
 
 
 MAKERS: dict[type, Callable[[SceneTask, int], AnyRecord]] = {
@@ -105,11 +106,11 @@ MAKERS: dict[type, Callable[[SceneTask, int], AnyRecord]] = {
     PairStatement: _statement,
     Referring: _referring,
 }
-"""What makes a record, by its kind."""
+"""The function that makes a record, by the record's class."""
 
 
 def open_scene_task(config: DataConfig, split: Split, kind: type[AnyRecord]) -> SceneTask:
-    """The split of a task's made examples. Draws the sprites, or loads them from the cache. Raises ValueError."""
+    """Opens a split of a task's examples. Draws the sprites or loads them from the cache. Raises ValueError."""
     check(config.scenes)
     sprite_set(config.scenes)
     source = SceneTask(config.scenes, split, kind)

@@ -1,4 +1,4 @@
-"""The source of made pictures: scenes of sprites with captions (diptych/synthetic)."""
+"""Serves made pictures with captions: scenes of sprites (diptych/synthetic) as records."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from diptych.synthetic.noise import add_boilerplate, drop_words
 from diptych.synthetic.sprites import sprite_set
 
 _CAPTION, _NOISE = 1, 2
-"""Purposes of the random streams; 0 is the scene itself."""
+"""Purposes of the random streams (`generator.stream`). Purpose 0 is the scene itself."""
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split of made scenes. Holds only its configuration: scenes are made when asked for.
+    """Serves a split of made scenes. It holds only its configuration; each scene is made when it is read.
 
-    Training: scene i and one caption, noisy with the configured probability. Validation and test: clean captions, one a
-    scene, each true of exactly one scene of the split (`evaluation_set`, built once a process).
+    A training record is scene i with one caption, which is noisy with the configured probability. Validation and test
+    have one clean caption per scene, which is true of no other scene of the split (`evaluation_set`, built once per
+    process).
     """
 
     config: ScenesConfig
@@ -34,17 +35,17 @@ class Scenes:
         return self.config.count if self.split == "train" else self.config.evaluation_count
 
     def scene(self, index: int) -> Scene:
-        """Names, boxes, sizes, relations, background of record `index`."""
+        """Returns the scene of record `index`: names, boxes, sizes, relations and background."""
         if self.split != "train":
             return self.evaluation.scenes[self._within(index)]
         return make_scene(self.config, self.split, self._within(index))
 
     def boxes(self, index: int) -> tuple[Box, ...]:
-        """x, y, width, height in pixels of each object of record `index`, from back to front."""
+        """Returns x, y, width and height in pixels of each object of record `index`, from back to front."""
         return self.scene(index).boxes
 
     def caption(self, index: int) -> Caption:
-        """The clean caption with its facts."""
+        """Returns the clean caption of record `index`, with the facts that it states."""
         if self.split != "train":
             return self.evaluation.captions[self._within(index)]
         return self._describe(self.scene(index))
@@ -66,6 +67,7 @@ class Scenes:
 
     @property
     def evaluation(self) -> EvaluationSet:
+        """The scenes and captions of an evaluation split."""
         assert self.split != "train"
         return evaluation_set(self.config, self.split)
 
@@ -80,7 +82,7 @@ class Scenes:
         return describe(scene, stream(self.config.seed, scene.split, scene.index, _CAPTION), self.config)
 
     def _noisy(self, clean: str, index: int) -> str:
-        """The clean caption, or with the configured probability what the web might have made of it."""
+        """Returns the clean caption, or with the configured probability a caption as noisy as those of the web."""
         random = stream(self.config.seed, self.split, index, _NOISE)
         if random.random() >= self.config.noise:
             return clean
@@ -92,7 +94,7 @@ class Scenes:
 
 
 def open_scenes(config: DataConfig, split: Split) -> Scenes:
-    """The split of the configured scenes. Draws the sprites, or loads them from the cache. Raises ValueError."""
+    """Opens a split of scenes. Draws the sprites or loads them from the cache. Raises ValueError."""
     check(config.scenes)
     sprite_set(config.scenes)
     return Scenes(config.scenes, split)

@@ -1,7 +1,7 @@
-"""Tar shards in the WebDataset layout, read as they lie there, from this machine or from addresses.
+"""Reads tar shards in the WebDataset layout as they are, from this machine or from remote addresses.
 
-What is kept of a shard that is not open is its name, its state and how many samples it has; an open one's index lies in
-a file. So memory does not grow with the number of samples (docs/data.md states the bound).
+Of a closed shard, memory holds its name, its state and its number of samples. The index of an open shard is mapped from
+its file. So memory does not grow with the number of samples (docs/data.md states the bound).
 """
 
 from __future__ import annotations
@@ -18,37 +18,39 @@ from PIL import Image
 from diptych.data.order import Lanes
 from diptych.data.pictures import open_picture, place_of
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Referring
+from diptych.data.shards.cache import CHANGED
 from diptych.data.shards.index import DRAWS, read_index
-from diptych.data.shards.kept import CHANGED
-from diptych.data.shards.listing import Place, Seen, kept_shards, open_shards_of
-from diptych.data.shards.mixing import Mixing
+from diptych.data.shards.listing import ShardLocation, ShardStatus, open_shards_of, shard_cache
+from diptych.data.shards.mixing import ShardOrder
 from diptych.data.shards.reading import OpenShards
 from diptych.data.shards.remote import is_remote
 from diptych.data.shards.samples import members_of, record_of
-from diptych.data.sources.files import TRAINING_SIDE, Found, listing
+from diptych.data.skips import list_errors
+from diptych.data.sources.files import TRAINING_SIDE
+from diptych.data.sources.listing import SourceListing
+from diptych.data.splits import check_held_out, own_path
 from diptych.schema import SPLITS, DataConfig, Split
 
 MOST_DRAWN = 5_000
-"""Samples of an evaluation split that is drawn: as many as the usual test of COCO has. All of them are read once when
-the split is opened, and what is broken left out."""
-
+"""The size of a drawn evaluation split, which is that of COCO's usual test split. All of its samples are read once when
+the split is opened, and broken ones are left out."""
 LOOKED_AT = 100
-"""Samples of which the first that can be read says what all should be."""
+"""The task is that of the first readable sample, which must be among this many."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardSource:
-    """Samples of shards whose hashes lie in a range, in the order of shards and samples. Holds no sample."""
+    """Serves the samples whose hashes lie in a range, in the order of shards and samples. It holds no sample."""
 
     shards: OpenShards
     counts: Int[np.ndarray, "S"]
-    """Samples of each shard."""
+    """The number of samples of each shard."""
     config: DataConfig
     kind: type[AnyRecord] | None
-    """What its records are; None for whatever they say."""
+    """The class of the records, or None if each sample decides it."""
     skipped: tuple[BadRecord, ...] = ()
     least_side: int | None = None
-    """As `open_picture` takes it."""
+    """The side below which a JPEG is not scaled down while it is decoded, as for `open_picture`."""
 
     @cached_property
     def _ends(self) -> Int[np.ndarray, "S"]:
@@ -59,20 +61,20 @@ class ShardSource:
         return {place.name: number for number, place in enumerate(self.shards.places)}
 
     @cached_property
-    def _mixing(self) -> Mixing:
-        return Mixing(self.counts, self.config.window)
+    def _shard_order(self) -> ShardOrder:
+        return ShardOrder(self.counts, self.config.window)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self.counts) else 0
 
     def record(self, index: int) -> Any:
-        """Raises BadRecord."""
+        """Reads the record of an index. Raises BadRecord."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         within = index - int(self._ends[number]) + int(self.counts[number])
         try:
             shard = self.shards[number]
             start, block = shard.sample(within)
-        except BadRecord as error:  # of a shard: each of its records is counted by a name of its own
+        except BadRecord as error:  # the whole shard is lost: each of its records gets a name, so that each is counted
             raise BadRecord(f"{self.shards.places[number].name}#{within}", error.reason, error.detail) from None
         try:
             record = record_of(members_of(block, shard.name, start), self.kind is Picture)
@@ -84,11 +86,11 @@ class ShardSource:
         return record
 
     def picture(self, record: Any) -> Image.Image:
-        """The first picture of a record. Raises BadRecord."""
+        """Returns the first picture of a record. Raises BadRecord."""
         return self.pictures(record)[0]
 
     def pictures(self, record: Any) -> tuple[Image.Image, ...]:
-        """Raises BadRecord."""
+        """Returns the pictures of a record. Raises BadRecord."""
         return tuple(open_picture(self._bytes(image, record.id), record.id, self.least_side) for image in record.images)
 
     def _bytes(self, image: str, record_id: str) -> bytes:
@@ -99,11 +101,14 @@ class ShardSource:
             raise BadRecord(record_id, error.reason, error.detail) from None
 
     def lane_rows(self, seed: int, epoch: int, lane: int, lanes: int, start: int, stop: int) -> Int[np.ndarray, "n"]:
-        return self._mixing.rows(seed, epoch, lane, lanes, start, stop)
+        return self._shard_order.rows(seed, epoch, lane, lanes, start, stop)
 
     def order(self, batch_size: int, seed: int, size: int) -> Lanes:
-        """Raises ValueError where a batch cannot be cut into lanes, these not among `size` processes, or where what is
-        open at once of shards at addresses cannot be kept."""
+        """Returns the order of training for `size` processes.
+
+        Raises ValueError if a batch cannot be cut into lanes, if the lanes cannot be shared out among the processes, or
+        if the cache cannot hold the remote shards that are open at once.
+        """
         order = Lanes(self, self.config.lanes, batch_size, seed, size)
         at_once = self.config.window * (self.config.lanes // size)
         largest = max((place.stamp.size for place in self.shards.places if is_remote(place.name)), default=0)
@@ -117,8 +122,8 @@ class ShardSource:
 
 
 @dataclass(frozen=True, eq=False)
-class Selected(Sequence[Any]):
-    """Some samples of a source, in its order."""
+class SelectedSamples(Sequence[Any]):
+    """Serves some samples of a source, in its order."""
 
     source: ShardSource
     indices: Int[np.ndarray, "n"]
@@ -146,73 +151,64 @@ class Selected(Sequence[Any]):
         return self.source.picture(record)
 
 
-def open_shards(config: DataConfig, split: Split, kind: type[AnyRecord] | None = None) -> ShardSource | Selected:
-    """A split of the shards that `data.path` leads to. Raises ValueError.
+def open_shards(config: DataConfig, split: Split, kind: type[AnyRecord] | None = None) -> ShardSource | SelectedSamples:
+    """Opens a split of the shards that `data.path` names. Raises ValueError.
 
-    `kind`: `Picture` reads pictures alone; otherwise samples say themselves what task they are of.
-    `data.validation_path` and `data.test_path` decide where they are given, and then no shard may be missing. Otherwise
-    `data.held_out` of the samples are kept from training for each of these splits, by a hash of the picture's identity,
-    and the first MOST_DRAWN of them that can be read make up the split.
+    If `kind` is `Picture`, only pictures are read; otherwise the samples say what task they belong to.
+    `data.validation_path` and `data.test_path` decide where they are set, and then no shard may be missing. Otherwise
+    `data.held_out` of the samples are kept from training for each of the two splits, by a hash of the picture's
+    identity, and the first MOST_DRAWN readable ones make up the split.
     """
-    own = _own_path(config, split)
-    if own is None:
+    path = own_path(config, split)
+    if path is None:
         low, high = _range(config, split)
         source = _source(config, low, high, kind)
         if split != "train":
             return _readable(source, config, split)
     else:
-        source = _source(replace(config, path=own), 0, DRAWS, kind)
+        source = _source(replace(config, path=path), 0, DRAWS, kind)
         if source.skipped:
             raise ValueError(
-                f"parts of the {split} split in {own} cannot be used; evaluation tolerates none:\n"
-                f"{listing(source.skipped)}"
+                f"parts of the {split} split in {path} cannot be used; evaluation tolerates none:\n"
+                f"{list_errors(source.skipped)}"
             )
     if not len(source):
-        reasons = f"\n{listing(source.skipped)}" if source.skipped else ""
+        reasons = f"\n{list_errors(source.skipped)}" if source.skipped else ""
         raise ValueError(
-            f"the {split} split is empty: {own or config.path} holds no sample with a picture for it{reasons}"
+            f"the {split} split is empty: {path or config.path} holds no sample with a picture for it{reasons}"
         )
     return source if split == "train" else replace(source, least_side=None)
 
 
-def read_splits(config: DataConfig) -> dict[Split, Found]:
-    """All that is there, divided as `open_shards` does, with what is wrong with each part. Raises ValueError."""
-    parts = {}
+def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
+    """Reads all splits, divided as by `open_shards`, each with its bad samples. Raises ValueError."""
+    listings = {}
     for split in SPLITS:
-        own = _own_path(config, split)
-        low, high = (0, DRAWS) if own else _range(config, split)
-        source = _source(replace(config, path=own or config.path), low, high, None)
+        path = own_path(config, split)
+        low, high = (0, DRAWS) if path else _range(config, split)
+        source = _source(replace(config, path=path or config.path), low, high, None)
         if any(is_remote(place.name) for place in source.shards.places):
             raise ValueError(f"shards at addresses cannot be gone through as a whole: copy {config.path} first")
-        indices, lost = _records(source)
-        drawn = own is None and split != "train"
-        parts[split] = Found(Selected(source, indices), [*source.skipped, *lost] if not drawn else lost, drawn=drawn)
-    return parts
-
-
-def _records(source: ShardSource) -> tuple[Int[np.ndarray, "n"], list[BadRecord]]:
-    """Samples that are records, and why others are none."""
-    found, lost = [], []
-    for index in range(len(source)):
-        try:
-            source.record(index)
-            found.append(index)
-        except BadRecord as error:
-            lost.append(error)
-    return np.array(found, np.int64), lost
+        usable: list[int] = []
+        lost: list[BadRecord] = []
+        for index in range(len(source)):
+            try:
+                source.record(index)
+                usable.append(index)
+            except BadRecord as error:
+                lost.append(error)
+        drawn = path is None and split != "train"
+        samples = SelectedSamples(source, np.array(usable, np.int64))
+        listings[split] = SourceListing(samples, lost if drawn else [*source.skipped, *lost], drawn=drawn)
+    return listings
 
 
 # --------------------------------------------------------------------------- splits
 
 
-def _own_path(config: DataConfig, split: Split) -> str | None:
-    return {"validation": config.validation_path, "test": config.test_path}.get(split)
-
-
 def _range(config: DataConfig, split: Split) -> tuple[int, int]:
-    """The hashes that belong to a split of `data.path`: those of validation, of test, then of training."""
-    if not 0 <= config.held_out < 0.5:
-        raise ValueError(f"data.held_out is {config.held_out}: it must be at least 0 and below 0.5")
+    """Returns the range of hashes of a split of `data.path`. Validation has the smallest, then test, then training."""
+    check_held_out(config.held_out)
     share = round(config.held_out * DRAWS)
     validation = 0 if config.validation_path else share
     test = validation + (0 if config.test_path else share)
@@ -221,35 +217,38 @@ def _range(config: DataConfig, split: Split) -> tuple[int, int]:
 
 def _source(config: DataConfig, low: int, high: int, kind: type[AnyRecord] | None) -> ShardSource:
     places, counts, lost = _counted(open_shards_of(config), low, high)
-    kept = kept_shards(config)
     limit = config.window * (config.lanes + 1)
-    source = ShardSource(OpenShards(places, low, high, kept, limit), counts, config, kind, lost)
+    source = ShardSource(OpenShards(places, low, high, shard_cache(config), limit), counts, config, kind, lost)
     known = kind or (_kind(source) if len(source) else Record)
     return replace(source, kind=known, least_side=None if known is Referring else TRAINING_SIDE)
 
 
-def _counted(seen: Sequence[Seen], low: int, high: int) -> tuple[tuple[Place, ...], np.ndarray, tuple[BadRecord, ...]]:
-    """The shards that are there with their samples in a range, and what is lost: a shard of which nothing is known
-    counts as many as the others have in the mean."""
-    places: list[Place] = []
+def _counted(
+    shards: Sequence[ShardStatus], low: int, high: int
+) -> tuple[tuple[ShardLocation, ...], np.ndarray, tuple[BadRecord, ...]]:
+    """Returns the usable shards, the number of samples that each has in a range of hashes, and what is lost.
+
+    A shard that was never read counts as many lost samples as the other shards have on average.
+    """
+    places: list[ShardLocation] = []
     counts: list[int] = []
     lost: list[BadRecord] = []
-    for one in seen:
-        index = read_index(one.place.index) if one.place else None
-        if one.place is not None and index is not None:
-            places.append(one.place)
+    for shard in shards:
+        index = read_index(shard.place.index) if shard.place else None
+        if shard.place is not None and index is not None:
+            places.append(shard.place)
             counts.append(index.count(low, high))
             lost += index.lost
     mean = max(1, round(sum(counts) / len(counts))) if counts else 1
-    for one in seen:
-        if one.lost is not None:
-            error = one.lost
+    for shard in shards:
+        if shard.lost is not None:
+            error = shard.lost
             lost.append(BadRecord(error.record, error.reason, f"{error.detail}; as good as {mean} samples", mean))
     return tuple(places), np.array(counts, np.int64), tuple(lost)
 
 
 def _kind(source: ShardSource) -> type[AnyRecord]:
-    """What the first sample that can be read is."""
+    """Returns the class of the first readable record."""
     for index in range(min(LOOKED_AT, len(source))):
         try:
             return type(source.record(index))
@@ -258,23 +257,23 @@ def _kind(source: ShardSource) -> type[AnyRecord]:
     return Record
 
 
-def _readable(source: ShardSource, config: DataConfig, split: Split) -> Selected:
-    """The first samples that can be read."""
-    kept: list[int] = []
+def _readable(source: ShardSource, config: DataConfig, split: Split) -> SelectedSamples:
+    """Selects the first readable samples of a drawn split. Raises ValueError if there is none."""
+    readable: list[int] = []
     skipped: list[BadRecord] = []
-    quick = replace(source, least_side=64)
+    scaled = replace(source, least_side=64)  # a scaled JPEG is still read to its end, several times faster
     for index in range(len(source)):
         try:
-            quick.pictures(quick.record(index))
-            kept.append(index)
+            scaled.pictures(scaled.record(index))
+            readable.append(index)
         except BadRecord as error:
             skipped.append(error)
-        if len(kept) == MOST_DRAWN:
+        if len(readable) == MOST_DRAWN:
             break
-    if not kept:
-        reasons = f"\n{len(skipped)} cannot be read:\n{listing(skipped)}" if skipped else ""
+    if not readable:
+        reasons = f"\n{len(skipped)} cannot be read:\n{list_errors(skipped)}" if skipped else ""
         raise ValueError(
             f"the {split} split is empty: of {config.path} data.held_out={config.held_out:g} gives it no sample."
             f" Raise it, or name data.{split}_path{reasons}"
         )
-    return Selected(replace(source, least_side=None), np.array(kept, np.int64), tuple(skipped))
+    return SelectedSamples(replace(source, least_side=None), np.array(readable, np.int64), tuple(skipped))

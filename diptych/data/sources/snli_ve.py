@@ -1,7 +1,7 @@
-"""SNLI-VE: `snli_ve_train.jsonl`, `snli_ve_dev.jsonl`, `snli_ve_test.jsonl`, on pictures of Flickr30k.
+"""Reads SNLI-VE: `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` and `snli_ve_test.jsonl`, on pictures of Flickr30k.
 
-One object a line: `{"pairID": …, "gold_label": "neutral", "sentence2": the hypothesis, "Flickr30K_ID": …, "captionID":
-"4705552913.jpg#2", …}`. The premise `sentence1`, a caption that the picture replaces, is not read.
+Each line is an object `{"pairID": …, "gold_label": "neutral", "sentence2": the hypothesis, "Flickr30K_ID": …,
+"captionID": "4705552913.jpg#2", …}`. The premise `sentence1` is a caption that the picture replaces; it is not read.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diptych.data.record import BadRecord, Entailment, label_of, name_of, text_of
-from diptych.data.sources.files import Found, existing, json_lines, object_of
+from diptych.data.entries import label_of, name_of, object_of, text_of
+from diptych.data.files import existing, json_lines
+from diptych.data.record import BadRecord, Entailment
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
 
 LAYOUT = "data.source=snli_ve reads snli_ve_train.jsonl and the like"
 PICTURE_KEYS = ("Flickr30K_ID", "Flickr30kID", "Flikr30kID")
-"""The published generator and the published files spell it differently."""
+"""The keys of a picture's number. The published generator and the published files spell them differently."""
 
 
-def read_snli_ve(path: str, config: DataConfig) -> Found:
-    """All hypotheses of a file. Pictures are `NUMBER.jpg` in `config.root`, or beside the file."""
-    found = Found()
+def read_snli_ve(path: str, config: DataConfig) -> SourceListing:
+    """Reads all hypotheses of a file. Pictures are `NUMBER.jpg` in `config.root` or else beside the file."""
+    listing = SourceListing()
     root = Path(config.root or Path(path).parent)
     for name, entry in json_lines(existing(path, LAYOUT)):
-        found.add(entry, name, root, config.max_words, _read)
-    return found
+        listing.add(entry, name, root, config.max_words, _read)
+    return listing
 
 
 def _read(entry: Any, name: str) -> Entailment:

@@ -1,7 +1,8 @@
-"""Texts without pictures, streamed: of files of any size, memory holds where each text begins, twelve bytes a text.
+"""Streams texts without pictures from files of any size. Memory holds only where each text begins: 12 bytes per text.
 
-`.txt` files hold a text a line, `.jsonl` files `{"id": "…", "text": "…"}` a line, `.tar` shards a text in each `.txt`
-member or in the `text` of a `.json` one. Files are opened for one text at a time, so nothing is shared between workers.
+`.txt` files hold one text per line, `.jsonl` files one `{"id": "…", "text": "…"}` per line, and `.tar` shards one text
+in each `.txt` member or in the `text` of a `.json` member. A file is opened for each text, so that worker processes
+share nothing.
 """
 
 from __future__ import annotations
@@ -17,37 +18,30 @@ from typing import BinaryIO, overload
 import numpy as np
 from jaxtyping import Bool, Int, UInt
 
-from diptych.data.record import BadRecord, PlainText, from_entry
+from diptych.data.entries import from_entry
+from diptych.data.files import decoded, files_below, line_content, lines_of, parsed, split_paths
+from diptych.data.record import BadRecord, PlainText
 from diptych.data.shards.listing import spelled_out
-from diptych.data.sources.files import (
-    Found,
-    decoded,
-    draw_number,
-    held_out_count,
-    line_content,
-    lines_of,
-    listing,
-    parsed,
-    parts_of,
-    tar_members,
-)
-from diptych.data.sources.folder import files_below
+from diptych.data.skips import list_errors
+from diptych.data.sources.listing import SourceListing
+from diptych.data.splits import draw_number, held_out_count, own_path
+from diptych.data.tar import tar_members
 from diptych.schema import SPLITS, DataConfig, Split
 
 LAYOUT = "data.source=texts reads .txt files (one text a line), .jsonl files, .tar shards, and folders of them"
 LARGEST_TEXT = 1 << 20
-"""Bytes of a text; more is no text."""
+"""A text may have at most this many bytes."""
 
 
 @dataclass(frozen=True, eq=False)
 class TextFile:
-    """One file's texts by their places, in its order."""
+    """Locates the texts of one file, in its order."""
 
     path: Path
     starts: Int[np.ndarray, "n"]
-    """Bytes before each text; before its header in a shard."""
+    """The position of each text in bytes; in a shard, the position of its header."""
     lines: UInt[np.ndarray, "n"]
-    """Counted from 1; 0 in a shard, whose members have names."""
+    """The line of each text, counted from 1; 0 in a shard, whose members have names."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -61,28 +55,29 @@ class TextFile:
         with self.path.open("rb") as stream:
             return self._read(stream, int(self.starts[index]), int(self.lines[index]))
 
-    def at(self, chosen: Bool[np.ndarray, "n"]) -> TextFile:
-        """Some of the texts."""
+    def select(self, chosen: Bool[np.ndarray, "n"]) -> TextFile:
+        """Returns the texts for which `chosen` is true."""
         return TextFile(self.path, self.starts[chosen], self.lines[chosen])
 
     def _read(self, stream: BinaryIO, start: int, line: int) -> PlainText:
-        """Raises BadRecord where the file has changed since it was opened."""
+        """Reads the text at a position. Raises BadRecord if the file has changed since it was opened."""
         stream.seek(start)
         if line:
-            return LINES[_kind(self.path)](line_content(stream.readline(), line), f"{self.path}:{line}")
+            return LINES[_suffix(self.path)](line_content(stream.readline(), line), f"{self.path}:{line}")
         try:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
-                found = _member(stream, archive.next(), self.path)
+                member = archive.next()
+                record = _read_member(stream, member, self.path) if member is not None else None
         except (tarfile.TarError, OSError) as error:
             raise BadRecord(str(self.path), "text unreadable", str(error)) from None
-        if found is None:
+        if record is None:
             raise BadRecord(str(self.path), "text unreadable", "the shard has changed")
-        return found
+        return record
 
 
 @dataclass(frozen=True, eq=False)
 class TextSource(Sequence[PlainText]):
-    """A split of texts, in the order of files and lines."""
+    """Serves a split of texts, in the order of files and lines."""
 
     files: tuple[TextFile, ...]
     skipped: tuple[BadRecord, ...] = ()
@@ -118,49 +113,48 @@ class TextSource(Sequence[PlainText]):
 
 
 def open_texts(config: DataConfig, split: Split) -> TextSource:
-    """A split of the texts that `data.path` leads to. Raises ValueError.
+    """Opens a split of the texts that `data.path` names. Raises ValueError.
 
-    `data.validation_path` and `data.test_path` decide where they are given, and then no text may be broken. Otherwise
-    `data.held_out` of the texts make up each of these splits, drawn by what they say: equal texts fall into one split.
+    `data.validation_path` and `data.test_path` decide where they are set; such splits tolerate no broken text.
+    Otherwise `data.held_out` of the texts make up each of the two splits. A hash of each text decides which, so that
+    equal texts fall into one split.
     """
-    own = _own_path(config, split)
-    source = _divided(config)[split] if own is None else _read(_stamped(own)).source
-    if own is not None and source.skipped:
+    path = own_path(config, split)
+    source = _divided(config)[split] if path is None else _scan(_stamped_files(path)).source
+    if path is not None and source.skipped:
         raise ValueError(
-            f"{len(source.skipped)} texts of the {split} split in {own} cannot be used;"
-            f" evaluation tolerates none:\n{listing(source.skipped)}"
+            f"{len(source.skipped)} texts of the {split} split in {path} cannot be used;"
+            f" evaluation tolerates none:\n{list_errors(source.skipped)}"
         )
     if not len(source):
-        reasons = f"\n{len(source.skipped)} could not be used:\n{listing(source.skipped)}" if source.skipped else ""
-        where = own or f"{config.path}, of which data.held_out={config.held_out:g} is held out,"
+        reasons = f"\n{len(source.skipped)} could not be used:\n{list_errors(source.skipped)}" if source.skipped else ""
+        where = path or f"{config.path}, of which data.held_out={config.held_out:g} is held out,"
         raise ValueError(f"the {split} split is empty: {where} holds no text for it{reasons}")
     return source
 
 
-def read_splits(config: DataConfig) -> dict[Split, Found]:
-    """All that is there, divided as `open_texts` does, with what is wrong with each part. Raises ValueError."""
+def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
+    """Reads all splits, divided as by `open_texts`, each with its broken texts. Raises ValueError."""
     divided = _divided(config)
-    own = {split: _own_path(config, split) for split in SPLITS}
-    sources = {split: divided[split] if path is None else _read(_stamped(path)).source for split, path in own.items()}
+    paths = {split: own_path(config, split) for split in SPLITS}
+    sources = {
+        split: divided[split] if path is None else _scan(_stamped_files(path)).source for split, path in paths.items()
+    }
     return {
-        split: Found(source, list(source.skipped), drawn=own[split] is None and split != "train")
+        split: SourceListing(source, list(source.skipped), drawn=paths[split] is None and split != "train")
         for split, source in sources.items()
     }
 
 
-def _own_path(config: DataConfig, split: Split) -> str | None:
-    return {"validation": config.validation_path, "test": config.test_path}.get(split)
-
-
 # --------------------------------------------------------------------------- splits
 
-Stamp = tuple[Path, int, int]
-"""A file with its size and its time: what was read of it holds as long as they do."""
+StampedFile = tuple[Path, int, int]
+"""A file with its size and its time. What was read of the file is valid as long as they do not change."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """All texts of some files, with a number for each by which splits are drawn."""
+class _Scan:
+    """All texts of some files, with the number of each text by which splits are drawn."""
 
     source: TextSource
     draws: UInt[np.ndarray, "N"]
@@ -171,47 +165,48 @@ def _divided(config: DataConfig) -> dict[Split, TextSource]:
         raise ValueError("data.source=texts needs data.path: where the texts are")
     if config.root is not None:
         raise ValueError("data.root says nothing here: texts lead to no pictures")
-    drawn = tuple(split for split in SPLITS if split != "train" and _own_path(config, split) is None)
-    return _drawn(_stamped(config.path), config.held_out, drawn)
+    drawn = tuple(split for split in SPLITS if split != "train" and own_path(config, split) is None)
+    return _drawn_splits(_stamped_files(config.path), config.held_out, drawn)
 
 
 @lru_cache(maxsize=2)
-def _drawn(stamped: tuple[Stamp, ...], share: float, drawn: tuple[Split, ...]) -> dict[Split, TextSource]:
-    """Every split of one path: opening three splits reads the files once."""
-    read = _read(stamped)
-    groups = np.unique(read.draws)
+def _drawn_splits(files: tuple[StampedFile, ...], share: float, drawn: tuple[Split, ...]) -> dict[Split, TextSource]:
+    """Divides the texts of some files into all splits at once, so that opening three splits reads the files once."""
+    scan = _scan(files)
+    groups = np.unique(scan.draws)
     count = held_out_count(len(groups), share)
-    turn = np.searchsorted(groups, read.draws) // count if count else np.full(len(read.draws), 2)
+    # Validation takes the texts with the `count` smallest numbers, test the next ones.
+    turn = np.searchsorted(groups, scan.draws) // count if count else np.full(len(scan.draws), 2)
     held = {split: (turn == number) & (split in drawn) for number, split in enumerate(("validation", "test"))}
     held["train"] = ~(held["validation"] | held["test"])
-    ends = np.cumsum([0, *map(len, read.source.files)])
+    ends = np.cumsum([0, *map(len, scan.source.files)])
     return {
         split: TextSource(
             tuple(
-                file.at(held[split][start : start + len(file)])
-                for file, start in zip(read.source.files, ends, strict=False)
+                file.select(held[split][start : start + len(file)])
+                for file, start in zip(scan.source.files, ends, strict=False)
             ),
-            read.source.skipped if split == "train" else (),
+            scan.source.skipped if split == "train" else (),
         )
         for split in SPLITS
     }
 
 
-def _stamped(paths: str) -> tuple[Stamp, ...]:
-    """The files of a setting, in order. Raises ValueError."""
-    files = [file for path in parts_of(paths) for name in spelled_out(path) for file in _files(Path(name))]
+def _stamped_files(paths: str) -> tuple[StampedFile, ...]:
+    """Returns the files that a setting names, in order and each once. Raises ValueError."""
+    files = [file for path in split_paths(paths) for name in spelled_out(path) for file in _text_files(Path(name))]
     return tuple((file, (state := file.stat()).st_size, state.st_mtime_ns) for file in dict.fromkeys(files))
 
 
-def _files(place: Path) -> list[Path]:
+def _text_files(place: Path) -> list[Path]:
     if place.is_dir():
-        files = [place / file for file in files_below(place) if _kind(file) in SCANS]
+        files = [place / file for file in files_below(place) if _suffix(file) in SCANS]
         if not files:
             raise ValueError(f"no text files in {place}: {LAYOUT}")
         return files
     if not place.is_file():
         raise ValueError(f"no folder or file {place}: {LAYOUT}")
-    if _kind(place) not in SCANS:
+    if _suffix(place) not in SCANS:
         raise ValueError(f"{place} is none of {', '.join(SCANS)}: {LAYOUT}")
     return [place]
 
@@ -219,35 +214,35 @@ def _files(place: Path) -> list[Path]:
 # --------------------------------------------------------------------------- reading
 
 
-def _kind(file: Path) -> str:
+def _suffix(file: Path) -> str:
     return file.suffix.lower()
 
 
-def _read(stamped: tuple[Stamp, ...]) -> _Read:
-    """All texts of some files: each is read once, and its place kept."""
-    files: list[TextFile] = []
+def _scan(files: tuple[StampedFile, ...]) -> _Scan:
+    """Reads each file once, and keeps the position and the hash of each text."""
+    located: list[TextFile] = []
     skipped: list[BadRecord] = []
     draws = array("Q")
-    for file, *_ in stamped:
+    for file, *_ in files:
         starts, lines = array("q"), array("I")
-        for found in SCANS[_kind(file)](file):
-            if isinstance(found, BadRecord):
-                skipped.append(found)
+        for text in SCANS[_suffix(file)](file):
+            if isinstance(text, BadRecord):
+                skipped.append(text)
                 continue
-            start, line, text = found
+            start, line, content = text
             starts.append(start)
             lines.append(line)
-            draws.append(draw_number(text))
-        files.append(TextFile(file, np.array(starts, np.int64), np.array(lines, np.uint32)))
-    return _Read(TextSource(tuple(files), tuple(skipped)), np.array(draws, np.uint64))
+            draws.append(draw_number(content))
+        located.append(TextFile(file, np.array(starts, np.int64), np.array(lines, np.uint32)))
+    return _Scan(TextSource(tuple(located), tuple(skipped)), np.array(draws, np.uint64))
 
 
-Scanned = tuple[int, int, str] | BadRecord
-"""Where a text begins, its line and what it says; or what is wrong."""
+ScannedText = tuple[int, int, str] | BadRecord
+"""The position, the line and the content of a text, or the reason why it cannot be used."""
 
 
-def _scan_lines(file: Path) -> Iterator[Scanned]:
-    read = LINES[_kind(file)]
+def _scan_lines(file: Path) -> Iterator[ScannedText]:
+    read = LINES[_suffix(file)]
     for start, number, content in lines_of(file):
         try:
             yield start, number, read(content, f"{file}:{number}").text
@@ -255,40 +250,40 @@ def _scan_lines(file: Path) -> Iterator[Scanned]:
             yield error
 
 
-def _scan_shard(file: Path) -> Iterator[Scanned]:
-    """A shard that is broken is named, and what could be read of it is kept."""
+def _scan_shard(file: Path) -> Iterator[ScannedText]:
+    """Yields the texts of a shard. If the shard is broken, the texts before the break are used."""
     with file.open("rb") as stream:
         try:
             for member in tar_members(file):
                 try:
-                    if found := _member(stream, member, file):
-                        yield member.offset, 0, found.text
+                    if record := _read_member(stream, member, file):
+                        yield member.offset, 0, record.text
                 except BadRecord as error:
                     yield error
         except (tarfile.TarError, OSError, EOFError) as error:
             yield BadRecord(str(file), "shard broken", str(error))
 
 
-def _member(stream: BinaryIO, member: tarfile.TarInfo | None, shard: Path) -> PlainText | None:
-    """What a member of a shard says, if it holds a text. Raises BadRecord."""
-    read = MEMBERS.get(_kind(Path(member.name))) if member is not None else None
-    if member is None or read is None:
+def _read_member(stream: BinaryIO, member: tarfile.TarInfo, shard: Path) -> PlainText | None:
+    """Returns the text of a shard's member, or None if it holds none. Raises BadRecord."""
+    read = MEMBERS.get(_suffix(Path(member.name)))
+    if read is None:
         return None
     stream.seek(member.offset_data)
     return read(stream.read(min(member.size, LARGEST_TEXT + 1)), f"{shard}/{member.name}")
 
 
-def _plain(content: bytes, name: str) -> PlainText:
-    """A line, or a whole member. Raises BadRecord."""
-    text = decoded(_bounded(content, name), name)
+def _read_plain(content: bytes, name: str) -> PlainText:
+    """Reads a line or a member that consists of the text. Raises BadRecord."""
+    text = decoded(_checked_length(content, name), name)
     if not text.strip():
         raise BadRecord(name, "text empty")
     return PlainText(name, text)
 
 
-def _object(content: bytes, name: str) -> PlainText:
-    """`{"id": …, "text": …}`. Raises BadRecord."""
-    record = from_entry(parsed(_bounded(content, name), name), name)
+def _read_object(content: bytes, name: str) -> PlainText:
+    """Reads a line `{"id": …, "text": …}`. Raises BadRecord."""
+    record = from_entry(parsed(_checked_length(content, name), name), name)
     if not isinstance(record, PlainText):
         raise BadRecord(name, "another task", 'a line of texts is {"text": …} without an image')
     if not record.text.strip():
@@ -296,25 +291,25 @@ def _object(content: bytes, name: str) -> PlainText:
     return record
 
 
-def _metadata(content: bytes, name: str) -> PlainText | None:
-    """A member's `text`; what has none says something of other members."""
-    entry = parsed(_bounded(content, name), name)
-    return _object(content, name) if isinstance(entry, Mapping) and "text" in entry else None
+def _read_metadata(content: bytes, name: str) -> PlainText | None:
+    """Reads the `text` of a JSON member. A member without it describes other members. Raises BadRecord."""
+    entry = parsed(_checked_length(content, name), name)
+    return _read_object(content, name) if isinstance(entry, Mapping) and "text" in entry else None
 
 
-def _bounded(content: bytes, name: str) -> bytes:
+def _checked_length(content: bytes, name: str) -> bytes:
     if len(content) > LARGEST_TEXT:
         raise BadRecord(name, "text too long", f"more than {LARGEST_TEXT:,} bytes")
     return content
 
 
-LINES: dict[str, Callable[[bytes, str], PlainText]] = {".txt": _plain, ".jsonl": _object}
-"""What reads a line, by its file's suffix."""
-MEMBERS: dict[str, Callable[[bytes, str], PlainText | None]] = {".txt": _plain, ".json": _metadata}
-"""What reads a member of a shard; None where it holds no text."""
-SCANS: dict[str, Callable[[Path], Iterator[Scanned]]] = {
+LINES: dict[str, Callable[[bytes, str], PlainText]] = {".txt": _read_plain, ".jsonl": _read_object}
+"""The function that reads a line, by the suffix of its file."""
+MEMBERS: dict[str, Callable[[bytes, str], PlainText | None]] = {".txt": _read_plain, ".json": _read_metadata}
+"""The function that reads a member of a shard, by the suffix of its name."""
+SCANS: dict[str, Callable[[Path], Iterator[ScannedText]]] = {
     ".txt": _scan_lines,
     ".jsonl": _scan_lines,
     ".tar": _scan_shard,
 }
-"""What goes through a file."""
+"""The function that yields the texts of a file, by the file's suffix."""

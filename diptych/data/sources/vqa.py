@@ -1,4 +1,4 @@
-"""VQA v2 as its site publishes it: files of questions, and files of annotations with ten answers a question.
+"""Reads VQA v2 as its site publishes it: files of questions, and files of annotations with ten answers per question.
 
 `v2_OpenEnded_mscoco_train2014_questions.json`: `{"data_type": "mscoco", "data_subtype": "train2014", "questions":
 [{"image_id": …, "question": …, "question_id": …}]}`. `v2_mscoco_train2014_annotations.json`: `{"data_subtype": …,
@@ -12,22 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diptych.data.record import BadRecord, Question, name_of, text_of
+from diptych.data.entries import name_of, object_of, text_of
+from diptych.data.files import json_object, list_of, split_paths
+from diptych.data.record import BadRecord, Question
 from diptych.data.sources.coco import coco_path
-from diptych.data.sources.files import Found, json_object, list_of, object_of, parts_of
+from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
 
 LAYOUT = "data.source=vqa reads VQA v2's questions and annotations, separated by commas"
 FOLDERS = {"test-dev2015": "test2015"}
-"""Subsets whose pictures are part of another's."""
+"""Subsets whose pictures belong to another subset, which is named here."""
 
 
-def read_vqa(paths: str, config: DataConfig) -> Found:
-    """All questions of the files, with their answers where their subset's annotations are among the files.
+def read_vqa(paths: str, config: DataConfig) -> SourceListing:
+    """Reads all questions of the files, with their answers if the annotations of their subset are among the files.
 
-    Pictures start from `config.root`, or from the folder of their questions. Raises ValueError.
+    Picture paths start from `config.root` or else from the folder of their questions. Raises ValueError.
     """
-    contents = {path: json_object(path, LAYOUT) for path in parts_of(paths)}
+    contents = {path: json_object(path, LAYOUT) for path in split_paths(paths)}
     questions = {path: content for path, content in contents.items() if "annotations" not in content}
     if not questions:
         raise ValueError(f"{paths} names no file of questions: {LAYOUT}")
@@ -37,14 +39,14 @@ def read_vqa(paths: str, config: DataConfig) -> Found:
             answers.setdefault(_subset(content, path), {}).update(_annotations(content, path))
     if alone := answers.keys() - {_subset(content, path) for path, content in questions.items()}:
         raise ValueError(f"{paths}: there are annotations of {', '.join(sorted(alone))}, but no questions")
-    found = Found()
+    listing = SourceListing()
     for path, content in questions.items():
         subset = _subset(content, path)
         root = Path(config.root or Path(path).parent)
         read = partial(_read, subset=FOLDERS.get(subset, subset), root=root, answers=answers.get(subset))
         for index, entry in enumerate(list_of(content, "questions", path, LAYOUT)):
-            found.add(entry, f"{path}, questions[{index}]", root, config.max_words, read)
-    return found
+            listing.add(entry, f"{path}, questions[{index}]", root, config.max_words, read)
+    return listing
 
 
 def _subset(content: Mapping[str, Any], path: str) -> str:
@@ -57,7 +59,7 @@ def _subset(content: Mapping[str, Any], path: str) -> str:
 
 
 def _annotations(content: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """What each question's number stands for in a file of annotations, unchecked."""
+    """Returns the annotation of each question, by the question's number. The annotations are not checked yet."""
     entries = list_of(content, "annotations", path, LAYOUT)
     return {str(entry["question_id"]): entry for entry in entries if isinstance(entry, dict) and "question_id" in entry}
 
@@ -69,14 +71,14 @@ def _read(entry: Any, name: str, subset: str, root: Path, answers: Mapping[str, 
     if number is None or not isinstance(picture, int):
         raise BadRecord(name, "key missing", "`question_id` and `image_id` must be whole numbers")
     file = f"COCO_{subset}_{picture:012d}.jpg"
-    given = () if answers is None else _answers(answers.get(number), number, name)
-    return Question(number, coco_path(root, file), text_of(entry, "question", name), given, file)
+    annotated = () if answers is None else _answers(answers.get(number), number, name)
+    return Question(number, coco_path(root, file), text_of(entry, "question", name), annotated, file)
 
 
 def _answers(annotation: Any, number: str, name: str) -> tuple[str, ...]:
     if annotation is None:
         raise BadRecord(name, "answers missing", f"no annotation of question {number}")
-    given = annotation.get("answers")
-    if not isinstance(given, list) or not given:
+    answers = annotation.get("answers")
+    if not isinstance(answers, list) or not answers:
         raise BadRecord(name, "answers missing", f"the annotation of question {number} has no list `answers`")
-    return tuple(text_of(object_of(one, name), "answer", name) for one in given)
+    return tuple(text_of(object_of(answer, name), "answer", name) for answer in answers)

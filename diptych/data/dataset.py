@@ -1,0 +1,177 @@
+"""Turns records into training samples and batches of samples.
+
+A sample is a pure function of (seed, epoch, index): its caption, its crop, and whether it is flipped. The class of the
+records decides what a sample holds and how samples become a batch (`KINDS`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from diptych.data.answers import encode_answers, score_row, soft_scores
+from diptych.data.cleanup import clean_text
+from diptych.data.collate import (
+    Sample,
+    collate,
+    collate_labelled,
+    collate_picture_pairs,
+    collate_pictures,
+    collate_questions,
+    collate_texts,
+)
+from diptych.data.order import Key
+from diptych.data.record import (
+    ENTAILMENT_LABELS,
+    AnyRecord,
+    BadRecord,
+    Entailment,
+    PairStatement,
+    Picture,
+    PlainText,
+    Question,
+    Record,
+    Referring,
+    Source,
+    TaskSource,
+)
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import TrainTransform
+from diptych.schema import DataConfig
+from diptych.types import AnyBatch
+
+BLANK = Image.new("RGB", (64, 64), (128, 128, 128))
+"""The picture that replaces all others if `data.blank_images` is set."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch with the records of its rows, in order, and the records that could not be read."""
+
+    batch: Any
+    """An AnyBatch, of the class that belongs to the records. None if no record could be read."""
+    records: tuple[Any, ...]
+    """Records of the class that the source holds."""
+    skipped: tuple[BadRecord, ...]
+    epoch: int
+
+
+class PairDataset(Dataset[Sample]):
+    """Makes the sample of each (epoch, index). It has no state, so every process makes the same sample for a key."""
+
+    def __init__(
+        self,
+        source: Source | TaskSource[Any],
+        transform: TrainTransform,
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        seed: int,
+        answers: Sequence[str] = (),
+    ) -> None:
+        """With a closed set of `answers`, questions get the scores of that set instead of the annotators' answers."""
+        self.source = source
+        self.transform = transform
+        self.tokenizer = tokenizer
+        self.config = config
+        self.seed = seed
+        self.answers = tuple(answers)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Makes one sample. Raises BadRecord."""
+        epoch, index = key
+        return self._sample(self.source.record(index), epoch, index)
+
+    def _sample(self, record: AnyRecord, epoch: int, index: int) -> Sample:
+        rng = random.Random(f"{self.seed}/{epoch}/{index}")
+        text = rng.choice(record.texts) if record.texts else ""
+        cleaned = clean_text(text, record, self.config.max_words)
+        if record.texts and not cleaned:
+            raise BadRecord(record.id, f"{record.text_name} empty")
+        views = [self.transform(picture, text, rng) for picture in pictures_of(self.source, record, self.config)]
+        sample = Sample(
+            pixels=views[0] if views else None,
+            input_ids=self.tokenizer.encode([cleaned], self.config.max_tokens)[0] if record.texts else [],
+            image_id=record.image_ids[0] if views else "",
+            record=record.id,
+            second_pixels=views[1] if len(views) > 1 else None,
+        )
+        complete, _ = KINDS[type(record)]
+        return complete(sample, record, self)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Loaded:
+        """Makes a whole batch at once. torch's loader calls this if it exists, so that the workers collate."""
+        samples: list[Sample] = []
+        records: list[AnyRecord] = []
+        skipped: list[BadRecord] = []
+        for epoch, index in keys:
+            try:
+                record = self.source.record(index)
+                samples.append(self._sample(record, epoch, index))
+                records.append(record)
+            except BadRecord as error:
+                skipped.append(error)
+        if not samples:
+            return Loaded(None, (), tuple(skipped), keys[0][0])
+        _, collate_samples = KINDS[type(records[0])]
+        batch = collate_samples(samples, self.tokenizer.pad_id)
+        return Loaded(batch, tuple(records), tuple(skipped), keys[0][0])
+
+
+def pictures_of(source: Source | TaskSource[Any], record: AnyRecord, config: DataConfig) -> tuple[Image.Image, ...]:
+    """Returns the pictures of a record of any kind. Raises BadRecord."""
+    if config.blank_images:
+        return (BLANK,) * len(record.images)
+    if isinstance(source, TaskSource):
+        return source.pictures(record)
+    assert isinstance(record, Record)
+    return (source.picture(record),)
+
+
+# --------------------------------------------------------------------------- what each kind of record adds
+
+
+def _complete(sample: Sample, record: Picture | Record | Referring | PlainText, dataset: PairDataset) -> Sample:
+    """Returns the sample as it is: these tasks learn from picture and text alone, and the model never sees a box."""
+    return sample
+
+
+def _with_label(sample: Sample, record: Entailment, dataset: PairDataset) -> Sample:
+    return replace(sample, label=ENTAILMENT_LABELS.index(record.label))
+
+
+def _with_truth(sample: Sample, record: PairStatement, dataset: PairDataset) -> Sample:
+    return replace(sample, label=int(record.label))
+
+
+def _with_answers(sample: Sample, record: Question, dataset: PairDataset) -> Sample:
+    """Adds the answers to generate, or the scores of a closed set, which are all 0 if it has none of the answers.
+
+    Raises BadRecord for a question without answers, and for an answer to generate that has no words.
+    """
+    if not record.answers:
+        raise BadRecord(record.id, "answer missing")
+    if dataset.answers:
+        return replace(sample, scores=tuple(score_row(soft_scores(record), dataset.answers)))
+    answers, weights = zip(*record.targets, strict=True)
+    try:
+        ids = encode_answers(answers, dataset.tokenizer, dataset.config.max_tokens)
+    except ValueError as error:
+        raise BadRecord(record.id, "answer unusable", str(error)) from None
+    return replace(sample, answers=tuple(ids), weights=weights)
+
+
+KINDS: dict[type, tuple[Callable[[Sample, Any, PairDataset], Sample], Callable[[Sequence[Sample], int], AnyBatch]]] = {
+    Picture: (_complete, collate_pictures),
+    Record: (_complete, collate),
+    Referring: (_complete, collate),
+    Entailment: (_with_label, collate_labelled),
+    PairStatement: (_with_truth, collate_picture_pairs),
+    Question: (_with_answers, collate_questions),
+    PlainText: (_complete, collate_texts),
+}
+"""For each class of records, the function that adds a task's targets to a sample, and the one that collates samples."""

@@ -1,0 +1,276 @@
+"""Records as objects of JSON, one per line of a JSONL file. This file imports no torch.
+
+The keys of an object are the fields of its record. The key of the text says which task the record belongs to:
+
+    {"id": "…", "image": "relative/path.jpg", "captions": ["…"], "image_id": "…", "clean": ["…"]}
+    {"id": "…", "image": "…", "hypothesis": "…", "label": "neutral", "image_id": "…"}
+    {"id": "…", "image": "…", "question": "…", "answers": ["red", "red", "blue"], "weights": [1.0], "image_id": "…"}
+    {"id": "…", "images": ["left.png", "right.png"], "statement": "…", "label": true, "image_ids": ["…", "…"],
+     "group": "…"}
+    {"id": "…", "image": "…", "phrase": "…", "box": [x, y, width, height], "proposals": [[x, y, width, height]],
+     "image_id": "…", "ref_id": "…", "part": "testA"}
+    {"id": "…", "text": "…"}
+
+`caption` with one string may stand for `captions`. `id` defaults to `FILE:LINE` and `image_id` to the image path.
+`picture_from_entry` reads pictures alone, and ignores all texts. It is a separate function, because otherwise a line
+without a text is a mistake.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.data.record import (
+    ENTAILMENT_LABELS,
+    AnyRecord,
+    BadRecord,
+    Box,
+    Entailment,
+    PairStatement,
+    Picture,
+    PlainText,
+    Question,
+    Record,
+    Referring,
+)
+from diptych.schema import Split
+
+
+def to_entry(record: AnyRecord) -> dict[str, Any]:
+    """Returns the JSON object of a record. Fields that equal their default are left out."""
+    entry: dict[str, Any] = {"id": record.id}
+    if isinstance(record, PlainText):
+        return entry | {"text": record.text}
+    if isinstance(record, PairStatement):
+        entry |= {"images": list(record.images), "statement": record.statement, "label": record.label}
+        entry["image_ids"] = list(record.image_ids)
+        return entry | ({"group": record.group} if record.group != record.statement else {})
+    entry["image"] = record.image
+    if isinstance(record, Record):
+        entry["captions"] = list(record.captions)
+        optional: dict[str, Any] = {"clean": list(record.clean)}
+    elif isinstance(record, Entailment):
+        entry |= {"hypothesis": record.hypothesis, "label": record.label}
+        optional = {}
+    elif isinstance(record, Picture):
+        optional = {}
+    elif isinstance(record, Question):
+        entry["question"] = record.question
+        optional = {"answers": list(record.answers), "weights": list(record.weights)}
+    else:
+        entry["phrase"] = record.phrase
+        boxes = [list(box) for box in record.proposals]
+        optional = {"box": record.box and list(record.box), "proposals": boxes}
+        optional |= {"ref_id": record.ref_id, "part": record.part}
+    entry["image_id"] = record.image_id
+    return entry | {key: value for key, value in optional.items() if value}
+
+
+def from_entry(entry: Any, name: str) -> AnyRecord:
+    """Reads the record of a JSON object. `name` says where the object stands. Image paths stay as written.
+
+    Raises BadRecord.
+    """
+    if not isinstance(entry, Mapping):
+        raise BadRecord(name, "not an object", 'each entry is {"image": …, "caption": …}')
+    for key, read in _READERS.items():
+        if key in entry:
+            return read(entry, name)
+    return _record(entry, name)
+
+
+def picture_from_entry(entry: Any, name: str) -> Picture:
+    """Reads the picture of a JSON object and ignores its texts. Raises BadRecord."""
+    if not isinstance(entry, Mapping):
+        raise BadRecord(name, "not an object", 'each entry is {"image": …}')
+    return Picture(_id(entry, name), text_of(entry, "image", name), _image_id(entry, name))
+
+
+def _record(entry: Mapping[str, Any], name: str) -> Record:
+    image = text_of(entry, "image", name)
+    captions = texts_of(entry, "captions" if "captions" in entry else "caption", name)
+    clean = texts_of(entry, "clean", name) if entry.get("clean") else ()
+    if clean and len(clean) != len(captions):
+        raise BadRecord(name, "wrong type", "`clean` must have one text for each caption")
+    return Record(_id(entry, name), image, captions, _image_id(entry, name), clean)
+
+
+def _entailment(entry: Mapping[str, Any], name: str) -> Entailment:
+    image, hypothesis = text_of(entry, "image", name), text_of(entry, "hypothesis", name)
+    return Entailment(_id(entry, name), image, hypothesis, label_of(entry, "label", name), _image_id(entry, name))
+
+
+def _question(entry: Mapping[str, Any], name: str) -> Question:
+    answers = texts_of(entry, "answers", name) if "answers" in entry else ()
+    weights = entry.get("weights", ())
+    if not isinstance(weights, Sequence) or not all(_positive(weight) for weight in weights):
+        raise BadRecord(name, "wrong type", "`weights` must be a list of numbers above 0")
+    if weights and len(weights) != len(answers):
+        raise BadRecord(name, "wrong type", "`weights` must have one number for each answer")
+    image, question = text_of(entry, "image", name), text_of(entry, "question", name)
+    return Question(_id(entry, name), image, question, answers, _image_id(entry, name), tuple(map(float, weights)))
+
+
+def _pair(entry: Mapping[str, Any], name: str) -> PairStatement:
+    images = texts_of(entry, "images", name)
+    image_ids = texts_of(entry, "image_ids", name) if "image_ids" in entry else tuple(map(plain_path, images))
+    if len(images) != 2 or len(image_ids) != 2:
+        raise BadRecord(name, "wrong type", "`images` and `image_ids` must have two texts each")
+    statement = text_of(entry, "statement", name)
+    return PairStatement(
+        id=_id(entry, name),
+        images=(images[0], images[1]),
+        statement=statement,
+        label=truth_of(entry, "label", name),
+        image_ids=(image_ids[0], image_ids[1]),
+        group=name_of(entry, "group", name) or statement,
+    )
+
+
+def _referring(entry: Mapping[str, Any], name: str) -> Referring:
+    proposals = entry.get("proposals", ())
+    if not isinstance(proposals, Sequence) or isinstance(proposals, str):
+        raise BadRecord(name, "wrong type", "`proposals` must be a list of boxes")
+    return Referring(
+        id=_id(entry, name),
+        image=text_of(entry, "image", name),
+        phrase=text_of(entry, "phrase", name),
+        image_id=_image_id(entry, name),
+        box=None if entry.get("box") is None else box_of(entry["box"], name),
+        proposals=tuple(box_of(box, name) for box in proposals),
+        ref_id=name_of(entry, "ref_id", name) or "",
+        part=name_of(entry, "part", name) or "",
+    )
+
+
+def _plain_text(entry: Mapping[str, Any], name: str) -> AnyRecord:
+    if "image" in entry:  # the text of a picture is its caption
+        return _record(entry, name)
+    return PlainText(_id(entry, name), text_of(entry, "text", name))
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], AnyRecord]] = {
+    "captions": _record,
+    "caption": _record,
+    "hypothesis": _entailment,
+    "question": _question,
+    "statement": _pair,
+    "phrase": _referring,
+    "text": _plain_text,
+}
+"""The function that reads an object with this key. The first key that is present decides."""
+
+
+# --------------------------------------------------------------------------- values of an entry, checked
+
+
+def text_of(entry: Mapping[str, Any], key: str, name: str) -> str:
+    """Returns the text under a key. Raises BadRecord if there is none."""
+    if key not in entry:
+        raise BadRecord(name, "key missing", key)
+    if not isinstance(entry[key], str):
+        raise BadRecord(name, "wrong type", f"`{key}` must be a text")
+    return _unicode(entry[key], name)
+
+
+def texts_of(entry: Mapping[str, Any], key: str, name: str) -> tuple[str, ...]:
+    """Returns the text or the list of texts under a key. Raises BadRecord if there is none."""
+    if key not in entry:
+        raise BadRecord(name, "key missing", key)
+    value = entry[key]
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise BadRecord(name, "wrong type", f"`{key}` must be a text or a list of texts")
+    return tuple(_unicode(text, name) for text in texts)
+
+
+def name_of(entry: Mapping[str, Any], key: str, name: str) -> str | None:
+    """Returns the name under a key, or None. Published lists number their pictures, so a whole number is a name too.
+
+    Raises BadRecord.
+    """
+    value = entry.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise BadRecord(name, "wrong type", f"`{key}` must be a text or a whole number")
+
+
+def label_of(entry: Mapping[str, Any], key: str, name: str) -> str:
+    """Returns the entailment label under a key. Raises BadRecord unless it is one of ENTAILMENT_LABELS."""
+    label = text_of(entry, key, name)
+    if label not in ENTAILMENT_LABELS:
+        raise BadRecord(name, "label unknown", f"'{label}' is none of {', '.join(ENTAILMENT_LABELS)}")
+    return label
+
+
+def truth_of(entry: Mapping[str, Any], key: str, name: str) -> bool:
+    """Returns the truth value under a key, which may be a boolean or, as published, a text. Raises BadRecord."""
+    truth = {"true": True, "false": False}.get(str(entry.get(key)).lower())
+    if truth is None:
+        raise BadRecord(name, "label unknown", f"`{key}` must be true or false")
+    return truth
+
+
+def box_of(value: Any, name: str) -> Box:
+    """Checks and returns a box (x, y, width, height). Raises BadRecord."""
+    if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_number, value)):
+        raise BadRecord(name, "box wrong", f"{value!r} is not [x, y, width, height]")
+    x, y, width, height = map(float, value)
+    if min(width, height) <= 0:
+        raise BadRecord(name, "box wrong", f"width and height of {value!r} must be above 0")
+    return x, y, width, height
+
+
+def plain_path(path: str) -> str:
+    """Removes `.`, `..` and doubled slashes from a path, so that each file has one name.
+
+    >>> plain_path("./photos//a.jpg")
+    'photos/a.jpg'
+    """
+    return Path(os.path.normpath(path)).as_posix()
+
+
+def _id(entry: Mapping[str, Any], name: str) -> str:
+    return name_of(entry, "id", name) or name
+
+
+def _image_id(entry: Mapping[str, Any], name: str) -> str:
+    return name_of(entry, "image_id", name) or plain_path(text_of(entry, "image", name))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _unicode(text: str, name: str) -> str:
+    """Refuses lone surrogates, which JSON and file names can hold but tokenizers and terminals cannot handle."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord(name.encode(errors="backslashreplace").decode(), "not Unicode", str(error)) from None
+    return text
+
+
+def object_of(entry: Any, name: str) -> Mapping[str, Any]:
+    """Returns the entry itself. Raises BadRecord unless it is a JSON object."""
+    if not isinstance(entry, Mapping):
+        raise BadRecord(name, "not an object")
+    return entry
+
+
+def published_split(entry: Any, name: str, splits: Mapping[str, Split]) -> Split:
+    """Returns our name of the published split under the key `split`. Raises BadRecord."""
+    published = text_of(object_of(entry, name), "split", name)
+    if published not in splits:
+        raise BadRecord(name, "split unknown", f"'{published}' is none of {', '.join(splits)}")
+    return splits[published]

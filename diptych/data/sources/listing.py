@@ -1,0 +1,151 @@
+"""Collects what a list or folder holds: its usable records, and the entries that could not become records.
+
+An entry is what a published list says about one record. A reader function turns it into a record or raises BadRecord.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from diptych.data.cleanup import clean_text
+from diptych.data.entries import from_entry
+from diptych.data.files import split_paths
+from diptych.data.pictures import file_of
+from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, with_images
+from diptych.schema import DataConfig, Split
+
+
+@dataclass
+class SourceListing:
+    """The records of one task that a list or folder holds, and the entries that were skipped."""
+
+    records: Sequence[Any] = field(default_factory=list)
+    """A list while it is being read. For a streamed split, any sequence that produces its records one by one."""
+    skipped: list[BadRecord] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    splits: dict[str, Split] = field(default_factory=dict)
+    """If the layout has its own splits: the split of each record, by its id, and of each skipped entry, by its name."""
+    drawn: bool = False
+    """Whether this evaluation split was drawn from the training data, because no path was set for it."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, index: int) -> Any:
+        return self.records[index]
+
+    def add(
+        self,
+        entry: Any,
+        name: str,
+        root: Path,
+        max_words: int,
+        read: Callable[[Any, str], AnyRecord] = from_entry,
+        split_of: Callable[[Any, str], Split] | None = None,
+    ) -> None:
+        """Adds the record of an entry, or notes why it has none.
+
+        `name` says where the entry stands. `read` turns it into a record, and `split_of` returns its split if the
+        layout has its own; both raise BadRecord.
+        """
+        split: Split | None = None
+        try:
+            if isinstance(entry, BadRecord):
+                raise entry
+            split = split_of(entry, name) if split_of else None
+            record, empty_captions = _located(read(entry, name), name, root, max_words)
+            self._check(record, name)
+        except BadRecord as error:
+            self.skip(error, split)
+            return
+        self._append(record, split)
+        for empty in empty_captions:
+            self.skip(empty, split)
+
+    def join(self, other: SourceListing, path: str) -> None:
+        """Adds the records of another listing, read from `path`. Skips records of another task and repeated ids."""
+        for record in other.records:
+            split = other.splits.get(record.id)
+            try:
+                self._check(record, f"{path}, {record.id}")
+            except BadRecord as error:
+                self.skip(error, split)
+            else:
+                self._append(record, split)
+        for skipped in other.skipped:
+            self.skip(skipped, other.splits.get(skipped.record))
+
+    def skip(self, error: BadRecord, split: Split | None = None) -> None:
+        """Notes an entry that cannot be used, and its split if the layout says it."""
+        self.skipped.append(error)
+        if split is not None:
+            self.splits[error.record] = split
+
+    def of_split(self, split: Split) -> SourceListing:
+        """Returns the part that the layout assigns to a split. Skipped entries without a split count as training data.
+
+        A layout without its own splits belongs to the split as a whole.
+        """
+        if not self.splits:
+            return self
+        return SourceListing(
+            [record for record in self.records if self.splits.get(record.id) == split],
+            [error for error in self.skipped if self.splits.get(error.record, "train") == split],
+        )
+
+    def _append(self, record: AnyRecord, split: Split | None) -> None:
+        assert isinstance(self.records, list)
+        self.ids.add(record.id)
+        self.records.append(record)
+        if split is not None:
+            self.splits[record.id] = split
+
+    def _check(self, record: AnyRecord, name: str) -> None:
+        """Raises BadRecord for a repeated id and for a record of another task than the records so far."""
+        if record.id in self.ids:
+            raise BadRecord(name, "id repeated", record.id)
+        if self.records and type(record) is not type(self.records[0]):
+            raise BadRecord(
+                name, "another task", f"{TASK_NAMES[type(record)]} among {TASK_NAMES[type(self.records[0])]}"
+            )
+
+
+def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[AnyRecord, list[BadRecord]]:
+    """Puts `root` before the record's picture paths and removes its empty captions, which are returned as errors.
+
+    Raises BadRecord if a picture is missing or no text is left.
+    """
+    paths = [str(root / image) for image in record.images]
+    usable = [number for number, text in enumerate(record.texts) if clean_text(text, record, max_words)]
+    if not usable and not isinstance(record, Picture):
+        raise BadRecord(name, f"{record.text_name} empty", paths[0] if paths else "")
+    for path in paths:
+        if "\0" in path or not os.path.isfile(file_of(path)):  # noqa: PTH113 — a million Path.is_file take seconds
+            raise BadRecord(name, "picture missing", path)
+    record = with_images(record, paths)
+    if not isinstance(record, Record):
+        return record, []
+    empty = [
+        BadRecord(f"{name}, caption {number + 1}", "caption empty", paths[0])
+        for number in range(len(record.captions))
+        if number not in usable
+    ]
+    captions = tuple(record.captions[number] for number in usable)
+    clean = tuple(record.clean[number] for number in usable) if record.clean else ()
+    return replace(record, captions=captions, clean=clean), empty
+
+
+def each(read: Callable[[str, DataConfig], SourceListing]) -> Callable[[str, DataConfig], SourceListing]:
+    """Makes a reader of one path into a reader of several, separated by commas. It joins their records in order."""
+
+    def read_each(paths: str, config: DataConfig) -> SourceListing:
+        listing = SourceListing()
+        for path in split_paths(paths):
+            listing.join(read(path, config), path)
+        return listing
+
+    return read_each
