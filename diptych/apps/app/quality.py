@@ -16,7 +16,7 @@ SUBJECTS = {
     "TextAssignmentConfig": "captions assigned to two pictures",
 }
 """What was evaluated, by the name of the task's configuration in eval.json."""
-NOT_MEASURED = "not measured: diptych evaluate writes how good it is"
+NOT_MEASURED = "not measured: run diptych evaluate"
 
 
 def quality(model: PooledModel) -> str:
