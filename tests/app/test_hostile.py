@@ -141,7 +141,7 @@ def test_too_many_letters_are_told(client: httpx.Client, app: App, tmp_path: Pat
     told = ask(client, app, "Does it fit?", [name, sent, "a" * (MOST_LETTERS + 1)])
     assert "write at most 2,000" in told["output"]["data"][0]
     told = ask(client, app, "Does it fit?", ["no such model", sent, "a boat"])
-    assert "no model 'no such model' here" in told["output"]["data"][0].lower().replace("&#x27;", "'")
+    assert "no model 'no such model' here" in told["output"]["data"][0].lower().replace("&#39;", "'")
 
 
 def test_models_answer_one_at_a_time_and_no_address_of_a_function_is_public(client: httpx.Client, app: App) -> None:

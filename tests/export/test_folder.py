@@ -23,7 +23,7 @@ import diptych
 from diptych import run as pipeline
 from diptych.apps.export import export_folder, push_to_hub
 from diptych.apps.export.card import command_of
-from diptych.apps.export.folder import without_places
+from diptych.apps.export.folder import without_folders
 from diptych.checkpoints import store
 from diptych.cli.main import main
 from diptych.predict import load
@@ -144,7 +144,7 @@ def test_the_card_holds_what_was_measured_beside_what_guessing_gives(tmp_path: P
     assert [(one["type"], one["value"]) for one in result["metrics"]] == [("accuracy", 68.5)]
     assert "| accuracy | 68.5 | 65.6 to 71.3 |  | 30.5 (65.6 to 71.3) |" in text
     assert "| without looking: commonest | 36.9 | 34.0 to 40.0 |" in text
-    assert "teacher, queue and optimiser are not here" in text
+    assert "without momentum encoder, queue and optimiser" in text
     assert "model.entail(" in text
     assert "model.match(" not in text
 
@@ -187,7 +187,7 @@ def test_the_cards_command_makes_the_recipe_again() -> None:
 def test_paths_of_the_machine_stay_there() -> None:
     plain = {"data": {"path": "/home/jane/a.json,/home/jane/b.json", "root": "coco"}, "init_from": "/x/runs/demo"}
     expected = {"data": {"path": "a.json,b.json", "root": "coco"}, "init_from": "demo"}
-    assert without_places(plain) == expected
+    assert without_folders(plain) == expected
 
 
 # --------------------------------------------------------------------------- the Hub
@@ -293,10 +293,10 @@ def test_without_a_token_with_a_wrong_one_or_without_a_network_it_is_said(
 ) -> None:
     with pytest.raises(ValueError, match="hf auth login"):
         push_to_hub(run, "jane/nothing")
-    with pytest.raises(ValueError, match=r"jane/nothing could not be put on the Hub: .*401"):
+    with pytest.raises(ValueError, match=r"jane/nothing could not be uploaded to the Hub: .*401"):
         push_to_hub(run, "jane/nothing", token="hf_bad")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(ValueError, match="jane/nothing could not be put on the Hub"):
+    with pytest.raises(ValueError, match="jane/nothing could not be uploaded to the Hub"):
         push_to_hub(run, "jane/nothing", token="hf_good")
     with pytest.raises(ValueError, match="OWNER/NAME"):
         push_to_hub(run, "demo", token="hf_good")

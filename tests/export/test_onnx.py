@@ -285,7 +285,7 @@ def test_a_model_that_writes_its_answers_has_nothing_to_export(
 ) -> None:
     run = save_run(tmp_path / "run", "decoder")
     assert main(["export", str(run), "--to", str(tmp_path / "out"), "--onnx"]) == 2
-    assert "answers that are written word by word are not exported" in capsys.readouterr().err
+    assert "answers that are generated word by word are not exported" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

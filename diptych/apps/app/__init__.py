@@ -1,4 +1,4 @@
-"""The web app: one page for each thing that people want to do with trained models (`diptych app RUN…`).
+"""Serves a web app with one page for each thing that trained models can do (`diptych app RUN…`).
 
-Works offline: a page asks the server it came from, and no other.
+The app works offline: its pages load nothing from any other server.
 """

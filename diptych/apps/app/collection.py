@@ -1,4 +1,4 @@
-"""Where the search page searches: an index that was built before, or one that is made of the example pictures."""
+"""Provides what the search page searches: an existing index, or one that is built from the example pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from PIL import Image
 
 from diptych.apps.app.examples import Album
 from diptych.apps.index import Index, Item, SearchResults, build_index, open_index
+from diptych.apps.index.items import Kind
 from diptych.predict import ModelPool, PooledModel
 
 MOST_PICTURES = 1_000
-"""Of a folder that is searched without an index of its own: they are embedded at the first question."""
+"""Largest number of pictures of a folder without an index. They are embedded at the first search."""
 
 
 @dataclass(frozen=True)
@@ -23,59 +24,63 @@ class Collection:
 
     model: PooledModel
     album: Album
-    index: Index | None = None
-    """As it was opened; None: it is made of the album, when it is first asked."""
+    opened: Index | None = None
+    """An existing index; None builds one from the album at the first search."""
 
     @cached_property
-    def searched(self) -> Index:
-        return self.index or index_of(self.album, self.model)
+    def index(self) -> Index:
+        return self.opened or index_of(self.album, self.model)
 
     def search(self, query: str | Image.Image, k: int) -> tuple[SearchResults, SearchResults | None]:
-        """Pictures by similarity and, for words, re-ranked; of a picture, similar ones. Raises ValueError."""
+        """Finds pictures by similarity and, for a text, also re-ranked. Raises ValueError."""
         if isinstance(query, str):
-            judged = self.model.predictor.missing("match") is None
-            again = self.searched.search(query, k, rerank=True) if judged else None
-            return self.searched.search(query, k), again
-        return self.searched.search(query, k), None
+            return self._both_orders(query, k, "picture")
+        return self.index.search(query, k), None
 
     def captions(self, picture: Image.Image, k: int) -> tuple[SearchResults, SearchResults | None] | None:
-        """Texts that fit a picture, by similarity and re-ranked; None where the index holds no texts."""
-        if not self.searched.counts.get("text"):
-            return None
-        judged = self.model.predictor.missing("match") is None
-        again = self.searched.search(picture, k, of="text", rerank=True) if judged else None
-        return self.searched.search(picture, k, of="text"), again
+        """Finds texts for a picture, by similarity and re-ranked. None if the index holds no texts."""
+        return self._both_orders(picture, k, "text") if self.index.counts.get("text") else None
+
+    def _both_orders(self, query: str | Image.Image, k: int, of: Kind) -> tuple[SearchResults, SearchResults | None]:
+        """Searches by similarity and, if the model has a match head, re-ranked."""
+        can_match = self.model.predictor.missing("match") is None
+        reranked = self.index.search(query, k, of=of, rerank=True) if can_match else None
+        return self.index.search(query, k, of=of), reranked
 
 
 def open_collections(pool: ModelPool, album: Album, place: str | None) -> dict[str, Collection]:
-    """By the model's name. Raises ValueError for an index that none of the models made, and for too many pictures."""
-    able = pool.able("embed")
+    """Returns the collections by the model's name.
+
+    Raises ValueError for an index that none of the models made, and for too many pictures without an index.
+    """
+    models = pool.able("embed")
     if place is not None:
-        return _opened(able, album, place)
+        return _open_index(models, album, place)
     if len(album.pictures) > MOST_PICTURES:
         raise ValueError(
             f"{album.folder} holds {len(album.pictures):,} pictures, and more than {MOST_PICTURES:,} need an index: "
             f"diptych index build {album.folder} --model RUN, then diptych app RUN --index PLACE"
         )
-    return {one.name: Collection(one, album) for one in able} if album.pictures else {}
+    return {model.name: Collection(model, album) for model in models} if album.pictures else {}
 
 
-def _opened(able: Sequence[PooledModel], album: Album, place: str) -> dict[str, Collection]:
-    """Of the models that the index is of."""
-    found, why = {}, ValueError(f"no model here makes vectors, so that {place} cannot be searched")
-    for one in able:
+def _open_index(models: Sequence[PooledModel], album: Album, place: str) -> dict[str, Collection]:
+    """Opens an index with those of the models that made it."""
+    collections = {}
+    problem = ValueError(f"no model here has trained embeddings, so that {place} cannot be searched")
+    for model in models:
         try:
-            found[one.name] = Collection(one, album, open_index(place, one.predictor))
+            collections[model.name] = Collection(model, album, open_index(place, model.predictor))
         except ValueError as error:
-            why = error
-    if not found:
-        raise why
-    return found
+            problem = error
+    if not collections:
+        raise problem
+    return collections
 
 
 def index_of(album: Album, model: PooledModel) -> Index:
-    """An index of the pictures and captions, gone when the process ends."""
-    pictures = [Item(str(one.picture), "picture", str(one.picture.resolve())) for one in album.pictures]
+    """Builds an index of the album's pictures and captions. Its files are deleted at once; it stays in memory."""
+    pictures = [Item(str(entry.picture), "picture", str(entry.picture.resolve())) for entry in album.pictures]
     texts = [Item(f"caption {number}", "text", text) for number, text in enumerate(album.captions, 1)]
     with tempfile.TemporaryDirectory(prefix="diptych-") as place:
         build_index(place, [*pictures, *texts], model.predictor)

@@ -1,4 +1,4 @@
-"""Pictures with captions that pages offer at a click."""
+"""Finds pictures with captions that pages offer as examples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from diptych.data.pictures import SUFFIXES
 from diptych.data.sources.folder import CAPTIONS_FILE
 
 FOLDER = "pictures"
-"""Below a run: the pictures that its demonstration saved."""
+"""Folder in a run with the pictures that the demonstration saved."""
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture file, with the caption that its folder gives it."""
+    """A picture file with its caption, if it has one."""
 
     picture: Path
     caption: str | None
@@ -33,20 +33,20 @@ class Album:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Each once."""
-        return tuple(dict.fromkeys(one.caption for one in self.pictures if one.caption))
+        """The distinct captions."""
+        return tuple(dict.fromkeys(entry.caption for entry in self.pictures if entry.caption))
 
     @classmethod
     def open(cls, folder: Path) -> Album:
-        """Raises ValueError for no folder, and for one without pictures."""
+        """Raises ValueError for a missing folder, and for one without pictures."""
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}: name one that holds pictures")
         captions = _captions(folder)
         files = [file for file in files_below(folder) if file.suffix.lower() in SUFFIXES]
         if not files:
             raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
-        found = [Captioned(folder / file, captions.get(file.as_posix())) for file in files]
-        return cls(folder, tuple(sorted(found, key=lambda one: one.caption is None)))
+        pictures = [Captioned(folder / file, captions.get(file.as_posix())) for file in files]
+        return cls(folder, tuple(sorted(pictures, key=lambda entry: entry.caption is None)))
 
 
 THING = re.compile(
@@ -56,34 +56,34 @@ THING = re.compile(
 
 
 def thing_of(caption: str) -> str | None:
-    """The first thing that a caption names, with its article; None where that cannot be told.
+    """Extracts the first thing that a caption names, with its article. None if there is none.
 
     >>> thing_of("a large whale to the left of a crab"), thing_of("a picture of a phone"), thing_of("sunset")
     ('a large whale', 'a phone', None)
     """
-    found = THING.search(caption)
-    return None if found is None else found[0]
+    match = THING.search(caption)
+    return None if match is None else match[0]
 
 
 def album_of(runs: Sequence[Path], images: Path | None) -> Album:
-    """The pictures in `images`, else those that the first of the runs with some has; none where there are none."""
+    """Opens the folder `images`, else the pictures of the first run that has some, else an empty album."""
     if images is not None:
         return Album.open(images)
-    found = next((run / FOLDER for run in runs if (run / FOLDER).is_dir()), None)
-    return Album(None) if found is None else Album.open(found)
+    folder = next((run / FOLDER for run in runs if (run / FOLDER).is_dir()), None)
+    return Album(None) if folder is None else Album.open(folder)
 
 
 def _captions(folder: Path) -> dict[str, str]:
-    """By the picture's name. Raises ValueError for a captions file that does not hold them."""
+    """Reads captions by the picture's name. Raises ValueError for an invalid captions file."""
     file = folder / CAPTIONS_FILE
     if not file.is_file():
         return {}
-    found: dict[str, str] = {}
+    captions: dict[str, str] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             record = json.loads(line)
             caption = record["caption"]
-            found.setdefault(str(record["image"]), str(caption if isinstance(caption, str) else caption[0]))
+            captions.setdefault(str(record["image"]), str(caption if isinstance(caption, str) else caption[0]))
         except (json.JSONDecodeError, KeyError, TypeError, IndexError):
             raise ValueError(f'{file}, line {number}: not {{"image": …, "caption": …}}') from None
-    return found
+    return captions

@@ -1,7 +1,7 @@
-"""What people put in: pictures and texts, limited before anything is decoded.
+"""Reads the pictures and texts that visitors send, and limits them before anything is decoded.
 
-Components hand over what the browser sent as it is (`preprocess=False`), so that nobody opens a file before its bytes
-and pixels have been counted. Gradio has checked by then that the file is one that was uploaded.
+Gradio's components pass on what the browser sent without decoding it (`preprocess=False`), so that the bytes and pixels
+of a file are checked before it is opened. Gradio has checked by then that the file was really uploaded.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from PIL import Image
 from diptych.data.pictures import open_picture
 
 MOST_BYTES = 20 * 2**20
-"""Of an uploaded file."""
+"""Largest size of an uploaded file."""
 MOST_PIXELS = 50_000_000
-"""Of an uploaded picture: those of the largest telephone cameras. Decoded, that is 150 MB."""
+"""Largest uploaded picture, as of the best phone cameras. Decoded, it takes 150 MB."""
 MOST_LETTERS = 2_000
-"""Of a text; models read far less of it."""
+"""Longest text. Models read far less of it."""
 
 
 @runtime_checkable
 class Field(Protocol):
-    """A component, and how to read what it sends."""
+    """An input field: its component, and how to read what the component sends."""
 
     def make(self) -> gr.components.Component: ...
 
     def read(self, sent: Any) -> Any:
-        """Raises ValueError for what cannot be used."""
+        """Raises ValueError for unusable input."""
         ...
 
 
@@ -72,9 +72,9 @@ class TextField:
 
 
 def read_picture(path: Path, name: str) -> Image.Image:
-    """The picture in a file, called `name` in messages. Raises ValueError for too many bytes or pixels and no picture.
+    """Opens the picture in a file. Raises ValueError for too many bytes or pixels, and for a file that is no picture.
 
-    The path does not appear in messages: it is the server's own.
+    Messages show `name` instead of the path, which belongs to the server.
     """
     size = path.stat().st_size
     if size > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""What all pages have: a header, the model with its measured quality, fields, a button, an answer, and examples."""
+"""Lays out what all pages share: a header, the choice of models with their quality, fields, a button and examples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
-from diptych.apps.app import parts
 from diptych.apps.app.fields import Field, PictureField, read_picture
 from diptych.apps.app.quality import quality
-from diptych.apps.report.html import MARK, Html, tag
+from diptych.apps.app.render import message, render
 from diptych.predict import PooledModel
 
-Asked = Callable[..., Html]
-"""Takes the chosen models (None where there is none to choose) and the fields' values; raises ValueError."""
+Answer = Callable[..., str]
+"""Takes the chosen models (None where there is none to choose) and the fields' values, and returns HTML.
+
+Raises ValueError for input that the models cannot use.
+"""
 ONE_AT_A_TIME: dict[str, Any] = {
     "concurrency_id": "models",
     "concurrency_limit": 1,
@@ -26,13 +29,13 @@ ONE_AT_A_TIME: dict[str, Any] = {
     "show_progress": "minimal",
     "scroll_to_output": True,
 }
-"""Models answer one question at a time, whoever asks; components hand over what was sent as it is."""
+"""Settings of events: all visitors share one queue to the models, and components pass on what was sent undecoded."""
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Example:
-    """Values of all fields that a click puts in: files of pictures, and texts."""
+    """Values for all fields of a page, which a click fills in: picture files and texts."""
 
     name: str
     values: tuple[Path | str | None, ...]
@@ -44,116 +47,105 @@ class Example:
 
 @dataclass(frozen=True)
 class Page:
-    """A page's name and words."""
+    """The address and the texts of a page."""
 
     path: str
-    """Of its address; the first page has none."""
+    """Path of its address; empty for the first page."""
     title: str
     question: str
-    """What people want to know who open it."""
+    """The question that the page answers, as its heading."""
     help: str
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a page asks for, and who answers."""
+    """A page's fields, models and answer."""
 
     page: Page
     models: Mapping[str, Sequence[PooledModel]]
-    """Whom one can ask, the best first, by the name of the choice."""
+    """The models to choose from, best first, by the label of the choice."""
     fields: tuple[Field, ...]
     button: str
-    ask: Asked
+    answer: Answer
     hint: str
-    """What stands in the answer's place before there is one."""
+    """Text in the answer's place before there is one."""
     examples: tuple[Example, ...] = ()
     missing: str | None = None
-    """Why nobody can be asked, with what to train."""
+    """Why no model can answer, and what to train; None if one can."""
 
 
 def lay_out(form: Form, pages: Sequence[Page]) -> None:
-    """The page, within the blocks that are being built."""
-    gr.HTML(header(form.page, pages), elem_classes="bare")
-    gr.HTML(_intro(form), elem_classes="bare")
+    """Builds a page within the current Gradio blocks."""
+    gr.HTML(render("intro", page=form.page, pages=pages), elem_classes="bare")
     if form.missing is not None:
-        gr.HTML(parts.message("This page needs a model that is not here", form.missing, "missing"))
+        gr.HTML(message("This page needs a model that is not here", form.missing, "missing"))
         return
     with gr.Row(elem_classes="desk"):
         with gr.Column(min_width=300, elem_classes="inputs"):
-            choices = _choices(form)
-            fields = [field.make() for field in form.fields]
-            run = gr.Button(form.button, variant="primary", elem_classes="run")
+            choices = _model_choices(form)
+            components = [field.make() for field in form.fields]
+            button = gr.Button(form.button, variant="primary", elem_classes="run")
             examples = _example_buttons(form)
         with gr.Column(min_width=300, scale=2, elem_classes="outputs"):
-            answer = gr.HTML(parts.empty(form.hint), elem_classes="result")
-    _connect(form, choices, fields, run, answer)
-    for example, button in examples:
-        button.click(
-            _filling(form, example), _there(choices), [*fields, answer], show_progress_on=answer, **ONE_AT_A_TIME
+            hint = Markup('<div class="empty"><p>{}</p></div>').format(form.hint)
+            answer = gr.HTML(str(hint), elem_classes="result")
+    _connect(form, choices, components, button, answer)
+    for example, example_button in examples:
+        example_button.click(
+            _fill_in(form, example), choices, [*components, answer], show_progress_on=answer, **ONE_AT_A_TIME
         )
 
 
-def header(page: Page, pages: Sequence[Page]) -> Html:
-    """Who we are, and the way to the other pages."""
-    links = [tag("a", one.title, href=f"./{one.path}", aria_current="page" if one is page else None) for one in pages]
-    brand = tag("a", MARK, tag("b", "diptych"), href="./", class_="brand", aria_label="diptych, first page")
-    tagline = tag("p", "Models that learnt from captioned pictures which words belong to which pictures. Try them.")
-    return tag("div", tag("div", brand, tagline, class_="who"), tag("nav", links, aria_label="Pages"), class_="top")
-
-
-def _intro(form: Form) -> Html:
-    return tag("div", tag("h1", form.page.question), tag("p", form.page.help), class_="intro")
-
-
-def _choices(form: Form) -> dict[str, gr.Dropdown | None]:
-    """A choice of models where there is one to make; below it, how good the chosen one is."""
-    made: dict[str, gr.Dropdown | None] = {}
-    for name, models in form.models.items():
-        made[name] = None
+def _model_choices(form: Form) -> list[gr.Dropdown]:
+    """Builds a dropdown where several models can answer, and below it the quality of the chosen one."""
+    choices = []
+    for label, models in form.models.items():
         if not models:
             continue
         if len(models) > 1:
-            made[name] = gr.Dropdown([one.name for one in models], value=models[0].name, label=name)
+            choice = gr.Dropdown([model.name for model in models], value=models[0].name, label=label)
+            choices.append(choice)
         measured = gr.HTML(_measured(models[0], named=len(models) == 1), elem_classes="measured")
-        if (choice := made[name]) is not None:
-            by_name = {one.name: one for one in models}
+        if len(models) > 1:
+            by_name = {model.name: model for model in models}
             choice.change(
-                lambda chosen, by_name=by_name: _measured(by_name[chosen]) if chosen in by_name else "",
+                lambda name, by_name=by_name: _measured(by_name[name]) if name in by_name else "",
                 choice, measured, queue=False, api_visibility="private", show_progress="hidden",
             )  # fmt: skip
-    return made
+    return choices
 
 
-def _measured(one: PooledModel, named: bool = False) -> Html:
-    return tag("p", [tag("b", one.name), " · "] if named else "", quality(one), class_="quality")
+def _measured(model: PooledModel, named: bool = False) -> str:
+    name = Markup("<b>{}</b> · ").format(model.name) if named else ""
+    return str(Markup('<p class="quality">{}{}</p>').format(name, quality(model)))
 
 
 # --------------------------------------------------------------------------- events
 
 
 def _connect(
-    form: Form, choices: Mapping[str, gr.Dropdown | None], fields: Sequence[Any], run: gr.Button, answer: gr.HTML
+    form: Form, choices: Sequence[gr.Dropdown], components: Sequence[Any], button: gr.Button, answer: gr.HTML
 ) -> None:
-    given = [*_there(choices), *fields]
+    """Answers when the button is clicked or Enter is pressed in a text field, and checks pictures when uploaded."""
 
-    def ask(*sent: Any) -> str:
-        return answered(lambda: form.ask(*_chosen(form, sent), *_read(form, sent)))
+    def respond(*sent: Any) -> str:
+        return answer_or_message(lambda: form.answer(*_chosen_models(form, sent), *_field_values(form, sent)))
 
-    triggers = [run.click, *(field.submit for field in fields if isinstance(field, gr.Textbox))]
-    gr.on(triggers, ask, given, answer, **ONE_AT_A_TIME)
-    for field, component in zip(form.fields, fields, strict=True):
+    triggers = [button.click, *(field.submit for field in components if isinstance(field, gr.Textbox))]
+    gr.on(triggers, respond, [*choices, *components], answer, **ONE_AT_A_TIME)
+    for field, component in zip(form.fields, components, strict=True):
         if isinstance(field, PictureField):
-            component.upload(_checking(field), component, answer, **ONE_AT_A_TIME)
+            component.upload(_check_picture(field), component, answer, **ONE_AT_A_TIME)
 
 
-def _checking(field: PictureField) -> Callable[[Any], Any]:
-    """Says at once that a picture cannot be used; a good one leaves the answer as it is."""
+def _check_picture(field: PictureField) -> Callable[[Any], Any]:
+    """Reports an unusable picture at once. A usable one leaves the answer as it is."""
 
     def check(sent: Any) -> Any:
         try:
             field.read(sent)
         except ValueError as error:
-            return parts.message("That did not work", str(error))
+            return message("That did not work", str(error))
         return gr.skip()
 
     return check
@@ -162,63 +154,57 @@ def _checking(field: PictureField) -> Callable[[Any], Any]:
 def _example_buttons(form: Form) -> list[tuple[Example, gr.Button]]:
     if not form.examples:
         return []
-    gr.HTML(tag("h2", "Or try one of these"), elem_classes="bare")
+    gr.HTML("<h2>Or try one of these</h2>", elem_classes="bare")
     with gr.Column(elem_classes="examples"):
         return [
-            (one, gr.Button(one.name, icon=one.icon, size="sm", min_width=0, elem_classes="example"))
-            for one in form.examples
+            (example, gr.Button(example.name, icon=example.icon, size="sm", min_width=0, elem_classes="example"))
+            for example in form.examples
         ]
 
 
-def _filling(form: Form, example: Example) -> Callable[..., list[Any]]:
+def _fill_in(form: Form, example: Example) -> Callable[..., list[Any]]:
+    """Fills the fields with an example, and answers."""
+
     def fill(*sent: Any) -> list[Any]:
         try:
-            values = [read_picture(one, one.name) if isinstance(one, Path) else one for one in example.values]
+            values = [read_picture(value, value.name) if isinstance(value, Path) else value for value in example.values]
         except (ValueError, OSError) as error:
-            return [*(gr.skip() for _ in example.values), parts.message("That did not work", str(error))]
-        read = [
-            "" if value is None and not _pictured(field) else value
+            return [*(gr.skip() for _ in example.values), message("That did not work", str(error))]
+        inputs = [
+            "" if value is None and not isinstance(field, PictureField) else value
             for field, value in zip(form.fields, values, strict=True)
         ]
-        return [*values, answered(lambda: form.ask(*_chosen(form, sent), *read))]
+        return [*values, answer_or_message(lambda: form.answer(*_chosen_models(form, sent), *inputs))]
 
     return fill
 
 
-def _pictured(field: Field) -> bool:
-    return isinstance(field, PictureField)
-
-
-def answered(ask: Callable[[], Html]) -> str:
-    """The answer, or what is wrong with the question. Nobody meets a traceback: those go to the server's log."""
+def answer_or_message(answer: Callable[[], str]) -> str:
+    """Returns the answer, or a message about unusable input. Tracebacks go to the server's log only."""
     try:
-        return ask()
+        return answer()
     except ValueError as error:
-        return parts.message("That did not work", str(error))
+        return message("That did not work", str(error))
     except Exception:
         LOG.exception("a page could not answer")
-        return parts.message("Something broke", "That is our fault, not yours. The server's log says more.")
+        return message("Something broke", "That is our fault, not yours. The server's log has the details.")
 
 
-def _there(choices: Mapping[str, gr.Dropdown | None]) -> list[gr.Dropdown]:
-    return [choice for choice in choices.values() if choice is not None]
-
-
-def _chosen(form: Form, sent: Sequence[Any]) -> list[PooledModel | None]:
-    """The models by what the choices sent, which come before the fields."""
-    waiting, found = iter(sent), list[PooledModel | None]()
+def _chosen_models(form: Form, sent: Sequence[Any]) -> list[PooledModel | None]:
+    """Finds the models that the dropdowns name. Their values precede those of the fields."""
+    names, chosen = iter(sent), list[PooledModel | None]()
     for models in form.models.values():
         if len(models) < 2:
-            found.append(models[0] if models else None)
+            chosen.append(models[0] if models else None)
             continue
-        name = next(waiting)
-        model = next((one for one in models if one.name == name), None)
+        name = next(names)
+        model = next((model for model in models if model.name == name), None)
         if model is None:
-            raise ValueError(f"no model '{name}' here. There are: {', '.join(one.name for one in models)}")
-        found.append(model)
-    return found
+            raise ValueError(f"no model '{name}' here. There are: {', '.join(model.name for model in models)}")
+        chosen.append(model)
+    return chosen
 
 
-def _read(form: Form, sent: Sequence[Any]) -> list[Any]:
-    own = sent[len(sent) - len(form.fields) :]
-    return [field.read(value) for field, value in zip(form.fields, own, strict=True)]
+def _field_values(form: Form, sent: Sequence[Any]) -> list[Any]:
+    values = sent[len(sent) - len(form.fields) :]
+    return [field.read(value) for field, value in zip(form.fields, values, strict=True)]

@@ -1,4 +1,4 @@
-"""How the pages look: system fonts, one accent colour, light and dark."""
+"""Defines the look of the pages: system fonts, one accent colour, light and dark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gradio as gr
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 FAVICON = Path(__file__).with_name("mark.svg")
 TITLE = "() => { document.title = document.querySelector('.top [aria-current]').textContent + ' · diptych'; }"
-"""Run by each page when it is there: its own name in the browser's tab."""
+"""Script that each page runs when loaded: it puts the page's name into the title of the browser tab."""
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONOSPACE = ("ui-monospace", "Menlo", "Consolas", "monospace")
 COLOURS = {
@@ -39,11 +39,11 @@ COLOURS = {
     "button_secondary_border_color": ("#e2e0da", "#31353e"),
     "button_secondary_text_color": ("#1d1f24", "#e9e8e4"),
 }
-"""Gradio's names → light and dark; those of the answers stand in style.css."""
+"""Light and dark colours by Gradio's names. The colours of answers are in style.css."""
 
 
 def theme() -> gr.themes.Base:
-    """Base with our colours and nothing to fetch: its own fonts are web fonts, these are the system's."""
+    """Returns Gradio's Base theme with our colours and system fonts, since its own fonts are fetched from the web."""
     base = gr.themes.Base(font=list(FONTS), font_mono=list(MONOSPACE), radius_size="md", text_size="md")
     light = {name: pair[0] for name, pair in COLOURS.items()}
     dark = {f"{name}_dark": pair[1] for name, pair in COLOURS.items() if pair[1] is not None}

@@ -1,4 +1,4 @@
-"""What to train where no model has what a page needs."""
+"""Says what to train where no model can do what a page needs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from diptych.schema import Recipe
 
 
 def training_hint(tasks: Sequence[type], models: Sequence[type] = (), width: int | None = None) -> str:
-    """How to come by a model of such a task: the recipes, of one of `models` and of that width where there are some.
+    """Names the recipes of a task, if possible for a model type among `models` and of that width.
 
     >>> from diptych.schema import AlbefConfig, VqaClosedSetConfig
     >>> training_hint([VqaClosedSetConfig], [AlbefConfig], 128)
     'train albef_tiny_vqa_closed (diptych train albef_tiny_vqa_closed init_from=RUN, a pre-trained one)'
     """
     recipes = [make() for make in catalog.RECIPES.values()]
-    fit = [one for one in recipes if type(one.task) in tasks and (not models or type(one.model) in models)]
-    alike = [one for one in fit if one.model.width == width] or fit
-    return f"train {' or '.join(one.name for one in alike)} ({_command(alike[0])})"
+    fitting = [
+        recipe for recipe in recipes if type(recipe.task) in tasks and (not models or type(recipe.model) in models)
+    ]
+    best = [recipe for recipe in fitting if recipe.model.width == width] or fitting
+    return f"train {' or '.join(recipe.name for recipe in best)} ({_command(best[0])})"
 
 
 def _command(recipe: Recipe) -> str:

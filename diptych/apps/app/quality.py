@@ -1,4 +1,4 @@
-"""How good a model is, in a sentence, by the `eval.json` of its run."""
+"""Describes in one sentence how good a model is, from the `eval.json` of its run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from diptych.predict import PooledModel
 
-KINDS = {
+SUBJECTS = {
     "EntailmentConfig": "entailment",
     "VqaDecoderConfig": "answers to questions",
     "VqaClosedSetConfig": "answers to questions",
@@ -15,17 +15,18 @@ KINDS = {
     "GroundingTrainingConfig": "boxes of phrases",
     "TextAssignmentConfig": "captions assigned to two pictures",
 }
-"""A task's config as eval.json names it → what was judged."""
-NOT_MEASURED = "not measured: diptych evaluate writes how good it is"
+"""What was evaluated, by the name of the task's configuration in eval.json."""
+NOT_MEASURED = "not measured: run diptych evaluate"
 
 
-def quality(one: PooledModel) -> str:
-    """What its evaluation says; that there is none where nobody measured it."""
-    return NOT_MEASURED if one.measured is None else describe(one.measured)
+def quality(model: PooledModel) -> str:
+    """Describes a model's evaluation, or says that there is none."""
+    return NOT_MEASURED if model.measured is None else describe(model.measured)
 
 
 def describe(measured: Mapping[str, Any]) -> str:
-    """
+    """Describes the contents of an eval.json.
+
     >>> describe({"text_to_image.recall@1": 62.8, "text_to_image.recall@1.interval": [59.9, 65.9], "images": 1000,
     ...           "split": "test"})
     'finds the right one of 1,000 unseen pictures first for 62.8 % of captions (95 % interval 59.9 … 65.9)'
@@ -36,8 +37,8 @@ def describe(measured: Mapping[str, Any]) -> str:
         return f"finds the right one of {measured['images']:,} {unseen} pictures first for {share}"
     if "accuracy" not in measured:
         return NOT_MEASURED
-    what = KINDS.get(str(measured.get("task")), "its task")
-    return f"{what}: {_estimate(measured, 'accuracy', ' right')} on {measured['examples']:,} {unseen} examples"
+    subject = SUBJECTS.get(str(measured.get("task")), "its task")
+    return f"{subject}: {_estimate(measured, 'accuracy', ' right')} on {measured['examples']:,} {unseen} examples"
 
 
 def _estimate(measured: Mapping[str, Any], name: str, of: str) -> str:

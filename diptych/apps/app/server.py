@@ -1,4 +1,4 @@
-"""The server: what it loads, what it shows, what it lets through."""
+"""Builds the pages and serves them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Before Gradio is imported, which reads them once: it asks nobody whether it is up to date and reports nothing, and
-# what is uploaded stands in a folder of ours that is gone when the process ends.
+# Gradio reads these once, when it is imported. It must not report anything or look for updates, and uploads go into a
+# folder that is deleted when the process ends.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 if "GRADIO_TEMP_DIR" not in os.environ:
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="diptych-app-")
@@ -29,15 +29,15 @@ from diptych.apps.app.pages import ask, compare, entail, experts, locate, match,
 from diptych.apps.app.site import Site
 
 PAGES = (search, match, ask, entail, compare, locate, teacher, experts)
-"""In the order of the links."""
+"""The pages, in the order of their links."""
 WAITING = 32
-"""Questions that may wait for the models; more are told to come again."""
+"""Number of questions that may wait for the models. Further visitors are asked to try again later."""
 KEPT = (600, 3600)
-"""Seconds between two looks for old uploads, and the age at which they are deleted."""
+"""Seconds between two searches for old uploads, and the age at which they are deleted."""
 
 
 def build(site: Site) -> gr.Blocks:
-    """All pages of a site."""
+    """Builds all pages of a site."""
     forms = [module.form(site) for module in PAGES]
     pages = [form.page for form in forms]
     first, *others = forms
@@ -52,8 +52,8 @@ def build(site: Site) -> gr.Blocks:
 
 
 def start(blocks: gr.Blocks, host: str, port: int) -> str:
-    """Serves until `blocks.close()`. Returns the address."""
-    # A client can name an address in the place of its upload, and Gradio would fetch it.
+    """Starts serving, until `blocks.close()`. Returns the address."""
+    # A client could send a URL instead of an upload, and Gradio would fetch it.
     gr.processing_utils.async_ssrf_protected_download = _no_download
     _, address, _ = blocks.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
@@ -64,15 +64,15 @@ def start(blocks: gr.Blocks, host: str, port: int) -> str:
 
 
 async def _no_download(url: str, *_: Any, **__: Any) -> str:
-    raise ValueError(f"{url} is an address: a picture is uploaded, never fetched")
+    raise ValueError(f"{url} is a URL: pictures are uploaded, never fetched")
 
 
 def free_port(host: str, port: int = 0) -> int:
-    """The port, or any free one for 0. Raises ValueError where nobody can listen there."""
+    """Returns the port, or any free one for 0. Raises ValueError if it cannot be listened at."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port), family=family) as tried:
-            return int(tried.getsockname()[1])
+        with socket.create_server((host, port), family=family) as listening:
+            return int(listening.getsockname()[1])
     except (OSError, OverflowError) as error:
         raise ValueError(
             f"cannot listen at {host}:{port} ({error}): choose another --port, or another --host"
@@ -82,10 +82,10 @@ def free_port(host: str, port: int = 0) -> int:
 def serve(
     runs: Sequence[str | Path], images: Path | None, index: str | None, host: str, port: int, device: str = "auto"
 ) -> None:
-    """Loads the models and serves their pages until the process is stopped. Raises ValueError for what cannot be."""
-    port = free_port(host, port)  # before minutes of loading
+    """Loads the models and serves their pages until the process is stopped. Raises ValueError for bad arguments."""
+    port = free_port(host, port)  # before loading, which takes minutes
     site = Site.load(runs, images, index, device)
     blocks = build(site)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded goes then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # exits normally, so that uploads are deleted
     print(f"{len(site.pool.models)} models at {start(blocks, host, port)} (Ctrl-C stops)", flush=True)
     blocks.block_thread()

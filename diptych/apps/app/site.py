@@ -1,4 +1,4 @@
-"""What the pages share: the models, example pictures, teachers, and where to search."""
+"""Holds what the pages share: models, example pictures, momentum teachers, and collections to search."""
 
 from __future__ import annotations
 
@@ -14,45 +14,47 @@ from diptych.predict.teaching import Teacher
 from diptych.schema import AlbefPretrainConfig
 
 OFFERED = 4
-"""Examples on a page."""
+"""Number of examples on a page."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Everything that is loaded once."""
+    """Everything that is loaded once for all pages."""
 
     pool: ModelPool
     album: Album
     teachers: Mapping[str, Teacher]
     """By the model's name."""
     collections: Mapping[str, Collection]
-    """Where to search, by the model's name."""
+    """By the model's name."""
 
     @classmethod
     def load(
         cls, runs: Sequence[str | Path], images: Path | None = None, index: str | None = None, device: str = "auto"
     ) -> Site:
-        """Raises ValueError for what cannot be loaded."""
+        """Raises ValueError for runs, pictures or an index that cannot be loaded."""
         pool = ModelPool.load(runs, device)
         album = album_of([Path(run) for run in runs], images)
-        taught = [one for one in pool.models if isinstance(one.predictor.recipe.task, AlbefPretrainConfig)]
-        teachers = {one.name: Teacher.beside(one.predictor) for one in taught}
+        pretrained = [model for model in pool.models if isinstance(model.predictor.recipe.task, AlbefPretrainConfig)]
+        teachers = {model.name: Teacher.beside(model.predictor) for model in pretrained}
         return cls(pool, album, teachers, open_collections(pool, album, index))
 
     def missing(self, ability: str) -> str | None:
-        """Why none of the models can be asked, with what to train; None where one can."""
+        """Says why none of the models has an ability, and what to train. None if one has it."""
         return None if self.pool.able(ability) else self.pool.models[0].predictor.missing(ability)
 
     def captioned_pictures(self) -> tuple[Captioned, ...]:
         return self.album.pictures[:OFFERED]
 
     def things(self) -> tuple[tuple[Captioned, str], ...]:
-        """Pictures with a thing that their caption names."""
-        named = ((one, thing_of(one.caption)) for one in self.captioned_pictures() if one.caption)
-        return tuple((one, thing) for one, thing in named if thing)
+        """Returns pictures, each with a thing that its caption names."""
+        named = ((entry, thing_of(entry.caption)) for entry in self.captioned_pictures() if entry.caption)
+        return tuple((entry, thing) for entry, thing in named if thing)
 
     def captioned(self) -> tuple[Example, ...]:
-        """Pictures with their captions, as examples of a picture and a text."""
+        """Returns pictures and their captions as examples of a picture and a text."""
         return tuple(
-            Example(one.caption, (one.picture, one.caption)) for one in self.captioned_pictures() if one.caption
+            Example(entry.caption, (entry.picture, entry.caption))
+            for entry in self.captioned_pictures()
+            if entry.caption
         )

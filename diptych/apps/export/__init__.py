@@ -1,6 +1,6 @@
-"""Trained models for others: a folder to hand on, the Hugging Face Hub, ONNX for other runtimes.
+"""Exports trained models: as a folder to share, to the Hugging Face Hub, and as ONNX files for other runtimes.
 
-(A run in the layout of the released ALBEF or VLMo: `diptych convert RUN --to released FILE`.)
+`diptych convert RUN --to released FILE` writes the layout of the released ALBEF or VLMo.
 """
 
 from diptych.apps.export.folder import export_folder

@@ -1,4 +1,4 @@
-"""The model card: what a stranger must know before using a model. It says what is stored, and no more."""
+"""Writes the model card from what is stored with a model."""
 
 from __future__ import annotations
 
@@ -35,42 +35,42 @@ TASKS: dict[type, tuple[str, str | None]] = {
     Nlvr2Config: ("statements about two pictures (NLVR2)", None),
     GroundingTrainingConfig: ("visual grounding", None),
 }
-"""What a model was trained for, in words, and the Hub's name for it where it has one."""
+"""The purpose of a model in words, and the Hub's name for it, if there is one."""
 PAPERS = {"albef": ("ALBEF", "2107.07651"), "vlmo": ("VLMo", "2111.02358")}
 CALLS = {
     "embed": 'model.embed_images("a.jpg") @ model.embed_texts(["a dog", "a boat"]).T   # similarities',
     "match": 'model.match("a.jpg", ["a dog", "a boat"])             # probabilities',
     "entail": 'model.entail("a.jpg", "somebody is outdoors")         # contradiction, neutral, entailment',
-    "answer": 'model.answer("a.jpg", "what colour is the car?")      # the likeliest answers',
+    "answer": 'model.answer("a.jpg", "what colour is the car?")      # likeliest answers',
     "compare": 'model.compare("a.jpg", "b.jpg", "both show a dog")    # true, false',
     "locate": 'model.locate("a.jpg", "the dog on the left")          # a box and a heat map',
 }
 NO_SCORES = ("unit", "examples", "labelled", "images", "texts", "split", "checkpoint", "task", "changed")
 LONG = 80
-"""Letters beyond which a field stands in recipe.json only."""
+"""Longest value of a field that the command shows. Longer ones are in recipe.json only."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The contents of eval.json."""
+class Evaluation:
+    """The contents of eval.json, if there is one."""
 
-    found: Mapping[str, Any] | None
+    results: Mapping[str, Any] | None
     blind: Mapping[str, Any] | None = None
-    """Of the same recipe on blank pictures."""
+    """Results of the same recipe trained on blank pictures."""
 
 
-def model_card(predictor: Predictor, measured: Measured, license: str) -> str:
-    """README.md with the front matter that the Hub reads."""
+def model_card(predictor: Predictor, evaluation: Evaluation, license: str) -> str:
+    """Returns README.md with the front matter that the Hub reads."""
     recipe = predictor.recipe
     parts = [
-        f"---\n{_front(predictor, measured, license)}\n---",
+        f"---\n{_front_matter(predictor, evaluation, license)}\n---",
         f"# {recipe.name}",
-        _what(predictor),
+        _introduction(predictor),
         f"## How to use\n\n{_use(predictor)}",
         f"## Recipe\n\n{_recipe(recipe)}",
         f"## Data\n\n{_data(recipe)}",
-        f"## Measured\n\n{_measured(measured)}",
-        f"## Limits\n\n{_limits(predictor, measured)}",
+        f"## Measured\n\n{_evaluation(evaluation)}",
+        f"## Limits\n\n{_limits(predictor, evaluation)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -83,17 +83,17 @@ def _purpose(recipe: Recipe) -> tuple[str, str | None]:
     return TASKS.get(type(recipe.task), (type(recipe.task).__name__.removesuffix("Config"), None))
 
 
-def _front(predictor: Predictor, measured: Measured, license: str) -> str:
+def _front_matter(predictor: Predictor, evaluation: Evaluation, license: str) -> str:
     recipe = predictor.recipe
     name, paper = _system(recipe)
     purpose, tag = _purpose(recipe)
     results = [
         EvalResult(
             task_type=tag or "other", task_name=purpose, dataset_type=recipe.data.source,
-            dataset_name=_source(recipe.data), dataset_split=str((measured.found or {}).get("split", "test")),
+            dataset_name=_source(recipe.data), dataset_split=str((evaluation.results or {}).get("split", "test")),
             metric_type=score.name, metric_name=f"{in_words(score.name)}, %", metric_value=score.value,
         )
-        for score in scores(measured.found or {}) if score.interval
+        for score in scores(evaluation.results or {}) if score.interval
     ]  # fmt: skip
     data = ModelCardData(
         license=license,
@@ -106,14 +106,14 @@ def _front(predictor: Predictor, measured: Measured, license: str) -> str:
     return data.to_yaml()
 
 
-def _what(predictor: Predictor) -> str:
+def _introduction(predictor: Predictor) -> str:
     recipe = predictor.recipe
     name, paper = _system(recipe)
-    held = predictor.task if predictor.task is not None else predictor.model
-    count = sum(parameter.numel() for parameter in held.parameters())
+    module = predictor.task if predictor.task is not None else predictor.model
+    count = sum(parameter.numel() for parameter in module.parameters())
     head = ", head included" if predictor.task is not None else ""
     return (
-        f"A model of pictures and texts: [{name}](https://arxiv.org/abs/{paper}), trained with diptych for "
+        f"A vision-language model: [{name}](https://arxiv.org/abs/{paper}), trained with diptych for "
         f"{_purpose(recipe)[0]}. {count / 1e6:.1f} million parameters{head}; pictures of {recipe.model.image_size} × "
         f"{recipe.model.image_size} pixels; {predictor.tokenizer.vocab_size} word pieces."
     )
@@ -124,7 +124,7 @@ def _use(predictor: Predictor) -> str:
     lines = ["import diptych", "", 'model = diptych.load("this folder, or owner/name on the Hub")']
     lines += [CALLS[ability] for ability in able]
     unable = [ABILITIES[ability] for ability in ABILITIES if ability not in able]
-    rest = f"\n\nIt was not trained for {', '.join(unable)}; asked about them, it says so." if unable else ""
+    rest = f"\n\nIt was not trained for {', '.join(unable)}: calls for these raise an error." if unable else ""
     return "```python\n" + "\n".join(lines) + f"\n```{rest}"
 
 
@@ -133,52 +133,53 @@ def _use(predictor: Predictor) -> str:
 
 def _recipe(recipe: Recipe) -> str:
     schedule = f"{recipe.run.steps:,} steps" if recipe.run.steps else f"{recipe.run.epochs} epochs"
-    told = (
+    training = (
         f"Trained for {schedule} of {recipe.run.batch_size * recipe.optim.accumulate} samples, seed {recipe.run.seed}."
     )
     command = command_of(recipe)
-    made = f"\n\n```\n{command}\n```" if command else "\n\nIts recipe is none of the library's."
-    return f"{told}{made}\n\nEvery field stands in `recipe.json`; paths of the machine are cut to their last part."
+    how_to = f"```\n{command}\n```" if command else "Its recipe is not one of the library's."
+    return f"{training}\n\n{how_to}\n\nEvery field is in `recipe.json`; paths are cut to their last part."
 
 
 def command_of(recipe: Recipe) -> str | None:
-    """`diptych train NAME …` with every field that differs from that recipe; None where there is no such recipe."""
+    """Returns `diptych train NAME …` with every field that differs from that recipe; None for an unknown recipe."""
     if recipe.name not in catalog.RECIPES:
         return None
-    usual = dict(_leaves(to_dict(catalog.RECIPES[recipe.name]())))
-    own = dict(_leaves(to_dict(recipe)))
-    if usual.get(f"model.{KIND}") != own.get(f"model.{KIND}") or usual.get(f"task.{KIND}") != own.get(f"task.{KIND}"):
+    default = dict(_leaves(to_dict(catalog.RECIPES[recipe.name]())))
+    fields = dict(_leaves(to_dict(recipe)))
+    if any(default.get(name) != fields.get(name) for name in (f"model.{KIND}", f"task.{KIND}")):
         return None
-    changes = {name: _typed(value) for name, value in own.items() if value != usual.get(name)}
-    shown = [f"{name}={value}" for name, value in changes.items() if len(value) <= LONG]
-    return " ".join(["diptych train", recipe.name, *shown])
+    changes = {name: _typed(value) for name, value in fields.items() if value != default.get(name)}
+    words = [f"{name}={value}" for name, value in changes.items() if len(value) <= LONG]
+    return " ".join(["diptych train", recipe.name, *words])
 
 
-def _leaves(plain: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in plain.items():
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the innermost fields by their dotted names."""
+    for name, value in fields.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{above}{name}", value
+            yield f"{prefix}{name}", value
 
 
 def _typed(value: Any) -> str:
-    """As a user would type it."""
+    """Formats a value as a user would type it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list) and not any(isinstance(one, Mapping) for one in value):
+    if isinstance(value, list) and not any(isinstance(entry, Mapping) for entry in value):
         return ",".join(map(_typed, value))
     text = value if isinstance(value, str) else json.dumps(value)
     if text.startswith(("/", "~")):
         text = text.rpartition("/")[2]
-    return f"'{text}'" if any(letter in text for letter in " '\"[]{}") else text
+    return f"'{text}'" if any(character in text for character in " '\"[]{}") else text
 
 
 def _source(data: DataConfig) -> str:
     if data.source == "scenes":
-        return "made scenes of emojis" if data.scenes.sprites == "openmoji" else "made scenes of shapes"
+        return "synthetic scenes of emojis" if data.scenes.sprites == "openmoji" else "synthetic scenes of shapes"
     return f"{data.source} ({(data.path or '').rpartition('/')[2] or 'no path stored'})"
 
 
@@ -186,85 +187,84 @@ def _data(recipe: Recipe) -> str:
     data = recipe.data
     lines = [f"- Source: {_source(data)}."]
     if data.source == "scenes":
-        lines.append(
-            f"- {data.scenes.count:,} training scenes of {data.scenes.size} pixels, composed with true captions."
-        )
+        lines.append(f"- {data.scenes.count:,} training scenes of {data.scenes.size} pixels, each with a true caption.")
         if data.scenes.sprites == "openmoji":
             lines.append("- All emojis by [OpenMoji](https://openmoji.org/), CC BY-SA 4.0.")
     if data.blank_images:
-        lines.append("- **All pictures were blank**: this model never saw one.")
+        lines.append("- **All pictures were blank**: this model never saw a real one.")
     if recipe.init_from:
         lines.append(f"- Started from other weights: {recipe.init_from.rpartition('/')[2]}.")
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------- what was measured
+# --------------------------------------------------------------------------- evaluation
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number of eval.json."""
+    """One number of eval.json."""
 
     name: str
     value: float
     interval: Sequence[float] | None
-    """95 %, by bootstrap over the split."""
+    """95 % interval, by bootstrap over the split."""
     chance: float | None
 
 
-def scores(found: Mapping[str, Any]) -> list[Score]:
-    """What was measured; figures of guessing, bounds and counts apart."""
-    apart = ("chance.", "references.", "nouns_only.", "classes.", "changed")
+def scores(results: Mapping[str, Any]) -> list[Score]:
+    """Returns the measured scores, without chance levels, references and counts."""
+    other = ("chance.", "references.", "nouns_only.", "classes.", "changed")
     return [
-        Score(name, value, found.get(f"{name}.interval") or found.get(f"{name.partition('.')[0]}.interval"),
-              found.get(f"chance.{name.removeprefix('contrastive.')}"))
-        for name, value in found.items()
-        if isinstance(value, int | float) and name not in NO_SCORES and not name.startswith(apart)
+        Score(name, value, results.get(f"{name}.interval") or results.get(f"{name.partition('.')[0]}.interval"),
+              results.get(f"chance.{name.removeprefix('contrastive.')}"))
+        for name, value in results.items()
+        if isinstance(value, int | float) and name not in NO_SCORES and not name.startswith(other)
         and not name.endswith((".candidates", ".interval"))
     ]  # fmt: skip
 
 
 def in_words(name: str) -> str:
-    """A measure's name for people.
+    """Returns the name of a measure in words.
 
     >>> in_words("contrastive.image_to_text.recall@1")
     'picture → text recall@1, by similarity alone'
     """
-    alone = ", by similarity alone" if name.startswith("contrastive.") else ""
-    for found, said in (
+    suffix = ", by similarity alone" if name.startswith("contrastive.") else ""
+    for part, words in (
         ("contrastive.", ""),
         ("image_to_text.", "picture → text "),
         ("text_to_image.", "text → picture "),
         ("rerank_gain.", "gain by re-ranking, points of "),
     ):
-        name = name.replace(found, said)
-    return name.replace("_", " ") + alone
+        name = name.replace(part, words)
+    return name.replace("_", " ") + suffix
 
 
-def _measured(measured: Measured) -> str:
-    if measured.found is None:
-        return "Not measured: no `eval.json` of this checkpoint was beside it. `diptych evaluate` measures it."
-    found = measured.found
-    blind = {score.name: score for score in scores(measured.blind or {})}
-    counted = f"{found['images']:,} pictures, {found['texts']:,} texts" if "images" in found else (
-        f"{found.get('labelled', 0):,} examples"
+def _evaluation(evaluation: Evaluation) -> str:
+    if evaluation.results is None:
+        return "Not measured: there was no `eval.json` of this checkpoint. `diptych evaluate` measures it."
+    results = evaluation.results
+    blind = {score.name: score for score in scores(evaluation.blind or {})}
+    size = f"{results['images']:,} pictures, {results['texts']:,} texts" if "images" in results else (
+        f"{results.get('labelled', 0):,} examples"
     )  # fmt: skip
     head = ["measure", "value", "95 % interval", "chance", *(["on blank pictures"] if blind else [])]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for score in scores(found):
+    for score in scores(results):
         cells = [in_words(score.name), _number(score.value), _interval(score.interval), _number(score.chance)]
         if blind:
-            beside = blind.get(score.name)
-            cells.append(f"{_number(beside.value)} ({_interval(beside.interval)})" if beside else "")
+            blank = blind.get(score.name)
+            cells.append(f"{_number(blank.value)} ({_interval(blank.interval)})" if blank else "")
         lines.append(f"| {' | '.join(cells)} |")
-    for name, value in found.items():
+    for name, value in results.items():
         if name.startswith("references.") and not name.endswith(".interval"):
             cells = [f"without looking: {name.removeprefix('references.').replace('_', ' ')}", _number(value)]
-            cells += [_interval(found.get(f"{name}.interval")), *[""] * (len(head) - 3)]
+            cells += [_interval(results.get(f"{name}.interval")), *[""] * (len(head) - 3)]
             lines.append(f"| {' | '.join(cells)} |")
-    where = f"On the {found.get('split', 'test')} split, {counted}; percent unless the name says otherwise."
-    blank = " Blank pictures: the same recipe trained without seeing any." if blind else ""
-    return f"{where}{blank}\n\n" + "\n".join(lines) + "\n\nAll figures stand in `eval.json`."
+    note = f"On the {results.get('split', 'test')} split, {size}; percent unless the name says otherwise."
+    if blind:
+        note += " Blank pictures: the same recipe, trained with blank pictures only."
+    return f"{note}\n\n" + "\n".join(lines) + "\n\nAll figures are in `eval.json`."
 
 
 def _number(value: float | None) -> str:
@@ -275,22 +275,26 @@ def _interval(ends: Sequence[float] | None) -> str:
     return f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else ""
 
 
-def _limits(predictor: Predictor, measured: Measured) -> str:
+def _limits(predictor: Predictor, evaluation: Evaluation) -> str:
     recipe, lines = predictor.recipe, []
     if recipe.data.source == "scenes":
         lines.append(
-            "It has seen made scenes only, and knows nothing of photographs or of words that they do not need."
+            "It was trained on synthetic scenes only: it knows neither photographs nor words outside their captions."
         )
     if recipe.tokenizer.vocabulary is None:
-        lines.append("Its words were learnt from its training texts: it cannot read others (they become `[UNK]`).")
+        lines.append("Its vocabulary comes from its training texts: other words become `[UNK]`.")
     lines += [
-        f"Texts are cut to {recipe.data.max_tokens_evaluation} tokens, and pictures squeezed to a square.",
-        "What its training data get wrong about people and things, it may have learnt; nobody has tested it for that.",
-        "Weights of model and head only: momentum teacher, queue and optimiser are not here. Training can start from "
-        "it (`init_from`), but its own run cannot go on.",
+        f"Texts are cut to {recipe.data.max_tokens_evaluation} tokens, and pictures are resized to a square.",
+        "It may have learnt the biases and errors of its training data; it has not been tested for them.",
+        "It has the weights of model and head only, without momentum encoder, queue and optimiser. Training can start "
+        "from it (`init_from`), but its own run cannot be resumed.",
     ]
-    if measured.found is not None and measured.blind is None:
-        lines.append("One run, one seed: the intervals are those of the split, not of training.")
+    if evaluation.results is not None and evaluation.blind is None:
+        lines.append(
+            "One run with one seed: the intervals cover the sampling of the split, not the variance of training."
+        )
     if predictor.untrained:
-        lines.append(f"Parts without trained weights: {', '.join(f'`{one}`' for one in sorted(predictor.untrained))}.")
+        lines.append(
+            f"Parts without trained weights: {', '.join(f'`{part}`' for part in sorted(predictor.untrained))}."
+        )
     return "\n".join(f"- {line}" for line in lines)

@@ -1,16 +1,16 @@
-"""A trained model as a folder to hand on: weights, recipe, tokenizer, measures and a card that says what it is.
+"""Exports a trained model as a folder to share: weights, recipe, tokenizer, evaluation and model card.
 
     README.md            the model card
-    config.json          what it is in a few words, for the Hub
+    config.json          a summary for the Hub
     model.safetensors    the weights of model and head
     recipe.json          the recipe that trained it
-    state.json           of which checkpoint, after how many steps
+    state.json           its checkpoint and number of steps
     tokenizer/           as in a checkpoint
     manifest.json        size and sha256 of the four above
-    eval.json            what was measured, if anything
+    eval.json            the evaluation of the checkpoint, if there is one
 
-`diptych.load`, `init_from` and `diptych evaluate` take it as they take a checkpoint. Teacher, queue and optimiser stay
-behind: they serve training only, and are most of a checkpoint.
+`diptych.load`, `init_from` and `diptych evaluate` accept the folder like a checkpoint. Momentum encoder, queue and
+optimiser are left out: only training needs them, and they make up most of a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from typing import Any
 from torch import Tensor
 
 import diptych
-from diptych.apps.export.card import Measured, model_card
+from diptych.apps.export.card import Evaluation, model_card
 from diptych.checkpoints import store
 from diptych.predict import Predictor, load
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
 
 Source = Predictor | str | Path
-"""A model in memory, a run, a checkpoint, an exported folder or its name on the Hub."""
+"""A model in memory, a run, a checkpoint, an exported folder, or a name on the Hub."""
 
 
 def export_folder(source: Source, folder: str | Path, license: str = "unknown") -> Path:
-    """Writes a model into a new folder, whole or not at all, and returns it.
+    """Writes a model into a new folder, atomically, and returns the folder.
 
-    `license` of the weights, by the Hub's names (`apache-2.0`, `cc-by-4.0` …). Raises ValueError for a folder that
-    holds something, and as `diptych.load` does.
+    `license` is that of the weights, by the Hub's names (`apache-2.0`, `cc-by-4.0` …). Raises ValueError if the folder
+    is not empty, and if `diptych.load` cannot load the source.
     """
     folder = Path(folder)
     require_new(folder)
     predictor = source if isinstance(source, Predictor) else load(source, "cpu")
-    state, measured = _state(predictor), find_measured(predictor)
+    state, evaluation = _state(predictor), find_evaluation(predictor)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f"{store.TEMPORARY}{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        recipe = without_places(to_dict(predictor.recipe))
+        recipe = without_folders(to_dict(predictor.recipe))
         save = predictor.tokenizer.save
         store.save_shared(unfinished, store.CheckpointState(weights_of(predictor), {}, state, recipe, save))
-        if measured.found is not None:
-            _write_json(unfinished / "eval.json", measured.found)
+        if evaluation.results is not None:
+            _write_json(unfinished / "eval.json", evaluation.results)
         _write_json(unfinished / "config.json", _config(predictor.recipe))
-        (unfinished / "README.md").write_text(model_card(predictor, measured, license), encoding="utf-8")
-        if folder.exists():  # empty, as was required
+        (unfinished / "README.md").write_text(model_card(predictor, evaluation, license), encoding="utf-8")
+        if folder.exists():  # it is empty, see above
             folder.rmdir()
         unfinished.replace(folder)
     finally:
@@ -65,22 +65,21 @@ def export_folder(source: Source, folder: str | Path, license: str = "unknown") 
 
 
 def require_new(folder: Path) -> None:
-    """Raises ValueError for what is there already and is no empty folder."""
+    """Raises ValueError for a path that exists, unless it is an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: name a new folder")
+        raise ValueError(f"{folder} already exists: name a new folder")
 
 
 def weights_of(predictor: Predictor) -> dict[str, Tensor]:
-    """Of the model and, where there is one, of its head: by the names that a checkpoint has for them."""
+    """Returns the weights of the model and of its head, if it has one, by their names in a checkpoint."""
     if predictor.task is None:
         return {f"model.{name}": value for name, value in predictor.model.state_dict().items()}
-    own = predictor.task.state_dict()
-    return {name: value for name, value in own.items() if name.startswith(("model.", "head."))}
+    state = predictor.task.state_dict()
+    return {name: value for name, value in state.items() if name.startswith(("model.", "head."))}
 
 
-def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored recipe whose absolute paths are cut to their last part: where a machine keeps its files is no one's
-    business."""
+def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Cuts the absolute paths of a stored recipe to their last part, because folders of a machine are private."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -91,23 +90,23 @@ def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
             return ",".join(Path(part).name for part in value.split(","))
         return value
 
-    found: dict[str, Any] = cut(recipe)
-    return found
+    result: dict[str, Any] = cut(recipe)
+    return result
 
 
-def find_measured(predictor: Predictor) -> Measured:
-    """What was measured of this very checkpoint, and of the same recipe on blank pictures."""
+def find_evaluation(predictor: Predictor) -> Evaluation:
+    """Finds the evaluation of this very checkpoint, and that of the same recipe trained on blank pictures."""
     origin = predictor.origin
     run = origin.parent.parent if origin.parent.name == "checkpoints" else origin
-    found = _read(run / "eval.json")
-    own = {origin.name, (_read(origin / "state.json") or {}).get("checkpoint")}
-    if found is not None and found.get("checkpoint") not in own:
-        found = None
-    return Measured(found, _blind(run, predictor.recipe) if found else None)
+    results = _read(run / "eval.json")
+    names = {origin.name, (_read(origin / "state.json") or {}).get("checkpoint")}
+    if results is not None and results.get("checkpoint") not in names:
+        results = None
+    return Evaluation(results, _blind(run, predictor.recipe) if results else None)
 
 
 def _blind(run: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """What was measured of the run's twin that saw blank pictures, where `diptych demo --all-tasks` left one."""
+    """Returns the evaluation of the same recipe on blank pictures, if `diptych demo --all-tasks` left exactly one."""
     twins = []
     for file in run.parent.parent.glob("blind/*/eval.json"):
         other = _read(file.parent / "recipe.json") or {}
@@ -117,7 +116,7 @@ def _blind(run: Path, recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _state(predictor: Predictor) -> dict[str, Any]:
-    """Of the checkpoint that it comes from; a published file has no steps of ours."""
+    """Returns the state of the checkpoint that the model comes from. A published file has no steps."""
     stored = _read(predictor.origin / "state.json") or {}
     return {
         "step": stored.get("step", 0),

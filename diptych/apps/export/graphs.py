@@ -1,10 +1,9 @@
-"""The model as three functions of tensors that another runtime can compute: the same blocks, over padded grids.
+"""Expresses a model as three functions of padded tensors, which other runtimes can compute.
 
-In training and evaluation texts lie packed, which takes sizes that depend on what the tensors hold. Here every text has
-all L places of its grid, and the places that hold no token are hidden from attention; what is computed there, nobody
-reads. The weights and the blocks are the model's own.
+Training and evaluation pack texts, so that tensor sizes depend on the data. Here every text is padded to L positions.
+Attention ignores the padding, and nothing reads the values computed there. Weights and blocks are the model's own.
 
-I images, T image tokens, V their width, B texts, P pairs, L places of a text, D width, N rows of all sequences,
+I images, T image tokens, V their width, B texts, P pairs, L positions of a text, D width, N tokens of all sequences,
 E embedding width, J joint width (as `joint_width` of the contract).
 """
 
@@ -29,24 +28,24 @@ from diptych.types import Joint
 
 
 class PaddedAlbef(nn.Module):
-    """ALBEF over padded grids."""
+    """Runs ALBEF on padded texts."""
 
     def __init__(self, model: Albef) -> None:
         super().__init__()
         self.model = model
 
     def image(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I E"], Float[Tensor, "I T V"]]:
-        """Vectors, and what fusion needs."""
+        """Returns the images' vectors and the states that `fuse` takes."""
         state = self.model.image_state(pixels)
         return self.model.embed_image(state)["main"], state.tokens
 
     def text(
         self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B L D"]]:
-        """Vectors, and what fusion needs."""
+        """Returns the texts' vectors and the states that `fuse` takes."""
         encoder, (texts, length) = self.model.text, ids.shape
         frame = TextFrame(Layout(texts, length, None), mask)
-        hidden = encoder.embedding(ids.flatten(), _places(ids).flatten())
+        hidden = encoder.embedding(ids.flatten(), _positions(ids).flatten())
         for layer in encoder.layers[: encoder.fusion_start]:
             hidden, *_ = layer(hidden, frame)
         grid = frame.layout.pad(hidden)
@@ -56,7 +55,7 @@ class PaddedAlbef(nn.Module):
     def fuse(
         self, text: Float[Tensor, "P L D"], mask: Bool[Tensor, "P L"], images: Sequence[Float[Tensor, "P T V"]]
     ) -> Float[Tensor, "P D"]:
-        """The fused [CLS] of each text with the image beside it, or with its several images in turn."""
+        """Returns the fused [CLS] state of each text with its image, or with its several images in turn."""
         pairs, length, _ = text.shape
         own, rows = Layout(pairs, length, None), torch.arange(pairs * length)
         frames = [
@@ -68,12 +67,12 @@ class PaddedAlbef(nn.Module):
 
 
 def _among(own: Layout, rows: Int[Tensor, "N"], turn: int, turns: int) -> Layout:
-    """Rows grouped by their text's image number `turn`, where all first images lie before all second ones."""
+    """Groups tokens by their text's image number `turn`, where all first images precede all second ones."""
     return Layout(own.groups * turns, own.length, rows + turn * own.groups * own.length)
 
 
 class PaddedVlmo(nn.Module):
-    """VLMo over padded grids."""
+    """Runs VLMo on padded texts."""
 
     def __init__(self, model: Vlmo) -> None:
         super().__init__()
@@ -82,10 +81,10 @@ class PaddedVlmo(nn.Module):
         index = torch.empty(0)
         if model.positions is not None:
             index = relative_index(self.longest, self.side, self.side, self.longest, "cpu")
-        self.register_buffer("index", index)  # of the longest text before the image: that of others is cut from it
+        self.register_buffer("index", index)  # for the longest text; shorter texts use a part of it
 
     def image(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I E"], Float[Tensor, "I T V"]]:
-        """Vectors, and what fusion needs."""
+        """Returns the images' vectors and the states that `fuse` takes."""
         patches = self.model.image(pixels)
         images, tokens, _ = patches.shape
         frame = Frame(Layout(images, tokens, None), _sequence(images, tokens), None, 0, 0)
@@ -96,10 +95,10 @@ class PaddedVlmo(nn.Module):
     def text(
         self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B L D"]]:
-        """Vectors, and what fusion needs."""
+        """Returns the texts' vectors and the states that `fuse` takes."""
         texts, length = ids.shape
         frame = Frame(Layout(texts, length, None), _sequence(texts, length), mask, texts * length, length)
-        hidden = self.model.text(ids.flatten(), _places(ids).flatten())
+        hidden = self.model.text(ids.flatten(), _positions(ids).flatten())
         rows = self._run(hidden + self.model.types.weight[0], frame, self._biases(length, 0), "own")
         first = frame.layout.pad(rows)[:, 0]
         return F.normalize(self.model.text_proj(first), dim=-1), frame.layout.pad(hidden)
@@ -107,21 +106,21 @@ class PaddedVlmo(nn.Module):
     def fuse(
         self, text: Float[Tensor, "P L D"], mask: Bool[Tensor, "P L"], images: Sequence[Float[Tensor, "P T V"]]
     ) -> Float[Tensor, "P J"]:
-        """The pooled vectors of each text with the image beside it, or with each of its several images."""
+        """Returns the pooled vectors of each text with its image, or with each of its several images."""
         (pairs, length, _), tokens = text.shape, images[0].shape[1]
         start = torch.arange(pairs)[:, None] * (length + tokens)
         place = torch.cat([(start + torch.arange(length)).flatten(), (start + length + torch.arange(tokens)).flatten()])
         sequence = torch.cat([_sequence(pairs, length), _sequence(pairs, tokens)])
         visible = torch.cat([mask, mask.new_ones(pairs, tokens)], dim=1)
         frame = Frame(Layout(pairs, length + tokens, place), sequence, visible, pairs * length, length)
-        biases, found = self._biases(length, tokens), []
+        biases, pooled = self._biases(length, tokens), []
         for turn, patches in enumerate(images):
             types = self.model.types.weight
             rows = torch.cat([(text + types[0]).flatten(0, 1), (patches + types[1 + turn]).flatten(0, 1)])
             rows = self._run(rows, frame, biases, "fusion")
             first = rows[: pairs * length].unflatten(0, (pairs, length))[:, 0]
-            found.append(torch.tanh(self.model.pooler(first)))
-        return torch.cat(found, dim=1)
+            pooled.append(torch.tanh(self.model.pooler(first)))
+        return torch.cat(pooled, dim=1)
 
     def _run(
         self, rows: Float[Tensor, "N D"], frame: Frame, biases: Sequence[Tensor | None], upper: Route
@@ -132,7 +131,7 @@ class PaddedVlmo(nn.Module):
         return cast(Tensor, self.model.norm(rows))
 
     def _biases(self, length: int, tokens: int) -> Sequence[Tensor | None]:
-        """Of each block's scores, among `length` places of a text and then so many of an image."""
+        """Returns each block's relative position bias for `length` text positions followed by `tokens` of an image."""
         positions, config = self.model.positions, self.model.config
         if positions is None:
             return [None] * config.depth
@@ -141,7 +140,7 @@ class PaddedVlmo(nn.Module):
         return bias.unflatten(1, index.shape).unflatten(0, (config.depth, config.heads)).unbind(0)
 
     def _cut(self, index: Int[Tensor, "all_rows K"], length: int, tokens: int) -> Int[Tensor, "rows K"]:
-        """The rows of a text and of an image. Each is looked up among its own, so that a text too long is an error."""
+        """Selects the rows of a text and of an image, separately, so that a longer text is an error."""
         text, image = index.split([self.longest, index.shape[0] - self.longest])
         return torch.cat([text[torch.arange(length)], image[torch.arange(tokens)]])
 
@@ -150,28 +149,28 @@ Padded = PaddedAlbef | PaddedVlmo
 
 
 def padded(model: Model) -> Padded:
-    """Raises ValueError for a model that is neither."""
+    """Wraps a model. Raises ValueError for one that is neither ALBEF nor VLMo."""
     if isinstance(model, Albef):
         return PaddedAlbef(model)
     if isinstance(model, Vlmo):
         return PaddedVlmo(model)
-    raise ValueError(f"{type(model).__name__} has no form for other runtimes: ALBEF and VLMo have one")
+    raise ValueError(f"{type(model).__name__} cannot be exported to other runtimes: ALBEF and VLMo can")
 
 
-def _places(ids: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+def _positions(ids: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
 
 
 def _sequence(count: int, length: int) -> Int[Tensor, "N"]:
-    """The sequence of each row."""
+    """Returns the sequence of each token."""
     return torch.arange(count)[:, None].expand(count, length).flatten()
 
 
-# --------------------------------------------------------------------------- what a file holds
+# --------------------------------------------------------------------------- graphs of the files
 
 
 class ImageEncoder(nn.Module):
-    """pixels → vectors (where they were trained), image_state."""
+    """Maps pixels to vectors (if they were trained) and image_state."""
 
     def __init__(self, model: Padded, vectors: bool) -> None:
         super().__init__()
@@ -183,7 +182,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """input_ids, attention_mask → vectors (where they were trained), text_state."""
+    """Maps input_ids and attention_mask to vectors (if they were trained) and text_state."""
 
     def __init__(self, model: Padded, vectors: bool) -> None:
         super().__init__()
@@ -195,9 +194,9 @@ class TextEncoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """text_state, attention_mask, image_state (and that of a second image) → match (where trained), logits of a head.
+    """Maps text_state, attention_mask and the image_state of one or two images to match and logits, if trained.
 
-    Row p of each belongs to pair p.
+    Row p of each input belongs to pair p.
     """
 
     def __init__(self, model: Padded, match: bool, head: nn.Module | None) -> None:
@@ -210,9 +209,9 @@ class Fusion(nn.Module):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         images = [image_state] if second_image_state is None else [image_state, second_image_state]
         pooled = self.model.fuse(text_state, attention_mask.bool(), images)
-        found = []
+        outputs = []
         if self.match:
-            found.append(self.model.model.match_logits(Joint(pooled, None)).softmax(dim=1)[:, 1])
+            outputs.append(self.model.model.match_logits(Joint(pooled, None)).softmax(dim=1)[:, 1])
         if self.head is not None:
-            found.append(self.head(pooled))
-        return tuple(found)
+            outputs.append(self.head(pooled))
+        return tuple(outputs)

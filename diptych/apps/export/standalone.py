@@ -1,7 +1,7 @@
-"""The tokenizer as one file that the `tokenizers` library reads alone: clean-up, pieces, special tokens, length.
+"""Builds a tokenizer file that the `tokenizers` library runs alone: clean-up, word pieces, special tokens, lengths.
 
-`Tokenizer.save` writes the vocabulary and leaves clean-up and lengths to the recipe. Whoever runs an exported model has
-no recipe, so here all of it is in the file, and any text gets the ids that `prepare_texts` gives it.
+`Tokenizer.save` writes the vocabulary and leaves clean-up and lengths to the recipe. An exported model has no recipe,
+so this file holds everything, and gives any text the same ids as `prepare_texts`.
 """
 
 from __future__ import annotations
@@ -18,31 +18,34 @@ from diptych.data.wordpiece_trainer import CONTINUES
 
 
 def standalone(tokenizer: Tokenizer, max_words: int, max_tokens: int, questions: bool = False) -> Engine:
-    """Cuts texts to so many words and tokens, and pads a batch to its longest. `questions`: cleaned up as such."""
+    """Builds a tokenizer that cuts texts to `max_words` and `max_tokens`, and pads a batch to its longest text.
+
+    `questions` selects the clean-up of questions instead of captions.
+    """
     ids = {piece: number for number, piece in enumerate(tokenizer.vocabulary)}
     engine = Engine(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100, continuing_subword_prefix=CONTINUES))
-    steps = [*_plain(), *([] if questions else _tidy()), _cut(max_words), BertNormalizer(lowercase=tokenizer.lowercase)]
-    engine.normalizer = Sequence(steps)
+    clean = [*_question_clean_up(), *([] if questions else _caption_clean_up()), _cut(max_words)]
+    engine.normalizer = Sequence([*clean, BertNormalizer(lowercase=tokenizer.lowercase)])
     engine.pre_tokenizer = BertPreTokenizer()
-    around = [CLS, "$A", SEP] if tokenizer.separator else [CLS, "$A"]
+    template = [CLS, "$A", SEP] if tokenizer.separator else [CLS, "$A"]
     engine.post_processor = TemplateProcessing(
-        single=around, special_tokens=[(CLS, tokenizer.cls_id), (SEP, tokenizer.sep_id)]
+        single=template, special_tokens=[(CLS, tokenizer.cls_id), (SEP, tokenizer.sep_id)]
     )
     engine.enable_truncation(max_tokens)
     engine.enable_padding(pad_id=tokenizer.pad_id, pad_token=PAD)
     return engine
 
 
-def _plain() -> list[Lowercase | Replace]:
-    """What `clean_caption` and `clean_question` share."""
+def _question_clean_up() -> list[Lowercase | Replace]:
+    """Does what `clean_question` does, which `clean_caption` begins with, too."""
     return [Lowercase(), Replace(Regex(r"""[,.'!?"()*#:;~]"""), ""), Replace(Regex("[-/]"), " ")]
 
 
-def _tidy() -> list[Replace | Strip]:
-    """What `clean_caption` does beyond that."""
+def _caption_clean_up() -> list[Replace | Strip]:
+    """Does what `clean_caption` does beyond that."""
     return [Replace("<person>", "person"), Replace(Regex(r"\s{2,}"), " "), Strip()]
 
 
 def _cut(words: int) -> Replace:
-    r"""To so many words; `\K` keeps what it matched before."""
+    r"""Cuts a text after so many words. `\K` keeps what the pattern matched before it."""
     return Replace(Regex(rf"\A(?:[^ ]* ){{{words - 1}}}[^ ]*\K (?m:.*)"), "")

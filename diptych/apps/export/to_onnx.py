@@ -1,4 +1,4 @@
-"""A trained model as ONNX files that run without this library: both encoders, the fusion, the tokenizer beside them."""
+"""Exports a trained model as ONNX files that run without this library: both encoders, fusion, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ TEXT_SIDE = ("text_state", "attention_mask")
 
 @dataclass(frozen=True)
 class Graph:
-    """What becomes a file."""
+    """A module that becomes an ONNX file."""
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
-    """Examples: batches of three, texts of two places or more, so that no size stands for one alone."""
+    """Example inputs: three rows, texts of two positions or more, because the exporter takes sizes of 1 as constant."""
     outputs: Sequence[str]
 
 
 def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
     """Writes image.onnx, text.onnx, fusion.onnx, tokenizer.json, model.json and README.md into a new folder.
 
-    Batches and texts may have any size, up to the model's longest text. An output is there if its weights were trained:
-    `vectors` of the encoders, `match` of the fusion and, of a model with a classifier, its `logits`. Returns the files.
-    Raises ValueError for a folder that holds something, and for a model without any such output.
+    Batches may have any size, and texts any length up to the model's limit. A file has an output only if its weights
+    were trained: `vectors` of the encoders, `match` of the fusion, and `logits` of a classifier. Returns the files.
+    Raises ValueError if the folder is not empty, and for a model without any such output.
     """
     folder = Path(folder)
     require_new(folder)
     _require_extra()
-    made = graphs(predictor)
-    about = describe(predictor, made)
+    parts = graphs(predictor)
+    description = describe(predictor, parts)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, graph in made.items():
-        _write(graph, predictor, about, folder / f"{name}.onnx")
+    for name, graph in parts.items():
+        _write(graph, predictor, description, folder / f"{name}.onnx")
     _tokenizer(predictor).save(str(folder / "tokenizer.json"))
-    (folder / "model.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_readme(about), encoding="utf-8")
+    (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_readme(description), encoding="utf-8")
     return tuple(sorted(folder.iterdir()))
 
 
-def describe(predictor: Predictor, made: Mapping[str, Graph]) -> dict[str, Any]:
-    """What one must know to feed the files and to read what they say; plain JSON."""
+def describe(predictor: Predictor, parts: Mapping[str, Graph]) -> dict[str, Any]:
+    """Describes the inputs and outputs of the files as plain JSON."""
     recipe = predictor.recipe
     mean, std = STATISTICS[recipe.data.normalise]
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": recipe.name,
         "system": type(recipe.model).__name__.removesuffix("Config").lower(),
         "made_by": f"diptych {diptych.__version__}",
@@ -77,17 +77,17 @@ def describe(predictor: Predictor, made: Mapping[str, Graph]) -> dict[str, Any]:
         "tokenizer": "tokenizer.json",
         "max_tokens": _max_tokens(recipe),
         "longest_text": recipe.model.max_positions,
-        "files": {f"{n}.onnx": {"inputs": list(g.inputs), "outputs": list(g.outputs)} for n, g in made.items()},
+        "files": {f"{n}.onnx": {"inputs": list(g.inputs), "outputs": list(g.outputs)} for n, g in parts.items()},
     }
-    if "vectors" in made["image"].outputs:
-        about["temperature"] = predictor.model.temperature().item()
+    if "vectors" in parts["image"].outputs:
+        description["temperature"] = predictor.model.temperature().item()
     if (classes := _classes(predictor)) is not None:
-        about["classes"], about["activation"] = classes
-    return about
+        description["classes"], description["activation"] = classes
+    return description
 
 
 def _classes(predictor: Predictor) -> tuple[tuple[str, ...], str] | None:
-    """Names of the logits, and what makes probabilities of them; None for a model without a classifier."""
+    """Returns the classes of the logits and the activation for probabilities; None without a classifier."""
     config = predictor.recipe.task
     if isinstance(config, EntailmentConfig):
         return entailment.CLASSES, "softmax"
@@ -99,9 +99,9 @@ def _classes(predictor: Predictor) -> tuple[tuple[str, ...], str] | None:
 
 
 def _max_tokens(recipe: Recipe) -> int:
-    """Questions are never cut, but to what the model can read."""
+    """Returns the longest text in tokens. Questions are cut only at the model's own limit."""
     longest = recipe.model.max_positions
-    assert longest is not None, "a model without texts is no Predictor's"
+    assert longest is not None, "a Predictor's model has a text encoder"
     return longest if record_kind(recipe.task) is Question else recipe.data.max_tokens_evaluation
 
 
@@ -116,13 +116,16 @@ def _tokenizer(predictor: Predictor) -> Tokenizer:
 
 
 def graphs(predictor: Predictor) -> dict[str, Graph]:
-    """By the names of their files. Raises ValueError for a model that has no vectors, matches or classes to give."""
+    """Returns the graphs by the names of their files.
+
+    Raises ValueError for a model without trained vectors, matching or classifier.
+    """
     vectors, match = (predictor.missing(ability) is None for ability in ("embed", "match"))
     head = getattr(predictor.task, "head", None) if _classes(predictor) else None
     if not (vectors or match or head):
         raise ValueError(
-            f"{predictor.origin} has nothing for ONNX: its encoders were trained for neither vectors nor matching, and "
-            "it has no classifier (answers that are written word by word are not exported)"
+            f"{predictor.origin} has nothing to export to ONNX: it was trained for neither vectors nor matching, and "
+            "it has no classifier (answers that are generated word by word are not exported)"
         )
     model, config = padded(predictor.model), predictor.recipe.model
     images = getattr(config, "images_per_text", 1)
@@ -130,22 +133,22 @@ def graphs(predictor: Predictor) -> dict[str, Graph]:
     ids = torch.full((3, 4), predictor.tokenizer.cls_id, device=predictor.device)
     with evaluating(predictor.model):
         image_state, text_state = model.image(pixels)[1], model.text(ids, torch.ones_like(ids).bool())[1]
-    named = ["vectors"] * vectors
+    outputs = ["vectors"] * vectors
     texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     pairs = {"text_state": text_state, "attention_mask": texts["attention_mask"], "image_state": image_state}
     if images == 2:
         pairs["second_image_state"] = image_state.clone()
-    made = {
-        "image": Graph(ImageEncoder(model, vectors), {"pixels": pixels}, (*named, "image_state")),
-        "text": Graph(TextEncoder(model, vectors), texts, (*named, "text_state")),
+    parts = {
+        "image": Graph(ImageEncoder(model, vectors), {"pixels": pixels}, (*outputs, "image_state")),
+        "text": Graph(TextEncoder(model, vectors), texts, (*outputs, "text_state")),
     }
     if match or head:
-        outputs = (*["match"] * match, *["logits"] * (head is not None))
-        made["fusion"] = Graph(Fusion(model, match, head), pairs, outputs)
-    return made
+        fusion_outputs = (*["match"] * match, *["logits"] * (head is not None))
+        parts["fusion"] = Graph(Fusion(model, match, head), pairs, fusion_outputs)
+    return parts
 
 
-def _write(graph: Graph, predictor: Predictor, about: Mapping[str, Any], file: Path) -> None:
+def _write(graph: Graph, predictor: Predictor, description: Mapping[str, Any], file: Path) -> None:
     batch, length = Dim("batch"), Dim("length", max=predictor.recipe.model.max_positions)
     texts = ("input_ids", *TEXT_SIDE)
     shapes = {name: {0: batch, 1: length} if name in texts else {0: batch} for name in graph.inputs}
@@ -157,19 +160,19 @@ def _write(graph: Graph, predictor: Predictor, about: Mapping[str, Any], file: P
     assert program is not None
     for value in program.model.graph.inputs:
         assert value.shape is not None
-        assert not isinstance(value.shape[0], int), f"{file.name}: the size of a batch was taken for a constant"
-    program.model.metadata_props.update({name: _plain(value) for name, value in about.items()})
+        assert not isinstance(value.shape[0], int), f"{file.name}: the exporter took the batch size for a constant"
+    program.model.metadata_props.update({name: _metadata(value) for name, value in description.items()})
     program.save(file)
 
 
-def _plain(value: Any) -> str:
-    """Metadata of ONNX are texts: anything else as JSON."""
+def _metadata(value: Any) -> str:
+    """Returns a string as it is and other values as JSON, because ONNX metadata are strings."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of itself and of libraries that nobody here uses."""
+    """Silences the exporter's remarks about itself and about optional libraries."""
     levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
     for logger in levels:
         logger.setLevel(logging.ERROR)
@@ -190,42 +193,44 @@ def _require_extra() -> None:
         raise ValueError("writing ONNX needs onnxscript: pip install 'diptych[export]'") from error
 
 
-# --------------------------------------------------------------------------- in words
+# --------------------------------------------------------------------------- README.md
 
 
-def _readme(about: Mapping[str, Any]) -> str:
+def _readme(description: Mapping[str, Any]) -> str:
     lines = [
-        f"# {about['name']} as ONNX",
+        f"# {description['name']} as ONNX",
         "",
-        f"Written by {about['made_by']}. `model.json` holds what follows for programs; each file holds it as metadata.",
+        f"Written by {description['made_by']}. `model.json` holds the following for programs, and so does the metadata "
+        "of each file.",
         "",
         "| file | inputs | outputs |",
         "|---|---|---|",
     ]
-    for name, ends in about["files"].items():
-        inputs, outputs = (", ".join(f"`{one}`" for one in ends[side]) for side in ("inputs", "outputs"))
-        lines.append(f"| {name} | {inputs} | {outputs} |")
-    side = about["image_size"]
+    for file, tensors in description["files"].items():
+        inputs, outputs = (", ".join(f"`{name}`" for name in tensors[end]) for end in ("inputs", "outputs"))
+        lines.append(f"| {file} | {inputs} | {outputs} |")
+    side = description["image_size"]
     lines += [
         "",
         f"- `pixels` [batch, 3, {side}, {side}], float32: an RGB picture resized to {side} × {side} (bicubic), "
-        f"bytes / 255, less {_numbers(about['mean'])}, divided by {_numbers(about['std'])} (red, green, blue).",
-        "- `input_ids`, `attention_mask` [batch, length], int64: what `tokenizers.Tokenizer.from_file"
-        f'("tokenizer.json").encode_batch` gives; clean-up and the cut to {about["max_tokens"]} tokens are in that '
-        f"file. The model reads {about['longest_text']} tokens at most.",
-        "- `image_state`, `text_state`: what the fusion reads. Row p of its inputs belongs to pair p: repeat rows to "
-        "compare one with many. `attention_mask` is that of the texts.",
+        f"bytes / 255, minus {_numbers(description['mean'])}, divided by {_numbers(description['std'])} (red, green, "
+        "blue).",
+        "- `input_ids`, `attention_mask` [batch, length], int64: the results of `tokenizers.Tokenizer.from_file"
+        f'("tokenizer.json").encode_batch`, which cleans up texts and cuts them to {description["max_tokens"]} tokens. '
+        f"The model reads at most {description['longest_text']} tokens.",
+        "- `image_state`, `text_state`: inputs of the fusion. Row p of each belongs to pair p: repeat rows to compare "
+        "one with many. `attention_mask` is that of the texts.",
     ]
-    if "temperature" in about:
+    if "temperature" in description:
         lines.append(
-            "- `vectors` [batch, width]: of length 1; their products are similarities. "
-            f"Divided by {about['temperature']:.4f} they are logits (zero-shot classification)."
+            "- `vectors` [batch, width]: vectors of length 1, whose dot products are similarities. "
+            f"Divided by {description['temperature']:.4f} these are logits (zero-shot classification)."
         )
-    if any("match" in ends["outputs"] for ends in about["files"].values()):
+    if any("match" in tensors["outputs"] for tensors in description["files"].values()):
         lines.append("- `match` [batch]: the probability that picture and text belong together.")
-    if "classes" in about:
-        shown = ", ".join(about["classes"][:10]) + (" …" if len(about["classes"]) > 10 else "")
-        lines.append(f"- `logits` [batch, classes]: {shown}. Their {about['activation']} is a probability.")
+    if "classes" in description:
+        classes = ", ".join(description["classes"][:10]) + (" …" if len(description["classes"]) > 10 else "")
+        lines.append(f"- `logits` [batch, classes]: {classes}. Their {description['activation']} gives probabilities.")
     return "\n".join(lines) + "\n"
 
 

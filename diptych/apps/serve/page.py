@@ -20,7 +20,7 @@ def render(openapi: Schema, limits: Limits) -> str:
         loader=PackageLoader("diptych.apps.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["json_schema"] = _json_schema
-    return environment.get_template("page.html").render(
+    return environment.get_template("page.html.j2").render(
         info=openapi["info"],
         paths=openapi["paths"],
         rows=partial(_rows, openapi=openapi),

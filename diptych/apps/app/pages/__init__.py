@@ -1,1 +1,1 @@
-"""The pages, one file each: what is asked for, who answers, and how the answer looks."""
+"""Defines the pages, one file each: their fields, the models that answer, and what the answer shows."""

@@ -1,16 +1,17 @@
-"""Questions about a picture, answered from a fixed list and in own words."""
+"""Answers questions about a picture, from a closed set of answers and in free words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from PIL import Image
 
-from diptych.apps.app import parts
 from diptych.apps.app.fields import PictureField, TextField
 from diptych.apps.app.form import Example, Form, Page
 from diptych.apps.app.missing import training_hint
-from diptych.apps.app.quality import quality
+from diptych.apps.app.render import render
 from diptych.apps.app.site import Site
-from diptych.apps.report.html import Html
 from diptych.predict import PooledModel
 from diptych.schema import VqaClosedSetConfig, VqaDecoderConfig
 
@@ -22,13 +23,13 @@ PAGE = Page(
     "answer, or chooses among those that you offer.",
 )
 MOST = 5
-"""Answers shown."""
+"""Number of answers shown."""
 
 
 def form(site: Site) -> Form:
-    able = site.pool.able("answer")
+    models = site.pool.able("answer")
     closed, opened = (
-        [one for one in able if isinstance(one.predictor.recipe.task, kind)]
+        [model for model in models if isinstance(model.predictor.recipe.task, kind)]
         for kind in (VqaClosedSetConfig, VqaDecoderConfig)
     )
     questions = (
@@ -36,8 +37,8 @@ def form(site: Site) -> Form:
         "in which quarter of the picture is the sheep?",
     )  # fmt: skip
     examples = [
-        Example(question, (one.picture, question, ""))
-        for one, question in zip(site.album.pictures, questions, strict=False)
+        Example(question, (entry.picture, question, ""))
+        for entry, question in zip(site.album.pictures, questions, strict=False)
     ]
     return Form(
         PAGE,
@@ -48,50 +49,51 @@ def form(site: Site) -> Form:
             TextField("Answers to choose from, for the open model", "optional: whale, crab, robot", optional=True),
         ),
         "Ask",
-        ask,
-        "The likeliest answers will stand here.",
+        answer,
+        "The likeliest answers will appear here.",
         tuple(examples),
         site.missing("answer"),
     )
 
 
-def ask(
+def answer(
     closed: PooledModel | None, opened: PooledModel | None, picture: Image.Image, question: str, offered: str
-) -> Html:
-    return parts.answer(
-        _card("Closed: from its own list", closed, VqaClosedSetConfig, opened, picture, question, ()),
-        _card("Open: in words", opened, VqaDecoderConfig, closed, picture, question, _list(offered)),
-        parts.asked(*((one.name, quality(one)) for one in (closed, opened) if one is not None)),
+) -> str:
+    """Shows the answers of both kinds of models side by side. `offered` are candidates for the open model."""
+    candidates = tuple(dict.fromkeys(word.strip() for word in offered.replace(";", ",").split(",") if word.strip()))
+    return render(
+        "ask",
+        models=[model for model in (closed, opened) if model is not None],
+        cards=[
+            _card("Closed: from its own list", closed, VqaClosedSetConfig, opened, picture, question, ()),
+            _card("Open: in words", opened, VqaDecoderConfig, closed, picture, question, candidates),
+        ],
     )
 
 
 def _card(
-    title: str, model: PooledModel | None, kind: type, other: PooledModel | None, picture: Image.Image, question: str,
-    offered: tuple[str, ...],
-) -> Html:  # fmt: skip
+    title: str, model: PooledModel | None, task: type, other: PooledModel | None, picture: Image.Image, question: str,
+    candidates: tuple[str, ...],
+) -> Mapping[str, Any]:  # fmt: skip
+    """Collects a model's answers or, if it is missing, a hint how to train one like the other model."""
     if model is None:
         assert other is not None
         recipe = other.predictor.recipe
-        hint = training_hint([kind], [type(recipe.model)], recipe.model.width)
-        return parts.card(title, parts.message("Not here", f"No model for this is loaded: {hint}", "missing"))
-    found = model.predictor.answer(picture, question, MOST, offered or None)
-    return parts.card(title, parts.bars((one.text, one.probability) for one in found), note=_note(model, offered))
+        hint = training_hint([task], [type(recipe.model)], recipe.model.width)
+        return {"title": title, "note": "", "hint": hint}
+    best = model.predictor.answer(picture, question, MOST, candidates or None)
+    answers = [(answer.text, answer.probability) for answer in best]
+    return {"title": title, "note": _note(model, candidates), "hint": None, "answers": answers}
 
 
-def _note(model: PooledModel, offered: tuple[str, ...]) -> str:
-    """What the probabilities are of."""
+def _note(model: PooledModel, candidates: tuple[str, ...]) -> str:
+    """Explains the probabilities."""
     task = model.predictor.recipe.task
     if isinstance(task, VqaClosedSetConfig):
         return f"Each by itself: how likely it is right. {len(task.answers):,} answers to choose from."
-    if offered:
-        return f"Shares among the {len(offered)} answers that you offered."
-    written = isinstance(task, VqaDecoderConfig) and (task.inference == "generate" or not task.answers)
-    return (
-        "Written word by word: shares among all that could be written."
-        if written
-        else ("Shares among the answers of its training.")
-    )
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one.strip() for one in text.replace(";", ",").split(",") if one.strip()))
+    if candidates:
+        return f"Shares among the {len(candidates)} answers that you offered."
+    generated = isinstance(task, VqaDecoderConfig) and (task.inference == "generate" or not task.answers)
+    if generated:
+        return "Generated word by word: shares among all possible texts."
+    return "Shares among the answers of its training."

@@ -1,15 +1,13 @@
-"""Is a statement about two pictures true?"""
+"""Says whether a statement about two pictures is true."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from diptych.apps.app import parts
 from diptych.apps.app.fields import PictureField, TextField
 from diptych.apps.app.form import Example, Form, Page
-from diptych.apps.app.quality import quality
+from diptych.apps.app.render import render
 from diptych.apps.app.site import Site
-from diptych.apps.report.html import Html
 from diptych.predict import PooledModel
 
 PAGE = Page(
@@ -27,28 +25,23 @@ STATEMENTS = (
 
 
 def form(site: Site) -> Form:
-    pictures = [one.picture for one in site.album.pictures]
+    pictures = [entry.picture for entry in site.album.pictures]
     pairs = zip(pictures[::2], pictures[1::2], STATEMENTS, strict=False)
     return Form(
         PAGE,
         {"Model": site.pool.able("compare")},
         (PictureField("Left picture"), PictureField("Right picture"), TextField("Statement", STATEMENTS[0])),
         "Is it true?",
-        ask,
-        "Whether the statement is true of both pictures will stand here.",
-        tuple(Example(said, (left, right, said)) for left, right, said in pairs),
+        answer,
+        "Whether the statement is true of both pictures will appear here.",
+        tuple(Example(statement, (left, right, statement)) for left, right, statement in pairs),
         site.missing("compare"),
     )
 
 
-def ask(model: PooledModel, left: Image.Image, right: Image.Image, statement: str) -> Html:
-    found = model.predictor.compare(left, right, statement)
-    return parts.answer(
-        parts.card(
-            "What the two pictures say of it",
-            parts.verdict(found.probability, f"“{statement}” is {found.label}."),
-            parts.bars(found.probabilities.items()),
-            parts.unknown_words(model, statement),
-        ),
-        parts.asked((model.name, quality(model))),
-    )
+def answer(model: PooledModel, left: Image.Image, right: Image.Image, statement: str) -> str:
+    choice = model.predictor.compare(left, right, statement)
+    return render(
+        "choice", models=[model], title="The statement and the two pictures", choice=choice, text=statement,
+        verdict=f"“{statement}” is {choice.label}.",
+    )  # fmt: skip
