@@ -212,7 +212,7 @@ def test_records_that_were_left_out_are_named_by_the_newest_checkpoint(tmp_path:
     (run / "checkpoints" / "damaged-step-00001000").mkdir()
     found = {finding.name: finding for finding in examine(run).findings}
     assert found["records"].level == found["checkpoints"].level == "note"
-    assert "40 of 128,000 were left out (1 × truncated, such as torn.jpg)" in found["records"].what
+    assert "40 of 128,000 records were skipped (1 × truncated, such as torn.jpg)" in found["records"].what
     assert "damaged-step-00001000" in found["checkpoints"].what
 
 
@@ -333,7 +333,7 @@ def test_only_ended_runs_of_one_recipe_are_recorded(tmp_path: Path, capsys: pyte
     stopped = write(tmp_path / "stopped", pairs(), steps=range(EVERY, 1000, EVERY))
     short = write(tmp_path / "short", pairs(), steps=range(1975, 2025, EVERY))
     for runs, message in (
-        ([one, other], "other is of another recipe than"),
+        ([one, other], "other has another recipe than"),
         ([one, stopped], "stopped has not ended: it is at step 975 of 2000"),
         ([short], "short has logged 2 lines; an envelope needs 8"),
         ([tmp_path], "holds no run: it has no recipe.json"),
@@ -404,7 +404,7 @@ def test_a_folder_that_has_logged_nothing_is_refused(tmp_path: Path, capsys: pyt
 
 def test_every_finding_has_a_heading_in_the_page() -> None:
     """The names of findings are the first words given to `Finding(`, up to a colon."""
-    text = "".join(path.read_text() for path in (ROOT / "diptych" / "doctor").glob("*.py"))
+    text = "".join(path.read_text() for path in (ROOT / "diptych" / "apps" / "doctor").glob("*.py"))
     names = set(re.findall(r'Finding\(\s*f?"([a-z ]+)', text)) | set(re.findall(r'name = f"([a-z ]+): ', text))
     page = (ROOT / "docs" / "doctor.md").read_text()
     assert len(names) >= len(CHECKS)

@@ -1,9 +1,9 @@
-"""`diptych doctor RUN`: a run's log and folder, and whether they are healthy. Neither weights nor torch are loaded.
+"""`diptych doctor RUN`: checks whether a run is healthy, from its log and folder. It loads neither weights nor torch.
 
-beginning.py   what it began with
-learning.py    loss, features, temperature, false negatives, validation
-envelope.py    loss beside what was recorded of the same recipe
-machinery.py   gradients, records, loader, checkpoints
+beginning.py   checks the start weights
+learning.py    checks loss, features, temperature, false negatives, validation
+envelope.py    compares the loss with recorded runs of the same recipe
+machinery.py   checks gradients, records, loader, checkpoints
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +28,10 @@ CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     machinery.loader,
     machinery.checkpoints,
 )
-"""What is looked at beside the envelopes, in the order in which it is said."""
+"""The checks beside the envelopes, in the order of their findings."""
 
 
 def examine(run: Run, envelopes: Sequence[Envelope]) -> Diagnosis:
-    """All findings about a run."""
+    """Runs all checks on a run."""
     findings = [*envelope(run, envelopes), *(finding for check in CHECKS for finding in check(run))]
     return Diagnosis(str(run.folder), run.recipe.name, run.step, run.recipe.run.steps, findings)

@@ -1,4 +1,4 @@
-"""What a run began with: weights that are missing cost more than any setting, and nothing else shows them."""
+"""The weights that a run started from. Missing ones cost more than any setting, and no curve shows them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from diptych.schema import (
 )
 
 ENCODERS = ("model", "vision", "image", "text", "blocks")
-"""Beginnings of the names of parts that see a picture or read a text."""
+"""First words in the names of parts that encode a picture or a text."""
 LATER = {"cross", "cross_norm", "fusion", "fusion_norm", "types", "text_norm"}
-"""Of these, what no published encoder brings: it is learnt on pairs."""
-COST = "in the released ALBEF an image encoder that failed to load went unseen and cost 12 points of recall"
+"""Parts of the encoders that no published encoder has, since they are learnt on pairs."""
+COST = "in the released ALBEF, an image encoder that silently failed to load cost 12 points of recall"
 """docs/released_code.md, defect 14."""
 
 
 def start(run: Run) -> Iterator[Finding]:
-    """Whether the run began with the weights that its recipe is published to begin with."""
+    """Checks that the run started from weights where the paper does."""
     if run.recipe.init_from is None:
         yield _from_nothing(run.recipe)
     elif run.start is None:
-        yield Finding("start", "fine", f"from {run.recipe.init_from}, of which every weight was asked for")
+        yield Finding("start", "fine", f"the run started from {run.recipe.init_from}, which had to bring every weight")
     else:
         yield _from_weights(run.recipe, run.start)
 
@@ -41,39 +41,41 @@ def _from_weights(recipe: Recipe, start: dict[str, object]) -> Finding:
     assert isinstance(fresh, dict)
     assert isinstance(untrained, list)
     random = sorted({*_encoders(fresh), *_encoders(untrained)})
-    if isinstance(recipe.task, LanguageStageConfig):  # it is what teaches words
+    if isinstance(recipe.task, LanguageStageConfig):  # this stage is the one that trains the text parts
         random = [part for part in random if not re.search(r"\btext\b", part)]
     if random:
         return Finding(
             "start",
             "wrong",
-            f"{', '.join(random)} of the model began random, though the run starts from {start['from']}",
-            f"bring weights for them, as with `diptych convert FILE FILE --to FOLDER`: {COST}",
+            f"these parts of the model started from random weights, although the run starts from {start['from']}: "
+            f"{', '.join(random)}",
+            f"start from weights that include them, such as those of `diptych convert FILE FILE --to FOLDER`: {COST}",
         )
-    began = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", part) for part in fresh)
-    rest = f"; fresh: {', '.join(began)}" if fresh else ""
-    return Finding("start", "fine", f"from {start['from']}{rest}")
+    patterns = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", part) for part in fresh)
+    rest = f"; initialised afresh: {', '.join(patterns)}" if fresh else ""
+    return Finding("start", "fine", f"the run started from {start['from']}{rest}")
 
 
 def _encoders(parts: Iterable[str]) -> list[str]:
-    """Those of the student that are encoders or lie in one."""
+    """Lists those parts of the model that are encoders or belong to one, without the momentum encoder."""
     names = [part.removeprefix("model.") for part in parts if not part.startswith("teacher")]
     return [name for name in names if name.split(".")[0] in ENCODERS and not LATER & set(name.split("."))]
 
 
 def _from_nothing(recipe: Recipe) -> Finding:
-    """Judged by what the paper starts from, and by whether the model is made to learn from nothing."""
+    """Judges random start weights by the paper, and by whether the model is built to learn from them."""
     task, model = recipe.task, recipe.model
     if isinstance(task, VisionStageConfig | VisualTokenizerTrainingConfig):
-        return Finding("start", "fine", "from nothing, as published")
+        return Finding("start", "fine", "the run started from random weights, as in the paper")
     if isinstance(task, AlbefPretrainConfig):
         assert isinstance(model, AlbefConfig)
         if model.vision.stem == "conv" or model.text.norm == "pre":
-            return Finding("start", "fine", "from nothing, as this model is made for")
+            return Finding("start", "fine", "the run started from random weights, which this model is built for")
         return Finding(
             "start",
             "wrong",
-            "from nothing; published, the image encoder starts from DeiT and the text encoder from BERT (ALBEF §3.1)",
+            "the run started from random weights; in the paper, the image encoder starts from DeiT and the text "
+            "encoder from BERT (ALBEF §3.1)",
             "`diptych convert deit.pth bert-base-uncased --to runs/start`, then train with init_from=runs/start: "
             + COST,
         )
@@ -81,9 +83,9 @@ def _from_nothing(recipe: Recipe) -> Finding:
         return Finding(
             "start",
             "wrong",
-            "from nothing, so that the frozen attention is random and stays so; published, it starts from the vision "
-            "stage (VLMo §3.4)",
-            "name a run of the vision stage, or BEiT's converted weights: init_from=FOLDER",
+            "the run started from random weights, and this stage freezes attention, which therefore stays random; in "
+            "the paper, it starts from the vision stage (VLMo §3.4)",
+            "start from a run of the vision stage, or from converted BEiT weights: init_from=FOLDER",
         )
     if isinstance(task, VlmoPretrainConfig):
         assert isinstance(model, VlmoConfig)
@@ -91,12 +93,13 @@ def _from_nothing(recipe: Recipe) -> Finding:
         return Finding(
             "start",
             "note" if small else "wrong",
-            "from nothing; published, the stage on pairs starts from the language stage (VLMo §3.4)",
-            "train the stages before it, or convert published weights, and name them: init_from=FOLDER",
+            "the run started from random weights; in the paper, the stage on pairs starts from the language stage "
+            "(VLMo §3.4)",
+            "train the earlier stages or convert published weights, and start from them: init_from=FOLDER",
         )
     return Finding(
         "start",
         "wrong",
-        "a task that is published as fine-tuning began from nothing",
-        "name the pre-trained run or checkpoint: init_from=FOLDER",
+        "the run started from random weights; in the paper, this task is fine-tuning",
+        "start from a pre-trained run or checkpoint: init_from=FOLDER",
     )

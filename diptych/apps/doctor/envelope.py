@@ -1,13 +1,14 @@
-"""Recorded envelopes: where a loss of this very recipe has been, step by step.
+"""Recorded envelopes: the range in which the losses of a recipe have been, step by step.
 
-A band is made of one or several runs (`record`):
-1. At each logged step, the values of all runs at steps from (1 − t) to (1 + t) times this one are pooled, and those on
-   the curve at these two: a run may learn the same a little sooner or later. t is 0.25 divided by the root of the
-   number of runs. Of a term that joins later (`task.fuse_start`), steps count from there.
-2. Their 5 % and 95 % quantiles are the band, which is widened by 5 % of its value on either side, divided likewise.
-t and 5 % are our own choices: one run says nothing of how another seed differs. More runs narrow them.
+`record` computes a band from one or several runs:
+1. At each logged step, it pools the values of all runs at steps from (1 − t) to (1 + t) times this one, and the values
+   on the curve at both ends, because a run may learn the same a little sooner or later. t is 0.25 divided by the root
+   of the number of runs. Steps of a term that joins later (`task.fuse_start`) count from where it joins.
+2. The 5 % and 95 % quantiles of the pool are the band. It is widened by 5 % of its value on either side, which is
+   divided by the same root.
+t and 5 % are our own choices, since one run does not tell how another seed differs. More runs narrow the band.
 
-A band holds for runs whose recipe is equal in all that matters to the loss: all fields but those of `WITHOUT_WEIGHT`.
+A band holds for runs whose recipes agree in all fields that matter to the loss, which are all but `WITHOUT_WEIGHT`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
 
 RECORDED = Path(__file__).parent / "envelopes"
-"""Those that come with the package."""
+"""Folder of the envelopes that come with the package."""
 SOONER = 0.25
-"""t of one run."""
+"""t for one run."""
 WIDER = 0.05
-"""Share of the value that a band of one run is widened by."""
+"""Share of its value by which the band of one run is widened."""
 QUANTILES = (0.05, 0.95)
 WITHOUT_WEIGHT = (
     "name", "data.workers", "data.bad_share", "data.held_out", "data.validation_path", "data.test_path",
@@ -38,25 +39,25 @@ WITHOUT_WEIGHT = (
     "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.validate_every",
     "run.validation_items", "run.patience", "run.tensorboard", "evaluation",
 )  # fmt: skip
-"""Fields that do not move a training loss by more than another seed does, whole groups by their name."""
+"""Fields that move a training loss no more than another seed does. A group's name stands for all its fields."""
 PLACES = ("init_from", "task.tokenizer")
-"""Fields that name other runs: only whether they do matters."""
+"""Fields that name other runs. It matters only whether they name one."""
 OUTSIDE = 0.2
-"""Share of the lines above the band from which on a loss is outside."""
+"""Share of the lines above the band from which on a loss counts as outside."""
 LAST = 3
-"""So many last lines above the band say so too. A line that is compared is the mean of as many."""
+"""A loss also counts as outside if this many last lines lie above the band. Lines are smoothed over as many."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A term's band: `low` and `high` at each of `steps`."""
+    """The band of a term: `low` and `high` at each of `steps`."""
 
     steps: Sequence[int]
     low: Sequence[float]
     high: Sequence[float]
 
     def at(self, step: int) -> tuple[float, float]:
-        """Between two recorded steps, on the line between them; beyond the ends, as at the end."""
+        """Interpolates the band linearly at a step. Beyond its ends the band stays constant."""
         low, high = (list(zip(self.steps, values, strict=True)) for values in (self.low, self.high))
         return _between(low, step), _between(high, step)
 
@@ -68,16 +69,21 @@ class Envelope:
     recipe: Recipe
     runs: int
     bands: Mapping[str, Band]
-    """By the names of the log, such as `losses.itc`."""
+    """Band of each term by its name in the log, such as `losses.itc`."""
 
     def to_json(self) -> dict[str, Any]:
-        made = {"runs": self.runs, "sooner": SOONER / self.runs**0.5, "wider": WIDER / self.runs**0.5}
-        bands = {name: asdict(band) for name, band in self.bands.items()}
-        return {**made, "quantiles": QUANTILES, "recipe": to_dict(self.recipe), "bands": bands}
+        return {
+            "runs": self.runs,
+            "sooner": SOONER / self.runs**0.5,
+            "wider": WIDER / self.runs**0.5,
+            "quantiles": QUANTILES,
+            "recipe": to_dict(self.recipe),
+            "bands": {name: asdict(band) for name, band in self.bands.items()},
+        }
 
     @classmethod
     def read(cls, file: Path) -> Envelope:
-        """Raises ValueError for a file that is no envelope."""
+        """Reads an envelope. Raises ValueError for a file that is none."""
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             bands = {name: Band(**band) for name, band in content["bands"].items()}
@@ -92,11 +98,12 @@ class Envelope:
 
 
 def record(runs: Sequence[Run]) -> Envelope:
-    """The envelope of runs of one recipe that have ended. Raises ValueError for others."""
+    """Records the envelope of finished runs of one recipe. Raises ValueError for runs that differ or have not ended."""
     first = runs[0]
     for run in runs:
         if differing := differences(first.recipe, run.recipe):
-            raise ValueError(f"{run.folder} is of another recipe than {first.folder}: {', '.join(differing)} differ")
+            fields = ", ".join(differing)
+            raise ValueError(f"{run.folder} has another recipe than {first.folder}: {fields} differ")
         if len(run.lines) < FEWEST:
             raise ValueError(f"{run.folder} has logged {len(run.lines)} lines; an envelope needs {FEWEST}")
         if (
@@ -110,7 +117,7 @@ def record(runs: Sequence[Run]) -> Envelope:
 
 
 def _band(curves: Sequence[Sequence[Point]], since: int = 0) -> Band:
-    """`since`: steps before which the term did not train; sooner and later count from there."""
+    """Computes the band of a term that was trained from step `since` on."""
     share = len(curves) ** -0.5
     sooner, wider = SOONER * share, WIDER * share
     points = sorted(point for curve in curves for point in curve)
@@ -127,7 +134,7 @@ def _band(curves: Sequence[Sequence[Point]], since: int = 0) -> Band:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Between the two nearest values, as numpy's default.
+    """Computes a quantile by linear interpolation, as numpy does by default.
 
     >>> _quantile([1.0, 2.0, 4.0], 0.75)
     3.0
@@ -155,14 +162,14 @@ def _between(curve: Sequence[Point], step: int | float) -> float:
 # --------------------------------------------------------------------------- comparing
 
 
-def differences(one: Recipe, other: Recipe) -> list[str]:
-    """Dotted names of the fields that matter to a loss and differ."""
-    mine, theirs = dict(_flat(to_dict(one))), dict(_flat(to_dict(other)))
-    return sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+def differences(recipe: Recipe, other: Recipe) -> list[str]:
+    """Lists the dotted names of the fields that matter to a loss and differ between two recipes."""
+    fields, others = dict(_flat(to_dict(recipe))), dict(_flat(to_dict(other)))
+    return sorted(name for name in {*fields, *others} if fields.get(name) != others.get(name))
 
 
 def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field that matters, by its dotted name."""
+    """Lists the fields that matter to a loss by their dotted names."""
     for key, value in content.items():
         name = f"{above}{key}"
         if name in WITHOUT_WEIGHT:
@@ -174,40 +181,41 @@ def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def known(name: str, files: Iterable[Path] = ()) -> list[Envelope]:
-    """The given ones, then the package's for recipes of that name, if it has one. Raises ValueError as `read` does."""
-    own = RECORDED / f"{name}.json"
-    return [Envelope.read(file) for file in (*files, *([own] if own.is_file() else []))]
+    """Reads the envelopes in `files`, then that of the package for recipes of this name, if there is one."""
+    packaged = RECORDED / f"{name}.json"
+    return [Envelope.read(file) for file in (*files, *([packaged] if packaged.is_file() else []))]
 
 
 def envelope(run: Run, envelopes: Sequence[Envelope]) -> Iterator[Finding]:
-    """Each term of the loss against the first envelope that holds for the run's recipe."""
-    fitting = next((one for one in envelopes if not differences(one.recipe, run.recipe)), None)
+    """Compares each term of the loss with the first envelope that holds for the run's recipe."""
+    fitting = next((candidate for candidate in envelopes if not differences(candidate.recipe, run.recipe)), None)
     if fitting is None:
-        yield _none(run, envelopes)
+        yield _without_envelope(run, envelopes)
         return
     for name, band in fitting.bands.items():
         if points := run.points(name):
-            yield _inside(name.removeprefix("losses."), smoothed(points), band, fitting)
+            yield _compared(name.removeprefix("losses."), smoothed(points), band, fitting)
 
 
-def _none(run: Run, envelopes: Sequence[Envelope]) -> Finding:
+def _without_envelope(run: Run, envelopes: Sequence[Envelope]) -> Finding:
     name = run.recipe.name
-    own = [one for one in envelopes if one.recipe.name == name]
-    what = f"none is recorded for {name}"
-    if own:
-        differing = differences(own[0].recipe, run.recipe)
+    namesakes = [candidate for candidate in envelopes if candidate.recipe.name == name]
+    what = f"no envelope is recorded for {name}"
+    if namesakes:
+        differing = differences(namesakes[0].recipe, run.recipe)
         rest = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        what = f"that of {name} does not hold here: {', '.join(differing[:5])}{rest} differ"
+        what = f"the envelope of {name} does not hold for this run: {', '.join(differing[:5])}{rest} differ"
     return Finding(
         "envelope",
         "unknown",
-        f"{what}; judged by general rules only",
-        f"record one of runs that you trust: diptych doctor --record RUN RUN … --to {name}.json, then --envelope it",
+        f"{what}, so only the general checks apply",
+        f"record an envelope from runs that you trust with `diptych doctor --record RUN RUN … --to {name}.json`, then "
+        f"pass it as --envelope {name}.json",
     )
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Each step with the mean of its line and the two before it.
+    """Gives each step the mean of its value and the two before it.
 
     >>> smoothed([(1, 3.0), (2, 6.0), (3, 0.0)])
     [(1, 3.0), (2, 4.5), (3, 3.0)]
@@ -217,26 +225,27 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     return [(step, sum(group) / len(group)) for (step, _), group in zip(points, groups, strict=True)]
 
 
-def _inside(term: str, points: Sequence[Point], band: Band, recorded: Envelope) -> Finding:
-    where = [(value, *band.at(step)) for step, value in points]
-    above, below = [value > high for value, _, high in where], [value < low for value, low, _ in where]
-    value, low, high = where[-1]
-    of = f"{recorded.runs} {'run' if recorded.runs == 1 else 'runs'} of {recorded.recipe.name}"
-    known = f"{value:.3g} at step {points[-1][0]:,}, recorded {low:.3g} … {high:.3g} ({of})"
+def _compared(term: str, points: Sequence[Point], band: Band, recorded: Envelope) -> Finding:
+    values_and_bands = [(value, *band.at(step)) for step, value in points]
+    above = [value > high for value, _, high in values_and_bands]
+    below = [value < low for value, low, _ in values_and_bands]
+    value, low, high = values_and_bands[-1]
+    origin = f"{recorded.runs} {'run' if recorded.runs == 1 else 'runs'} of {recorded.recipe.name}"
+    what = f"{value:.3g} at step {points[-1][0]:,}, where the recorded band is {low:.3g} … {high:.3g} ({origin})"
     if sum(above) > OUTSIDE * len(above) or all(above[-LAST:]):
         return Finding(
             f"envelope: {term}",
             "wrong",
-            f"{known}; above at {sum(above)} of {len(above)} lines",
-            "this very recipe has learnt faster before: see the other findings, then what else is not the same: data, "
-            "start weights, versions",
+            f"{what}; {sum(above)} of {len(above)} lines are above the band",
+            "this recipe has learnt faster before: see the other findings, then look for what else differs, such as "
+            "data, start weights or versions",
         )
     if sum(below) > OUTSIDE * len(below):
         return Finding(
             f"envelope: {term}",
             "note",
-            f"{known}; below at {sum(below)} of {len(below)} lines",
-            "better than recorded, or easier data: see that test pictures are not among those trained on "
-            "(`diptych data validate`)",
+            f"{what}; {sum(below)} of {len(below)} lines are below the band",
+            "the run is better than recorded or its data are easier: check that no test picture is among the training "
+            "pictures (`diptych data validate`)",
         )
-    return Finding(f"envelope: {term}", "fine", known)
+    return Finding(f"envelope: {term}", "fine", what)

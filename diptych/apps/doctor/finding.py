@@ -1,4 +1,4 @@
-"""What the doctor says: findings with what to do, and all of them as text or JSON."""
+"""The doctor's findings, each with what to do about it, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Level = Literal["wrong", "note", "fine", "unknown"]
-"""`wrong`: do something. `note`: know it. `unknown`: the log or the run does not tell, or it is too early."""
+"""`wrong` asks for action, `note` for attention. `unknown`: the log does not tell, or it is too early."""
 LEVELS: tuple[Level, ...] = ("wrong", "note", "unknown", "fine")
-"""In the order in which they are shown."""
+"""All levels, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The outcome of one check."""
 
     name: str
-    """What was looked at; `docs/doctor.md` has a heading of this name, its part before a colon."""
+    """Name of the check. `docs/doctor.md` has a heading of the part before a colon."""
     level: Level
     what: str
-    """What was found, with its numbers."""
+    """The finding, with its numbers."""
     do: str = ""
     """What to do about it."""
 
@@ -33,7 +33,7 @@ class Diagnosis:
     recipe: str
     step: int
     steps: int | None
-    """As planned; None where epochs decide."""
+    """Planned number of steps; None where the recipe counts epochs."""
     findings: Sequence[Finding]
 
     @property
@@ -44,14 +44,14 @@ class Diagnosis:
         return {**asdict(self), "healthy": self.healthy, "findings": [asdict(finding) for finding in self.findings]}
 
     def text(self) -> str:
-        """For people: what is wrong first."""
+        """Formats the findings for people, wrong ones first."""
         of = f" of {self.steps:,}" if self.steps else ""
         lines = [f"{self.run}: {self.recipe}, step {self.step:,}{of}", ""]
         for level in LEVELS:
-            for finding in (one for one in self.findings if one.level == level):
+            for finding in (finding for finding in self.findings if finding.level == level):
                 lines.append(f"  {level:<8}{finding.name}: {finding.what}")
                 if finding.do and level != "fine":
                     lines.append(f"  {'':<8}→ {finding.do}")
         wrong = sum(finding.level == "wrong" for finding in self.findings)
         verdict = f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong" if wrong else "nothing is wrong"
-        return "\n".join([*lines, "", f"{verdict}; what each line means: docs/doctor.md"])
+        return "\n".join([*lines, "", f"{verdict}; docs/doctor.md explains each line"])

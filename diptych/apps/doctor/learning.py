@@ -1,6 +1,6 @@
-"""Whether a run learns: loss against chance, features, temperature, false negatives, validation.
+"""Checks whether a run learns: loss against chance, features, temperature, false negatives, validation.
 
-Levels without a source are our own choices, and each is said where it stands.
+Thresholds without a source are our own choices; each states its meaning where it is defined.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from diptych.apps.doctor.run import Run, quarters
 from diptych.schema import AlbefPretrainConfig, VisualTokenizerTrainingConfig, VlmoPretrainConfig
 
 AT_CHANCE = 0.98
-"""Share of the level of chance from which on a loss has learnt nothing."""
+"""Share of the chance level from which on a loss counts as not learning at all."""
 HARDLY = 0.9
-"""Share from which on it has learnt hardly anything yet, which is noted."""
+"""Share from which on a loss counts as hardly learning yet, which is a note."""
 FAR_ABOVE = 1.5
-"""Times the level of chance at which no loss should begin."""
+"""Multiple of the chance level above which no loss should begin."""
 RISEN = 1.15
-"""Times its best quarter's mean from which on a loss has risen again."""
+"""Multiple of its best quarter's mean from which on a loss counts as risen again."""
 SAME = 0.05
-"""Difference of two cosines below which they are the same."""
+"""Difference of two cosines below which they count as equal."""
 ALIKE = 0.95
-"""Cosine from which on pairs that do not belong together are alike in any case."""
+"""Cosine of unrelated pairs above which features count as collapsed, whatever the right pairs have."""
 NEAR = 1.05
-"""Times its bound within which a temperature is at it."""
+"""Multiple of its bound within which a temperature counts as being at the bound."""
 SHARPEST = 0.01
-"""CLIP's bound of the temperature (arXiv 2103.00020, §2.5); below it a note is made."""
+"""CLIP's lower bound of the temperature (arXiv 2103.00020, §2.5); anything below is a note."""
 FEW, MANY = 0.01, 0.05
-"""Shares of pairs with a false negative that is kept, from which on it is noted and wrong."""
+"""Shares of pairs with a kept false negative above which it is a note, and above which it is wrong."""
 HALF = 0.5
-"""Share of pairs whose negatives are thinned, from which on it is noted."""
+"""Share of pairs with masked negatives above which it is a note."""
 FALLEN = 0.8
-"""Share of its best value below which a validation has fallen."""
+"""Share of its best value below which a validation counts as fallen."""
 STALE = 5
-"""Validations without a better one from which on it is noted."""
+"""Number of validations without an improvement from which on it is a note."""
 
 
 # --------------------------------------------------------------------------- loss
 
 
 def chance(run: Run) -> Iterator[Finding]:
-    """Each term of the loss against what guessing gives."""
+    """Compares each term of the loss with its level for a model that guesses."""
     for level in chances(run.recipe):
         points = run.points(f"losses.{level.term}")
         if points:
@@ -57,46 +57,46 @@ def _against(run: Run, level: Chance, first: float) -> Finding:
     known = f"chance is {level.nats:.2f} ({level.words})"
     if late is None or not run.settled(level.since):
         if first > FAR_ABOVE * level.nats:
-            return Finding(name, "note", f"begins at {first:.2f}, {known}", "see that labels and words are right")
-        return Finding(name, "unknown", f"{first:.2f} at first, {known}; too early to say more")
+            return Finding(name, "note", f"begins at {first:.2f}, while {known}", "check labels and tokenizer")
+        return Finding(name, "unknown", f"begins at {first:.2f}, while {known}; it is too early to tell more")
     if late >= AT_CHANCE * level.nats:
         return Finding(
             name,
             "wrong",
-            f"{late:.2f} after {run.step - level.since:,} steps of it, {known}: nothing is learnt",
-            "see that pictures and texts belong together (`diptych data show`), then try optim.lr a third and three "
-            "times as high; a longer warm-up helps where the loss first fell",
+            f"{late:.2f} after {run.step - level.since:,} steps of this loss, while {known}: the run learns nothing",
+            "check that pictures and texts belong together (`diptych data show`), then try a third and three times the "
+            "optim.lr; a longer warm-up helps where the loss fell at first",
         )
     if late >= HARDLY * level.nats:
-        return Finding(name, "note", f"{late:.2f}, {known}: hardly anything is learnt yet", "train longer")
-    return Finding(name, "fine", f"{late:.2f}, {known}")
+        return Finding(name, "note", f"{late:.2f}, while {known}: the run has hardly learnt yet", "train longer")
+    return Finding(name, "fine", f"{late:.2f}, while {known}")
 
 
 def _bound(run: Run, level: Chance) -> Finding:
-    """ITC by its bound, log N less the loss against hard labels: N is what it really was, and no teacher counts."""
+    """Judges ITC by the bound log N less the loss against hard labels, with the true N and without pseudo-targets."""
     bound = run.late("measures.mi_bound")
     assert bound is not None
     batch = math.log(run.recipe.run.batch_size)
-    known = f"the contrast is worth {bound:.2f} nats, 0 for guessing (log N less the loss; N is {level.words})"
+    known = f"the mutual-information bound is {bound:.2f} nats, and 0 for guessing (log N less the loss, {level.words})"
     if not run.settled():
-        return Finding("loss: itc", "unknown", f"{known}; too early to say more")
+        return Finding("loss: itc", "unknown", f"{known}; it is too early to tell more")
     if bound <= (1 - AT_CHANCE) * batch:
         worse = "worse than guessing" if bound < 0 else "no better than guessing"
         return Finding(
             "loss: itc",
             "wrong",
             f"{known}: {worse}",
-            "see that pictures and texts belong together (`diptych data show`), and `features` and `start` here; then "
-            "try optim.lr a third and three times as high",
+            "check that pictures and texts belong together (`diptych data show`), see `features` and `start` here, "
+            "then try a third and three times the optim.lr",
         )
     return Finding("loss: itc", "fine", known)
 
 
 def course(run: Run) -> Iterator[Finding]:
-    """Whether a loss has risen again. ITC by its bound: with a filling queue the loss itself may rise."""
+    """Checks that no loss has risen again. ITC is judged by its bound, since a filling queue may raise its loss."""
     if any(math.isnan(value) for line in run.lines for value in line.values()):
         yield Finding(
-            "loss: course", "wrong", "the log holds numbers that are none", "go on from an earlier checkpoint"
+            "loss: course", "wrong", "the log holds NaN", "go on from an earlier checkpoint with a lower optim.lr"
         )
         return
     risen = [text for term in run.terms if (text := _risen(run, term))]
@@ -104,7 +104,7 @@ def course(run: Run) -> Iterator[Finding]:
         yield Finding(
             "loss: course",
             "wrong",
-            f"got worse again: {'; '.join(risen)}",
+            f"the run got worse again: {'; '.join(risen)}",
             "lower optim.lr, set optim.clip=1.0, or lengthen the warm-up; go on from the best checkpoint",
         )
 
@@ -124,7 +124,7 @@ def _risen(run: Run, name: str) -> str:
 
 
 def features(run: Run) -> Iterator[Finding]:
-    """Collapse: everything is mapped to the same place."""
+    """Checks that features have not collapsed into one place."""
     right, other = run.late("measures.positive_similarity"), run.late("measures.other_similarity")
     bound = run.late("measures.mi_bound")
     if right is not None and other is not None:
@@ -134,37 +134,37 @@ def features(run: Run) -> Iterator[Finding]:
         yield Finding(
             "features",
             "fine" if apart else "unknown",
-            f"the log is from before `other_similarity`; a bound of {bound:.2f} nats "
-            + ("is impossible for features that are all the same" if apart else "allows a collapse"),
+            f"an earlier version wrote the log without `other_similarity`; a bound of {bound:.2f} nats "
+            + ("excludes a collapse" if apart else "does not exclude a collapse"),
         )
     yield from _codes(run)
 
 
 def _apart(run: Run, right: float, other: float) -> Finding:
-    known = f"cosine of right pairs {right:.2f}, of pairs that do not belong together {other:.2f}"
+    known = f"the cosine of right pairs is {right:.2f}, that of pairs that do not belong together {other:.2f}"
     if not run.settled():
-        return Finding("features", "unknown", f"{known}; too early to say more")
+        return Finding("features", "unknown", f"{known}; it is too early to tell more")
     if right - other < SAME or other > ALIKE:
         return Finding(
             "features",
             "wrong",
-            f"{known}: all features are the same, a collapse",
-            "go on from a checkpoint before it, or anew, with a lower optim.lr and a longer warm-up; see that "
+            f"{known}: the features have collapsed",
+            "go on from an earlier checkpoint, or start again, with a lower optim.lr and a longer warm-up; check that "
             "task.itc is above 0 and the batch large enough for negatives",
         )
     return Finding("features", "fine", known)
 
 
 def _codes(run: Run) -> Iterator[Finding]:
-    """Of the stages on pictures."""
+    """Checks the visual tokens in the stages on pictures."""
     perplexity = run.late("measures.code_perplexity")
     if perplexity is not None:
         few = perplexity < 2
         yield Finding(
             "features",
             "wrong" if few else "fine",
-            f"the codes are as uncertain as {perplexity:.0f} even ones" + (": they have collapsed" if few else ""),
-            "raise task.kl, which draws the codes' use towards an even one, or lower optim.lr" if few else "",
+            f"the perplexity of the codes is {perplexity:.0f}" + (": they have collapsed" if few else ""),
+            "raise task.kl, which makes the use of the codes more even, or lower optim.lr" if few else "",
         )
     guessed, commonest = run.late("measures.code_accuracy"), run.late("measures.commonest_code")
     if guessed is not None and commonest is not None and run.settled():
@@ -172,81 +172,81 @@ def _codes(run: Run) -> Iterator[Finding]:
         yield Finding(
             "features",
             "wrong" if blind else "fine",
-            f"{guessed:.1%} of the hidden codes guessed, {commonest:.1%} by always saying the commonest",
-            "see that task.tokenizer is well trained: its own run, too, can be asked about" if blind else "",
+            f"{guessed:.1%} of the masked codes are guessed; always the commonest code would give {commonest:.1%}",
+            "check that task.tokenizer is well trained: run `diptych doctor` on its run, too" if blind else "",
         )
 
 
 def temperature(run: Run) -> Iterator[Finding]:
-    """A learnt temperature at its bound says that similarities do not get what they ask for."""
+    """Checks that the learnt temperature is not at a bound, where similarities cannot become sharper or flatter."""
     task, points = run.recipe.task, run.points("measures.temperature")
-    if not points or isinstance(task, VisualTokenizerTrainingConfig):  # whose temperature is a schedule
+    if not points or isinstance(task, VisualTokenizerTrainingConfig):  # a tokenizer's temperature follows a schedule
         return
     value, bounds = points[-1][1], (0.001, 0.5)
     if isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig) and not run.recipe.released.unbounded_temperature:
         bounds = task.temperature_bounds
-    known = f"{value:.4f}, bounds {bounds[0]:g} … {bounds[1]:g}"
+    known = f"it is {value:.4f}, with bounds {bounds[0]:g} … {bounds[1]:g}"
     if value <= NEAR * bounds[0]:
         yield Finding(
             "temperature",
             "wrong",
-            f"{known}: at its lower bound, the contrast is as sharp as it may be",
-            "negatives are too few or too easy, or the run learns its pairs by heart: a larger batch or queue, more "
-            "data, a lower optim.lr",
+            f"{known}: at its lower bound, so the softmax cannot get sharper",
+            "negatives are too few or too easy, or the run learns its pairs by heart: use a larger batch or queue, "
+            "more data, or a lower optim.lr",
         )
     elif value >= bounds[1] / NEAR:
         yield Finding(
             "temperature",
             "wrong",
-            f"{known}: at its upper bound, the contrast is as flat as it may be",
-            "similarities do not tell right pairs from wrong ones: see `features`, `loss: itc` and whether pictures "
-            "and texts belong together",
+            f"{known}: at its upper bound, so the softmax cannot get flatter",
+            "similarities do not tell right pairs from wrong ones: see `features` and `loss: itc`, and check that "
+            "pictures and texts belong together",
         )
     elif value < SHARPEST:
-        yield Finding("temperature", "note", f"{known}; CLIP allows none below {SHARPEST:g}", "watch it")
+        yield Finding("temperature", "note", f"{known}; CLIP allows no value below {SHARPEST:g}", "watch it")
     else:
         yield Finding("temperature", "fine", known)
 
 
 def false_negatives(run: Run) -> Iterator[Finding]:
-    """Other captions of the same picture among the negatives."""
+    """Checks how often another caption of the same picture is among the negatives."""
     task = run.recipe.task
     if not isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig):
         return
     share, kept = run.late("measures.false_negatives"), run.recipe.released.keep_false_negatives
     if share is None:
-        yield Finding("false negatives", "unknown", "not logged, or too few lines yet")
+        yield Finding("false negatives", "unknown", "the log has no such measure, or too few lines yet")
         return
     known = f"{share:.1%} of the pairs have another caption of their picture among the candidates"
     if kept and share > FEW:
         yield Finding(
             "false negatives",
             "wrong" if share > MANY else "note",
-            f"{known}, and are pushed away from it",
+            f"{known}, and the loss pushes them apart",
             "set released.keep_false_negatives=false",
         )
     elif share > HALF:
         yield Finding(
             "false negatives",
             "note",
-            f"{known}; they are masked, but so negatives are lost",
-            "more pictures, or fewer captions of each",
+            f"{known}; masking them leaves fewer negatives",
+            "use more pictures, or fewer captions of each",
         )
     else:
-        yield Finding("false negatives", "fine", known + (", and masked" if not kept else ""))
+        yield Finding("false negatives", "fine", known + ("" if kept else "; they are masked"))
 
 
 # --------------------------------------------------------------------------- validation
 
 
 def validation(run: Run) -> Iterator[Finding]:
-    """Whether what is measured on unseen records still gets better."""
+    """Checks that the measure on unseen records still improves."""
     for name in ("validation.mean_recall", "validation.accuracy"):
         values = [(int(line["step"]), line[name]) for line in run.validations if name in line]
         if values:
             yield _validated(name.removeprefix("validation."), values)
             return
-    why = "no validation yet" if run.recipe.run.validate_every else "run.validate_every=0"
+    why = "there is no validation yet" if run.recipe.run.validate_every else "run.validate_every=0 turns it off"
     yield Finding("validation", "unknown", why)
 
 
@@ -254,20 +254,20 @@ def _validated(name: str, values: list[tuple[int, float]]) -> Finding:
     step, best = max(values, key=lambda point: point[1])
     last = values[-1][1]
     since = sum(later > step for later, _ in values)
-    known = f"{name} {last:.1f} %, best {best:.1f} % at step {step:,}"
+    known = f"{name} is {last:.1f} %, and was best with {best:.1f} % at step {step:,}"
     if last < FALLEN * best:
         return Finding(
             "validation",
             "wrong",
             f"{known}: it has fallen",
-            "the run learns its records by heart or has become unstable: use the best checkpoint (it is kept), more "
-            "data or augmentation, a lower optim.lr",
+            "the run learns its records by heart or has become unstable: use the best checkpoint, which is kept, more "
+            "data or augmentation, or a lower optim.lr",
         )
     if since >= STALE:
         return Finding(
             "validation",
             "note",
-            f"{known}: {since} validations without a better one",
-            "stop here (the best checkpoint is kept), or let run.patience do so",
+            f"{known}: the last {since} validations brought no improvement",
+            "stop here, since the best checkpoint is kept, or set run.patience to stop automatically",
         )
     return Finding("validation", "fine", known)

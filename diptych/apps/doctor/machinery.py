@@ -1,4 +1,4 @@
-"""Whether a run's machinery works: gradients, records, loader, checkpoints. Levels are our own choices."""
+"""Checks of a run's machinery: gradients, records, loader, checkpoints. The thresholds are our own choices."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from diptych.apps.doctor.finding import Finding
 from diptych.apps.doctor.run import FEWEST, Run
 
 EXPLODED = 10.0
-"""Times the median norm of the lines before from which on a gradient explodes."""
+"""Multiple of the median norm of all earlier lines from which on a gradient counts as exploding."""
 VANISHED = 1e-6
-"""Norm below which nothing is learnt."""
+"""Norm below which a gradient counts as vanished."""
 WAITING = (0.1, 0.25)
-"""Shares of the time waited for data from which on it is noted, and wrong."""
+"""Shares of the time spent waiting for data above which it is a note, and above which it is wrong."""
 GROWING = 2.0
-"""Times the share of records skipped in the first half from which on the second half's grows."""
+"""Multiple of the first half's share of skipped records above which the second half's share counts as growing."""
 
 
 def gradient(run: Run) -> Iterator[Finding]:
-    """Explosions that stayed, that passed, and norms of nothing."""
+    """Checks that the gradient neither vanishes nor explodes. A jump that has passed is a note."""
     points = run.points("gradient_norm")
     if len(points) < FEWEST:
-        yield Finding("gradient", "unknown", "too few lines yet")
+        yield Finding("gradient", "unknown", "the log has too few lines yet")
         return
     values = [value for _, value in points]
     usual = median(values)
@@ -35,49 +35,56 @@ def gradient(run: Run) -> Iterator[Finding]:
     ]
     if usual < VANISHED:
         yield Finding(
-            "gradient", "wrong", f"norm {usual:.1g}: no gradient arrives", "see `freeze` and the loss's terms"
+            "gradient",
+            "wrong",
+            f"the norm is {usual:.1g}: no gradient arrives",
+            "check `freeze` and the losses",
         )
     elif jumps and (jumps[-1][0] == points[-1][0] or len(jumps) > len(points) // 10):
         step, value = jumps[-1]
         yield Finding(
             "gradient",
             "wrong",
-            f"norm {value:.3g} at step {step:,}, usual {usual:.3g}: it explodes",
-            "set optim.clip=1.0, lower optim.lr or lengthen the warm-up, and go on from a checkpoint before it",
+            f"the gradient explodes: its norm is {value:.3g} at step {step:,} and usually {usual:.3g}",
+            "set optim.clip=1.0, lower optim.lr or lengthen the warm-up, and go on from an earlier checkpoint",
         )
     elif jumps:
         steps = ", ".join(f"{step:,}" for step, _ in jumps[:3])
         yield Finding(
-            "gradient", "note", f"jumped and came back near step {steps}; usual {usual:.3g}", "set optim.clip"
+            "gradient",
+            "note",
+            f"the norm jumped near step {steps}, then was {usual:.3g} again",
+            "set optim.clip",
         )
     else:
-        yield Finding("gradient", "fine", f"norm {usual:.3g}, {max(values):.3g} at most")
+        yield Finding("gradient", "fine", f"the norm is usually {usual:.3g}, and {max(values):.3g} at most")
 
 
 def records(run: Run) -> Iterator[Finding]:
-    """What could not be read, by the pairs that steps lack, and by name where a checkpoint says so."""
-    asked = run.recipe.run.batch_size * run.recipe.optim.accumulate
+    """Checks how many records could not be read, by the pairs that steps lack. A checkpoint names some of them."""
+    pairs_per_step = run.recipe.run.batch_size * run.recipe.optim.accumulate
     known = [(0, 0.0), *((int(line["step"]), line["pairs"]) for line in run.lines)]
-    gaps = [(new[0] - old[0]) * asked - (new[1] - old[1]) for old, new in pairwise(known)]
-    total = run.step * asked
+    gaps = [(new[0] - old[0]) * pairs_per_step - (new[1] - old[1]) for old, new in pairwise(known)]
+    total = run.step * pairs_per_step
     if sum(gaps) <= 0:
-        yield Finding("records", "fine", "none was left out")
+        yield Finding("records", "fine", "no record was skipped")
         return
     half = len(gaps) // 2
     middle = known[half][0]
-    early, late = sum(gaps[:half]) / max(1, middle * asked), sum(gaps[half:]) / max(1, (run.step - middle) * asked)
+    early = sum(gaps[:half]) / max(1, middle * pairs_per_step)
+    late = sum(gaps[half:]) / max(1, (run.step - middle) * pairs_per_step)
     grows = bool(half) and late > GROWING * early and late > run.recipe.data.bad_share / GROWING
     yield Finding(
         "records",
         "wrong" if grows or late > run.recipe.data.bad_share else "note",
-        f"{sum(gaps):,.0f} of {total:,} were left out{_named(run)}; {early:.2%} of the first half, {late:.2%} of the "
-        "second" + (": they grow more" if grows else ""),
-        "`diptych data validate` names them all; where they grow more, a disk or a mount is failing",
+        f"{sum(gaps):,.0f} of {total:,} records were skipped{_named(run)}: {early:.2%} of the first half and "
+        f"{late:.2%} of the second" + (", so their share grows" if grows else ""),
+        "`diptych data validate` names them all; a growing share points to a failing disk or mount",
     )
 
 
 def _named(run: Run) -> str:
-    """Reasons and the first names, from the newest checkpoint."""
+    """Gives the reasons and the first record's name, from the newest checkpoint."""
     bad = run.state.get("skipped", {}).get("bad", [])
     if not bad:
         return ""
@@ -86,10 +93,10 @@ def _named(run: Run) -> str:
 
 
 def loader(run: Run) -> Iterator[Finding]:
-    """Whether training waits for its data; the first line, in which workers start, does not count."""
+    """Checks how long training waits for its data. The first line does not count, since workers start in it."""
     points = run.points("waiting")[1:]
     if not points:
-        yield Finding("loader", "unknown", "the log does not say how long the next batch was waited for")
+        yield Finding("loader", "unknown", "the log does not tell how long steps waited for their batches")
         return
     share = sum(value for _, value in points) / len(points)
     noted, wrong = WAITING
@@ -98,20 +105,20 @@ def loader(run: Run) -> Iterator[Finding]:
         "loader",
         "wrong" if share > wrong else "note" if share > noted else "fine",
         f"{share:.0%} of the time is spent waiting for data, with data.workers={workers}",
-        f"raise data.workers (to {max(2, 2 * workers)} at first), where there are cores for them; store pictures near "
-        "the size that is trained on, or in shards (`diptych data convert --shards`)"
+        f"raise data.workers (to {max(2, 2 * workers)} at first) if there are idle cores; store pictures near their "
+        "training size, or in shards (`diptych data convert --shards`)"
         if share > noted
         else "",
     )
 
 
 def checkpoints(run: Run) -> Iterator[Finding]:
-    """Damaged ones that resuming has set aside."""
+    """Reports damaged checkpoints that resuming has set aside."""
     aside = sorted(path.name for path in (run.folder / "checkpoints").glob("damaged-*"))
     if aside:
         yield Finding(
             "checkpoints",
             "note",
-            f"set aside as damaged: {', '.join(aside)}",
-            "look at the disk; remove them when nobody needs them",
+            f"these checkpoints were set aside as damaged: {', '.join(aside)}",
+            "check the disk, and remove the folders when nobody needs them",
         )

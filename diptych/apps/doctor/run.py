@@ -1,6 +1,6 @@
-"""A run as its folder tells it: recipe, log, what it began with, what its newest checkpoint says. No weights are read.
+"""A run read from its folder: recipe, log, start weights, state of the newest checkpoint. No weights are loaded.
 
-A log is cut into lines of training and lines of validation; `late` is the last quarter of what was logged of a number.
+The log is split into lines of training and lines of validation. `late` means the last quarter of a logged number.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from diptych.schema import Recipe
 from diptych.serialize import from_dict
 
 Point = tuple[int, float]
-"""A step and what was logged there."""
+"""A step and a value logged there."""
 FEWEST = 8
-"""Lines below which nothing is said of a curve's course: its quarters would be single lines."""
+"""Lines that a curve needs at least to be judged, so that a quarter of it is more than one line."""
 REGULARISERS = ("losses.uneven_use",)
-"""Terms that only keep something in bounds: their course says nothing of what is learnt."""
+"""Terms that only regularise, so that their course does not tell whether the run learns."""
 EARLY = 200
-"""Steps that a loss is given at least before it is judged, or the warm-up if that is longer. Our own choice."""
+"""Steps before which no loss is judged, or the warm-up if that is longer. The number is our own choice."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run."""
+    """A run as its folder describes it."""
 
     folder: Path
     recipe: Recipe
     lines: tuple[dict[str, float], ...]
-    """Of training, with flat names (`losses.itc`)."""
+    """Lines of training, with flat names such as `losses.itc`."""
     validations: tuple[dict[str, float], ...]
     start: dict[str, Any] | None
-    """`start.json` (train/start.py); None for a run from before there was one."""
+    """Content of `start.json` (train/start.py); None for runs of earlier versions, which did not write it."""
     state: dict[str, Any]
-    """`state.json` of the newest checkpoint; empty for none."""
+    """Content of `state.json` of the newest checkpoint; empty without a checkpoint."""
 
     @property
     def step(self) -> int:
-        """The last one logged."""
+        """The last logged step."""
         return int(self.lines[-1]["step"]) if self.lines else 0
 
     @cached_property
     def warmup(self) -> int:
-        """Steps of the warm-up."""
+        """Number of warm-up steps."""
         schedule = self.recipe.schedule
         if schedule.warmup_share is not None:
             return int(schedule.warmup_share * (self.recipe.run.steps or self.step))
@@ -54,26 +54,26 @@ class Run:
 
     @property
     def terms(self) -> list[str]:
-        """What is learnt, as the log names it: `losses.itc` …"""
+        """Names of the losses that are learnt, as in the log: `losses.itc` …"""
         names = dict.fromkeys(name for line in self.lines for name in line if name.startswith("losses."))
         return [name for name in names if name not in REGULARISERS]
 
     def points(self, name: str) -> list[Point]:
-        """A number of the training lines by step."""
+        """Gives a number of the training lines by step."""
         return [(int(line["step"]), line[name]) for line in self.lines if name in line]
 
     def late(self, name: str) -> float | None:
-        """The mean of the last quarter of a number's lines; None where fewer than `FEWEST` were logged."""
-        found = quarters([value for _, value in self.points(name)])
-        return found[-1] if found else None
+        """Computes the mean of the last quarter of a number's lines; None for fewer than `FEWEST` lines."""
+        means = quarters([value for _, value in self.points(name)])
+        return means[-1] if means else None
 
     def settled(self, since: int = 0) -> bool:
-        """Whether what has been trained since a step is expected to have learnt something."""
+        """Tells whether a loss that is trained since a step has had time to learn something."""
         return self.step >= since + max(self.warmup, EARLY)
 
 
 def quarters(values: list[float]) -> list[float]:
-    """The means of four equal parts, in order; none of a curve that is too short.
+    """Computes the means of four equal parts of a curve, in order; none for a curve that is too short.
 
     >>> quarters([8.0, 8.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0])
     [8.0, 4.0, 2.0, 1.0]
@@ -88,7 +88,7 @@ def quarters(values: list[float]) -> list[float]:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ValueError for a folder that holds no run, or one that has logged nothing."""
+    """Reads a run. Raises ValueError for a folder without a run, or without a logged step."""
     recipe = folder / "recipe.json"
     if not recipe.is_file():
         raise ValueError(f"{folder} holds no run: it has no recipe.json")
@@ -97,18 +97,26 @@ def read_run(folder: Path) -> Run:
     if not training:
         raise ValueError(f"{folder} has logged no step yet: wait for the first line of its metrics.jsonl")
     validations = tuple(line for line in lines if "loss" not in line)
-    built = from_dict(json.loads(recipe.read_text(encoding="utf-8")))
-    return Run(folder, built, training, validations, _json(folder / "start.json"), _newest_state(folder) or {})
+    return Run(
+        folder=folder,
+        recipe=from_dict(json.loads(recipe.read_text(encoding="utf-8"))),
+        lines=training,
+        validations=validations,
+        start=_json(folder / "start.json"),
+        state=_newest_state(folder) or {},
+    )
 
 
 def _newest_state(folder: Path) -> dict[str, Any] | None:
-    found = [path for path in (folder / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    newest = max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    checkpoints = [
+        path for path in (folder / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()
+    ]
+    newest = max(checkpoints, key=lambda path: int(path.name.removeprefix("step-")), default=None)
     return _json(newest / "state.json") if newest else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """None for a file that is not there or not whole: a damaged checkpoint is for resuming to say."""
+    """Reads a JSON object; None for a missing or broken file, since resuming reports damaged checkpoints."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
