@@ -1,4 +1,4 @@
-"""One server and one browser for all tests of the web app."""
+"""Provides one server and one browser for all tests of the web app."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.runs import TEXTS, save_family
 MEASURED = {
     "split": "test", "images": 1000, "text_to_image.recall@1": 62.8, "text_to_image.recall@1.interval": [59.9, 65.9],
 }  # fmt: skip
-"""As the eval.json of the pre-trained ALBEF says here; nobody measured the others."""
-PATIENCE = 20_000
-"""Milliseconds for whatever a page does."""
+"""The eval.json of the pre-trained ALBEF. The other runs have none."""
+TIMEOUT = 20_000
+"""Timeout for everything that a page does, in milliseconds."""
 
 
 @dataclass
 class App:
-    """A server that runs."""
+    """A running server."""
 
     address: str
     site: Site
@@ -42,7 +42,7 @@ def serve_runs(runs: list[Path]) -> App:
 
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Runs of every task of both systems; ALBEF's with pictures."""
+    """Saves runs of every task for both systems, ALBEF's with pictures."""
     place = tmp_path_factory.mktemp("app")
     runs = [save_family(place / system, system) for system in ("albef", "vlmo")]
     (runs[0] / "eval.json").write_text(json.dumps(MEASURED))
@@ -51,7 +51,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def save_pictures(folder: Path) -> None:
-    """As many as there are texts, each with its own, and one more that nobody described."""
+    """Saves one picture for each text, with it as caption, and one picture without a caption."""
     folder.mkdir()
     lines = []
     for number, text in enumerate([*TEXTS, None]):
@@ -70,16 +70,16 @@ def app(request: pytest.FixtureRequest, families: list[Path]) -> Iterator[App]:
 
 @pytest.fixture(scope="module")  # while it lives, its event loop runs: other tests start their own
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, which finds no host but this one."""
+    """Starts Debian's Chromium, which can reach no host but this one."""
     program = shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         program = None
     if program is None:
-        why = "NO BROWSER: the web app is not tested here. Install Debian's chromium and pip's playwright"
-        warnings.warn(why, stacklevel=1)
-        pytest.skip(why)
+        reason = "NO BROWSER: the web app is not tested here. Install Debian's chromium and pip's playwright"
+        warnings.warn(reason, stacklevel=1)
+        pytest.skip(reason)
     with sync_playwright() as playwright:
         alone = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", alone])
@@ -89,62 +89,62 @@ def browser() -> Iterator[Any]:
 
 @dataclass
 class Visitor:
-    """Somebody with a browser. Writes down what must not happen."""
+    """A browser page that records what must not happen."""
 
     app: App
     page: Any
     wrong: list[str] = field(default_factory=list)
 
     def open(self, name: str, app: App | None = None) -> Any:
-        """The page, once it can be used."""
+        """Opens a page, and returns it once it can be used."""
         self.page.goto(f"{(app or self.app).address}/{name}")
         self.page.wait_for_selector("h1")
         self.page.locator(".run, .message").first.wait_for()
         return self.page
 
     def answer(self) -> Any:
-        """The answer, once it is there."""
+        """Waits for the answer."""
         return self._wait(".answer")
 
     def message(self) -> str:
-        """The text of a message, once it is there."""
+        """Waits for a message, and returns its text."""
         return str(self._wait(".message").inner_text())
 
-    def _wait(self, what: str) -> Any:
-        found = self.page.locator(f".result {what}").first
-        found.wait_for(timeout=PATIENCE)
-        return found
+    def _wait(self, selector: str) -> Any:
+        element = self.page.locator(f".result {selector}").first
+        element.wait_for(timeout=TIMEOUT)
+        return element
 
     def fits(self) -> bool:
-        """Whether nothing reaches beyond the right edge."""
+        """Says whether nothing reaches beyond the right edge."""
         return bool(self.page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth"))
 
 
 def new_context(browser: Any, width: int, height: int, scheme: str = "light") -> Any:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    context.set_default_timeout(PATIENCE)
+    context.set_default_timeout(TIMEOUT)
     return context
 
 
 def visit(context: Any, app: App) -> Visitor:
-    """A new page of a context, which knows its scripts from earlier visits."""
+    """Opens a new page of a context, which has cached the scripts of earlier visits."""
     visitor = Visitor(app, context.new_page())
 
     def foreign(request: Any) -> None:
         if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             visitor.wrong.append(f"a request to another host: {request.url[:120]}")
 
-    def dialog(shown: Any) -> None:
-        visitor.wrong.append(f"a dialog: {shown.message}")
-        shown.dismiss()
+    def dialog(box: Any) -> None:
+        visitor.wrong.append(f"a dialog: {box.message}")
+        box.dismiss()
 
-    def said(message: Any) -> None:
+    def log(message: Any) -> None:
         if message.type == "error":
             visitor.wrong.append(f"the console: {message.text} ({message.location.get('url')})")
 
     visitor.page.on("request", foreign)
     visitor.page.on("dialog", dialog)
-    visitor.page.on("console", said)
+    visitor.page.on("console", log)
     visitor.page.on("pageerror", lambda error: visitor.wrong.append(f"a script's error: {error}"))
     return visitor
 
@@ -161,7 +161,7 @@ def pocket(browser: Any) -> Any:
 
 @pytest.fixture
 def visitor(desk: Any, app: App) -> Iterator[Visitor]:
-    """At a desk. Fails for any request to another host, error in the console, or dialog."""
+    """A desktop browser. Fails for any request to another host, error in the console, or dialog."""
     visitor = visit(desk, app)
     yield visitor
     visitor.page.close()
@@ -170,7 +170,7 @@ def visitor(desk: Any, app: App) -> Iterator[Visitor]:
 
 @pytest.fixture
 def phone(pocket: Any, app: App) -> Iterator[Visitor]:
-    """The same with a telephone."""
+    """The same on a phone."""
     visitor = visit(pocket, app)
     yield visitor
     visitor.page.close()

@@ -1,4 +1,4 @@
-"""What people should not send does no harm, and is answered in words."""
+"""Checks that hostile input does no harm and is answered with a message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKUP = "<img src=x onerror=alert(3)>"
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that says it is so large and holds next to nothing."""
+    """Builds a PNG whose header claims a size, and that has hardly any content."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -39,16 +39,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "script.svg": (SCRIPT, "script.svg: not a picture"),
     f"{MARKUP}.png": (SCRIPT, f"{MARKUP}.png: not a picture"),
 }
-"""File name → what is in it, and what is said of it."""
+"""The content of each file, and the message about it."""
 
 
-def test_files_that_are_no_pictures_are_told_and_nothing_is_lost(visitor: Visitor, app: App) -> None:
+def test_files_that_are_not_pictures_get_a_message_and_the_page_goes_on_working(visitor: Visitor, app: App) -> None:
     page = visitor.open("locate")
     page.get_by_label("Phrase").fill("a boat")
-    for name, (content, said) in HOSTILE.items():
+    for name, (content, expected) in HOSTILE.items():
         sent = {"name": name, "mimeType": "image/png", "buffer": content}
         page.locator("input[type=file]").set_input_files(sent)
-        page.locator(".message p").filter(has_text=said).wait_for()
+        page.locator(".message p").filter(has_text=expected).wait_for()
         assert "/tmp" not in visitor.message()
         page.get_by_label("Remove Image").click()
     page.locator("input[type=file]").set_input_files(app.site.album.pictures[0].picture)
@@ -76,19 +76,25 @@ def client(app: App) -> Any:
 
 
 def ask(client: httpx.Client, app: App, button: str, data: list[Any]) -> dict[str, Any]:
-    """What the server answers to whoever speaks its language: the last event of a question."""
-    wanted = next(
+    """Asks through Gradio's protocol without a browser, and returns the last event."""
+    dependency = next(
         one
         for one in app.blocks.config["dependencies"]
         if any(app.blocks.blocks[target].value == button for target, event in one["targets"] if event == "click")
     )
-    body = {"data": data, "fn_index": wanted["id"], "session_hash": "somebody", "event_data": None, "trigger_id": None}
+    body = {
+        "data": data,
+        "fn_index": dependency["id"],
+        "session_hash": "somebody",
+        "event_data": None,
+        "trigger_id": None,
+    }
     client.post("/gradio_api/queue/join", json=body).raise_for_status()
     with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "somebody"}) as stream:
         for line in stream.iter_lines():
             if line.startswith("data:") and '"process_completed"' in line:
-                found: dict[str, Any] = json.loads(line.removeprefix("data:"))
-                return found
+                event: dict[str, Any] = json.loads(line.removeprefix("data:"))
+                return event
     raise AssertionError("no answer")
 
 
@@ -96,8 +102,8 @@ def ask(client: httpx.Client, app: App, button: str, data: list[Any]) -> dict[st
 def test_no_file_of_the_server_can_be_fetched(client: httpx.Client, families: list[Path], path: str) -> None:
     named = path.format(run=families[0], here=Path(__file__))
     assert Path(named).exists()
-    for way in ("/gradio_api/file=", "/file=", "/gradio_api/file/"):
-        assert client.get(f"{way}{named}").status_code in (403, 404)
+    for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/"):
+        assert client.get(f"{route}{named}").status_code in (403, 404)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "{run}/pictures/0.png", "{address}/theme.css"])
@@ -107,13 +113,13 @@ def test_a_path_or_an_address_that_a_client_names_is_not_read(
     named = path.format(run=families[0], address=app.address)
     sent = {"path": named, "url": None, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
     name = app.site.pool.able("match")[0].name
-    told = ask(client, app, "Does it fit?", [name, sent, "a boat"])
-    assert told["success"] is False
-    assert "root:" not in json.dumps(told)
-    assert "Traceback" not in json.dumps(told)
+    answer = ask(client, app, "Does it fit?", [name, sent, "a boat"])
+    assert answer["success"] is False
+    assert "root:" not in json.dumps(answer)
+    assert "Traceback" not in json.dumps(answer)
 
 
-def test_an_address_elsewhere_is_not_even_looked_up(
+def test_a_url_of_another_host_is_not_even_looked_up(
     client: httpx.Client, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up: list[Any] = []
@@ -122,29 +128,29 @@ def test_an_address_elsewhere_is_not_even_looked_up(
         socket, "getaddrinfo", lambda host, *rest, **more: looked_up.append(host) or known(host, *rest, **more)
     )
     sent = {"path": "http://pictures.example/a.png", "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    told = ask(client, app, "Does it fit?", [app.site.pool.able("match")[0].name, sent, "a boat"])
-    assert told["success"] is False
+    answer = ask(client, app, "Does it fit?", [app.site.pool.able("match")[0].name, sent, "a boat"])
+    assert answer["success"] is False
     assert "pictures.example" not in looked_up
 
 
-def test_too_many_bytes_are_refused_while_they_come(client: httpx.Client) -> None:
+def test_an_upload_that_is_too_large_is_refused_while_it_arrives(client: httpx.Client) -> None:
     files = {"files": ("a.png", b"\0" * (MOST_BYTES + 1), "image/png")}
     assert client.post("/gradio_api/upload", files=files).status_code == 413
 
 
-def test_too_many_letters_are_told(client: httpx.Client, app: App, tmp_path: Path) -> None:
+def test_a_text_that_is_too_long_gets_a_message(client: httpx.Client, app: App, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     files = {"files": ("a.png", (tmp_path / "a.png").read_bytes(), "image/png")}
     (place,) = client.post("/gradio_api/upload", files=files).json()
     sent = {"path": place, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
     name = app.site.pool.able("match")[0].name
-    told = ask(client, app, "Does it fit?", [name, sent, "a" * (MOST_LETTERS + 1)])
-    assert "write at most 2,000" in told["output"]["data"][0]
-    told = ask(client, app, "Does it fit?", ["no such model", sent, "a boat"])
-    assert "no model 'no such model' here" in told["output"]["data"][0].lower().replace("&#39;", "'")
+    answer = ask(client, app, "Does it fit?", [name, sent, "a" * (MOST_LETTERS + 1)])
+    assert "write at most 2,000" in answer["output"]["data"][0]
+    answer = ask(client, app, "Does it fit?", ["no such model", sent, "a boat"])
+    assert "no model 'no such model' here" in answer["output"]["data"][0].lower().replace("&#39;", "'")
 
 
-def test_models_answer_one_at_a_time_and_no_address_of_a_function_is_public(client: httpx.Client, app: App) -> None:
+def test_models_answer_one_request_at_a_time_and_no_endpoint_is_public(client: httpx.Client, app: App) -> None:
     functions = list(app.blocks.fns.values())
     assert len(functions) > 30
     assert all(one.api_visibility == "private" for one in functions)

@@ -1,4 +1,4 @@
-"""What the pages show of a model's inside is what happens there; what they load is what there is."""
+"""Checks that what pages show of a model's inside is what happens there, and what the site loads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def picture(families: list[Path]) -> Path:
 # --------------------------------------------------------------------------- words
 
 
-def test_words_have_the_maps_of_their_pieces_and_the_match_is_the_models(pretrained: Predictor, picture: Path) -> None:
+def test_a_words_map_sums_those_of_its_pieces_and_the_match_is_the_models(pretrained: Predictor, picture: Path) -> None:
     found = explain(pretrained, picture, f"{TEXT} xa")
     assert [one.word for one in found.words][:7] == TEXT.split()
     assert found.match == pytest.approx(pretrained.match(picture, f"{TEXT} xa").item(), abs=1e-5)
@@ -82,7 +82,7 @@ def test_maps_of_words_are_drawn_on_one_scale(pretrained: Predictor, picture: Pa
 # --------------------------------------------------------------------------- the teacher
 
 
-def test_the_teacher_says_what_it_says_in_training(families: list[Path], picture: Path) -> None:
+def test_the_teacher_predicts_what_it_predicts_in_training(families: list[Path], picture: Path) -> None:
     student = load(families[0], device="cpu")
     (said,) = Teacher.beside(student).words(picture, TEXT, "fox", k=3)
     assert (said.before, said.label, said.after) == ("a red", "fox", "left of a car")
@@ -115,7 +115,7 @@ def test_the_teachers_texts_are_ordered_by_its_own_similarity(families: list[Pat
     assert [share for _, share in found] == sorted((share for _, share in found), reverse=True)
 
 
-def test_a_word_that_is_not_there_and_a_model_without_a_teacher_are_told(families: list[Path], picture: Path) -> None:
+def test_a_missing_word_and_a_model_without_a_teacher_are_errors(families: list[Path], picture: Path) -> None:
     teacher = Teacher.beside(load(families[0], device="cpu"))
     with pytest.raises(ValueError, match=r"'boat' is no word of the text: hide one of a, red, fox"):
         teacher.words(picture, TEXT, "boat")
@@ -127,7 +127,7 @@ def test_a_word_that_is_not_there_and_a_model_without_a_teacher_are_told(familie
 
 
 def test_every_token_goes_through_the_expert_that_the_paper_says(families: list[Path], picture: Path) -> None:
-    """VLMo §3.2: below `fusion_start` each modality through its own, above it pairs through the vision-language one."""
+    """VLMo §3.2: below `fusion_start` each modality uses its own expert, above it pairs use the shared one."""
     model = load(families[1], device="cpu")
     alone, text, pair = expert_ways(model, picture, TEXT)
     start, words = model.recipe.model.fusion_start, len(WORDS.encode([TEXT])[0])
@@ -139,7 +139,7 @@ def test_every_token_goes_through_the_expert_that_the_paper_says(families: list[
         assert names == (["text"] * words + ["image"] * 17 if number < start else ["fusion"] * (words + 17))
 
 
-def test_what_an_expert_moves_is_measured_where_it_happens(families: list[Path], picture: Path) -> None:
+def test_how_far_an_expert_moves_a_token_is_measured_at_the_expert(families: list[Path], picture: Path) -> None:
     model = load(families[1], device="cpu")
     first = expert_ways(model, picture, TEXT)[2].layers[1]
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_quality_says_what_was_measured() -> None:
     assert quality.describe({"split": "test"}) == quality.NOT_MEASURED
 
 
-def test_an_album_has_captions_first_and_broken_ones_are_told(tmp_path: Path) -> None:
+def test_an_album_has_captioned_pictures_first_and_invalid_captions_are_errors(tmp_path: Path) -> None:
     save_pictures(tmp_path / "a")
     album = examples.Album.open(tmp_path / "a")
     assert [one.caption for one in album.pictures] == [*TEXTS, None]
@@ -189,7 +189,7 @@ def test_an_index_is_searched_by_its_own_model_only(families: list[Path], tmp_pa
         Site.load(families[1:], index=str(tmp_path / "index"), device="cpu")
 
 
-def test_fields_say_what_is_missing_or_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fields_name_missing_and_excessive_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no left picture yet"):
         PictureField("Left picture").read(None)
     with pytest.raises(ValueError, match="no question yet"):
@@ -221,7 +221,9 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert told.count("\n") == 1
 
 
-def test_it_listens_to_this_machine_only_unless_told(families: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_listens_on_loopback_unless_another_host_is_given(
+    families: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[tuple[object, ...]] = []
     monkeypatch.setattr("diptych.apps.app.server.serve", lambda *given: said.append(given))
     assert main(["app", "runs/demo"]) == 0

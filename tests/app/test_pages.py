@@ -1,4 +1,4 @@
-"""Every page does what it is for: by click, by keyboard, on a telephone."""
+"""Checks that every page works by click, by keyboard and on a phone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.runs import save_run
 
 NAMES = [module.PAGE.path for module in PAGES]
 OF_BOTH = ["", "match", "entail", "compare", "locate"]
-"""Pages that ask a model of either system."""
+"""Pages that models of both systems can answer."""
 BY_KEYBOARD = 60
-"""Presses of Tab after which somebody gives up."""
+"""Largest number of times that Tab is pressed."""
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example_answers_at_a_click_and_fits_a_phone(phone: Visitor, name: str) -> None:
+def test_a_click_on_an_example_gives_an_answer_that_fits_a_phone(phone: Visitor, name: str) -> None:
     page = phone.open(name)
     assert phone.fits()
     page.locator("button.example").first.click()
@@ -44,10 +44,10 @@ def test_models_of_both_systems_can_be_chosen_and_say_how_good_they_are(visitor:
 
 def test_a_measured_model_says_what_its_evaluation_says(visitor: Visitor) -> None:
     page = visitor.open("teacher")
-    said = page.locator(".quality").inner_text()
-    assert "/albef" in said
-    assert f"{MEASURED['text_to_image.recall@1']} % of captions" in said
-    assert "59.9 … 65.9" in said
+    quality = page.locator(".quality").inner_text()
+    assert "/albef" in quality
+    assert f"{MEASURED['text_to_image.recall@1']} % of captions" in quality
+    assert "59.9 … 65.9" in quality
 
 
 def test_search_puts_both_orders_side_by_side(visitor: Visitor, app: App) -> None:
@@ -57,10 +57,10 @@ def test_search_puts_both_orders_side_by_side(visitor: Visitor, app: App) -> Non
     cards = visitor.answer().locator(".card")
     assert cards.locator("h3").all_inner_texts() == ["By similarity", "Re-ranked"]
     collection = app.site.collections[page.get_by_label("Model", exact=True).input_value()]
-    for card, found in zip(cards.all(), collection.search("a boat", 5), strict=True):
-        shown = card.locator("figcaption span").all_inner_texts()
-        assert found is not None
-        assert shown == [hit.path.name for hit in found.hits if hit.path]
+    for card, results in zip(cards.all(), collection.search("a boat", 5), strict=True):
+        names = card.locator("figcaption span").all_inner_texts()
+        assert results is not None
+        assert names == [hit.path.name for hit in results.hits if hit.path]
     boxes = [card.bounding_box() for card in cards.all()]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] < boxes[1]["x"]
@@ -123,17 +123,17 @@ def test_the_experts_tables_hold_every_token(visitor: Visitor) -> None:
 # --------------------------------------------------------------------------- keyboard
 
 
-def focus(page: Any, wanted: str) -> None:
-    """Presses Tab until what `wanted` (a CSS selector) names has the focus, which must be seen."""
+def focus(page: Any, selector: str) -> None:
+    """Presses Tab until an element of the CSS selector has the focus, which must be visible."""
     for _ in range(BY_KEYBOARD):
         page.keyboard.press("Tab")
-        if page.evaluate("selector => document.activeElement.matches(selector)", wanted):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
             style = "(({outlineStyle, outlineWidth}) => [outlineStyle, parseFloat(outlineWidth)])"
             kind, width = page.evaluate(f"{style}(getComputedStyle(document.activeElement))")
             assert kind != "none"
             assert width >= 1
             return
-    raise AssertionError(f"Tab never comes to {wanted}")
+    raise AssertionError(f"Tab never reaches {selector}")
 
 
 def test_a_keyboard_is_enough_to_move_to_try_and_to_ask(visitor: Visitor, app: App, tmp_path: Path) -> None:
@@ -167,14 +167,14 @@ def test_examples_can_be_tried_by_keyboard(visitor: Visitor) -> None:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One pre-trained VLMo, no pictures."""
+    """Serves one pre-trained VLMo without pictures."""
     running = serve_runs([save_run(tmp_path_factory.mktemp("bare") / "run", "pretraining", "vlmo")])
     yield running
     running.blocks.close()
 
 
 @pytest.mark.parametrize(
-    ("name", "way_out"),
+    ("name", "solution"),
     [
         ("", "name a folder (--images DIR)"),
         ("ask", "diptych train vlmo_tiny_vqa"),
@@ -183,14 +183,14 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("teacher", "diptych train albef_tiny"),
     ],
 )
-def test_a_page_without_its_model_says_what_to_train(visitor: Visitor, bare: App, name: str, way_out: str) -> None:
+def test_a_page_without_its_model_says_what_to_train(visitor: Visitor, bare: App, name: str, solution: str) -> None:
     page = visitor.open(name, bare)
-    assert way_out in page.locator(".message").inner_text()
+    assert solution in page.locator(".message").inner_text()
     assert page.locator("button").count() == 0
     assert visitor.fits()
 
 
-def test_a_page_without_examples_still_asks(visitor: Visitor, bare: App, tmp_path: Path) -> None:
+def test_a_page_without_examples_still_answers(visitor: Visitor, bare: App, tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), "teal").save(tmp_path / "own.png")
     page = visitor.open("match", bare)
     page.get_by_role("button", name="Does it fit?").click()
@@ -214,7 +214,7 @@ def test_screenshots_are_small(
     browser: Any, app: App, request: pytest.FixtureRequest, tmp_path: Path,
     name: str, width: int, height: int, scheme: str,
 ) -> None:  # fmt: skip
-    """Of every page with an answer, for docs/app.md: `pytest tests/app --app-runs RUN… --screenshots docs/pictures`."""
+    """Saves pages with answers for docs/app.md: `pytest tests/app --app-runs RUN… --screenshots docs/pictures`."""
     folder = request.config.getoption("--screenshots")
     if folder is None:
         pytest.skip("no --screenshots DIR")

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and the sixth task is as short and as honest as it says."""
+"""Checks that the examples run, and that the sixth task is as short and as correct as it claims."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def module(name: str) -> ModuleType:
 
 @pytest.fixture
 def captioning() -> Iterator[ModuleType]:
-    """The example, whose task nobody else knows afterwards."""
+    """Imports the example, and unregisters its task afterwards."""
     found = module("captioning")
     config = found.CaptioningConfig
     TASKS[config], JUDGES[config], serialize.ADDED[config.__name__] = found.Captioning, found.judge, config
@@ -51,7 +51,7 @@ def captioning() -> Iterator[ModuleType]:
 
 
 def code_lines(source: str) -> int:
-    """Lines that hold code: no blank ones, comments or docstrings."""
+    """Counts the lines of code, without blank lines, comments and docstrings."""
     told: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -93,7 +93,7 @@ def test_captions_are_trained_measured_and_stored_on_either_model(
 
 
 def test_a_caption_is_read_from_its_picture_and_never_from_itself(captioning: ModuleType) -> None:
-    """The words before are all that a next word may be told by, beside the picture."""
+    """A word is predicted from the picture and the words before it only."""
     for system in ("albef", "vlmo"):
         task = build_task(small(captioning, system), WORDS).eval()
         tiny.shake(task)
@@ -124,7 +124,7 @@ def test_the_loss_is_that_of_the_written_out_sequence(captioning: ModuleType) ->
     assert [name for name, one in task.named_parameters() if one.requires_grad and one.grad is None] == []
 
 
-def test_what_is_said_is_the_likeliest_word_after_word(captioning: ModuleType) -> None:
+def test_greedy_decoding_takes_the_likeliest_next_word(captioning: ModuleType) -> None:
     task = build_task(small(captioning, "vlmo"), WORDS).eval()
     tiny.shake(task)
     batch = tiny.batch((2, 2, 2, 2))

@@ -1,4 +1,4 @@
-"""A folder to hand on: nothing is lost on the way out and back, and its card says what is known."""
+"""Checks that an exported folder loses nothing, and that its model card says what is known."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_nothing_half_written_is_left_behind(run: Path, tmp_path: Path, monkeypa
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
-    """Front matter, and the text."""
+    """Reads the front matter and the text of a model card."""
     _, front, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), text
 
@@ -149,7 +149,7 @@ def test_the_card_holds_what_was_measured_beside_what_guessing_gives(tmp_path: P
     assert "model.match(" not in text
 
 
-def test_measures_of_another_checkpoint_are_not_passed_off_as_this_ones(run: Path, tmp_path: Path) -> None:
+def test_the_evaluation_of_another_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
     evaluated(run, "step-00000009")
     front, text = card(export_folder(run, tmp_path / "out"))
     assert "model-index" not in front
@@ -184,7 +184,7 @@ def test_the_cards_command_makes_the_recipe_again() -> None:
     assert command_of(recipe_of(AlbefPretrainConfig())) is None  # of no known name
 
 
-def test_paths_of_the_machine_stay_there() -> None:
+def test_folders_of_the_machine_are_not_exported() -> None:
     plain = {"data": {"path": "/home/jane/a.json,/home/jane/b.json", "root": "coco"}, "init_from": "/x/runs/demo"}
     expected = {"data": {"path": "a.json,b.json", "root": "coco"}, "init_from": "demo"}
     assert without_folders(plain) == expected
@@ -194,7 +194,7 @@ def test_paths_of_the_machine_stay_there() -> None:
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the Hub's interface as pushing and fetching a model takes."""
+    """The part of the Hub's interface that uploading and downloading a model takes."""
 
     files: dict[str, dict[str, bytes]] = {}  # noqa: RUF012
     private: dict[str, bool] = {}  # noqa: RUF012
@@ -258,7 +258,7 @@ class FakeHub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
-    """A Hub on this machine, and no other."""
+    """Runs a Hub on this machine, and makes it the only one."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -288,7 +288,7 @@ def test_what_was_pushed_is_loaded_by_its_name(run: Path, hub: type[FakeHub], mo
     assert not hub.private["jane/other"]
 
 
-def test_without_a_token_with_a_wrong_one_or_without_a_network_it_is_said(
+def test_a_missing_or_wrong_token_and_a_missing_network_are_errors(
     run: Path, hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="hf auth login"):

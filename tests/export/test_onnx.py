@@ -1,4 +1,4 @@
-"""Exported files give what the model gives, whatever the batch, the lengths and the padding."""
+"""Checks that exported files compute what the model computes, for any batch size, text length and padding."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def shallow(config: AlbefConfig | VlmoConfig, **changes: Any) -> AlbefConfig | VlmoConfig:
-    """A layer alone, a layer of fusion: graphs of more layers take longer and say the same."""
+    """Reduces a model to one unimodal and one fusion layer, since more layers only take longer."""
     if isinstance(config, VlmoConfig):
         return replace(config, depth=2, fusion_start=1, **changes)
     text = replace(config.text, layers=2, fusion_start=1)
@@ -52,7 +52,7 @@ def shallow(config: AlbefConfig | VlmoConfig, **changes: Any) -> AlbefConfig | V
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Sizes are symbols while a graph is traced, which the check of shapes in tests takes for no numbers."""
+    """Switches the shape checks off, because sizes are symbols while a graph is traced."""
     jaxtyping.config.update("jaxtyping_disable", True)
     trace = logging.getLogger("torch.__trace")
     trace.disabled = True  # thousands of records, which pytest would keep
@@ -79,11 +79,11 @@ VARIANTS: dict[str, tuple[AlbefConfig | VlmoConfig, TaskConfig]] = {
 
 
 TRACED = ("albef, norms in front", "vlmo, relative")
-"""Of which files are made: tracing one takes seconds."""
+"""Variants that are exported to files, since tracing one takes seconds."""
 
 
 def predictor_of(variant: str) -> Predictor:
-    """Weights that are sure of what they say."""
+    """Builds a predictor whose random weights give confident outputs."""
     config, task_config = VARIANTS[variant]
     recipe = Recipe("test", shallow(config), task_config, data=DataConfig(max_tokens=12, max_tokens_evaluation=12))
     task = build_task(recipe, WORDS)
@@ -95,7 +95,7 @@ def predictor_of(variant: str) -> Predictor:
 
 @dataclass(frozen=True)
 class Exported:
-    """A model, and a session for each of its files."""
+    """A model with a session for each of its files."""
 
     predictor: Predictor
     folder: Path
@@ -124,11 +124,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 
 
 CASES = [([5, 9, 3, 7], 0), ([4], 0), ([1], 0), ([12, 1], 0), ([5, 2, 6], 4)]
-"""Lengths of texts, and further places of padding."""
+"""Lengths of texts, and additional padding."""
 
 
 def given_texts(lengths: list[int], padding: int) -> Texts:
-    """Padding holds words: only the mask may say what it is."""
+    """Returns texts whose padding holds words, so that only the mask tells them apart."""
     texts = tiny.texts(lengths, seed=len(lengths))
     return tiny.padded(texts, max(lengths) + padding) if padding else texts
 
@@ -154,7 +154,7 @@ def test_the_files_give_what_the_model_gives(exported: Callable[[str], Exported]
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_traced_gives_what_the_model_gives(variant: str) -> None:
-    """Every variant, and models with a head of their own: the same functions before they become files."""
+    """Compares all variants, also with task heads, before they become files."""
     predictor = predictor_of(variant)
     model, task, form = predictor.model, predictor.task, padded(predictor.model)
     for lengths, padding in CASES:
@@ -191,7 +191,7 @@ def test_a_longer_text_than_the_model_has_positions_for_is_refused(exported: Cal
         exported("vlmo, relative").run("text", input_ids=texts.input_ids, attention_mask=texts.attention_mask.long())
 
 
-def test_what_one_must_know_stands_in_each_file_and_beside_them(exported: Callable[[str], Exported]) -> None:
+def test_each_file_and_model_json_describe_inputs_and_outputs(exported: Callable[[str], Exported]) -> None:
     folder = exported("albef, norms in front").folder
     about = json.loads((folder / "model.json").read_text())
     assert about["mean"] == [0.48145466, 0.4578275, 0.40821073]  # ALBEF's, as published
@@ -205,7 +205,7 @@ def test_what_one_must_know_stands_in_each_file_and_beside_them(exported: Callab
         assert f"| {file.name} |" in (folder / "README.md").read_text()
 
 
-def test_a_classifiers_logits_are_named_and_nothing_that_it_was_not_trained_for_is_there(tmp_path: Path) -> None:
+def test_a_classifier_exports_named_logits_and_no_untrained_output(tmp_path: Path) -> None:
     for kind, classes, activation in (
         ("entailment", ("contradiction", "neutral", "entailment"), "softmax"),
         ("nlvr2", ("false", "true"), "softmax"),
@@ -255,7 +255,7 @@ def test_the_tokenizer_of_a_model_that_answers_reads_questions_as_evaluation_doe
 
 
 def snippet() -> str:
-    """The Python of docs/export.md that uses the files."""
+    """Returns the Python code of docs/export.md that uses the files."""
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     (code,) = [one for one in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "onnxruntime" in one]
     return code
@@ -289,7 +289,7 @@ def test_a_model_that_writes_its_answers_has_nothing_to_export(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     predictor = load(save_run(tmp_path / "run", "entailment"), "cpu")
     with pytest.raises(ValueError, match="name a new folder"):

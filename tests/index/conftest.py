@@ -1,4 +1,4 @@
-"""Two trained models of each system, shared by all tests of the index."""
+"""Provides a trained model of each system for all tests of the index."""
 
 from __future__ import annotations
 

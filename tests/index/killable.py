@@ -1,8 +1,8 @@
-"""A process that embeds and indexes on request and can be killed at any moment: `python -m tests.index.killable RUN`.
+"""Embeds and indexes on request in a process that can be killed at any moment: `python -m tests.index.killable RUN`.
 
-As tests/smoke/killable.py, whose counter of moments it uses: it imports, loads the model and warms up once, then forks
-for each request, one JSON line `{"do", "arguments", "kill_at"}` on stdin, and answers `{"status", "moments"}`. Portions
-are of three items, so that a few pictures make several.
+It works like tests/smoke/killable.py, whose counter of moments it uses. It loads the model and warms up once, and then
+forks for each request, which is one JSON line `{"do", "arguments", "kill_at"}` on stdin. It answers `{"status",
+"moments"}`. A portion has three items, so that a few pictures make several portions.
 """
 
 from __future__ import annotations

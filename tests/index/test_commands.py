@@ -1,4 +1,4 @@
-"""`diptych index` and `diptych embed` as they are typed."""
+"""Checks `diptych index` and `diptych embed` on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.index.sources import CAPTIONS, save_lines, save_picture, save_picture
 from tests.runs import save_run
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+def run_command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     status = main([str(word) for word in words])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
@@ -22,34 +22,38 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 def test_build_search_add_remove_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos, place = save_pictures(tmp_path / "photos", 4), tmp_path / "photos.index"
     (photos / "bad.png").write_text("no picture")
-    status, out, _ = said(capsys, "index", "build", photos, "--model", run, "--device", "cpu")
+    status, out, _ = run_command(capsys, "index", "build", photos, "--model", run, "--device", "cpu")
     assert status == 0
     assert out.splitlines()[:3] == [f"{place}: 4 added", "pictures  exact, 4 vectors", "1 could not be used:"]
-    status, out, _ = said(capsys, "index", "search", place, "two dogs", "--top", 3, "--rerank", "--device", "cpu")
+    status, out, _ = run_command(
+        capsys, "index", "search", place, "two dogs", "--top", 3, "--rerank", "--device", "cpu"
+    )
     assert out.startswith('"two dogs" among 4 pictures (exact, 4 vectors)\n')
     ranked = load(run, "cpu").rank("two dogs", sorted(photos.glob("**/[0-9].png")), k=3, rerank=True)
     assert [Path(line.split()[-1]).name for line in out.splitlines()[3:]] == [Path(hit.name).name for hit in ranked]
     lines: list[object] = [{"text": text} for text in CAPTIONS]
     texts = save_lines(save_picture(tmp_path / "texts" / "x.png", 9).parent / "list.jsonl", lines)
-    assert said(capsys, "index", "add", place, texts, "--device", "cpu")[0] == 0
-    _, out, _ = said(capsys, "index", "search", place, "--image", photos / "0.png", "--of", "text", "--device", "cpu")
+    assert run_command(capsys, "index", "add", place, texts, "--device", "cpu")[0] == 0
+    _, out, _ = run_command(
+        capsys, "index", "search", place, "--image", photos / "0.png", "--of", "text", "--device", "cpu"
+    )
     assert all(text in out for text in CAPTIONS)
-    assert said(capsys, "index", "remove", place, "0.png")[1] == f"removed 1 from {place}, which holds 7 now\n"
-    _, out, _ = said(capsys, "index", "info", place)
+    assert run_command(capsys, "index", "remove", place, "0.png")[1] == f"removed 1 from {place}, which holds 7 now\n"
+    _, out, _ = run_command(capsys, "index", "info", place)
     assert f"source    {photos}\n" in out
     assert "pictures  exact, 3 vectors\n" in out
     assert "texts     exact, 4 vectors\n" in out
 
 
-def test_a_model_that_has_gone_elsewhere_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_was_moved_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, photos = save_run(tmp_path / "run", "retrieval"), save_pictures(tmp_path / "photos", 2)
     place = tmp_path / "place"
-    assert said(capsys, "index", "build", photos, "--model", run, "--at", place, "--device", "cpu")[0] == 0
+    assert run_command(capsys, "index", "build", photos, "--model", run, "--at", place, "--device", "cpu")[0] == 0
     shutil.move(run, tmp_path / "moved")
-    status, _, error = said(capsys, "index", "search", place, "a boat", "--device", "cpu")
+    status, _, error = run_command(capsys, "index", "search", place, "a boat", "--device", "cpu")
     assert status == 2
     assert "which is not there: name it with --model RUN" in error
-    again = said(capsys, "index", "search", place, "a boat", "--model", tmp_path / "moved", "--device", "cpu")
+    again = run_command(capsys, "index", "search", place, "a boat", "--model", tmp_path / "moved", "--device", "cpu")
     assert again[0] == 0
 
 
@@ -68,7 +72,7 @@ def test_mistakes_are_one_line(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, _, error = said(capsys, *words)
+    status, _, error = run_command(capsys, *words)
     assert (status, error.count("\n")) == (2, 1)
     assert message in error
     assert not list(tmp_path.iterdir()), "a mistake left something behind"

@@ -1,4 +1,4 @@
-"""Killed at any moment: what is there is whole, the old or the new, and the same call again does the rest."""
+"""Kills processes at any moment: an index is the old or the new one, and the same call again completes the work."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.index.sources import save_pictures
 ROOT = Path(__file__).parents[2]
 KILLED = -9
 KILLS = 10
-"""Of each call: one half anywhere, the other in the last tenth, where the index is written."""
+"""Kills of each call: half of them anywhere, half in the last tenth, where the index is written."""
 
 
 class Worker:
-    """A warm process (tests/index/killable.py)."""
+    """A process of tests/index/killable.py."""
 
     def __init__(self, run: Path) -> None:
         command = [sys.executable, "-m", "tests.index.killable", str(run)]
@@ -60,15 +60,15 @@ def kills(moments: int) -> list[int]:
 
 
 def content(place: Path) -> dict[str, np.ndarray]:
-    """Vectors by their ids. Opening checks every file."""
+    """Returns the vectors by id. Opening an index checks every file."""
     store = FolderStore(place)
     tables = [table for table in store.tables.values() if table.items]
     return {item.id: vector for table in tables for item, vector in zip(table.items, table.vectors, strict=True)}
 
 
-def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    """Within what the cut of batches does to the last bits."""
-    return one.keys() == other.keys() and all(np.allclose(one[id], other[id], atol=1e-5) for id in one)
+def same(vectors: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    """Compares vectors up to the rounding that depends on the division into batches."""
+    return vectors.keys() == other.keys() and all(np.allclose(vectors[id], other[id], atol=1e-5) for id in vectors)
 
 
 def leftovers(place: Path) -> set[str]:
@@ -77,7 +77,7 @@ def leftovers(place: Path) -> set[str]:
     }  # fmt: skip
 
 
-def test_a_build_that_was_killed_anywhere_is_not_there_or_whole_and_goes_on(
+def test_a_build_killed_anywhere_leaves_no_index_or_the_whole_one_and_can_be_continued(
     worker: Worker, tmp_path: Path, model: Predictor
 ) -> None:
     photos = save_pictures(tmp_path / "photos", 11)
@@ -90,12 +90,12 @@ def test_a_build_that_was_killed_anywhere_is_not_there_or_whole_and_goes_on(
         place = tmp_path / str(number)
         assert worker.do("build", place, photos, kill_at=kill_at)["status"] == KILLED
         try:
-            found = content(place)
+            vectors = content(place)
         except ValueError as error:
             assert "not finished" in str(error) or "no index" in str(error)  # noqa: PT017 — either, and nothing else
             states.add("not there")
         else:
-            assert same(found, expected)
+            assert same(vectors, expected)
             states.add("whole")
         staged = len(list((place / "staged").glob("*.npz")))
         again = worker.do("build", place, photos)
@@ -109,7 +109,7 @@ def test_a_build_that_was_killed_anywhere_is_not_there_or_whole_and_goes_on(
 
 
 @pytest.mark.parametrize("what", ["add", "remove"])
-def test_a_change_that_was_killed_anywhere_leaves_the_old_or_the_new(what: str, worker: Worker, tmp_path: Path) -> None:
+def test_a_change_killed_anywhere_leaves_the_old_or_the_new_index(what: str, worker: Worker, tmp_path: Path) -> None:
     photos = save_pictures(tmp_path / "photos", 8)
     assert worker.do("build", tmp_path / "before", photos)["status"] == 0
     before = content(tmp_path / "before")
@@ -123,18 +123,18 @@ def test_a_change_that_was_killed_anywhere_leaves_the_old_or_the_new(what: str, 
         place = tmp_path / str(number)
         shutil.copytree(tmp_path / "before", place)
         assert worker.do(what, place, second, kill_at=kill_at)["status"] == KILLED
-        found = content(place)
-        assert same(found, before) or same(found, after), f"killed at {kill_at}"
-        states.add(len(found))
+        vectors = content(place)
+        assert same(vectors, before) or same(vectors, after), f"killed at {kill_at}"
+        states.add(len(vectors))
         if what == "add":
             assert worker.do(what, place, second)["status"] == 0
-        elif len(found) == len(before):
+        elif len(vectors) == len(before):
             remove_from_index(place, second)
         assert same(content(place), after)
     assert states == {len(before), len(after)}
 
 
-def test_an_embedding_that_was_killed_anywhere_ends_with_the_same_bytes(worker: Worker, tmp_path: Path) -> None:
+def test_an_embedding_killed_anywhere_and_continued_gives_the_same_bytes(worker: Worker, tmp_path: Path) -> None:
     photos = save_pictures(tmp_path / "photos", 11)
     (photos / "bad.png").write_text("no picture")
     for name in ("whole", "killed"):
@@ -148,5 +148,5 @@ def test_an_embedding_that_was_killed_anywhere_ends_with_the_same_bytes(worker: 
         folder.mkdir()
         assert worker.do("embed", photos, folder / "v.npy", kill_at=kill_at)["status"] == KILLED
         assert worker.do("embed", photos, folder / "v.npy")["status"] == 0
-        found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        assert {name: found.get(name) for name in expected} == expected, f"killed at {kill_at}"
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        assert {name: files.get(name) for name in expected} == expected, f"killed at {kill_at}"

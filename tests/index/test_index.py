@@ -1,4 +1,4 @@
-"""An index: found as by hand, changed in place, refused where it is not what is asked for."""
+"""Checks searches against the model itself, changes of an index, and refusals."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
-    """Four pictures with a caption each."""
+    """Saves four pictures with a caption each."""
     save_pictures(tmp_path / "listed", 5)
     lines: list[object] = [{"image": f"{n}.png", "caption": text, "id": f"t{n}"} for n, text in enumerate(CAPTIONS)]
     return save_lines(tmp_path / "listed" / "list.jsonl", lines)
 
 
 def brute(model: Predictor, query: torch.Tensor, files: list[Path]) -> list[str]:
-    """Names in the order of similarity, by nothing but the model."""
+    """Ranks files by similarity with the model alone, and returns their names."""
     return [files[place].name for place in (model.embed_images(files) @ query[0]).argsort(descending=True).tolist()]
 
 
@@ -95,7 +95,7 @@ def test_a_picture_is_encoded_once_until_it_changes(photos: Path, tmp_path: Path
     assert index.states.encoded == 10
 
 
-def test_kept_states_stay_within_their_bytes_and_the_last_used_ones_stay(photos: Path, model: Predictor) -> None:
+def test_the_state_cache_keeps_the_last_used_states_within_its_limit(photos: Path, model: Predictor) -> None:
     files = sorted(photos.rglob("*.png"))
     one = model.encode(files[0]).nbytes
     states = ImageStateCache(model, limit=3 * one)
@@ -121,7 +121,7 @@ def test_equal_vectors_come_in_the_order_of_their_ids(tmp_path: Path, model: Pre
 
 
 class Reversed:
-    """A store of which all vectors are equal, that gives any of them."""
+    """A store whose vectors are all equal, and that returns any of them."""
 
     place, description = "", None
 
@@ -134,7 +134,7 @@ class Reversed:
     search_method = items = skipped = close = count  # unused here
 
 
-def test_ties_are_settled_over_all_that_are_equal_not_over_those_that_a_store_gives() -> None:
+def test_ties_at_the_cut_are_broken_by_id_among_all_equal_vectors() -> None:
     found = nearest(Reversed(), "picture", np.zeros(2, np.float32), 3)  # type: ignore[arg-type]
     assert [id for id, _ in found] == ["00", "01", "02"]
 
@@ -158,7 +158,7 @@ def test_adding_embeds_only_what_is_new_or_changed(
     assert build_index(place, photos, model).added == 0
 
 
-def test_a_second_source_has_its_folders_name_before_its_ids(photos: Path, tmp_path: Path, model: Predictor) -> None:
+def test_ids_of_a_second_source_begin_with_its_folders_name(photos: Path, tmp_path: Path, model: Predictor) -> None:
     place = tmp_path / "index"
     build_index(place, photos, model)
     for parent in ("x", "y"):
@@ -170,7 +170,7 @@ def test_a_second_source_has_its_folders_name_before_its_ids(photos: Path, tmp_p
     assert index_info(place).roots == (str(photos), *(str(tmp_path / name / "trip") for name in "xy"))
 
 
-def test_what_is_removed_is_gone_and_an_unknown_id_removes_nothing(
+def test_removed_items_are_not_found_and_an_unknown_id_removes_nothing(
     listed: Path, tmp_path: Path, model: Predictor
 ) -> None:
     place = tmp_path / "index"
@@ -202,7 +202,7 @@ def test_bad_pictures_are_skipped_and_listed(photos: Path, tmp_path: Path, model
         open_index(tmp_path / "other", model)
 
 
-def test_items_made_by_hand_are_indexed_as_they_are_named(photos: Path, tmp_path: Path, model: Predictor) -> None:
+def test_a_list_of_items_is_indexed_by_their_ids(photos: Path, tmp_path: Path, model: Predictor) -> None:
     items = [Item("first", "picture", str(photos / "0.png")), Item("words", "text", "two dogs")]
     build_index(tmp_path / "index", items, model)
     index = open_index(tmp_path / "index", model)
@@ -307,7 +307,7 @@ def test_threads_share_an_index(photos: Path, tmp_path: Path, model: Predictor) 
         assert [hit.id for hit in found.hits] == [hit.id for hit in expected[text].hits]  # type: ignore[attr-defined]
 
 
-def test_mistakes_are_told_with_the_way_out(listed: Path, tmp_path: Path, model: Predictor) -> None:
+def test_error_messages_say_what_to_do(listed: Path, tmp_path: Path, model: Predictor) -> None:
     place, pictures = tmp_path / "index", listed.parent
     for wrong, message in (
         (tmp_path / "nowhere", "no index in .*nowhere: make one"),

@@ -1,4 +1,4 @@
-"""What a source holds: pictures in any depth, lines of any task, and what cannot be used."""
+"""Checks what is read from a source: pictures at any depth, lines of any task, and what cannot be used."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_lines_of_every_task_give_their_pictures_once_and_their_texts(tmp_path: 
             {"id": "p", "images": ["a.png", "c.png"], "statement": "two dogs", "label": True},
         ],
     )
-    found = read_items(file)
-    assert [(item.id, item.kind) for item in found.items] == [
+    items = read_items(file)
+    assert [(item.id, item.kind) for item in items.items] == [
         ("a.png", "picture"), ("list.jsonl:1#1", "text"), ("list.jsonl:1#2", "text"), ("q1#1", "text"),
         ("bee", "picture"), ("7", "text"), ("c.png", "picture"), ("p#1", "text"),
     ]  # fmt: skip
-    assert [item.content for item in found.items if item.kind == "text"][:2] == ["a boat", "two dogs"]
-    assert found.skipped == []
+    assert [item.content for item in items.items if item.kind == "text"][:2] == ["a boat", "two dogs"]
+    assert items.skipped == []
 
 
 def test_what_cannot_be_used_is_named_with_its_line(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_what_cannot_be_used_is_named_with_its_line(tmp_path: Path) -> None:
     )
     with file.open("a") as stream:
         stream.write("{broken\n")
-    found = read_items(file)
-    assert {(error.record.partition(",")[0], error.reason) for error in found.skipped} == {
+    items = read_items(file)
+    assert {(error.record.partition(",")[0], error.reason) for error in items.skipped} == {
         ("list.jsonl:1", "text without words"), ("list.jsonl:2", "picture missing"), ("list.jsonl:3", "not an object"),
         ("list.jsonl:5", "id repeated"), ("list.jsonl:6", "id repeated"), ("list.jsonl:7", "a zero byte in it"),
         ("list.jsonl:8", "not Unicode"), ("list.jsonl:9", "line is not JSON"),
     }  # fmt: skip
-    assert [item.id for item in found.items] == ["a.png", "list.jsonl:2#1", "x"]
+    assert [item.id for item in items.items] == ["a.png", "list.jsonl:2#1", "x"]
 
 
 def test_a_source_without_anything_to_embed_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The same index in a real server: what a folder gives, a PostgreSQL with pgvector and a Milvus give too."""
+"""Checks that indexes in PostgreSQL with pgvector and in Milvus behave like an index in a folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def milvus_address() -> Iterator[str]:
 
 @pytest.fixture(params=["postgres", "milvus"])
 def fresh(request: pytest.FixtureRequest) -> Fresh:
-    """Gives addresses of indexes that are not there yet."""
+    """Returns addresses of indexes that do not exist yet."""
     address: str = request.getfixturevalue(f"{request.param}_address")
     mark = "&index=i" if "?" in address else "?index=i" if request.param == "postgres" else "/i"
     return lambda: f"{address}{mark}{next(NUMBERS)}"
@@ -46,7 +46,7 @@ def fresh(request: pytest.FixtureRequest) -> Fresh:
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
-    """Five pictures, four of them with a caption; quotes and worse in the ids."""
+    """Saves five pictures, four of them with a caption, and ids with quotes and SQL."""
     save_pictures(tmp_path / "listed", 5)
     ids = ["plain", "it's", 'a "b" \\ %s {x}', "größe; DROP TABLE x"]
     lines: list[object] = [
@@ -105,7 +105,7 @@ def test_add_and_remove_change_what_an_open_index_finds(
     assert index_info(place).roots == (str(listed.parent), str(tmp_path / "trip"))
 
 
-def test_a_build_that_was_broken_off_cannot_be_searched_and_goes_on(
+def test_an_interrupted_build_cannot_be_searched_and_can_be_continued(
     fresh: Fresh, tmp_path: Path, model: Predictor, vlmo: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos, place = save_pictures(tmp_path / "photos", 7), fresh()

@@ -1,4 +1,4 @@
-"""Vectors as a file: those of the model, in the source's order, however many processes have written them."""
+"""Checks that a file holds the model's vectors in the source's order, however many processes wrote it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
-    """Four pictures with a caption each, of which the second cannot be read."""
+    """Saves four pictures with a caption each, of which the second cannot be read."""
     save_pictures(tmp_path / "listed", 5)
     (tmp_path / "listed" / "1.png").write_text("no picture")
     lines: list[object] = [{"image": f"{n}.png", "caption": text} for n, text in enumerate(CAPTIONS)]
@@ -62,13 +62,13 @@ def test_parquet_holds_the_same_with_its_texts(listed: Path, tmp_path: Path, mod
 def test_shares_of_any_number_of_processes_join_to_the_same_file(tmp_path: Path, model: Predictor) -> None:
     photos = save_pictures(tmp_path / "photos", 11)
     embed_source(photos, tmp_path / "one.npy", model, part_size=2)
-    told = [embed_source(photos, tmp_path / "v.npy", model, rank, 3, part_size=2).waiting for rank in (2, 0, 1)]
-    assert told == [4, 2, 0]
+    reports = [embed_source(photos, tmp_path / "v.npy", model, rank, 3, part_size=2).waiting for rank in (2, 0, 1)]
+    assert reports == [4, 2, 0]
     assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
     assert not (tmp_path / "v.parts").exists()
 
 
-def test_a_share_that_is_done_is_not_done_again_and_another_number_of_processes_goes_on(
+def test_finished_parts_are_kept_and_another_number_of_processes_can_continue(
     tmp_path: Path, model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos, seen = save_pictures(tmp_path / "photos", 6), []
@@ -104,12 +104,12 @@ def test_processes_that_torchrun_starts_take_their_shares(
     photos, to = save_pictures(tmp_path / "photos", 5), tmp_path / "v.npy"
     monkeypatch.setattr(vectors, "embed_source", partial(embed_source, part_size=2))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = []
+    reports = []
     for rank in "10":
         monkeypatch.setenv("RANK", rank)
         assert main(["embed", str(run), str(photos), "--to", str(to), "--device", "cpu"]) == 0
-        told.append(capsys.readouterr().out)
-    assert told == ["process 1 has done its share; 2 of 3 parts are with others\n", f"5 vectors in {to}\n"]
+        reports.append(capsys.readouterr().out)
+    assert reports == ["process 1 has done its share; 2 of 3 parts are with others\n", f"5 vectors in {to}\n"]
     assert np.allclose(np.load(to), model.embed_images(sorted(photos.rglob("*.png"))), atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_processes_of_its_own_share_the_work(
     assert np.allclose(np.load(to), model.embed_images(sorted(photos.rglob("*.png"))), atol=1e-5)
 
 
-def test_mistakes_are_told_before_the_model_is_asked(tmp_path: Path, model: Predictor) -> None:
+def test_bad_file_names_are_errors_before_the_model_runs(tmp_path: Path, model: Predictor) -> None:
     photos = save_pictures(tmp_path / "photos", 1)
     with pytest.raises(ValueError, match=r"v\.csv names no known format: end it with \.npy or \.parquet"):
         embed_source(photos, tmp_path / "v.csv", model)

@@ -1,4 +1,4 @@
-"""One family of tiny models and one server for the tests of HTTP."""
+"""Provides a family of tiny models and one server for the tests of HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ModelPool:
 
 @pytest.fixture(scope="session")
 def photos(pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of five pictures."""
+    """Builds an index of five pictures."""
     place = tmp_path_factory.mktemp("photos")
     (place / "pictures").mkdir()
     for seed in range(5):
@@ -31,5 +31,5 @@ def photos(pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(pool: ModelPool, photos: Path) -> Iterator[Running]:
-    with running(pool, index=str(photos)) as one:
-        yield one
+    with running(pool, index=str(photos)) as server:
+        yield server

@@ -1,9 +1,9 @@
-"""Many wrong and some right requests to a server, and whether all is well afterwards.
+"""Sends many invalid and some valid requests to a server, and checks that it stays healthy.
 
     python -m tests.serve.fuzz --requests 10000
 
-Half are drawn by schemathesis from the server's own OpenAPI description, right ones and wrong ones; half are proper
-requests with something hostile done to them. A server of tiny models runs in this process, on loopback.
+Schemathesis draws half of them, valid and invalid ones, from the server's own OpenAPI description. The others are
+valid requests that were mutated. A server of tiny models runs in this process, on loopback.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from tests.serve.server_state import Running, encoded, error, picture, requests,
 LIMITS = Limits(body_bytes=200_000, pixels=100_000, seconds=20.0, body_seconds=5.0)
 CLIENTS = 8
 INTENDED = {503, 504}
-"""Statuses of 500 and more that a server may mean."""
+"""Statuses of 500 and more that a server may return on purpose."""
 Prepared = Callable[[httpx.Client], httpx.Response]
 
 
 @dataclass
 class Outcome:
-    """What came of it."""
+    """Collects what the clients saw."""
 
     seen: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """By path as the server counts it, and status."""
+    """Number of answers by path, as the server counts it, and status."""
     wrong: list[str] = field(default_factory=list)
     slowest: float = 0.0
     memory: list[int] = field(default_factory=list)
-    """MiB of this process at a quarter, at half … of the requests."""
+    """Memory of this process in MiB after each quarter of the requests."""
 
     def __str__(self) -> str:
         statuses = Counter[int]()
         for (_, status), count in self.seen.items():
             statuses[status] += count
-        told = ", ".join(f"{count:,} × {status}" for status, count in sorted(statuses.items()))
+        counts = ", ".join(f"{count:,} × {status}" for status, count in sorted(statuses.items()))
         sizes = " → ".join(map(str, self.memory))
         return (
-            f"{statuses.total():,} requests: {told}; slowest {self.slowest:.2f} s; largest memory {sizes} MiB; "
+            f"{statuses.total():,} requests: {counts}; slowest {self.slowest:.2f} s; largest memory {sizes} MiB; "
             f"{len(self.wrong)} wrong\n" + "\n".join(self.wrong[:10])
         )
 
 
 def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
-    """Sends `count` requests by several clients, and compares what they saw with what the server counted."""
+    """Sends `count` requests from several clients, and compares what they saw with what the server counted."""
     drawn = described(server, count - count // 2, seed)
     mixed = [*drawn, *(hostile(random.Random(f"{seed}/{number}")) for number in range(count // 2))]
     random.Random(seed).shuffle(mixed)
@@ -77,10 +77,12 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
         size = max(1, len(mixed) // 4)
         for start in range(0, len(mixed), size):
             part = mixed[start : start + size]
-            for one in pool.map(lambda n, part=part: ask_some(clients[n], part[n::CLIENTS], known), range(CLIENTS)):  # type: ignore[misc]
-                outcome.seen += one.seen
-                outcome.wrong += one.wrong
-                outcome.slowest = max(outcome.slowest, one.slowest)
+            for part_outcome in pool.map(
+                lambda n, part=part: ask_some(clients[n], part[n::CLIENTS], known), range(CLIENTS)
+            ):  # type: ignore[misc]
+                outcome.seen += part_outcome.seen
+                outcome.wrong += part_outcome.wrong
+                outcome.slowest = max(outcome.slowest, part_outcome.slowest)
             outcome.memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
         for client in clients:
             client.close()
@@ -100,24 +102,24 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
     return outcome
 
 
-def ask_some(client: httpx.Client, asked: list[Prepared], known: set[str]) -> Outcome:
-    found = Outcome()
-    for one in asked:
-        begun = time.perf_counter()
+def ask_some(client: httpx.Client, requests_of_client: list[Prepared], known: set[str]) -> Outcome:
+    outcome = Outcome()
+    for request in requests_of_client:
+        start = time.perf_counter()
         try:
-            response = one(client)
+            response = request(client)
         except httpx.InvalidURL:
             continue
         except httpx.HTTPError as failure:
-            found.wrong.append(f"{type(failure).__name__}: {failure}")
+            outcome.wrong.append(f"{type(failure).__name__}: {failure}")
             continue
-        found.slowest = max(found.slowest, time.perf_counter() - begun)
+        outcome.slowest = max(outcome.slowest, time.perf_counter() - start)
         path = response.request.url.path
         if path != "/metrics":
-            found.seen[path if path in known else "other", response.status_code] += 1
-        if why := complaint(response):
-            found.wrong.append(f"{response.request.method} {path} {response.status_code}: {why}")
-    return found
+            outcome.seen[path if path in known else "other", response.status_code] += 1
+        if problem := complaint(response):
+            outcome.wrong.append(f"{response.request.method} {path} {response.status_code}: {problem}")
+    return outcome
 
 
 def complaint(response: httpx.Response) -> str | None:
@@ -139,23 +141,23 @@ def complaint(response: httpx.Response) -> str | None:
 
 
 def described(server: Running, count: int, seed: int) -> list[Prepared]:
-    """Requests as schemathesis draws them, right and wrong ones, for every operation alike."""
+    """Draws valid and invalid requests with schemathesis, equally many for every operation."""
     schemathesis.openapi.format(
         "picture", st.sampled_from([encoded(picture(n)) for n in range(4)]) | st.text(max_size=20)
     )
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    operations = [one.ok() for one in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     each = -(-count // (2 * len(operations)))
-    found: list[Prepared] = []
+    cases: list[Prepared] = []
     for operation in operations:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             try:
-                found += drawn(operation.as_strategy(generation_mode=mode), each, seed)
+                cases += drawn(operation.as_strategy(generation_mode=mode), each, seed)
             except hypothesis.errors.Unsatisfiable:  # an operation that takes nothing has no wrong request
                 continue
-    while len(found) < count:
-        found += found[: count - len(found)]
-    return found[:count]
+    while len(cases) < count:
+        cases += cases[: count - len(cases)]
+    return cases[:count]
 
 
 def drawn(strategy: Any, count: int, seed: int) -> Iterator[Prepared]:
@@ -200,7 +202,7 @@ def _bytes(data: Any) -> bytes:
 
 
 def hostile(dice: random.Random) -> Prepared:
-    """A proper request that something was done to, of which sometimes nothing is left."""
+    """Mutates a valid request at random."""
     path, body = dice.choice(list(requests(dice.randrange(50)).items()))
     for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
         body = mutated(body, dice)
@@ -225,7 +227,7 @@ def hostile(dice: random.Random) -> Prepared:
 
 
 def mutated(value: Any, dice: random.Random) -> Any:
-    """Something inside is another thing."""
+    """Replaces, removes or adds something inside a JSON value."""
     if isinstance(value, dict) and value and dice.random() < 0.85:
         name = dice.choice(list(value))
         doing = dice.random()
@@ -243,7 +245,7 @@ def mutated(value: Any, dice: random.Random) -> Any:
 
 
 def broken(text: str, dice: random.Random) -> str:
-    """The same text or picture, damaged."""
+    """Damages a text or a picture."""
     cut = dice.randrange(len(text) + 1)
     try:
         raw = bytearray(base64.b64decode(text, validate=True))
@@ -287,7 +289,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.serve.fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     from diptych.apps.index import build_index
 
     with tempfile.TemporaryDirectory() as place:
@@ -295,11 +297,11 @@ def main() -> int:
         (Path(place) / "pictures").mkdir()
         picture().save(Path(place) / "pictures" / "one.png")
         build_index(Path(place) / "index", Path(place) / "pictures", pool.find("embed").predictor)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with running(pool, LIMITS, index=str(Path(place) / "index")) as server:
-            found = fuzz(server, given.requests, given.seed)
-    print(found, f"\n{time.perf_counter() - begun:.0f} s in all")
-    return bool(found.wrong)
+            outcome = fuzz(server, arguments.requests, arguments.seed)
+    print(outcome, f"\n{time.perf_counter() - start:.0f} s in all")
+    return bool(outcome.wrong)
 
 
 if __name__ == "__main__":

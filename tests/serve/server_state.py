@@ -1,4 +1,4 @@
-"""A server on loopback in a thread of its own, with tiny models of every task, and a client that speaks to it."""
+"""Runs a server with tiny models on loopback in a thread of its own, and provides clients and requests for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.runs import TEXTS
 
 @dataclass(frozen=True)
 class Running:
-    """A server that listens."""
+    """A running server."""
 
     url: str
     state: ServerState
@@ -51,26 +51,26 @@ class Running:
         return int(self.url.rpartition(":")[2])
 
     def raw(self, content: bytes, seconds: float = 10) -> bytes:
-        """What comes back for these bytes, until the connection ends."""
+        """Sends raw bytes, and returns what comes back until the connection ends."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
             connection.sendall(content)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def counted(self) -> dict[tuple[str, str], int]:
-        """Requests by endpoint and status, those for the metrics themselves left out."""
-        found = {}
+        """Returns the counted requests by endpoint and status, without those for the metrics."""
+        counts = {}
         for metric in self.state.metrics.requests.collect():
             for sample in metric.samples:
                 if sample.name == "diptych_requests_total" and sample.labels["endpoint"] != "/metrics":
-                    found[sample.labels["endpoint"], sample.labels["status"]] = int(sample.value)
-        return found
+                    counts[sample.labels["endpoint"], sample.labels["status"]] = int(sample.value)
+        return counts
 
 
 @contextmanager
 def running(
     pool: ModelPool, limits: Limits | None = None, index: str | None = None, key: str | None = None
 ) -> Iterator[Running]:
-    """Serves until the block ends, and stops as a signal would have it."""
+    """Serves until the block ends, and then stops as after a signal."""
     state = make_server_state(pool, index, limits or Limits())
     admission = build_app(state, key, LOOPBACK_NAMES)
     server = Server(admission, state.limits, "127.0.0.1", 0)
@@ -100,22 +100,22 @@ def encoded(image: Image.Image, kind: str = "PNG") -> str:
 
 
 def requests(seed: int = 0) -> dict[str, dict[str, Any]]:
-    """A proper request to each endpoint; another for another seed."""
-    one, other = encoded(picture(seed)), encoded(picture(seed + 1000))
+    """Returns a valid request for each endpoint, which depends on the seed."""
+    first, second = encoded(picture(seed)), encoded(picture(seed + 1000))
     text = TEXTS[seed % len(TEXTS)]
     return {
-        "/v1/embed": {"pictures": [one, other], "texts": [text]},
-        "/v1/match": {"pictures": [one, other], "texts": [text, "a boat"]},
+        "/v1/embed": {"pictures": [first, second], "texts": [text]},
+        "/v1/match": {"pictures": [first, second], "texts": [text, "a boat"]},
         "/v1/search": {"text": text, "k": 2},
-        "/v1/entail": {"picture": one, "hypotheses": [text, "a boat"]},
-        "/v1/answer": {"picture": one, "questions": ["how many dogs", text], "k": 2},
-        "/v1/compare": {"left": one, "right": other, "statements": [text]},
-        "/v1/locate": {"picture": one, "phrases": [text, "a boat"]},
+        "/v1/entail": {"picture": first, "hypotheses": [text, "a boat"]},
+        "/v1/answer": {"picture": first, "questions": ["how many dogs", text], "k": 2},
+        "/v1/compare": {"left": first, "right": second, "statements": [text]},
+        "/v1/locate": {"picture": first, "phrases": [text, "a boat"]},
     }
 
 
 def error(response: httpx.Response) -> str:
-    """The code of an error, whose shape is checked."""
+    """Checks the shape of an error, and returns its code."""
     content = strict_json(response.content)
     assert content.keys() == {"error"}
     assert content["error"].keys() == {"code", "message"}
@@ -125,10 +125,10 @@ def error(response: httpx.Response) -> str:
 
 
 def strict_json(content: bytes) -> Mapping[str, Any]:
-    """Raises ValueError for NaN and Infinity, too."""
+    """Parses JSON. Raises ValueError for NaN and Infinity, too."""
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 
-    found: Mapping[str, Any] = json.loads(content, parse_constant=refuse)
-    return found
+    parsed: Mapping[str, Any] = json.loads(content, parse_constant=refuse)
+    return parsed

@@ -1,4 +1,4 @@
-"""What comes over HTTP is what the models say, whoever asks at the same time."""
+"""Checks that HTTP answers equal those of the Predictor, whatever other clients ask at the same time."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ from tests.serve.server_state import Running, encoded, picture, requests, strict
 
 CLOSE = 1e-5
 PHONE = (100, 60)
-Asked = Mapping[str, Any]
+Body = Mapping[str, Any]
 
 
 def opened(content: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
-def expected(pool: ModelPool, path: str, asked: Asked, index: Path) -> Any:
-    """By the Predictor, asked alone."""
+def expected(pool: ModelPool, path: str, body: Body, index: Path) -> Any:
+    """Computes the answer with the Predictor alone."""
     ability = path.rpartition("/")[2]
     model = pool.find("embed" if ability == "search" else ability).predictor
-    said: dict[str, Callable[[], Any]] = {
+    answers: dict[str, Callable[[], Any]] = {
         "embed": lambda: {
-            "pictures": model.embed_images([opened(one) for one in asked["pictures"]]).tolist(),
-            "texts": model.embed_texts(asked["texts"]).tolist(),
+            "pictures": model.embed_images([opened(one) for one in body["pictures"]]).tolist(),
+            "texts": model.embed_texts(body["texts"]).tolist(),
         },
         "match": lambda: {
-            "probabilities": model.match([opened(one) for one in asked["pictures"]], asked["texts"]).tolist()
+            "probabilities": model.match([opened(one) for one in body["pictures"]], body["texts"]).tolist()
         },
         "search": lambda: {
             "hits": [
                 {"id": hit.id, "kind": "picture", "text": None, "similarity": hit.similarity, "match": hit.match}
-                for hit in open_index(index, model).search(asked["text"], asked["k"]).hits
+                for hit in open_index(index, model).search(body["text"], body["k"]).hits
             ]
         },
-        "entail": lambda: choices(model.entail(opened(asked["picture"]), asked["hypotheses"])),
-        "compare": lambda: choices(model.compare(opened(asked["left"]), opened(asked["right"]), asked["statements"])),
+        "entail": lambda: choices(model.entail(opened(body["picture"]), body["hypotheses"])),
+        "compare": lambda: choices(model.compare(opened(body["left"]), opened(body["right"]), body["statements"])),
         "answer": lambda: {
             "results": [
                 [{"answer": one.text, "probability": one.probability} for one in best]
-                for best in model.answer(opened(asked["picture"]), asked["questions"], asked["k"])
+                for best in model.answer(opened(body["picture"]), body["questions"], body["k"])
             ]
         },
         "locate": lambda: {
             "results": [
                 {"phrase": one.phrase, "box": list(one.box), "score": one.score, "heat": None}
-                for one in model.locate(opened(asked["picture"]), asked["phrases"])
+                for one in model.locate(opened(body["picture"]), body["phrases"])
             ]
         },
     }
-    return said[ability]()
+    return answers[ability]()
 
 
-def choices(found: Any) -> Any:
-    return {"results": [{"label": one.label, "probabilities": dict(one.probabilities)} for one in found]}
+def choices(decisions: Any) -> Any:
+    return {"results": [{"label": one.label, "probabilities": dict(one.probabilities)} for one in decisions]}
 
 
 def near(one: Any, other: Any) -> bool:
-    """Equal, but that numbers may differ a little."""
+    """Compares two JSON values, whose numbers may differ a little."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
     if isinstance(one, list):
@@ -78,13 +78,13 @@ def near(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("path", requests())
 def test_every_endpoint_says_what_the_predictor_says(path: str, served: Running, pool: ModelPool, photos: Path) -> None:
-    asked = requests()[path]
-    response = served.post(path, asked)
+    body = requests()[path]
+    response = served.post(path, body)
     assert response.status_code == 200, response.text
-    told = dict(strict_json(response.content))
-    assert told.pop("model") == pool.find("embed" if path == "/v1/search" else path.rpartition("/")[2]).name
-    told = {name: told[name] for name in expected(pool, path, asked, photos)}
-    assert near(told, expected(pool, path, asked, photos))
+    answer = dict(strict_json(response.content))
+    assert answer.pop("model") == pool.find("embed" if path == "/v1/search" else path.rpartition("/")[2]).name
+    answer = {name: answer[name] for name in expected(pool, path, body, photos)}
+    assert near(answer, expected(pool, path, body, photos))
 
 
 def test_64_clients_at_once_get_what_each_would_get_alone(served: Running, pool: ModelPool, photos: Path) -> None:
@@ -92,9 +92,9 @@ def test_64_clients_at_once_get_what_each_would_get_alone(served: Running, pool:
     with ThreadPoolExecutor(64) as clients:
         answers = list(clients.map(lambda one: served.post(*one), work))
     assert {one.status_code for one in answers} == {200}
-    for (path, asked), answer in zip(work, answers, strict=True):
-        wanted = expected(pool, path, asked, photos)
-        assert near({name: answer.json()[name] for name in wanted}, wanted), path
+    for (path, body), answer in zip(work, answers, strict=True):
+        expected_answer = expected(pool, path, body, photos)
+        assert near({name: answer.json()[name] for name in expected_answer}, expected_answer), path
     together = [
         sample.value
         for metric in served.state.metrics.batches.collect()
@@ -106,24 +106,24 @@ def test_64_clients_at_once_get_what_each_would_get_alone(served: Running, pool:
 
 def test_a_large_picture_is_located_in_its_own_pixels_and_drawn(served: Running, pool: ModelPool) -> None:
     image = picture(3, PHONE)
-    asked = {"picture": encoded(image), "phrases": ["a boat"], "heat": True}
-    told = served.post("/v1/locate", asked).json()["results"][0]
+    body = {"picture": encoded(image), "phrases": ["a boat"], "heat": True}
+    answer = served.post("/v1/locate", body).json()["results"][0]
     alone = pool.find("locate").predictor.locate(image, "a boat")
-    assert told["box"] == list(alone.box)
-    np.testing.assert_allclose(told["heat"]["map"], alone.heat, atol=CLOSE)
-    drawn = np.asarray(opened(told["heat"]["png"]), float)
+    assert answer["box"] == list(alone.box)
+    np.testing.assert_allclose(answer["heat"]["map"], alone.heat, atol=CLOSE)
+    drawn = np.asarray(opened(answer["heat"]["png"]), float)
     assert np.abs(drawn - np.asarray(alone.draw(), float)).mean() < 1
 
 
-def test_proposals_decide_among_themselves(served: Running, pool: ModelPool) -> None:
+def test_the_best_of_the_proposed_boxes_is_returned(served: Running, pool: ModelPool) -> None:
     image, boxes = picture(3, PHONE), [[0.0, 0.0, 10.0, 10.0], [50.0, 20.0, 30.0, 30.0]]
-    told = served.post("/v1/locate", {"picture": encoded(image), "phrases": ["a boat"], "proposals": boxes}).json()
-    assert told["results"][0]["box"] == list(pool.find("locate").predictor.locate(image, "a boat", boxes).box)
+    answer = served.post("/v1/locate", {"picture": encoded(image), "phrases": ["a boat"], "proposals": boxes}).json()
+    assert answer["results"][0]["box"] == list(pool.find("locate").predictor.locate(image, "a boat", boxes).box)
 
 
 def test_offered_answers_are_chosen_from(served: Running) -> None:
-    asked = requests()["/v1/answer"] | {"answers": ["yes", "two"], "k": 5}
-    assert {one["answer"] for best in served.post("/v1/answer", asked).json()["results"] for one in best} == {
+    body = requests()["/v1/answer"] | {"answers": ["yes", "two"], "k": 5}
+    assert {one["answer"] for best in served.post("/v1/answer", body).json()["results"] for one in best} == {
         "yes",
         "two",
     }
@@ -131,8 +131,8 @@ def test_offered_answers_are_chosen_from(served: Running) -> None:
 
 def test_a_model_is_asked_by_its_name(served: Running, pool: ModelPool) -> None:
     name = next(one.name for one in pool.models if one.name.endswith("vqa_closed"))
-    told = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name}).json()
-    assert told["model"] == name
+    answer = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name}).json()
+    assert answer["model"] == name
     refused = served.post("/v1/answer", requests()["/v1/answer"] | {"model": name, "answers": ["yes"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "refused")
     assert "a closed set has its own 4 answers" in refused.json()["error"]["message"]
@@ -148,13 +148,13 @@ def test_search_takes_a_picture_and_ranks_again(served: Running) -> None:
 
 
 def test_models_say_what_they_can_and_how_well(served: Running, pool: ModelPool) -> None:
-    told = served.get("/v1/models").json()
-    assert [one["name"] for one in told["models"]] == [one.name for one in pool.models]
+    answer = served.get("/v1/models").json()
+    assert [one["name"] for one in answer["models"]] == [one.name for one in pool.models]
     able = pool.abilities()
     for ability, names in able.items():
-        assert [one["name"] for one in told["models"] if ability in one["best_for"]] == list(names[:1])
-        assert {one["name"] for one in told["models"] if ability in one["abilities"]} == set(names)
-    assert told["index"] == "exact, 5 vectors"
+        assert [one["name"] for one in answer["models"] if ability in one["best_for"]] == list(names[:1])
+        assert {one["name"] for one in answer["models"] if ability in one["abilities"]} == set(names)
+    assert answer["index"] == "exact, 5 vectors"
 
 
 def test_the_page_and_the_description_name_every_status_and_no_other_host(served: Running) -> None:
@@ -167,8 +167,8 @@ def test_the_page_and_the_description_name_every_status_and_no_other_host(served
         for one in methods.values():
             assert {"200", "401", "500"} <= one["responses"].keys() | {"401"}
             if path in requests():
-                wanted = {"400", "401", "404", "408", "413", "415", "421", "422", "429", "500", "503", "504"}
-                assert wanted <= one["responses"].keys()
+                statuses = {"400", "401", "404", "408", "413", "415", "421", "422", "429", "500", "503", "504"}
+                assert statuses <= one["responses"].keys()
                 assert one["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith(
                     "ErrorResponse"
                 )

@@ -1,4 +1,4 @@
-"""The page on serving says what is so: its commands work, its tables are whole."""
+"""Checks that the commands of docs/serve.md work and that its tables are complete."""
 
 from __future__ import annotations
 

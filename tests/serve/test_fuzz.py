@@ -1,4 +1,4 @@
-"""A short fuzzing; the whole is `python -m tests.serve.fuzz --requests 10000`."""
+"""Runs a short fuzz test. `python -m tests.serve.fuzz --requests 10000` is the full one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.serve.server_state import running
 REQUESTS = 300
 
 
-def test_hostile_requests_break_nothing_and_none_is_lost(pool: ModelPool, photos: Path) -> None:
+def test_hostile_requests_break_nothing_and_every_one_is_counted(pool: ModelPool, photos: Path) -> None:
     with running(pool, LIMITS, index=str(photos)) as server:
-        found = fuzz(server, REQUESTS)
-        assert not found.wrong, str(found)
-        assert {status for _, status in found.seen} >= {200, 422}
+        outcome = fuzz(server, REQUESTS)
+        assert not outcome.wrong, str(outcome)
+        assert {status for _, status in outcome.seen} >= {200, 422}
         assert server.get("/healthz").status_code == 200

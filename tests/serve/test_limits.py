@@ -1,4 +1,4 @@
-"""What a server refuses, in words and with the right status, while it goes on serving others."""
+"""Checks what a server refuses, with which status and message, while it continues to serve others."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ KEY = "a-key-that-is-long-enough"
 
 @pytest.fixture(scope="module")
 def small(pool: ModelPool) -> Iterator[Running]:
-    with running(pool, SMALL) as one:
-        yield one
+    with running(pool, SMALL) as server:
+        yield server
 
 
 def png_bomb(side: int = 50_000) -> str:
-    """A PNG of a few bytes whose header asks for gigabytes."""
+    """Builds a PNG of a few bytes whose header claims gigabytes of pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -54,7 +54,7 @@ def truncated_jpeg() -> str:
 
 
 def many_scans() -> str:
-    """A JPEG that says it has thousands of scans."""
+    """Builds a JPEG that claims thousands of scans."""
     return base64.b64encode(base64.b64decode(encoded(picture(), "JPEG"))[:-2] + b"\xff\xda" * 1_000).decode()
 
 
@@ -98,10 +98,12 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "asked", "status", "code"), HOSTILE)
-def test_what_cannot_be_answered_is_said(path: str, asked: Any, status: int, code: str, small: Running) -> None:
+@pytest.mark.parametrize(("path", "body", "status", "code"), HOSTILE)
+def test_invalid_requests_get_the_right_status_and_code(
+    path: str, body: Any, status: int, code: str, small: Running
+) -> None:
     headers = {"Content-Type": "application/json"}
-    response = small.post(path, content=json.dumps(asked).encode(), headers=headers)
+    response = small.post(path, content=json.dumps(body).encode(), headers=headers)
     assert (response.status_code, error(response)) == (status, code), response.text
 
 
@@ -118,13 +120,13 @@ def test_what_cannot_be_answered_is_said(path: str, asked: Any, status: int, cod
         b'"\xed\xa0\x80"',
     ],
 )
-def test_what_is_no_json_is_said(body: bytes, small: Running) -> None:
+def test_a_body_that_is_not_json_is_an_error(body: bytes, small: Running) -> None:
     response = small.post("/v1/embed", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
     assert (response.status_code, error(response)) in {(400, "bad_json"), (422, "bad_json"), (422, "bad_request")}
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_what_a_web_page_can_send_without_leave_is_no_request(kind: str, small: Running) -> None:
+def test_content_types_that_a_web_page_may_send_across_origins_are_refused(kind: str, small: Running) -> None:
     response = small.post("/v1/embed", content=b'{"texts": ["a boat"]}', headers={"Content-Type": kind})
     assert (response.status_code, error(response)) == (415, "not_json")
     assert "access-control-allow-origin" not in response.headers
@@ -137,12 +139,12 @@ def test_another_method_and_another_host_are_refused(small: Running) -> None:
     assert small.get("/v1/models", headers={"Host": "localhost:1"}).status_code == 200
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["by Content-Length", "by counting"])
-def test_a_body_too_large_is_refused(told: bool, small: Running) -> None:
+@pytest.mark.parametrize("with_length", [True, False], ids=["by Content-Length", "by counting"])
+def test_a_body_too_large_is_refused(with_length: bool, small: Running) -> None:
     def parts() -> Iterator[bytes]:
         yield from [b" " * 1_000] * 21
 
-    content: Any = b" " * 21_000 if told else parts()
+    content: Any = b" " * 21_000 if with_length else parts()
     response = small.post("/v1/embed", content=content, headers={"Content-Type": "application/json"})
     assert (response.status_code, error(response)) == (413, "body_too_large")
 
@@ -156,7 +158,7 @@ def test_an_endless_body_ends_with_the_connection(small: Running) -> None:
     assert b" 413 " in small.raw(head(10**12) + b" " * 45_000).partition(b"\r\n")[0]
 
 
-def test_a_slow_body_is_given_up(small: Running) -> None:
+def test_a_slow_body_times_out(small: Running) -> None:
     assert b" 408 " in small.raw(head(100) + b"{").partition(b"\r\n")[0]
     wait_until(lambda: small.admission.in_flight == 0)
 
@@ -167,25 +169,25 @@ def test_a_slow_head_ends_the_connection(sent: bytes, small: Running) -> None:
     assert answered.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
 
 
-def test_what_is_no_http_is_said_in_the_same_shape(small: Running) -> None:
+def test_a_request_that_is_not_http_gets_an_error_of_the_same_shape(small: Running) -> None:
     answered = small.raw(b"\x16\x03\x01 nonsense\r\n\r\n")
     assert answered.startswith(b"HTTP/1.1 400")
     assert json.loads(answered.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_http"
 
 
-def test_the_key_opens_all_and_without_it_only_what_says_nothing(pool: ModelPool) -> None:
+def test_only_paths_that_reveal_nothing_need_no_key(pool: ModelPool) -> None:
     with running(pool, key=KEY) as locked:
-        asked, right = {"texts": ["a boat"]}, {"Authorization": f"Bearer {KEY}"}
+        body, right = {"texts": ["a boat"]}, {"Authorization": f"Bearer {KEY}"}
         for wrong in (
             {},
             {"Authorization": "Bearer x"},
             {"Authorization": KEY},
             {"Authorization": "Bearer ÿ".encode()},
         ):
-            refused = locked.post("/v1/embed", asked, headers=wrong)
+            refused = locked.post("/v1/embed", body, headers=wrong)
             assert (refused.status_code, error(refused)) == (401, "no_key")
             assert refused.headers["www-authenticate"] == "Bearer"
-        assert locked.post("/v1/embed", asked, headers=right).status_code == 200
+        assert locked.post("/v1/embed", body, headers=right).status_code == 200
         assert locked.get("/metrics").status_code == 401
         assert locked.get("/v1/models", headers=right).status_code == 200
         assert locked.get("/healthz").status_code == 200
@@ -224,43 +226,43 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, capsys: pytes
 # --------------------------------------------------------------------------- waiting, and giving up
 
 
-class Held:
-    """An ask that answers when it is let go, and fails for a request with the text `bad`."""
+class BlockedCall:
+    """A model call that blocks until it is released, and fails for a request with the text `bad`."""
 
     ability = "embed"
 
     def __init__(self) -> None:
-        self.begun, self.let_go, self.seen = threading.Event(), threading.Event(), list[int]()
+        self.started, self.release, self.batch_sizes = threading.Event(), threading.Event(), list[int]()
 
     def rows(self, inputs: Inputs) -> int:
         return 1
 
     def __call__(self, inputs: Sequence[Inputs]) -> list[str]:
-        self.begun.set()
-        self.let_go.wait(20)
-        self.seen.append(len(inputs))
+        self.started.set()
+        self.release.wait(20)
+        self.batch_sizes.append(len(inputs))
         if any("bad" in request.texts for request in inputs):
             raise ValueError("a bad one")
         return [request.texts[0] for request in inputs]
 
 
-class Stuck:
-    """Occupies the thread of the models of a server until the block ends."""
+class OccupiedModels:
+    """Occupies a server's models' thread until the block ends."""
 
     def __init__(self, running: Running) -> None:
-        self.state, self.held = running.state, Held()
+        self.state, self.call = running.state, BlockedCall()
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> BlockedCall:
         async def ask() -> Any:
-            return await self.state.batcher.submit(self.held, Inputs(texts=("x",)), ExpectedRequest(self.state.batcher))
+            return await self.state.batcher.submit(self.call, Inputs(texts=("x",)), ExpectedRequest(self.state.batcher))
 
         self.thread = threading.Thread(target=lambda: asyncio.run(ask()), daemon=True)
         self.thread.start()
-        assert self.held.begun.wait(20)
-        return self.held
+        assert self.call.started.wait(20)
+        return self.call
 
     def __exit__(self, *_: object) -> None:
-        self.held.let_go.set()
+        self.call.release.set()
         self.thread.join(20)
 
 
@@ -271,43 +273,43 @@ def wait_until(true: Any, seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def test_a_bad_request_does_not_fail_its_mates() -> None:
-    batcher, held = Batcher(Limits(wait_ms=0.0), Metrics()), Held()
+def test_a_bad_request_does_not_fail_others_in_its_batch() -> None:
+    batcher, blocked = Batcher(Limits(wait_ms=0.0), Metrics()), BlockedCall()
 
     async def ask() -> list[Any]:
         texts = ["first", "one", "bad", "two"]
         jobs = [
-            asyncio.ensure_future(batcher.submit(held, Inputs(texts=(text,)), ExpectedRequest(batcher)))
+            asyncio.ensure_future(batcher.submit(blocked, Inputs(texts=(text,)), ExpectedRequest(batcher)))
             for text in texts
         ]
         await asyncio.sleep(0.1)
-        held.let_go.set()
+        blocked.release.set()
         return await asyncio.gather(*jobs, return_exceptions=True)
 
     *fine, last = sorted(asyncio.run(ask()), key=lambda one: isinstance(one, Exception))
     batcher.close(5.0)
     assert fine == ["first", "one", "two"]
     assert str(last) == "a bad one"
-    assert max(held.seen) > 1, "they were never together"
+    assert max(blocked.batch_sizes) > 1, "they were never together"
     with pytest.raises(ApiError, match="being stopped"):
-        asyncio.run(batcher.submit(held, Inputs(texts=("late",)), ExpectedRequest(batcher)))
+        asyncio.run(batcher.submit(blocked, Inputs(texts=("late",)), ExpectedRequest(batcher)))
 
 
-def test_a_full_house_says_when_to_come_again(pool: ModelPool) -> None:
+def test_a_full_queue_answers_429_with_retry_after(pool: ModelPool) -> None:
     with running(pool, Limits(queue=3)) as full, ThreadPoolExecutor(3) as clients:
-        with Stuck(full):
-            taken = [clients.submit(full.post, "/v1/embed", {"texts": ["a boat"]}) for _ in range(3)]
+        with OccupiedModels(full):
+            accepted = [clients.submit(full.post, "/v1/embed", {"texts": ["a boat"]}) for _ in range(3)]
             wait_until(lambda: full.admission.in_flight == 3)
             refused = full.post("/v1/embed", {"texts": ["a boat"]})
             assert (refused.status_code, error(refused)) == (429, "busy")
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             assert full.get("/healthz").status_code == 200
-        assert [one.result().status_code for one in taken] == [200, 200, 200]
+        assert [one.result().status_code for one in accepted] == [200, 200, 200]
 
 
-def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(pool: ModelPool) -> None:
+def test_late_requests_time_out_and_are_dropped_if_no_model_began_them(pool: ModelPool) -> None:
     with running(pool, Limits(seconds=2.0)) as slow:
-        with Stuck(slow):
+        with OccupiedModels(slow):
             late = slow.post("/v1/embed", {"texts": ["a boat"]})
             assert (late.status_code, error(late)) == (504, "timed_out")
             assert not slow.state.batcher._waiting
@@ -315,10 +317,10 @@ def test_late_answers_are_given_up_and_what_was_not_begun_is_dropped(pool: Model
         wait_until(lambda: slow.admission.in_flight == 0)
 
 
-def test_who_leaves_is_not_worked_for(served: Running) -> None:
+def test_requests_of_clients_that_left_are_dropped(served: Running) -> None:
     body = json.dumps({"texts": ["a boat"]}).encode()
     before = served.counted().get(("/v1/embed", "499"), 0)
-    with Stuck(served):
+    with OccupiedModels(served):
         with socket.create_connection(("127.0.0.1", served.port)) as leaving:
             leaving.sendall(head(len(body)) + body)
             wait_until(lambda: len(served.state.batcher._waiting) == 1)
@@ -326,7 +328,7 @@ def test_who_leaves_is_not_worked_for(served: Running) -> None:
         wait_until(lambda: served.counted().get(("/v1/embed", "499"), 0) == before + 1)
 
 
-def test_bodies_in_work_are_bounded_together(pool: ModelPool) -> None:
+def test_the_bodies_of_all_open_requests_are_bounded(pool: ModelPool) -> None:
     limits = Limits(body_bytes=20_000, held_bytes=25_000)
     with running(pool, limits) as full, socket.create_connection(("127.0.0.1", full.port)) as slow:
         slow.sendall(head(20_000) + b" " * 19_000)
@@ -335,7 +337,7 @@ def test_bodies_in_work_are_bounded_together(pool: ModelPool) -> None:
         assert (response.status_code, error(response)) == (429, "busy")
 
 
-def test_a_failure_leaks_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_reveals_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("secret detail")
 
@@ -345,28 +347,28 @@ def test_a_failure_leaks_nothing(served: Running, monkeypatch: pytest.MonkeyPatc
     assert "secret" not in response.text
 
 
-def test_stopping_finishes_what_was_taken_and_refuses_what_comes(pool: ModelPool) -> None:
+def test_stopping_finishes_accepted_requests_and_refuses_new_ones(pool: ModelPool) -> None:
     with running(pool) as ending, ThreadPoolExecutor(1) as clients:
-        with Stuck(ending), ending.client() as early:
-            assert early.get("/healthz").json() == {"live": True, "ready": True}
-            taken = clients.submit(ending.post, "/v1/embed", {"texts": ["a boat"]})
+        with OccupiedModels(ending), ending.client() as client:
+            assert client.get("/healthz").json() == {"live": True, "ready": True}
+            accepted = clients.submit(ending.post, "/v1/embed", {"texts": ["a boat"]})
             wait_until(lambda: ending.admission.in_flight == 1)
             ending.server.stop()
-            late = early.post("/v1/embed", json={"texts": ["a boat"]})
+            late = client.post("/v1/embed", json={"texts": ["a boat"]})
             assert (late.status_code, error(late)) == (503, "stopping")
-            assert early.get("/healthz").status_code == 503
-        assert taken.result().status_code == 200
+            assert client.get("/healthz").status_code == 503
+        assert accepted.result().status_code == 200
         ending.thread.join(20)
         assert not ending.thread.is_alive()
 
 
-def test_a_big_picture_is_small_while_it_waits(served: Running) -> None:
+def test_a_waiting_picture_has_the_models_size(served: Running) -> None:
     image = Image.new("RGB", (1000, 1000))
     stream = io.BytesIO()
     image.save(stream, "PNG")
-    with ThreadPoolExecutor(1) as clients, Stuck(served):
-        asked = {"pictures": [base64.b64encode(stream.getvalue()).decode()]}
-        answer = clients.submit(served.post, "/v1/embed", asked)
+    with ThreadPoolExecutor(1) as clients, OccupiedModels(served):
+        body = {"pictures": [base64.b64encode(stream.getvalue()).decode()]}
+        answer = clients.submit(served.post, "/v1/embed", body)
         wait_until(lambda: len(served.state.batcher._waiting) == 1)
         assert served.state.batcher._waiting[0].inputs.pictures[0].size == (16, 16)
     assert answer.result().status_code == 200
@@ -383,6 +385,6 @@ def test_metrics_count_what_clients_saw(served: Running) -> None:
     assert 'diptych_requests_total{endpoint="other",status="404"}' in served.get("/metrics").text
 
 
-def test_requests_are_there_for_every_endpoint(served: Running) -> None:
+def test_the_tests_have_a_request_for_every_endpoint(served: Running) -> None:
     posts = {path for path, methods in served.get("/openapi.json").json()["paths"].items() if "post" in methods}
     assert posts == requests().keys()

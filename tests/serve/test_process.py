@@ -1,4 +1,4 @@
-"""`diptych serve` as a process of its own."""
+"""Runs `diptych serve` in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_the_command_serves_until_it_is_told_to_stop(pool: ModelPool, photos: Pa
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            told = process.stdout.readline().split()
-            url = next(word for word in told if word.startswith("http"))
-            assert told[1] == str(len(pool.models))
+            line = process.stdout.readline().split()
+            url = next(word for word in line if word.startswith("http"))
+            assert line[1] == str(len(pool.models))
             with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=30) as client:
                 assert client.get("/healthz").json() == {"live": True, "ready": True}
                 assert client.get("/v1/models").status_code == 401

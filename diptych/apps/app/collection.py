@@ -20,7 +20,7 @@ MOST_PICTURES = 1_000
 
 @dataclass(frozen=True)
 class Collection:
-    """What one model searches."""
+    """The pictures and texts that one model searches."""
 
     model: PooledModel
     album: Album

@@ -24,7 +24,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def message(title: str, text: str, kind: str = "problem") -> str:
-    """Says what went wrong or is missing, and the way out."""
+    """Renders a message about a problem, with its solution."""
     return render("message", title=title, text=text, kind=kind)
 
 

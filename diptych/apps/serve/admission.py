@@ -42,15 +42,12 @@ class Exchange:
     """One HTTP request with the channels to its client."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self.receive, self._send = scope, receive, send
+        self.scope, self.receive, self.send = scope, receive, send
         self.headers = Headers(scope=scope)
         self.path: str = scope["path"]
         self.for_model = scope["method"] == "POST" and self.path.startswith(MODEL_PREFIX)
         self.body_bytes = 0
         self.read_to_end = not ("transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0")
-
-    async def send(self, message: Message) -> None:
-        await self._send(message)
 
 
 class AdmissionMiddleware:
