@@ -19,16 +19,16 @@ examples:
   diptych ablate mine.yaml "vision stage:run.steps=300"
 
 mine.yaml:
-  recipe: vlmo_tiny                    # of every variant and stage that names no other
-  set: {evaluation.rerank: 0}          # in every variant
-  stages:                              # trained once a seed, in this order
+  recipe: vlmo_tiny                    # recipe of every variant and stage that names no other
+  set: {evaluation.rerank: 0}          # set in every variant
+  stages:                              # trained once for each seed, in this order
     language: {recipe: vlmo_tiny_language, set: {init_from: null}}
-  variants:                            # measured; differences are to the first
+  variants:                            # measured, and compared with the first
     from nothing: {set: {init_from: null}}
     after language: {after: {init_from: language}}
   seeds: [0, 1, 2]
 
-name=value is set in every variant, PART:name=value in one variant or stage.
+`name=value` is set in every variant, `PART:name=value` in one variant or stage.
 """
 
 
@@ -37,8 +37,8 @@ def run(arguments: Sequence[str]) -> None:
         "diptych ablate",
         usage="diptych ablate GRID [--seeds 0,1,2] [--jobs N] [--folder FOLDER] [--variant TEXT …] [name=value …]",
         description="Train variants of a recipe, side by side and for several seeds, measure them and write one table "
-        f"with intervals and the computation behind each. Ready grids: {', '.join(GRIDS)}. A run that has ended is "
-        "not repeated, a stopped one goes on, a failed one does not stop the others.",
+        f"with intervals and the computation behind each. Ready grids: {', '.join(GRIDS)}. A finished run is not "
+        "repeated, a stopped one is resumed, and a failed one does not stop the others.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--seeds", help="whole numbers with commas between them (default: the grid's, 0,1,2)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1,
-        help="runs at once, which share the processor's cores (default: one a core, which does most for small models)",
+        help="runs at once, which share the CPU's cores (default: one a core, which is fastest for small models)",
     )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the runs go (default: runs/ablate/GRID)")
     given, assignments = parser.parse_known_args(arguments)
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _changed(grid: Grid, seeds: str | None, assignments: Sequence[str]) -> Grid:
-    """With what the command line sets."""
+    """Changes a grid as the command line says."""
     from diptych.recipes.override import parse_assignments
 
     if seeds is not None:
@@ -94,9 +94,9 @@ def _carry_out(grid: Grid, folder: Path, jobs: int) -> None:
     failed = runs.train_all(planned, jobs)
     problems = [f"{run} failed: {why}" for run, why in failed.items()]
     try:
-        found = table.table(grid, folder, failed)
+        result = table.table(grid, folder, failed)
     except ValueError as error:
         raise ValueError("\n".join([*problems, str(error)])) from None
-    print(f"\n{table.as_markdown(found)}\n\nWritten:", *table.write(found, folder), sep="\n  ")
+    print(f"\n{table.as_markdown(result)}\n\nWritten:", *table.write(result, folder), sep="\n  ")
     if problems:
-        raise ValueError("\n".join([*problems, "the same command tries what failed again, and nothing else"]))
+        raise ValueError("\n".join([*problems, "run the same command again to retry the failed runs only"]))

@@ -33,8 +33,8 @@ def run(arguments: Sequence[str]) -> None:
     from diptych.apps.demo.systems import SYSTEMS, Demonstration
 
     system = SYSTEMS[given.model]
-    shown = Demonstration(system, given.folder or system.folder)
+    demonstration = Demonstration(system, given.folder or system.folder)
     if given.all_tasks:
-        tasks.all_tasks(shown, blind=not given.no_blind)
+        tasks.all_tasks(demonstration, blind=not given.no_blind)
     else:
-        pretraining.demo(shown)
+        pretraining.demo(demonstration)

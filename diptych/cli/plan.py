@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych plan",
         usage="diptych plan RECIPE --devices DEVICES [options] [name=value …]",
-        description="Predict what a recipe takes: parameters, memory by part, time by part, and what holds it back.",
+        description="Predict the parameters of a recipe, its memory and time by part, and its bottleneck.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -199,7 +199,7 @@ def test_a_failed_run_is_told_and_loses_only_what_begins_with_it_and_what_is_don
     failed = runs.train_all(planned, jobs=2)
     assert set(failed) == {tmp_path / "broken" / "seed-0", tmp_path / "after" / "seed-0"}
     assert "nowhere" in failed[tmp_path / "broken" / "seed-0"]
-    assert failed[tmp_path / "after" / "seed-0"].startswith(f"left out: it begins with {tmp_path}/broken/seed-0")
+    assert failed[tmp_path / "after" / "seed-0"].startswith(f"left out: it starts from {tmp_path}/broken/seed-0")
     found = table.table(grid, tmp_path, failed)
     assert {one.variant for one in found.reached} == {"full"}
     assert "broken/seed-0: the end of" in table.as_markdown(found)

@@ -89,7 +89,7 @@ def stand_in(shown: Demonstration, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """After pre-training."""
     made = StandIn()
     monkeypatch.setattr(pipeline, "train", made.train)
-    monkeypatch.setattr(pipeline, "report", made.report)
+    monkeypatch.setattr(tasks, "report", made.report)
     monkeypatch.setattr(tasks, "_weights_of", lambda run: b"weights")
     monkeypatch.setattr(tasks, "_blind_beside", blind_afterwards)
     monkeypatch.chdir(shown.folder.parent)
@@ -129,7 +129,7 @@ def test_stages_run_in_their_order_and_only_what_is_missing_runs_again(
 ) -> None:
     made, shown = StandIn(), Demonstration(VLMO, tmp_path)
     monkeypatch.setattr(pipeline, "train", made.train)
-    monkeypatch.setattr(pipeline, "report", made.report)
+    monkeypatch.setattr(pretraining, "report", made.report)
     monkeypatch.setattr(pretraining, "record_compute", lambda place: None)
     monkeypatch.setattr(pretraining, "_ended", lambda recipe, place: recipe.name == "visual_tokenizer_tiny")
     monkeypatch.setattr(pipeline, "measure", lambda folder: pytest.fail("stages end here"))

@@ -75,7 +75,7 @@ SAID = [f"{name}={value}" for name, value in MICRO.items()]
 def test_the_verb_prints_memory_time_and_where_its_numbers_come_from(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "albef_tiny", *SAID, "--devices", "2xA100-40G", "--price", "2"]) == 0
     said = capsys.readouterr().out
-    for words in ("image encoder", "teacher", "optimiser", "queue", "What holds it back", "data sheet", "assumed"):
+    for words in ("image encoder", "teacher", "optimiser", "queue", "Bottleneck", "data sheet", "assumed"):
         assert words in said
     assert "Training: 2,000 steps" in said
     assert "Cost:" in said

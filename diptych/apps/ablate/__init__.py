@@ -1,4 +1,4 @@
-"""Ablations: a grid of recipe replacements → runs → one table.
+"""Ablations: a grid of changed recipes, its runs, and one table of their measures.
 
-`grid.py` says what is trained, `ready.py` holds those of the papers, `runs.py` trains side by side, `table.py` sums up.
+`grid.py` defines grids, `ready.py` holds those of the papers, `runs.py` trains side by side, `table.py` sums up.
 """

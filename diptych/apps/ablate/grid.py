@@ -1,4 +1,4 @@
-"""What an ablation trains: variants of a recipe, and the stages before them. Values only; no torch here."""
+"""The trainings of an ablation, as values: variants of a recipe, and the stages before them. It imports no torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 import yaml
 
 Changes = Mapping[str, Any]
-"""Fields of a recipe by their dotted names, with what stands for them."""
+"""New values of a recipe's fields by their dotted names."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One training, which is done once for each seed: a variant, or a stage that variants begin with."""
+    """A training, which runs once for each seed: a variant, or a stage that variants start from."""
 
     name: str
     recipe: str
     set: Changes = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
-    """Field of the recipe → the stage whose run it names, as in `{"init_from": "language"}`."""
+    """Stages whose runs fields of the recipe name, as in `{"init_from": "language"}`."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Variants that are measured against the first of them. Raises ValueError where a name is missing or doubled."""
+    """Variants that are compared with the first of them. Raises ValueError for missing or doubled names."""
 
     name: str
     variants: tuple[Part, ...]
     stages: tuple[Part, ...] = ()
-    """In their order: each may begin with those before it. A stage is trained once a seed, whoever begins with it."""
+    """Stages in their order. Each may start from earlier ones, and is trained once for each seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Grid:
         if not self.variants or not self.seeds:
             raise ValueError(f"{self.name}: an ablation needs at least one variant and one seed")
         if doubled := {str(name) for name in (*names, *self.seeds) if (*names, *self.seeds).count(name) > 1}:
-            raise ValueError(f"{self.name}: given twice: {', '.join(sorted(doubled))}")
+            raise ValueError(f"{self.name}: given twice: {', '.join(sorted(doubled))}; each name and seed must differ")
         if wrong := [name for name in names if name != Path(name).name]:
             raise ValueError(f"{self.name}: '{wrong[0]}' names a folder too, so it cannot hold a slash")
         known: list[str] = []
@@ -55,26 +55,26 @@ class Grid:
         return (*self.stages, *self.variants)
 
     def chain(self, part: Part) -> tuple[Part, ...]:
-        """The stages that lead to a part, each once, in their order, itself last."""
+        """Lists the stages that lead to a part, each once and in their order, itself last."""
         needed = {part.name}
         for stage in reversed(self.stages):
             if any(stage.name in other.after.values() for other in self.parts if other.name in needed):
                 needed.add(stage.name)
-        return tuple(one for one in self.parts if one.name in needed)
+        return tuple(part for part in self.parts if part.name in needed)
 
     def replaced(self, names: Iterable[str], changes: Changes) -> Grid:
-        """With more fields set in the named parts."""
+        """Sets more fields in the named parts."""
         chosen = set(names)
 
         def changed(parts: Sequence[Part]) -> tuple[Part, ...]:
-            return tuple(replace(one, set={**one.set, **changes}) if one.name in chosen else one for one in parts)
+            return tuple(replace(part, set={**part.set, **changes}) if part.name in chosen else part for part in parts)
 
         return replace(self, stages=changed(self.stages), variants=changed(self.variants))
 
     def _check(self, part: Part, stages: Sequence[str]) -> None:
         for name, stage in part.after.items():
             if stage not in stages:
-                known = f"stages before it: {', '.join(stages)}" if stages else "no stage stands before it"
+                known = f"the stages before it are {', '.join(stages)}" if stages else "no stage stands before it"
                 raise ValueError(f"{self.name}: {part.name} takes {name} from '{stage}', but {known}")
 
 
@@ -85,36 +85,34 @@ PART_FIELDS = {"recipe", "set", "after"}
 
 
 def read_grid(path: Path) -> Grid:
-    """A grid from a YAML or JSON file. Raises ValueError, also for any name that is not known."""
+    """Reads a grid from a YAML or JSON file. Raises ValueError, also for unknown names."""
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except yaml.YAMLError as error:
         raise ValueError(f"{path} could not be read as YAML or JSON: {error}") from None
-    found = _fields(plain, FIELDS, str(path))
-    if not isinstance(seeds := found.get("seeds", Grid.seeds), list | tuple) or not all(
-        isinstance(seed, int) for seed in seeds
-    ):
+    fields = _fields(plain, FIELDS, str(path))
+    seeds = fields.get("seeds", Grid.seeds)
+    if not isinstance(seeds, list | tuple) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"{path}: seeds are whole numbers, as in seeds: [0, 1, 2]")
-    shared = _fields(found.get("set"), None, f"{path}: set")
-    parts = {
-        group: tuple(_parts(found.get(group), found.get("recipe"), f"{path}: {group}"))
-        for group in ("stages", "variants")
-    }
-    variants = tuple(replace(one, set={**shared, **one.set}) for one in parts["variants"])
-    return Grid(path.stem, variants, parts["stages"], tuple(seeds))
+    shared = _fields(fields.get("set"), None, f"{path}: set")
+    stages, variants = (
+        tuple(_parts(fields.get(group), fields.get("recipe"), f"{path}: {group}")) for group in ("stages", "variants")
+    )
+    variants = tuple(replace(variant, set={**shared, **variant.set}) for variant in variants)
+    return Grid(path.stem, variants, stages, tuple(seeds))
 
 
 def _parts(plain: Any, recipe: str | None, where: str) -> Iterator[Part]:
     for name, content in _fields(plain, None, where).items():
-        found = _fields(content, PART_FIELDS, f"{where}.{name}")
-        if not (own := found.get("recipe", recipe)):
+        fields = _fields(content, PART_FIELDS, f"{where}.{name}")
+        if not (part_recipe := fields.get("recipe", recipe)):
             raise ValueError(f"{where}.{name} needs a recipe: name it there, or one for all at the top")
-        groups = (_fields(found.get(group), None, f"{where}.{name}.{group}") for group in ("set", "after"))
-        yield Part(name, own, *groups)
+        groups = (_fields(fields.get(group), None, f"{where}.{name}.{group}") for group in ("set", "after"))
+        yield Part(name, part_recipe, *groups)
 
 
 def _fields(plain: Any, known: set[str] | None, where: str) -> dict[str, Any]:
-    """A mapping of names, of the known ones only where they are told. Nothing counts as an empty one."""
+    """Checks that a value is a mapping of (known) names. None counts as an empty mapping."""
     if plain is None:
         return {}
     if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
@@ -125,7 +123,7 @@ def _fields(plain: Any, known: set[str] | None, where: str) -> dict[str, Any]:
 
 
 def given_grid(recipe: str, variants: Sequence[str]) -> Grid:
-    """From arguments such as `full` and `no ITC: task.itc=0 task.fuse_start=0`. Raises ValueError."""
+    """Reads variants from arguments such as `full` and `no ITC: task.itc=0 task.fuse_start=0`. Raises ValueError."""
     parts = []
     for text in variants:
         name, _, changes = text.partition(":")

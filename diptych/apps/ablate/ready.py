@@ -1,4 +1,4 @@
-"""Ablations that are ready to run: the papers', as far as one process can show them. Values only; no torch here."""
+"""The papers' ablations, ready to run, as far as one process can show them. It imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from diptych.apps.ablate.grid import Grid, Part
 
 ALONE = {"init_from": None}
-"""A run without the stages that its recipe begins with."""
+"""Starts a run without the stages of its recipe."""
 
 
 def _variants(recipe: str, variants: Mapping[str, Mapping[str, Any]], **shared: Any) -> tuple[Part, ...]:
@@ -34,8 +34,8 @@ ALBEF_LOSSES = Grid(
         },
     ),
 )
-"""ALBEF's Table 1 from its last row to its first, but for distillation downstream. Without contrast the pictures that
-are re-ranked are chosen by chance."""
+"""ALBEF's Table 1 from its last row to its first, without distillation in downstream tasks. Without contrast, chance
+chooses the pictures that are re-ranked."""
 
 VLMO_LOSSES = Grid(
     "vlmo_losses",
@@ -51,7 +51,7 @@ VLMO_LOSSES = Grid(
         init_from=None,
     ),
 )
-"""Each loss left out (VLMo, Tables 4 to 6), from nothing. Without ITC a dual encoder finds nothing."""
+"""Each loss left out (VLMo, Tables 4 to 6), from random weights. Without ITC a dual encoder cannot rank."""
 
 VLMO_CONTRAST = Grid(
     "vlmo_contrast",
@@ -65,7 +65,7 @@ VLMO_CONTRAST = Grid(
         init_from=None,
     ),
 )
-"""The dual encoder's contrast, that of the vision-language experts, or both, as released; from nothing."""
+"""ITC of the dual encoder, of the VL-FFN, or of both, as released; from random weights."""
 
 VLMO_TRANSFORMER = Grid(
     "vlmo_transformer",
@@ -80,11 +80,11 @@ VLMO_TRANSFORMER = Grid(
         **{"task.itc_branches": "main"},
     ),
 )
-"""An expert a modality against a standard transformer, and shared against separate self-attention (VLMo, Tables 4 to
-6), from nothing. One contrast, since a standard transformer has no second."""
+"""MoME against a standard transformer, and shared against separate self-attention (VLMo, Tables 4 to 6), from random
+weights. All variants have one contrast, since a standard transformer has no second one."""
 
 DUAL = {"evaluation.rerank": 0}
-"""Nothing is fused in the evaluation."""
+"""Evaluates dual encoders, without fusion."""
 VLMO_STAGES = Grid(
     "vlmo_stages",
     (
@@ -98,7 +98,7 @@ VLMO_STAGES = Grid(
         Part("language stage", "vlmo_tiny_language", after={"init_from": "vision stage"}),
     ),
 )
-"""What the stages before the pairs are worth (VLMo, Tables 4 to 6), at equal numbers of pairs. The stages see pictures
+"""The worth of the stages before the pairs (VLMo, Tables 4 to 6), at equal numbers of pairs. The stages see pictures
 without captions and captions without pictures, of scenes that are not among the pairs."""
 
 GRIDS = {grid.name: grid for grid in (ALBEF_LOSSES, VLMO_LOSSES, VLMO_CONTRAST, VLMO_TRANSFORMER, VLMO_STAGES)}

@@ -1,9 +1,9 @@
-"""The runs of an ablation: which there are, and training them side by side, each in a process of its own.
+"""The runs of an ablation, which are trained side by side, each in its own process.
 
-FOLDER/PART/seed-N           a run's folder, with two files more:
-           asked.json        the recipe as it was asked for, by which the run is known again
-           compute.json      its last file: operations and seconds of its training
-FOLDER/PART/seed-N.log       what it said
+FOLDER/PART/seed-N           a run's folder, with two more files:
+           asked.json        the recipe as the grid has it, which identifies the run
+           compute.json      operations and seconds of its training, written last
+FOLDER/PART/seed-N.log       its output
 """
 
 from __future__ import annotations
@@ -29,25 +29,30 @@ from diptych.serialize import to_dict
 from diptych.train.state import stored_recipe
 
 SHOWN = 2_000
-"""Characters of a failed run's log that are shown, from its end."""
+"""Number of characters that are shown from the end of a failed run's log."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training for one seed."""
+    """The training of a part for one seed."""
 
     part: Part
     seed: int
     recipe: Recipe
     folder: Path
     needs: tuple[Path, ...]
-    """Folders of the runs that it begins with."""
+    """Folders of the runs that it starts from."""
     measured: bool
-    """Whether it is a variant, which is measured on the test split."""
+    """Whether the run is a variant, which is measured on the test split."""
 
     @property
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def request(self) -> Path:
+        """File of the recipe as the grid has it."""
+        return self.folder / "asked.json"
 
     @property
     def done(self) -> bool:
@@ -55,7 +60,7 @@ class Run:
 
 
 def plan(grid: Grid, folder: Path) -> tuple[Run, ...]:
-    """Every run of a grid, those before that others begin with. Raises ValueError for what cannot be run."""
+    """Lists the runs of a grid, stages before the runs that start from them. Raises ValueError for invalid runs."""
     return tuple(_run(grid, part, seed, folder) for seed in grid.seeds for part in _needed(grid))
 
 
@@ -64,20 +69,18 @@ def place(folder: Path, part: Part, seed: int) -> Path:
 
 
 def _needed(grid: Grid) -> tuple[Part, ...]:
-    """Without stages that no variant begins with."""
-    names = {one.name for variant in grid.variants for one in grid.chain(variant)}
+    """Lists all parts but the stages that no variant starts from."""
+    names = {part.name for variant in grid.variants for part in grid.chain(variant)}
     return tuple(part for part in grid.parts if part.name in names)
 
 
 def _run(grid: Grid, part: Part, seed: int, folder: Path) -> Run:
-    before = {stage.name: place(folder, stage, seed) for stage in grid.stages}
-    links = {field: str(before[stage]) for field, stage in part.after.items()}
+    stages = {stage.name: place(folder, stage, seed) for stage in grid.stages}
+    links = {field: str(stages[stage]) for field, stage in part.after.items()}
     recipe = override(catalog.find_recipe(part.recipe), {**part.set, **links, "run.seed": seed})
-    own = place(folder, part, seed)
-    run = Run(part, seed, recipe, own, tuple(map(Path, links.values())), part in grid.variants)
-    asked = own / "asked.json"
-    if asked.is_file() and json.loads(asked.read_text()) != to_dict(recipe):
-        raise ValueError(f"{own} holds a run of another recipe: remove it, or take another --folder")
+    run = Run(part, seed, recipe, place(folder, part, seed), tuple(map(Path, links.values())), part in grid.variants)
+    if run.request.is_file() and json.loads(run.request.read_text()) != to_dict(recipe):
+        raise ValueError(f"{run.folder} holds a run of another recipe: remove it, or take another --folder")
     return run
 
 
@@ -85,9 +88,10 @@ def _run(grid: Grid, part: Part, seed: int, folder: Path) -> Run:
 
 
 def train_all(runs: tuple[Run, ...], jobs: int) -> dict[Path, str]:
-    """Trains what is not done, `jobs` runs at once. Returns why runs failed, by their folders.
+    """Trains all unfinished runs, `jobs` at once. Returns the reasons of failed runs by their folders.
 
-    What begins with a failed run is left out; the others go on. Stopped, all save where they are.
+    Runs that start from a failed one are left out, and the others go on. When this process is stopped, all runs save
+    their states.
     """
     failed: dict[Path, str] = {}
     waiting = [run for run in runs if not run.done]
@@ -110,30 +114,30 @@ def train_all(runs: tuple[Run, ...], jobs: int) -> dict[Path, str]:
                 print(f"{run.folder}: {'failed' if run.folder in failed else 'done'}", flush=True)
     finally:
         for _, process in running.values():
-            process.terminate()  # each saves where it is, as at Ctrl-C
+            process.terminate()  # each saves its state, as at Ctrl-C
         for _, process in running.values():
             process.join()
     return failed
 
 
 def _without_lost(waiting: list[Run], failed: dict[Path, str]) -> list[Run]:
-    """Those whose stages have not failed; notes the others as failed too."""
-    left = []
-    for run in waiting:  # stages stand before what begins with them
+    """Drops the runs that start from a failed one, and notes them as failed too."""
+    remaining = []
+    for run in waiting:  # a stage precedes the runs that start from it
         lost = [folder for folder in run.needs if folder in failed]
         if lost:
-            failed[run.folder] = f"left out: it begins with {lost[0]}, which failed"
+            failed[run.folder] = f"left out: it starts from {lost[0]}, which failed"
         else:
-            left.append(run)
-    return left
+            remaining.append(run)
+    return remaining
 
 
 def _started(run: Run, jobs: int) -> BaseProcess:
     run.folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # No daemon: the loader has processes of its own.
+    # It is no daemon, since its loader starts processes.
     process = get_context("spawn").Process(target=_in_process, args=(run, threads), daemon=False)
-    print(f"{run.folder}: {run.recipe.name}, its progress: {run.log}", flush=True)
+    print(f"{run.folder}: {run.recipe.name}; its progress is in {run.log}", flush=True)
     process.start()
     return process
 
@@ -150,12 +154,12 @@ def _in_process(run: Run, threads: int) -> None:
 
 
 def carry_out(run: Run) -> None:
-    """Trains a run or goes on with it, measures it if it is a variant, and counts what it took."""
+    """Trains or resumes a run, measures it if it is a variant, and counts its computation."""
     begun = (run.folder / "recipe.json").is_file()
     if not begun:
         run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "asked.json").write_text(json.dumps(to_dict(run.recipe), indent=1))
-    # A run that has begun wrote down what it found in its data, such as answers.
+        run.request.write_text(json.dumps(to_dict(run.recipe), indent=1))
+    # A run that has begun has added to its recipe, such as the answers in its data.
     pipeline.train(stored_recipe(run.folder) if begun else run.recipe, run.folder, resume=begun)
     if run.measured:
         pipeline.evaluate(run.folder)

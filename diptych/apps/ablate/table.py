@@ -1,7 +1,4 @@
-"""What the variants of an ablation reached, and what that took: over seeds, and against the first variant.
-
-V variants, in the grid's order; S seeds.
-"""
+"""The table of an ablation: measures of the variants over seeds, differences to the first variant, and costs."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from diptych.apps.ablate.runs import place
 from diptych.apps.compare.quality import quality, same_data
 from diptych.apps.report.compared import Score
 from diptych.apps.report.numbers import duration, number
+from diptych.apps.report.stages import COMPUTE
 from diptych.metrics.intervals import Interval, seed_interval
 
 Line = tuple[str, ...]
@@ -30,19 +28,19 @@ class Reached:
     variant: str
     mean: float
     interval: Interval | None
-    """95 % over seeds, by Student's t; None with one seed."""
+    """95 % interval over seeds, by Student's t; None for one seed."""
     difference: float | None
-    """To the first variant: the mean over the seeds that both have. None for the first itself."""
+    """Mean difference to the first variant over the seeds that both have; None for the first one."""
     difference_interval: Interval | None
-    """The same of the differences, seed by seed."""
+    """95 % interval of the differences, taken seed by seed."""
     seeds: Mapping[int, Score]
-    """Each run alone, with the 95 % interval over what it was asked."""
+    """Score of each run, with its 95 % interval over the test records."""
     chance: float | None
 
 
 @dataclass(frozen=True)
-class Took:
-    """One training of a variant or of a stage before it; means over seeds."""
+class TrainingCost:
+    """The cost of a variant or of a stage before it, as means over seeds."""
 
     part: str
     steps: float
@@ -53,10 +51,10 @@ class Took:
 
 @dataclass(frozen=True)
 class Cost:
-    """All that was trained for a variant, itself last. A stage that variants share counts for each."""
+    """The costs of a variant and of its stages, itself last. A stage that variants share counts for each."""
 
     variant: str
-    parts: tuple[Took, ...]
+    parts: tuple[TrainingCost, ...]
 
     @property
     def flops(self) -> float:
@@ -73,11 +71,11 @@ class Table:
 
     grid: str
     data: Mapping[str, Any]
-    """What the runs were measured on."""
+    """The data that the runs were measured on."""
     reached: tuple[Reached, ...]
     costs: tuple[Cost, ...]
     missing: Mapping[str, str]
-    """Runs that are not in it, with the reason."""
+    """Runs that are missing, with the reason."""
 
     def to_json(self) -> dict[str, Any]:
         totals = [{"flops": cost.flops, "seconds": cost.seconds} for cost in self.costs]
@@ -85,25 +83,29 @@ class Table:
 
 
 def table(grid: Grid, folder: Path, missing: Mapping[Path, str] | None = None) -> Table:
-    """Of the runs that are done. Raises ValueError where none is, or where two were measured on different data."""
+    """Sums up the finished runs. Raises ValueError for none, or for runs that were measured on different data."""
     done = [
         (variant, seed)
         for variant in grid.variants
         for seed in grid.seeds
-        if (place(folder, variant, seed) / "compute.json").is_file()
+        if (place(folder, variant, seed) / COMPUTE).is_file()
     ]
     if not done:
-        raise ValueError(f"{folder}: no run of a variant has ended, so there is nothing to sum up")
+        raise ValueError(f"{folder}: no run of a variant has ended, so there is nothing to sum up yet")
     folders = [place(folder, variant, seed) for variant, seed in done]
     data = same_data(folders)
     reached = []
-    for one in quality(folders):
+    for row in quality(folders):
         scores: dict[str, dict[int, Score]] = {variant.name: {} for variant in grid.variants}
-        for (variant, seed), score in zip(done, one.scores, strict=True):
+        for (variant, seed), score in zip(done, row.scores, strict=True):
             if score is not None:
                 scores[variant.name][seed] = score
-        reached += list(_reached(one.measure, scores, one.chance))
-    costs = tuple(_cost(grid, variant, folder) for variant in grid.variants if variant in [one for one, _ in done])
+        reached += list(_reached(row.measure, scores, row.chance))
+    costs = tuple(
+        Cost(variant.name, tuple(_training_cost(grid, part, folder) for part in grid.chain(variant)))
+        for variant in grid.variants
+        if variant in [finished for finished, _ in done]
+    )
     named = {str(run.relative_to(folder)): why for run, why in (missing or {}).items()}
     return Table(grid.name, data, tuple(reached), costs, named)
 
@@ -122,48 +124,45 @@ def _reached(measure: str, scores: Mapping[str, Mapping[int, Score]], chance: fl
         )  # fmt: skip
 
 
-def _cost(grid: Grid, variant: Part, folder: Path) -> Cost:
-    return Cost(variant.name, tuple(_took(grid, part, folder) for part in grid.chain(variant)))
+def _training_cost(grid: Grid, part: Part, folder: Path) -> TrainingCost:
+    files = [place(folder, part, seed) / COMPUTE for seed in grid.seeds]
+    runs = [json.loads(file.read_text()) for file in files if file.is_file()]
+    means = {key: fmean(run[key] for run in runs) for key in ("steps", "records", "flops", "seconds")}
+    return TrainingCost(part.name, **means)
 
 
-def _took(grid: Grid, part: Part, folder: Path) -> Took:
-    files = [place(folder, part, seed) / "compute.json" for seed in grid.seeds]
-    found = [json.loads(file.read_text()) for file in files if file.is_file()]
-    return Took(part.name, *(fmean(one[key] for one in found) for key in ("steps", "records", "flops", "seconds")))
+# --------------------------------------------------------------------------- output
 
 
-# --------------------------------------------------------------------------- for people
-
-
-def as_markdown(found: Table) -> str:
-    """The measures with the whole computation beside them, and what was trained for each variant."""
-    costs = {cost.variant: cost for cost in found.costs}
+def as_markdown(table: Table) -> str:
+    """Formats the measures with the whole computation beside them, and the trainings behind each variant."""
+    costs = {cost.variant: cost for cost in table.costs}
     reached = [
         (
-            one.measure, one.variant, f"{one.mean:.1f}", _interval(one.interval),
-            "" if one.difference is None else f"{one.difference:+.1f}", _interval(one.difference_interval),
-            "; ".join(f"{score.value:.1f} ({score.interval})" for score in one.seeds.values()),
-            number(costs[one.variant].flops / 1e12), duration(costs[one.variant].seconds),
+            row.measure, row.variant, f"{row.mean:.1f}", _interval(row.interval),
+            "" if row.difference is None else f"{row.difference:+.1f}", _interval(row.difference_interval),
+            "; ".join(f"{score.value:.1f} ({score.interval})" for score in row.seeds.values()),
+            number(costs[row.variant].flops / 1e12), duration(costs[row.variant].seconds),
         )
-        for one in found.reached
+        for row in table.reached
     ]  # fmt: skip
-    first = found.reached[0].variant if found.reached else ""
+    first = table.reached[0].variant if table.reached else ""
     head = ("measure, %", "variant", "mean", "95 % over seeds", f"less {first}", "95 %", "each run", "TFLOP", "time")
     trained = [
         (cost.variant, part.part, f"{part.steps:,.0f}", f"{part.records:,.0f}", number(part.flops / 1e12),
          duration(part.seconds))
-        for cost in found.costs
+        for cost in table.costs
         for part in cost.parts
     ]  # fmt: skip
     lines = [*_rows(head, reached), "", *_rows(("variant", "trained", "steps", "records", "TFLOP", "time"), trained)]
-    if found.missing:
-        lines += ["", "Missing:", *(f"- {run}: {why.splitlines()[0]}" for run, why in found.missing.items())]
-    return "\n".join([f"# {found.grid}", "", *lines, "", *NOTES])
+    if table.missing:
+        lines += ["", "Missing:", *(f"- {run}: {why.splitlines()[0]}" for run, why in table.missing.items())]
+    return "\n".join([f"# {table.grid}", "", *lines, "", *NOTES])
 
 
 NOTES = (
-    "Means over seeds, with Student's 95 % intervals; differences are taken seed by seed. Each run alone: its interval",
-    "over the test records. TFLOP and time are of all training behind a variant, stages included, without validations.",
+    "Means are over seeds, with Student's 95 % intervals; differences are taken seed by seed. Each run has an interval",
+    "over the test records. TFLOP and time count all training behind a variant, stages included, without validations.",
 )
 
 
@@ -177,9 +176,9 @@ def _rows(head: Line, body: Sequence[Line]) -> list[str]:
     return [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(line, widths, strict=True))} |" for line in lines]
 
 
-def write(found: Table, folder: Path) -> tuple[Path, Path]:
-    """`table.md` and `table.json` in the ablation's folder."""
+def write(table: Table, folder: Path) -> tuple[Path, Path]:
+    """Writes `table.md` and `table.json` into the ablation's folder."""
     text, plain = folder / "table.md", folder / "table.json"
-    text.write_text(as_markdown(found) + "\n", encoding="utf-8")
-    plain.write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+    text.write_text(as_markdown(table) + "\n", encoding="utf-8")
+    plain.write_text(json.dumps(table.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
     return text, plain

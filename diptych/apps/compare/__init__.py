@@ -1,6 +1,6 @@
-"""Runs beside each other on the same data: quality of each task, speed, parameters.
+"""Comparisons of runs on the same data: quality of each task, speed, parameters.
 
-found = compare([RUN, RUN]); print(as_text(found)); write(found, FOLDER)
+comparison = compare([RUN, RUN]); print(as_text(comparison)); write(comparison, FOLDER)
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["Comparison", "as_text", "compare", "write"]
 
 
 def compare(runs: Sequence[Path], rounds: int = ROUNDS) -> Comparison:
-    """What runs reached on the same data, and how fast they are on this machine, measured now.
+    """Compares the quality of runs on the same data, and measures their speed on this machine.
 
-    Quality is that of their `eval.json` and of those in their `tasks`. Speed and parameters are of models trained to
-    rank pairs. Raises ValueError for runs that have not been measured, or not on the same data.
+    Quality comes from `eval.json` of the runs and of the runs in their `tasks`. Speed and parameters are measured for
+    models that were trained to rank pairs. Raises ValueError for runs without measures, or measured on different data.
     """
     if len(runs) < 2:
-        raise ValueError("a comparison needs two runs at least")
+        raise ValueError("a comparison needs two runs at least: name a second one")
     data = same_data(runs)
     names = [stored_recipe(run).name for run in runs]
     doubled = {name for name, times in Counter(names).items() if times > 1}
@@ -48,13 +48,13 @@ def compare(runs: Sequence[Path], rounds: int = ROUNDS) -> Comparison:
 
 
 def _predictor(run: Path) -> Predictor | None:
-    """The run's model, if it was trained to rank pairs."""
+    """Loads the run's model, if it was trained to rank pairs."""
     recipe = stored_recipe(run)
     return load(run) if ranks_pairs(recipe) and catalog.record_kind(recipe.task) is Record else None
 
 
-def write(found: Comparison, folder: Path) -> Path:
-    """`comparison.json` and `comparison.html` in the folder. Returns the page."""
+def write(comparison: Comparison, folder: Path) -> Path:
+    """Writes `comparison.json` and `comparison.html` into the folder. Returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
-    return write_comparison(folder, found)
+    (folder / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=1), encoding="utf-8")
+    return write_comparison(folder, comparison)

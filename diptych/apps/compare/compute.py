@@ -1,4 +1,4 @@
-"""What a training took, counted once it has ended and kept beside it."""
+"""The computation of a finished training, counted once and kept in its folder."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from diptych.train.parallel import ParallelTask
 from diptych.types import Progress
 
 COUNTED = 8
-"""Steps, evenly spread over a run, whose operations are counted: what a step computes changes with its number
-(`fuse_start`) and with the lengths of its texts."""
+"""Number of steps, evenly spread over a run, whose operations are counted. They differ, since a step's computation
+depends on its number (`fuse_start`) and on the lengths of its texts."""
 
 
 def record_compute(folder: Path) -> Path:
-    """Counts what a run that has ended took, into its `compute.json`. Returns that file."""
+    """Counts the computation of a finished run and writes it to `compute.json` in its folder. Returns that file."""
     return write_whole(folder / COMPUTE, json.dumps(compute(folder), indent=1))
 
 
 def compute(folder: Path) -> Mapping[str, Any]:
-    """A run's steps, records, floating-point operations, and seconds in its steps without validations."""
+    """Counts the steps, records and floating-point operations of a run, and its seconds without validations."""
     newest, _ = store.newest_whole(folder / "checkpoints")
     assert newest is not None, "the run has ended"
     state = newest.state["run"]
@@ -48,9 +48,9 @@ def compute(folder: Path) -> Mapping[str, Any]:
 
 
 def step_flops(folder: Path, steps: int) -> float:
-    """Floating-point operations of a run's step, forward and backward: the mean of `COUNTED` steps spread over it.
+    """Counts the floating-point operations of a step, forward and backward, as the mean of `COUNTED` steps.
 
-    Products of matrices, convolutions and attention count; what is added or normalised does not.
+    Matrix products, convolutions and attention count; additions and normalisations do not.
     """
     newest, _ = store.newest_whole(folder / "checkpoints")
     opened = pipeline.open_task(newest.folder if newest else folder)

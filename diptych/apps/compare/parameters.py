@@ -1,4 +1,4 @@
-"""How many parameters each use of a model depends on: those that its result has a gradient for."""
+"""The number of parameters that each use of a model depends on, which are those with a gradient of its result."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from diptych.types import Texts
 
 
 def parameters(predictors: Sequence[Predictor | None]) -> tuple[Parameters, ...]:
-    """Rows: a picture alone, a text alone, a pair, all that the model has."""
-    counted = [None if one is None else _counted(one) for one in predictors]
-    names = next((list(one) for one in counted if one), [])
-    return tuple(Parameters(name, tuple(None if one is None else one[name] for one in counted)) for name in names)
+    """Counts the parameters that a picture alone, a text alone and a pair depend on, and all of them."""
+    counts = [None if predictor is None else _counts(predictor) for predictor in predictors]
+    names = next((list(by_name) for by_name in counts if by_name), [])
+    return tuple(Parameters(name, tuple(by_name and by_name[name] for by_name in counts)) for name in names)
 
 
-def _counted(predictor: Predictor) -> dict[str, int]:
+def _counts(predictor: Predictor) -> dict[str, int]:
     model, texts = predictor.model, predictor.texts(["a text"])
     size = predictor.recipe.model.image_size
     pixels = torch.zeros(1, 3, size, size, device=predictor.device)
@@ -40,14 +40,15 @@ def _counted(predictor: Predictor) -> dict[str, int]:
 
 
 def reached(model: Model, call: Callable[[], Tensor]) -> int:
-    """The size of all parameters, each counted whole, that the result of a call depends on."""
-    trainable = [parameter.requires_grad for parameter in model.parameters()]
-    own = list(model.parameters())
+    """Sums the sizes of all parameters that the result of a call depends on. Each parameter counts whole."""
+    parameters = list(model.parameters())
+    trainable = [parameter.requires_grad for parameter in parameters]
     try:
-        for parameter in own:
+        for parameter in parameters:
             parameter.requires_grad_(True)
-        found = torch.autograd.grad(call().sum(), own, allow_unused=True)
+        gradients = torch.autograd.grad(call().sum(), parameters, allow_unused=True)
     finally:
-        for parameter, before in zip(own, trainable, strict=True):
+        for parameter, before in zip(parameters, trainable, strict=True):
             parameter.requires_grad_(before)
-    return sum(parameter.numel() for parameter, slope in zip(own, found, strict=True) if slope is not None)
+    pairs = zip(parameters, gradients, strict=True)
+    return sum(parameter.numel() for parameter, gradient in pairs if gradient is not None)

@@ -1,4 +1,4 @@
-"""Measures of runs and of the tasks below them, where they were taken on the same data."""
+"""Measures of runs and of the task runs in their folders, provided that all were taken on the same data."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ TRAINING_ONLY = frozenset(
     ("validation_path", "crop", "flip", "randaugment", "max_tokens",
      "max_tokens_evaluation", "bad_share", "workers", "normalise", "count", "complete", "noise")
 )  # fmt: skip
-"""Fields of `data` that no test record depends on; how many tokens a model reads of a text is its own affair."""
+"""Fields of `data` that no test record depends on. The number of tokens that a model reads may differ, too."""
 COUNTS = ("images", "texts", "examples", "labelled")
 LEVELS = (1, 10)
 WAYS = (("text_to_image", "text → picture"), ("image_to_text", "picture → text"))
 REFERENCES = ("references.commonest", "references.any_proposal")
-"""What is reached without looking."""
+"""Measures of predictions that ignore the pictures."""
 
 
 def places(run: Path) -> dict[str, Path]:
-    """The run itself, named "", and the tasks below it that have been measured, by their folder's name."""
+    """Lists the run itself, under the name "", and the measured runs in its `tasks`, under their folders' names."""
     return {"": run} | {file.parent.name: file.parent for file in sorted(run.glob("tasks/*/eval.json"))}
 
 
 def same_data(runs: Sequence[Path]) -> dict[str, Any]:
-    """What the runs were measured on. Raises ValueError naming each field in which two of them differ."""
-    below = [places(run) for run in runs]
+    """Describes the data that the runs were measured on. Raises ValueError naming each field in which two differ."""
+    folders_by_task = [places(run) for run in runs]
     shared: dict[str, Any] = {}
-    for place in dict.fromkeys(name for one in below for name in one):
-        held = [one[place] for one in below if place in one]
-        described = [_described(folder) for folder in held]
-        fields = dict.fromkeys(name for one in described for name in one)
-        differing = [name for name in fields if any(one.get(name) != described[0].get(name) for one in described)]
+    for task in dict.fromkeys(name for folders in folders_by_task for name in folders):
+        folders = [folders[task] for folders in folders_by_task if task in folders]
+        data = [_data_of(folder) for folder in folders]
+        names = dict.fromkeys(name for fields in data for name in fields)
+        differing = [name for name in names if any(fields.get(name) != data[0].get(name) for fields in data)]
         if differing:
-            lines = [f"{name}: {' and '.join(str(one.get(name)) for one in described)}" for name in differing]
-            named = " and ".join(map(str, held))
+            lines = [f"{name}: {' and '.join(str(fields.get(name)) for fields in data)}" for name in differing]
+            named = " and ".join(map(str, folders))
             raise ValueError("\n  ".join([f"{named} were measured on different data:", *lines]))
-        if not place:
-            shared = described[0]
+        if not task:
+            shared = data[0]
     return shared
 
 
-def _described(run: Path) -> dict[str, Any]:
-    """The data of a run's measures: fields of its recipe by dotted names, and how much there was of it."""
-    found, recipe = _evaluation(run), stored_recipe(run)
-    described = {"records": catalog.record_kind(recipe.task).__name__}
-    return described | dict(_data_fields(recipe)) | {name: found[name] for name in COUNTS if name in found}
+def _data_of(run: Path) -> dict[str, Any]:
+    """Describes the data of a run's measures: fields of its recipe by dotted names, and the number of records."""
+    evaluation, recipe = _evaluation(run), stored_recipe(run)
+    kind = {"records": catalog.record_kind(recipe.task).__name__}
+    return kind | dict(_data_fields(recipe)) | {name: evaluation[name] for name in COUNTS if name in evaluation}
 
 
 def _data_fields(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -70,31 +70,31 @@ def _evaluation(run: Path) -> dict[str, Any]:
     for needed in (run / "recipe.json", file):
         if not needed.is_file():
             raise ValueError(f"{needed} does not exist: a comparison needs runs that `diptych evaluate` has measured")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    evaluation: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return evaluation
 
 
 def quality(runs: Sequence[Path]) -> tuple[Quality, ...]:
-    """All measures that one of the runs has, task by task."""
-    found: list[Quality] = []
-    below = [places(run) for run in runs]
-    for place in dict.fromkeys(name for one in below for name in one):
-        evaluations = [_evaluation(one[place]) if place in one else {} for one in below]
+    """Lists all measures that one of the runs has, task by task."""
+    rows: list[Quality] = []
+    folders_by_task = [places(run) for run in runs]
+    for task in dict.fromkeys(name for folders in folders_by_task for name in folders):
+        evaluations = [_evaluation(folders[task]) if task in folders else {} for folders in folders_by_task]
         for key, name in _measures(evaluations):
-            scores = tuple(_score(one, key) for one in evaluations)
-            found.append(Quality(place or "the run itself", name, scores, _chance(evaluations, key)))
-    return tuple(found)
+            scores = tuple(_score(evaluation, key) for evaluation in evaluations)
+            rows.append(Quality(task or "the run itself", name, scores, _chance(evaluations, key)))
+    return tuple(rows)
 
 
 def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Key in eval.json, and name for people."""
-    keys = dict.fromkeys(key.removesuffix(".interval") for one in evaluations for key in one if _is_measure(key))
+    """Lists the keys of the measures in eval.json with their readable names."""
+    keys = dict.fromkeys(key.removesuffix(".interval") for each in evaluations for key in each if _is_measure(key))
     if "text_to_image.recall@1" not in keys:
         return [(key, MEASURES.get(key, key)) for key in keys]
     ranked = [
         (f"contrastive.{way}.recall@{k}", f"{name}, recall@{k}, dual encoder") for way, name in WAYS for k in LEVELS
     ]
-    if any("rerank_gain.recall@1" in one for one in evaluations):
+    if any("rerank_gain.recall@1" in evaluation for evaluation in evaluations):
         ranked += [(f"{way}.recall@{k}", f"{name}, recall@{k}, re-ranked") for way, name in WAYS for k in LEVELS]
     return ranked
 
@@ -112,4 +112,4 @@ def _score(evaluation: Mapping[str, Any], key: str) -> Score | None:
 
 def _chance(evaluations: Sequence[Mapping[str, Any]], key: str) -> float | None:
     names = [f"chance.{key.removeprefix('contrastive.')}", *(REFERENCES if key == "accuracy" else ())]
-    return next((one[name] for one in evaluations for name in names if name in one), None)
+    return next((evaluation[name] for evaluation in evaluations for name in names if name in evaluation), None)

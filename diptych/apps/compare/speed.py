@@ -1,4 +1,4 @@
-"""How fast runs are: training as their logs say, embedding and searching as measured here and now, in turns.
+"""Speed of runs: training as their logs have it, embedding and searching as measured now, model by model in turns.
 
 K candidates of a query.
 """
@@ -26,61 +26,61 @@ from diptych.types import Texts, to_device
 
 ROUNDS = 5
 SECONDS = 0.5
-"""Least time that one measurement of a round takes."""
+"""Least duration of one measurement in a round."""
 PICTURES = 256
-"""Test pictures that are embedded and searched."""
+"""Number of test pictures that are embedded and searched."""
 CANDIDATES = 64
-"""Pictures that are re-ranked for a query, for every model alike."""
+"""Number of pictures that are re-ranked for a query. It is the same for every model."""
 
 
 def training(runs: Sequence[Path]) -> Speed:
-    """Of the run itself, without its validations."""
+    """Reads the training speed of each run, without its validations."""
     rates = [training_rate(run) for run in runs]
-    return Speed("training", "pairs/s", tuple(None if one is None else Rate(one, one, one) for one in rates))
+    return Speed("training", "pairs/s", tuple(None if rate is None else Rate(rate, rate, rate) for rate in rates))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with encoded test pictures to search in."""
+    """A model, with encoded test pictures to search in."""
 
     predictor: Predictor
     pixels: Sequence[Tensor]
-    """Batches."""
+    """Batches of pictures, [b, 3, H, W] each."""
     texts: Texts
     states: State
     index: CosineIndex
     turns: count[int] = field(default_factory=count)
 
     def embed(self) -> int:
-        """A batch of pictures."""
+        """Embeds a batch of pictures and returns its size."""
         model, batch = self.predictor.model, self.pixels[next(self.turns) % len(self.pixels)]
         model.embed_image(model.image_state(batch))["main"].cpu()
         return len(batch)
 
     def search(self) -> int:
-        """One query, by similarity."""
+        """Answers one query by similarity."""
         self._nearest(self._query())
         return 1
 
     def rerank(self) -> int:
-        """One query, with the candidates ordered by the fusion encoder."""
+        """Answers one query and re-ranks its candidates by the fusion encoder."""
         predictor, query = self.predictor, self._query()
         near = self._nearest(query).sort().values
         rows = query.attention_mask.sum().cpu() + near.new_full((len(near),), predictor.model.image_rows)
         state = predictor.model.text_state(query)
         for call in plan_calls(near, rows, predictor.recipe.evaluation.tokens_per_call):
-            one = torch.zeros(len(call), dtype=torch.long)
-            match_logits(predictor.model, state, self.states, one, near[call], predictor.device)
+            only_text = torch.zeros(len(call), dtype=torch.long)
+            match_logits(predictor.model, state, self.states, only_text, near[call], predictor.device)
         return 1
 
     def _query(self) -> Texts:
         place = next(self.turns) % len(self.texts)
         length = int(self.texts.attention_mask[place].sum())
-        one = slice(place, place + 1)
-        return Texts(self.texts.input_ids[one, :length], self.texts.attention_mask[one, :length])
+        row = slice(place, place + 1)
+        return Texts(self.texts.input_ids[row, :length], self.texts.attention_mask[row, :length])
 
     def _nearest(self, query: Texts) -> Tensor:
-        """The candidates, by number."""
+        """Finds the K nearest pictures, as indices [K]."""
         vector = self.predictor.model.embed_text(self.predictor.model.text_state(query))["main"]
         return self.index.search(vector, CANDIDATES).indices[0].cpu()
 
@@ -93,10 +93,10 @@ MEASURED: tuple[tuple[str, str, Callable[[Subject], int]], ...] = (
 
 
 def measured(predictors: Sequence[Predictor | None], rounds: int = ROUNDS) -> tuple[Speed, ...]:
-    """Pictures embedded and queries answered a second, each round measuring every model in turn.
+    """Measures pictures embedded and queries answered a second. Each round measures every model in turn.
 
     A query is one text among `PICTURES` encoded test pictures, of which `CANDIDATES` are re-ranked. Raises ValueError
-    for no round.
+    for fewer than one round.
     """
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}: it must be at least 1")
@@ -116,20 +116,20 @@ def _subject(predictor: Predictor) -> Subject:
 
 
 def _rates(subjects: Sequence[Subject | None], call: Callable[[Subject], int], rounds: int) -> tuple[Rate | None, ...]:
-    found: list[list[float]] = [[] for _ in subjects]
-    for turn in range(-1, rounds):  # the first one warms up
+    measured_rates: list[list[float]] = [[] for _ in subjects]
+    for turn in range(-1, rounds):  # the first round warms up and does not count
         for place, subject in list(enumerate(subjects))[:: 1 if turn % 2 else -1]:
             if subject is not None:
                 rate = _rate(subject, call, SECONDS if turn >= 0 else 0.0)
-                found[place] += [rate] * (turn >= 0)
-    return tuple(Rate(median(rates), min(rates), max(rates)) if rates else None for rates in found)
+                measured_rates[place] += [rate] * (turn >= 0)
+    return tuple(Rate(median(rates), min(rates), max(rates)) if rates else None for rates in measured_rates)
 
 
 def _rate(subject: Subject, call: Callable[[Subject], int], seconds: float) -> float:
-    """Items a second, over at least so much time."""
-    done, began = 0, time.perf_counter()
+    """Measures items a second, over `seconds` at least."""
+    items, start = 0, time.perf_counter()
     with evaluating(subject.predictor.model):
         while True:
-            done += call(subject)
-            if (took := time.perf_counter() - began) >= seconds:
-                return done / took
+            items += call(subject)
+            if (elapsed := time.perf_counter() - start) >= seconds:
+                return items / elapsed

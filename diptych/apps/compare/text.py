@@ -1,4 +1,4 @@
-"""A comparison for a terminal."""
+"""A comparison as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from diptych.apps.report.numbers import duration, number, operations
 Line = tuple[str, ...]
 
 
-def as_text(found: Comparison) -> str:
-    """Quality, speed, parameters and training, a table each, with a column for each run."""
-    names = [run.name for run in found.runs]
+def as_text(comparison: Comparison) -> str:
+    """Formats quality, speed, parameters and training as a table each, with a column for each run."""
+    names = [run.name for run in comparison.runs]
     quality = [
-        (one.task, one.measure, _chance(one.chance), *map(_score, one.scores), "" if one.apart else "overlap")
-        for one in found.quality
+        (row.task, row.measure, _chance(row.chance), *map(_score, row.scores), "" if row.apart else "overlap")
+        for row in comparison.quality
     ]
-    speed = [(one.what, one.unit, *map(_rate, one.rates)) for one in found.speed]
-    parameters = [(one.what, *map(_count, one.counts)) for one in found.parameters]
+    speed = [(row.what, row.unit, *map(_rate, row.rates)) for row in comparison.speed]
+    parameters = [(row.what, *map(_count, row.counts)) for row in comparison.parameters]
     training = [
-        (run.name, one.recipe, f"{one.steps:,}", f"{one.records:,}", operations(one.flops), duration(one.seconds))
-        for run in found.runs
-        for one in run.trained
-    ]
+        (
+            run.name, stage.recipe, f"{stage.steps:,}", f"{stage.records:,}", operations(stage.flops),
+            duration(stage.seconds),
+        )
+        for run in comparison.runs
+        for stage in run.trained
+    ]  # fmt: skip
     return "\n\n".join(
         [
             _table("Quality in %, with 95 % intervals", ("task", "measure", "no look", *names, ""), quality),
-            _table("Speed: training by the log, the rest measured now in turns", ("", "", *names), speed),
+            _table("Speed: training from the log, all else measured now in turns", ("", "", *names), speed),
             _table("Parameters that a result depends on", ("", *names), parameters),
             _table("Training", ("model", "run", "steps", "records", "computation", "time"), training),
         ]

@@ -1,4 +1,4 @@
-"""From made pictures to a model that is trained on them, measured and reported, stage by stage."""
+"""The demonstration of pre-training: a model trained on composed scenes in its stages, its measures and report."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from diptych.schema import Recipe, VisionStageConfig
 from diptych.train.state import stored_recipe
 
 PICTURES = "pictures"
-"""The folder of saved test pictures below a run's."""
+"""Name of the folder of saved test pictures in a run's folder."""
 SAVED = 200
-"""Unseen scenes that are saved as files, to search in."""
+"""Number of unseen scenes that are saved as files, to search in."""
 QUERIES = 4
-"""Captions of the saved pictures that are suggested for a search: the first ones, not the best found."""
+"""Number of captions that are suggested as queries. They are the first ones, not the best ranked ones."""
 
 
-def demo(shown: Demonstration) -> Path:
-    """Made pictures, a model trained on them from nothing, its measures and its report. A stopped one goes on."""
-    folder = shown.folder
-    for name in shown.system.stages:
-        place = shown.stage_folder(name)
-        _train(linked(shown, name), place)
+def demo(demonstration: Demonstration) -> Path:
+    """Trains a model on composed scenes, measures it and writes its report. A stopped demonstration is resumed."""
+    folder = demonstration.folder
+    for name in demonstration.system.stages:
+        place = demonstration.stage_folder(name)
+        _train(linked(demonstration, name), place)
         if not (place / "report.html").exists():
             print(f"Report:  {report(place)}")
-    _train(linked(shown, shown.system.recipe), folder)
+    _train(linked(demonstration, demonstration.system.recipe), folder)
     evaluated = pipeline.measure(folder)
     page = write(evaluated)
     pictures = _save_pictures(evaluated, folder / PICTURES)
     print(summary(evaluated.to_json()))
     print(f"\nReport:    {page}\nPictures:  {pictures} (unseen scenes)")
-    compare_systems(shown)
-    print("\nTry next:", *_suggestions(shown, evaluated.split.captions[:QUERIES]), sep="\n  ")
+    compare_systems(demonstration)
+    print("\nTry next:", *_suggestions(demonstration, evaluated.split.captions[:QUERIES]), sep="\n  ")
     return page
 
 
 # --------------------------------------------------------------------------- runs
 
 
-def linked(shown: Demonstration, name: str) -> Recipe:
-    """A recipe; where it names the run of a stage, the demonstration's."""
-    places = {stage: str(shown.stage_folder(stage)) for stage in shown.system.stages}
+def linked(demonstration: Demonstration, name: str) -> Recipe:
+    """Finds a recipe and replaces the run of a stage that it names by the demonstration's run of this stage."""
+    places = {stage: str(demonstration.stage_folder(stage)) for stage in demonstration.system.stages}
 
     def link(run: str) -> str:
         return places.get(Path(run).name, run)
@@ -64,14 +64,14 @@ def linked(shown: Demonstration, name: str) -> Recipe:
 
 
 def _train(recipe: Recipe, place: Path) -> None:
-    """Trains a run, or goes on with what its folder holds; one that has ended stays as it is."""
+    """Trains a run, or resumes the run in the folder. A finished run stays as it is."""
     begun = (place / "recipe.json").exists()
     if begun:
         recipe = stored_recipe(place)
     if begun and _ended(recipe, place):
         print(f"{place} is trained already")
     else:
-        print(f"{place} holds a run already: going on with it" if begun else f"\n{recipe.name} in {place}")
+        print(f"{place} holds a run already, which is resumed" if begun else f"\n{recipe.name} in {place}")
         pipeline.train(recipe, place, resume=begun)
     if not (place / COMPUTE).exists():
         record_compute(place)
@@ -82,11 +82,11 @@ def _ended(recipe: Recipe, place: Path) -> bool:
     return newest is not None and newest.state["step"] == recipe.run.steps
 
 
-# --------------------------------------------------------------------------- what is shown
+# --------------------------------------------------------------------------- output
 
 
 def _save_pictures(evaluated: pipeline.Evaluated, folder: Path) -> Path:
-    """The first test pictures as files, to search in, with their captions as the source `folder` reads them."""
+    """Saves the first test pictures as files, to search in, with their captions as the source `folder` reads them."""
     folder.mkdir(exist_ok=True)
     split = evaluated.split
     count = min(SAVED, len(split.pictures))
@@ -99,10 +99,10 @@ def _save_pictures(evaluated: pipeline.Evaluated, folder: Path) -> Path:
     return folder
 
 
-def _suggestions(shown: Demonstration, queries: Sequence[str]) -> list[str]:
-    """Commands that go on from here."""
-    folder, system = shown.folder, shown.system
-    start = " init_from=none" if system.stages else ""  # whose words are those of scenes
+def _suggestions(demonstration: Demonstration, queries: Sequence[str]) -> list[str]:
+    """Lists commands to try next."""
+    folder, system = demonstration.folder, demonstration.system
+    start = " init_from=none" if system.stages else ""  # the earlier stages' vocabulary is that of scenes
     return [
         *(f'diptych search {folder} "{query}" --images {folder / PICTURES}' for query in queries),
         f"diptych demo --all-tasks --model {system.name}",
@@ -110,15 +110,16 @@ def _suggestions(shown: Demonstration, queries: Sequence[str]) -> list[str]:
     ]
 
 
-def compare_systems(shown: Demonstration) -> None:
-    """This demonstration beside those of the other systems, where they have been run."""
-    folders = [shown.folder if one is shown.system else one.folder for one in SYSTEMS.values()]
+def compare_systems(demonstration: Demonstration) -> None:
+    """Compares this demonstration with those of the other systems that have been run."""
+    folders = [demonstration.folder if system is demonstration.system else system.folder for system in SYSTEMS.values()]
     runs = [folder for folder in folders if (folder / "eval.json").exists()]
     if len(runs) < 2:
         return
     try:
-        found = compare.compare(runs)
+        comparison = compare.compare(runs)
     except ValueError as error:
-        print(f"\nNot compared with the other system: {error}")
+        print(f"\nThe two systems cannot be compared: {error}")
         return
-    print(f"\n{compare.as_text(found)}\n\nThe same as a page: {compare.write(found, shown.folder)}")
+    page = compare.write(comparison, demonstration.folder)
+    print(f"\n{compare.as_text(comparison)}\n\nThe same as a page: {page}")

@@ -1,4 +1,4 @@
-"""What the demonstration of each system runs. Values only: the recipes say what they train."""
+"""The runs of each system's demonstration, as values. The recipes define what the runs train."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One run of the demonstration of all tasks."""
+    """A run of the demonstration of all tasks."""
 
     name: str
-    """Its folder below `tasks`, and the end of its recipe's name."""
+    """Name of its folder in `tasks`, and the end of its recipe's name."""
     start: str = ""
-    """The run that it starts from; empty: the pre-trained model."""
+    """Name of the task run that it starts from; empty for the pre-trained model."""
     blind: bool = False
-    """Whether the same recipe is trained on blank pictures too."""
+    """Whether the same recipe is also trained on blank pictures."""
 
 
 TASKS = (
@@ -32,16 +32,16 @@ TASKS = (
 
 @dataclass(frozen=True)
 class System:
-    """One of the two systems, at the size of the demonstration."""
+    """A system at the size of the demonstration."""
 
     name: str
-    """As `diptych demo --model` takes it."""
+    """Name of the system, as in `diptych demo --model`."""
     recipe: str
-    """Of the run on pairs; a task's is this and the task's name."""
+    """Recipe of the run on pairs. Its name followed by that of a task is the task's recipe."""
     folder: Path
     stages: tuple[str, ...] = ()
-    """Recipes of the runs before it, in their order, on scenes of their own. Where a recipe names the run of another
-    one of them (`runs/RECIPE`), it starts from the demonstration's."""
+    """Recipes of the runs before it, in their order, each on other scenes. A recipe that names the run of another one
+    (`runs/RECIPE`) starts from the demonstration's run of it."""
     tasks: tuple[TaskRun, ...] = TASKS
 
     def task_recipe(self, run: TaskRun) -> str:
@@ -60,11 +60,11 @@ SYSTEMS: Mapping[str, System] = {system.name: system for system in (ALBEF, VLMO)
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A system and where its runs go."""
+    """A system and the folder of its runs."""
 
     system: System
     folder: Path
-    """The run on pairs; the others are below it."""
+    """Folder of the run on pairs, which holds those of the other runs."""
 
     def stage_folder(self, recipe: str) -> Path:
         return self.folder / "stages" / recipe
@@ -73,5 +73,5 @@ class Demonstration:
         return self.folder / "tasks" / run.name
 
     def task_start(self, run: TaskRun) -> Path:
-        """The run that a task starts from."""
+        """Names the run that a task starts from."""
         return self.folder / "tasks" / run.start if run.start else self.folder

@@ -1,6 +1,6 @@
-"""What graphics cards can do, by their vendor's data sheets, and how a user names some of them: `8xA100-40G`.
+"""Rates of graphics cards by their vendor's data sheets, and the names by which a user chooses them: `8xA100-40G`.
 
-Peaks are those without sparsity, whose doubled numbers no training reaches. This module imports no torch.
+Peaks are without sparsity, since no training reaches the doubled numbers with it. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 
 GB, TERA = 10**9, 10**12
 THIS = "this"
-"""The machine that plans."""
+"""Name of the machine that computes the plan."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Sizes in bytes, peaks in FLOP/s, rates in bytes/s. A vendor's GB of memory are 2³⁰ bytes, its GB/s are 10⁹."""
+    """A card: sizes in bytes, peaks in FLOP/s, rates in bytes/s. A vendor's GB of memory is 2³⁰ bytes, its GB/s 10⁹."""
 
     name: str
     memory: int
     fp32: float
-    """Without tensor cores: what torch multiplies fp32 with unless TF32 is allowed."""
+    """Peak without tensor cores, as torch multiplies fp32 unless TF32 is allowed."""
     tf32: float | None
     half: float
-    """Tensor cores, with sums in fp32."""
+    """Peak of the tensor cores with sums in fp32."""
     half_kind: str
-    """bf16, or fp16 where the card has no bf16."""
+    """The type of `half`: bf16, or fp16 where the card has no bf16."""
     bandwidth: float
-    """Of its memory."""
+    """Rate of its memory."""
     link: float
-    """To the other cards of its machine, in one direction."""
+    """Rate to the other cards of its machine, in one direction."""
     network: float | None
-    """To other machines, for each card, in one direction: that of the vendor's own machine of eight. None: it sells
-    none with this card."""
+    """Rate to other machines, for each card and in one direction, in the vendor's own machine of eight cards; None
+    where the vendor sells no such machine."""
     source: str
 
 
@@ -46,7 +46,7 @@ def _card(
     name: str, memory: int, peaks: tuple[float, float | None, float], half: str, bandwidth: float, link: float,
     network: float | None, source: str,
 ) -> Card:  # fmt: skip
-    """Memory in GB as sold, peaks in TFLOP/s, rates in GB/s."""
+    """Builds a card from memory in GB as sold, peaks in TFLOP/s and rates in GB/s."""
     fp32, tf32, tensor = peaks
     tf32 = None if tf32 is None else tf32 * TERA
     network = None if network is None else network * GB
@@ -79,15 +79,15 @@ CARDS = {
         ),
     )
 }  # fmt: skip
-"""By name."""
+"""The known cards by name."""
 
 PER_MACHINE = 8
-"""Cards of one machine, as in the vendor's own; further ones are reached through the network."""
+"""Cards of one machine, as in the vendor's own. Further cards are reached through the network."""
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """So many equal devices; no card: this machine."""
+    """A number of equal cards, or this machine where `card` is None."""
 
     count: int
     card: Card | None
@@ -97,7 +97,7 @@ class Fleet:
 
 
 def find_fleet(text: str) -> Fleet:
-    """`8xA100-40G`, `A100-40G` or `this`. Raises ValueError, for an unknown card with the known ones."""
+    """Reads `8xA100-40G`, `A100-40G` or `this`. Raises ValueError, which lists the known cards for an unknown one."""
     if text == THIS:
         return Fleet(1, None)
     match = re.fullmatch(r"(?:(\d+)[x×*])?(.+)", text.strip())
@@ -105,14 +105,14 @@ def find_fleet(text: str) -> Fleet:
         raise ValueError("--devices is empty: write 8xA100-40G, or this")
     count, name = int(match[1] or 1), match[2]
     if count < 1:
-        raise ValueError(f"--devices {text}: there must be one device at least")
+        raise ValueError(f"--devices {text}: a plan needs one device at least")
     if name == THIS:
         raise ValueError(f"--devices {text}: this machine is planned as one process; write --devices this")
     return Fleet(count, find_card(name))
 
 
 def find_card(name: str) -> Card:
-    """Whatever its letters' case. Raises ValueError listing the known cards."""
+    """Finds a card by its name in any case. Raises ValueError that lists the known cards."""
     by_name = {known.lower(): card for known, card in CARDS.items()}
     if name.lower() in by_name:
         return by_name[name.lower()]

@@ -1,4 +1,4 @@
-"""Real steps beside a plan: memory in one process and time in another, each of its own, at the plan's batch."""
+"""Real steps to check a plan: one process measures memory and another one time, both at the plan's batch size."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from diptych.train.parallel import ParallelTask
 from diptych.types import Progress, to_device
 
 RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_MAX_": str(1 << 30)}
-"""For glibc: freed memory goes back at once, so that what is resident is in use: without, peaks vary by half."""
+"""Settings that make glibc return freed memory at once. Resident memory is in use then; else peaks vary by half."""
 BUSY = 0.9
-"""Share of the time in which a process must have had the processor for the wall clock to say anything."""
+"""Share of the time for which a process must have had the processor, so that the wall clock counts."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Planned and measured, by what: bytes of `memory`, seconds of a `step`."""
+    """Planned and measured values: bytes of `memory`, seconds of a `step`."""
 
     steps: int
     rows: Mapping[str, tuple[float, float]]
@@ -48,37 +48,40 @@ class Compared:
 
 
 def check(recipe: Recipe, wish: Wish, plan: Plan, steps: int) -> Compared:
-    """Runs so many real steps at the plan's batch, in processes of their own. Raises ValueError where they fail."""
+    """Runs real steps at the plan's batch size in other processes. Raises ValueError where they fail."""
     memory = in_process("memory", recipe, plan.tokens, 1, RETURNED_MEMORY)
     timed = in_process("time", recipe, plan.tokens, steps, {})
     single, share = timed["threads"] == 1, timed["processor"] / timed["wall"]
     busy = single and share < BUSY
-    found = timed["processor"] if busy else timed["wall"]
-    notes = ["memory: what the process grew by since a small step had loaded all libraries"]
+    measured = timed["processor"] if busy else timed["wall"]
+    notes = ["measured memory is the growth of the process since a small step loaded all libraries"]
     if busy:
-        notes.append(f"the step had the processor for {share:.0%} of {timed['wall']:.3g} s: its time there is compared")
-    return Compared(steps, {"memory": (plan.total, memory["bytes"]), "step": (plan.step, found)}, tuple(notes))
+        notes.append(
+            f"the step had the processor for only {share:.0%} of {timed['wall']:.3g} s, so its processor time is shown"
+        )
+    return Compared(steps, {"memory": (plan.total, memory["bytes"]), "step": (plan.step, measured)}, tuple(notes))
 
 
 def in_process(what: str, recipe: Recipe, tokens: int, steps: int, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What `main` finds when it is asked `what` in a new process. Raises ValueError where it ends early."""
-    asked = {"recipe": to_dict(recipe), "tokens": tokens, "steps": steps, "threads": torch.get_num_threads()}
+    """Runs `main` in a new process to measure `what`. Raises ValueError where the process fails."""
+    request = {"recipe": to_dict(recipe), "tokens": tokens, "steps": steps, "threads": torch.get_num_threads()}
     command = [sys.executable, "-m", "diptych.apps.plan.check", what]
     ended = subprocess.run(
-        command, input=json.dumps(asked), capture_output=True, text=True, env=os.environ | dict(environment)
+        command, input=json.dumps(request), capture_output=True, text=True, env=os.environ | dict(environment)
     )
     if ended.returncode:
-        last = ended.stderr.strip().splitlines()[-1:] or ["killed, as a process is that asks for too much memory"]
+        killed = "the process was killed, probably for lack of memory; try a smaller run.batch_size"
+        last = ended.stderr.strip().splitlines()[-1:] or [killed]
         raise ValueError(f"the steps could not be run here: {last[0]}")
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    measures: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return measures
 
 
 # --------------------------------------------------------------------------- within the process
 
 
 def real_step(recipe: Recipe, tokens: int) -> tuple[Task, Callable[[], None]]:
-    """A task with drawn weights and a full queue, and what does one optimiser step with it."""
+    """Builds a task with random weights and a full queue, and a function that makes one optimiser step with it."""
     recipe, device = plannable(recipe), find_device(recipe.run.device)
     words, side = plain_tokenizer(recipe), recipe.model.image_size
     size = recipe.run.batch_size * recipe.optim.accumulate
@@ -115,7 +118,7 @@ def _fill_queues(task: Task) -> None:
 
 
 def memory_of_steps(recipe: Recipe, tokens: int) -> int:
-    """Bytes at the worst moment of the second step, beyond those of a process that has made a small one."""
+    """Measures the peak memory of the second step, beyond that of a process that has made a small step."""
     tiny = "albef_tiny" if isinstance(recipe.model, AlbefConfig) else "vlmo_tiny"
     _small_step(tiny)
     trim()
@@ -128,13 +131,13 @@ def memory_of_steps(recipe: Recipe, tokens: int) -> int:
 
 
 def _small_step(name: str) -> None:
-    """Loads what the first step of a process loads."""
+    """Makes a small step, so that all libraries are loaded."""
     recipe = catalog.find_recipe(name)
     real_step(replace(recipe, run=replace(recipe.run, batch_size=4)), 8)[1]()
 
 
 def time_of_steps(recipe: Recipe, tokens: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step, behind one that does not count: by the wall's clock, and on the processor."""
+    """Measures the median seconds of a step by the wall clock and on the processor. The first step does not count."""
     _, step = real_step(recipe, tokens)
     step()
     walls, processors = [], []
@@ -148,15 +151,15 @@ def time_of_steps(recipe: Recipe, tokens: int, steps: int) -> dict[str, float]:
 
 
 def main(what: str) -> None:
-    """Reads what is asked from stdin, and prints what was found: both JSON."""
-    asked = json.load(sys.stdin)
-    torch.set_num_threads(asked["threads"])
-    recipe, found = from_dict(asked["recipe"]), {"threads": asked["threads"]}
+    """Reads a request as JSON from stdin and prints the measures as JSON."""
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    recipe, measures = from_dict(request["recipe"]), {"threads": request["threads"]}
     if what == "memory":
-        found["bytes"] = memory_of_steps(recipe, asked["tokens"])
+        measures["bytes"] = memory_of_steps(recipe, request["tokens"])
     else:
-        found |= time_of_steps(recipe, asked["tokens"], asked["steps"])
-    print(json.dumps(found))
+        measures |= time_of_steps(recipe, request["tokens"], request["steps"])
+    print(json.dumps(measures))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A step of a recipe, counted without being run: at two small sizes, from which any other follows.
+"""Counts of a recipe's step, simulated at two small batch sizes, from which those of any other size follow.
 
-All that a step does is in proportion to its pairs, but for what is there once (weights) and for the contrast, which
-compares every pair with every candidate. Two sizes give both numbers of each straight line exactly.
+Everything in a step grows linearly with its pairs, but for the weights, which are constant, and the contrast, which
+compares every pair with every candidate. Two sizes determine the slope and the offset of each line exactly.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ from diptych.types import (
 )
 
 LEAST, MOST = 4, 256
-"""Pairs of the steps that are counted, at least (a negative for each) and at most."""
+"""Least and largest number of pairs in the simulated steps. Each pair needs a negative."""
 ANSWER = 3
-"""Tokens of a question's one answer in a plan: [CLS], a word, [SEP]."""
+"""Tokens of the one answer that a question has in a plan: [CLS], a word, [SEP]."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a task holds, in parameters (whatever trains) and in bytes."""
+    """Sizes of a task, in parameters and in bytes."""
 
     parameters: int
-    """Of the model and its head, teacher apart."""
+    """Parameters of the model and its head, without the momentum encoder."""
     trained: int
     weights: int
-    """Bytes, as are the following; here all but teacher and queue."""
+    """Bytes of all parameters and buffers but those of momentum encoder and queue. All following fields are bytes."""
     teacher: int
     queue: int
     gradients: int
     optimizer: int
     """Adam's two moments."""
     largest_block: int
-    """Of the units that FSDP gathers one at a time."""
+    """The largest of the blocks, which FSDP gathers one at a time."""
     root: int
-    """What of the weights belongs to no block."""
+    """Weights that belong to no block."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A step at two sizes, and what the task holds."""
+    """A step at two batch sizes, with the sizes of the task."""
 
     weights: Weights
     sizes: tuple[int, int]
@@ -77,52 +77,52 @@ class Counted:
     large: Ledger
 
     def sums(self, pairs: int, candidates: int | None = None) -> dict[Key, Sum]:
-        """Operations of a step of so many pairs, each contrasted with so many (None: these), the queue apart."""
-        found = {}
+        """Computes the operations of a step. `candidates` for the contrast, beside the queue, default to `pairs`."""
+        sums = {}
         for key in {*self.small.sums, *self.large.sums}:
-            one, other = self.small.sums.get(key, Sum()), self.large.sums.get(key, Sum())
+            small, large = self.small.sums.get(key, Sum()), self.large.sums.get(key, Sum())
             if key[0] == CONTRAST:
                 scale = self._contrast(pairs, candidates or pairs)
-                grown = {name: round(scale * getattr(other, name)) for name in ("flops", "moved", "elements")}
-                found[key] = replace(other, **grown)
+                scaled = {name: round(scale * getattr(large, name)) for name in ("flops", "moved", "elements")}
+                sums[key] = replace(large, **scaled)
             else:
-                fitted = {name: self._line(getattr(one, name), getattr(other, name), pairs) for name in vars(one)}
-                found[key] = Sum(**{name: round(value) for name, value in fitted.items()})
-        return found
+                fitted = {name: self._line(getattr(small, name), getattr(large, name), pairs) for name in vars(small)}
+                sums[key] = Sum(**{name: round(value) for name, value in fitted.items()})
+        return sums
 
     def flops(self, pairs: int) -> int:
-        return sum(one.flops for one in self.sums(pairs).values())
+        return sum(total.flops for total in self.sums(pairs).values())
 
     def peak(self, pairs: int, candidates: int | None = None, all_gradients: bool = False) -> tuple[int, int]:
-        """Bytes alive at the worst moment beside what lasts: of gradients, and of all else.
+        """Computes the bytes alive at the peak of a step, of gradients and of all else but the task itself.
 
-        `all_gradients`: they have their place from the start, as in DDP's buckets.
+        `all_gradients` allocates all gradients from the start, as DDP's buckets do.
         """
         assert len(self.small.moments) == len(self.large.moments), "both sizes train the same parameters"
         gradients, worst, whole = 0, (0, 0), sum(self.small.gradients)
-        for place, (one, other) in enumerate(zip(self.small.moments, self.large.moments, strict=True)):
-            there = whole if all_gradients else gradients
-            alive = self._line(one.rest, other.rest, pairs)
-            alive += self._contrast(pairs, candidates or pairs) * other.contrast
-            worst = max(worst, (there, round(alive)), key=sum)
+        for place, (small, large) in enumerate(zip(self.small.moments, self.large.moments, strict=True)):
+            allocated = whole if all_gradients else gradients
+            alive = self._line(small.rest, large.rest, pairs)
+            alive += self._contrast(pairs, candidates or pairs) * large.contrast
+            worst = max(worst, (allocated, round(alive)), key=sum)
             gradients += self.small.gradients[place] if place < len(self.small.gradients) else 0
         return worst
 
     def kept(self, pairs: int) -> int:
-        """Bytes that the forward keeps for the way back."""
+        """Computes the bytes that the forward pass keeps for the backward pass."""
         return round(self._line(self.small.kept, self.large.kept, pairs))
 
     def states(self, pairs: int) -> int:
-        """Bytes of encoded images and texts."""
+        """Computes the bytes of encoded images and texts."""
         return round(self._line(self.small.states, self.large.states, pairs))
 
-    def _line(self, one: int, other: int, pairs: int) -> float:
-        """Through the values at both sizes."""
+    def _line(self, at_small: int, at_large: int, pairs: int) -> float:
+        """Extends the line through the values at both sizes."""
         small, large = self.sizes
-        return max(0.0, one + (other - one) * (pairs - small) / (large - small))
+        return max(0.0, at_small + (at_large - at_small) * (pairs - small) / (large - small))
 
     def _contrast(self, pairs: int, candidates: int) -> float:
-        """How many times the larger size's contrast one is of so many pairs and candidates, the queue beside these."""
+        """Computes the factor from the larger size's contrast to one of `pairs` and `candidates` beside the queue."""
         queue = self.large.candidates - self.large.pairs
         return pairs * (candidates + queue) / (self.large.pairs * self.large.candidates)
 
@@ -131,7 +131,7 @@ class Counted:
 
 
 def count(recipe: Recipe, pairs: int, tokens: int, step: int) -> Counted:
-    """One process's step number `step`, of about so many pairs with texts of so many tokens."""
+    """Counts step number `step` of one process, at sizes near `pairs`, with texts of `tokens` tokens."""
     recipe, fakes, words = plannable(recipe), Fakes(), plain_tokenizer(recipe)
     sizes, ledgers = counted_sizes(recipe, pairs, tokens), []
     for size in sizes:
@@ -144,9 +144,11 @@ def count(recipe: Recipe, pairs: int, tokens: int, step: int) -> Counted:
 
 
 def pretended_task(recipe: Recipe, words: Tokenizer, fakes: Fakes) -> Task:
-    """The recipe's task, of whose weights there is nothing but the shapes."""
+    """Builds the recipe's task with fake weights, which have only shapes."""
     with warnings.catch_warnings(), Built(fakes):
-        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copying a teacher does
+        warnings.filterwarnings(
+            "ignore", message="Accessing the data pointer of FakeTensor"
+        )  # copying a momentum encoder does so
         task = catalog.build_task(recipe, words)
     with_real_integers(task)
     if recipe.freeze:
@@ -155,7 +157,7 @@ def pretended_task(recipe: Recipe, words: Tokenizer, fakes: Fakes) -> Task:
 
 
 def counted_sizes(recipe: Recipe, pairs: int, tokens: int) -> tuple[int, int]:
-    """As near to `pairs` as is quick: a learnt bias of attention is gone through in pieces, one after the other."""
+    """Chooses two sizes near `pairs` that are quick, since attention with a learnt bias is computed in pieces."""
     most, model = MOST, recipe.model
     if isinstance(model, VlmoConfig) and model.positions == "relative":
         length = tokens + (model.image_size // model.patch_size) ** 2 + 1
@@ -165,7 +167,7 @@ def counted_sizes(recipe: Recipe, pairs: int, tokens: int) -> tuple[int, int]:
 
 
 def counted_step(recipe: Recipe, task: Task, fakes: Fakes, batch: AnyBatch, step: int) -> Ledger:
-    """A pretended step, forward and back."""
+    """Simulates a step, forward and backward."""
     ledger = Ledger(len(batch), len(batch) + queued(task))
     ledger.known(task)
     for tensor in vars(batch).values():
@@ -182,21 +184,18 @@ def counted_step(recipe: Recipe, task: Task, fakes: Fakes, batch: AnyBatch, step
 
 
 def checkpoint_blocks(task: Task, watched: Callable[[Any], Any]) -> None:
-    """Keeps what enters each block that trains, and computes the block again on the way back.
-
-    `watched` wraps what is computed again.
-    """
+    """Recomputes each trained block in the backward pass from its input. `watched` wraps the recomputed call."""
     for block in task.modules():
         if isinstance(block, Block) and any(parameter.requires_grad for parameter in block.parameters()):
             forward = watched(block.forward)
             block.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
 
 
-# --------------------------------------------------------------------------- what is counted
+# --------------------------------------------------------------------------- recipe, batch and weights
 
 
 def plannable(recipe: Recipe) -> Recipe:
-    """The recipe with what only its data would tell: the names of a closed set's answers."""
+    """Completes a recipe with made-up names of a closed set's answers, which only its data would tell."""
     task = recipe.task
     if isinstance(task, VqaClosedSetConfig) and not task.answers:
         return replace(recipe, task=replace(task, answers=tuple(f"answer {n}" for n in range(task.answer_count))))
@@ -204,7 +203,7 @@ def plannable(recipe: Recipe) -> Recipe:
 
 
 def plain_tokenizer(recipe: Recipe) -> Tokenizer:
-    """Of as many words as the recipe's: those of its vocabulary, or made-up ones in the number that it learns."""
+    """Builds a tokenizer of the recipe's size, with its vocabulary or with made-up words."""
     config = recipe.tokenizer
     if config.vocabulary:
         return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
@@ -212,7 +211,7 @@ def plain_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def make_batch(recipe: Recipe, pixels: Sequence[Tensor], tokens: int, words: Tokenizer) -> AnyBatch:
-    """Pairs of the kind that the recipe's task trains on: pictures as given, drawn words in texts of so many tokens."""
+    """Builds a batch for the recipe's task from `pixels` and from texts of `tokens` random words."""
     size, task, generator = len(pixels[0]), recipe.task, torch.Generator().manual_seed(recipe.run.seed)
     ids = torch.randint(len(SPECIAL), words.vocab_size, (size, tokens), generator=generator)
     ids[:, 0] = words.cls_id
@@ -231,40 +230,38 @@ def make_batch(recipe: Recipe, pixels: Sequence[Tensor], tokens: int, words: Tok
         return QuestionBatch(pixels[0], texts, numbers, scores=scores)
     if kind is Question:
         answers = torch.tensor([[words.cls_id, len(SPECIAL), words.sep_id]]).expand(size, -1)
-        given = Texts(answers, torch.ones_like(answers, dtype=torch.bool))
-        return QuestionBatch(pixels[0], texts, numbers, answers=given, answer_of=numbers, weights=torch.ones(size))
+        answer_texts = Texts(answers, torch.ones_like(answers, dtype=torch.bool))
+        return QuestionBatch(
+            pixels[0], texts, numbers, answers=answer_texts, answer_of=numbers, weights=torch.ones(size)
+        )
     return Batch(pixels[0], texts, numbers)
 
 
 def queued(task: Task) -> int:
-    """Candidates that a full queue holds."""
+    """Counts the candidates that a full queue holds."""
     return sum(part.size for part in task.modules() if isinstance(part, FeatureQueue))
 
 
 def weigh(task: Task) -> Weights:
-    """Bytes of what lasts from step to step."""
+    """Counts the bytes that stay from step to step."""
     queue = [buffer for part in task.modules() if isinstance(part, FeatureQueue) for buffer in part.buffers()]
-    taught = [value for name, value in task.named_parameters() if name.startswith("teacher")]
-    own = [value for name, value in task.named_parameters() if not name.startswith("teacher")]
-    trained = [value for value in own if value.requires_grad]
+    teacher = [value for name, value in task.named_parameters() if name.startswith("teacher")]
+    student = [value for name, value in task.named_parameters() if not name.startswith("teacher")]
+    trained = [value for value in student if value.requires_grad]
     queued = {id(buffer) for buffer in queue}
     buffers = [buffer for buffer in task.buffers() if id(buffer) not in queued]
-    blocks = [_nbytes(part.parameters()) for name, part in task.named_modules() if isinstance(part, Block)]
-    own_blocks = [
-        _nbytes(part.parameters())
-        for name, part in task.named_modules()
-        if isinstance(part, Block) and not name.startswith("teacher")
-    ]
+    blocks = {name: _nbytes(part.parameters()) for name, part in task.named_modules() if isinstance(part, Block)}
+    student_blocks = [size for name, size in blocks.items() if not name.startswith("teacher")]
     return Weights(
-        parameters=sum(value.numel() for value in own),
+        parameters=sum(value.numel() for value in student),
         trained=sum(value.numel() for value in trained),
-        weights=_nbytes(own) + _nbytes(buffers),
-        teacher=_nbytes(taught),
+        weights=_nbytes(student) + _nbytes(buffers),
+        teacher=_nbytes(teacher),
         queue=_nbytes(queue),
         gradients=_nbytes(trained),
         optimizer=2 * _nbytes(trained),
-        largest_block=max(blocks, default=0),
-        root=_nbytes(own) - sum(own_blocks),
+        largest_block=max(blocks.values(), default=0),
+        root=_nbytes(student) - sum(student_blocks),
     )
 
 

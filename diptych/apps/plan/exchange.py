@@ -1,4 +1,4 @@
-"""What the processes of a recipe send each other in a step, by `communication`'s formulas."""
+"""Bytes that the processes of a recipe exchange in a step, by the formulas of `communication`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diptych.schema import AlbefConfig, AlbefPretrainConfig, Recipe, RetrievalCo
 
 
 def exchanged(recipe: Recipe, counted: Counted, processes: int, pairs: int, tokens: int) -> dict[str, int]:
-    """Bytes that a process sends in a step."""
+    """Counts the bytes that a process sends in a step."""
     if processes == 1:
         return {}
     weights, pieces = counted.weights, recipe.optim.accumulate
@@ -21,7 +21,7 @@ def exchanged(recipe: Recipe, counted: Counted, processes: int, pairs: int, toke
 
 
 def gathers(recipe: Recipe, pairs: int, processes: int, tokens: int, forward_only: bool = False) -> dict[str, int]:
-    """What of other processes' pairs a process has to see; `pairs`: its own in a step."""
+    """Counts the bytes that a process sends about its `pairs` of a step to the others."""
     task, model = recipe.task, recipe.model
     if not isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig | RetrievalConfig):
         return {}
@@ -30,15 +30,15 @@ def gathers(recipe: Recipe, pairs: int, processes: int, tokens: int, forward_onl
     branches = 2 if isinstance(task, VlmoPretrainConfig) and task.itc_branches == "both" else 1
     embedding = model.embed_dim if isinstance(model, AlbefConfig) else model.width
     keys = isinstance(task, AlbefPretrainConfig) or (isinstance(task, RetrievalConfig) and task.keys == "teacher")
-    found = {"features": communication.features(pairs, embedding, processes, branches, not (keys or forward_only))}
+    gathered = {"features": communication.features(pairs, embedding, processes, branches, not (keys or forward_only))}
     if task.itm and not own:
         if isinstance(model, VlmoConfig):
-            found["pictures and texts"] = communication.pixels(pairs, model.image_size, tokens, processes)
+            gathered["pictures and texts"] = communication.pixels(pairs, model.image_size, tokens, processes)
         else:
             rows = (model.image_size // model.vision.patch_size) ** 2 + 1 + tokens
             whole = processes * pairs * rows * model.width * communication.FP32
             sent = communication.all_gather(whole, processes)
-            found["image and text tokens"] = (
+            gathered["image and text tokens"] = (
                 sent if forward_only else communication.tokens(pairs, rows, model.width, processes)
             )
-    return found
+    return gathered

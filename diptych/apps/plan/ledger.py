@@ -1,7 +1,7 @@
-"""What a pretended step does, written down: operations by part and phase, and how much memory is alive when.
+"""A ledger of a simulated step: operations by part and phase, and the memory that is alive at each moment.
 
-A part is what a user knows: image encoder, text encoder, fusion, word head, teacher … Each call of a model's contract
-belongs to one, and what runs on the way back belongs to the part whose forward made it.
+Parts have names that users know: image encoder, text encoder, fusion, word head, teacher … Each call of a model's
+contract belongs to a part, and a backward operation belongs to the part of its forward.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ Key = tuple[str, Phase, str]
 """Part, phase and the operation's name."""
 
 LOSSES = "losses"
-"""What no other part has."""
+"""The part of all operations that belong to no other part."""
 CONTRAST = "contrast"
-"""Of these, what has a number for each pair and candidate: it grows with both."""
+"""Those among them with a number for each pair and candidate, which grow with both."""
 CALLS = {
     "image_state": "image encoder", "embed_image": "image encoder", "encode_image": "image encoder",
     "text_state": "text encoder", "embed_text": "text encoder", "encode_text": "text encoder",
     "fuse": "fusion", "match_logits": "matching head", "word_logits": "word head",
 }  # fmt: skip
-"""Part → by the model's call that it is."""
+"""Part of each call of a model."""
 CHILDREN = {"head": "task head", "tokenizer": "visual tokenizer"}
-"""Parts that are a task's own networks beside the model; what is called teacher… is the teacher."""
+"""Parts that are networks of a task beside its model. Names that begin with `teacher` are the momentum encoder."""
 COUNTERS = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU).flop_registry
 FREE = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "lift_fresh"))
-"""Operations that touch no numbers."""
+"""Operations that neither read nor write numbers."""
 
 
 @dataclass
 class Sum:
-    """Of all operations of one kind."""
+    """Totals of all operations of one kind."""
 
     count: int = 0
     flops: int = 0
-    """In matrix products, convolutions and attention, as torch counts them."""
+    """Operations of matrix products, convolutions and attention, as torch counts them."""
     moved: int = 0
     """Bytes read and written."""
     elements: int = 0
@@ -59,10 +59,10 @@ class Sum:
 
 @dataclass
 class Moment:
-    """The most that was alive, gradients apart, after some number of parameters had their gradient."""
+    """Peak memory, without gradients, while a certain number of parameters had their gradients."""
 
     contrast: int = 0
-    """Bytes of what has a number for each pair and candidate."""
+    """Bytes of tensors with a number for each pair and candidate."""
     rest: int = 0
 
     @property
@@ -72,56 +72,56 @@ class Moment:
 
 @dataclass
 class Ledger:
-    """Of one step."""
+    """The ledger of one step."""
 
     pairs: int
     candidates: int
-    """That each pair is contrasted with: the batch's, and the queue's."""
+    """Candidates that each pair is contrasted with: the batch, and the queue."""
     sums: dict[Key, Sum] = field(default_factory=lambda: defaultdict(Sum))
     moments: list[Moment] = field(default_factory=lambda: [Moment()])
-    """Entry k: while k parameters had their gradient."""
+    """Entry k is the peak while k parameters had their gradients."""
     gradients: list[int] = field(default_factory=list)
-    """Bytes of each parameter's gradient, in the order in which they were ready."""
+    """Bytes of each parameter's gradient, in the order of the backward pass."""
     states: int = 0
-    """Bytes of what the encoders gave, for fusion."""
+    """Bytes of the encoded images and texts, which fusion uses."""
     kept: int = 0
-    """Bytes alive when the way back began."""
+    """Bytes alive at the start of the backward pass."""
     products: Counter[tuple[str, tuple[int, ...]]] = field(default_factory=Counter)
-    """FLOPs by operation and shape, for whoever wants to measure the commonest."""
+    """FLOPs by operation and shape, so that the commonest shapes can be measured."""
     parts: list[str] = field(default_factory=lambda: [LOSSES])
     backward: bool = False
     recomputing: int = 0
     _marks: list[tuple[int, str]] = field(default_factory=lambda: [(0, LOSSES)])
     _alive: Counter[bool] = field(default_factory=Counter)
-    """Bytes of the contrast (True) and of all else."""
+    """Bytes alive of the contrast (True) and of all else (False)."""
     _owners: dict[int, tuple[bool, int]] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ operations
 
     def on_operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
-        """One operation (pretend.OnOperation)."""
-        given = [leaf for leaf in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
-        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not made:
+        """Enters an operation (pretend.OnOperation)."""
+        inputs = [leaf for leaf in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not outputs:
             return
         part, phase = self._where()
-        if part == LOSSES and any(map(self._is_contrast, (*given, *made))):
+        if part == LOSSES and any(map(self._is_contrast, (*inputs, *outputs))):
             part = CONTRAST
-        old = {id(tensor.untyped_storage()) for tensor in given}
-        for tensor in made:
-            self._meet(tensor)
-        if not func._schema.is_mutable and all(id(tensor.untyped_storage()) in old for tensor in made):
+        old = {id(tensor.untyped_storage()) for tensor in inputs}
+        for tensor in outputs:
+            self._allocate(tensor)
+        if not func._schema.is_mutable and all(id(tensor.untyped_storage()) in old for tensor in outputs):
             return  # a view
         name = func.overloadpacket.__name__
         total = self.sums[part, phase, name]
         total.count += 1
         if (counter := COUNTERS.get(func.overloadpacket)) is not None:
             total.flops += (flops := counter(*args, **kwargs, out_val=result))
-            shape = tuple(size for tensor in given for size in tensor.shape)
+            shape = tuple(size for tensor in inputs for size in tensor.shape)
             self.products[name, shape] += flops
         if name not in FREE:
-            total.elements += sum(tensor.numel() for tensor in made)
-            total.moved += sum(map(_bytes, given)) + sum(map(_bytes, made))
+            total.elements += sum(tensor.numel() for tensor in outputs)
+            total.moved += sum(map(_bytes, inputs)) + sum(map(_bytes, outputs))
 
     def _where(self) -> tuple[str, Phase]:
         if not self.backward:
@@ -131,7 +131,7 @@ class Ledger:
         return self._part_of_node(), "backward"
 
     def _part_of_node(self) -> str:
-        """That in whose forward the node was made which now runs backwards."""
+        """Finds the part in whose forward the current autograd node was made."""
         node = _current_autograd_node()
         number = node._sequence_nr() if node is not None else 0
         return self._marks[bisect_right(self._marks, number, key=lambda mark: mark[0]) - 1][1]
@@ -141,8 +141,8 @@ class Ledger:
 
     # ------------------------------------------------------------------ memory
 
-    def _meet(self, tensor: Tensor) -> None:
-        """A tensor whose memory was perhaps just taken."""
+    def _allocate(self, tensor: Tensor) -> None:
+        """Enters the memory of a tensor, unless it is known already."""
         if not isinstance(tensor, FakeTensor):
             return
         storage = tensor.untyped_storage()
@@ -156,7 +156,7 @@ class Ledger:
         self._note()
 
     def known(self, module: nn.Module) -> None:
-        """Parameters and buffers are there before the step, and are not counted."""
+        """Excludes parameters and buffers, which exist before the step."""
         for tensor in [*module.parameters(), *module.buffers()]:
             self.known_tensor(tensor)
 
@@ -173,7 +173,7 @@ class Ledger:
             moment.contrast, moment.rest = self._alive[True], self._alive[False]
 
     def on_gradient(self, parameter: Tensor) -> None:
-        """A parameter has its gradient: from now on it counts as one."""
+        """Counts a finished gradient as one from now on, and begins a new moment."""
         assert parameter.grad is not None
         name = id(parameter.grad.untyped_storage())
         contrast, size = self._owners.get(name, (False, 0))
@@ -186,22 +186,22 @@ class Ledger:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What runs within belongs to it; on the way back it is computed again."""
-        again = self.backward
+        """Assigns all operations within the block to a part. In the backward pass, they are recomputation."""
+        recomputed = self.backward
         self.parts.append(name)
-        self.recomputing += again
-        if not again:
+        self.recomputing += recomputed
+        if not recomputed:
             self._marks.append((_get_sequence_nr(), name))
         try:
             yield
         finally:
             self.parts.pop()
-            self.recomputing -= again
-            if not again:
+            self.recomputing -= recomputed
+            if not recomputed:
                 self._marks.append((_get_sequence_nr(), self.parts[-1]))
 
     def repeated(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """A call that is made again on the way back, of whatever part its node is."""
+        """Wraps a call that the backward pass makes again, so that it counts as recomputation."""
 
         def again(*args: Any, **kwargs: Any) -> Any:
             self.recomputing += (backward := self.backward)
@@ -216,7 +216,7 @@ class Ledger:
         self.backward, self.kept = True, self._alive.total()
 
     def watch(self, task: nn.Module) -> None:
-        """Has the task's calls say which part they are."""
+        """Wraps the calls of a task, so that each enters its part."""
         for name, child in task.named_children():
             if name.startswith("teacher"):
                 self._watch_calls(child, dict.fromkeys([*CALLS, "forward"], "teacher"))
@@ -247,5 +247,5 @@ class Ledger:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """What has to be read or written of it: of an expanded tensor, what is there."""
+    """Counts the bytes to read or write a tensor. Of an expanded tensor only its storage counts."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -1,6 +1,6 @@
-"""What this machine can do, measured now: matrix products, memory, and the operations that cost more than their bytes.
+"""Rates of this machine, measured now: matrix products, memory, and operations that take longer than their bytes.
 
-Each is the best of a few rounds, so that other processes on the machine disturb little.
+Each rate is the best of a few rounds, so that other processes on the machine disturb little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS = 4
 def peak(
     dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]] = SQUARES, device: torch.device | str = "cpu"
 ) -> float:
-    """FLOP/s of the best of some matrix products [m, k] × [k, n]; without `shapes` square ones of 1024 to 4096."""
+    """Measures the FLOP/s of matrix products [m, k] × [k, n] and returns the best. The default is square ones."""
     best = 0.0
     for m, k, n in shapes:
         a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
@@ -30,7 +30,7 @@ def peak(
 
 
 def least_seconds(job: Callable[[], object], device: torch.device | str = "cpu", rounds: int = ROUNDS) -> float:
-    """The shortest of some rounds, each of so many runs that they take 10 ms at least."""
+    """Measures the seconds of a job as the best of some rounds, which repeat it for 10 ms at least."""
     best = math.inf
     for _ in range(rounds):
         start, runs = now(device), 0
@@ -42,28 +42,28 @@ def least_seconds(job: Callable[[], object], device: torch.device | str = "cpu",
 
 
 def now(device: torch.device | str = "cpu") -> float:
-    """Seconds of a clock. One thread's work is timed by what it had of the processor, which others do not lengthen."""
+    """Reads a clock in seconds. One thread is timed on the processor, so that other processes do not count."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)  # a card works on while Python does
+        torch.cuda.synchronize(device)  # a card works asynchronously
     elif torch.get_num_threads() == 1:
         return time.process_time()
     return time.perf_counter()
 
 
-# --------------------------------------------------------------------------- what is slower than its bytes
+# --------------------------------------------------------------------------- operations slower than their bytes
 
 NUMBERS = 1 << 20
 ROW = 1 << 10
 
 
 def addition(numbers: int, device: torch.device | str) -> Callable[[], object]:
-    """Two tensors to a new one: twelve bytes a number."""
+    """Builds an addition of two tensors into a new one, which moves twelve bytes a number."""
     x, y = (torch.randn(numbers, device=device) for _ in range(2))
     return lambda: x + y
 
 
 def slow_operations(device: torch.device | str) -> dict[str, Callable[[], object]]:
-    """Each on `NUMBERS` numbers, by the name that torch has for it."""
+    """Builds operations on `NUMBERS` numbers, by the names that torch has for them."""
     x, w = torch.randn(NUMBERS // ROW, ROW, device=device), torch.ones(ROW, device=device)
     normed, mean, rstd = torch.native_layer_norm(x, [ROW], w, w, 1e-6)
     chances = torch.softmax(x, -1)
@@ -85,7 +85,7 @@ def slow_operations(device: torch.device | str) -> dict[str, Callable[[], object
 
 
 def attention_rate(shape: tuple[int, int, int, int], device: torch.device | str) -> float:
-    """FLOP/s of attention [groups, heads, length, width of a head], forward and back."""
+    """Measures the FLOP/s of attention [groups, heads, length, width of a head], forward and backward."""
     groups, heads, length, width = shape
     query = torch.randn(groups, heads, length, width, device=device, requires_grad=True)
     flops = (4 + 10) * groups * heads * length**2 * width
@@ -96,7 +96,7 @@ def attention_rate(shape: tuple[int, int, int, int], device: torch.device | str)
 
 
 class PeakMemory:
-    """Most resident memory within the block beyond what was resident at its start, in bytes. Linux only."""
+    """Measures the peak growth of resident memory within its block, in bytes. It works on Linux only."""
 
     grown: int
 
@@ -112,7 +112,7 @@ class PeakMemory:
 
 
 def status(name: str) -> int:
-    """A size in bytes that Linux keeps of this process."""
+    """Reads a size in bytes that Linux keeps for this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
@@ -120,7 +120,7 @@ def status(name: str) -> int:
 
 
 def trim() -> None:
-    """Gives freed memory back to the system, so that what is resident is what is used."""
+    """Returns freed memory to the system, so that resident memory is memory in use."""
     import ctypes
 
     ctypes.CDLL(None).malloc_trim(0)

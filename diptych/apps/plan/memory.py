@@ -1,4 +1,4 @@
-"""Memory of a device by part, at the worst moment of a step."""
+"""Memory of a device by part, at the peak of a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diptych.schema import Recipe
 
 
 def memory_of(recipe: Recipe, counted: Counted, fleet: Fleet, pairs: int, tokens: int) -> dict[str, int]:
-    """Bytes by part at the worst moment of a step."""
+    """Counts the bytes of each part at the peak of a step."""
     weights, pieces, processes = counted.weights, recipe.optim.accumulate, fleet.count
     whole = processes * pairs * pieces
     all_gradients = pieces > 1 or processes > 1
@@ -30,7 +30,7 @@ def memory_of(recipe: Recipe, counted: Counted, fleet: Fleet, pairs: int, tokens
         "activations": alive + (pieces - 1) * counted.states(pairs),
         "gathered from others": _gathered_bytes(recipe, pairs * pieces, processes, tokens),
     }
-    if cut > 1:  # FSDP: the root stays gathered for the step; of the blocks one is, and its gradient before it is cut
+    if cut > 1:  # FSDP keeps the root gathered, and one block at a time with its gradient
         memory["gathered weights"] = weights.root + 2 * weights.largest_block
     return {name: size for name, size in memory.items() if size}
 
@@ -40,7 +40,7 @@ def _input_bytes(recipe: Recipe, pairs: int, tokens: int) -> int:
 
 
 def _gathered_bytes(recipe: Recipe, pairs: int, processes: int, tokens: int) -> int:
-    """What of all processes is there at once."""
+    """Counts the bytes of gathered data that exist at once."""
     if processes == 1:
         return 0
     return sum(
@@ -50,7 +50,7 @@ def _gathered_bytes(recipe: Recipe, pairs: int, processes: int, tokens: int) -> 
 
 
 def memory_here(recipe: Recipe) -> int:
-    """Bytes of this machine's device."""
+    """Reads the memory of this machine's device in bytes."""
     device = find_device(recipe.run.device)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)

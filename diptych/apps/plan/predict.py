@@ -1,4 +1,4 @@
-"""A recipe's plan: what `count` found, `Rates` and `communication` put together for some devices."""
+"""The plan of a recipe on some devices: the counted step, the devices' rates and their communication combined."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from diptych.device import find_device
 from diptych.schema import AlbefConfig, Recipe, VlmoConfig
 
 ADAM = 28
-"""Bytes that AdamW moves a parameter: weight, gradient and both moments read, all but the gradient written."""
+"""Bytes that AdamW moves for a parameter: weight, gradient and both moments read, all but the gradient written."""
 NORM, AVERAGE = 4, 12
-"""The gradient read for its norm; teacher and student read, teacher written."""
+"""Bytes for a parameter to compute the gradient's norm, and to update the momentum encoder from the model."""
 AFTER = 10**9
-"""A step behind every beginning that a recipe can set."""
+"""A step after all starts that a recipe can set."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user asks beside the recipe."""
+    """The wishes of a user beside the recipe."""
 
     fleet: Fleet
     tokens: int | None = None
-    """Of a text on average; None: as many as `data.max_tokens` allows."""
+    """Tokens of a text on average; None for as many as `data.max_tokens` allows."""
     pairs: int | None = None
-    """Of the training data."""
+    """Pairs of the training data."""
     efficiency: float | None = None
     tf32: bool = False
     price: float | None = None
-    """Of a device for an hour."""
+    """Price of a device for an hour."""
     network: float | None = None
-    """Bytes/s of a device to other machines, in one direction."""
+    """Rate of a device to other machines in bytes/s, in one direction."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """FLOPs of a device and step, and its seconds with all that is not a product."""
+    """FLOPs of a part of the model in a device's step, and its seconds with all other operations."""
 
     name: str
     forward: int
@@ -55,13 +55,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes, FLOPs and seconds are of one device and one optimiser step, unless said otherwise."""
+    """The plan. Bytes, FLOPs and seconds are of one device and one optimiser step, unless a field says otherwise."""
 
     recipe: str
     devices: str
     count: int
     pairs: int
-    """Of a device, in one piece."""
+    """Pairs of a device in one piece."""
     pieces: int
     tokens: int
     parameters: Mapping[str, int]
@@ -70,18 +70,18 @@ class Plan:
     capacity: int
     parts: tuple[Part, ...]
     seconds: Mapping[str, float]
-    """Of a step, by what it is spent on."""
+    """Seconds of a step by their use."""
     step: float
     exchanged: Mapping[str, int]
     """Bytes that a device sends in a step."""
     checkpoint: int
-    """Bytes, of all devices together."""
+    """Bytes of a checkpoint, of all devices together."""
     checkpoint_every: float
-    """Seconds."""
+    """Seconds from checkpoint to checkpoint."""
     pictures: float
-    """A second that each device must be given."""
+    """Pictures a second that the loader must give each device."""
     steps: int | None
-    """Of the whole training; None: the number of pairs is not known."""
+    """Steps of the whole training; None where the number of pairs is not known."""
     total_seconds: float | None
     cost: float | None
     bottleneck: str
@@ -98,22 +98,22 @@ class Plan:
 
 
 def plan(recipe: Recipe, wish: Wish) -> Plan:
-    """Raises ValueError where the batch cannot be shared out, or the network between machines is not known."""
+    """Plans a recipe. Raises ValueError for a batch that devices cannot share, or an unknown network."""
     recipe, fleet = plannable(recipe), wish.fleet
     pairs = _share(recipe, fleet)
     _network(fleet, wish)
     tokens = wish.tokens or recipe.data.max_tokens
     rates = rates_of(recipe, wish, pairs, tokens)
     counted = count(recipe, pairs, tokens, AFTER)
-    found = assemble(recipe, wish, counted, rates, tokens)
-    whole = _duration(recipe, wish, found, rates, tokens)
+    step_plan = assemble(recipe, wish, counted, rates, tokens)
+    whole = _duration(recipe, wish, step_plan, rates, tokens)
     cost = None if wish.price is None or whole is None else whole / 3600 * fleet.count * wish.price
-    found = replace(found, total_seconds=whole, cost=cost)
-    return found if found.fits else replace(found, advice=advise(recipe, wish, rates, tokens))
+    full = replace(step_plan, total_seconds=whole, cost=cost)
+    return full if full.fits else replace(full, advice=advise(recipe, wish, rates, tokens))
 
 
 def rates_of(recipe: Recipe, wish: Wish, pairs: int, tokens: int) -> Rates:
-    """Of one device."""
+    """Finds the rates of one device, by its data sheet or by measuring this machine."""
     if wish.fleet.card is not None:
         return of_card(wish.fleet.card, recipe.run.precision, wish.efficiency, wish.tf32)
     if recipe.run.threads:
@@ -124,7 +124,7 @@ def rates_of(recipe: Recipe, wish: Wish, pairs: int, tokens: int) -> Rates:
 
 
 def assemble(recipe: Recipe, wish: Wish, counted: Counted, rates: Rates, tokens: int) -> Plan:
-    """The plan of a step in the state that the training reaches."""
+    """Assembles the plan of a step from its counts."""
     fleet, pieces = wish.fleet, recipe.optim.accumulate
     pairs = _share(recipe, fleet)
     memory = memory_of(recipe, counted, fleet, pairs, tokens)
@@ -164,7 +164,7 @@ def assemble(recipe: Recipe, wish: Wish, counted: Counted, rates: Rates, tokens:
 
 
 def parts_of(recipe: Recipe, counted: Counted, rates: Rates, pairs: int, processes: int) -> tuple[Part, ...]:
-    """FLOPs and seconds of a step by part. In several pieces, all but teacher and losses are computed again."""
+    """Computes FLOPs and seconds of each part. Several pieces compute all but momentum encoder and losses twice."""
     pieces = recipe.optim.accumulate
     flops: dict[tuple[str, Phase], int] = {}
     seconds: dict[str, float] = {}
@@ -190,12 +190,12 @@ def parts_of(recipe: Recipe, counted: Counted, rates: Rates, pairs: int, process
 def _seconds(
     recipe: Recipe, wish: Wish, counted: Counted, rates: Rates, parts: tuple[Part, ...], sent: Mapping[str, int]
 ) -> dict[str, float]:
-    """Of a step by what it is spent on. Gradients travel while the way back is computed; gathers keep all waiting."""
+    """Splits the seconds of a step by their use. The backward pass hides the exchange of gradients, but no gather."""
     computing = sum(part.seconds for part in parts)
     products = sum(part.forward + part.backward + part.recompute for part in parts) / rates.products
     weights, cut = counted.weights, wish.fleet.count if recipe.run.parallel == "fsdp" else 1
     moved = ((ADAM + NORM) * weights.trained + AVERAGE * weights.teacher // 4) // cut
-    found = {
+    seconds = {
         "matrix products": min(products, computing),
         "other operations": max(0.0, computing - products),
         "optimiser and teacher": moved / rates.traffic_at(12 << 20),
@@ -204,11 +204,11 @@ def _seconds(
         link = _link(wish)
         hidden = computing * _share_of_backward(parts)
         shared = next(iter(sent.values())) / link
-        found["exchange of gradients" if recipe.run.parallel == "ddp" else "exchange of weights and gradients"] = max(
+        seconds["exchange of gradients" if recipe.run.parallel == "ddp" else "exchange of weights and gradients"] = max(
             0.0, shared - (hidden if recipe.run.parallel == "ddp" else computing)
         )
-        found["gathering from others"] = sum(list(sent.values())[1:]) / link
-    return found
+        seconds["gathering from others"] = sum(list(sent.values())[1:]) / link
+    return seconds
 
 
 def _share_of_backward(parts: tuple[Part, ...]) -> float:
@@ -217,7 +217,7 @@ def _share_of_backward(parts: tuple[Part, ...]) -> float:
 
 
 def _link(wish: Wish) -> float:
-    """Bytes/s between devices: the slowest on the way of a ring."""
+    """Finds the rate between devices in bytes/s, which is the slowest link of their ring."""
     card = wish.fleet.card
     assert card is not None, "this machine is one device"
     return card.link if wish.fleet.count <= PER_MACHINE else _network(wish.fleet, wish)
@@ -231,13 +231,13 @@ def _network(fleet: Fleet, wish: Wish) -> float:
     if rate is None:
         raise ValueError(
             f"{fleet} are several machines of {PER_MACHINE}, and {fleet.card.name} has no network of its vendor's: "
-            "say what connects them, in GB/s of a device in one direction, as in --network 12.5"
+            "give the rate between them in GB/s of a device, in one direction, as in --network 12.5"
         )
     return rate
 
 
 def _bottleneck(seconds: Mapping[str, float]) -> str:
-    name = max(seconds, key=lambda one: seconds[one])
+    name = max(seconds, key=seconds.__getitem__)
     return f"{name}: {seconds[name] / sum(seconds.values()):.0%} of a step"
 
 
@@ -245,7 +245,7 @@ def _bottleneck(seconds: Mapping[str, float]) -> str:
 
 
 def _share(recipe: Recipe, fleet: Fleet) -> int:
-    """Pairs of a device in one piece. Raises ValueError."""
+    """Counts the pairs of a device in one piece. Raises ValueError where devices cannot share the batch equally."""
     pairs, rest = divmod(recipe.run.batch_size, fleet.count)
     if rest or not pairs:
         near = max(1, round(recipe.run.batch_size / fleet.count)) * fleet.count
@@ -264,75 +264,75 @@ def _steps(recipe: Recipe, wish: Wish) -> int | None:
 
 
 def beginnings(recipe: Recipe) -> list[int]:
-    """Steps before which less is computed (`fuse_start`, `teacher_start`), in order."""
-    found = {getattr(recipe.task, name, 0) for name in ("fuse_start", "teacher_start")}
-    return sorted(step for step in found if step > 0)
+    """Lists the steps before which less is computed (`fuse_start`, `teacher_start`), in order."""
+    starts = {getattr(recipe.task, name, 0) for name in ("fuse_start", "teacher_start")}
+    return sorted(step for step in starts if step > 0)
 
 
-def _duration(recipe: Recipe, wish: Wish, found: Plan, rates: Rates, tokens: int) -> float | None:
-    """Seconds of the training, its cheaper beginnings included; without validations and checkpoints."""
-    if found.steps is None:
+def _duration(recipe: Recipe, wish: Wish, full: Plan, rates: Rates, tokens: int) -> float | None:
+    """Computes the seconds of the training with its cheaper beginnings, without validations and checkpoints."""
+    if full.steps is None:
         return None
-    whole, before = 0.0, 0
+    seconds, before = 0.0, 0
     for end in beginnings(recipe):
-        end = min(end, found.steps)
+        end = min(end, full.steps)
         if end > before:
-            counted = count(recipe, found.pairs, tokens, before)
-            whole += (end - before) * assemble(recipe, wish, counted, rates, tokens).step
+            counted = count(recipe, full.pairs, tokens, before)
+            seconds += (end - before) * assemble(recipe, wish, counted, rates, tokens).step
             before = end
-    return whole + (found.steps - before) * found.step
+    return seconds + (full.steps - before) * full.step
 
 
-# --------------------------------------------------------------------------- what is said beside it
+# --------------------------------------------------------------------------- advice and notes
 
 
 def advise(recipe: Recipe, wish: Wish, rates: Rates, tokens: int) -> tuple[str, ...]:
-    """Changes that lower the memory, the mildest first, with what the plan is then; until one fits."""
-    found = []
-    for said, changed in alternatives(recipe, wish.fleet):
+    """Lists changes that need less memory, the mildest first, with their plans, until one fits."""
+    lines: list[str] = []
+    for changes, changed in alternatives(recipe, wish.fleet):
         counted = count(changed, _share(changed, wish.fleet), tokens, AFTER)
         other = assemble(changed, wish, counted, rates, tokens)
         verdict = "fits" if other.fits else "does not fit yet"
-        found.append(f"{said}: {other.total / 2**30:.1f} GiB, {other.step:.3g} s a step: {verdict}")
-        if other.fits and len(found) >= 3:
+        lines.append(f"{changes}: {other.total / 2**30:.1f} GiB, {other.step:.3g} s a step: {verdict}")
+        if other.fits and len(lines) >= 3:
             break
-    return tuple(found)
+    return tuple(lines)
 
 
 def alternatives(recipe: Recipe, fleet: Fleet) -> list[tuple[str, Recipe]]:
-    """Cheaper ways to the same step."""
+    """Lists recipes that compute the same step with less memory, with the fields that they change."""
     run, optim = recipe.run, recipe.optim
     saving = {"run.activation_checkpointing=true": replace(recipe, run=replace(run, activation_checkpointing=True))}
-    found = [] if run.activation_checkpointing else list(saving.items())
+    recipes = [] if run.activation_checkpointing else list(saving.items())
     if fleet.count > 1 and run.parallel == "ddp":
-        found.append(("run.parallel=fsdp", replace(recipe, run=replace(run, parallel="fsdp"))))
+        recipes.append(("run.parallel=fsdp", replace(recipe, run=replace(run, parallel="fsdp"))))
     pieces = 2
     while run.batch_size % (pieces * fleet.count) == 0 and pieces <= 64:
         cut = replace(run, batch_size=run.batch_size // pieces)
         more = replace(optim, accumulate=optim.accumulate * pieces)
-        said = f"run.batch_size={cut.batch_size} optim.accumulate={more.accumulate}"
-        found.append((said, replace(recipe, run=cut, optim=more)))
+        changes = f"run.batch_size={cut.batch_size} optim.accumulate={more.accumulate}"
+        recipes.append((changes, replace(recipe, run=cut, optim=more)))
         pieces *= 2
-    return found
+    return recipes
 
 
 def _notes(recipe: Recipe, wish: Wish, rates: Rates, tokens: int) -> tuple[str, ...]:
-    """Where the numbers come from, and what they leave out."""
+    """Lists the sources of the numbers, and what they leave out."""
     run, card = recipe.run, wish.fleet.card
-    found = list(rates.origin)
-    given = "as given" if wish.tokens else "data.max_tokens; --tokens N for what they have on average"
-    found.append(f"texts of {tokens} tokens ({given})")
+    notes = list(rates.origin)
+    source = "as given" if wish.tokens else "data.max_tokens; give their average as --tokens N"
+    notes.append(f"texts of {tokens} tokens ({source})")
     if run.compile:
-        found.append("run.compile fuses operations between products: the plan is without, and an upper bound")
+        notes.append("run.compile fuses operations between products: the plan ignores it and is an upper bound")
     if card and card.half_kind != "bf16" and run.precision == "bf16":
-        found.append(f"{card.name} multiplies fp16, not bf16: its fp16 peak stands for what the library would emulate")
+        notes.append(f"{card.name} multiplies fp16, not bf16: the plan takes its fp16 peak")
     if card:
-        found.append("activations as torch's processor kernels keep them; a card's driver and fragmentation take more")
-    return tuple(found)
+        notes.append("activations are those of torch's CPU kernels; a card's driver and fragmentation take more")
+    return tuple(notes)
 
 
 def _attention(recipe: Recipe, pairs: int, tokens: int) -> tuple[int, int, int, int]:
-    """Groups, heads, length and head width of the image encoder's attention; a sixteenth of it at most is timed."""
+    """Gives groups, heads, length and head width of the image encoder's attention, for 64 pictures at most."""
     model: Any = recipe.model
     side = (model.image_size // model.patch_size) if isinstance(model, VlmoConfig) else None
     if isinstance(model, AlbefConfig):

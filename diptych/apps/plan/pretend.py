@@ -1,9 +1,9 @@
-"""Running a step without its numbers: real integers, and floating-point tensors that have a shape only.
+"""Simulation of a step without its numbers: integers are real, and floating-point tensors have shapes only.
 
-What a step computes depends on integers (how long texts are, which words are hidden, which pairs are fused) but not on
-the values of weights and features. So integers and masks are computed as always, and everything that meets a weight is
-one of torch's fake tensors: a model of any size costs its shapes. Where numbers that are not there decide (which
-negatives are drawn), any choice costs the same, and one is made.
+The operations of a step depend on integers (lengths of texts, masked words, fused pairs), but not on the values of
+weights and features. Integers and masks are therefore computed as always, and everything that meets a weight is one of
+torch's fake tensors, so that a model of any size costs only its shapes. Where values would decide, as in the draw of
+hard negatives, every choice costs the same, and the simulation makes one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from diptych.nn.queue import FeatureQueue
 
 aten = torch.ops.aten
 OnOperation = Callable[[Any, Sequence[Any], Mapping[str, Any], Any], None]
-"""Told of an operation, its arguments by place and by name, and its result."""
+"""Callback that gets an operation, its arguments by place and by name, and its result."""
 
 
 class Fakes(FakeTensorMode):
-    """The one mode of all fake tensors of a plan; copying a tensor (a teacher's) does not copy it."""
+    """The fake-tensor mode of a plan. Copied tensors, such as those of a momentum encoder, keep this mode."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -35,7 +35,7 @@ class Fakes(FakeTensorMode):
 
 
 class Built(TorchDispatchMode):
-    """Within it, whatever is made is fake: a network of any size is built at once."""
+    """Makes every new tensor fake, so that a network of any size is built at once."""
 
     def __init__(self, fake: Fakes) -> None:
         super().__init__()
@@ -45,18 +45,18 @@ class Built(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is aten._local_scalar_dense.default:
-            return False  # "is one of these random weights too large?"
+            return False  # the question "is one of these random weights too large?"
         with self.fake:
             result = func(*args, **(kwargs or {}))
         if isinstance(result, FakeTensor):
-            result.constant = None  # a number that it was made from, which would be copied with it
+            result.constant = None  # the number it was made from would be copied with it
         return result
 
 
 class Pretended(TorchDispatchMode):
-    """Within it, operations on fake tensors give fake tensors, and those on real ones are computed.
+    """Makes operations on fake tensors return fake tensors, and computes those on real ones.
 
-    `on_operation` is told of each that met a fake tensor.
+    `on_operation` is called for each operation on a fake tensor.
     """
 
     def __init__(self, fake: Fakes, on_operation: OnOperation) -> None:
@@ -82,7 +82,7 @@ class Pretended(TorchDispatchMode):
 
 
 def _counted_rows(func: Any, args: Sequence[Any]) -> Sequence[Any]:
-    """Rows that a real mask chooses, as their numbers: how many there are is known then."""
+    """Replaces real masks in an index by the numbers of their rows, so that the result's shape is known."""
     if func not in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
         return args
     places: list[Tensor | None] = []
@@ -92,27 +92,27 @@ def _counted_rows(func: Any, args: Sequence[Any]) -> Sequence[Any]:
     return (args[0], places, *args[2:])
 
 
-# --------------------------------------------------------------------------- where values would decide
+# --------------------------------------------------------------------------- choices that values would make
 
 
 def _yes(generator: torch.Generator, value: Tensor) -> bool | int | float:
-    """Whether a number is finite, or a weight above 0: all is well. A number that is read is 1."""
+    """Answers yes to any question, such as whether a number is finite. Numbers that are read are 1."""
     return {torch.bool: True}.get(value.dtype, 1.0 if value.is_floating_point() else 1)
 
 
 def _some_place(generator: torch.Generator, ordered: Tensor, values: Any, *_: Any, **__: Any) -> Tensor:
-    """A draw by cumulative weights: any candidate."""
+    """Draws any candidate in place of a draw by cumulative weights."""
     return torch.randint(ordered.shape[-1], tuple(values.shape), generator=generator)
 
 
 def _first_place(generator: torch.Generator, values: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
-    """The place of the largest: the first."""
+    """Takes the first place as that of the largest value."""
     shape = () if dim is None else torch.empty(values.shape, device="meta").sum(dim, keepdim=keepdim).shape
     return torch.zeros(shape, dtype=torch.long)
 
 
 def _as_it_is(chooser: torch.Generator, values: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Random numbers written into a tensor that has none."""
+    """Leaves a tensor as it is in place of filling it with random numbers."""
     return values
 
 
@@ -122,14 +122,14 @@ CHOICES: dict[Any, Callable[..., Any]] = {
     aten.argmax.default: _first_place,
     aten.exponential_.default: _as_it_is,
 }
-"""What is answered where a value that is not there is asked for."""
+"""Replacements of operations that would read a value of a fake tensor."""
 
 
 # --------------------------------------------------------------------------- real integers
 
 
 def with_real_integers(module: nn.Module) -> None:
-    """Buffers of integers and masks, which decide what is computed, become real: zeros, and a full queue's."""
+    """Makes buffers of integers and masks real, since computation depends on them: zeros, or those of a full queue."""
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if not buffer.is_floating_point():

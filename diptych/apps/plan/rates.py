@@ -1,7 +1,7 @@
-"""How long operations take: on a card by its data sheet and a stated share of it, on this machine as measured now.
+"""Durations of operations: on a card by a stated share of its data sheet, on this machine as measured now.
 
-A matrix product takes its FLOPs, anything else the time in which its bytes are read and written; on a processor some
-take longer than that (random numbers, the exponential), and are measured one by one.
+A matrix product takes the time of its FLOPs, any other operation the time to read and write its bytes. On a CPU some
+operations take longer, such as random numbers and the exponential; these are measured one by one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from diptych.apps.plan.ledger import Sum
 from diptych.apps.plan.machine import NUMBERS, addition, attention_rate, least_seconds, peak, slow_operations
 
 SHEET_SHARE = 0.5
-"""Of a data sheet's peak that matrix products are planned to reach. Not measured here: whole steps of well-tuned
-language models reached 44 to 52 % of an A100's (Narayanan et al., arXiv 2104.04473, table 1). `--efficiency` replaces
-it."""
+"""Share of a data sheet's peak at which matrix products are planned. It is not measured here: whole steps of well-tuned
+language models reached 44 to 52 % of an A100's peak (Narayanan et al., arXiv 2104.04473, table 1). `--efficiency`
+replaces it."""
 MEASURED_SHARE = 0.75
-"""Of the best square product on this machine that a step's products reach: between 0.6 (width 128) and 0.85 (width 768)
-in five steps measured beside it, of `benchmarks plan`'s recipes."""
+"""Share of this machine's best square product that the products of a step reach. Five steps of `benchmarks plan`'s
+recipes reached between 0.6 (width 128) and 0.85 (width 768)."""
 SHEET_BANDWIDTH = 0.8
-"""Of a data sheet's bandwidth that element-wise operations are planned to reach. An assumption, not measured here."""
+"""Share of a data sheet's bandwidth at which element-wise operations are planned. It is an assumption."""
 LAUNCH = 5e-6
-"""Seconds of an operation on a card, at least. An assumption, not measured here; of no weight but for tiny models."""
+"""Least seconds of an operation on a card. It is an assumption, which matters for tiny models only."""
 ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention_for_cpu_backward",
@@ -36,25 +36,25 @@ ATTENTION = (
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one device."""
+    """The rates of one device."""
 
     products: float
-    """FLOP/s that are planned with."""
+    """FLOP/s of matrix products in the plan."""
     peak: float
-    """FLOP/s that these are a share of."""
+    """FLOP/s of which `products` is a share."""
     traffic: tuple[tuple[float, float], ...]
-    """(bytes of an operation, bytes/s), by size: between the sizes the rate follows their logarithms."""
+    """Pairs of an operation's bytes and its bytes/s, by size. Between sizes, logarithms are interpolated."""
     launch: float
-    """Seconds of an operation at least."""
+    """Least seconds of an operation."""
     slow: Mapping[str, float] = field(default_factory=dict)
-    """Numbers a second that an operation writes, where that is less than its bytes allow."""
+    """Numbers a second that an operation writes, for those slower than their bytes."""
     small_products: float | None = None
-    """FLOP/s of attention and batched products, where they are slower than others."""
+    """FLOP/s of attention and batched products, where they are slower than other products."""
     origin: tuple[str, ...] = ()
-    """Where the numbers come from."""
+    """Sources of the numbers."""
 
     def seconds(self, name: str, total: Sum) -> float:
-        """Of all operations of one kind."""
+        """Computes the seconds of all operations of one kind."""
         if not total.count:
             return 0.0
         rate = self.small_products if self.small_products and name in ATTENTION else self.products
@@ -63,7 +63,7 @@ class Rates:
         return max(total.flops / rate, moving, making) + total.count * self.launch
 
     def traffic_at(self, size: int | float) -> float:
-        """Bytes/s of an operation of so many bytes."""
+        """Interpolates the bytes/s of an operation of `size` bytes."""
         before = self.traffic[0]
         for point in self.traffic:
             if size < point[0]:
@@ -74,13 +74,13 @@ class Rates:
 
 
 def of_card(card: Card, precision: str, efficiency: float | None, tf32: bool) -> Rates:
-    """By the data sheet. Raises ValueError where the card has no TF32."""
+    """Computes rates from a data sheet. Raises ValueError for TF32 on a card without it."""
     if tf32 and card.tf32 is None:
-        raise ValueError(f"--tf32: {card.name} has no TF32")
+        raise ValueError(f"--tf32: {card.name} has no TF32; leave the option out")
     full = card.half if precision == "bf16" else (card.tf32 if tf32 and card.tf32 else card.fp32)
     kind = card.half_kind if precision == "bf16" else ("TF32" if tf32 else "fp32")
     share = SHEET_SHARE if efficiency is None else efficiency
-    said = "assumed" if efficiency is None else "as given"
+    source = "assumed" if efficiency is None else "as given"
     return Rates(
         products=share * full,
         peak=full,
@@ -88,7 +88,7 @@ def of_card(card: Card, precision: str, efficiency: float | None, tf32: bool) ->
         launch=LAUNCH,
         origin=(
             f"peak {full / 1e12:g} TFLOP/s in {kind}, memory {card.bandwidth / 1e9:g} GB/s: {card.source}",
-            f"products at {share:.0%} of the peak ({said}), "
+            f"products at {share:.0%} of the peak ({source}), "
             f"other operations at {SHEET_BANDWIDTH:.0%} of the memory's rate (assumed)",
         ),
     )
@@ -97,7 +97,7 @@ def of_card(card: Card, precision: str, efficiency: float | None, tf32: bool) ->
 # --------------------------------------------------------------------------- this machine
 
 SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
-"""Numbers of the additions that are timed: from the first cache to fresh memory of the system."""
+"""Sizes of the additions that are timed, from the first cache to fresh memory of the system."""
 
 
 def measured(
@@ -106,11 +106,11 @@ def measured(
     efficiency: float | None = None,
     device: torch.device | str = "cpu",
 ) -> Rates:
-    """Of this machine, in a few seconds. `attention`: groups, heads, length and width of a head of the commonest."""
+    """Measures this machine in a few seconds. `attention` is the commonest one's groups, heads, length, head width."""
     best = peak(torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
     share = MEASURED_SHARE if efficiency is None else efficiency
     attending = attention_rate(attention, device)
-    said = "diptych/apps/plan/rates.py" if efficiency is None else "as given"
+    source = "diptych/apps/plan/rates.py" if efficiency is None else "as given"
     return Rates(
         products=share * best,
         peak=best,
@@ -121,6 +121,6 @@ def measured(
         origin=(
             f"measured now with {torch.get_num_threads()} threads: best square product {best / 1e9:.0f} GFLOP/s, "
             f"attention {attending / 1e9:.0f} GFLOP/s",
-            f"products at {share:.0%} of the best ({said}), other operations at rates measured now",
+            f"products at {share:.0%} of the best ({source}), other operations at rates measured now",
         ),
     )

@@ -1,4 +1,4 @@
-"""A plan for a terminal, and as JSON."""
+"""A plan as text for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ GIB = 1 << 30
 
 
 def as_text(plan: Plan) -> str:
-    """Parameters, memory, time, exchange, the whole training, and where the numbers come from: a table each."""
+    """Formats parameters, memory, time, exchange, the whole training, and the sources of the numbers."""
     pieces = f", in {plan.pieces} pieces each" if plan.pieces > 1 else ""
     head = f"{plan.recipe} on {plan.devices}: {plan.pairs * plan.pieces} pairs a device and step{pieces}"
     parameters = ", ".join(f"{value / 1e6:,.1f} M {name}" for name, value in plan.parameters.items() if value)
     blocks = [f"{head}\nParameters: {parameters}", _memory(plan), _parts(plan), _seconds(plan)]
     if plan.exchanged:
-        blocks.append(_table("A device sends, each step", ("", ""), [(k, size(v)) for k, v in plan.exchanged.items()]))
+        blocks.append(
+            _table("Bytes that a device sends in a step", ("", ""), [(k, size(v)) for k, v in plan.exchanged.items()])
+        )
     blocks.append(_training(plan))
     if plan.advice:
-        blocks.append("\n".join(["It does not fit. What helps:", *(f"  {line}" for line in plan.advice)]))
-    blocks.append("\n".join(["Where the numbers come from", *(f"  {note}" for note in plan.notes)]))
+        blocks.append(
+            "\n".join(["It does not fit. These changes need less memory:", *(f"  {line}" for line in plan.advice)])
+        )
+    blocks.append("\n".join(["Sources of the numbers", *(f"  {note}" for note in plan.notes)]))
     return "\n\n".join(blocks)
 
 
@@ -32,16 +36,16 @@ def _memory(plan: Plan) -> str:
     rows = [(name, size(value)) for name, value in plan.memory.items()]
     left = plan.capacity - plan.total
     verdict = f"{size(left)} left" if left >= 0 else f"{size(-left)} too much"
-    rows += [("in all", size(plan.total)), ("there is", f"{size(plan.capacity)}: {verdict}")]
-    return _table("Memory of a device at its fullest", ("", ""), rows)
+    rows += [("in all", size(plan.total)), ("available", f"{size(plan.capacity)}: {verdict}")]
+    return _table("Peak memory of a device", ("", ""), rows)
 
 
 def _parts(plan: Plan) -> str:
     rows = [
-        (one.name, flops(one.forward), flops(one.backward), flops(one.recompute), seconds(one.seconds))
-        for one in plan.parts
+        (part.name, flops(part.forward), flops(part.backward), flops(part.recompute), seconds(part.seconds))
+        for part in plan.parts
     ]
-    return _table("Computation of a device and step", ("", "forward", "backward", "again", "time"), rows)
+    return _table("Computation of a device in a step", ("", "forward", "backward", "recompute", "time"), rows)
 
 
 def _seconds(plan: Plan) -> str:
@@ -52,28 +56,30 @@ def _seconds(plan: Plan) -> str:
 
 def _training(plan: Plan) -> str:
     lines = [
-        f"What holds it back: {plan.bottleneck}",
-        f"Loader: {plan.pictures:,.0f} pairs a second for each device",
+        f"Bottleneck: {plan.bottleneck}",
+        f"Loader: each device needs {plan.pictures:,.0f} pairs a second",
         f"Checkpoint: {size(plan.checkpoint)}, every {seconds(plan.checkpoint_every)}",
     ]
     if plan.steps is None or plan.total_seconds is None:
-        return "\n".join([*lines, "Training: run.epochs counts the data, and its size is not known: say --pairs N"])
-    lines.append(f"Training: {plan.steps:,} steps, {seconds(plan.total_seconds)}, validations apart")
+        return "\n".join(
+            [*lines, "Training: run.epochs counts the data, whose size is not known: give it as --pairs N"]
+        )
+    lines.append(f"Training: {plan.steps:,} steps, {seconds(plan.total_seconds)} without validations")
     if plan.cost is not None:
-        lines.append(f"Cost: {plan.cost:,.2f}, in the money of --price")
+        lines.append(f"Cost: {plan.cost:,.2f}, in the currency of --price")
     return "\n".join(lines)
 
 
 def checked_as_text(compared: Compared) -> str:
-    """Planned beside measured."""
+    """Formats planned and measured values side by side."""
     rows = [
         (
             name,
             size(planned) if name == "memory" else seconds(planned),
-            size(found) if name == "memory" else seconds(found),
-            f"{planned / found - 1:+.0%}",
+            size(measured) if name == "memory" else seconds(measured),
+            f"{planned / measured - 1:+.0%}",
         )
-        for name, (planned, found) in compared.rows.items()
+        for name, (planned, measured) in compared.rows.items()
     ]
     table = _table(
         f"Planned and measured here, {compared.steps} steps", ("", "planned", "measured", "difference"), rows
@@ -82,13 +88,13 @@ def checked_as_text(compared: Compared) -> str:
 
 
 def as_json(plan: Plan, compared: Compared | None) -> dict[str, Any]:
-    """The plan's fields, whether it fits, and the comparison if there is one."""
+    """Gives the plan's fields, whether it fits, and the comparison if there is one."""
     extra = {} if compared is None else {"check": asdict(compared)}
     return asdict(plan) | {"fits": plan.fits, "flops": plan.flops} | extra
 
 
 def size(value: int | float) -> str:
-    """Bytes.
+    """Formats bytes.
 
     >>> size(3.5 * 2**30), size(2**20), size(10)
     ('3.50 GiB', '1.0 MiB', '0.0 MiB')
@@ -97,7 +103,8 @@ def size(value: int | float) -> str:
 
 
 def seconds(value: int | float) -> str:
-    """
+    """Formats a duration.
+
     >>> seconds(0.0123), seconds(3.21), seconds(600), seconds(7200), seconds(3 * 86400)
     ('12.3 ms', '3.21 s', '10.0 min', '2.0 h', '3.0 days')
     """
@@ -108,7 +115,8 @@ def seconds(value: int | float) -> str:
 
 
 def flops(value: int) -> str:
-    """
+    """Formats floating-point operations.
+
     >>> flops(0), flops(2_500_000_000), flops(3_100_000_000_000)
     ('–', '2.5 GFLOP', '3.1 TFLOP')
     """
