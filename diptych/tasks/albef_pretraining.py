@@ -157,8 +157,8 @@ class AlbefPretraining(DistilledTask):
 
     def forward(self, batch: Batch, progress: Progress, draws: Draws | None = None) -> Losses:
         config = self.config
-        taught = progress.step >= config.teacher_start
-        alpha = alpha_at(progress.epoch_since(config.teacher_start), 1.0, config.alpha_ramp) if taught else 0.0
+        taught = progress.step >= config.momentum_start
+        alpha = alpha_at(progress.epoch_since(config.momentum_start), 1.0, config.alpha_ramp) if taught else 0.0
         processes = Processes.meet(len(batch))
         if progress.step < config.fuse_start:
             return self.align(batch, alpha, taught, processes)
@@ -186,7 +186,7 @@ class AlbefPretraining(DistilledTask):
     ) -> Forward:
         """Every pass of a step: each image and each text once, then all fusions in one call.
 
-        Not `taught`: the teacher is not asked for anything (`teacher_start`).
+        Not `taught`: the teacher is not asked for anything (`momentum_start`).
         """
         processes, both = processes or Processes.meet(len(batch)), draws.with_masked(batch.texts)
         images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(both)

@@ -264,8 +264,8 @@ def _steps(recipe: Recipe, wish: Wish) -> int | None:
 
 
 def beginnings(recipe: Recipe) -> list[int]:
-    """Steps before which less is computed (`fuse_start`, `teacher_start`), in order."""
-    found = {getattr(recipe.task, name, 0) for name in ("fuse_start", "teacher_start")}
+    """Steps before which less is computed (`fuse_start`, `momentum_start`), in order."""
+    found = {getattr(recipe.task, name, 0) for name in ("fuse_start", "momentum_start")}
     return sorted(step for step in found if step > 0)
 
 
