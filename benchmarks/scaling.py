@@ -18,7 +18,7 @@ from statistics import median
 
 SHORT, LONG, ROUNDS, BATCH = 5, 65, 2, 32
 RECIPE = [
-    "albef_tiny", "task.fuse_start=0", "task.teacher_start=0", f"run.batch_size={BATCH}", "run.device=cpu",
+    "albef_tiny", "task.fuse_start=0", "task.momentum_start=0", f"run.batch_size={BATCH}", "run.device=cpu",
     "run.validate_every=0", "data.scenes.sprites=shapes",
 ]  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""The recipe tree: frozen, typed values that say everything about a run.
+"""The recipe tree: frozen, typed values that describe a whole run.
 
-This module imports neither torch nor any other room, so that `--help`, override parsing and
-checkpoint inspection cost nothing. Numbers are the papers' unless a comment says otherwise.
+This module imports neither torch nor anything else of the package, so `--help`, overrides and the inspection of
+checkpoints cost nothing. Numbers are those of the papers unless a docstring says otherwise. Sections and equations are
+ALBEF's (arXiv 2107.07651), VLMo's (2111.02358) or BEiT's (2106.08254); "released" means the published code.
 """
 
 from __future__ import annotations
@@ -12,57 +13,80 @@ from typing import Literal
 # --------------------------------------------------------------------------- models
 
 
+Stem = Literal["patch", "conv"]
+"""How patches are embedded. `patch` is one strided projection, as published. `conv` is a small stack of 3×3
+convolutions, which learns much sooner from random weights (docs/decisions.md 11)."""
+NormPlace = Literal["post", "pre"]
+"""Where a transformer layer has its norms: behind each sublayer as in BERT (`post`), or before it (`pre`), which trains
+from random weights (docs/decisions.md 11)."""
+
+
 @dataclass(frozen=True)
 class VisionConfig:
-    """A pre-norm vision transformer (ALBEF §3.1: ViT-B/16)."""
+    """Describes a pre-norm vision transformer; the default is ViT-B/16 (ALBEF §3.1)."""
 
     image_size: int = 256
-    """Side of the square input in pixels; a multiple of `patch_size`."""
+    """Side of the square input in pixels, a multiple of `patch_size`. ALBEF: 256 in pre-training, 384 downstream."""
     patch_size: int = 16
+    """Side of a patch in pixels."""
     width: int = 768
+    """Channels of a token."""
     depth: int = 12
+    """Number of blocks."""
     heads: int = 12
+    """Attention heads of a block; they divide `width`."""
     mlp_ratio: float = 4.0
+    """Width of the MLP divided by `width`."""
     norm_eps: float = 1e-6
+    """Added to the variance in every layer norm. ViT: 1e-6."""
     drop_path: float = 0.0
-    stem: Literal["patch", "conv"] = "patch"
-    """`patch`: one strided projection, as published. `conv`: a small stack of 3×3 convolutions, which learns
-    from nothing far sooner (docs/decisions.md)."""
+    """Probability (0..1) that the last block drops a residual branch; it rises linearly from 0 at the first block."""
+    stem: Stem = "patch"
+    """How patches are embedded: `patch` as published, or `conv` for training from random weights."""
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A BERT whose last layers also attend to the image (ALBEF §3.1: BERT-base, 6 + 6 layers)."""
+    """Describes a BERT whose last layers also attend to the image; the default is BERT-base, 6 + 6 (ALBEF §3.1)."""
 
     vocab_size: int = 30522
+    """Number of word pieces. A run takes it from its tokenizer."""
     width: int = 768
+    """Channels of a token."""
     layers: int = 12
-    """Text-only plus fusion layers; a fusion layer counts once, also where `images_per_text` repeats it."""
+    """Number of text-only and fusion layers together. A fusion layer counts once, also with two images per text."""
     fusion_start: int = 6
-    """The first layer that has cross-attention; the layers before it see text only."""
+    """Index of the first layer with cross-attention; the layers below it see text only."""
     heads: int = 12
+    """Attention heads of a layer; they divide `width`."""
     intermediate: int = 3072
+    """Width of the feed-forward layers."""
     max_positions: int = 512
+    """Length of the position table: the longest text in tokens."""
     pad_id: int = 0
-    """Its word vector gets no gradient as an input, as in BERT."""
+    """Id of [PAD], whose embedding gets no gradient, as in BERT. A run takes it from its tokenizer."""
     norm_eps: float = 1e-12
-    norm: Literal["post", "pre"] = "post"
-    """Where the norms stand: `post` as in BERT, `pre` for training from nothing (docs/decisions.md)."""
+    """Added to the variance in every layer norm. BERT: 1e-12."""
+    norm: NormPlace = "post"
+    """Where the norms stand: `post` as published, or `pre` for training from random weights."""
     dropout: float = 0.1
-    """On embeddings and on each sublayer's output."""
+    """Dropout rate of the embeddings and of each sublayer's output. BERT: 0.1."""
     attention_dropout: float = 0.0
-    """On attention probabilities. BERT has 0.1; above 0 the fused kernel does not apply on a CPU."""
+    """Dropout rate of attention probabilities. BERT has 0.1; above 0 the fused CPU kernel cannot be used."""
 
 
 @dataclass(frozen=True)
 class AlbefConfig:
+    """Describes ALBEF's network: an image encoder, a text encoder and a multimodal encoder (ALBEF §3.1)."""
+
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 256
+    """Width of the vectors that ITC compares (ALBEF §3.2)."""
     temperature: float = 0.07
-    """Start of the learnt temperature (ALBEF §3.2)."""
+    """Initial value of the learnt temperature (ALBEF §3.2)."""
     images_per_text: int = 1
-    """Images that a text is fused with at once (NLVR2: 2). Each fusion layer then stands so many times, one for each
+    """Number of images that a text is fused with at once; NLVR2 has 2. Each fusion layer is then repeated for each
     image, with shared projections to keys and values (ALBEF §5)."""
 
     @property
@@ -71,106 +95,120 @@ class AlbefConfig:
 
     @property
     def width(self) -> int:
-        """Of the image encoder."""
+        """Returns the width of the image encoder."""
         return self.vision.width
 
     @property
     def max_positions(self) -> int:
-        """The longest text in tokens."""
+        """Returns the longest text in tokens."""
         return self.text.max_positions
 
     def with_words(self, vocab_size: int, pad_id: int) -> AlbefConfig:
-        """For a tokenizer of so many words."""
+        """Returns the config for a tokenizer with this many word pieces and this id of [PAD]."""
         return replace(self, text=replace(self.text, vocab_size=vocab_size, pad_id=pad_id))
 
 
 @dataclass(frozen=True)
 class VlmoConfig:
-    """One pre-norm transformer with an expert feed-forward a modality (VLMo §3.1, §3.2); the defaults are `base`."""
+    """Describes VLMo's network: one pre-norm transformer with MoME feed-forward layers; the default is `base`.
+
+    Every block has one self-attention and a V-FFN and L-FFN, or a VL-FFN in the upper blocks (VLMo §3.1, §3.2).
+    """
 
     image_size: int = 224
-    """Side of the square input in pixels; a multiple of `patch_size`."""
+    """Side of the square input in pixels, a multiple of `patch_size`. VLMo: 224 in pre-training."""
     patch_size: int = 16
+    """Side of a patch in pixels."""
     width: int = 768
+    """Channels of a token."""
     depth: int = 12
+    """Number of blocks."""
     heads: int = 12
+    """Attention heads of a block; they divide `width`."""
     mlp_ratio: float = 4.0
+    """Width of a feed-forward layer divided by `width`."""
     fusion_start: int = 10
-    """The first layer with a vision-language expert; `depth` for none."""
+    """Index of the first block with a VL-FFN; `depth` for none. VLMo: the top 2 of 12, or 3 of 24 (§4.1)."""
     experts: Literal["modality", "one"] = "modality"
-    """A feed-forward for each modality, or `one` for all: a standard transformer (VLMo, Tables 4 to 6)."""
+    """Whether each modality has its own feed-forward layer (MoME), or all share `one` as in a standard transformer
+    (VLMo, Tables 4 to 6)."""
     attention: Literal["shared", "separate"] = "shared"
-    """One attention for all modalities, or `separate` matrices for text and image tokens, which still attend to each
-    other (VLMo, Tables 4 to 6)."""
+    """Whether text and image tokens share the attention matrices or have `separate` ones. In both cases they attend to
+    each other (VLMo, Tables 4 to 6)."""
     positions: Literal["relative", "absolute"] = "relative"
-    """`relative`: a learnt bias of every attention score (base, large). `absolute`: tables added to the input
-    (base_plus)."""
+    """How positions are encoded: by a learnt bias on every attention score as in base and large, or by position
+    embeddings as in base_plus."""
     layer_scale: float | None = 0.1
-    """Start of the learnt factors of both residual branches; None does without them (base_plus)."""
+    """Initial value of the learnt factors on both residual branches; none leaves the factors out, as base_plus does."""
     max_positions: int = 196
-    """The longest text in tokens, [CLS] and [SEP] included. Published: 196 in the language stage."""
+    """Longest text in tokens, [CLS] and [SEP] included. VLMo: 196 in the language stage."""
     vocab_size: int = 30522
+    """Number of word pieces. A run takes it from its tokenizer."""
     pad_id: int = 0
-    """Its word vector gets no gradient."""
+    """Id of [PAD], whose embedding gets no gradient. A run takes it from its tokenizer."""
     norm_eps: float = 1e-6
+    """Added to the variance in the layer norms of the blocks."""
     text_norm_eps: float = 1e-12
-    """Of the norms of the text embeddings and of the word head."""
+    """Added to the variance in the layer norms of the text embeddings and of the MLM head."""
     temperature: float = 0.07
-    """Start of both learnt temperatures."""
+    """Initial value of both learnt temperatures (VLMo §3.3)."""
     drop_path: float = 0.1
-    """Chance that the last layer leaves out a residual branch; it rises linearly from 0 at the first."""
+    """Probability (0..1) that the last block drops a residual branch; it rises linearly from 0 at the first block."""
     dropout: float = 0.1
-    """On the text embeddings. Released: the same number as `drop_path`."""
+    """Dropout rate of the text embeddings. The released code uses the value of `drop_path`."""
     images_per_text: int = 1
-    """Images that a text is fused with (NLVR2: 2), one after the other; each has its own token type."""
-    stem: Literal["patch", "conv"] = "patch"
-    """As in `VisionConfig`."""
+    """Number of images that a text is fused with, one after the other; NLVR2 has 2. Each has its own token type."""
+    stem: Stem = "patch"
+    """How patches are embedded: `patch` as published, or `conv` for training from random weights."""
     text_norm: bool = True
-    """Normalise the text embeddings, as published. Without it [CLS] starts small, which learns sooner from nothing."""
+    """Whether the text embeddings are normalised, as published. Without the norm [CLS] starts small, which learns
+    sooner from random weights (docs/decisions.md 11)."""
 
     @property
     def has_fusion_experts(self) -> bool:
-        """Whether pairs pass experts of their own in the upper layers."""
+        """Returns whether the upper blocks have a VL-FFN."""
         return self.experts == "modality" and self.fusion_start < self.depth
 
     def with_words(self, vocab_size: int, pad_id: int) -> VlmoConfig:
-        """For a tokenizer of so many words."""
+        """Returns the config for a tokenizer with this many word pieces and this id of [PAD]."""
         return replace(self, vocab_size=vocab_size, pad_id=pad_id)
 
 
 @dataclass(frozen=True)
 class VisualTokenizerConfig:
-    """A discrete variational autoencoder: a picture as a grid of codes, one a patch (the targets of BEiT §2.1)."""
+    """Describes a discrete VAE, which turns an image into a grid of codes: the targets of BEiT's MIM (BEiT §2.1)."""
 
     image_size: int = 112
-    """Side of the square input in pixels; a multiple of `patch_size`. BEiT reads 112 px for pictures of 224 px, so
-    that codes of 8 px stand for patches of 16."""
+    """Side of the square input in pixels, a multiple of `patch_size`. BEiT tokenizes at 112 pixels what its encoder
+    sees at 224, so a code of 8 pixels corresponds to a patch of 16."""
     patch_size: int = 8
-    """Pixels a side that one code stands for; a power of two."""
+    """Side in pixels of the square that one code represents; a power of two."""
     codes: int = 8192
-    """Size of the codebook (BEiT §2.1)."""
+    """Number of codes in the codebook (BEiT §2.1)."""
     code_width: int = 256
+    """Channels of a code's vector."""
     width: int = 256
     """Channels of the convolutions."""
     residual_blocks: int = 2
+    """Number of residual blocks in the encoder, and as many in the decoder."""
 
     @property
     def max_positions(self) -> None:
-        """It reads no text."""
+        """Returns None, because it reads no text."""
         return None
 
     def with_words(self, vocab_size: int, pad_id: int) -> VisualTokenizerConfig:
-        """It reads no text."""
+        """Returns itself, because it reads no text."""
         return self
 
 
 ModelConfig = AlbefConfig | VlmoConfig | VisualTokenizerConfig
-"""What a recipe can build. Written to JSON, each but the first says its `kind`."""
+"""The networks that a recipe can build. In JSON each but the first names its `kind`."""
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of a tokenizer's special tokens."""
+    """Holds the ids of a tokenizer's special tokens."""
 
     pad: int
     unk: int
@@ -178,247 +216,278 @@ class SpecialIds:
     sep: int
     mask: int
     continuing: tuple[int, ...] = ()
-    """Of the pieces that continue a word (BERT's begin with `##`)."""
+    """Ids of the pieces that continue a word; BERT's begin with `##`. Whole-word masking needs them."""
 
 
 # --------------------------------------------------------------------------- tasks
 
 
 HeadKind = Literal["relu", "gelu"]
-"""A classifier of two layers on the fused vector: ALBEF's with ReLU between them, or VLMo's, which is wider and has a
-norm and GELU between them."""
+"""A classifier of two layers on the fused [CLS]: ALBEF's with ReLU, or VLMo's, which is wider and has a layer norm and
+GELU."""
 
 
 @dataclass(frozen=True)
 class AlbefPretrainConfig:
-    """ITC + ITM + MLM with a momentum teacher (ALBEF §3). A term's weight of 0 leaves the term out (Table 1)."""
+    """Configures ALBEF's pre-training: ITC + ITM + MLM with a momentum encoder (ALBEF §3.2, §3.3)."""
 
     itc: float = 1.0
+    """Weight of image-text contrast in the loss (Eq. 5); 0 leaves the term out (Table 1)."""
     itm: float = 1.0
+    """Weight of image-text matching in the loss (Eq. 5); 0 leaves the term out (Table 1)."""
     mlm: float = 1.0
+    """Weight of masked language modelling in the loss (Eq. 5); 0 leaves the term out."""
     queue_size: int = 65536
+    """Number of pairs whose momentum features wait as further candidates of ITC (ALBEF §3.2)."""
     temperature_bounds: tuple[float, float] = (0.001, 0.5)
+    """Smallest and largest value of the learnt temperature, as in the released code."""
     momentum: float = 0.995
+    """Share of the momentum encoder's weights that a step keeps (ALBEF §3.3)."""
     alpha_itc: float = 0.4
-    """Weight of the teacher's pseudo-targets in ITC (MoD on ITC in Table 1)."""
+    """Weight of the pseudo-targets in ITC, 0..1 (ALBEF Eq. 6; MoD on ITC in Table 1)."""
     alpha_mlm: float = 0.4
-    """Weight of the teacher's word distribution in MLM (MoD on MLM in Table 1)."""
+    """Weight of the pseudo-targets in MLM, 0..1 (ALBEF Eq. 7; MoD on MLM in Table 1)."""
     alpha_ramp: float = 1.0
-    """Epochs over which alpha rises linearly to its value. Published: 1."""
-    teacher_start: int = 0
-    """Optimiser steps before which the teacher follows but is not asked: ITC's keys are the student's own features, no
-    key is queued, alpha is 0. Published: 0, from encoders that were trained before; from nothing, keys that lag behind
-    by two steps double the time until the contrast finds its first nouns (docs/decisions.md)."""
+    """Epochs in which both weights of pseudo-targets rise linearly to their value. ALBEF: 1 (§3.5)."""
+    momentum_start: int = 0
+    """Optimiser steps during which the momentum encoder is updated but not used: ITC's keys are the student's own
+    features, nothing is queued and alpha is 0. ALBEF: 0, because its encoders were pre-trained. From random weights,
+    lagging keys double the time until ITC learns anything (docs/decisions.md 12)."""
     fuse_start: int = 0
-    """Optimiser steps before which only ITC trains: align, then fuse. Published: 0; with ITM and MLM from the first
-    step the contrast takes off later (docs/decisions.md)."""
+    """Optimiser steps during which only ITC trains. ALBEF: 0. From random weights, ITM and MLM from the first step
+    delay ITC (docs/decisions.md 12)."""
     mask_probability: float = 0.15
+    """Share of the tokens that MLM masks (ALBEF §3.2)."""
     hard_negatives: bool = True
-    """False draws ITM's negatives uniformly (ablation in Table 1)."""
+    """Whether ITM draws negatives by their contrastive similarity (ALBEF §3.2), or uniformly (Table 1)."""
     negatives: Literal["all", "own"] = "all"
-    """ITM's negatives from the batches of `all` processes, whose encoded images and texts are gathered, so that any
-    number of processes learns what one would; or from each process's `own`, as released: less to send."""
+    """Whether ITM draws negatives from the gathered batches of `all` processes, so that the number of processes changes
+    nothing, or from each process's `own` batch as the released code does, which sends less."""
 
 
 @dataclass(frozen=True)
 class VisualTokenizerTrainingConfig:
-    """What a visual tokenizer learns from pictures alone: to give them back through its codes."""
+    """Configures the training of a visual tokenizer: to reconstruct images from their codes (BEiT §2.1)."""
 
     temperature: tuple[float, float] = (1.0, 0.0625)
-    """Of the Gumbel-softmax at the first and at the last step of `anneal_steps`."""
+    """Temperature of the Gumbel-softmax at the first step, and from the end of `anneal_steps` on."""
     anneal_steps: int = 1000
+    """Optimiser steps in which that temperature falls."""
     kl: float = 0.0
-    """Weight of the divergence of the codes' use from a uniform one."""
+    """Weight of the KL divergence between the codes' mean use in a batch and a uniform distribution."""
 
 
 @dataclass(frozen=True)
 class VisionStageConfig:
-    """VLMo's first stage: masked image modelling on pictures alone (VLMo §3.4; BEiT §2.3)."""
+    """Configures VLMo's first stage: masked image modelling on images alone (VLMo §3.4; BEiT §2.3)."""
 
     tokenizer: str = ""
     """Run or checkpoint of the visual tokenizer whose codes are predicted."""
     mask_share: float = 0.4
-    """Of the patches (BEiT §2.3)."""
+    """Share of the patches that are masked (BEiT §2.3)."""
     min_block: int = 16
-    """Patches of a masked block at least (BEiT, Algorithm 1)."""
+    """Smallest masked block in patches (BEiT, Algorithm 1)."""
     min_aspect: float = 0.3
-    """Of a block's height to its width at least, and the reverse at most (BEiT, Algorithm 1)."""
+    """Smallest ratio of a block's height to its width; the largest is its inverse (BEiT, Algorithm 1)."""
     visual: VisualTokenizerConfig = field(default_factory=VisualTokenizerConfig)
-    """What that tokenizer is; read from it when training begins, whatever stands here."""
+    """Sizes of that tokenizer. They are read from `tokenizer` when training begins, whatever is set here."""
 
 
 @dataclass(frozen=True)
 class LanguageStageConfig:
-    """VLMo's second stage: masked language modelling on texts alone, attention and vision frozen (VLMo §3.4)."""
+    """Configures VLMo's second stage: masked language modelling on texts alone (VLMo §3.4)."""
 
     mask_probability: float = 0.15
+    """Share of a text's tokens that are masked (VLMo §3.3)."""
     whole_words: bool = True
-    """Hide all pieces of a word or none."""
+    """Whether all pieces of a word are masked together (VLMo §3.3), or each token by itself."""
 
 
 @dataclass(frozen=True)
 class VlmoPretrainConfig:
-    """VLMo's third stage: ITC + ITM + MLM on pairs (VLMo §3.3). A term's weight of 0 leaves the term out (Table 6)."""
+    """Configures VLMo's third stage: ITC + ITM + MLM on image-text pairs (VLMo §3.3)."""
 
     itc: float = 1.0
+    """Weight of image-text contrast in the loss; 0 leaves the term out (VLMo Table 6)."""
     itm: float = 1.0
+    """Weight of image-text matching in the loss; 0 leaves the term out (VLMo Table 6)."""
     mlm: float = 0.25
-    """Released: 0.25, whatever the configuration said (REFERENCE defect 16)."""
+    """Weight of masked language modelling in the loss; 0 leaves the term out. The released code has 0.25 whatever its
+    configuration says (docs/released_code.md, defect 16)."""
     itc_branches: Literal["both", "main", "vl"] = "both"
-    """Contrast of the dual encoder's features (`main`), of those that pass the vision-language experts (`vl`), or the
-    mean of both, as released. Negatives are drawn by `main` wherever it is there."""
+    """Features that ITC compares: the dual encoder's (`main`), those that also pass the VL-FFNs (`vl`), or the mean of
+    both losses as in the released code. Hard negatives are drawn by `main` wherever it is computed."""
     temperature_bounds: tuple[float, float] = (0.001, 0.5)
-    """Least and largest value of the learnt temperatures, as in ALBEF."""
+    """Smallest and largest value of the learnt temperatures, as in ALBEF."""
     mask_probability: float = 0.15
+    """Share of a text's tokens that MLM masks (VLMo §3.3)."""
     whole_words: bool = True
+    """Whether all pieces of a word are masked together (VLMo §3.3), or each token by itself."""
     hard_negatives: bool = True
-    """False draws ITM's negatives uniformly."""
+    """Whether ITM draws negatives by their contrastive similarity (VLMo §3.3), or uniformly."""
     negatives: Literal["all", "own"] = "all"
-    """Negatives from `all` processes or each process's `own` (VLMo Table 5)."""
+    """Whether ITM draws negatives from the batches of `all` processes or from each process's `own` (VLMo Table 5)."""
     fusion_experts: Literal["fresh", "vision", "language"] = "fresh"
-    """What the vision-language experts begin with where the stage before had none: new weights, as released, or a copy
-    of each layer's vision or language expert."""
+    """Initial weights of the VL-FFNs if the previous stage had none: random as in the released code, or a copy of each
+    block's V-FFN (`vision`) or L-FFN (`language`)."""
     fuse_start: int = 0
-    """Optimiser steps before which only ITC trains. Published: 0."""
+    """Optimiser steps during which only ITC trains. VLMo: 0."""
 
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """Fine-tuning for retrieval: ITC + ITM, in which every caption of a picture is right (ALBEF §5)."""
+    """Configures fine-tuning for retrieval: ITC + ITM, where every caption of an image is a positive (ALBEF §5)."""
 
     queue_size: int = 65536
+    """Number of pairs whose momentum features wait as further candidates of ITC."""
     momentum: float = 0.995
+    """Share of the momentum encoder's weights that a step keeps (ALBEF §3.3)."""
     alpha: float = 0.4
-    """Weight of the teacher's pseudo-targets in ITC (MoD downstream in Table 1); 0 for none. ITC's keys are the
-    teacher's features in any case."""
+    """Weight of the pseudo-targets in ITC, 0..1 (MoD downstream in ALBEF Table 1). ITC's keys are the momentum
+    encoder's features in any case."""
     alpha_ramp: float = 1.0
-    """Epochs over which alpha rises linearly to its value. Released: 1."""
-    keys: Literal["teacher", "batch"] = "teacher"
-    """What ITC compares with: the `teacher`'s features of the batch and of `queue_size` pairs before it (ALBEF), or the
-    model's own features of the `batch`, of all processes together (VLMo §4). The latter has neither teacher nor queue:
-    `queue_size` and `alpha` are 0 then."""
+    """Epochs in which alpha rises linearly to its value. The released code: 1."""
+    keys: Literal["momentum", "batch"] = "momentum"
+    """Candidates of ITC: the `momentum` encoder's features of the batch and of `queue_size` earlier pairs (ALBEF), or
+    the model's own features of the `batch` of all processes (VLMo §4), which needs `queue_size` 0 and `alpha` 0."""
     itc: float = 1.0
+    """Weight of image-text contrast in the loss; 0 leaves the term out."""
     itm: float = 1.0
-    """Weights of the terms. 0 leaves a term out: without ITM a dual encoder trains alone, and nothing is fused."""
+    """Weight of image-text matching in the loss; 0 trains a dual encoder alone, without fusion (VLMo §4)."""
 
 
 @dataclass(frozen=True)
 class EntailmentConfig:
-    """Visual entailment: contradiction, neutral or entailment (ALBEF §5)."""
+    """Configures visual entailment: contradiction, neutral or entailment (ALBEF §5)."""
 
     momentum: float = 0.995
-    """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
+    """Share of the momentum encoder's weights that a step keeps. The released code always has 0.995 downstream."""
     alpha: float = 0.4
-    """Weight of the teacher's distribution over the classes (MoD downstream in Table 1); 0 does without a teacher."""
+    """Weight of the pseudo-targets, 0..1 (MoD downstream in ALBEF Table 1); 0 trains without a momentum encoder."""
     alpha_ramp: float = 0.0
-    """Epochs over which alpha rises linearly to its value. Released: 0, from the first step on."""
+    """Epochs in which alpha rises linearly to its value. The released configuration: 0, the full value at once."""
     head: HeadKind = "relu"
+    """The classifier on the fused [CLS]: ALBEF's `relu` or VLMo's `gelu`."""
 
 
 @dataclass(frozen=True)
 class Nlvr2Config:
-    """NLVR2: is a statement false or true of two pictures? (ALBEF §5.) For a model with `images_per_text` 2."""
+    """Configures NLVR2: is a statement true of two images? (ALBEF §5). The model needs `images_per_text` 2."""
 
     momentum: float = 0.995
-    """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
+    """Share of the momentum encoder's weights that a step keeps. The released code always has 0.995 downstream."""
     alpha: float = 0.4
-    """Weight of the teacher's distribution over the classes (MoD downstream in Table 1); 0 does without a teacher."""
+    """Weight of the pseudo-targets, 0..1 (MoD downstream in ALBEF Table 1); 0 trains without a momentum encoder."""
     alpha_ramp: float = 1.0
-    """Epochs over which alpha rises linearly to its value. Released: 1."""
+    """Epochs in which alpha rises linearly to its value. The released code: 1."""
     head: HeadKind = "relu"
+    """The classifier on both fused [CLS]: ALBEF's `relu` or VLMo's `gelu`."""
 
 
 @dataclass(frozen=True)
 class TextAssignmentConfig:
-    """Does a text belong to the first of two pictures, the second or neither? Pre-training for NLVR2 (ALBEF §5)."""
+    """Configures text assignment, the pre-training for NLVR2: does a text belong to the first image, the second image
+    or neither? (ALBEF §5)."""
 
     temperature: float = 0.07
-    """Divides the similarities of pictures by which a text's other pictures are drawn. Released: 0.07, not learnt."""
+    """Temperature of the similarities by which the other images of a text are drawn. The released code: 0.07, fixed."""
 
 
 @dataclass(frozen=True)
 class GroundingConfig:
-    """Where in a picture is what a phrase names? Grad-CAM, then a box (ALBEF §5, §6.4)."""
+    """Configures how a phrase is located in an image: by Grad-CAM, then a box (ALBEF §5, §6.4)."""
 
     mode: Literal["itm", "itc"] = "itm"
-    """`itm`: cross-attention of a fusion layer, by the match logit. `itc`: the class token's self-attention in a block
-    of the image encoder, by the similarity of picture and phrase."""
+    """What Grad-CAM reads: in `itm` the cross-attention of a fusion layer, by the match logit; in `itc` the
+    self-attention of [CLS] in a block of the image encoder, by the similarity of image and phrase."""
     layer: int = 8
-    """The layer whose attention is read, from 0. In mode itm counted over the whole text stack: 8 is the third fusion
-    layer of ALBEF's 12, as published; VLMo's blocks all attend to both. In mode itc a block of the image encoder;
-    published: the last."""
+    """Index of the layer whose attention is read. In `itm` it counts the whole text stack, where ALBEF reads 8, its
+    third fusion layer. In `itc` it counts the image encoder's blocks, where ALBEF reads the last."""
     alpha: float = 0.5
-    """A proposal's heat is divided by its area to this power. Published: 0.5."""
+    """Power of a proposal's area that its heat is divided by (ALBEF §6.4: 0.5)."""
     threshold: float = 0.5
-    """Without proposals: the share of the map's peak from which on a pixel belongs to the thing. Our own choice."""
+    """Share of the map's peak that a pixel needs to belong to the object when there are no proposals. Our own
+    choice."""
 
 
 @dataclass(frozen=True)
 class GroundingTrainingConfig(RetrievalConfig):
-    """Weakly supervised grounding: retrieval's losses on phrases, no box ever seen; measured by boxes (ALBEF §6.4)."""
+    """Configures weakly supervised grounding: trained as retrieval on phrases, without boxes (ALBEF §6.4)."""
 
     boxes: GroundingConfig = field(default_factory=GroundingConfig)
-    """How a trained model finds them."""
+    """How the trained model finds boxes."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A causal BERT that reads a question's fused states by cross-attention; as wide as they are (ALBEF §5)."""
+    """Describes the answer decoder: a causal BERT that cross-attends to a question's fused tokens (ALBEF §5).
+
+    Its width is that of the fused tokens.
+    """
 
     layers: int = 6
-    """Published: as many as the fusion encoder has, from which it starts."""
+    """Number of layers. ALBEF: as many as its multimodal encoder has, from which the decoder starts."""
     heads: int = 12
+    """Attention heads of a layer; they divide the width."""
     intermediate: int = 3072
+    """Width of the feed-forward layers."""
     max_positions: int = 512
+    """Length of the position table: the longest answer in tokens."""
     norm_eps: float = 1e-12
-    norm: Literal["post", "pre"] = "post"
-    """As in `TextConfig`; so are the two rates of dropout."""
+    """Added to the variance in every layer norm."""
+    norm: NormPlace = "post"
+    """Where the norms stand, as in `TextConfig`."""
     dropout: float = 0.1
+    """Dropout rate of the embeddings and of each sublayer's output."""
     attention_dropout: float = 0.0
+    """Dropout rate of attention probabilities."""
 
 
 @dataclass(frozen=True)
 class VqaDecoderConfig:
-    """Answers written by a decoder, or the likeliest of a list (ALBEF §5)."""
+    """Configures VQA with an answer decoder, which ranks a list of answers or generates one (ALBEF §5)."""
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     alpha: float = 0.4
-    """Weight of the teacher's word distribution (MoD downstream in Table 1); 0 does without a teacher."""
+    """Weight of the pseudo-targets, 0..1 (MoD downstream in ALBEF Table 1); 0 trains without a momentum encoder."""
     alpha_ramp: float = 1.0
-    """Epochs over which alpha rises linearly to its value. Released: 1."""
+    """Epochs in which alpha rises linearly to its value. The released code: 1."""
     momentum: float = 0.995
-    """Of the teacher. Released: fixed at 0.995, whatever pre-training had."""
+    """Share of the momentum encoder's weights that a step keeps. The released code always has 0.995 downstream."""
     answers: tuple[str, ...] = ()
-    """The list of which a question's answer is chosen; `@FILE` reads it from JSON, as the published one is. Empty: the
+    """Answers to rank; `@FILE` reads them from JSON, as ALBEF's list is published. If empty, they are the
     `answer_count` most frequent answers of the training data."""
     answer_count: int = 3192
-    """Length of the published list (ALBEF §5)."""
+    """Length of the list. ALBEF: 3,192 (§5)."""
     inference: Literal["rank", "generate"] = "rank"
-    """How an answer is found: `rank` chooses it from the list, as published, `generate` writes it."""
+    """How a question is answered: `rank` chooses from the list as published, `generate` writes freely."""
     candidates: int = 128
-    """Answers of a list that are scored whole: those whose first word is likeliest. Released: 128."""
+    """Answers of the list that are scored whole, chosen by their first token. The released code: 128."""
     score: Literal["likelihood", "mean"] = "likelihood"
-    """What ranks a candidate: log P(answer), or its `mean` over the answer's tokens and [SEP]."""
+    """Score of an answer: log P(answer), or its `mean` over the answer's tokens and [SEP], which favours long ones."""
     beams: int = 4
-    """Answers kept at each word when one is written freely; 1 is greedy. The released code only ranks."""
+    """Width of the beam search in `generate`; 1 is greedy. The released code only ranks."""
     max_answer_tokens: int = 10
-    """Longest written answer, [SEP] included."""
+    """Longest generated answer in tokens, [SEP] included."""
 
 
 @dataclass(frozen=True)
 class VqaClosedSetConfig:
-    """Answers chosen from the frequent ones of the training data, several at once (VLMo §4)."""
+    """Configures VQA as multi-label classification over the frequent answers of the training data (VLMo §4)."""
 
     answers: tuple[str, ...] = ()
-    """The closed set, by class. Empty: the `answer_count` most frequent answers of the training data."""
+    """The answers in the order of the classes. If empty, they are the `answer_count` most frequent answers of the
+    training data."""
     answer_count: int = 3129
-    """VQA v2's usual number (VLMo §4)."""
+    """Number of classes. VQA v2's usual number is 3,129 (VLMo §4)."""
     alpha: float = 0.0
-    """Weight of the teacher's probabilities; 0, as in VLMo, does without a teacher. ALBEF has 0.4 elsewhere."""
+    """Weight of the pseudo-targets, 0..1; 0 trains without a momentum encoder, as VLMo does."""
     alpha_ramp: float = 1.0
-    """Epochs over which alpha rises linearly to its value."""
+    """Epochs in which alpha rises linearly to its value."""
     momentum: float = 0.995
+    """Share of the momentum encoder's weights that a step keeps."""
     head: HeadKind = "gelu"
+    """The classifier on the fused [CLS]: ALBEF's `relu` or VLMo's `gelu`."""
 
 
 # --------------------------------------------------------------------------- the released code's defects
@@ -535,37 +604,41 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Pictures composed from sprites, with captions; a pure function of (seed, index)."""
+    """Configures made scenes: images composed of sprites, with captions; a pure function of seed and index."""
 
     sprites: Literal["openmoji", "shapes"] = "openmoji"
+    """What scenes are composed of: emojis, or plain shapes."""
     names: Literal["curated", "full"] = "curated"
-    """`curated`: at least 100 clear nouns in groups. `full`: every usable sprite (at least 1,000)."""
+    """Which emojis: `curated` has about a hundred clear nouns in groups, `full` has every usable one, over a
+    thousand."""
     language: str = "en"
-    """Language of the sprites' names, as shipped by the `emoji` package. Sentences are English only; other
-    languages get name lists."""
+    """Language of the sprites' names, as the `emoji` package has them. Captions are whole sentences in English, and
+    lists of names in other languages."""
     count: int = 100_000
-    """Training scenes in one epoch."""
+    """Training scenes in an epoch."""
     evaluation_count: int = 1_000
-    """Scenes in the validation split and in the test split, each."""
+    """Scenes in the validation split, and as many in the test split."""
     size: int = 64
-    """Side of the picture in pixels."""
+    """Side of the image in pixels."""
     objects: tuple[int, int] = (1, 4)
-    """Least and most objects in a scene."""
+    """Smallest and largest number of objects in a scene."""
     complete: float = 0.6
-    """Share of training captions that name every kind of thing in the picture; validation's and test's all do."""
+    """Share of training captions that name every kind of object in the image. Validation and test captions all do."""
     size_said: float = 0.35
-    """Chance that a small or large thing is called so."""
+    """Probability that the caption says the size of a small or large object."""
     background_said: float = 0.35
-    """Share of captions that say the background's colour, which a model learns before any noun (docs/decisions.md)."""
+    """Share of captions that say the background's colour, which a model learns before any noun (docs/decisions.md
+    24)."""
     relation_said: float = 0.55
-    """Share of captions that say who stands where, if two things stand clearly apart."""
+    """Share of captions that say where one object is relative to another, if two are clearly apart."""
     compositions: Literal["all", "familiar", "held_out"] = "all"
-    """Which relations texts speak of. A checksum holds out a tenth of the combinations of a name and a relation, like
-    a dog to the left of anything. `familiar` never speaks of these: train so. `held_out` speaks of no other relation,
-    and the texts of tasks of nothing else: evaluate so what was trained on the familiar."""
+    """Which relations texts may speak of. A checksum holds out a tenth of the combinations of a name and a relation,
+    such as a dog to the left of something. `familiar` leaves these out, for training; `held_out` has no others, for the
+    evaluation of what was trained on `familiar`."""
     noise: float = 0.0
-    """Share of training captions turned into web-like noise."""
+    """Share of training captions that are replaced by web-like noise."""
     seed: int = 0
+    """Seed of all scenes."""
 
 
 Normalise = Literal["albef", "vlmo"]
@@ -573,85 +646,95 @@ Normalise = Literal["albef", "vlmo"]
 
 @dataclass(frozen=True)
 class MixConfig:
-    """One of several sources of a run."""
+    """Describes one of several sources that a run mixes."""
 
     source: str
-    """As `data.source`."""
+    """Name of the source, as `data.source`."""
     path: str | None = None
-    """As `data.path`."""
+    """Where it is, as `data.path`."""
     root: str | None = None
-    """As `data.root`."""
+    """Folder of its images, as `data.root`."""
     weight: float = 1.0
-    """Its part of every batch is its weight by the sum of all."""
+    """Its share of every batch is its weight divided by the sum of all weights."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Configures what is read and how images and texts are prepared."""
+
     source: str = "scenes"
-    """A name of catalog.SOURCES: scenes, folder, jsonl, pictures, texts, shards, mix, albef, or a published layout:
-    karpathy (COCO, Flickr30k), visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
+    """Name of the source (catalog.SOURCES): scenes, folder, jsonl, pictures, texts, shards, mix, albef, or a published
+    layout: karpathy (COCO, Flickr30k), visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
     path: str | None = None
-    """Folder, JSONL file, annotation list or shards that the source reads; several with commas between them."""
+    """Folder, JSONL file, annotation list or shards that the source reads; several are separated by commas."""
     root: str | None = None
-    """Folder that relative picture paths start from; default: beside the annotation file."""
+    """Folder that relative image paths start from; none takes the folder of the annotation file."""
     validation_path: str | None = None
-    """Annotations of the validation split; default: a share of `path`, chosen by the picture's identity."""
+    """Annotations of the validation split; none draws a share of `path` by the identity of images."""
     test_path: str | None = None
+    """Annotations of the test split; none draws a share of `path` by the identity of images."""
     held_out: float = 0.05
-    """Share of pictures for validation, and as much again for test, where no such path is given; three each at least,
-    if the source has twelve or more."""
+    """Share of images that a drawn validation split gets, and a drawn test split as well. Each has at least three
+    images if the source has twelve or more."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     crop: tuple[float, float] = (0.2, 1.0)
-    """Area of the random resized crop as a share of the picture; (1, 1) shows all of it."""
+    """Smallest and largest area of the random resized crop as a share of the image; 1,1 shows the whole image. ALBEF:
+    0.2 in pre-training, 0.5 downstream."""
     flip: float = 0.5
-    """Probability of a horizontal flip."""
+    """Probability of a horizontal flip. Images whose text says left or right are not flipped."""
     randaugment: tuple[int, int] = (2, 7)
-    """Operations drawn and their magnitude of 10 (no colour operations); (0, 0) for none."""
+    """Number of RandAugment operations and their magnitude of 10, without colour operations (ALBEF §3.5); 0,0 for
+    none."""
     max_tokens: int = 25
-    """Longest training text in tokens; longer ones are cut. Released: 25 in pre-training."""
+    """Longest training text in tokens; longer texts are cut. The released ALBEF: 25 in pre-training."""
     max_tokens_evaluation: int = 30
+    """Longest text in tokens in an evaluation. The released ALBEF: 30."""
     max_words: int = 30
-    """Caption clean-up keeps this many words."""
+    """Number of words that the clean-up keeps of a caption. The released ALBEF: 30."""
     blank_images: bool = False
-    """True shows every picture as plain grey, in training and evaluation: what can be learnt from the texts alone."""
+    """Whether every image is shown as plain grey, in training and evaluation, to measure what texts alone give away."""
     bad_share: float = 0.01
-    """Training stops when more than this share of the source's records cannot be read. A small source is always
-    allowed some, up to a quarter and at most ten records, unless this is 0. Evaluation allows none."""
+    """Share of unreadable records above which training stops. A small source may always have some, up to a quarter and
+    at most ten records, unless this is 0. An evaluation allows none."""
     workers: int = 1
-    """Loader processes beside the training process; 0 loads in it."""
+    """Loader processes beside each training process; 0 loads in the training process."""
     mix: tuple[MixConfig, ...] = ()
-    """For `source` mix only: the sources that are mixed. The first gives validation and test. On the command line a
-    list in JSON, or `@FILE` with one."""
+    """Sources to mix, if `source` is mix; the first also gives validation and test. On the command line a list in JSON,
+    or `@FILE` with one."""
     lanes: int = 8
-    """For shards and mix only: streams that an epoch is dealt to, each giving equal parts of every batch. Divides
-    `run.batch_size`, and is a multiple of the number of processes, which read whole lanes."""
+    """Number of streams that shards and mixes are dealt to, each of which fills an equal part of every batch. It
+    divides `run.batch_size` and is a multiple of the number of processes."""
     window: int = 4
-    """For shards only: those of a lane that are open at once, among which samples are shuffled."""
+    """Number of shards of a lane that are open at once, among which samples are shuffled."""
     cache: str | None = None
-    """Folder for fetched shards, and for indices that cannot lie beside theirs; default: DIPTYCH_CACHE, else `diptych`
-    in the user's cache folder."""
+    """Folder for fetched shards, and for indexes that cannot be written beside theirs; none takes DIPTYCH_CACHE, or
+    `diptych` in the user's cache folder."""
     cache_bytes: int = 64 << 30
-    """The most that fetched shards may take there, all runs of a machine together; what was not used for longest goes
-    first. Must hold the shards that are open at once."""
+    """Largest size of the fetched shards in that folder, in bytes, for all runs of a machine together. The least
+    recently used go first. The shards that are open at once must fit."""
     timeout: float = 60.0
     """Seconds without a byte after which fetching a shard is tried again."""
     retries: int = 5
-    """Further tries after one that failed, the first after a second, each later one after twice as long. A shard that
-    is not got then counts as bad records."""
+    """Number of further tries after a failed one, the first after a second, each later one after twice the wait. A
+    shard that cannot be fetched counts as unreadable records."""
     normalise: Normalise = "albef"
-    """What colours become. `albef`: 0 at the mean of natural pictures and 1 a deviation above it. `vlmo`: -1 to 1. A
-    model must see pictures as it was trained on them."""
+    """How pixels are normalised: by mean and deviation of natural images (`albef`), or to -1..1 (`vlmo`). A model must
+    see images as it was trained on them."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
+    """Configures the WordPiece tokenizer."""
+
     vocabulary: str | None = None
-    """A vocab.txt, a folder that holds one, or None: learn word pieces from the run's own captions."""
+    """A vocab.txt or a folder that holds one; none learns word pieces from the run's own captions."""
     size: int = 2000
-    """Pieces to learn when there is no vocabulary."""
+    """Number of pieces to learn if there is no vocabulary."""
     separator: bool = False
-    """Close each text with [SEP]. The released ALBEF does not (defect 11); stock BERT does."""
+    """Whether each text is closed by [SEP]. The released ALBEF does not do so, stock BERT does (docs/released_code.md,
+    defect 11)."""
     lowercase: bool = True
+    """Whether texts are lower-cased and lose their accents, as in bert-base-uncased."""
 
 
 # --------------------------------------------------------------------------- optimisation and run
@@ -659,91 +742,113 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """Configures AdamW. Which parameters decay, and in which order: `released.decay` and its neighbours."""
+
     lr: float = 1e-4
+    """Largest learning rate, at the end of the warm-up (ALBEF §3.5: 1e-4)."""
     weight_decay: float = 0.02
+    """Share of a weight that decays per step, times the learning rate (ALBEF §3.5: 0.02; VLMo §4.1: 0.01)."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's two moments. VLMo: 0.9,0.98."""
     eps: float = 1e-8
+    """Added to the root of Adam's second moment."""
     clip: float | None = None
-    """Largest gradient norm."""
+    """Largest norm of the gradient; none does not clip."""
     accumulate: int = 1
-    """Pieces that an optimiser step's pairs are computed in, each of `run.batch_size`. Their pairs are each other's
-    negatives, as in a batch of all of them: the pieces save memory, each being computed again on the way back."""
+    """Number of pieces of `run.batch_size` pairs that make an optimiser step. The pieces are one batch: their pairs are
+    each other's negatives. They save memory, and each is computed again in the backward pass."""
     head_lr: float = 1.0
-    """Multiplies the rate of a task's head, which starts from nothing beside a trained model. VLMo's VQA: 20."""
+    """Factor on the learning rate of a task's head, which starts from random weights. VLMo's VQA: 20."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
+    """Configures the learning rate at every optimiser step."""
+
     kind: Literal["cosine", "linear", "polynomial", "cosine_to_zero"] = "cosine"
-    """How the rate falls after a linear warm-up: by ALBEF's `cosine` down to `min_lr`, or by one of VLMo's: `linear`,
-    `polynomial`, and `cosine_to_zero`, which ignores `min_lr`."""
+    """How the rate falls after a linear warm-up: by ALBEF's `cosine` to `min_lr`, or by one of VLMo's: `linear`,
+    `polynomial`, or `cosine_to_zero`, which ignores `min_lr`."""
     warmup_steps: int = 1000
+    """Optimiser steps of the warm-up (ALBEF §3.5: 1,000; VLMo §4.1: 2,500)."""
     warmup_lr: float = 1e-5
-    """The rate of the first step. VLMo: 0."""
+    """Learning rate of the first step (ALBEF §3.5: 1e-5; VLMo: 0)."""
     min_lr: float = 1e-5
+    """Learning rate at the end (ALBEF §3.5: 1e-5; 1e-6 downstream)."""
     warmup_share: float | None = None
-    """Warm-up as a share of the run's steps, in place of `warmup_steps`."""
+    """Warm-up as a share of the run's steps, which replaces `warmup_steps`; none does not."""
     power: float = 1.0
-    """For `polynomial` only: that of the share of steps still to go."""
+    """Power of the remaining share of steps, for `polynomial` only."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
+    """Configures a run: its length, batch, devices, checkpoints and validation."""
+
     steps: int | None = None
-    """Optimiser steps in all; None: `epochs` decides."""
+    """Optimiser steps in all; none takes `epochs`."""
     epochs: int = 30
+    """Passes over the training data, if `steps` is none (ALBEF §3.5: 30)."""
     batch_size: int = 512
-    """Pairs of all processes together; `optim.accumulate` times as many an optimiser step."""
+    """Pairs in a batch of all processes together. An optimiser step sees `optim.accumulate` times as many."""
     seed: int = 0
+    """Seed of the initial weights, the order of the data and every random draw."""
     device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Device: auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 multiplies in bfloat16; weights, optimiser, teacher and losses stay fp32."""
+    """Precision of matrix products. With bf16 the weights, the optimiser, the momentum encoder and the losses stay
+    fp32."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How the processes that `torchrun` starts share a model: `ddp` keeps it whole in each, `fsdp` cuts weights,
-    gradients, optimiser and teacher into equal parts. Both compute the same."""
+    gradients, optimiser and momentum encoder into equal parts. Both compute the same."""
     timeout: float = 600.0
-    """Seconds without a step after which a run on several processes stops, and says which of them hangs."""
+    """Seconds without a step after which a run on several processes stops and names the one that hangs."""
     activation_checkpointing: bool = False
-    """Keep only what enters each block, and compute the block again on the way back: less memory, a third more work."""
+    """Whether only the input of each block is kept and the block computed again in the backward pass, which needs less
+    memory and a third more computation."""
     compile: bool = False
-    """Compile each block (`torch.compile`)."""
+    """Whether each block is compiled by `torch.compile`."""
     threads: int | None = None
-    """CPU threads; None leaves torch's choice."""
+    """CPU threads; none leaves the choice to torch."""
     log_every: int = 10
+    """Steps between lines of the log."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     checkpoint_async: bool = False
-    """Write checkpoints beside the training, from a copy in memory."""
+    """Whether checkpoints are written from a copy in memory while training goes on."""
     keep_checkpoints: int = 2
-    """Newest ones kept beside the best."""
+    """Number of newest checkpoints that are kept beside the best one."""
     validate_every: int = 500
     """Steps between validations; 0 for none."""
     validation_items: int = 500
-    """Pictures at most in one validation."""
+    """Largest number of images in a validation."""
     patience: int | None = None
-    """Stop after so many validations without a better one."""
+    """Number of validations without an improvement after which the run stops; none never stops it."""
     tensorboard: bool = False
+    """Whether the log is also written for TensorBoard."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """Configures how a trained model is measured."""
+
     rerank: int = 128
-    """Candidates that the fusion encoder re-ranks for each query (k_test: 256 COCO, 128 Flickr30k); 0 searches by
-    similarity alone and fuses nothing (VLMo §4)."""
+    """Candidates per query that the fusion encoder re-ranks (ALBEF's k_test: 256 for COCO, 128 for Flickr30k). 0 ranks
+    by similarity alone and fuses nothing (VLMo §4)."""
     batch_size: int = 64
+    """Images or texts that are encoded at once."""
     bootstrap: int = 1000
-    """Resamples behind the 95 % intervals."""
+    """Number of resamples behind the 95 % intervals."""
     keep_bytes: int = 2 << 30
-    """Encoded pictures are kept between the two stages if all fit into so many bytes; else they are encoded twice."""
+    """Largest size in bytes of the encoded images that are kept between the two stages. If they do not fit, images are
+    encoded twice."""
     tokens_per_call: int = 4_096
-    """Rows, over all pairs, of one call of the fusion encoder: text tokens and, in VLMo, image tokens too. Bounds the
-    memory of re-ranking."""
+    """Largest number of tokens in a call of the fusion encoder over all its pairs: text tokens, and in VLMo image
+    tokens too. It bounds the memory of re-ranking."""
 
 
 @dataclass(frozen=True)
 class AddedTaskConfig:
-    """What the config of a task derives from that is not the library's (examples/captioning.py)."""
+    """Base class of the configs of tasks that are not the library's (examples/captioning.py)."""
 
 
 TaskConfig = (
@@ -761,14 +866,15 @@ TaskConfig = (
     | VisualTokenizerTrainingConfig
     | AddedTaskConfig
 )
-"""What a recipe can train. Written to JSON, each but the first says its `kind`."""
+"""The tasks that a recipe can train. In JSON each but the first names its `kind`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about a run. `name` finds the function in catalog.RECIPES."""
+    """Describes a whole run."""
 
     name: str
+    """Name of the function in catalog.RECIPES that the run started from."""
     model: ModelConfig
     task: TaskConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -778,9 +884,9 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     released: Released = field(default_factory=Released)
-    """Defects of the released code that this run reproduces: `none`, `all`, or single fields."""
+    """Defects of the released code that this run reproduces: none, all, or single fields (docs/released_code.md)."""
     init_from: str | None = None
-    """Checkpoint to start from: a run folder or a checkpoint folder. Not found is an error."""
+    """Run, checkpoint or exported folder, or Hub name, whose weights training starts from. Not found is an error."""
     freeze: tuple[str, ...] = ()
-    """Parameters that do not train, by patterns of their names in which `*` stands for anything, such as
-    `model.blocks.*.attention.*`. A pattern that fits none is an error."""
+    """Patterns of the names of parameters that do not train, in which `*` stands for anything, such as
+    `model.blocks.*.attention.*`. A pattern that matches nothing is an error."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -52,7 +52,7 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
     """The recipe that `to_dict` wrote. An unknown or ill-typed field is a ValueError that names it.
 
     A missing field has its default: what was stored before the field was there goes on as it did. One without a
-    default is a ValueError too. Fields of earlier versions are taken as `MOVED` says.
+    default is a ValueError too. Fields of earlier versions are taken as `EARLIER` says.
     """
     released: dict[str, Any] = {}
     recipe = _built(Recipe, plain, (), released)
@@ -108,88 +108,104 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
 
 @dataclass(frozen=True)
 class Moved:
-    """A field of an earlier version: which configs had it, and what each of its values now sets in `released`."""
+    """Says where a field of an earlier version went."""
 
     owners: tuple[type, ...]
-    values: Mapping[Any, Any]
+    """Configs that had the field; so had those that derive from them."""
     to: tuple[str, ...]
+    """Fields of `Recipe.released` that it sets now."""
+    values: Mapping[Any, Any]
+    """What each of its values sets them to."""
     instead: Any = None
-    """Where the field still exists, but no longer takes these values: the value that it has in their place."""
+    """If the field still exists, but without these values: the value that it takes in their place."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Says what a field of an earlier version, or one of its values, is called now."""
+
+    owners: tuple[type, ...]
+    to: str
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 SWITCH = {False: False, True: True}
+PAIRS = (AlbefPretrainConfig, VlmoPretrainConfig)
 DISTILLED = (
     AlbefPretrainConfig, RetrievalConfig, EntailmentConfig, Nlvr2Config, VqaDecoderConfig, VqaClosedSetConfig,
 )  # fmt: skip
-PAIRS = (AlbefPretrainConfig, VlmoPretrainConfig)
-MOVED: dict[str, Moved] = {
-    "negatives_mask": Moved(
-        (*PAIRS, RetrievalConfig), {"before": False, "after": True}, ("negatives_mask_after_softmax",)
-    ),
-    "false_negatives": Moved(
-        (*PAIRS, TextAssignmentConfig), {"mask": False, "keep": True}, ("keep_false_negatives",)
-    ),
-    "teacher_dropout": Moved(DISTILLED, SWITCH, ("momentum_encoder_dropout",)),
-    "mask_special_tokens": Moved((AlbefPretrainConfig,), SWITCH, ("mask_special_tokens",)),
-    "masking": Moved(
-        (LanguageStageConfig, VlmoPretrainConfig), {"repaired": False, "released": True}, ("masking_of_padding",)
-    ),
-    "gather": Moved((VlmoPretrainConfig,), {"gradient": False, "released": True}, ("gather_without_gradient",)),
-    "temperature_bounds": Moved(
-        (VlmoPretrainConfig,), {None: True, "none": True, "null": True}, ("unbounded_temperature",), (0.001, 0.5)
-    ),
-    "keep_padding": Moved((AlbefConfig, VlmoConfig), SWITCH, ("keep_padding",)),
-    "average": Moved((GroundingConfig,), {"text": False, "batch": True}, ("heat_map_averages_padding",)),
-    "iou": Moved((GroundingConfig,), {"continuous": False, "released": True}, ("iou_in_whole_pixels",)),
-    "score": Moved((VqaDecoderConfig,), {"released": True}, ("count_first_answer_token_twice",), "likelihood"),
-    "flip_directional": Moved((DataConfig,), SWITCH, ("flip_directional_texts",)),
+EARLIER: dict[str, Moved | Renamed] = {
+    "adam": Moved((OptimConfig,), ("adam_decays_after_update",), {"torch": False, "released_vlmo": True}),
     "augmentation": Moved(
-        (DataConfig,), {"repaired": False, "released": True}, ("autocontrast_overflow", "sharpness_overflow")
+        (DataConfig,), ("autocontrast_overflow", "sharpness_overflow"), {"repaired": False, "released": True}
     ),
+    "average": Moved((GroundingConfig,), ("heat_map_averages_padding",), {"text": False, "batch": True}),
     "decay": Moved(
-        (OptimConfig,), {"repaired": "repaired", "released": "albef", "released_vlmo": "vlmo"}, ("decay",)
+        (OptimConfig,), ("decay",), {"repaired": "repaired", "released": "albef", "released_vlmo": "vlmo"}
     ),
-    "adam": Moved((OptimConfig,), {"torch": False, "released_vlmo": True}, ("adam_decays_after_update",)),
-    "kind": Moved((ScheduleConfig,), {"released": True}, ("schedule_by_epoch",), "cosine"),
+    "false_negatives": Moved((*PAIRS, TextAssignmentConfig), ("keep_false_negatives",), {"mask": False, "keep": True}),
+    "flip_directional": Moved((DataConfig,), ("flip_directional_texts",), SWITCH),
+    "gather": Moved((VlmoPretrainConfig,), ("gather_without_gradient",), {"gradient": False, "released": True}),
+    "iou": Moved((GroundingConfig,), ("iou_in_whole_pixels",), {"continuous": False, "released": True}),
+    "keep_padding": Moved((AlbefConfig, VlmoConfig), ("keep_padding",), SWITCH),
+    "keys": Renamed((RetrievalConfig,), "keys", {"teacher": "momentum"}),
+    "kind": Moved((ScheduleConfig,), ("schedule_by_epoch",), {"released": True}, instead="cosine"),
+    "mask_special_tokens": Moved((AlbefPretrainConfig,), ("mask_special_tokens",), SWITCH),
+    "masking": Moved(
+        (LanguageStageConfig, VlmoPretrainConfig), ("masking_of_padding",), {"repaired": False, "released": True}
+    ),
+    "negatives_mask": Moved(
+        (*PAIRS, RetrievalConfig), ("negatives_mask_after_softmax",), {"before": False, "after": True}
+    ),
+    "score": Moved((VqaDecoderConfig,), ("count_first_answer_token_twice",), {"released": True}, instead="likelihood"),
+    "teacher_dropout": Moved(DISTILLED, ("momentum_encoder_dropout",), SWITCH),
+    "teacher_start": Renamed((AlbefPretrainConfig,), "momentum_start"),
+    "temperature_bounds": Moved(
+        (VlmoPretrainConfig,), ("unbounded_temperature",), {None: True, "none": True, "null": True},
+        instead=(0.001, 0.5),
+    ),
 }  # fmt: skip
-"""Fields that moved into `Recipe.released`, by the names that they had."""
+"""Fields of earlier versions by their names then. Stored recipes and overrides may use them for ever."""
 WARMUP_UNIT = 100
 """Iterations of one of the units that `schedule.warmup_epochs` counted; by default there were 20."""
 
 
-def moved_field(cls: type, key: str) -> Moved | None:
-    """Where field `key` of a config went, if it moved or no longer takes all of its values."""
-    moved = MOVED.get(key)
-    return moved if moved and issubclass(cls, moved.owners) else None
+def earlier(cls: type, key: str) -> Moved | Renamed | None:
+    """Returns what became of a config's field `key`, or None if nothing did."""
+    change = EARLIER.get(key)
+    return change if change and issubclass(cls, change.owners) else None
 
 
 def modern(
     cls: type, plain: Mapping[str, Any], path: Sequence[str], by_epoch: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of a config, which stands at `path`, under today's names, and those of `released` that they now set.
+    """Returns the fields of a config under today's names, and the fields of `Recipe.released` that they set.
 
-    `by_epoch`: whether the schedule is ALBEF's already, which alone read `schedule.warmup_epochs`.
+    `path` leads to the config. `by_epoch` says that the schedule is `released.schedule_by_epoch` already; only this
+    schedule read `schedule.warmup_epochs`.
     """
-    fields_now: dict[str, Any] = {}
+    today: dict[str, Any] = {}
     released: dict[str, Any] = {}
     for key, value in plain.items():
-        moved = moved_field(cls, key)
-        if moved is None:
-            fields_now[key] = value
-        elif moved.instead is None:
-            hint = bool if moved.values is SWITCH else Literal[tuple(moved.values)]
-            chosen = moved.values[typed(hint, value, ".".join((*path, key)))]
-            released |= dict.fromkeys(moved.to, chosen)
-        elif value is None or (isinstance(value, str) and value.lower() in moved.values):
-            fields_now[key] = moved.instead
-            released |= dict.fromkeys(moved.to, True)
+        change = earlier(cls, key)
+        if change is None:
+            today[key] = value
+        elif isinstance(change, Renamed):
+            today[change.to] = change.values.get(value, value) if isinstance(value, str) else value
+        elif change.instead is None:
+            hint = bool if change.values is SWITCH else Literal[tuple(change.values)]
+            chosen = change.values[typed(hint, value, ".".join((*path, key)))]
+            released |= dict.fromkeys(change.to, chosen)
+        elif value is None or (isinstance(value, str) and value.lower() in change.values):
+            today[key] = change.instead
+            released |= dict.fromkeys(change.to, True)
         else:
-            fields_now[key] = value
+            today[key] = value
     if cls is ScheduleConfig:
-        units = typed(int, fields_now.pop("warmup_epochs", 20), ".".join((*path, "warmup_epochs")))
+        units = typed(int, today.pop("warmup_epochs", 20), ".".join((*path, "warmup_epochs")))
         if released or (by_epoch and "warmup_epochs" in plain):
-            fields_now["warmup_steps"] = WARMUP_UNIT * units
-    return fields_now, released
+            today["warmup_steps"] = WARMUP_UNIT * units
+    return today, released
 
 
 # --------------------------------------------------------------------------- values

@@ -1,7 +1,7 @@
-"""Strict, typed changes to a recipe. (Its way to JSON and back: diptych/serialize.py.)
+"""Changes recipes by dotted names, strictly and with types. (JSON: diptych/serialize.py.)
 
-`override(recipe, {"data.path": "photos", "optim.lr": "1e-3"})` takes dotted names; values are Python values or
-what a user typed, and become the type that the field declares; `@FILE` reads a JSON file. Nothing unknown passes.
+`override(recipe, {"data.path": "photos", "optim.lr": "1e-3"})` takes Python values or what a user typed, and turns them
+into the type that the field declares. `@FILE` reads a JSON file. An unknown name is an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diptych.schema import Recipe, Released, as_released
-from diptych.serialize import field_types, from_dict, modern, moved_field, spelled, to_dict, typed, unknown_name
+from diptych.serialize import Moved, earlier, field_types, from_dict, modern, spelled, to_dict, typed, unknown_name
 
 __all__ = ["from_dict", "override", "parse_assignments", "to_dict"]
 
@@ -49,15 +49,16 @@ def _single(recipe: Recipe, changes: Mapping[str, Any], above: str = "") -> dict
 
 
 def _modern(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces names of earlier versions by today's (`serialize.MOVED`) and prints a note for them on standard error.
+    """Replaces names of earlier versions by today's (`serialize.EARLIER`), with a note on standard error.
 
     A field that once took `released` as a value and still exists, such as `schedule.kind`, takes that behaviour back
-    when it is set to another value, unless the changes speak of `released` themselves.
+    when it is set to another value, unless the changes set fields of `released` themselves.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         above, _, key = name.rpartition(".")
         groups.setdefault(above, {})[key] = value
+    sets_released = any(name.partition(".")[0] == "released" for name in changes)
     modernised: dict[str, Any] = {}
     for above, fields in groups.items():
         config, path = type(_at(recipe, above)), tuple(above.split(".")) if above else ()
@@ -65,22 +66,23 @@ def _modern(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
         today = {".".join((*path, key)): value for key, value in now.items()}
         today |= {f"released.{key}": value for key, value in released.items()}
         if old := [key for key, value in fields.items() if key not in now or now[key] != value]:
-            new = [f"{name}={_shown(value)}" for name, value in today.items() if changes.get(name, old) != value]
             written = " ".join(f"{above}.{key}={_shown(fields[key])}" for key in old)
-            print(f"note: {written} is now written {' '.join(new) or 'no more'}", file=sys.stderr)
-        if not any(name.partition(".")[0] == "released" for name in (*changes, *today)):
-            taken_back = [flag for key in now if (moved := moved_field(config, key)) for flag in moved.to]
-            today |= {f"released.{flag}": False for flag in taken_back if getattr(recipe.released, flag)}
+            new = (name for name, value in today.items() if name not in changes or changes[name] != value)
+            replaced = " ".join(f"{name}={_shown(today[name])}" for name in new)
+            print(f"note: {written} is now written {replaced or 'no more'}", file=sys.stderr)
+        if not (sets_released or released):
+            flags = (flag for key in now if isinstance(moved := earlier(config, key), Moved) for flag in moved.to)
+            today |= {f"released.{flag}": False for flag in flags if getattr(recipe.released, flag)}
         modernised |= today
     return modernised
 
 
 def _at(recipe: Recipe, name: str) -> Any:
-    """What stands at a dotted name, or None."""
-    found: Any = recipe
+    """Returns what stands at a dotted name, or None."""
+    place: Any = recipe
     for part in name.split(".") if name else ():
-        found = getattr(found, part, None)
-    return found
+        place = getattr(place, part, None)
+    return place
 
 
 def _shown(value: Any) -> str:
@@ -88,7 +90,7 @@ def _shown(value: Any) -> str:
 
 
 def parse_assignments(arguments: Sequence[str]) -> dict[str, str]:
-    """`data.path=DIR`, `--data.path=DIR` and `--data.path DIR` → {"data.path": "DIR"}."""
+    """Turns `data.path=DIR`, `--data.path=DIR` and `--data.path DIR` into {"data.path": "DIR"}."""
     changes: dict[str, str] = {}
     remaining = list(arguments)
     while remaining:
@@ -107,7 +109,7 @@ def parse_assignments(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _replaced(config: Config, path: Sequence[str], value: Any, above: tuple[str, ...]) -> Config:
-    """`config`, which stands at `above`, with the field at `path` replaced."""
+    """Replaces the field at `path` of a config, which stands at `above`."""
     hints = field_types(type(config))
     head, *rest = path
     place = (*above, head)
@@ -126,7 +128,7 @@ def _replaced(config: Config, path: Sequence[str], value: Any, above: tuple[str,
 
 
 def _read(value: Any, name: str) -> Any:
-    """The list that `@FILE` names, a JSON file such as the published list of answers; any other value as it is."""
+    """Reads the JSON file that `@FILE` names, such as the published list of answers. Returns other values unchanged."""
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     try:
@@ -136,7 +138,7 @@ def _read(value: Any, name: str) -> Any:
 
 
 def _mapping(value: Any) -> Mapping[str, Any] | None:
-    """A group's fields, where `value` is a mapping or one in JSON."""
+    """Returns a group's fields if `value` is a mapping, or a mapping in JSON, and None otherwise."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

@@ -190,9 +190,9 @@ class AlbefPretraining(DistilledTask):
         Published, both hold from the first step and α rises from 0 over the first epoch (§3.3).
         """
         config = self.config
-        momentum_starts, alpha = progress.step >= config.teacher_start, 0.0
+        momentum_starts, alpha = progress.step >= config.momentum_start, 0.0
         if momentum_starts:
-            alpha = alpha_at(progress.epoch_since(config.teacher_start), 1.0, config.alpha_ramp)
+            alpha = alpha_at(progress.epoch_since(config.momentum_start), 1.0, config.alpha_ramp)
         return momentum_starts or everything, progress.step >= config.fuse_start or everything, alpha
 
     @torch.no_grad()

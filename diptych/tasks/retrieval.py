@@ -89,7 +89,7 @@ class Retrieval(DistilledTask):
         _check(config)
         self.model, self.config, self.released = model, config, released
         self.teacher, self.queue = None, FeatureQueue(config.queue_size, model.embed_dim)
-        if config.keys == "teacher":
+        if config.keys == "momentum":
             # Its fusion layers are not asked here, but published checkpoints carry them.
             self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text", "fuse", "pooled"))
         model.freeze(model.unused(*self.trained(config)))
@@ -226,7 +226,7 @@ def _check(config: RetrievalConfig) -> None:
     if config.keys == "batch" and (config.alpha or config.queue_size):
         raise ValueError(
             "task.keys=batch has neither teacher nor queue: set task.alpha=0 and task.queue_size=0, "
-            "or task.keys=teacher"
+            "or task.keys=momentum"
         )
     if isinstance(config, GroundingTrainingConfig) and not getattr(config, config.boxes.mode):
         mode = config.boxes.mode

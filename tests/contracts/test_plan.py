@@ -16,7 +16,7 @@ from diptych.recipes.override import override
 
 MICRO = {
     "model.vision.depth": 1, "model.vision.stem": "patch", "model.text.layers": 2, "model.text.fusion_start": 1,
-    "task.fuse_start": 0, "task.teacher_start": 0, "run.batch_size": 8,
+    "task.fuse_start": 0, "task.momentum_start": 0, "run.batch_size": 8,
 }  # fmt: skip
 """Of `albef_tiny`, so that it is counted at once."""
 

@@ -379,6 +379,24 @@ def test_earlier_names_of_released_behaviour_mean_the_same_when_stored_and_when_
         assert all(f"released.{key}=" in note for key in released)
 
 
+def test_renamed_fields_and_values_keep_their_earlier_names(capsys: pytest.CaptureFixture[str]) -> None:
+    albef, retrieval = tiny(), find_recipe("albef_tiny_retrieval")
+    stored = as_stored_earlier(albef, {"task.teacher_start": 7})
+    del stored["task"]["momentum_start"]
+    assert from_dict(stored) == override(albef, {"task.momentum_start": 7})
+    assert from_dict(as_stored_earlier(retrieval, {"task.keys": "teacher"})) == retrieval
+    assert not capsys.readouterr().err
+    assert override(albef, {"task.teacher_start": "7"}) == from_dict(stored)
+    assert override(retrieval, {"task.keys": "teacher"}) == retrieval
+    notes = capsys.readouterr().err.splitlines()
+    assert notes == [
+        "note: task.teacher_start=7 is now written task.momentum_start=7",
+        "note: task.keys=teacher is now written task.keys=momentum",
+    ]
+    with pytest.raises(ValueError, match=r"task\.keys: expected one of momentum, batch, got 'pupil'"):
+        override(retrieval, {"task.keys": "pupil"})
+
+
 def test_earlier_names_with_the_repaired_values_change_nothing() -> None:
     for name, fields in {
         "albef_tiny": {

@@ -59,7 +59,7 @@ def visual_tokenizer() -> VisualTokenizerTraining:
 TASKS: dict[str, Any] = {
     "albef": lambda: tiny.pretraining(model={"dropout": 0.2}),
     "albef, uniform negatives": lambda: tiny.pretraining(hard_negatives=False, keep_false_negatives=True),
-    "albef, align first": lambda: tiny.pretraining(fuse_start=10, teacher_start=1),
+    "albef, align first": lambda: tiny.pretraining(fuse_start=10, momentum_start=1),
     "vlmo": lambda: tiny.vlmo_pretraining(model={"dropout": 0.2, "drop_path": 0.3}),
     "language stage": lambda: tiny.language_stage(model={"dropout": 0.2, "drop_path": 0.3}),
     "vision stage": vision_stage,

@@ -216,7 +216,7 @@ def test_until_fuse_start_only_the_contrast_trains(build: Build) -> None:
 
 @pytest.mark.parametrize("fuse_start", [0, 100])
 def test_until_teacher_start_the_student_is_its_own_teacher(fuse_start: int) -> None:
-    task, batch = tiny.pretraining(teacher_start=4, fuse_start=fuse_start), tiny.batch()
+    task, batch = tiny.pretraining(momentum_start=4, fuse_start=fuse_start), tiny.batch()
     same = tiny.pretraining(alpha_itc=0.0, alpha_mlm=0.0, fuse_start=fuse_start)
     student = {name: weight for name, weight in same.model.state_dict().items() if name in same.teacher.state_dict()}
     same.teacher.load_state_dict(student)
@@ -238,7 +238,7 @@ def test_until_teacher_start_the_student_is_its_own_teacher(fuse_start: int) -> 
 
 
 def test_the_teachers_share_rises_from_teacher_start() -> None:
-    task, batch = tiny.pretraining(teacher_start=10, alpha_ramp=2.0), tiny.batch()
+    task, batch = tiny.pretraining(momentum_start=10, alpha_ramp=2.0), tiny.batch()
 
     def alpha(step: int) -> float:
         return task(batch, Progress(step, epoch=step / 5)).measures["alpha"].mean.item()

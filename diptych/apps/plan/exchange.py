@@ -29,7 +29,7 @@ def gathers(recipe: Recipe, pairs: int, processes: int, tokens: int, forward_onl
     own = isinstance(task, VlmoPretrainConfig) and task.negatives == "own"
     branches = 2 if isinstance(task, VlmoPretrainConfig) and task.itc_branches == "both" else 1
     embedding = model.embed_dim if isinstance(model, AlbefConfig) else model.width
-    keys = isinstance(task, AlbefPretrainConfig) or (isinstance(task, RetrievalConfig) and task.keys == "teacher")
+    keys = isinstance(task, AlbefPretrainConfig) or (isinstance(task, RetrievalConfig) and task.keys == "momentum")
     gathered = {"features": communication.features(pairs, embedding, processes, branches, not (keys or forward_only))}
     if task.itm and not own:
         if isinstance(model, VlmoConfig):

@@ -264,8 +264,8 @@ def _steps(recipe: Recipe, wish: Wish) -> int | None:
 
 
 def beginnings(recipe: Recipe) -> list[int]:
-    """Lists the steps before which less is computed (`fuse_start`, `teacher_start`), in order."""
-    starts = {getattr(recipe.task, name, 0) for name in ("fuse_start", "teacher_start")}
+    """Lists the steps before which less is computed (`fuse_start`, `momentum_start`), in order."""
+    starts = {getattr(recipe.task, name, 0) for name in ("fuse_start", "momentum_start")}
     return sorted(step for step in starts if step > 0)
 
 
