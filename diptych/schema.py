@@ -559,6 +559,8 @@ class Released:
     tests/properties/test_data_transforms.py"""
 
 
+WARMUP_UNIT = 100
+"""Iterations after which ALBEF's warm-up rises (`schedule_by_epoch`)."""
 ALBEF_AS_RELEASED = Released(
     negatives_mask_after_softmax=True,
     keep_false_negatives=True,

@@ -1,4 +1,4 @@
-"""Recipes to JSON values and back, strictly: nothing unknown, missing or ill-typed passes. No torch here."""
+"""Turns recipes into JSON values and back. An unknown, missing or ill-typed field is an error. No torch here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 import jsonargparse
 
 from diptych.schema import (
+    WARMUP_UNIT,
     AddedTaskConfig,
     AlbefConfig,
     AlbefPretrainConfig,
@@ -33,14 +34,14 @@ from diptych.schema import (
 
 Config = TypeVar("Config")
 ADDED: dict[str, type[AddedTaskConfig]] = {}
-"""Configs of tasks that are not the library's, by their names: a recipe with one is read once it stands here. As in
-`ADDED["CaptioningConfig"] = CaptioningConfig` (examples/captioning.py)."""
+"""Configs of tasks that are not the library's, by their names. A stored recipe with such a task can be read once its
+config stands here, as in `ADDED["CaptioningConfig"] = CaptioningConfig` (examples/captioning.py)."""
 KIND = "kind"
-"""Where a field may be one of several configs, the entry of its JSON that names it; without it, it is the first."""
+"""If a field may be one of several configs, this entry of its JSON names it. Without the entry it is the first one."""
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain JSON values, every field written out."""
+    """Writes every field of a recipe as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     for key, hint in field_types(type(recipe)).items():
         if len(configs(hint)) > 1 and type(getattr(recipe, key)) is not configs(hint)[0]:
@@ -49,10 +50,10 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(plain: Mapping[str, Any]) -> Recipe:
-    """The recipe that `to_dict` wrote. An unknown or ill-typed field is a ValueError that names it.
+    """Reads the recipe that `to_dict` wrote. An unknown or ill-typed field is a ValueError that names it.
 
-    A missing field has its default: what was stored before the field was there goes on as it did. One without a
-    default is a ValueError too. Fields of earlier versions are taken as `EARLIER` says.
+    A missing field takes its default, so a recipe from before the field existed still means the same; one without a
+    default is a ValueError. Names of earlier versions are read as `EARLIER` says.
     """
     released: dict[str, Any] = {}
     recipe = _built(Recipe, plain, (), released)
@@ -60,7 +61,7 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
 
 
 def _built(cls: type[Config], plain: Any, path: tuple[str, ...], released: dict[str, Any]) -> Config:
-    """The config that JSON describes. What it says under names of earlier versions is added to `released`."""
+    """Builds the config at `path` from JSON, and adds to `released` what names of earlier versions say of it."""
     hints, where = field_types(cls), ".".join(path) or "recipe"
     if not isinstance(plain, Mapping):
         raise ValueError(f"{where}: expected the fields {', '.join(hints)}, got {plain!r}")
@@ -90,7 +91,7 @@ def _has_default(cls: type, key: str) -> bool:
 
 
 def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any], Any]:
-    """Which of several groups of fields `plain` is, and its fields."""
+    """Returns which of several configs `plain` describes, and its fields without `kind`."""
     if not isinstance(plain, Mapping) or KIND not in plain or len(options) == 1:
         return options[0], plain
     known = {option.__name__: option for option in options}
@@ -166,8 +167,6 @@ EARLIER: dict[str, Moved | Renamed] = {
     ),
 }  # fmt: skip
 """Fields of earlier versions by their names then. Stored recipes and overrides may use them for ever."""
-WARMUP_UNIT = 100
-"""Iterations of one of the units that `schedule.warmup_epochs` counted; by default there were 20."""
 
 
 def earlier(cls: type, key: str) -> Moved | Renamed | None:
@@ -182,7 +181,7 @@ def modern(
     """Returns the fields of a config under today's names, and the fields of `Recipe.released` that they set.
 
     `path` leads to the config. `by_epoch` says that the schedule is `released.schedule_by_epoch` already; only this
-    schedule read `schedule.warmup_epochs`.
+    schedule read `schedule.warmup_epochs`, which counted units of 100 iterations, 20 by default.
     """
     today: dict[str, Any] = {}
     released: dict[str, Any] = {}
@@ -212,11 +211,11 @@ def modern(
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type `hint`; text is read as a user would write it (`none`, `true`, `1e-3`, `0.5,1`, or JSON where
-    each value is a group of fields)."""
+    """Converts a value to the type `hint`. Text is read as a user writes it: `none`, `true`, `1e-3`, `0.5,1`, or JSON
+    for lists of configs. Raises ValueError with the field's `name` and what was expected."""
     if _is_exactly(hint, value):
         return value
-    given = value
+    original = value
     if get_origin(hint) is tuple and is_config(get_args(hint)[0]):
         return _groups(get_args(hint)[0], value, name)
     if isinstance(value, str):
@@ -231,18 +230,18 @@ def typed(hint: Any, value: Any, name: str) -> Any:
             return parser.parse_args([f"--value={value}"]).value
         return parser.parse_object({"value": value}).value
     except jsonargparse.ArgumentError:
-        raise ValueError(f"{name}: expected {spelled(hint)}, got {given!r}") from None
+        raise ValueError(f"{name}: expected {spelled(hint)}, got {original!r}") from None
 
 
 def _is_exactly(hint: Any, value: Any) -> bool:
-    """Whether a stored value plainly is what is declared, as most are: building a parser for each takes its time."""
+    """Returns whether a value needs no conversion. Most stored ones do not, and building a parser for each is slow."""
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     return (type(value) is hint and hint in (bool, int, float)) or (value is None and type(None) in get_args(hint))
 
 
 def _groups(cls: type[Config], value: Any, name: str) -> tuple[Config, ...]:
-    """Any number of groups of fields."""
+    """Converts a list of mappings, or one in JSON, to configs."""
     if isinstance(value, str):
         try:
             value = json.loads(value or "[]")
@@ -257,26 +256,26 @@ def _groups(cls: type[Config], value: Any, name: str) -> tuple[Config, ...]:
 
 
 def is_config(hint: Any) -> TypeGuard[type[Any]]:
-    """Whether a declared type is itself a group of fields."""
+    """Returns whether a declared type is a config."""
     return isinstance(hint, type) and is_dataclass(hint)
 
 
 def configs(hint: Any) -> tuple[type[Any], ...]:
-    """The groups of fields that a declared type allows: one, one of several, or none."""
+    """Returns the configs that a declared type allows: one, several, or none for a plain value."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return tuple(options) if all(map(is_config, options)) else ()
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """The declared type of each field of a config."""
+    """Returns the declared type of each field of a config."""
     hints = get_type_hints(cls)
     return {item.name: hints[item.name] for item in fields(cls)}
 
 
 def unknown_name(group: Any, key: str, above: tuple[str, ...]) -> str:
-    """The complaint about field `key` of `group`, which stands at `above`, with what may have been meant.
+    """Words the error about the unknown field `key` of a config at `above`, with suggestions.
 
-    `group`: a config, whose own groups are meant where others could stand too, or its class.
+    `group` is the config, or its class. For a config, suggestions come from the model and task that it really has.
     """
     known = field_types(group if isinstance(group, type) else type(group))
     inner = [name for name in _leaves(group) if name.endswith(f".{key}")]
@@ -287,18 +286,18 @@ def unknown_name(group: Any, key: str, above: tuple[str, ...]) -> str:
 
 
 def _leaves(group: Any) -> list[str]:
-    """Dotted names of all values below a config, or below its class with whatever its groups may be."""
+    """Returns the dotted names of all values below a config, or below a class with every config that it allows."""
     names: dict[str, None] = {}  # an ordered set
-    one = not isinstance(group, type)
-    for key, hint in field_types(type(group) if one else group).items():
-        options = (getattr(group, key),) if one and configs(hint) else configs(hint)
+    is_value = not isinstance(group, type)
+    for key, hint in field_types(type(group) if is_value else group).items():
+        options = (getattr(group, key),) if is_value and configs(hint) else configs(hint)
         inner = [name for option in options for name in _leaves(option)]
         names |= dict.fromkeys([f"{key}.{name}" for name in inner] or [key])
     return list(names)
 
 
 def spelled(hint: Any) -> str:
-    """A type as a user would say it: 'int or none', 'one of fp32, bf16'."""
+    """Spells a type for a user: 'int or none', 'one of fp32, bf16'."""
     arguments = get_args(hint)
     origin = get_origin(hint)
     if origin in (Union, UnionType):

@@ -1,4 +1,4 @@
-"""ALBEF pre-training at three sizes. Recipes are values: a variant calls another and replaces fields."""
+"""ALBEF's pre-training at three sizes. Recipes are values: a variant calls another one and replaces fields."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from diptych.schema import (
 
 
 def albef_base() -> Recipe:
-    """The paper's: ViT-B/16 and BERT-base split 6 + 6, 30 epochs at batch 512.
+    """The paper's size: ViT-B/16 and BERT-base split 6 + 6, 30 epochs at batch 512.
 
     Command: `diptych train albef_base data.source=jsonl data.path=pairs.jsonl tokenizer.vocabulary=vocab.txt`
-    Cost: the paper used 8 A100 for 4 million pairs (§3.5); 216 GFLOP a pair and step
-    (torch's FlopCounterMode, texts of 14 pieces), so that a CPU step at batch 8 takes seconds.
+    Cost: the paper used 8 A100 for 4 million pairs (§3.5). 216 GFLOP per pair and step
+    (torch's FlopCounterMode, texts of 14 tokens), so a CPU step at batch 8 takes seconds.
     Expected: with the published data the results of the paper (Flickr30k TR@1 94.3, IR@1 82.8 after fine-tuning, 4M).
     """
     return Recipe(
@@ -38,9 +38,9 @@ def albef_base() -> Recipe:
 
 
 def albef_tiny() -> Recipe:
-    """The demo: 64-pixel scenes, two CPU cores, minutes, from nothing.
+    """The demo: 64-pixel scenes, minutes on two CPU cores, from random weights.
 
-    Command: `diptych demo`, or `diptych train albef_tiny` (`data.source=folder data.path=DIR` for your own pictures)
+    Command: `diptych demo`, or `diptych train albef_tiny` (`data.source=folder data.path=DIR` for your own images)
     Cost: seven minutes on two cores.
     Expected: recall@10 above 90 % both ways among 1,000 unseen scenes (chance 1 %); re-ranking adds to recall@1.
     """
@@ -53,7 +53,7 @@ def albef_tiny() -> Recipe:
             ),
             embed_dim=128,
         ),
-        # Aligns, then fuses, then asks its teacher: docs/decisions.md 12.
+        # First ITC alone, then all losses, then pseudo-targets (docs/decisions.md 12).
         task=AlbefPretrainConfig(
             queue_size=1024,
             momentum=0.98,
@@ -62,7 +62,7 @@ def albef_tiny() -> Recipe:
             alpha_ramp=0.2,
             mask_probability=0.4,
         ),
-        # Scenes are new all the time and captions tell places and sizes: nothing to augment.
+        # Every scene is new, and captions tell places and sizes, so nothing is augmented.
         data=DataConfig(source="scenes", crop=(1.0, 1.0), flip=0.0, randaugment=(0, 0)),
         tokenizer=TokenizerConfig(size=2000),
         optim=OptimConfig(lr=6e-4),
@@ -73,12 +73,12 @@ def albef_tiny() -> Recipe:
 
 
 def albef_small() -> Recipe:
-    """A third of the width and half the depth of the paper's, for one GPU or a night on a CPU.
+    """A third of the paper's width and half of its depth, for one GPU or a night on a CPU.
 
-    Starts from nothing too, so begins as `albef_tiny` does.
+    It starts from random weights too, so it begins as `albef_tiny` does.
     Command: `diptych train albef_small data.source=folder data.path=photos`
-    Cost: 4.6 GFLOP a pair and step, a 47th of `albef_base` (torch's FlopCounterMode, texts of 14 pieces).
-    Expected: no published figure, and not run to its end here; compare with `albef_tiny` on the same data.
+    Cost: 4.6 GFLOP per pair and step, a 47th of `albef_base` (torch's FlopCounterMode, texts of 14 tokens).
+    Expected: no published figure, and not run to its end here; compare it with `albef_tiny` on the same data.
     """
     tiny = albef_tiny()
     assert isinstance(tiny.model, AlbefConfig)

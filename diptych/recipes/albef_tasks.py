@@ -1,4 +1,4 @@
-"""The five tasks for the demo's model: minutes each on two CPU cores. The published settings: albef_base_tasks.py."""
+"""The five tasks for the demo's ALBEF, minutes each on two CPU cores. Published settings: albef_base_tasks.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from diptych.schema import (
 def tiny_task(
     tiny: Recipe, name: str, task: TaskConfig, steps: int, lr: float, images_per_text: int, init_from: str
 ) -> Recipe:
-    """A task on made scenes, started from a demo's model, whose recipe is `tiny`."""
+    """Builds a task on made scenes that starts from a demo's model, whose recipe is `tiny`."""
     assert isinstance(tiny.model, AlbefConfig | VlmoConfig)
     return replace(
         tiny,
@@ -47,7 +47,7 @@ def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_
 
 
 def albef_tiny_retrieval() -> Recipe:
-    """Retrieval: ITC and ITM go on with every caption of a picture right, at a lower rate.
+    """Retrieval: ITC and ITM continue at a lower rate, with every caption of an image as a positive.
 
     Command: `diptych train albef_tiny_retrieval`, after `diptych demo`
     Cost: three minutes on two cores.
@@ -57,9 +57,9 @@ def albef_tiny_retrieval() -> Recipe:
 
 
 def albef_tiny_grounding() -> Recipe:
-    """Grounding: retrieval's losses on phrases; boxes by the class token's attention in the last image block.
+    """Grounding: retrieval's losses on phrases; boxes from the attention of [CLS] in the last image block.
 
-    Mode itc: two fusion layers of seven minutes' training point less well (docs/decisions.md 39).
+    It reads mode itc, because two fusion layers locate worse after seven minutes of training (docs/decisions.md 39).
     Command: `diptych train albef_tiny_grounding`, after `diptych demo`
     Cost: three minutes on two cores.
     Expected: accuracy 34 %; the most central proposal 19 %, the largest 14 %.
@@ -69,40 +69,40 @@ def albef_tiny_grounding() -> Recipe:
 
 
 def albef_tiny_entailment() -> Recipe:
-    """Visual entailment on made hypotheses. No teacher: made labels hold no noise that it could correct.
+    """Visual entailment on made hypotheses, without momentum encoder, because made labels have no noise to correct.
 
     Command: `diptych train albef_tiny_entailment`, after `diptych demo`
     Cost: seven minutes on two cores.
-    Expected: accuracy 69 %; 30 % on blank pictures.
+    Expected: accuracy 69 %; 30 % on blank images.
     """
     return _tiny("albef_tiny_entailment", EntailmentConfig(alpha=0.0), 2000, lr=2.5e-4)
 
 
 def albef_tiny_vqa() -> Recipe:
-    """Questions, answered by a decoder that ranks the answers of the training data.
+    """VQA with a decoder that ranks the answers of the training data.
 
     Command: `diptych train albef_tiny_vqa`, after `diptych demo`
     Cost: nine minutes on two cores.
-    Expected: VQA accuracy 57 %; 28 % on blank pictures.
+    Expected: VQA accuracy 57 %; 28 % on blank images.
     """
     decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm="pre", dropout=0.0)
     return _tiny("albef_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 2200)
 
 
 def albef_tiny_vqa_closed() -> Recipe:
-    """The same questions, answered by a classifier over the 200 commonest answers.
+    """VQA with a classifier over the 200 most frequent answers.
 
     Command: `diptych train albef_tiny_vqa_closed`, after `diptych demo`
     Cost: seven minutes on two cores.
-    Expected: VQA accuracy 59 %; 28 % on blank pictures.
+    Expected: VQA accuracy 59 %; 28 % on blank images.
     """
     return _tiny("albef_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1800)
 
 
 def albef_tiny_assignment() -> Recipe:
-    """Text assignment, before `albef_tiny_nlvr2`: which of two pictures does a caption describe?
+    """Text assignment, the stage before `albef_tiny_nlvr2`: which of two images does a caption describe?
 
-    It starts from entailment, which has taught the model to read a claim (docs/decisions.md 40).
+    It starts from entailment, after which the model can read a claim (docs/decisions.md 40).
     Command: `diptych train albef_tiny_assignment`, after `diptych train albef_tiny_entailment`
     Cost: two minutes on two cores.
     Expected: accuracy 87 %; 33 % by chance.
@@ -112,11 +112,11 @@ def albef_tiny_assignment() -> Recipe:
 
 
 def albef_tiny_nlvr2() -> Recipe:
-    """NLVR2 on made pairs of pictures.
+    """NLVR2 on made pairs of images.
 
     Command: `diptych train albef_tiny_nlvr2`, after `diptych train albef_tiny_assignment`
     Cost: a quarter of an hour on two cores.
-    Expected: accuracy 75 %, consistency 40 %; 50 and 0 % on blank pictures.
+    Expected: accuracy 75 %, consistency 40 %; 50 and 0 % on blank images.
     """
     recipe = _tiny("albef_tiny_nlvr2", Nlvr2Config(alpha=0.0), 2300, lr=1.5e-4, images_per_text=2)
     return replace(recipe, init_from="runs/albef_tiny_assignment")

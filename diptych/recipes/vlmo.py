@@ -1,4 +1,4 @@
-"""VLMo pre-training on pairs, its third stage, at five sizes. The stages before it: vlmo_stages.py."""
+"""VLMo's pre-training on pairs, which is its third stage, at five sizes. Earlier stages: vlmo_stages.py."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def vlmo_base() -> Recipe:
 
 
 def vlmo_base_plus() -> Recipe:
-    """Twice as deep and narrower, with absolute positions and without layer scale.
+    """The paper's base_plus model: 24 narrower layers, with absolute positions and without layer scale.
 
     Command: `diptych train vlmo_base_plus data.source=jsonl data.path=pairs.jsonl`, after `vlmo_base_plus_language`
-    Cost: not published; 24 layers of width 544 are as many parameters as `vlmo_base` has.
+    Cost: not published; 24 layers of width 544 have as many parameters as `vlmo_base`.
     Expected: with the published data COCO TR@1 76.3, IR@1 58.6 after fine-tuning.
     """
     base = vlmo_base()
@@ -78,13 +78,13 @@ def vlmo_large() -> Recipe:
 
 
 def vlmo_tiny() -> Recipe:
-    """The demo: 64-pixel scenes, two CPU cores, minutes.
+    """The demo: 64-pixel scenes, minutes on two CPU cores.
 
-    Command: `diptych demo --model vlmo`, which runs the stages before it too; from nothing:
+    Command: `diptych demo --model vlmo`, which also runs the stages before it; from random weights:
     `diptych train vlmo_tiny init_from=none`
-    Cost: eight and a half minutes on two cores; the stages before it, four.
-    Expected: recall@10 71 % both ways among 1,000 unseen scenes as dual encoder (chance 1 %). Re-ranking makes it
-    worse: matching has just begun to learn.
+    Cost: eight and a half minutes on two cores, and four for the stages before it.
+    Expected: recall@10 of 71 % both ways among 1,000 unseen scenes as dual encoder (chance 1 %). Re-ranking makes it
+    worse, because ITM has only begun to learn.
     """
     tiny = albef_tiny()
     return replace(
@@ -94,7 +94,7 @@ def vlmo_tiny() -> Recipe:
             image_size=64, patch_size=16, width=128, depth=4, heads=4, fusion_start=2, layer_scale=None,
             max_positions=64, vocab_size=2000, drop_path=0.0, dropout=0.0, stem="conv", text_norm=False,
         ),
-        # Aligns by one branch, then fuses: docs/decisions.md 52.
+        # First ITC alone on one branch, then all losses (docs/decisions.md 52).
         task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1500),
         tokenizer=replace(tiny.tokenizer, separator=True),
         schedule=replace(tiny.schedule, warmup_steps=400),
@@ -104,11 +104,11 @@ def vlmo_tiny() -> Recipe:
 
 
 def vlmo_small() -> Recipe:
-    """Half the depth and a third of the width of the paper's, for one GPU or a night on a CPU.
+    """Half of the paper's depth and a third of its width, for one GPU or a night on a CPU.
 
     Command: `diptych train vlmo_small data.source=folder data.path=photos init_from=none`
     Cost: hours on a CPU; not measured.
-    Expected: no published figure, and not run to its end here; compare with `vlmo_tiny` on the same data.
+    Expected: no published figure, and not run to its end here; compare it with `vlmo_tiny` on the same data.
     """
     tiny = vlmo_tiny()
     assert isinstance(tiny.model, VlmoConfig)

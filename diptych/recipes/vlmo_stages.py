@@ -1,4 +1,4 @@
-"""What comes before VLMo's pre-training on pairs: the visual tokenizer, then the stages on one modality."""
+"""The stages before VLMo's pre-training on pairs: the visual tokenizer, then images alone, then texts alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diptych.schema import (
 )
 
 ALONE = ScenesConfig(seed=1)
-"""Scenes for the stages on one modality, other ones than those of the pairs."""
+"""Scenes for the stages on one modality, which differ from those of the pairs."""
 
 
 # --------------------------------------------------------------------------- the visual tokenizer
@@ -29,11 +29,11 @@ ALONE = ScenesConfig(seed=1)
 def visual_tokenizer_base() -> Recipe:
     """The published size of the visual tokens: 14 × 14 codes of 8,192 (BEiT §2.1), trained as DALL-E's discrete VAE.
 
-    Published otherwise: BEiT takes DALL-E's weights, whose training also weighs each patch's divergence from an even
-    draw; here the codes' use is drawn towards an even one.
+    BEiT uses DALL-E's weights instead. Their training penalises each patch's divergence from a uniform distribution;
+    here the penalty is on the codes' mean use.
     Command: `diptych train visual_tokenizer_base data.path=pictures`
-    Cost: DALL-E's took three million steps of 512 pictures (arXiv 2102.12092, appendix A).
-    Expected: no published figure, and not run to its end here; the perplexity says whether codes are lost.
+    Cost: DALL-E's took three million steps of 512 images (arXiv 2102.12092, appendix A).
+    Expected: no published figure, and not run to its end here; the perplexity shows whether codes fall out of use.
     """
     return Recipe(
         name="visual_tokenizer_base",
@@ -47,11 +47,11 @@ def visual_tokenizer_base() -> Recipe:
 
 
 def visual_tokenizer_tiny() -> Recipe:
-    """The demo's: 4 × 4 codes of 128 for a scene of 64 pixels.
+    """The demo's visual tokenizer: 4 × 4 codes of 128 for a scene of 64 pixels.
 
     Command: `diptych train visual_tokenizer_tiny`
     Cost: a minute and a half on two cores.
-    Expected: 50 % of the variance given back (35 % by each picture's mean colour), all codes used, perplexity 107.
+    Expected: 50 % of the variance reconstructed (35 % by each image's mean colour), all codes in use, perplexity 107.
     """
     return Recipe(
         name="visual_tokenizer_tiny",
@@ -66,11 +66,11 @@ def visual_tokenizer_tiny() -> Recipe:
     )
 
 
-# --------------------------------------------------------------------------- stage 1, on pictures
+# --------------------------------------------------------------------------- stage 1, on images
 
 
 def _vision(name: str, pairs: Recipe, visual: Recipe) -> Recipe:
-    """The first stage of the model that `pairs` trains, as published for BEiT; its tokens are those of `visual`."""
+    """Builds the first stage of the model that `pairs` trains, with BEiT's settings and the codes of `visual`."""
     assert isinstance(visual.model, VisualTokenizerConfig)
     return replace(
         pairs,
@@ -85,13 +85,13 @@ def _vision(name: str, pairs: Recipe, visual: Recipe) -> Recipe:
 
 
 def vlmo_base_vision() -> Recipe:
-    """Masked image modelling for `vlmo_base` with BEiT's settings (BEiT §3.1), but for its colour jitter.
+    """Masked image modelling for `vlmo_base` with BEiT's settings (BEiT §3.1), except for its colour jitter.
 
-    The warm-up is ten epochs of ImageNet-1K's 1.28 million pictures. Published VLMo starts from published BEiT weights
-    instead, which `diptych convert` reads.
+    The warm-up is ten epochs of ImageNet-1K's 1.28 million images. The published VLMo starts from published BEiT
+    weights instead, which `diptych convert` reads.
     Command: `diptych train vlmo_base_vision data.path=pictures`, after `visual_tokenizer_base`
-    Cost: BEiT's 500,000 steps of 2,048 pictures took five days on 16 V100.
-    Expected: no published figure for the tokens' accuracy.
+    Cost: BEiT's 500,000 steps of 2,048 images took five days on 16 V100.
+    Expected: no published figure for the accuracy of the codes.
     """
     return _vision("vlmo_base_vision", vlmo_base(), visual_tokenizer_base())
 
@@ -101,28 +101,28 @@ def vlmo_base_plus_vision() -> Recipe:
 
     Command: `diptych train vlmo_base_plus_vision data.path=pictures`, after `visual_tokenizer_base`
     Cost: as `vlmo_base_vision`.
-    Expected: no published figure for the tokens' accuracy.
+    Expected: no published figure for the accuracy of the codes.
     """
     return _vision("vlmo_base_plus_vision", vlmo_base_plus(), visual_tokenizer_base())
 
 
 def vlmo_large_vision() -> Recipe:
-    """The same for `vlmo_large`, with Adam's second moment forgotten sooner.
+    """The same for `vlmo_large`, with a smaller decay rate of Adam's second moment.
 
     Command: `diptych train vlmo_large_vision data.path=pictures`, after `visual_tokenizer_base`
     Cost: about three and a half times `vlmo_base_vision`.
-    Expected: no published figure for the tokens' accuracy.
+    Expected: no published figure for the accuracy of the codes.
     """
     recipe = _vision("vlmo_large_vision", vlmo_large(), visual_tokenizer_base())
     return replace(recipe, optim=replace(recipe.optim, betas=(0.9, 0.98)))
 
 
 def vlmo_tiny_vision() -> Recipe:
-    """The demo's first stage: six of a scene's sixteen patches are hidden.
+    """The demo's first stage: six of a scene's sixteen patches are masked.
 
     Command: `diptych train vlmo_tiny_vision`, after `visual_tokenizer_tiny`
     Cost: two minutes on two cores.
-    Expected: 21 % of the hidden patches' codes guessed in 1,000 unseen scenes; always the commonest of the 128 is 2 %.
+    Expected: 21 % of the masked patches' codes predicted in 1,000 unseen scenes; 2 % by always the most frequent code.
     """
     recipe = _vision("vlmo_tiny_vision", vlmo_tiny(), visual_tokenizer_tiny())
     assert isinstance(recipe.task, VisionStageConfig)
@@ -139,16 +139,16 @@ def vlmo_tiny_vision() -> Recipe:
 
 
 def frozen_attention(model: VlmoConfig) -> tuple[str, ...]:
-    """The attention learnt on pictures serves texts as it is (VLMo §3.4), with its norm and both branches' scales.
+    """Returns what the language stage freezes: attention, its norm and the layer scales, learnt on images (VLMo §3.4).
 
-    Vision experts, which texts do not reach, do not train in any case.
+    V-FFNs do not train in any case, because texts do not reach them.
     """
     scales = ("model.blocks.*.gamma_*",) if model.layer_scale is not None else ()
     return ("model.blocks.*.attention.*", "model.blocks.*.norm1.*", *scales)
 
 
 def _language(name: str, pairs: Recipe, longest: int) -> Recipe:
-    """The second stage of the model that `pairs` trains, on texts of so many tokens at most."""
+    """Builds the second stage of the model that `pairs` trains, on texts of at most `longest` tokens."""
     assert isinstance(pairs.model, VlmoConfig)
     return replace(
         pairs,
@@ -162,7 +162,7 @@ def _language(name: str, pairs: Recipe, longest: int) -> Recipe:
 
 
 def vlmo_base_language() -> Recipe:
-    """Masked language modelling for `vlmo_base` on texts of 196 tokens; batch, rate and steps as on pairs.
+    """Masked language modelling for `vlmo_base` on texts of 196 tokens. Batch, rate and steps are those on pairs.
 
     Command: `diptych train vlmo_base_language data.path=texts tokenizer.vocabulary=vocab.txt`, after `vlmo_base_vision`
     Cost: not published.
@@ -172,7 +172,7 @@ def vlmo_base_language() -> Recipe:
 
 
 def vlmo_base_plus_language() -> Recipe:
-    """The same for `vlmo_base_plus`; the stage on pairs keeps the first of its text positions.
+    """The same for `vlmo_base_plus`. The stage on pairs keeps the first of its text positions.
 
     Command: `diptych train vlmo_base_plus_language data.path=texts tokenizer.vocabulary=vocab.txt`, after
     `vlmo_base_plus_vision`
@@ -194,11 +194,11 @@ def vlmo_large_language() -> Recipe:
 
 
 def vlmo_tiny_language() -> Recipe:
-    """The demo's second stage: captions of scenes that the other stages do not see.
+    """The demo's second stage, on captions of scenes that the other stages do not see.
 
     Command: `diptych train vlmo_tiny_language`, after `vlmo_tiny_vision`
     Cost: a minute on two cores.
-    Expected: 54 % of the hidden words guessed in unseen captions, perplexity 7.3; always the commonest word is 24 %.
+    Expected: 54 % of the masked tokens predicted in unseen captions, perplexity 7.3; 24 % by the most frequent token.
     """
     tiny = vlmo_tiny()
     assert isinstance(tiny.model, VlmoConfig)

@@ -1,6 +1,6 @@
-"""The five tasks for the demo's VLMo: minutes each on two CPU cores. The published settings: vlmo_base_tasks.py.
+"""The five tasks for the demo's VLMo, minutes each on two CPU cores. Published settings: vlmo_base_tasks.py.
 
-As many steps at the same rates as ALBEF's (albef_tasks.py), so that the two can be compared; no teacher anywhere.
+Steps and rates are ALBEF's (albef_tasks.py), so that the two can be compared. No task has a momentum encoder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_
 
 
 def vlmo_tiny_retrieval() -> Recipe:
-    """Retrieval as dual encoder: ITC goes on with every caption of a picture right, and nothing is fused.
+    """Retrieval with the dual encoder: ITC continues with every caption of an image as a positive; nothing is fused.
 
     Command: `diptych train vlmo_tiny_retrieval`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
@@ -41,9 +41,9 @@ def vlmo_tiny_retrieval() -> Recipe:
 
 
 def vlmo_tiny_grounding() -> Recipe:
-    """Grounding: retrieval's losses on phrases; boxes by the class token's attention in the last block.
+    """Grounding: retrieval's losses on phrases; boxes from the attention of [CLS] in the last block.
 
-    ITM trains too, so that the fusion attention can be asked: `task.boxes.mode=itm task.boxes.layer=2`.
+    ITM trains too, so that boxes can be read from the fusion attention: `task.boxes.mode=itm task.boxes.layer=2`.
     Command: `diptych train vlmo_tiny_grounding`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
     Expected: accuracy 29 %; the most central proposal 19 %, the largest 14 %.
@@ -58,34 +58,34 @@ def vlmo_tiny_entailment() -> Recipe:
 
     Command: `diptych train vlmo_tiny_entailment`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: accuracy 55 %; 30 % on blank pictures.
+    Expected: accuracy 55 %; 30 % on blank images.
     """
     return _tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 2000, lr=2.5e-4)
 
 
 def vlmo_tiny_vqa() -> Recipe:
-    """Questions, answered by a decoder that reads the fused text and image and begins as the two fusion blocks.
+    """VQA with a decoder that reads the fused text and image and starts as a copy of the two fusion blocks.
 
     Command: `diptych train vlmo_tiny_vqa`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: VQA accuracy 46 %; 27 % on blank pictures.
+    Expected: VQA accuracy 46 %; 27 % on blank images.
     """
     decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm_eps=1e-6, norm="pre", dropout=0.0)
     return _tiny("vlmo_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 2200)
 
 
 def vlmo_tiny_vqa_closed() -> Recipe:
-    """The same questions, answered by a classifier over the 200 commonest answers.
+    """VQA with a classifier over the 200 most frequent answers.
 
     Command: `diptych train vlmo_tiny_vqa_closed`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: VQA accuracy 50 %; 28 % on blank pictures.
+    Expected: VQA accuracy 50 %; 28 % on blank images.
     """
     return _tiny("vlmo_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1800)
 
 
 def vlmo_tiny_assignment() -> Recipe:
-    """Text assignment, before `vlmo_tiny_nlvr2`: which of two pictures does a caption describe? From entailment.
+    """Text assignment, the stage before `vlmo_tiny_nlvr2`: which of two images does a caption describe?
 
     Command: `diptych train vlmo_tiny_assignment`, after `diptych train vlmo_tiny_entailment`
     Cost: minutes on two cores.
@@ -96,11 +96,11 @@ def vlmo_tiny_assignment() -> Recipe:
 
 
 def vlmo_tiny_nlvr2() -> Recipe:
-    """NLVR2 on made pairs of pictures: the statement is fused with each of them, and the two vectors classified.
+    """NLVR2 on made pairs of images: the statement is fused with each of them, and the two vectors are classified.
 
     Command: `diptych train vlmo_tiny_nlvr2`, after `diptych train vlmo_tiny_assignment`
     Cost: minutes on two cores.
-    Expected: accuracy 68 %, consistency 28 %; 50 and 0 % on blank pictures.
+    Expected: accuracy 68 %, consistency 28 %; 50 and 0 % on blank images.
     """
     recipe = _tiny("vlmo_tiny_nlvr2", Nlvr2Config(alpha=0.0, head="gelu"), 2300, lr=1.5e-4, images_per_text=2)
     return replace(recipe, init_from="runs/vlmo_tiny_assignment")

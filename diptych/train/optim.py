@@ -1,4 +1,4 @@
-"""Which parameters decay, Adam in two orders, and the learning rate at every step."""
+"""Builds the optimiser: which parameters decay, AdamW in two orders, and the learning rate at every step."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from torch import Tensor, nn
 
 from diptych.nn.experts import Expert
 from diptych.nn.relative import RelativePositions
-from diptych.schema import DecayRule, OptimConfig, Released, ScheduleConfig
-
-WARMUP_UNIT = 100
-"""Iterations in one warm-up unit of the released schedule."""
+from diptych.schema import WARMUP_UNIT, DecayRule, OptimConfig, Released, ScheduleConfig
 
 
 def decays(module: nn.Module, rule: DecayRule) -> dict[str, bool]:
-    """Name → whether the parameter decays, of those that train.
+    """Returns for the name of each trainable parameter whether it decays (docs/released_code.md, defect 19).
 
-    `repaired`: only what multiplies, the weights of linear and convolution layers: shrinking an embedding that a batch
-    does not touch forgets rare words. A table that serves as an embedding too (tied word scores) counts as an
-    embedding. `albef`: all but one-dimensional ones and biases; the temperature (no dimension), class token,
-    positions and embeddings therefore decay. `vlmo`: all but biases, relative positions (which are a bias by name) and
-    norms; of the norms, those of experts and of a task's head keep their decay, because their names escape the
-    released patterns (docs/released_code.md, defect 19).
+    `repaired` decays the weights of linear and convolution layers only, because an embedding that shrinks in batches
+    without its word forgets rare words. A weight that is also an embedding (tied word scores) counts as an embedding.
+    `albef` decays all but one-dimensional parameters and biases: the temperature (zero-dimensional), class token,
+    positions and embeddings decay too. `vlmo` decays all but biases, relative positions (which are a bias by name) and
+    norms. The norms of experts and of a task's head do decay, because the released patterns miss their names.
     """
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if rule == "albef":
@@ -38,12 +34,14 @@ def decays(module: nn.Module, rule: DecayRule) -> dict[str, bool]:
 
 
 def _matrices(module: nn.Module) -> set[int]:
+    """Returns the ids of the weights of linear and convolution layers that are not embeddings too."""
     layers = list(module.modules())
     weights = {id(layer.weight) for layer in layers if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)}
     return weights - {id(layer.weight) for layer in layers if isinstance(layer, nn.Embedding)}
 
 
 def _spared_in_vlmo(module: nn.Module) -> set[int]:
+    """Returns the ids of the parameters, beside biases, that VLMo's patterns of names exclude from weight decay."""
     layers = dict(module.named_modules())
     norms = {id(x.weight) for name, x in layers.items() if isinstance(x, nn.LayerNorm) and not in_head(name)}
     of_experts = {id(layer.norm.weight) for layer in layers.values() if isinstance(layer, Expert)}
@@ -52,7 +50,7 @@ def _spared_in_vlmo(module: nn.Module) -> set[int]:
 
 
 def in_head(name: str) -> bool:
-    """Whether a task's parameter or layer of this name is part of its head."""
+    """Returns whether a task's parameter or layer of this name belongs to its head."""
     return name.startswith("head.")
 
 
@@ -63,18 +61,18 @@ def parameter_groups(
     head_lr: float = 1.0,
     parts: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters with decay and without; a task's head apart, unless it learns at the model's rate.
+    """Groups the trainable parameters by weight decay, and the head apart if it has a learning rate of its own.
 
-    `rate` of a group multiplies the learning rate. `parts`: what stands for the parameters, by their names, where this
-    process holds but a part of them.
+    `rate` of a group multiplies the learning rate. `parts` are this process's parts of the parameters by name, if
+    parameters are sharded. Raises ValueError if every parameter is frozen.
     """
     rules = decays(module, rule)
     if not rules:
         raise ValueError("nothing to train: every parameter is frozen")
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, decayed in rules.items():
-        kind = (head_lr if in_head(name) else 1.0, weight_decay if decayed else 0.0)
-        groups.setdefault(kind, []).append(parts[name] if parts else module.get_parameter(name))
+        rate_and_decay = (head_lr if in_head(name) else 1.0, weight_decay if decayed else 0.0)
+        groups.setdefault(rate_and_decay, []).append(parts[name] if parts else module.get_parameter(name))
     return [{"params": members, "weight_decay": decay, "rate": rate} for (rate, decay), members in groups.items()]
 
 
@@ -84,9 +82,9 @@ def build_optimizer(
     parts: Mapping[str, Tensor] | None = None,
     released: Released = Released(),
 ) -> torch.optim.Optimizer:
-    """AdamW in one fused kernel, which every device here has. The learning rate is set before each step.
+    """Builds AdamW as one fused kernel, or VLMo's AdamW if `released.adam_decays_after_update`.
 
-    `released.adam_decays_after_update` builds VLMo's AdamW instead. `parts` as for `parameter_groups`.
+    The loop sets the learning rate before each step. `parts` is as for `parameter_groups`.
     """
     groups = parameter_groups(module, config.weight_decay, released.decay, config.head_lr, parts)
     if released.adam_decays_after_update:
@@ -95,10 +93,10 @@ def build_optimizer(
 
 
 class ReleasedAdam(torch.optim.Optimizer):
-    """AdamW as VLMo was trained with it.
+    """Implements AdamW as VLMo was trained with it (docs/released_code.md, defect 20).
 
-    `eps` is added to the root before its correction, so that it counts for more in the first steps; weights decay after
-    the update, the updated weight by the step's rate. Memory bears the names that torch's AdamW gives it.
+    `eps` is added to the root of the second moment before its bias correction, so it counts for more in the first
+    steps. Weight decay is applied to the updated weight. The state has the names that torch's AdamW gives it.
     """
 
     def __init__(
@@ -108,32 +106,32 @@ class ReleasedAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Moves every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             if weights := [weight for weight in group["params"] if weight.grad is not None]:
-                self._move(weights, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
+                self._update(weights, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
 
-    def _move(
+    def _update(
         self, weights: list[Tensor], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
     ) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        memory = [self.state[weight] or self._begun(weight) for weight in weights]
-        averages, squares = [one["exp_avg"] for one in memory], [one["exp_avg_sq"] for one in memory]
-        torch._foreach_add_([one["step"] for one in memory], 1)
+        states = [self.state[weight] or self._initial_state(weight) for weight in weights]
+        averages, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        torch._foreach_add_([state["step"] for state in states], 1)
         torch._foreach_lerp_(averages, gradients, 1 - betas[0])
         torch._foreach_mul_(squares, betas[1])
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, eps)
-        counts = torch.stack([one["step"] for one in memory]).tolist()
+        counts = torch.stack([state["step"] for state in states]).tolist()
         sizes = [-lr * math.sqrt(1 - betas[1] ** count) / (1 - betas[0] ** count) for count in counts]
         torch._foreach_addcdiv_(weights, averages, roots, sizes)
         if weight_decay:
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
 
-    def _begun(self, weight: Tensor) -> dict[str, Tensor]:
-        kinds = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-        self.state[weight] = {"step": torch.zeros((), device=weight.device)} | kinds
+    def _initial_state(self, weight: Tensor) -> dict[str, Tensor]:
+        moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+        self.state[weight] = {"step": torch.zeros((), device=weight.device)} | moments
         return self.state[weight]
 
 
@@ -145,9 +143,10 @@ def learning_rate(
     steps_per_epoch: int,
     released: Released = Released(),
 ) -> float:
-    """The rate of optimiser step `step` (from 0): from `warmup_lr` linearly to `lr`, then as `schedule.kind` says.
+    """Returns the learning rate of optimiser step `step`, counted from 0.
 
-    `cosine` has reached `min_lr` at the last step, what was released for VLMo would at the one after it.
+    It rises linearly from `warmup_lr` to `lr`, then falls as `schedule.kind` says. `cosine` reaches `min_lr` at the
+    last step; VLMo's kinds would reach it one step later, as released.
     """
     if released.schedule_by_epoch and schedule.kind == "cosine":
         return _by_epoch(step, lr, schedule, total_steps, steps_per_epoch)
@@ -166,7 +165,7 @@ def learning_rate(
 
 
 def _by_epoch(step: int, lr: float, schedule: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> float:
-    """Warm-up within the first epoch only, in units set after iterations 0, 100, 200 …; then one rate an epoch."""
+    """Returns ALBEF's rate: in the first epoch a warm-up that rises every 100 iterations, then one rate per epoch."""
     epoch, iteration = divmod(step, steps_per_epoch)
     if epoch > 0:
         return _cosine(epoch * steps_per_epoch / total_steps, lr, schedule.min_lr)
@@ -181,16 +180,16 @@ def _cosine(share: float, start: float, end: float) -> float:
 
 
 def gradient_norm(parameters: Iterable[Tensor], clip: float | None) -> Tensor:
-    """The norm of the whole gradient, before it is scaled down in place to at most `clip`."""
-    given = list(parameters)
-    norm = nn.utils.get_total_norm([value.grad for value in given if value.grad is not None])
+    """Returns the norm of the whole gradient, and then scales the gradient in place to a norm of at most `clip`."""
+    weights = list(parameters)
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
     if clip is not None:
-        nn.utils.clip_grads_with_norm_(given, clip, norm)
+        nn.utils.clip_grads_with_norm_(weights, clip, norm)
     return norm
 
 
 def optimizer_state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's memory under the parameters' names: `exp_avg/NAME` and so on."""
+    """Returns the optimiser's state under the parameters' names: `exp_avg/NAME` and so on."""
     return {
         f"{key}/{name}": value
         for name, parameter in parameters.items()
@@ -201,7 +200,7 @@ def optimizer_state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Opt
 def load_optimizer_state(
     parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what `optimizer_state` gave. Names and shapes must fit the trainable parameters."""
+    """Loads what `optimizer_state` returned. Raises ValueError if a name or a shape does not fit the parameters."""
     for key, value in stored.items():
         kind, _, name = key.partition("/")
         if name not in parameters:
