@@ -73,8 +73,8 @@ def in_batch_contrast(
 
     Its pairs come first. As released (`processes.own_first`), those of the others follow, Q = K in all.
     """
-    image_to_text = similarity(processes.asked(image), processes.gather(text), temperature)
-    text_to_image = similarity(processes.asked(text), processes.gather(image), temperature)
+    image_to_text = similarity(processes.queries(image), processes.gather(text), temperature)
+    text_to_image = similarity(processes.queries(text), processes.gather(image), temperature)
     return Logits(hide(image_to_text, hidden), hide(text_to_image, hidden))
 
 
@@ -87,7 +87,7 @@ def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"
 
 def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "Q K"]:
     """Which of the pairs of all processes show the picture of each pair; itself does."""
-    return processes.asked(ids)[:, None] == processes.gather(ids)[None]
+    return processes.queries(ids)[:, None] == processes.gather(ids)[None]
 
 
 @dataclass(frozen=True)

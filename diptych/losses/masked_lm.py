@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from diptych.schema import LanguageStageConfig, SpecialIds, VlmoPretrainConfig
 from diptych.seeds import seed_of
-from diptych.types import Progress, RowList, Term, Texts
+from diptych.types import Progress, Term, Texts, TokenPositions
 
 IGNORED = -100
 """The label of a position that is not predicted."""
@@ -181,10 +181,10 @@ def _choose(
 # --------------------------------------------------------------------------- the loss
 
 
-def hidden_words(labels: Int[Tensor, "B L"]) -> tuple[RowList, Int[Tensor, "R"]]:
+def hidden_words(labels: Int[Tensor, "B L"]) -> tuple[TokenPositions, Int[Tensor, "R"]]:
     """Where words are hidden, `pair` counting texts, and which."""
     where = (labels != IGNORED).nonzero()
-    rows = RowList(where[:, 0], where[:, 1])
+    rows = TokenPositions(where[:, 0], where[:, 1])
     return rows, labels[rows.pair, rows.position]
 
 

@@ -34,7 +34,7 @@ from diptych.tasks.pretraining import (
     repeated_pictures,
     word_measures,
 )
-from diptych.types import Batch, Losses, Progress, RowList, Term, Texts
+from diptych.types import Batch, Losses, Progress, Term, Texts, TokenPositions
 
 # --------------------------------------------------------------------------- pre-training (§3.2, §3.3)
 
@@ -71,7 +71,7 @@ class Forward:
     negative_text: Int[Tensor, "B"]
     """Among the pairs of all processes."""
     match_logits: Float[Tensor, "P 2"]
-    masked: RowList
+    masked: TokenPositions
     """Hidden words, `pair` counting texts of the batch."""
     labels: Int[Tensor, "R"]
     word_logits: Float[Tensor, "R V"]
@@ -85,7 +85,7 @@ class AlbefInspection(DrawnNegatives):
     k best words and n best texts of the batch, best first.
     """
 
-    masked: RowList
+    masked: TokenPositions
     labels: Int[Tensor, "R"]
     teacher_words: Int[Tensor, "R k"]
     teacher_word_probabilities: Float[Tensor, "R k"]
@@ -107,7 +107,7 @@ class AlbefPretraining(DistilledTask):
         self.model, self.config, self.special = model, config, special
         self.teacher = momentum_copy(model, without=("match_head", "temp"))
         self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
-        model.freeze(model.unused(*self.trained(config)))
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
     @classmethod
@@ -167,7 +167,8 @@ class AlbefPretraining(DistilledTask):
     def align(self, batch: Batch, alpha: float, taught: bool = True, processes: Processes | None = None) -> Losses:
         """ITC alone, with nothing computed for the other terms (`fuse_start`)."""
         processes = processes or Processes.meet(len(batch))
-        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(batch.texts)
+        images = self.model.image_state(batch.pixels, rng_keys=batch.rng_keys)
+        texts = self.model.text_state(batch.texts)
         with torch.no_grad():
             teacher = self._teacher_states(batch, batch.texts) if taught else None
         contrast = self._contrast(images, texts, teacher, batch.image_ids, processes)
@@ -187,7 +188,7 @@ class AlbefPretraining(DistilledTask):
         Not `taught`: the teacher is not asked for anything (`teacher_start`).
         """
         processes, both = processes or Processes.meet(len(batch)), draws.with_masked(batch.texts)
-        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(both)
+        images, texts = self.model.image_state(batch.pixels, rng_keys=batch.rng_keys), self.model.text_state(both)
         masked, labels = draws.hidden_words()
         teacher, teacher_words = None, None
         if taught:
@@ -204,10 +205,10 @@ class AlbefPretraining(DistilledTask):
 
     def _teacher_states(self, batch: Batch, texts: Texts) -> tuple[ImageState, TextState]:
         """What the teacher makes of them. Where it has dropout, what it drops is not what the student does."""
-        keys = None if batch.keys is None else derived(batch.keys, TEACHER)
-        text_keys = None if texts.keys is None else derived(texts.keys, TEACHER)
-        images = self.teacher.image_state(batch.pixels, keys=keys)
-        return images, self.teacher.text_state(replace(texts, keys=text_keys))
+        keys = None if batch.rng_keys is None else derived(batch.rng_keys, TEACHER)
+        text_keys = None if texts.rng_keys is None else derived(texts.rng_keys, TEACHER)
+        images = self.teacher.image_state(batch.pixels, rng_keys=keys)
+        return images, self.teacher.text_state(replace(texts, rng_keys=text_keys))
 
     def _with_negatives(
         self,
@@ -222,17 +223,17 @@ class AlbefPretraining(DistilledTask):
         image_place, other_images = processes.locate(drawn[0], behind=len(images))
         text_place, other_texts = processes.locate(drawn[1], behind=len(texts))
         if self.config.negatives == "all":  # every process gathers, also one that drew none of the others'
-            keys = None if images.keys is None else processes.gather(images.keys)
-            everyone = ImageState(processes.gather(images.tokens), keys=keys)
+            keys = None if images.rng_keys is None else processes.gather(images.rng_keys)
+            everyone = ImageState(processes.gather(images.tokens), rng_keys=keys)
             images = ImageState.cat([images, everyone[other_images]])
             texts = TextState.cat([texts, processes.gather_states(texts[: processes.rows])[other_texts]])
         return images, texts, (image_place, text_place)
 
-    def _teacher_words(self, images: ImageState, texts: TextState, masked: RowList) -> Float[Tensor, "R V"]:
+    def _teacher_words(self, images: ImageState, texts: TextState, masked: TokenPositions) -> Float[Tensor, "R V"]:
         """The teacher's word scores at the hidden words; the masked texts are the second half of `texts`."""
         size = len(images)
         here = torch.arange(size, device=images.tokens.device)
-        rows = self.teacher.fuse(texts, images, here + size, here, masked).rows
+        rows = self.teacher.fuse(texts, images, here + size, here, masked).hidden
         assert rows is not None
         return self.teacher.word_logits(rows).float()
 

@@ -48,9 +48,9 @@ class TaughtTask(DistilledTask):
 
     def __init__(self, model: Model, head: nn.Module, config: HeadConfig) -> None:
         super().__init__()
-        model.freeze(model.unused(*self.trained(config)))
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.model, self.head, self.config = model, head, config
-        spared = model.unused(*self.trained(config), "pooled")
+        spared = model.parts_unused_by(*self.trained(config), "pooled")
         self.teacher = momentum_copy(model, without=spared) if config.alpha else None
         self.teacher_head = momentum_copy(head) if config.alpha else None
         self.train()

@@ -82,7 +82,7 @@ class VisionStage(Task):
         where = (progress.seed, "patches", progress.step)
         first = Processes.meet(len(batch)).own.start
         masks = self._masks(seed_of(*where, first + row) for row in range(len(batch)))
-        made = self.guess(batch.pixels, masks, batch.keys)
+        made = self.guess(batch.pixels, masks, batch.rng_keys)
         measures = {
             "code_accuracy": Term.over((made.logits.argmax(1) == made.codes).float()),
             "commonest_code": Term.over((made.codes == made.codes.mode().values).float()),
@@ -108,11 +108,11 @@ class VisionStage(Task):
         return self.tokenizer.codes(resized(pixels, self.config.visual.image_size)).flatten(1)
 
     def guess(
-        self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"], keys: Int[Tensor, "I"] | None = None
+        self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"], rng_keys: Int[Tensor, "I"] | None = None
     ) -> Guesses:
-        """Scores of the codes of the hidden patches, beside the right ones. `keys`: of the pictures, for dropout."""
+        """Scores of the codes of the hidden patches, beside the right ones. `rng_keys`: of the pictures."""
         hidden = hidden.to(pixels.device)
-        rows = self.model.encode_image(self._shown(pixels, hidden), keys)[:, 1:][hidden]
+        rows = self.model.encode_image(self._shown(pixels, hidden), rng_keys)[:, 1:][hidden]
         return Guesses(hidden, self.head(rows), self._codes(pixels)[hidden])
 
     def _shown(self, pixels: Float[Tensor, "I 3 H W"], hidden: Bool[Tensor, "I N"]) -> Float[Tensor, "I T D"]:

@@ -17,7 +17,7 @@ from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
 from diptych.schema import LanguageStageConfig, Recipe, SpecialIds
 from diptych.task import Task
-from diptych.types import AnyBatch, Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
+from diptych.types import AnyBatch, Exponential, Losses, Progress, Term, TextBatch, Texts, TokenPositions, expect
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class MaskedTexts:
     """Texts with words hidden."""
 
     texts: Texts
-    rows: RowList
+    rows: TokenPositions
     """Where; `pair` counts the texts."""
     words: Int[Tensor, "R"]
     """Which words are hidden there."""
@@ -54,9 +54,9 @@ class LanguageStage(Task):
     def _freeze_unreached(self) -> None:
         """Images, their experts and attention, fusion, and every head but the words'."""
         config = self.model.config
-        of_images = ("experts.image", *["attention"] * (config.attention == "separate"))
+        of_images = ("vision_ffn", *["attention"] * (config.attention == "separate"))
         blocks = (f"blocks.{number}.{part}" for number in range(config.depth) for part in of_images)
-        self.model.freeze(("image", *self.model.unused(*self.trained(self.config)), *blocks))
+        self.model.freeze(("image", *self.model.parts_unused_by(*self.trained(self.config)), *blocks))
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
         """What the stage before has not taught."""
@@ -68,7 +68,7 @@ class LanguageStage(Task):
         Raises ValueError for texts longer than the model's positions.
         """
         ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
-        return MaskedTexts(Texts(ids, texts.attention_mask, texts.keys), *hidden_words(labels))
+        return MaskedTexts(Texts(ids, texts.attention_mask, texts.rng_keys), *hidden_words(labels))
 
     def forward(self, batch: AnyBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
         texts = expect(batch, TextBatch, "texts without pictures").texts

@@ -39,7 +39,7 @@ class Nlvr2(TaughtTask):
     def __init__(self, model: Model, config: Nlvr2Config, special: SpecialIds | None = None) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""
         width = model.joint_width(2)
-        super().__init__(model, classifier(width, len(CLASSES), config.head, hidden=width), config)
+        super().__init__(model, classifier(width, len(CLASSES), config.head, mlp_width=width), config)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without second pictures or labels."""
@@ -145,7 +145,7 @@ class TextAssignment(Task):
         super().__init__()
         self.model, self.config = model, config
         self.head = nn.Linear(model.joint_width(2), 3)
-        model.freeze(model.unused(*self.trained(config)))
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
     @classmethod

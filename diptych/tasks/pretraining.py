@@ -19,7 +19,7 @@ from diptych.losses.masked_lm import hidden_words
 from diptych.losses.matching import match_labels, matching_pairs
 from diptych.nn.counter_rng import derived
 from diptych.task import Model
-from diptych.types import RowList, Term, Texts
+from diptych.types import Term, Texts, TokenPositions
 
 MASKED = 0
 """Sets the draws of a text with hidden words apart from those of the text itself."""
@@ -37,10 +37,10 @@ class Draws:
 
     def with_masked(self, texts: Texts) -> Texts:
         """The texts and, behind them, the same with words hidden."""
-        keys = None if texts.keys is None else torch.cat([texts.keys, derived(texts.keys, MASKED)])
+        keys = None if texts.rng_keys is None else torch.cat([texts.rng_keys, derived(texts.rng_keys, MASKED)])
         return Texts(torch.cat([texts.input_ids, self.masked_ids]), texts.attention_mask.repeat(2, 1), keys)
 
-    def hidden_words(self) -> tuple[RowList, Int[Tensor, "R"]]:
+    def hidden_words(self) -> tuple[TokenPositions, Int[Tensor, "R"]]:
         """Where words are hidden, `pair` counting texts of the batch, and which."""
         return hidden_words(self.labels)
 
@@ -64,7 +64,7 @@ def fuse_pairs(
     images: Any,
     size: int,
     negatives: tuple[Int[Tensor, "B"], Int[Tensor, "B"]] | None,
-    masked: RowList | None,
+    masked: TokenPositions | None,
 ) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]:
     """One call for 4B pairs: positives, (text, hard image), (hard text, image), (masked text, image).
 
@@ -77,11 +77,11 @@ def fuse_pairs(
     if masked is not None:
         here = torch.arange(size, device=masked.pair.device)
         pairs.append((here + size, here))
-        masked = RowList(masked.pair + judged, masked.position)
+        masked = TokenPositions(masked.pair + judged, masked.position)
     text_index, image_index = (torch.cat(indices) for indices in zip(*pairs, strict=True))
     joint = model.fuse(texts, images, text_index, image_index, masked)
     matched = model.match_logits(joint)[:judged] if judged else None
-    return matched, None if joint.rows is None else model.word_logits(joint.rows).float()
+    return matched, None if joint.hidden is None else model.word_logits(joint.hidden).float()
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ class VlmoPretraining(Task):
             )
         self.model, self.config = model, config
         self.masking = WordMasking(config, special, model.config.vocab_size, model.config.max_positions)
-        model.freeze(model.unused(*self.trained(config)))  # what only a term of weight 0 would train
+        model.freeze(model.parts_unused_by(*self.trained(config)))  # what only a term of weight 0 would train
         self.train()
 
     @classmethod
@@ -119,12 +119,12 @@ class VlmoPretraining(Task):
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """After a stage of one modality, the vision-language experts begin as `fusion_experts` says (§3.4)."""
         found = super().adapt(state, origin)
-        source = {"vision": "image", "language": "text"}.get(self.config.fusion_experts)
+        source = {"vision": "vision_ffn", "language": "language_ffn"}.get(self.config.fusion_experts)
         if source and isinstance(origin.task, VisionStageConfig | LanguageStageConfig):
             for number in range(self.model.config.fusion_start, self.model.config.depth):
-                expert = f"model.blocks.{number}.experts"
-                copied = {name: value for name, value in found.items() if name.startswith(f"{expert}.{source}.")}
-                found |= {name.replace(f".{source}.", ".fusion.", 1): value for name, value in copied.items()}
+                expert = f"model.blocks.{number}.{source}."
+                copied = {name: value for name, value in found.items() if name.startswith(expert)}
+                found |= {name.replace(f".{source}.", ".vl_ffn.", 1): value for name, value in copied.items()}
         return found
 
     @torch.no_grad()
@@ -159,14 +159,15 @@ class VlmoPretraining(Task):
 
     def align(self, batch: Batch, processes: Processes) -> Forward:
         """ITC alone, with nothing computed for the other terms (`fuse_start`)."""
-        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(batch.texts)
+        images = self.model.image_state(batch.pixels, rng_keys=batch.rng_keys)
+        texts = self.model.text_state(batch.texts)
         return Forward(self._contrast(images, texts, batch.image_ids, processes))
 
     def run(self, batch: Batch, draws: Draws, processes: Processes | None = None) -> Forward:
         """Every pass of a step: each image and each text once, then all fusions in one call (§3.3)."""
         config, processes, size = self.config, processes or self.meet(batch), len(batch)
         given = draws.with_masked(batch.texts) if config.mlm else batch.texts
-        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(given)
+        images, texts = self.model.image_state(batch.pixels, rng_keys=batch.rng_keys), self.model.text_state(given)
         made = Forward()
         if config.itc or config.itm:
             made = Forward(self._contrast(images, texts[:size], batch.image_ids, processes))
@@ -234,10 +235,10 @@ class VlmoPretraining(Task):
         text_place, other_texts = processes.locate(negatives[1], behind=len(texts))
         if self.config.negatives == "all":
             pixels, everyone = processes.gather(batch.pixels), processes.gather_texts(batch.texts)
-            keys = None if batch.keys is None else processes.gather(batch.keys)
+            keys = None if batch.rng_keys is None else processes.gather(batch.rng_keys)
             if len(other_images):
                 own_keys = None if keys is None else keys[other_images]
-                images = ImageState.cat([images, self.model.image_state(pixels[other_images], keys=own_keys)])
+                images = ImageState.cat([images, self.model.image_state(pixels[other_images], rng_keys=own_keys)])
             if len(other_texts):
                 texts = TextState.cat([texts, self.model.text_state(everyone[other_texts])])
         return images, texts, (image_place, text_place)

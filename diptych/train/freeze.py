@@ -7,17 +7,20 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from diptych.checkpoints.renames import former_name
+
 
 def freeze(task: nn.Module, patterns: Sequence[str]) -> str:
     """Takes the parameters whose names fit a pattern out of training; `*` stands for anything.
 
-    They get no gradient and no place in the optimiser. Returns what was frozen, for people. Raises ValueError for a
-    pattern that fits none.
+    They get no gradient and no place in the optimiser. Patterns of earlier versions fit the names of then. Returns what
+    was frozen, for people. Raises ValueError for a pattern that fits none.
     """
     named = dict(task.named_parameters())
     frozen: dict[str, nn.Parameter] = {}
     for pattern in patterns:
-        fitting = {name: value for name, value in named.items() if fnmatchcase(name, pattern)}
+        names = [name for name in named if fnmatchcase(name, pattern) or fnmatchcase(former_name(name), pattern)]
+        fitting = {name: named[name] for name in names}
         if not fitting:
             known = ", ".join(f"{part}.*" if part not in named else part for part in _parts_of(task))
             raise ValueError(f"freeze={pattern} fits no parameter; the largest parts are {known}")

@@ -154,14 +154,14 @@ def forward_backward(shared: Shared, batch: AnyBatch, progress: Progress, run: R
 
 
 def keyed(batch: AnyBatch, progress: Progress) -> AnyBatch:
-    """The batch with a key for each sample, from which its dropout is counted (nn/draws.py)."""
+    """The batch with a key for each sample, from which its dropout is counted (nn/counter_rng.py)."""
     first = Processes.meet(len(batch)).own.start
     device = batch.texts.input_ids.device if isinstance(batch, TextBatch) else batch.pixels.device
     keys = sample_keys(seed_of(progress.seed, "drop", progress.step), first, len(batch), device)
     if isinstance(batch, PictureBatch):
-        return replace(batch, keys=keys)
-    batch = replace(batch, texts=replace(batch.texts, keys=keys))
-    return batch if isinstance(batch, TextBatch) else replace(batch, keys=keys)
+        return replace(batch, rng_keys=keys)
+    batch = replace(batch, texts=replace(batch.texts, rng_keys=keys))
+    return batch if isinstance(batch, TextBatch) else replace(batch, rng_keys=keys)
 
 
 def measure(shared: Shared, validation: Validation) -> Mapping[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.nn.experts import Expert
+from diptych.nn.mome import FeedForward
 from diptych.nn.relative import RelativePositions
 from diptych.schema import DecayRule, OptimConfig, ScheduleConfig
 
@@ -46,7 +46,7 @@ def _matrices(module: nn.Module) -> set[int]:
 def _spared_in_vlmo(module: nn.Module) -> set[int]:
     layers = dict(module.named_modules())
     norms = {id(x.weight) for name, x in layers.items() if isinstance(x, nn.LayerNorm) and not in_head(name)}
-    of_experts = {id(layer.norm.weight) for layer in layers.values() if isinstance(layer, Expert)}
+    of_experts = {id(layer.norm.weight) for layer in layers.values() if isinstance(layer, FeedForward)}
     tables = {id(layer.table) for layer in layers.values() if isinstance(layer, RelativePositions)}
     return norms - of_experts | tables
 

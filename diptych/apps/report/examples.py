@@ -17,7 +17,7 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Normalise
 from diptych.search.rerank import Reranked
-from diptych.types import Batch, RowList
+from diptych.types import Batch, TokenPositions
 
 FOUND = 5
 """Pictures shown for a query."""
@@ -51,7 +51,7 @@ class Inspection(Negatives, Protocol):
     """What a look into a pass with a momentum teacher shows."""
 
     @property
-    def masked(self) -> RowList:
+    def masked(self) -> TokenPositions:
         """The hidden words; `pair` counts texts of the batch."""
         ...
 
