@@ -1,4 +1,4 @@
-"""Turns a device's name into a torch device. Nothing else in the library knows devices by name."""
+"""The choice of a device by its name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from diptych.launched import local_rank, processes
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the device of that name; `auto` takes CUDA, else MPS, else the CPU.
+    """Finds the device `name`; `auto` prefers CUDA, then MPS, then the CPU. Each process of `torchrun` has its own GPU.
 
-    Each process that `torchrun` starts takes a GPU of its own. Raises ValueError for a device that the machine lacks.
+    Raises ValueError for a device that this machine does not have.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, available in present.items() if available)
-    if not present.get(name.split(":")[0], False):
-        choices = ", ".join(["auto", *(kind for kind, available in present.items() if available)])
+        name = next(kind for kind, exists in available.items() if exists)
+    if not available.get(name.split(":")[0], False):
+        choices = ", ".join(["auto", *(kind for kind, exists in available.items() if exists)])
         raise ValueError(f"no device '{name}' on this machine: choose one of {choices}")
     return torch.device(f"cuda:{local_rank()}" if name == "cuda" and processes() > 1 else name)

@@ -1,4 +1,4 @@
-"""Seeds of random streams, as pure functions of each stream's purpose."""
+"""Seeds of random streams as pure functions of their purpose."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def seed_of(*parts: int | str) -> int:
-    """Returns a 63-bit seed that depends on every part and not on the machine: `seed_of(seed, "masking", step)`."""
+    """Hashes the parts to a 63-bit seed, the same on every machine: `seed_of(seed, "masking", step)`."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,6 +1,6 @@
-"""The contracts of a model and of a task: what a task may ask of any model, and what the loop may ask of a task.
+"""The interfaces of models and tasks: what a task calls on any model, and what the training loop calls on any task.
 
-I images, B texts, P pairs, R rows, E embedding width, V vocabulary.
+I images, B texts, P pairs, S images of one text, R tokens, E embedding width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,78 +14,80 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diptych.schema import ModelConfig, Recipe, Released, TaskConfig
-from diptych.types import Joint, Losses, Progress, Rows, Texts
+from diptych.types import Joint, Losses, OutputPositions, Progress, Texts
 
 
 class Network(nn.Module):
-    """What a task trains."""
+    """A network that a task trains."""
 
     keep_padding: bool = False
     """Compute padded text tokens too, as `Released.keep_padding` says."""
     pieces: int = 1
-    """Pieces that a batch is computed in, each computed again on the way back (nn/pieces.py)."""
+    """Pieces that a batch is computed in. With more than one, the backward pass recomputes each (nn/recompute.py)."""
 
     def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
-        """The state of a task with such a network (names begin with `model.` or `teacher.`), as it fits this one.
+        """Fits a stored state of a task to this network; names begin with `model.` or `teacher.`.
 
-        `origin`: the network that stored it.
+        `origin` is the configuration of the network that stored it.
         """
         return dict(state)
 
     def freeze(self, names: Sequence[str]) -> None:
-        """Parts that no loss reaches: to the optimiser they are not there."""
+        """Excludes parts that no loss reaches from training; the optimiser never sees them."""
         for name, parameter in self.named_parameters():
             if any(name == part or name.startswith(f"{part}.") for part in names):
                 parameter.requires_grad_(False)
 
 
 class Model(Network, ABC):
-    """Two encoders, and a fusion encoder over pairs of what they give. States are each model's own."""
+    """Encoders of images and texts, and a fusion encoder of pairs. Each model has its own types of states."""
 
-    parts: Mapping[str, tuple[str, ...]]
-    """Parameters and modules that some calls of this contract use and others do not, by the call's name, or another use
-    of the model; of what `fuse` gives, `pooled` and `all_rows` may have some of their own."""
+    call_parts: Mapping[str, tuple[str, ...]]
+    """Names of parameters and modules that some calls of this interface use and others do not, by the call's name.
+
+    Beside calls there are keys for outputs of `fuse` that have parts of their own, `pooled` and `all_tokens`, and for
+    further uses of one model, such as `vl`."""
     embed_dim: int
     """E."""
-    image_rows: int = 0
-    """Rows that an image brings into each pair that it is fused in, beside the text's; 0 where it is attended to."""
+    fused_image_tokens: int = 0
+    """Tokens that an image adds to each pair it is fused in. 0 where the text cross-attends to the image."""
     map_layers: range
-    """Layers of `fuse` whose attention from text to image can be asked for (`maps`)."""
+    """Layers of `fuse` that can return attention maps from text to image (`maps`)."""
 
     @abstractmethod
     def image_state(
-        self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), keys: Int[Tensor, "I"] | None = None
+        self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), rng_keys: Int[Tensor, "I"] | None = None
     ) -> Any:
-        """What of images can be computed once and kept. `keys`: of each, for dropout, as those of `Texts`."""
+        """Computes what can be kept of images, whatever they are used for. `rng_keys`: as in `Texts`, of each image."""
 
     def distinct_images(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Any, Int[Tensor, "I"]]:
-        """A state of images, and where in it each of them is. Where nothing is learnt, equal ones are encoded once.
+        """Encodes images, equal ones once where no gradient is needed. Returns the state and each image's index in it.
 
-        Several questions are asked of a picture in most evaluations.
+        Most evaluations ask several questions about one image.
         """
-        place = torch.arange(len(pixels), device=pixels.device)
+        index = torch.arange(len(pixels), device=pixels.device)
         if len(pixels) > 1 and not (self.training or torch.is_grad_enabled()):
             first = _first_of_equals(pixels)
-            chosen, where = first.unique(return_inverse=True)
-            if len(chosen) < len(pixels) and torch.equal(pixels[first], pixels):
-                return self.image_state(pixels[chosen]), where
-        return self.image_state(pixels), place
+            distinct, distinct_index = first.unique(return_inverse=True)
+            if len(distinct) < len(pixels) and torch.equal(pixels[first], pixels):
+                return self.image_state(pixels[distinct]), distinct_index
+        return self.image_state(pixels), index
 
     @abstractmethod
     def text_state(self, texts: Texts) -> Any:
-        """What of texts can be computed once and kept."""
+        """Computes what can be kept of texts, whatever they are used for."""
 
     @abstractmethod
     def embed_image(self, state: Any, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "I E"]]:
-        """Normalised vectors by branch."""
+        """Embeds images for contrastive losses and search: normalised vectors by branch."""
 
     @abstractmethod
     def embed_text(self, state: Any, branches: Sequence[str] = ("main",)) -> dict[str, Float[Tensor, "B E"]]:
-        """Normalised vectors by branch."""
+        """Embeds texts: normalised vectors by branch."""
 
     @abstractmethod
     def temperature(self, branch: str = "main") -> Float[Tensor, ""]:
-        """What similarities of a branch are divided by."""
+        """Returns the temperature by which similarities of a branch are divided."""
 
     @abstractmethod
     def fuse(
@@ -94,39 +96,39 @@ class Model(Network, ABC):
         images: Any,
         text_index: Int[Tensor, "P"],
         image_index: Int[Tensor, "P"] | Int[Tensor, "P S"],
-        rows: Rows = None,
+        positions: OutputPositions = None,
         maps: Sequence[int] = (),
     ) -> Joint:
-        """Fuse text text_index[p] with image image_index[p], or with S images, for P pairs."""
+        """Fuses text text_index[p] with image image_index[p], or with the S images image_index[p], for P pairs."""
 
     @abstractmethod
     def match_logits(self, joint: Joint) -> Float[Tensor, "P 2"]:
-        """No match, match."""
+        """Scores image-text matching (ITM): no match, match."""
 
     @abstractmethod
-    def word_logits(self, rows: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
-        """Scores of each word at each row."""
+    def word_logits(self, hidden: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
+        """Scores each word at each token, for masked language modelling (MLM)."""
 
     @abstractmethod
     def joint_width(self, images: int = 1) -> int:
-        """Width of `Joint.pooled` where each text is fused with so many images."""
+        """Returns the width of `Joint.pooled` when each text is fused with `images` images."""
 
     def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What of such a state an answer decoder (`head.`, and its teacher `teacher_head.`) begins with; here nothing.
+        """Makes the initial weights of an answer decoder from the stored state of such a model; by default none.
 
-        The state is of the other model, as it was stored.
+        Their names begin with `head.` and, for the decoder's momentum copy, `teacher_head.`.
         """
         return {}
 
-    def unused(self, *calls: str) -> tuple[str, ...]:
-        """The `parts` of all calls but these, without what these use too."""
-        used = {name for call in calls for name in self.parts.get(call, ())}
-        others = (name for call, names in self.parts.items() if call not in calls for name in names)
+    def parts_unused_by(self, *calls: str) -> tuple[str, ...]:
+        """Lists the `call_parts` that none of these calls uses."""
+        used = {name for call in calls for name in self.call_parts.get(call, ())}
+        others = (name for call, names in self.call_parts.items() if call not in calls for name in names)
         return tuple(dict.fromkeys(name for name in others if name not in used))
 
 
 def _first_of_equals(pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I"]:
-    """The first image with the same weighted sum of pixels as each: of equal images the same one."""
+    """Finds for each image the first one with the same weighted sum of pixels, so that equal images have the same."""
     height, width = pixels.shape[-2:]
     weights = torch.linspace(1, 2, height * width, dtype=torch.float64, device=pixels.device).view(height, width)
     sums = (pixels.sum(1, dtype=torch.float64) * weights).sum((1, 2))
@@ -134,9 +136,9 @@ def _first_of_equals(pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I"]:
 
 
 class Task(nn.Module, ABC):
-    """A model, or another network, with its losses. Subclasses hold it as `self.model`.
+    """A network with its losses; subclasses hold it as `self.model`.
 
-    `before_step` and `after_step` are the only places where anything but the optimiser moves state.
+    Only `before_step` and `after_step` change state beside the optimiser.
     """
 
     model: Network
@@ -146,40 +148,42 @@ class Task(nn.Module, ABC):
 
     @classmethod
     def trained(cls, config: Any) -> tuple[str, ...]:
-        """Calls of the model, beside encoding, whose `parts` this task trains; by default none."""
+        """Names the `call_parts` of the model that this task trains; by default none."""
         return ()
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
-        """What this task can start with, by its own names, of the state that a run of recipe `origin` stored.
+        """Selects what this task can start with from the state that a run of recipe `origin` stored.
 
-        Student and teacher, as the model makes them fit. Heads come from the same kind of task only.
+        Model and momentum encoder are fitted by `Network.adapt`. Heads come from the same kind of task only.
         """
-        kept = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin.task, type(self.config))
-        found = self.model.adapt(state, origin.model)
-        return {name: value for name, value in found.items() if name.startswith(kept)}
+        prefixes = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin.task, type(self.config))
+        fitted = self.model.adapt(state, origin.model)
+        return {name: value for name, value in fitted.items() if name.startswith(prefixes)}
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
-        """Parts of the model that a run of recipe `origin` stored without having taught them.
+        """Names parts of the model that a run of recipe `origin` stored but did not train; by default none.
 
-        They begin afresh, or as `adapt` says, which is not shown what was stored of them. Where the model's `text` is
-        among them, words may have other numbers than they had there. By default none.
+        Their stored weights are withheld from `adapt`. They keep their initial weights unless `adapt` supplies others.
+        If the model's `text` is among them, the two runs may use different tokenizers.
         """
         return ()
 
     def borrowed(self) -> Mapping[str, str]:
-        """Parts that are the networks of other runs, each with the run or checkpoint it comes from; by default none.
+        """Names parts that are networks of other runs, with the run or checkpoint of each; by default none.
 
-        They are taken over once, when training begins, and then are stored with the task.
+        They are loaded once, when training begins, and from then on stored with the task.
         """
         return {}
 
     def before_step(self) -> None:
-        """Once an optimiser step, before its first forward: clamp the temperature, move the teacher."""
+        """Runs before each optimiser step's first forward: clamps the temperature, updates the momentum encoder."""
 
     @abstractmethod
     def forward(self, batch: Any, progress: Progress) -> Losses:
-        """The losses of a batch of the kind that the records make. Changes nothing; random draws are a pure function of
-        `progress` and the batch."""
+        """Computes the losses of a batch, without changing state.
+
+        Random draws are a pure function of `progress` and the batch.
+        """
 
     def after_step(self, carry: Any) -> None:
-        """Once an optimiser step, with its `Losses.carry`: feed the queue."""
+        """Runs after each optimiser step with its `Losses.carry`: adds features to the queue."""

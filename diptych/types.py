@@ -1,6 +1,6 @@
-"""The values that pass between rooms: batches, states, losses. Frozen; nothing here computes.
+"""The values that packages exchange: batches, fused states, losses. They are frozen and hold no logic.
 
-B samples of a batch, L padded text length, T image tokens, D width, P pairs, R rows.
+B samples of a batch, L padded text length, D width, P pairs, R tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Movable = TypeVar("Movable")
 
 
 def to_device(value: Movable, device: torch.device | str) -> Movable:
-    """The same dataclass with every tensor (also of nested dataclasses) on `device`."""
+    """Copies a dataclass with every tensor, also those of nested dataclasses, on `device`."""
     assert is_dataclass(value)
     assert not isinstance(value, type)
     moved: dict[str, Any] = {}
@@ -32,32 +32,34 @@ def to_device(value: Movable, device: torch.device | str) -> Movable:
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids padded to the longest text of the batch. Padding is only storage: no result depends on it."""
+    """Token ids, padded to the longest text of the batch. Padding is only storage: no result depends on it."""
 
     input_ids: Int[Tensor, "B L"]
     attention_mask: Bool[Tensor, "B L"]
-    keys: Int[Tensor, "B"] | None = None
-    """Of each text, for dropout that depends on nothing else (nn/draws.py); None: as it is drawn."""
+    rng_keys: Int[Tensor, "B"] | None = None
+    """RNG key of each text, which makes its dropout independent of the batch (nn/counter_rng.py). None uses torch's
+    global generator."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> Texts:
-        return Texts(self.input_ids[rows], self.attention_mask[rows], None if self.keys is None else self.keys[rows])
+        rng_keys = None if self.rng_keys is None else self.rng_keys[rows]
+        return Texts(self.input_ids[rows], self.attention_mask[rows], rng_keys)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Image-text pairs: sample b is pixels[b] with texts[b]."""
+    """Image-text pairs: sample b is the image pixels[b] with the text texts[b]."""
 
     pixels: Float[Tensor, "B 3 H W"]
     texts: Texts
     image_ids: Int[Tensor, "B"]
-    """Identity of each picture: equal numbers mean the same picture."""
+    """Identity of each image: equal numbers mean the same image."""
     records: tuple[str, ...] = ()
     """Names of the records, for messages."""
-    keys: Int[Tensor, "B"] | None = None
-    """Of each picture, for dropout, as `Texts.keys`."""
+    rng_keys: Int[Tensor, "B"] | None = None
+    """RNG key of each image, for dropout, as `Texts.rng_keys`."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -65,14 +67,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """Pictures without texts."""
+    """Images without texts."""
 
     pixels: Float[Tensor, "B 3 H W"]
     image_ids: Int[Tensor, "B"]
     """As in `Batch`."""
     records: tuple[str, ...] = ()
     """Names of the records, for messages."""
-    keys: Int[Tensor, "B"] | None = None
+    rng_keys: Int[Tensor, "B"] | None = None
     """As in `Batch`."""
 
     def __len__(self) -> int:
@@ -81,7 +83,7 @@ class PictureBatch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts without pictures."""
+    """Texts without images."""
 
     texts: Texts
     records: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ class TextBatch:
 
 
 AnyBatch = Batch | PictureBatch | TextBatch
-"""What a loader can give, by the kind of its records."""
+"""The batches that a loader makes; which one depends on the kind of its records."""
 
 
 @dataclass(frozen=True)
@@ -105,21 +107,21 @@ class LabelledBatch(Batch):
 
 @dataclass(frozen=True)
 class PicturePairs(Batch):
-    """Statements about two pictures: sample b is pixels[b] and second_pixels[b] with texts[b]."""
+    """Statements about two images: sample b is pixels[b] and second_pixels[b] with texts[b]."""
 
     second_pixels: Float[Tensor, "B 3 H W"] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class LabelledPicturePairs(LabelledBatch, PicturePairs):
-    """Statements about two pictures, each of a known class."""
+    """Statements about two images, each of a known class."""
 
 
 Kind = TypeVar("Kind", bound=AnyBatch)
 
 
 def expect(batch: AnyBatch, kind: type[Kind], needs: str) -> Kind:
-    """`batch`, if it is of the kind that a task trains on. Raises ValueError if not; `needs` says what is missing."""
+    """Returns `batch` if a task can train on its kind. Raises ValueError otherwise; `needs` names what is missing."""
     if not isinstance(batch, kind):
         raise ValueError(f"this task needs {needs}, which the data does not have: choose a data.source that does")
     return batch
@@ -127,74 +129,75 @@ def expect(batch: AnyBatch, kind: type[Kind], needs: str) -> Kind:
 
 @dataclass(frozen=True)
 class QuestionBatch(Batch):
-    """Questions about images: sample b asks texts[b] of pixels[b]. To be trained on, they need answers or scores."""
+    """Questions about images: sample b asks texts[b] about pixels[b]. Training needs answers or scores."""
 
     answers: Texts | None = None
-    """N answers, [CLS] … [SEP], with their owners and weights."""
+    """N answers, [CLS] … [SEP]; each belongs to a question and has a weight."""
     answer_of: Int[Tensor, "N"] | None = None
     """The question (0..B-1) of each answer."""
     weights: Float[Tensor, "N"] | None = None
-    """How much each answer counts: the share of annotators who gave it."""
+    """Weight of each answer: the share of annotators who gave it."""
     scores: Float[Tensor, "B A"] | None = None
-    """How right each answer of a closed set is, in 0..1."""
+    """Target score of each answer of a closed set, in 0..1."""
 
 
 @dataclass(frozen=True)
-class RowList:
-    """Rows asked of `fuse`: row r is position `position[r]` of pair `pair[r]` (position 0 is [CLS])."""
+class TokenPositions:
+    """A list of text tokens: token r stands at `position[r]` (0 is [CLS]) of the text of pair `pair[r]`."""
 
     pair: Int[Tensor, "R"]
     position: Int[Tensor, "R"]
 
 
-Rows = RowList | Literal["all"] | None
-"""What `fuse` returns beside the pooled [CLS] of each pair: listed rows, all rows, or nothing more."""
+OutputPositions = TokenPositions | Literal["all"] | None
+"""The tokens whose hidden states `fuse` returns beside the pooled vectors: those listed, all, or none."""
 
 
 @dataclass(frozen=True)
 class Joint:
-    """What the fusion encoder made of P pairs."""
+    """The output of the fusion encoder for P pairs."""
 
     pooled: Float[Tensor, "P D"]
-    """One vector a pair for heads (ALBEF: the [CLS] row; VLMo: the pooler's output)."""
-    rows: Float[Tensor, "R D"] | Float[Tensor, "P L D"] | None
-    """The rows asked for; with `rows="all"` padded to the longest pair, `mask` says which are real."""
+    """One vector a pair, for heads. ALBEF: the hidden state of [CLS]; VLMo: the pooler's output."""
+    hidden: Float[Tensor, "R D"] | Float[Tensor, "P L D"] | None
+    """Hidden states of the requested tokens. With `positions="all"` they are padded to the longest pair."""
     mask: Bool[Tensor, "P L"] | None = None
-    text_rows: Bool[Tensor, "P L"] | None = None
-    """Which rows are text (ALBEF: all real ones)."""
+    """With `positions="all"`: which tokens are real."""
+    text_mask: Bool[Tensor, "P L"] | None = None
+    """With `positions="all"`: which tokens are text. ALBEF: all real ones."""
     maps: Mapping[int, Tensor] = field(default_factory=dict)
-    """Attention maps by layer [P, heads, text, patches], in the graph."""
+    """Attention maps [P, heads, text, patches] by layer, within the autograd graph."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A mean that can be added up: `sum` over `count` items. Both are tensors without dimensions."""
+    """A mean that can be accumulated: `sum` over `count` items, both tensors without dimensions."""
 
     sum: Tensor
     count: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """The mean, 0 when nothing was counted."""
+        """The mean; 0 when nothing was counted."""
         return self.sum / self.count.clamp(min=1)
 
     @classmethod
     def over(cls, values: Float[Tensor, "n"]) -> Term:
-        """The mean of n values."""
+        """Makes the mean of n values."""
         return cls(values.sum(), values.new_tensor(len(values)))
 
     def plus(self, other: Term) -> Term:
-        """The same mean over the items of both."""
+        """Combines two terms to the mean over the items of both."""
         return replace(self, sum=self.sum + other.sum, count=self.count + other.count)
 
     def detach(self) -> Term:
-        """The same number without the graph."""
+        """Detaches the term from the autograd graph."""
         return replace(self, sum=self.sum.detach(), count=self.count.detach())
 
 
 @dataclass(frozen=True)
 class Exponential(Term):
-    """The exponential of a mean, such as a perplexity: of all items together, not the mean of each batch's."""
+    """The exponential of a mean, such as a perplexity. It is that of all items, not the mean over batches."""
 
     @property
     def mean(self) -> Tensor:
@@ -203,7 +206,7 @@ class Exponential(Term):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training stands when a batch is seen."""
+    """Where training stands when a batch is computed."""
 
     step: int
     """Optimiser steps done."""
@@ -212,13 +215,13 @@ class Progress:
     seed: int = 0
 
     def epoch_since(self, step: int) -> float:
-        """Epochs done since an earlier step."""
+        """Returns the epochs done since an earlier step."""
         return self.epoch * (1 - step / self.step) if step else self.epoch
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Weighted loss terms, measures to log, and what the task must remember after the step."""
+    """Weighted loss terms, measures to log, and what `Task.after_step` needs (`carry`), such as features to queue."""
 
     terms: Mapping[str, tuple[float, Term]]
     measures: Mapping[str, Term] = field(default_factory=dict)
@@ -232,5 +235,5 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """The number to differentiate: the weighted sum of the terms' means."""
+        """The number to differentiate: the weighted sum of the means of the terms."""
         return torch.stack([weight * term.mean for weight, term in self.terms.values()]).sum()

@@ -219,7 +219,7 @@ def look(walk: Walk) -> tuple:
     assert isinstance(opened.task, AlbefPretraining)
     pixels = torch.stack([walk.albef.transform(picture) for picture in walk.pictures])
     numbers = torch.arange(len(walk.pictures))
-    given = Batch(pixels, walk.albef.texts(walk.captions), numbers, keys=numbers)
+    given = Batch(pixels, walk.albef.texts(walk.captions), numbers, rng_keys=numbers)
     seen = opened.task.inspect(to_device(given, walk.albef.device), Progress(0, opened.epoch))
     assert isinstance(seen, AlbefInspection)
     return seen, given, walk.albef.tokenizer, walk.albef.recipe.data.normalise

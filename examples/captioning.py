@@ -26,7 +26,7 @@ from diptych.evaluate.tasks import JUDGES
 from diptych.metrics.accuracy import estimate
 from diptych.metrics.task_evaluation import MAIN, Decision, TaskResult
 from diptych.nn import decoder
-from diptych.nn.packed import Packed
+from diptych.nn.packed import PackedSequences
 from diptych.recipes.override import override, parse_assignments
 from diptych.schema import AddedTaskConfig, DecoderConfig, Recipe, SpecialIds
 from diptych.serialize import ADDED
@@ -46,14 +46,14 @@ class Captioning(Task):
 
     def __init__(self, model: Model, config: CaptioningConfig, special: SpecialIds) -> None:
         super().__init__()
-        model.freeze(model.unused("fuse"))  # what no loss reaches
+        model.freeze(model.parts_unused_by("fuse"))  # what no loss reaches
         words = model.word_logits(torch.zeros(1, model.joint_width())).shape[1]
         self.model, self.config, self.special = model, config, special
         self.head = decoder.AnswerDecoder(config.decoder, words, special.pad, model.joint_width())
 
     @classmethod
     def trained(cls, config: CaptioningConfig) -> tuple[str, ...]:
-        return "fuse", "all_rows"
+        return "fuse", "all_tokens"
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """The decoder starts with what a pre-trained model has for it."""
@@ -61,23 +61,25 @@ class Captioning(Task):
         fits = {name: value for name, value in start.items() if name in own and own[name].shape == value.shape}
         return fits | super().adapt(state, origin)
 
-    def read(self, batch: Batch) -> decoder.EvaluationBatch:
+    def read(self, batch: Batch) -> decoder.QuestionStates:
         """What the decoder reads of each picture."""
         ids = torch.full((len(batch), 1 + self.config.longest), self.special.mask, device=batch.pixels.device)
         ids[:, 0] = self.special.cls
-        hidden = self.model.text_state(Texts(ids, torch.ones_like(ids, dtype=torch.bool), batch.texts.keys))
+        hidden = self.model.text_state(Texts(ids, torch.ones_like(ids, dtype=torch.bool), batch.texts.rng_keys))
         here = torch.arange(len(batch), device=ids.device)
-        joint = self.model.fuse(hidden, self.model.image_state(batch.pixels, keys=batch.keys), here, here, rows="all")
-        return decoder.EvaluationBatch(joint.rows, joint.mask)
+        joint = self.model.fuse(
+            hidden, self.model.image_state(batch.pixels, rng_keys=batch.rng_keys), here, here, positions="all"
+        )
+        return decoder.QuestionStates(joint.hidden, joint.mask)
 
     def word_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of each caption's next words, those words, and which caption each is of."""
         ids, mask = batch.texts.input_ids, batch.texts.attention_mask
         ends = mask.sum(1, keepdim=True) - 1
         following = F.pad(ids[:, 1:], (0, 1)).scatter(1, ends, self.special.sep)
-        packed = Packed(mask.sum(1), batch.texts.keys)
+        packed = PackedSequences(mask.sum(1), batch.texts.rng_keys)
         rows, _ = self.head(ids[mask], packed, self.read(batch), torch.arange(len(batch), device=ids.device))
-        return self.head.word_logits(rows), following[mask], packed.sequence
+        return self.head.word_logits(rows), following[mask], packed.sequence_ids
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         logits, words, _ = self.word_logits(batch)
@@ -92,7 +94,7 @@ class Captioning(Task):
         here = torch.arange(len(read), device=batch.pixels.device)
         found = [torch.full_like(here, self.special.cls)]
         for _ in range(self.config.longest):
-            rows, memory = self.head(found[-1], Packed(torch.ones_like(here)), read, here, memory)
+            rows, memory = self.head(found[-1], PackedSequences(torch.ones_like(here)), read, here, memory)
             ended = found[-1] == self.special.sep
             found.append(self.head.word_logits(rows).argmax(1).masked_fill(ended, self.special.sep))
         return torch.stack(found[1:], 1)

@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diptych.checkpoints.files import fingerprint, flush, save_tensors
+from diptych.checkpoints.renames import current_name
 
 PREFIX = "step-"
 STEP = re.compile(rf"{PREFIX}\d+")
@@ -93,14 +94,19 @@ class Alone:
 
 
 class Stored:
-    """Reads tensors by name from several files. The shards of a tensor follow each other along its first dimension."""
+    """Reads tensors by name from several files. The shards of a tensor follow each other along its first dimension.
+
+    Tensors that earlier versions stored under other names have their current ones here.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = [safe_open(file, "pt") for file in files]
-        self._parts: dict[str, list[tuple[Any, tuple[int, ...]]]] = {}
+        self._parts: dict[str, list[tuple[Any, str, tuple[int, ...]]]] = {}
+        """By current name: file, stored name and shape of each part."""
         for file in self._files:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
-                self._parts.setdefault(name, []).append((file, tuple(file.get_slice(name).get_shape())))
+                part = file, name, tuple(file.get_slice(name).get_shape())
+                self._parts.setdefault(current_name(name), []).append(part)
 
     @property
     def names(self) -> Sequence[str]:
@@ -108,22 +114,22 @@ class Stored:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of the whole tensor."""
-        shapes = [shape for _, shape in self._parts[name]]
+        shapes = [shape for *_, shape in self._parts[name]]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
 
     def whole(self, name: str) -> Tensor:
         """Reads a whole tensor."""
-        parts = [file.get_tensor(name) for file, _ in self._parts[name]]
+        parts = [file.get_tensor(stored) for file, stored, _ in self._parts[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def rows(self, name: str, wanted: slice) -> Tensor:
         """Reads only the `wanted` rows of a tensor's first dimension."""
         shards: list[Tensor] = []
         before = 0
-        for file, shape in self._parts[name]:
+        for file, stored, shape in self._parts[name]:
             start, stop = (min(max(place - before, 0), shape[0]) for place in (wanted.start, wanted.stop))
             if stop > start or not shards:
-                shards.append(file.get_slice(name)[start:stop])
+                shards.append(file.get_slice(stored)[start:stop])
             before += shape[0]
         return torch.cat(shards)
 
@@ -420,7 +426,10 @@ def load(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{path} cannot be read ({error}){ADVICE}") from error
         if digest != expected["sha256"]:
             raise CheckpointError(f"{path} is damaged (its sha256 is not the one written){ADVICE}")
-    return Checkpoint(folder, _json(folder / "state.json"), _json(folder / "recipe.json"))
+    state = _json(folder / "state.json")
+    if "fresh" in state:  # parts of the model, by name
+        state["fresh"] = [current_name(part) for part in state["fresh"]]
+    return Checkpoint(folder, state, _json(folder / "recipe.json"))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def in_batch_contrast(
 
     Q = B pairs are compared; in the released code (`processes.own_first`) each process compares all, Q = K.
     """
-    image_to_text = similarity(processes.asked(image), processes.gather(text), temperature)
-    text_to_image = similarity(processes.asked(text), processes.gather(image), temperature)
+    image_to_text = similarity(processes.queries(image), processes.gather(text), temperature)
+    text_to_image = similarity(processes.queries(text), processes.gather(image), temperature)
     return Logits(ignore(image_to_text, ignored), ignore(text_to_image, ignored))
 
 
@@ -87,7 +87,7 @@ def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"
 
 def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "Q K"]:
     """Marks which pairs of all processes show the same picture as each pair, which includes the pair itself."""
-    return processes.asked(ids)[:, None] == processes.gather(ids)[None]
+    return processes.queries(ids)[:, None] == processes.gather(ids)[None]
 
 
 def other_captions(

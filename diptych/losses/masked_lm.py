@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from diptych.schema import LanguageStageConfig, SpecialIds, VlmoPretrainConfig
 from diptych.seeds import seed_of
-from diptych.types import Progress, RowList, Term, Texts
+from diptych.types import Progress, Term, Texts, TokenPositions
 
 IGNORED = -100
 """The label of a token that is not predicted."""
@@ -194,10 +194,10 @@ def _choose(
 # --------------------------------------------------------------------------- the loss
 
 
-def masked_tokens(labels: Int[Tensor, "B L"]) -> tuple[RowList, Int[Tensor, "R"]]:
+def masked_tokens(labels: Int[Tensor, "B L"]) -> tuple[TokenPositions, Int[Tensor, "R"]]:
     """Returns where tokens are masked (`pair` counts texts) and which tokens they were."""
     text, position = (labels != IGNORED).nonzero().unbind(1)
-    return RowList(text, position), labels[text, position]
+    return TokenPositions(text, position), labels[text, position]
 
 
 def masked_lm_loss(logits: Float[Tensor, "R V"], labels: Int[Tensor, "R"]) -> Term:

@@ -13,22 +13,22 @@ _LAYER = re.compile(r"(?P<before>(?:.*\.)?text\.layers\.)(?P<number>\d+)\.(?P<pa
 
 
 def repeat_fusion_layers(state: Mapping[str, Tensor], config: AlbefConfig) -> dict[str, Tensor]:
-    """The state of a model with one image a text as the start of one with `config.images_per_text` (§5, NLVR2).
+    """Makes the start of a model with `config.images_per_text` images from one with a single image (§5, NLVR2).
 
     Each fusion layer is copied for each image. Names may have a prefix (`model.`, `teacher.`). A state whose fusion
     layers are repeated already is returned as it is.
     """
     start, times = config.text.fusion_start, config.images_per_text
-    found = {name: match for name in state if (match := _LAYER.fullmatch(name))}
-    if max((int(match["number"]) for match in found.values()), default=0) >= config.text.layers:
+    layers = {name: match for name in state if (match := _LAYER.fullmatch(name))}
+    if max((int(match["number"]) for match in layers.values()), default=0) >= config.text.layers:
         return dict(state)
     repeated: dict[str, Tensor] = {}
     for name, value in state.items():
-        number = int(found[name]["number"]) if name in found else 0
+        number = int(layers[name]["number"]) if name in layers else 0
         if number < start:
             repeated[name] = value
             continue
-        before, part = found[name]["before"], found[name]["part"]
+        before, part = layers[name]["before"], layers[name]["part"]
         copies = 1 if part.startswith("cross.kv.") else times
         for turn in range(copies):
             repeated[f"{before}{start + (number - start) * times + turn}.{part}"] = value
@@ -36,20 +36,20 @@ def repeat_fusion_layers(state: Mapping[str, Tensor], config: AlbefConfig) -> di
 
 
 def start_of_answer_decoder(state: Mapping[str, Tensor], config: AlbefConfig) -> dict[str, Tensor]:
-    """A decoder as VqaDecoding starts with it: the fusion layers, embeddings and word head of a pre-trained state (§5).
+    """Starts an answer decoder as the fusion layers, embeddings and word head of a pre-trained state (§5, VQA).
 
     Names in `state` begin with `model.` or `teacher.`, those returned with `head.` or `teacher_head.`. Where images and
     texts differ in width, the projections of cross-attention do not fit and are left out.
     """
     owners, start = {"model": "head", "teacher": "teacher_head"}, config.text.fusion_start
     fits = config.vision.width == config.text.width
-    taken: dict[str, Tensor] = {}
+    started: dict[str, Tensor] = {}
     for name, value in state.items():
         owner, _, part = name.partition(".")
-        if found := _LAYER.fullmatch(part):
-            number = int(found["number"]) - start
-            part = f"layers.{number}.{found['part']}" if number >= 0 else ""
-            part = "" if found["part"].startswith("cross.kv.") and not fits else part
+        if match := _LAYER.fullmatch(part):
+            number = int(match["number"]) - start
+            part = f"layers.{number}.{match['part']}" if number >= 0 else ""
+            part = "" if match["part"].startswith("cross.kv.") and not fits else part
         elif part.startswith("text.fusion_norm."):
             part = part.replace("text.fusion_norm.", "norm.")
         elif part.startswith("text.embedding."):
@@ -57,5 +57,5 @@ def start_of_answer_decoder(state: Mapping[str, Tensor], config: AlbefConfig) ->
         elif not part.startswith("word_head."):
             part = ""
         if owner in owners and part:
-            taken[f"{owners[owner]}.{part}"] = value
-    return taken
+            started[f"{owners[owner]}.{part}"] = value
+    return started

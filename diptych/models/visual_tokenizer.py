@@ -1,6 +1,6 @@
-"""The visual tokenizer: a discrete VAE that tells a picture as a grid of codes, one a patch (BEiT §2.1; DALL-E's dVAE).
+"""The visual tokenizer: a discrete VAE that encodes an image as one code a patch (BEiT §2.1; DALL-E's dVAE).
 
-I images, S codes a side, K size of the codebook, C width of a code, H × W pixels.
+I images, S codes a side, K codes in the codebook, C width of a code, D channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LEAST_WIDTH = 32
 """Channels at the finest resolution, unless `width` is less; they double with each halving up to `width`."""
 
 SCORE_SPREAD = 2.3
-"""Deviation of the scores' first weights, times √width. With it scores differ by more than the noise that codes are
-drawn with, so that unlike patches have unlike codes from the first step on (docs/decisions.md)."""
+"""Standard deviation of the initial weights of the scores, times √width. With it the scores differ by more than the
+noise that codes are drawn with, so that unlike patches have unlike codes from the first step (docs/decisions.md)."""
 
 
 class ResidualBlock(Block):
-    """Two normalised 3×3 convolutions beside a straight way."""
+    """A residual block of two 3×3 convolutions, each behind a group norm and GELU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class ResidualBlock(Block):
         self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Float[Tensor, "I D S S"]) -> Float[Tensor, "I D S S"]:
-        x_ = self.conv1(F.gelu(self.norm1(x)))
-        return x + self.conv2(F.gelu(self.norm2(x_)))
+        hidden = self.conv1(F.gelu(self.norm1(x)))
+        return x + self.conv2(F.gelu(self.norm2(hidden)))
 
 
 class VisualTokenizer(Network):
-    """Convolutions from a picture to scores of the codes, and from codes back to a picture."""
+    """A convolutional encoder from an image to scores of codes, and a decoder from codes to an image."""
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class VisualTokenizer(Network):
         )
 
     def logits(self, pixels: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I K S S"]:
-        """Scores of the codes at each patch. Raises ValueError for another size than the configuration's."""
+        """Scores each code at each patch. Raises ValueError for images of another size than the configuration's."""
         size = self.config.image_size
         if tuple(pixels.shape[-2:]) != (size, size):
             raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not {size} × {size}, which this tokenizer reads")
@@ -74,15 +74,15 @@ class VisualTokenizer(Network):
 
     @torch.no_grad()
     def codes(self, pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I S S"]:
-        """The likeliest code of each patch, the visual tokens of BEiT §2.1."""
+        """Returns the likeliest code of each patch: the visual tokens of BEiT §2.1."""
         return self.logits(pixels).argmax(1)
 
     def paint(self, weights: Float[Tensor, "I K S S"]) -> Float[Tensor, "I 3 H W"]:
-        """The picture of a mixture of codes at each patch."""
-        return self._decode(weights.movedim(1, -1) @ self.codebook.weight)
+        """Decodes a mixture of codes at each patch to an image."""
+        return self._decode(weights.movedim(1, -1) @ self.codebook.weight)  # [I, S, S, K] @ [K, C]
 
     def paint_codes(self, codes: Int[Tensor, "I S S"]) -> Float[Tensor, "I 3 H W"]:
-        """The picture of a code at each patch."""
+        """Decodes one code at each patch to an image."""
         return self._decode(self.codebook(codes))
 
     def _decode(self, patches: Float[Tensor, "I S S C"]) -> Float[Tensor, "I 3 H W"]:
@@ -91,7 +91,7 @@ class VisualTokenizer(Network):
 
 
 def _widths(config: VisualTokenizerConfig) -> list[int]:
-    """Channels after each halving. Raises ValueError for sizes that cannot be."""
+    """Returns the channels after each halving of the resolution. Raises ValueError for impossible sizes."""
     halvings = config.patch_size.bit_length() - 1
     if halvings < 1 or 2**halvings != config.patch_size:
         raise ValueError(f"model.patch_size must be a power of two from 2 on, not {config.patch_size}")
@@ -104,7 +104,7 @@ def _widths(config: VisualTokenizerConfig) -> list[int]:
 
 
 def _halvings(widths: list[int]) -> list[nn.Module]:
-    """Convolutions of stride 2, to the width of each resolution in turn."""
+    """Builds convolutions of stride 2, one for each halving of the resolution."""
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1)]
     for finer, coarser in pairwise(widths):
         layers += [nn.GELU(), nn.Conv2d(finer, coarser, 4, stride=2, padding=1)]
@@ -112,7 +112,7 @@ def _halvings(widths: list[int]) -> list[nn.Module]:
 
 
 def _doublings(widths: list[int]) -> list[nn.Module]:
-    """The way back."""
+    """Builds transposed convolutions of stride 2, one for each doubling of the resolution."""
     layers: list[nn.Module] = []
     for coarser, finer in pairwise([*reversed(widths), 3]):
         layers += [nn.GELU(), nn.ConvTranspose2d(coarser, finer, 4, stride=2, padding=1)]

@@ -1,4 +1,4 @@
-"""A VLMo's weights made to fit another configuration: picture size, text length, pictures a text."""
+"""Fits stored VLMo weights to another image size, text length or number of images a text, and to an answer decoder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Fit = Callable[[Tensor, VlmoConfig, VlmoConfig], Tensor]
 
 
 def fit_state(state: Mapping[str, Tensor], origin: ModelConfig, config: VlmoConfig) -> dict[str, Tensor]:
-    """The state of a task with a VLMo of `origin`, its names beginning with `model.` or `teacher.`, as `config` has it.
+    """Fits the state of a task with a VLMo of `origin` to `config`. Names begin with `model.` or `teacher.`.
 
-    What depends on neither picture size, text length nor the number of pictures stays. Raises ValueError for a state
-    of another kind of model, other experts or attention, and for texts longer than learnt absolute positions.
+    Weights that depend on neither image size, text length nor the number of images are kept. Raises ValueError for a
+    state of another kind of model, other experts or attention, and for texts longer than learnt absolute positions.
     """
     if not isinstance(origin, VlmoConfig):
         raise ValueError(f"a VLMo starts from a VLMo: this checkpoint's model is {type(origin).__name__}")
     for name in ("experts", "attention"):
-        theirs, ours = getattr(origin, name), getattr(config, name)
-        if theirs != ours:
+        stored, wanted = getattr(origin, name), getattr(config, name)
+        if stored != wanted:
             raise ValueError(
-                f"model.{name}={ours} does not start from a checkpoint whose model has {name}={theirs}: "
-                f"set model.{name}={theirs}, or init_from=null"
+                f"model.{name}={wanted} does not start from a checkpoint whose model has {name}={stored}: "
+                f"set model.{name}={stored}, or init_from=null"
             )
     fitted = dict(state)
     for name, tensor in state.items():
@@ -42,15 +42,15 @@ def fit_state(state: Mapping[str, Tensor], origin: ModelConfig, config: VlmoConf
 def with_text_rows(
     table: Float[Tensor, "D H"], receiver: Float[Tensor, "E C"], config: VlmoConfig
 ) -> Float[Tensor, "E C"]:
-    """A BEiT's relative positions, of all layers or one for all, with the `receiver`'s of texts behind them."""
-    texts = entry_count(grid_side(config), config.max_positions) - len(table)
-    if texts != 2 * config.max_positions + 2:
+    """Appends the `receiver`'s rows of texts to a BEiT's relative positions, which are per layer or shared by all."""
+    text_rows = entry_count(grid_side(config), config.max_positions) - len(table)
+    if text_rows != 2 * config.max_positions + 2:
         raise ValueError(f"{len(table)} relative positions are not those of {config.image_size} px")
-    return torch.cat([table.repeat(1, receiver.shape[1] // table.shape[1]), receiver[-texts:].to(table)])
+    return torch.cat([table.repeat(1, receiver.shape[1] // table.shape[1]), receiver[-text_rows:].to(table)])
 
 
 def grid_side(config: VlmoConfig) -> int:
-    """Patches a side."""
+    """Returns the number of patches a side."""
     return config.image_size // config.patch_size
 
 
@@ -72,9 +72,9 @@ def _text(table: Float[Tensor, "L D"], origin: VlmoConfig, config: VlmoConfig) -
 
 
 def _types(table: Float[Tensor, "S1 D"], origin: VlmoConfig, config: VlmoConfig) -> Float[Tensor, "S2 D"]:
-    """Of the text and of each of its pictures; a further picture begins as the first (VLMo's NLVR2)."""
-    pictures = range(1, 1 + config.images_per_text)
-    return table[[0, *(number if number < len(table) else 1 for number in pictures)]]
+    """Fits the types of a text and of each of its images; a further image starts as the first (VLMo's NLVR2)."""
+    images = range(1, 1 + config.images_per_text)
+    return table[[0, *(number if number < len(table) else 1 for number in images)]]
 
 
 _FITS: dict[str, Fit] = {
@@ -84,38 +84,37 @@ _FITS: dict[str, Fit] = {
     "types.weight": _types,
 }
 
-
 _BLOCK = re.compile(r"(?P<owner>model|teacher)\.blocks\.(?P<number>\d+)\.norm1\.weight")
 _OWNERS = {"model": "head", "teacher": "teacher_head"}
 
 
 def start_of_answer_decoder(state: Mapping[str, Tensor], config: VlmoConfig) -> dict[str, Tensor]:
-    """Decoder layer n begins as the vision-language block `fusion_start` + n; its cross-attention is fresh.
+    """Starts decoder layer n as the top block `fusion_start` + n. Its cross-attention keeps its initial weights.
 
-    Names in `state` begin with `model.` or `teacher.`, those returned with `head.` or `teacher_head.`. For a decoder
-    with `norm="pre"` and the model's `norm_eps`: layer scale is folded into the matrices behind it, so that a layer
-    whose cross-attention is silent gives what the block gives, but for the relative positions, which a decoder does not
-    have. It reads words as the model does, before their norm; where it predicts words it is fresh.
+    Names in `state` begin with `model.` or `teacher.`, those returned with `head.` or `teacher_head.`. This is for a
+    decoder with `norm="pre"` and the model's `norm_eps`. Layer scale is folded into the matrices behind it, so that a
+    layer whose cross-attention gives zeros computes what the block computes, but for the relative positions, which a
+    decoder does not have. Words are embedded as in the model, before their norm. The word head keeps its initial
+    weights.
     """
-    taken: dict[str, Tensor] = {}
+    started: dict[str, Tensor] = {}
     for name in state:
-        if (found := _BLOCK.fullmatch(name)) and int(found["number"]) >= config.fusion_start:
-            block = f"{found['owner']}.blocks.{found['number']}."
-            layer = f"{_OWNERS[found['owner']]}.layers.{int(found['number']) - config.fusion_start}."
-            own = {part.removeprefix(block): value for part, value in state.items() if part.startswith(block)}
-            taken |= {layer + part: value for part, value in _layer(own).items()}
+        if (match := _BLOCK.fullmatch(name)) and int(match["number"]) >= config.fusion_start:
+            prefix = f"{match['owner']}.blocks.{match['number']}."
+            layer = f"{_OWNERS[match['owner']]}.layers.{int(match['number']) - config.fusion_start}."
+            block = {part.removeprefix(prefix): value for part, value in state.items() if part.startswith(prefix)}
+            started |= {layer + part: value for part, value in _layer(block).items()}
     for owner, decoder in _OWNERS.items():
         if f"{owner}.text.words.weight" in state:
-            taken |= {f"{decoder}.{part}": value for part, value in _around(state, owner).items()}
-    return taken
+            started |= {f"{decoder}.{part}": value for part, value in _around_layers(state, owner).items()}
+    return started
 
 
 def _layer(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A decoder layer's weights from a block's."""
+    """Makes a decoder layer's weights from a block's."""
     attention = "text_attention" if "text_attention.qkv.weight" in block else "attention"
     q_bias, v_bias, out = block[f"{attention}.q_bias"], block[f"{attention}.v_bias"], f"{attention}.out"
-    expert = "experts.all" if "experts.all.fc1.weight" in block else "experts.fusion"
-    last = f"{expert}.fc2"
+    ffn = "ffn" if "ffn.fc1.weight" in block else "vl_ffn"
     return {
         "attention_norm.weight": block["norm1.weight"],
         "attention_norm.bias": block["norm1.bias"],
@@ -123,22 +122,22 @@ def _layer(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "attention.qkv.bias": torch.cat([q_bias, torch.zeros_like(q_bias), v_bias]),
         "attention.out.weight": _scaled(block[f"{out}.weight"], block.get("gamma_1")),
         "attention.out.bias": _scaled(block[f"{out}.bias"], block.get("gamma_1")),
-        "mlp_norm.weight": block[f"{expert}.norm.weight"],
-        "mlp_norm.bias": block[f"{expert}.norm.bias"],
-        "fc1.weight": block[f"{expert}.fc1.weight"],
-        "fc1.bias": block[f"{expert}.fc1.bias"],
-        "fc2.weight": _scaled(block[f"{last}.weight"], block.get("gamma_2")),
-        "fc2.bias": _scaled(block[f"{last}.bias"], block.get("gamma_2")),
+        "mlp_norm.weight": block[f"{ffn}.norm.weight"],
+        "mlp_norm.bias": block[f"{ffn}.norm.bias"],
+        "fc1.weight": block[f"{ffn}.fc1.weight"],
+        "fc1.bias": block[f"{ffn}.fc1.bias"],
+        "fc2.weight": _scaled(block[f"{ffn}.fc2.weight"], block.get("gamma_2")),
+        "fc2.bias": _scaled(block[f"{ffn}.fc2.bias"], block.get("gamma_2")),
     }
 
 
 def _scaled(weight: Tensor, gamma: Tensor | None) -> Tensor:
-    """The rows of a matrix, or a bias, times a layer scale."""
+    """Multiplies the rows of a matrix, or a bias, by a layer scale."""
     return weight if gamma is None else weight * gamma.view(-1, *[1] * (weight.ndim - 1))
 
 
-def _around(state: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """Words as they enter the transformer, where both tables of types are added to them, and the last norm."""
+def _around_layers(state: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
+    """Makes the decoder's embeddings, in which the model's two type embeddings are added up, and its final norm."""
     return {
         "embedding.words.weight": state[f"{owner}.text.words.weight"],
         "embedding.types.weight": state[f"{owner}.text.types.weight"] + state[f"{owner}.types.weight"][0],
@@ -147,20 +146,24 @@ def _around(state: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
     }
 
 
-HEADS = (
+PAIR_HEADS = (
     "pooler", "match_head", "image_proj", "text_proj", "vl_image_proj", "vl_text_proj", "log_scale", "vl_log_scale",
 )  # fmt: skip
+"""What only training on pairs teaches, beside the VL-FFNs."""
 
 
 def untrained_parts(stage: TaskConfig, depth: int) -> tuple[str, ...]:
-    """Parts of a VLMo of so many layers that a stage does not train, nor one before it; none for other tasks.
+    """Names parts of a VLMo with `depth` blocks that neither this stage of one modality nor an earlier one trains.
 
-    Vision: the text side. Both: the vision-language experts, and the heads on what these give.
+    After the vision stage these are the text side, the VL-FFNs and the heads of pairs; after the language stage, the
+    VL-FFNs and the heads of pairs. For other tasks there are none.
     """
     if not isinstance(stage, VisionStageConfig | LanguageStageConfig):
         return ()
-    fusion = tuple(f"blocks.{number}.experts.fusion" for number in range(depth))
+    vl = tuple(f"blocks.{number}.vl_ffn" for number in range(depth))
     if isinstance(stage, LanguageStageConfig):
-        return (*HEADS, *fusion)
-    texts = tuple(f"blocks.{number}.{part}" for number in range(depth) for part in ("experts.text", "text_attention"))
-    return ("text", "word_head", *texts, *HEADS, *fusion)
+        return (*PAIR_HEADS, *vl)
+    language = tuple(
+        f"blocks.{number}.{part}" for number in range(depth) for part in ("language_ffn", "text_attention")
+    )
+    return ("text", "word_head", *language, *PAIR_HEADS, *vl)

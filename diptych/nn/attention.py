@@ -1,6 +1,7 @@
-"""Attention over padded grids, and the two attention layers of a text that lies packed.
+"""Attention over padded grids, and the self- and cross-attention layers of packed texts.
 
-G groups, Q query places, K key places, H heads, D width, N rows, R queried rows, I images, T image tokens.
+G groups, L tokens a group, Q queries, K keys, H heads, D width, N packed tokens, R queried tokens, P pairs, I images,
+T image tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from diptych.nn.packed import Layout
+from diptych.nn.packed import PaddedGrid, Queries
 
 
 def split_heads(x: Float[Tensor, "G L D"], heads: int) -> Float[Tensor, "G H L d"]:
@@ -27,15 +28,15 @@ def attend(
     key: Float[Tensor, "G K D"],
     value: Float[Tensor, "G K D"],
     heads: int,
-    visible: Bool[Tensor, "G K"] | None = None,
+    attention_mask: Bool[Tensor, "G K"] | None = None,
     dropout: float = 0.0,
     causal: bool = False,
 ) -> Float[Tensor, "G Q D"]:
-    """Scaled dot-product attention through torch's fused kernel. Keys that are not `visible` are left out.
+    """Computes scaled dot-product attention with torch's fused kernel. Masked keys are left out.
 
-    `causal`: the queries are the last Q of the K places, and none sees a key behind its own place.
+    `causal`: the queries are the last Q of the K positions, and none attends to a later position than its own.
     """
-    mask = None if visible is None else visible[:, None, None, :]
+    mask = None if attention_mask is None else attention_mask[:, None, None, :]
     if causal:
         before = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device)
         before = before.tril(key.shape[1] - query.shape[1])
@@ -49,22 +50,24 @@ def attend_with_map(
     key: Float[Tensor, "G K D"],
     value: Float[Tensor, "G K D"],
     heads: int,
-    rows: int | None = None,
-    first: int = 1,
+    queries: int | None = None,
+    first_key: int = 1,
     bias: Float[Tensor, "#G #H #Q K"] | None = None,
 ) -> tuple[Float[Tensor, "G Q D"], Float[Tensor, "G H Q2 K2"]]:
-    """The same, written out, and the probabilities of the first `rows` queries (None: all) to the keys from `first` on.
+    """Computes attention step by step, and returns the attention map beside its output.
 
-    By default that is all keys but [CLS]. The result is computed from that very map, so that Grad-CAM can differentiate
-    by it: a slice taken afterwards would be a side branch of the graph. `bias` is added to the scores.
+    The map holds the probabilities of the first `queries` queries (None: all) over the keys from `first_key` on; by
+    default these are all keys but [CLS]. The output is computed from that very map, so that Grad-CAM can differentiate
+    with respect to it: a slice taken afterwards would be a side branch of the graph. `bias` is added to the scores.
     """
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    rows = q.shape[2] if rows is None else rows
-    shown, others = probabilities[:, :, :rows, first:], probabilities[:, :, rows:]
-    probabilities = torch.cat([torch.cat([probabilities[:, :, :rows, :first], shown], dim=3), others], dim=2)
-    return (probabilities @ v).transpose(1, 2).flatten(2), shown
+    queries = q.shape[2] if queries is None else queries
+    mapped, others = probabilities.split([queries, q.shape[2] - queries], dim=2)
+    before, attention_map = mapped[..., :first_key], mapped[..., first_key:]
+    probabilities = torch.cat([torch.cat([before, attention_map], dim=3), others], dim=2)
+    return (probabilities @ v).transpose(1, 2).flatten(2), attention_map
 
 
 def attend_biased(
@@ -73,44 +76,45 @@ def attend_biased(
     value: Float[Tensor, "G L D"],
     heads: int,
     bias: Float[Tensor, "H L L"],
-    visible: Bool[Tensor, "G L"] | None = None,
+    attention_mask: Bool[Tensor, "G L"] | None = None,
 ) -> Float[Tensor, "G L D"]:
-    """Attention with a learnt bias of every score, which all groups share. Keys that are not `visible` are left out.
+    """Computes attention with a learnt bias on every score, which all groups share. Masked keys are left out.
 
-    torch's fused kernel gives the bias no gradient (on a CPU it takes a slow path instead). Here it computes the
-    result, and the backward pass forms the scores again, a few groups at a time, so that nothing of their size is kept.
+    torch's fused kernel gives the bias no gradient (on a CPU it takes a slow path instead). Here the kernel computes
+    the output only. The backward pass recomputes the scores, a few groups at a time, so that no tensor of their size
+    is kept.
     """
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
     if torch.compiler.is_exporting():  # a graph for another runtime has no gradient, and no loop over its groups
-        whole = _score_mask(bias, visible, slice(None))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=whole).transpose(1, 2).flatten(2)
-    return _Biased.apply(q, k, v, bias, visible).transpose(1, 2).flatten(2)
+        mask = _score_mask(bias, attention_mask, slice(None))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return _Biased.apply(q, k, v, bias, attention_mask).transpose(1, 2).flatten(2)
 
 
 CHUNK = 1 << 22
-"""Scores that are in memory at once where a bias needs its gradient; 16 MB in fp32."""
+"""Scores in memory at once while the bias gets its gradient; 16 MB in fp32."""
 
 
 class _Biased(torch.autograd.Function):
-    """q, k, v [G H L d], bias [H L L], visible [G L]."""
+    """Takes q, k, v [G, H, L, d], bias [H, L, L] and attention_mask [G, L]."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, visible: Tensor | None) -> Tensor:
-        ctx.save_for_backward(q, k, v, bias, visible, out := torch.empty_like(q))
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, attention_mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias, attention_mask, out := torch.empty_like(q))
         for part in _chunks(q):
-            mask = _score_mask(bias.detach().to(q.dtype), visible, part)
+            mask = _score_mask(bias.detach().to(q.dtype), attention_mask, part)
             out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, visible, out = ctx.saved_tensors
+        q, k, v, bias, attention_mask, out = ctx.saved_tensors
         scale = 1 / math.sqrt(q.shape[-1])
         g_q, g_k, g_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         g_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
         for part in _chunks(q):
-            scores = (q[part] * scale) @ k[part].transpose(-1, -2) + _score_mask(bias, visible, part)
+            scores = (q[part] * scale) @ k[part].transpose(-1, -2) + _score_mask(bias, attention_mask, part)
             probabilities = torch.softmax(scores, dim=-1)
             g_v[part] = probabilities.to(g.dtype).transpose(-1, -2) @ g[part]
             mean = (g[part] * out[part]).sum(-1, keepdim=True, dtype=scores.dtype)
@@ -129,11 +133,11 @@ def _chunks(q: Float[Tensor, "G H L d"]) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, groups, size))
 
 
-def _score_mask(bias: Float[Tensor, "H L L"], visible: Bool[Tensor, "G L"] | None, part: slice) -> Tensor:
-    """What is added to the scores of the groups `part`."""
-    if visible is None:
+def _score_mask(bias: Float[Tensor, "H L L"], attention_mask: Bool[Tensor, "G L"] | None, part: slice) -> Tensor:
+    """Builds the term that is added to the scores of the groups `part`: the bias, −∞ at masked keys."""
+    if attention_mask is None:
         return bias[None]
-    return bias[None].masked_fill(~visible[part, None, None, :], -torch.inf)
+    return bias[None].masked_fill(~attention_mask[part, None, None, :], -torch.inf)
 
 
 class SelfAttention(nn.Module):
@@ -148,26 +152,28 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "N D"],
-        layout: Layout,
-        visible: Bool[Tensor, "G L"] | None,
-        queried: tuple[Int[Tensor, "R"], Layout] | None = None,
+        grid: PaddedGrid,
+        attention_mask: Bool[Tensor, "G L"] | None,
+        queries: Queries | None = None,
     ) -> Float[Tensor, "R D"]:
-        """Rows attend within their sequence. `queried`: the rows wanted and their layout, if not all are."""
+        """Lets tokens attend to their own sequence. The output is that of the `queries` only, where there are any."""
         dropout = self.dropout if self.training else 0.0
-        if queried is None:
-            query, key, value = layout.pad(self.qkv(hidden)).chunk(3, dim=-1)
-            return self.out(layout.unpad(attend(query, key, value, self.heads, visible, dropout)))
-        rows, row_layout = queried
+        if queries is None:
+            query, key, value = grid.pad(self.qkv(hidden)).chunk(3, dim=-1)  # each [G, L, D]
+            return self.out(grid.unpad(attend(query, key, value, self.heads, attention_mask, dropout)))
         width = hidden.shape[-1]
-        query = row_layout.pad(F.linear(hidden[rows], self.qkv.weight[:width], self.qkv.bias[:width]))
-        key, value = layout.pad(F.linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:])).chunk(2, dim=-1)
-        return self.out(row_layout.unpad(attend(query, key, value, self.heads, visible, dropout)))
+        query = F.linear(hidden[queries.index], self.qkv.weight[:width], self.qkv.bias[:width])
+        query = queries.grid.pad(query)  # [G, Q, D]
+        key_value = F.linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:])
+        key, value = grid.pad(key_value).chunk(2, dim=-1)
+        return self.out(queries.grid.unpad(attend(query, key, value, self.heads, attention_mask, dropout)))
 
 
 class CrossAttention(nn.Module):
-    """Packed text rows attend to their image, whose tokens `kv` projects to keys and values once, for all rows.
+    """Cross-attention from packed text tokens to their image.
 
-    Not `projects`: there is no `kv` here, and keys and values are another layer's.
+    `kv` projects an image's tokens to keys and values once, however many texts attend to it. With `projects=False`
+    there is no `kv` here, and keys and values come from another layer.
     """
 
     def __init__(self, width: int, image_width: int, heads: int, dropout: float, projects: bool = True) -> None:
@@ -179,22 +185,29 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, hidden: Float[Tensor, "N D"], by_image: Layout, key_value: Float[Tensor, "I T 2*D"]
+        self,
+        hidden: Float[Tensor, "N D"],
+        by_source: PaddedGrid,
+        key_value: Float[Tensor, "I T 2*D"],
+        source_mask: Bool[Tensor, "I T"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """`by_image` groups the rows by the image that they attend to."""
+        """Attends to the images, or to other sources. `by_source` groups the tokens by the source they attend to.
+
+        All tokens with the same source are its queries, so that no source is copied for each of its texts.
+        """
         key, value = key_value.chunk(2, dim=-1)
-        query = by_image.pad(self.q(hidden))
+        query = by_source.pad(self.q(hidden))  # [I, Q, D]
         dropout = self.dropout if self.training else 0.0
-        return self.out(by_image.unpad(attend(query, key, value, self.heads, dropout=dropout)))
+        return self.out(by_source.unpad(attend(query, key, value, self.heads, source_mask, dropout)))
 
     def with_map(
         self,
         hidden: Float[Tensor, "N D"],
-        by_pair: Layout,
+        by_pair: PaddedGrid,
         key_value: Float[Tensor, "I T 2*D"],
         image_index: Int[Tensor, "P"],
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "P H L patches"]]:
-        """The same result, and the probabilities from each pair's text to the patches."""
+        """Gives the same output, and the attention map from each pair's text to the patches of its image."""
         key, value = key_value[image_index].chunk(2, dim=-1)
-        mixed, probabilities = attend_with_map(by_pair.pad(self.q(hidden)), key, value, self.heads)
-        return self.out(by_pair.unpad(mixed)), probabilities
+        mixed, attention_map = attend_with_map(by_pair.pad(self.q(hidden)), key, value, self.heads)
+        return self.out(by_pair.unpad(mixed)), attention_map

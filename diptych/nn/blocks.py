@@ -1,6 +1,6 @@
-"""Transformer blocks: of images (pre-norm, dense) and of text (BERT's, packed, with or without cross-attention).
+"""Transformer blocks of images (ViT: pre-norm, dense) and of texts (BERT: packed, with or without cross-attention).
 
-B images, T tokens, D width, N packed text rows, R queried rows, P pairs.
+B images, T tokens, D width, H heads, N packed tokens, R queried tokens, P pairs, I images or other sources.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.nn import functional as F
 from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_with_map
 from diptych.nn.counter_rng import branches_kept, dropout
 from diptych.nn.fused_norm import norm_linear, norm_mlp
-from diptych.nn.packed import Layout
+from diptych.nn.packed import PaddedGrid, Queries
 
 PUBLISHED_WIDTH = 768
-DRAWS = 4
-"""Places for the draws of one block."""
+DRAWS_PER_BLOCK = 4
+"""Layer ids that one block may use for its random draws."""
 
 
 def init_weights(module: nn.Module) -> None:
-    """BERT's and ViT's start: normal with deviation 0.02, biases 0, norms 1.
+    """Initialises a layer as BERT and ViT do: normal with standard deviation 0.02, biases 0, norms 1.
 
-    0.02 is for the published width of 768; narrower layers start larger, so that a layer's gain is the same.
+    0.02 is for the published width of 768. Narrower layers get a larger deviation, so that a layer's gain is the same.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         width = module.embedding_dim if isinstance(module, nn.Embedding) else min(module.weight.shape)
@@ -36,36 +36,36 @@ def init_weights(module: nn.Module) -> None:
 
 
 def drop_path(
-    x: Float[Tensor, "B *D"], probability: float, training: bool, keys: Int[Tensor, "B"] | None, place: int
+    x: Float[Tensor, "B *D"], probability: float, training: bool, rng_keys: Int[Tensor, "B"] | None, layer_id: int
 ) -> Float[Tensor, "B *D"]:
-    """Leave out a residual branch for whole samples, scaling the others up. Keys and place as for `dropout`."""
+    """Drops a residual branch for whole samples and scales the others up. Keys and `layer_id` as for `dropout`."""
     if probability == 0 or not training:
         return x
-    kept = branches_kept(probability, len(x), keys, place, x.device)
+    kept = branches_kept(probability, len(x), rng_keys, layer_id, x.device)
     return x * kept.view(-1, *[1] * (x.ndim - 1)) / (1 - probability)
 
 
 class Block(nn.Module):
-    """A layer: what is compiled, cut into parts, or computed again as a whole.
+    """A transformer layer: the unit that is compiled, sharded (FSDP) or recomputed as a whole.
 
     All its weights are used in `forward`.
     """
 
-    place = 0
-    """Where its draws begin (nn/draws.py); set by `stacked`."""
+    layer_id = 0
+    """The first of its layer ids for random draws (nn/counter_rng.py); `stacked` sets it."""
 
 
 def stacked(blocks: Iterable[Block]) -> nn.ModuleList:
-    """Blocks one upon another, with the draws of each apart from those of the others."""
-    found = nn.ModuleList()
+    """Stacks blocks and gives each layer ids of its own, so that no two draw the same numbers."""
+    stack = nn.ModuleList()
     for number, block in enumerate(blocks):
-        block.place = DRAWS * number
-        found.append(block)
-    return found
+        block.layer_id = DRAWS_PER_BLOCK * number
+        stack.append(block)
+    return stack
 
 
 class VisionBlock(Block):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A pre-norm ViT block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float, drop_path: float) -> None:
         super().__init__()
@@ -78,51 +78,46 @@ class VisionBlock(Block):
         self.fc2 = nn.Linear(int(width * mlp_ratio), width)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], want_map: bool = False, keys: Int[Tensor, "B"] | None = None
+        self, x: Float[Tensor, "B T D"], want_map: bool = False, rng_keys: Int[Tensor, "B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H 1 patches"] | None]:
-        """The block's output; the map goes from [CLS] to the patches."""
+        """Returns the block's output and, if wanted, the attention map from [CLS] to the patches."""
         query, key, value = norm_linear(x, self.norm1, self.qkv.weight, self.qkv.bias).chunk(3, dim=-1)
         if want_map:
-            mixed, attention_map = attend_with_map(query, key, value, self.heads, rows=1)
+            mixed, attention_map = attend_with_map(query, key, value, self.heads, queries=1)
         else:
             mixed, attention_map = attend(query, key, value, self.heads), None
-        x = x + drop_path(self.out(mixed), self.drop_path, self.training, keys, self.place)
-        made = norm_mlp(x, self.norm2, self.fc1, self.fc2)
-        x = x + drop_path(made, self.drop_path, self.training, keys, self.place + 1)
+        x = x + drop_path(self.out(mixed), self.drop_path, self.training, rng_keys, self.layer_id)
+        fed = norm_mlp(x, self.norm2, self.fc1, self.fc2)
+        x = x + drop_path(fed, self.drop_path, self.training, rng_keys, self.layer_id + 1)
         return x, attention_map
 
 
 @dataclass(frozen=True)
-class TextFrame:
-    """How the packed rows of a layer hang together; made once, used by all layers."""
+class TextLayout:
+    """What the layers of a text stack must know about its packed tokens. Built once, used by all layers."""
 
-    layout: Layout
-    visible: Bool[Tensor, "P L"] | None
-    keys: Int[Tensor, "N"] | None = None
-    """Of each row, for dropout."""
-    by_image: Layout | None = None
-    """Rows grouped by image; None in layers without cross-attention."""
+    grid: PaddedGrid
+    """The tokens by sequence."""
+    attention_mask: Bool[Tensor, "P L"] | None = None
+    """Tokens of the grid that self-attention may attend to. None: all."""
+    rng_keys: Int[Tensor, "N"] | None = None
+    """RNG key of each token, for dropout."""
+    by_source: PaddedGrid | None = None
+    """The tokens by the image, or the encoded question, that they cross-attend to. None: no cross-attention."""
+    source_mask: Bool[Tensor, "I T"] | None = None
+    """Tokens of the sources that cross-attention may attend to. None: all."""
     image_index: Int[Tensor, "P"] | None = None
-
-
-@dataclass(frozen=True)
-class Queried:
-    """The only rows whose output is wanted, with their own layouts."""
-
-    rows: Int[Tensor, "R"]
-    layout: Layout
-    by_image: Layout | None
-    keys: Int[Tensor, "R"] | None = None
+    """The image of each sequence; needed for attention maps only."""
 
 
 class TextBlock(Block):
-    """BERT's layer; in fusion layers, cross-attention stands between self-attention and feed-forward (ALBEF §3.1)."""
+    """BERT's layer. In fusion layers, cross-attention stands between self-attention and feed-forward (ALBEF §3.1)."""
 
     def __init__(
         self, width: int, heads: int, intermediate: int, norm_eps: float, norm: Literal["post", "pre"],
         dropout: float, attention_dropout: float, image_width: int | None, projects: bool = True,
     ) -> None:  # fmt: skip
-        """`image_width` None: no cross-attention. Not `projects`: it takes an earlier layer's keys and values."""
+        """`image_width` None: no cross-attention. `projects=False`: keys and values come from an earlier layer."""
         super().__init__()
         self.norm_place, self.dropout = norm, dropout
         self.attention = SelfAttention(width, heads, attention_dropout)
@@ -137,42 +132,54 @@ class TextBlock(Block):
     def forward(
         self,
         hidden: Float[Tensor, "N D"],
-        frame: TextFrame,
+        layout: TextLayout,
         image: Float[Tensor, "I T Dv"] | None = None,
-        queried: Queried | None = None,
+        queries: Queries | None = None,
         want_map: bool = False,
         key_value: Float[Tensor, "I T 2*D"] | None = None,
     ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "P H L patches"] | None, Float[Tensor, "I T 2*D"] | None]:
-        """The layer's output at all rows, or at the `queried` ones, its map, and its keys and values of the images.
+        """Returns the output at all tokens, or at the `queries` only; the map, if wanted; and the image's keys, values.
 
-        A map wants all rows. Keys and values are projected here from `image`, so that all of a layer's weights are
-        used within its forward, or they are those that an earlier layer returned.
+        A map needs all tokens. Keys and values are projected from `image` here, so that all of a layer's weights are
+        used within its forward; or they are the `key_value` that an earlier layer returned.
         """
-        before = self.attention_norm(hidden) if self.norm_place == "pre" else hidden
-        which = None if queried is None else (queried.rows, queried.layout)
-        keys = frame.keys if queried is None else queried.keys
-        mixed = self.attention(before, frame.layout, frame.visible, which)
-        hidden = self._add(hidden if queried is None else hidden[queried.rows], mixed, self.attention_norm, keys, 0)
+        attended = self.attention(
+            self._before(hidden, self.attention_norm), layout.grid, layout.attention_mask, queries
+        )
+        if queries is None:
+            rng_keys, by_source = layout.rng_keys, layout.by_source
+        else:
+            rng_keys, by_source, hidden = queries.rng_keys, queries.by_source, hidden[queries.index]
+        hidden = self._add(hidden, attended, self.attention_norm, rng_keys, 0)
         attention_map = None
         if key_value is None and image is not None:
             key_value = self.cross.kv(image)
         if key_value is not None:
-            before = self.cross_norm(hidden) if self.norm_place == "pre" else hidden
+            normed = self._before(hidden, self.cross_norm)
             if want_map:
-                assert queried is None
-                assert frame.image_index is not None
-                mixed, attention_map = self.cross.with_map(before, frame.layout, key_value, frame.image_index)
+                assert queries is None
+                assert layout.image_index is not None
+                attended, attention_map = self.cross.with_map(normed, layout.grid, key_value, layout.image_index)
             else:
-                by_image = frame.by_image if queried is None else queried.by_image
-                assert by_image is not None
-                mixed = self.cross(before, by_image, key_value)
-            hidden = self._add(hidden, mixed, self.cross_norm, keys, 1)
-        if self.norm_place == "pre":
-            mixed = norm_mlp(hidden, self.mlp_norm, self.fc1, self.fc2)
-        else:
-            mixed = self.fc2(F.gelu(self.fc1(hidden)))
-        return self._add(hidden, mixed, self.mlp_norm, keys, 2), attention_map, key_value
+                assert by_source is not None
+                attended = self.cross(normed, by_source, key_value, layout.source_mask)
+            hidden = self._add(hidden, attended, self.cross_norm, rng_keys, 1)
+        return self._feed_forward(hidden, rng_keys), attention_map, key_value
 
-    def _add(self, hidden: Tensor, branch: Tensor, norm: nn.LayerNorm, keys: Tensor | None, sublayer: int) -> Tensor:
-        total = hidden + dropout(branch, self.dropout, self.training, keys, self.place + sublayer)
+    def _before(self, hidden: Float[Tensor, "*n D"], norm: nn.LayerNorm) -> Float[Tensor, "*n D"]:
+        """Normalises a sublayer's input where the norms stand before the sublayers."""
+        return norm(hidden) if self.norm_place == "pre" else hidden
+
+    def _feed_forward(self, hidden: Float[Tensor, "n D"], rng_keys: Int[Tensor, "n"] | None) -> Float[Tensor, "n D"]:
+        if self.norm_place == "pre":
+            fed = norm_mlp(hidden, self.mlp_norm, self.fc1, self.fc2)
+        else:
+            fed = self.fc2(F.gelu(self.fc1(hidden)))
+        return self._add(hidden, fed, self.mlp_norm, rng_keys, 2)
+
+    def _add(
+        self, hidden: Tensor, branch: Tensor, norm: nn.LayerNorm, rng_keys: Tensor | None, sublayer: int
+    ) -> Tensor:
+        """Adds a sublayer's output to the residual stream, and normalises the sum where norms stand behind."""
+        total = hidden + dropout(branch, self.dropout, self.training, rng_keys, self.layer_id + sublayer)
         return norm(total) if self.norm_place == "post" else total

@@ -1,6 +1,6 @@
-"""A causal BERT that answers (ALBEF §5, VQA): each row reads the rows before it, then the states of its question.
+"""The answer decoder of VQA (ALBEF §5): a causal BERT that cross-attends to the fused states of a question.
 
-Q questions, T their longest states, G answers, t rows of each that were read before, L longest new part, N new rows
+Q questions, T their longest states, G answers, t earlier tokens of each answer, L longest new part, N new tokens,
 packed, D width, E = 2D keys and values side by side, V vocabulary.
 """
 
@@ -12,101 +12,82 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diptych.nn.attention import attend
-from diptych.nn.blocks import TextBlock, init_weights, stacked
+from diptych.nn.blocks import TextBlock, TextLayout, init_weights, stacked
 from diptych.nn.embeddings import WordEmbedding
-from diptych.nn.fused_norm import norm_mlp
-from diptych.nn.packed import Layout, Packed
+from diptych.nn.packed import PackedSequences, PaddedGrid
 from diptych.nn.words import WordHead
 from diptych.schema import DecoderConfig
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The states of questions, padded: what answers are read from."""
+class QuestionStates:
+    """The fused states of questions, padded: what the decoder cross-attends to."""
 
-    rows: Float[Tensor, "Q T D"]
+    hidden: Float[Tensor, "Q T D"]
     mask: Bool[Tensor, "Q T"]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.hidden)
 
-    def __getitem__(self, cut: slice) -> Asked:
-        return Asked(self.rows[cut], self.mask[cut])
+    def __getitem__(self, cut: slice) -> QuestionStates:
+        return QuestionStates(self.hidden[cut], self.mask[cut])
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Keys and values that a layer has made: the next row costs one row. Those of a question stand there once."""
+class KeyValueCache:
+    """Keys and values of one layer: those of the answers' earlier tokens, and those of each question once."""
 
     own: Float[Tensor, "G t E"]
     question: Float[Tensor, "Q T E"]
 
-    def __getitem__(self, cut: slice) -> Memory:
-        """Of some questions, where each has one answer."""
-        return Memory(self.own[cut], self.question[cut])
+    def __getitem__(self, cut: slice) -> KeyValueCache:
+        """Cuts out some questions, where each has one answer."""
+        return KeyValueCache(self.own[cut], self.question[cut])
 
-    def follow(self, parent: Int[Tensor, "G2"]) -> Memory:
-        """For answers that go on from the answers `parent`."""
-        return Memory(self.own[parent], self.question)
-
-
-@dataclass(frozen=True)
-class AnswerFrame:
-    """How the new rows of a layer hang together; made once, used by all layers."""
-
-    layout: Layout
-    """By answer."""
-    by_question: Layout
-    visible: Bool[Tensor, "Q T"]
-    keys: Int[Tensor, "N"] | None = None
-    """Of each row, for dropout."""
+    def select(self, parent: Int[Tensor, "G2"]) -> KeyValueCache:
+        """Gives the cache of answers that continue the answers `parent`."""
+        return KeyValueCache(self.own[parent], self.question)
 
 
 class DecoderBlock(TextBlock):
-    """BERT's layer with cross-attention, whose rows do not see what follows them."""
+    """BERT's layer with causal self-attention and cross-attention."""
 
     def forward(  # type: ignore[override]  # the same parameters for another layer
-        self, hidden: Float[Tensor, "N D"], frame: AnswerFrame, question: Float[Tensor, "Q T D"], past: Memory | None
-    ) -> tuple[Float[Tensor, "N D"], Memory]:
-        """The layer's output at the new rows, and what it remembers."""
-        pre = self.norm_place == "pre"
-        mixed, own = self._look_back(self.attention_norm(hidden) if pre else hidden, frame.layout, past)
-        hidden = self._add(hidden, mixed, self.attention_norm, frame.keys, 0)
-        made = self.cross.kv(question) if past is None else past.question
-        mixed = self._read(self.cross_norm(hidden) if pre else hidden, frame, made)
-        hidden = self._add(hidden, mixed, self.cross_norm, frame.keys, 1)
-        mixed = norm_mlp(hidden, self.mlp_norm, self.fc1, self.fc2) if pre else self.fc2(F.gelu(self.fc1(hidden)))
-        return self._add(hidden, mixed, self.mlp_norm, frame.keys, 2), Memory(own, made)
+        self,
+        hidden: Float[Tensor, "N D"],
+        layout: TextLayout,
+        question: Float[Tensor, "Q T D"],
+        cache: KeyValueCache | None,
+    ) -> tuple[Float[Tensor, "N D"], KeyValueCache]:
+        """Returns the output at the new tokens, and the cache with their keys and values appended."""
+        normed = self._before(hidden, self.attention_norm)
+        attended, own = self._causal_attention(normed, layout.grid, cache)
+        hidden = self._add(hidden, attended, self.attention_norm, layout.rng_keys, 0)
+        key_value = self.cross.kv(question) if cache is None else cache.question
+        assert layout.by_source is not None
+        normed = self._before(hidden, self.cross_norm)
+        attended = self.cross(normed, layout.by_source, key_value, layout.source_mask)
+        hidden = self._add(hidden, attended, self.cross_norm, layout.rng_keys, 1)
+        return self._feed_forward(hidden, layout.rng_keys), KeyValueCache(own, key_value)
 
-    def _look_back(
-        self, hidden: Float[Tensor, "N D"], layout: Layout, past: Memory | None
+    def _causal_attention(
+        self, hidden: Float[Tensor, "N D"], grid: PaddedGrid, cache: KeyValueCache | None
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "G K 2*D"]]:
-        """Self-attention to the rows so far; padding stands behind all rows, so that causality hides it too."""
+        """Attends to the tokens so far. Padding stands behind all tokens, so that causality masks it as well."""
         width = hidden.shape[-1]
-        query, own = layout.pad(self.attention.qkv(hidden)).split([width, 2 * width], dim=-1)
-        if past is not None:
-            own = torch.cat([past.own, own], dim=1)
-        key, value = own.chunk(2, dim=-1)
+        query, key_value = grid.pad(self.attention.qkv(hidden)).split([width, 2 * width], dim=-1)
+        if cache is not None:
+            key_value = torch.cat([cache.own, key_value], dim=1)
+        key, value = key_value.chunk(2, dim=-1)
         dropout = self.attention.dropout if self.training else 0.0
         mixed = attend(query, key, value, self.attention.heads, dropout=dropout, causal=True)
-        return self.attention.out(layout.unpad(mixed)), own
-
-    def _read(
-        self, hidden: Float[Tensor, "N D"], frame: AnswerFrame, question: Float[Tensor, "Q T E"]
-    ) -> Float[Tensor, "N D"]:
-        """Cross-attention. All rows of a question's answers are its queries: nothing is copied for each answer."""
-        key, value = question.chunk(2, dim=-1)
-        query = frame.by_question.pad(self.cross.q(hidden))
-        dropout = self.cross.dropout if self.training else 0.0
-        mixed = attend(query, key, value, self.cross.heads, frame.visible, dropout)
-        return self.cross.out(frame.by_question.unpad(mixed))
+        return self.attention.out(grid.unpad(mixed)), key_value
 
 
 class AnswerDecoder(nn.Module):
-    """Word by word, the distribution of an answer given its question's states."""
+    """Predicts an answer word by word, given the fused states of its question."""
 
     def __init__(self, config: DecoderConfig, vocab_size: int, pad_id: int, width: int) -> None:
         super().__init__()
@@ -128,33 +109,35 @@ class AnswerDecoder(nn.Module):
     def forward(
         self,
         ids: Int[Tensor, "N"],
-        packed: Packed,
-        asked: Asked,
+        packed: PackedSequences,
+        questions: QuestionStates,
         question_of: Int[Tensor, "G"],
-        past: Sequence[Memory] = (),
-    ) -> tuple[Float[Tensor, "N D"], tuple[Memory, ...]]:
-        """The states of new rows, of which G answers have `packed.lengths` each, and what to go on from.
+        caches: Sequence[KeyValueCache] = (),
+    ) -> tuple[Float[Tensor, "N D"], tuple[KeyValueCache, ...]]:
+        """Returns the hidden states of the new tokens and the cache of each layer to continue with.
 
-        `question_of` leads from an answer to its question. `past` is what a call for the rows before has given;
-        each answer had as many.
+        Each of the G answers has `packed.lengths` new tokens; `question_of` is its question. `caches` is what the call
+        for the earlier tokens returned; each answer had the same number of them.
 
         Raises ValueError for an answer longer than the position table.
         """
-        behind = past[0].own.shape[1] if past else 0
-        length = behind + packed.layout.length
+        before = caches[0].own.shape[1] if caches else 0
+        length = before + packed.max_seqlen
         if length > self.config.max_positions:
             raise ValueError(
                 f"an answer that takes {length} positions is longer than the decoder's {self.config.max_positions}"
             )
-        hidden = self.embedding(ids, packed.position + behind, packed.row_keys)
-        by_question = Layout.of(question_of[packed.sequence], len(asked))
-        frame = AnswerFrame(packed.layout, by_question, asked.mask, packed.row_keys)
-        kept = list[Memory]()
+        hidden = self.embedding(ids, packed.position_ids + before, packed.token_rng_keys)
+        by_question = PaddedGrid.of(question_of[packed.sequence_ids], len(questions))
+        layout = TextLayout(
+            packed.grid, rng_keys=packed.token_rng_keys, by_source=by_question, source_mask=questions.mask
+        )
+        extended = list[KeyValueCache]()
         for number, layer in enumerate(self.layers):
-            hidden, memory = layer(hidden, frame, asked.rows, past[number] if past else None)
-            kept.append(memory)
-        return self.norm(hidden), tuple(kept)
+            hidden, cache = layer(hidden, layout, questions.hidden, caches[number] if caches else None)
+            extended.append(cache)
+        return self.norm(hidden), tuple(extended)
 
     def word_logits(self, hidden: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
-        """Scores of each word as the one that follows."""
+        """Scores each word as the next one."""
         return self.word_head(hidden, self.embedding.words.weight).float()

@@ -1,6 +1,6 @@
-"""From pixels and word ids to the first hidden states.
+"""Embeddings of images and words, the inputs of the transformers.
 
-B images, S grid side, T = S² + 1 tokens, D width, N packed text rows.
+B images, S side of the patch grid, T = S² + 1 tokens, D width, N packed text tokens.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch.nn import functional as F
 from diptych.nn.blocks import init_weights
 from diptych.nn.counter_rng import dropout
 
-EMBEDDING = -1
-"""Its place among the layers that drop."""
+EMBEDDING_LAYER_ID = -1
+"""Layer id of the embedding's dropout (nn/counter_rng.py)."""
 
 
 def resize_positions(table: Float[Tensor, "1 T D"], side: int) -> Float[Tensor, "1 T2 D"]:
-    """The position table for a side × side grid: the class row kept, the square grid resized bicubically.
+    """Resizes a position table to a side × side grid: [CLS] is kept, the square grid is interpolated bicubically.
 
-    ALBEF §3.1 (pre-training at 256 px, fine-tuning at 384 px); corners not aligned, no antialiasing.
+    ALBEF §3.1 (pre-training at 256 px, fine-tuning at 384 px). Corners are not aligned, and there is no antialiasing.
     """
-    old = round((table.shape[1] - 1) ** 0.5)
-    if old == side:
+    old_side = round((table.shape[1] - 1) ** 0.5)
+    if old_side == side:
         return table
-    grid = table[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = table[:, 1:].unflatten(1, (old_side, old_side)).permute(0, 3, 1, 2)  # [1, D, S, S]
     grid = F.interpolate(grid.float(), size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
 class ImageEmbedding(nn.Module):
-    """Patches, a class token in front, learnt positions unless these are said elsewhere."""
+    """Embeds images as a class token and their patches; adds learnt positions unless the model has others."""
 
     def __init__(
         self, image_size: int, patch_size: int, width: int, stem: Literal["patch", "conv"], positions: bool = True
@@ -51,17 +51,17 @@ class ImageEmbedding(nn.Module):
             nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
-        """Any square size that is a multiple of the patch: positions are resized to it."""
+        """Embeds images of any square size that is a multiple of the patch size. Positions are resized to it."""
         side, rest = divmod(pixels.shape[-1], self.patch_size)
         if rest or pixels.shape[-1] != pixels.shape[-2]:
             raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not a square of multiples of {self.patch_size}")
-        patches = self.proj(pixels).flatten(2).transpose(1, 2)
+        patches = self.proj(pixels).flatten(2).transpose(1, 2)  # [B, D, S, S] → [B, S², D]
         tokens = torch.cat([self.cls_token.expand(pixels.shape[0], -1, -1), patches], dim=1)
         return tokens if self.positions is None else tokens + resize_positions(self.positions, side)
 
 
 def conv_stem(patch_size: int, width: int) -> nn.Sequential:
-    """log2(patch) 3×3 convolutions of stride 2, from 32 channels doubling up to `width`, then a 1×1 one."""
+    """Builds log2(patch_size) 3×3 convolutions of stride 2, from 32 channels doubling up to `width`, and a 1×1 one."""
     halvings = patch_size.bit_length() - 1
     if 2**halvings != patch_size:
         raise ValueError(f"the conv stem needs a patch_size that is a power of two, not {patch_size}")
@@ -75,10 +75,10 @@ def conv_stem(patch_size: int, width: int) -> nn.Sequential:
 
 
 class WordEmbedding(nn.Module):
-    """BERT's embeddings: words + positions (from 0) + type 0, normalised, dropped out.
+    """BERT's embeddings: words + positions (from 0) + type 0, then a norm and dropout.
 
-    Pre-norm blocks normalise for themselves: without the norm here [CLS] starts small, so that what it gathers from
-    the words shows at once (docs/decisions.md).
+    Pre-norm blocks normalise their own inputs, and then there is no norm here: [CLS] starts small, so that what it
+    gathers from the words shows at once (docs/decisions.md).
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WordEmbedding(nn.Module):
         norm: Literal["post", "pre"],
         dropout: float,
     ) -> None:
-        """`max_positions` None: positions are said elsewhere."""
+        """`max_positions` None: no position table, for models with relative positions."""
         super().__init__()
         self.words = nn.Embedding(vocab_size, width, padding_idx=pad_id)
         self.positions = None if max_positions is None else nn.Embedding(max_positions, width)
@@ -101,10 +101,10 @@ class WordEmbedding(nn.Module):
         self.apply(init_weights)
 
     def forward(
-        self, ids: Int[Tensor, "N"], positions: Int[Tensor, "N"], keys: Int[Tensor, "N"] | None = None
+        self, ids: Int[Tensor, "N"], position_ids: Int[Tensor, "N"], rng_keys: Int[Tensor, "N"] | None = None
     ) -> Float[Tensor, "N D"]:
-        """`keys`: of each row, for dropout (nn/draws.py)."""
+        """Embeds packed tokens. `rng_keys`: the RNG key of each, for dropout (nn/counter_rng.py)."""
         hidden = self.words(ids) + self.types.weight[0]
         if self.positions is not None:
-            hidden = hidden + self.positions(positions)
-        return dropout(self.norm(hidden), self.dropout, self.training, keys, EMBEDDING)
+            hidden = hidden + self.positions(position_ids)
+        return dropout(self.norm(hidden), self.dropout, self.training, rng_keys, EMBEDDING_LAYER_ID)

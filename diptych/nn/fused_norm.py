@@ -1,11 +1,12 @@
-"""Pre-norm sublayers that keep little for the backward pass.
+"""Fused pre-norm sublayers that keep little for the backward pass.
 
-Autograd keeps a norm's input *and* its output, and a GELU's input *and* its output. Here each sublayer is one function
-that keeps the normalised rows and the pre-activations only. The norm's weight and bias are folded into the linear layer
-behind it (W·(x̂∘w + b) = (W∘w)·x̂ + W·b), which also saves a pass over the rows; GELU's output is formed again in the
-backward pass, element by element, beside the derivative that needs the same terms. No matrix product is done twice.
+Autograd keeps a norm's input *and* its output, and a GELU's input *and* its output. Here each sublayer is one autograd
+function that keeps the normalised tokens and the pre-activations only. The norm's weight and bias are folded into the
+linear layer behind it (W·(x̂∘w + b) = (W∘w)·x̂ + W·b), which also saves a pass over the tokens. The backward pass
+recomputes GELU's output, element by element, beside the derivative that needs the same terms. No matrix product is
+computed twice.
 
-N rows, D width, O output width, F hidden width of the MLP.
+N tokens, D width, O output width.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from torch.nn import functional as F
 def norm_linear(
     x: Float[Tensor, "*N D"], norm: nn.LayerNorm, weight: Float[Tensor, "O D"], bias: Float[Tensor, "O"]
 ) -> Float[Tensor, "*N O"]:
-    """The linear layer of `norm(x)`, exactly, with half of the memory kept."""
-    rows = x.reshape(-1, x.shape[-1])
-    out = _NormLinear.apply(rows, norm.weight, norm.bias, weight, bias, norm.eps, compute_dtype(x))
+    """Computes the linear layer of `norm(x)`, exactly, and keeps half of the memory for the backward pass."""
+    tokens = x.reshape(-1, x.shape[-1])
+    out = _NormLinear.apply(tokens, norm.weight, norm.bias, weight, bias, norm.eps, compute_dtype(x))
     return out.unflatten(0, x.shape[:-1])
 
 
@@ -35,21 +36,21 @@ def norm_mlp(
     fc2: nn.Linear,
     scale: Float[Tensor, "D"] | None = None,
 ) -> Float[Tensor, "*N D"]:
-    """`scale * fc2(gelu(fc1(norm(x))))` with the exact (erf) GELU; the scale is folded into the matrix."""
-    rows = x.reshape(-1, x.shape[-1])
+    """Computes `scale * fc2(gelu(fc1(norm(x))))` with the exact (erf) GELU. The scale is folded into the matrix."""
+    tokens = x.reshape(-1, x.shape[-1])
     parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, *scaled(fc2, scale))
-    return _NormMlp.apply(rows, *parameters, norm.eps, compute_dtype(x)).unflatten(0, x.shape[:-1])
+    return _NormMlp.apply(tokens, *parameters, norm.eps, compute_dtype(x)).unflatten(0, x.shape[:-1])
 
 
 def scaled(linear: nn.Linear, scale: Float[Tensor, "O"] | None) -> tuple[Float[Tensor, "O D"], Float[Tensor, "O"]]:
-    """Weight and bias of a linear layer whose output is multiplied by `scale`."""
+    """Returns the weight and bias of a linear layer, scaled so that its output is multiplied by `scale`."""
     if scale is None:
         return linear.weight, linear.bias
     return linear.weight * scale[:, None], linear.bias * scale
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type that matrix products of `x` run in: autocast's where it is on."""
+    """Returns the dtype in which matrix products of `x` run: autocast's where it is on."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -59,22 +60,22 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 
 def _normalise(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Normalised rows x̂ in `dtype` and 1/σ of each row in fp32 at least."""
+    """Normalises each token. Returns x̂ in `dtype`, and 1/σ of each token in fp32 at least."""
     xhat, _, rstd = torch.native_layer_norm(_at_least_fp32(x), [x.shape[-1]], None, None, eps)
     return xhat.to(dtype), rstd
 
 
 def _fold(xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The linear layer of x̂∘w + b."""
+    """Computes the linear layer of x̂∘w + b."""
     return F.linear(xhat, (weight * w).to(xhat.dtype), torch.addmv(bias, weight, b).to(xhat.dtype))
 
 
 def _unfold(
     g: Tensor, xhat: Tensor, w: Tensor, b: Tensor, weight: Tensor, trained: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of `_fold` with respect to x̂, w, b, weight and bias, all in fp32 at least but the first.
+    """Computes the gradients of `_fold` by x̂, w, b, weight and bias, all in fp32 at least but the first.
 
-    Not `trained`: of x̂ alone, for frozen layers.
+    For frozen layers (not `trained`), that of x̂ alone.
     """
     w, b, weight = _at_least_fp32(w), _at_least_fp32(b), _at_least_fp32(weight)
     g_xhat = g @ (weight * w).to(g.dtype)
@@ -88,10 +89,10 @@ def _unfold(
 
 
 def _norm_backward(g_xhat: Tensor, xhat: Tensor, rstd: Tensor) -> Tensor:
-    """From x̂'s gradient to x's. The rows are normalised already: mean 0, deviation 1, then the outer factor 1/σ."""
-    zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
-    wanted = [True, False, False]
-    args = (g_xhat.to(rstd.dtype), xhat.to(rstd.dtype), [xhat.shape[-1]], zero, one, None, None, wanted)
+    """Turns the gradient by x̂ into that by x. x̂ has mean 0 and deviation 1 already; the factor 1/σ comes last."""
+    zeros, ones = torch.zeros_like(rstd), torch.ones_like(rstd)
+    output_mask = [True, False, False]
+    args = (g_xhat.to(rstd.dtype), xhat.to(rstd.dtype), [xhat.shape[-1]], zeros, ones, None, None, output_mask)
     return torch.ops.aten.native_layer_norm_backward(*args)[0].mul_(rstd)
 
 
@@ -122,19 +123,19 @@ class _NormMlp(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         with torch.autocast(x.device.type, enabled=False):
             xhat, rstd = _normalise(x, eps, dtype)
-            hidden = _fold(xhat, w, b, weight1, bias1)
-            ctx.save_for_backward(xhat, rstd, hidden, w, b, weight1, weight2)
+            preactivation = _fold(xhat, w, b, weight1, bias1)
+            ctx.save_for_backward(xhat, rstd, preactivation, w, b, weight1, weight2)
             ctx.input_dtype = x.dtype
-            return F.linear(F.gelu(hidden), weight2.to(dtype), bias2.to(dtype))
+            return F.linear(F.gelu(preactivation), weight2.to(dtype), bias2.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        xhat, rstd, hidden, w, b, weight1, weight2 = ctx.saved_tensors
+        xhat, rstd, preactivation, w, b, weight1, weight2 = ctx.saved_tensors
         g_weight2 = g_bias2 = None
         if any(ctx.needs_input_grad[5:]):
-            g_weight2 = _at_least_fp32(g.t() @ F.gelu(hidden))
+            g_weight2 = _at_least_fp32(g.t() @ F.gelu(preactivation))
             g_bias2 = g.sum(0, dtype=g_weight2.dtype)
-        g_hidden = torch.ops.aten.gelu_backward(g @ weight2.to(g.dtype), hidden)
-        g_xhat, *g_first = _unfold(g_hidden, xhat, w, b, weight1, trained=any(ctx.needs_input_grad[1:5]))
-        return _norm_backward(g_xhat, xhat, rstd).to(ctx.input_dtype), *g_first, g_weight2, g_bias2, None, None
+        g_preactivation = torch.ops.aten.gelu_backward(g @ weight2.to(g.dtype), preactivation)
+        g_xhat, *g_fc1 = _unfold(g_preactivation, xhat, w, b, weight1, trained=any(ctx.needs_input_grad[1:5]))
+        return _norm_backward(g_xhat, xhat, rstd).to(ctx.input_dtype), *g_fc1, g_weight2, g_bias2, None, None

@@ -1,4 +1,4 @@
-"""A slow copy of a module: the momentum teacher (ALBEF §3.2)."""
+"""The momentum encoder: a copy of a module that follows it as an exponential moving average (ALBEF §3.2)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def momentum_copy(module: Module, without: Sequence[str] = ()) -> Module:
-    """A copy that no gradient reaches, lacking the parts `without` (dotted names; set to None)."""
-    teacher = copy.deepcopy(module)
+    """Copies a module as its momentum encoder, without gradient. The parts `without` (dotted names) become None."""
+    momentum_module = copy.deepcopy(module)
     for name in without:
         holder, _, part = name.rpartition(".")
-        setattr(teacher.get_submodule(holder), part, None)
-    return teacher.requires_grad_(False)
+        setattr(momentum_module.get_submodule(holder), part, None)
+    return momentum_module.requires_grad_(False)
 
 
 @torch.no_grad()
 def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher ← momentum · teacher + (1 − momentum) · student, in place: nothing is allocated.
+    """Updates the EMA in place: teacher ← momentum · teacher + (1 − momentum) · student. Nothing is allocated.
 
-    Where both are cut into parts, each process moves its own.
+    Where both are sharded, each process updates its own shard.
     """
     current = dict(student.named_parameters())
     names = [name for name, _ in teacher.named_parameters()]
-    slow: list[Tensor] = [own_part(parameter.data) for _, parameter in teacher.named_parameters()]
-    torch._foreach_lerp_(slow, [own_part(current[name].data) for name in names], 1 - momentum)
+    averages: list[Tensor] = [own_part(parameter.data) for _, parameter in teacher.named_parameters()]
+    torch._foreach_lerp_(averages, [own_part(current[name].data) for name in names], 1 - momentum)

@@ -1,4 +1,4 @@
-"""Word prediction, BERT's. D width, V vocabulary, R rows."""
+"""BERT's word prediction head. D width, V vocabulary, R tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diptych.nn.blocks import init_weights
 
 
 class WordScores(nn.Module):
-    """What BERT does to rows before it compares them with words, and the words' biases."""
+    """BERT's transform of hidden states before they are compared with words, and a bias for each word."""
 
     def __init__(self, vocab_size: int, width: int, norm_eps: float) -> None:
         super().__init__()
@@ -20,24 +20,25 @@ class WordScores(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(init_weights)
 
-    def score(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
-        return F.linear(self.norm(F.gelu(self.dense(rows))), words, self.bias)
+    def score(self, hidden: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
+        """Scores each word of the table `words` at each token."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
 
 
 class WordHead(WordScores):
-    """BERT's word prediction; its matrix is the word table."""
+    """BERT's head, tied: its output matrix is the word embedding, which the caller passes."""
 
-    def forward(self, rows: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
-        return self.score(rows, words)
+    def forward(self, hidden: Float[Tensor, "*R D"], words: Float[Tensor, "V D"]) -> Float[Tensor, "*R V"]:
+        return self.score(hidden, words)
 
 
-class OwnWordHead(WordScores):
-    """The same with a matrix of its own, as VLMo has it."""
+class UntiedWordHead(WordScores):
+    """The same head with an output matrix of its own, as in VLMo."""
 
     def __init__(self, vocab_size: int, width: int, norm_eps: float) -> None:
         super().__init__(vocab_size, width, norm_eps)
         self.decoder = nn.Linear(width, vocab_size, bias=False)
         self.decoder.apply(init_weights)
 
-    def forward(self, rows: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
-        return self.score(rows, self.decoder.weight)
+    def forward(self, hidden: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
+        return self.score(hidden, self.decoder.weight)

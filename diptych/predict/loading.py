@@ -94,7 +94,7 @@ def make_predictor(
         recipe=recipe,
         device=place,
         origin=origin,
-        untrained=frozenset((*fresh, *model.unused(*trained))),
+        untrained=frozenset((*fresh, *model.parts_unused_by(*trained))),
     )
 
 

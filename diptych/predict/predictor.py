@@ -359,7 +359,7 @@ class Predictor:
         They look like numbers all the same: the demo's model tells the captions of 50 unseen scenes from others with
         an area under the curve of 0.997 by `match`, after fine-tuning for entailment with 0.93, for VQA with 0.51.
         """
-        used = (part for call in calls for part in self.model.parts.get(call, ()))
+        used = (part for call in calls for part in self.model.call_parts.get(call, ()))
         if part := next((part for part in used if part in self.untrained), None):
             raise ValueError(
                 f"{self.origin} holds no trained {part}: its encoders were trained for something else. "
@@ -459,7 +459,7 @@ class Predictor:
     ) -> Float[Tensor, "P"]:
         """Probabilities of pairs in ascending order of their pictures."""
         scores = torch.empty(len(image))
-        rows = words.attention_mask.sum(dim=1)[text] + self.model.image_rows
+        rows = words.attention_mask.sum(dim=1)[text] + self.model.fused_image_tokens
         for call in plan_calls(image, rows, self.recipe.evaluation.tokens_per_call):
             both = match_logits(self.model, text_state, images, text[call], image[call], self.device)
             scores[call] = both.softmax(dim=1)[:, 1]

@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from diptych.models.vlmo import Vlmo
-from diptych.nn.experts import ExpertBlock
+from diptych.nn.mome import MoMEBlock
 from diptych.predict.inputs import Picture, open_any
 from diptych.predict.predictor import Predictor
 from diptych.search.contract import evaluating
 from diptych.task import Model
-from diptych.types import RowList, to_device
+from diptych.types import TokenPositions, to_device
 
 ExpertName = Literal["text", "image", "fusion"]
+FFNS: dict[ExpertName, str] = {"text": "language_ffn", "image": "vision_ffn", "fusion": "vl_ffn"}
+"""Attributes of a block that hold the experts."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,12 @@ def expert_ways(predictor: Predictor, picture: Picture, text: str) -> tuple[Way,
         tokens = images.patches.shape[1]
         patches = ("[CLS]", *(f"patch {number}" for number in range(1, tokens)))
         every = torch.arange(len(words), device=predictor.device)
+        positions = TokenPositions(torch.zeros_like(every), every)
         zero = torch.zeros(1, dtype=torch.long, device=predictor.device)
         return (
             _way(model, "picture", (), patches, lambda: model.encode_image(images.patches)),
-            _way(model, "text", words, (), lambda: model.encode_text(state, RowList(torch.zeros_like(every), every))),
-            _way(model, "pair", words, patches, lambda: model.fuse(state, images, zero, zero, rows="all")),
+            _way(model, "text", words, (), lambda: model.encode_text(state, positions)),
+            _way(model, "pair", words, patches, lambda: model.fuse(state, images, zero, zero, positions="all")),
         )
 
 
@@ -88,9 +91,9 @@ def _watched(model: Vlmo, seen: list[list[Passed | None]]) -> Iterator[None]:
     handles = []
     try:
         for layer, block in zip(seen, model.blocks, strict=True):
-            assert isinstance(block, ExpertBlock)
-            for name in get_args(ExpertName):
-                expert = getattr(block.experts, name)
+            assert isinstance(block, MoMEBlock)
+            for name, attribute in FFNS.items():
+                expert = getattr(block, attribute)
                 if expert is not None:
                     handles.append(expert.register_forward_hook(_note(name, layer)))
         yield

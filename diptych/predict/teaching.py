@@ -23,7 +23,7 @@ from diptych.predict.predictor import Predictor
 from diptych.schema import AlbefPretrainConfig
 from diptych.search.contract import evaluating
 from diptych.tasks.albef_pretraining import AlbefPretraining
-from diptych.types import RowList, Texts, to_device
+from diptych.types import Texts, TokenPositions, to_device
 
 Guesses = tuple[tuple[str, float], ...]
 """Pieces of words with their probability, the likeliest first."""
@@ -79,7 +79,7 @@ class Teacher:
         for row, places in enumerate(words):
             hidden[row, places] = tokenizer.mask_id
         pairs = [row for row, places in enumerate(words) for _ in places]
-        rows = RowList(torch.tensor(pairs), torch.tensor([place for places in words for place in places]))
+        rows = TokenPositions(torch.tensor(pairs), torch.tensor([place for places in words for place in places]))
         batch = Texts(hidden, texts.attention_mask.repeat(len(words), 1))
         student, teacher = (self._guess(model, picture, batch, rows, k) for model in (self.student.model, self.network))
         spans = [places for places in words for _ in places]
@@ -116,7 +116,7 @@ class Teacher:
     def _pixels(self, picture: Picture) -> Float[Tensor, "1 3 H W"]:
         return self.student.transform(open_any(picture))[None].to(self.student.device)
 
-    def _guess(self, model: object, picture: Picture, texts: Texts, rows: RowList, k: int) -> list[Guesses]:
+    def _guess(self, model: object, picture: Picture, texts: Texts, rows: TokenPositions, k: int) -> list[Guesses]:
         """The k likeliest pieces at each of the rows."""
         assert isinstance(model, Albef)
         texts, rows = to_device(texts, self.student.device), to_device(rows, self.student.device)
@@ -125,8 +125,8 @@ class Teacher:
             joint = model.fuse(
                 model.text_state(texts), model.image_state(self._pixels(picture)), pairs, torch.zeros_like(pairs), rows
             )
-            assert joint.rows is not None
-            best = model.word_logits(joint.rows).float().softmax(dim=1).topk(k)
+            assert joint.hidden is not None
+            best = model.word_logits(joint.hidden).float().softmax(dim=1).topk(k)
         token = self.student.tokenizer.token
         return [
             tuple((token(number), share) for number, share in zip(numbers, shares, strict=True))

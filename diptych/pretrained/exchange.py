@@ -38,7 +38,7 @@ def convert(files: Sequence[Path | str], folder: Path, options: Options) -> Asse
 
 def fresh_parts(report: Report) -> list[str]:
     """Lists the parts of the student that no file held, such as `word_head`, and that are therefore random."""
-    inner = r"text\.layers\.\d+\.cross|blocks\.\d+\.experts\.\w+"
+    inner = r"text\.layers\.\d+\.cross|blocks\.\d+\.\w*ffn"
     parts = (re.match(rf"model\.({inner}|\w+)", name) for name in report.missing)
     return sorted({re.sub(r"\d+", "*", part[1]) for part in parts if part})
 

@@ -10,7 +10,7 @@ from diptych.checkpoints.convert import Absent, Count, Drop, Rename, Rule, Stack
 from diptych.pretrained.formats import unused
 from diptych.schema import VlmoConfig
 
-_EXPERTS = {"text": "text", "imag": "image", "vl": "fusion"}
+_EXPERTS = {"text": "language_ffn", "imag": "vision_ffn", "vl": "vl_ffn"}
 """Published names of the experts → ours."""
 _BLOCK = {
     "gamma_1": "gamma_1",
@@ -53,7 +53,7 @@ CLASSIFIERS = ("vqa_classifier", "nlvr2_classifier")
 def published_rules(config: VlmoConfig, classifiers: Sequence[str] = CLASSIFIERS) -> list[Rule]:
     """Makes the rules: names in every released VLMo file → names in the state of a task with a model of `config`."""
     blocks = _BLOCK | {
-        f"{theirs}_{published}{part}": f"experts.{ours}.{mine}"
+        f"{theirs}_{published}{part}": f"{ours}.{mine}"
         for published, ours in _EXPERTS.items()
         for theirs, part, mine in (
             ("norm2", ".{p}", "norm.{p}"), ("mlp", ".fc1.{p}", "fc1.{p}"), ("mlp", ".fc2.{p}", "fc2.{p}")
@@ -132,9 +132,9 @@ def beit_rules(config: VlmoConfig, stage: Sequence[Rule] = _START) -> list[Rule]
     The table of relative positions has no rows of texts. `stage`: the rules for BEiT's own pre-training.
     """
     blocks = _BLOCK | {
-        "norm2.{p}": "experts.image.norm.{p}",
-        "mlp.fc1.{p}": "experts.image.fc1.{p}",
-        "mlp.fc2.{p}": "experts.image.fc2.{p}",
+        "norm2.{p}": "vision_ffn.norm.{p}",
+        "mlp.fc1.{p}": "vision_ffn.fc1.{p}",
+        "mlp.fc2.{p}": "vision_ffn.fc2.{p}",
     }
     tables = tuple(_LAYER_TABLE.format(number) for number in range(config.depth))
     return [
@@ -152,8 +152,8 @@ def beit_rules(config: VlmoConfig, stage: Sequence[Rule] = _START) -> list[Rule]
         *stage,
         Absent("model.types", "a BEiT has no token types: random"),
         *(Absent(f"model.{part}", "a BEiT reads no text: random") for part in ("text", "word_head")),
-        Absent("model.blocks.{i}.experts.text", "a BEiT reads no text: random"),
-        Absent("model.blocks.{i}.experts.fusion", "a BEiT fuses nothing: random"),
+        Absent("model.blocks.{i}.language_ffn", "a BEiT reads no text: random"),
+        Absent("model.blocks.{i}.vl_ffn", "a BEiT fuses nothing: random"),
         Absent("model.pooler", "a BEiT fuses nothing: random"),
         *unused(*ALIGNMENT, "match_head"),
     ]

@@ -38,7 +38,7 @@ class PairModel(Protocol):
     """A model that embeds images and texts apart, and fuses pairs of them."""
 
     @property
-    def image_rows(self) -> int:
+    def fused_image_tokens(self) -> int:
         """Rows that an image brings into each pair that it is fused in, beside the text's."""
         ...
 

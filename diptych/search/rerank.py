@@ -63,7 +63,7 @@ def rerank(
     `texts` holds all T texts, `text_lengths` their tokens; `images` gives the I images in their order, in portions, of
     which one is alive at a time. `to_text` [I, K] are the texts picked for each image, `to_image` [T, K] the images
     picked for each text. `tokens_per_call` bounds the rows of a `fuse` call: the pairs' text tokens (padding between
-    images included) and `model.image_rows` a pair.
+    images included) and `model.fused_image_tokens` a pair.
     """
     count = len(text_lengths)
     keys, places = _union(to_text, to_image, count)
@@ -73,7 +73,7 @@ def rerank(
     for state in images:
         bounds = torch.tensor([start * count, (start + len(state)) * count])
         first, last = torch.searchsorted(keys, bounds).tolist()
-        rows = text_lengths[text[first:last]] + model.image_rows
+        rows = text_lengths[text[first:last]] + model.fused_image_tokens
         for call in plan_calls(image[first:last], rows, tokens_per_call):
             pairs = call + first
             both = match_logits(model, texts, state, text[pairs], image[pairs] - start, device)

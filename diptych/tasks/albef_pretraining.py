@@ -46,7 +46,7 @@ from diptych.tasks.pretraining import (
     repeated_pictures,
     word_measures,
 )
-from diptych.types import Batch, Losses, Progress, RowList, Term, Texts
+from diptych.types import Batch, Losses, Progress, Term, Texts, TokenPositions
 
 TEACHER = 1
 """Number that sets the dropout draws of the momentum encoder apart from those of the trained model."""
@@ -67,7 +67,7 @@ class AlbefTrace:
     keys: Keys | None
     negative_weights: NegativeWeights
     negatives: Negatives
-    masked: RowList
+    masked: TokenPositions
     labels: Int[Tensor, "R"]
     match_logits: Float[Tensor, "3*B 2"]
     word_logits: Float[Tensor, "R V"]
@@ -81,7 +81,7 @@ class AlbefInspection(DrawnNegatives):
     The k likeliest words at each masked token and the n most similar texts of each image, best first.
     """
 
-    masked: RowList
+    masked: TokenPositions
     labels: Int[Tensor, "R"]
     teacher_words: Int[Tensor, "R k"]
     teacher_word_probabilities: Float[Tensor, "R k"]
@@ -105,7 +105,7 @@ class AlbefPretraining(DistilledTask):
         self.model, self.config, self.special, self.released = model, config, special, released
         self.teacher = momentum_copy(model, without=("match_head", "temp"))
         self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
-        model.freeze(model.unused(*self.trained(config)))
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
     # ------------------------------------------------------------------ one step, in the paper's order
@@ -126,7 +126,7 @@ class AlbefPretraining(DistilledTask):
 
         # 1. Encode (§3.1): each image once; each caption as it is and, behind those B, with 15 % of its words masked.
         texts = draws.with_masked(batch.texts) if fuses and draws else batch.texts  # 2B texts
-        image_state = model.image_state(batch.pixels, keys=batch.keys)  # image tokens [B, T, D]
+        image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # image tokens [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
         image = model.embed_image(image_state)["main"]  # g_v(v_cls), of length 1 [B, E]
         text = model.embed_text(text_state)["main"][:size]  # g_w(w_cls) of the unmasked captions, of length 1 [B, E]
@@ -205,15 +205,17 @@ class AlbefPretraining(DistilledTask):
         """
         teacher, size = self.teacher, len(batch)
         texts = batch.texts if draws is None else draws.with_masked(batch.texts)
-        image_keys, text_keys = (None if keys is None else derived(keys, TEACHER) for keys in (batch.keys, texts.keys))
-        image_state = teacher.image_state(batch.pixels, keys=image_keys)
-        text_state = teacher.text_state(replace(texts, keys=text_keys))
+        image_keys, text_keys = (
+            None if keys is None else derived(keys, TEACHER) for keys in (batch.rng_keys, texts.rng_keys)
+        )
+        image_state = teacher.image_state(batch.pixels, rng_keys=image_keys)
+        text_state = teacher.text_state(replace(texts, rng_keys=text_keys))
         words = None
         if draws is not None:
             here = torch.arange(size, device=batch.pixels.device)
             fused = teacher.fuse(text_state, image_state, here + size, here, draws.masked_tokens()[0])  # masked texts
-            assert fused.rows is not None
-            words = teacher.word_logits(fused.rows).float()
+            assert fused.hidden is not None
+            words = teacher.word_logits(fused.hidden).float()
         return teacher.embed_image(image_state)["main"], teacher.embed_text(text_state)["main"][:size], words
 
     def _fetch_negatives(
@@ -228,8 +230,8 @@ class AlbefPretraining(DistilledTask):
         image_place, other_images = processes.locate(negatives[0], behind=len(images))
         text_place, other_texts = processes.locate(negatives[1], behind=len(texts))
         if self.config.negatives == "all":  # every process gathers, also one that drew no negative of the others
-            keys = None if images.keys is None else processes.gather(images.keys)
-            everyone = ImageState(processes.gather(images.tokens), keys=keys)
+            keys = None if images.rng_keys is None else processes.gather(images.rng_keys)
+            everyone = ImageState(processes.gather(images.tokens), rng_keys=keys)
             images = ImageState.cat([images, everyone[other_images]])
             texts = TextState.cat([texts, processes.gather_states(texts[: processes.rows])[other_texts]])
         return images, texts, (image_place, text_place)

@@ -49,9 +49,9 @@ class TaughtTask(DistilledTask):
 
     def __init__(self, model: Model, head: nn.Module, config: HeadConfig, released: Released = Released()) -> None:
         super().__init__()
-        model.freeze(model.unused(*self.trained(config)))
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.model, self.head, self.config, self.released = model, head, config, released
-        spared = model.unused(*self.trained(config), "pooled")
+        spared = model.parts_unused_by(*self.trained(config), "pooled")
         self.teacher = momentum_copy(model, without=spared) if config.alpha else None
         self.teacher_head = momentum_copy(head) if config.alpha else None
         self.train()

@@ -86,7 +86,7 @@ class VisionStage(Task):
         """
         first = Processes.meet(len(batch)).own.start
         seeds = (seed_of(progress.seed, "patches", progress.step, first + row) for row in range(len(batch)))
-        predictions = self.predict_codes(batch.pixels, self._masks(seeds), batch.keys)
+        predictions = self.predict_codes(batch.pixels, self._masks(seeds), batch.rng_keys)
         loss = masked_image_loss(predictions.logits, predictions.codes)
         measures = {
             "code_accuracy": Term.over((predictions.logits.argmax(1) == predictions.codes).float()),
@@ -95,11 +95,13 @@ class VisionStage(Task):
         return Losses.weighted(measures=measures, masked_image=(1.0, loss))
 
     def predict_codes(
-        self, pixels: Float[Tensor, "I 3 H W"], masked: Bool[Tensor, "I N"], keys: Int[Tensor, "I"] | None = None
+        self, pixels: Float[Tensor, "I 3 H W"], masked: Bool[Tensor, "I N"], rng_keys: Int[Tensor, "I"] | None = None
     ) -> CodePredictions:
-        """Scores the codes of the masked patches, and returns them beside the right ones. `keys` seed the dropout."""
+        """Scores the codes of the masked patches and returns them beside the right ones. `rng_keys` seed dropout."""
         masked = masked.to(pixels.device)
-        hidden = self.model.encode_image(self._masked_patches(pixels, masked), keys)  # class token first [I, 1 + N, D]
+        hidden = self.model.encode_image(
+            self._masked_patches(pixels, masked), rng_keys
+        )  # class token first [I, 1 + N, D]
         return CodePredictions(masked, self.head(hidden[:, 1:][masked]), self._codes(pixels)[masked])
 
     def _masked_patches(self, pixels: Float[Tensor, "I 3 H W"], masked: Bool[Tensor, "I N"]) -> Float[Tensor, "I T D"]:

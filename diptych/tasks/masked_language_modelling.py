@@ -20,7 +20,7 @@ from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
 from diptych.schema import LanguageStageConfig, Recipe, Released, SpecialIds
 from diptych.task import Task
-from diptych.types import AnyBatch, Exponential, Losses, Progress, RowList, Term, TextBatch, Texts, expect
+from diptych.types import AnyBatch, Exponential, Losses, Progress, Term, TextBatch, Texts, TokenPositions, expect
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MaskedTexts:
     """Holds texts with words masked."""
 
     texts: Texts
-    rows: RowList
+    rows: TokenPositions
     """Where tokens are masked; `pair` counts the texts."""
     words: Int[Tensor, "R"]
     """The ids of the tokens that are masked there."""
@@ -48,9 +48,9 @@ class LanguageStage(Task):
         self.model, self.config, self.released = model, config, released
         sizes = (model.config.vocab_size, model.config.max_positions)
         self.masking = WordMasking(config, special, *sizes, released.masking_of_padding)
-        of_images = ("experts.image", *["attention"] * (model.config.attention == "separate"))
+        of_images = ("vision_ffn", *["attention"] * (model.config.attention == "separate"))
         blocks = (f"blocks.{number}.{part}" for number in range(model.config.depth) for part in of_images)
-        model.freeze(("image", *model.unused(*self.trained(config)), *blocks))
+        model.freeze(("image", *model.parts_unused_by(*self.trained(config)), *blocks))
         self.train()
 
     def forward(self, batch: AnyBatch, progress: Progress, masked: MaskedTexts | None = None) -> Losses:
@@ -73,7 +73,7 @@ class LanguageStage(Task):
         positions.
         """
         ids, labels = self.masking(texts, self.masking.draw(len(texts), progress, first_row))
-        return MaskedTexts(Texts(ids, texts.attention_mask, texts.keys), *masked_tokens(labels))
+        return MaskedTexts(Texts(ids, texts.attention_mask, texts.rng_keys), *masked_tokens(labels))
 
     def word_logits(self, masked: MaskedTexts) -> Float[Tensor, "R V"]:
         """Computes the scores of each word at the masked tokens, by attention and L-FFNs alone."""

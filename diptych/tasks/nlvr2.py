@@ -41,7 +41,7 @@ class Nlvr2(TaughtTask):
     ) -> None:
         """Raises ValueError for a model that cannot fuse a text with two images."""
         width = model.joint_width(2)
-        super().__init__(model, classifier(width, len(CLASSES), config.head, hidden=width), config, released)
+        super().__init__(model, classifier(width, len(CLASSES), config.head, mlp_width=width), config, released)
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without second pictures or labels."""
@@ -153,7 +153,7 @@ class TextAssignment(Task):
         super().__init__()
         self.model, self.config, self.released = model, config, released
         self.head = nn.Linear(model.joint_width(2), 3)
-        model.freeze(model.unused(*self.trained(config)))
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
     @classmethod

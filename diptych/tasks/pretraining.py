@@ -22,7 +22,7 @@ from diptych.nn.counter_rng import derived
 from diptych.nn.gather import Processes
 from diptych.schema import AlbefPretrainConfig, Released, VlmoPretrainConfig
 from diptych.task import Model
-from diptych.types import RowList, Term, Texts
+from diptych.types import Term, Texts, TokenPositions
 
 MASKED = 0
 """Number that sets the dropout draws of a masked text apart from those of the text itself."""
@@ -49,10 +49,10 @@ class Draws:
 
     def with_masked(self, texts: Texts) -> Texts:
         """Returns the B texts and, behind them, the same B texts with words masked."""
-        keys = None if texts.keys is None else torch.cat([texts.keys, derived(texts.keys, MASKED)])
+        keys = None if texts.rng_keys is None else torch.cat([texts.rng_keys, derived(texts.rng_keys, MASKED)])
         return Texts(torch.cat([texts.input_ids, self.masked_ids]), texts.attention_mask.repeat(2, 1), keys)
 
-    def masked_tokens(self) -> tuple[RowList, Int[Tensor, "R"]]:
+    def masked_tokens(self) -> tuple[TokenPositions, Int[Tensor, "R"]]:
         """Returns where tokens are masked (`pair` counts texts of the batch) and which tokens they were."""
         return masked_tokens(self.labels)
 
@@ -108,14 +108,14 @@ def draw_hard_negatives(weights: NegativeWeights, draws: Draws) -> Negatives:
 
 @overload
 def fuse_pairs(
-    model: Model, texts: Any, images: Any, size: int, negatives: Negatives, masked: RowList
+    model: Model, texts: Any, images: Any, size: int, negatives: Negatives, masked: TokenPositions
 ) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "R V"]]: ...
 @overload
 def fuse_pairs(
-    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: RowList | None
+    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: TokenPositions | None
 ) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]: ...
 def fuse_pairs(
-    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: RowList | None
+    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: TokenPositions | None
 ) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]:
     """Fuses 4B pairs in one call: positives, (text, hard image), (hard text, image), (masked text, image).
 
@@ -128,11 +128,11 @@ def fuse_pairs(
     if masked is not None:
         here = torch.arange(size, device=masked.pair.device)
         pairs.append((here + size, here))
-        masked = RowList(masked.pair + judged, masked.position)
+        masked = TokenPositions(masked.pair + judged, masked.position)
     text_index, image_index = (torch.cat(indices) for indices in zip(*pairs, strict=True))
     joint = model.fuse(texts, images, text_index, image_index, masked)
     match_logits = model.match_logits(joint)[:judged] if judged else None
-    return match_logits, None if joint.rows is None else model.word_logits(joint.rows).float()
+    return match_logits, None if joint.hidden is None else model.word_logits(joint.hidden).float()
 
 
 def nonzero(terms: Mapping[str, tuple[float, Term]]) -> dict[str, tuple[float, Term]]:

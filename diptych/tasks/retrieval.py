@@ -91,8 +91,9 @@ class Retrieval(DistilledTask):
         self.teacher, self.queue = None, FeatureQueue(config.queue_size, model.embed_dim)
         if config.keys == "momentum":
             # Its fusion layers are not asked here, but published checkpoints carry them.
-            self.teacher = momentum_copy(model, without=model.unused("embed_image", "embed_text", "fuse", "pooled"))
-        model.freeze(model.unused(*self.trained(config)))
+            unused = model.parts_unused_by("embed_image", "embed_text", "fuse", "pooled")
+            self.teacher = momentum_copy(model, without=unused)
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
     @classmethod
@@ -132,7 +133,8 @@ class Retrieval(DistilledTask):
 
         Raises ValueError where all pairs are of one picture, so that ITM has no negative.
         """
-        images, texts = self.model.image_state(batch.pixels, keys=batch.keys), self.model.text_state(batch.texts)
+        images = self.model.image_state(batch.pixels, rng_keys=batch.rng_keys)
+        texts = self.model.text_state(batch.texts)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.itc > 0):
             contrast = self._contrast(images, texts, batch)
         if not self.config.itm:

@@ -88,7 +88,7 @@ class VlmoPretraining(Task):
         self.model, self.config, self.released = model, config, released
         sizes = (model.config.vocab_size, model.config.max_positions)
         self.masking = WordMasking(config, special, *sizes, released.masking_of_padding)
-        model.freeze(model.unused(*self.trained(config)))
+        model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
     # ------------------------------------------------------------------ one step, in the paper's order
@@ -111,7 +111,7 @@ class VlmoPretraining(Task):
         # 1. Embed (§3.1): patches of each image; tokens of each caption as it is and, behind those B, with 15 % of its
         # words masked. They are the input of one transformer, which serves as dual encoder and as fusion encoder.
         texts = draws.with_masked(batch.texts) if draws and config.mlm else batch.texts  # 2B texts
-        image_state = model.image_state(batch.pixels, keys=batch.keys)  # patches [B, T, D]
+        image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # patches [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
 
         # 2. ITC (§3.3): the dual encoder routes images alone through the V-FFNs and texts alone through the L-FFNs.
@@ -181,10 +181,10 @@ class VlmoPretraining(Task):
         text_place, other_texts = processes.locate(negatives[1], behind=len(texts))
         if self.config.negatives == "all":
             pixels, everyone = processes.gather(batch.pixels), processes.gather_texts(batch.texts)
-            keys = None if batch.keys is None else processes.gather(batch.keys)
+            keys = None if batch.rng_keys is None else processes.gather(batch.rng_keys)
             if len(other_images):
                 own_keys = None if keys is None else keys[other_images]
-                images = ImageState.cat([images, self.model.image_state(pixels[other_images], keys=own_keys)])
+                images = ImageState.cat([images, self.model.image_state(pixels[other_images], rng_keys=own_keys)])
             if len(other_texts):
                 texts = TextState.cat([texts, self.model.text_state(everyone[other_texts])])
         return images, texts, (image_place, text_place)
@@ -223,12 +223,12 @@ class VlmoPretraining(Task):
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """Starts from a stage of one modality (§3.4); the VL-FFNs begin as `fusion_experts` says."""
         adapted = super().adapt(state, origin)
-        source = {"vision": "image", "language": "text"}.get(self.config.fusion_experts)
+        source = {"vision": "vision_ffn", "language": "language_ffn"}.get(self.config.fusion_experts)
         if source and isinstance(origin.task, VisionStageConfig | LanguageStageConfig):
             for number in range(self.model.config.fusion_start, self.model.config.depth):
-                expert = f"model.blocks.{number}.experts"
-                copied = {name: value for name, value in adapted.items() if name.startswith(f"{expert}.{source}.")}
-                adapted |= {name.replace(f".{source}.", ".fusion.", 1): value for name, value in copied.items()}
+                expert = f"model.blocks.{number}.{source}."
+                copied = {name: value for name, value in adapted.items() if name.startswith(expert)}
+                adapted |= {name.replace(f".{source}.", ".vl_ffn.", 1): value for name, value in copied.items()}
         return adapted
 
     def meet(self, batch: Batch) -> Processes:

@@ -20,13 +20,13 @@ from diptych.data.collate import pad_texts
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses, closed_set_loss, closed_set_score, weighted_answer_loss
 from diptych.losses.distillation import alpha_at
-from diptych.nn.decoder import AnswerDecoder, Asked, Memory
+from diptych.nn.decoder import AnswerDecoder, KeyValueCache, QuestionStates
 from diptych.nn.heads import classifier
-from diptych.nn.packed import Packed
+from diptych.nn.packed import PackedSequences
 from diptych.schema import Recipe, Released, SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model
 from diptych.tasks.distilled import HeadConfig, TaughtTask
-from diptych.types import Batch, Joint, Losses, Progress, QuestionBatch, Rows, Term, Texts, expect, to_device
+from diptych.types import Batch, Joint, Losses, OutputPositions, Progress, QuestionBatch, Term, Texts, expect, to_device
 
 CANDIDATES_PER_CALL = 512
 """Candidates scored at once, over all questions; bounds the memory that their word scores take."""
@@ -34,19 +34,19 @@ CANDIDATES_PER_CALL = 512
 # --------------------------------------------------------------------------- what both heads share
 
 
-def fuse_questions(model: Model, batch: Batch, rows: Rows = None) -> Joint:
+def fuse_questions(model: Model, batch: Batch, positions: OutputPositions = None) -> Joint:
     """Each question with its image."""
     images, image_index = model.distinct_images(batch.pixels)
     text_index = torch.arange(len(batch), device=batch.pixels.device)
-    return model.fuse(model.text_state(batch.texts), images, text_index, image_index, rows)
+    return model.fuse(model.text_state(batch.texts), images, text_index, image_index, positions)
 
 
-def ask(model: Model, batch: Batch) -> Asked:
+def ask(model: Model, batch: Batch) -> QuestionStates:
     """What a decoder reads: all fused states of each question."""
-    joint = fuse_questions(model, batch, rows="all")
-    assert joint.rows is not None
+    joint = fuse_questions(model, batch, positions="all")
+    assert joint.hidden is not None
     assert joint.mask is not None
-    return Asked(joint.rows, joint.mask)
+    return QuestionStates(joint.hidden, joint.mask)
 
 
 # --------------------------------------------------------------------------- answers that are written
@@ -91,7 +91,7 @@ class VqaDecoding(TaughtTask):
     @classmethod
     def trained(cls, config: HeadConfig) -> tuple[str, ...]:
         """The decoder reads rows."""
-        return "fuse", "all_rows"
+        return "fuse", "all_tokens"
 
     def __init__(
         self, model: Model, config: VqaDecoderConfig, special: SpecialIds, released: Released = Released()
@@ -138,7 +138,7 @@ class VqaDecoding(TaughtTask):
         """Scores of each next word, the word that stands there, and its answer."""
         ids, labels, packed = _next_words(answers)
         hidden, _ = head(ids, packed, ask(model, batch), answer_of)
-        return head.word_logits(hidden), labels, packed.sequence
+        return head.word_logits(hidden), labels, packed.sequence_ids
 
     # ------------------------------------------------------------------ ranking a list
 
@@ -169,22 +169,22 @@ class VqaDecoding(TaughtTask):
         order = scores.sort(dim=1, descending=True, stable=True)
         return Ranked(chosen.gather(1, order.indices), order.values, order.values.softmax(1))
 
-    def first_words(self, asked: Asked) -> tuple[Float[Tensor, "B V"], tuple[Memory, ...]]:
+    def first_words(self, asked: QuestionStates) -> tuple[Float[Tensor, "B V"], tuple[KeyValueCache, ...]]:
         """log P(first word) of each question's answer, and what goes on from [CLS]."""
-        questions = torch.arange(len(asked), device=asked.rows.device)
+        questions = torch.arange(len(asked), device=asked.hidden.device)
         return self._follow(questions.new_full((len(asked),), self.special.cls), asked, questions, ())
 
     def _follow(
-        self, ids: Int[Tensor, "G"], asked: Asked, question_of: Int[Tensor, "G"], past: Sequence[Memory]
-    ) -> tuple[Float[Tensor, "G V"], tuple[Memory, ...]]:
+        self, ids: Int[Tensor, "G"], asked: QuestionStates, question_of: Int[Tensor, "G"], past: Sequence[KeyValueCache]
+    ) -> tuple[Float[Tensor, "G V"], tuple[KeyValueCache, ...]]:
         """One more word for each of G answers: log P of the words behind it."""
-        hidden, memory = self.head(ids, Packed(torch.ones_like(ids)), asked, question_of, past)
+        hidden, memory = self.head(ids, PackedSequences(torch.ones_like(ids)), asked, question_of, past)
         return F.log_softmax(self.head.word_logits(hidden), dim=1), memory
 
     def _scores(
         self,
-        asked: Asked,
-        memory: Sequence[Memory],
+        asked: QuestionStates,
+        memory: Sequence[KeyValueCache],
         candidates: Texts,
         chosen: Int[Tensor, "b k"],
         first: Float[Tensor, "b k"],
@@ -194,8 +194,8 @@ class VqaDecoding(TaughtTask):
         question_of = torch.arange(len(asked), device=which.device).repeat_interleave(chosen.shape[1])
         rest = Texts(candidates.input_ids[which, 1:], candidates.attention_mask[which, 1:])
         ids, labels, packed = _next_words(rest)
-        hidden, _ = self.head(ids, packed, asked, question_of, [one.follow(question_of) for one in memory])
-        loss = answer_losses(self.head.word_logits(hidden), labels, packed.sequence, len(which)).view_as(first)
+        hidden, _ = self.head(ids, packed, asked, question_of, [one.select(question_of) for one in memory])
+        loss = answer_losses(self.head.word_logits(hidden), labels, packed.sequence_ids, len(which)).view_as(first)
         if self.released.count_first_answer_token_twice:
             return 2 * first - loss
         if self.config.score == "mean":
@@ -227,7 +227,7 @@ class VqaDecoding(TaughtTask):
             ended = (last == self.special.sep) | (last == self.special.pad)
             if bool(ended.all()):
                 break
-            past = [one.follow(parent) for one in memory]
+            past = [one.select(parent) for one in memory]
             words, memory = self._follow(last.flatten(), asked, question_of, past)
             following = self._allowed(words, place).unflatten(0, (len(asked), beams))
             found, chosen = self._extend(found, following, ended)
@@ -258,10 +258,10 @@ class VqaDecoding(TaughtTask):
         return Generated(torch.cat([before, word[:, :, None]], dim=2), best.values), parent
 
 
-def _next_words(texts: Texts) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], Packed]:
+def _next_words(texts: Texts) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], PackedSequences]:
     """Every token but each text's last, the tokens that follow them, and how they lie."""
     follows = texts.attention_mask[:, 1:].bool()
-    return texts.input_ids[:, :-1][follows], texts.input_ids[:, 1:][follows], Packed(follows.sum(1))
+    return texts.input_ids[:, :-1][follows], texts.input_ids[:, 1:][follows], PackedSequences(follows.sum(1))
 
 
 # --------------------------------------------------------------------------- answers that are chosen

@@ -171,9 +171,9 @@ def keyed(batch: AnyBatch, progress: Progress) -> AnyBatch:
     device = batch.texts.input_ids.device if isinstance(batch, TextBatch) else batch.pixels.device
     keys = sample_keys(seed_of(progress.seed, "drop", progress.step), first, len(batch), device)
     if isinstance(batch, PictureBatch):
-        return replace(batch, keys=keys)
-    batch = replace(batch, texts=replace(batch.texts, keys=keys))
-    return batch if isinstance(batch, TextBatch) else replace(batch, keys=keys)
+        return replace(batch, rng_keys=keys)
+    batch = replace(batch, texts=replace(batch.texts, rng_keys=keys))
+    return batch if isinstance(batch, TextBatch) else replace(batch, rng_keys=keys)
 
 
 def measure(parallel: ParallelTask, validation: Validation) -> Mapping[str, float]:

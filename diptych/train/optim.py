@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.nn.experts import Expert
+from diptych.nn.mome import FeedForward
 from diptych.nn.relative import RelativePositions
 from diptych.schema import WARMUP_UNIT, DecayRule, OptimConfig, Released, ScheduleConfig
 
@@ -44,7 +44,7 @@ def _spared_in_vlmo(module: nn.Module) -> set[int]:
     """Returns the ids of the parameters, beside biases, that VLMo's patterns of names exclude from weight decay."""
     layers = dict(module.named_modules())
     norms = {id(x.weight) for name, x in layers.items() if isinstance(x, nn.LayerNorm) and not in_head(name)}
-    of_experts = {id(layer.norm.weight) for layer in layers.values() if isinstance(layer, Expert)}
+    of_experts = {id(layer.norm.weight) for layer in layers.values() if isinstance(layer, FeedForward)}
     tables = {id(layer.table) for layer in layers.values() if isinstance(layer, RelativePositions)}
     return norms - of_experts | tables
 

@@ -143,14 +143,14 @@ def test_how_far_an_expert_moves_a_token_is_measured_at_the_expert(families: lis
     model = load(families[1], device="cpu")
     first = expert_ways(model, picture, TEXT)[2].layers[1]
     with torch.no_grad():
-        model.model.blocks[1].experts.text.fc2.weight.zero_()
-        model.model.blocks[1].experts.text.fc2.bias.zero_()
+        model.model.blocks[1].language_ffn.fc2.weight.zero_()
+        model.model.blocks[1].language_ffn.fc2.bias.zero_()
     words = len(WORDS.encode([TEXT])[0])
     second = expert_ways(model, picture, TEXT)[2].layers[1]
     assert all(one and one.moved > 0 for one in first)
     assert all(one and one.moved == 0 for one in second[:words])
     assert all(one and one.moved > 0 for one in second[words:])
-    assert not any(block.experts.text._forward_hooks for block in model.model.blocks)
+    assert not any(block.language_ffn._forward_hooks for block in model.model.blocks)
 
 
 # --------------------------------------------------------------------------- what is loaded

@@ -245,9 +245,9 @@ def test_a_run_from_nothing_is_wrong_where_the_paper_starts_from_something(
 @pytest.mark.parametrize(
     ("name", "fresh", "untrained", "level"),
     [
-        ("vlmo_tiny", {"model.blocks.2.experts.fusion": 6, "model.match_head": 2, "model.pooler": 2}, [], "fine"),
-        ("vlmo_tiny", {"model.blocks.0.experts.text": 6}, [], "wrong"),
-        ("vlmo_tiny_language", {"model.text": 3, "model.blocks.0.experts.text": 6, "model.pooler": 2}, [], "fine"),
+        ("vlmo_tiny", {"model.blocks.2.vl_ffn": 6, "model.match_head": 2, "model.pooler": 2}, [], "fine"),
+        ("vlmo_tiny", {"model.blocks.0.language_ffn": 6}, [], "wrong"),
+        ("vlmo_tiny_language", {"model.text": 3, "model.blocks.0.language_ffn": 6, "model.pooler": 2}, [], "fine"),
         ("vlmo_tiny_language", {}, ["blocks.*.attention", "text"], "wrong"),
         ("albef_base", {}, ["text.layers.*.cross", "word_head", "match_head"], "fine"),
         ("albef_base", {}, ["vision", "word_head"], "wrong"),

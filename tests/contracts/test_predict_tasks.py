@@ -451,7 +451,7 @@ def test_a_term_that_was_left_out_of_pretraining_leaves_its_part_untrained(term:
 def test_what_is_untrained_is_what_the_task_froze(model: Callable[[str], Predictor], kind: str) -> None:
     task, predictor = trained(kind), model(kind)
     learning = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
-    for part in task.model.unused():
+    for part in task.model.parts_unused_by():
         mine = {name for name, _ in task.model.named_parameters() if f"{name}.".startswith(f"{part}.")}
         assert not mine or (part in predictor.untrained) == (not mine & learning)
 

@@ -26,8 +26,8 @@ from diptych.checkpoints import store
 from diptych.cli.main import main
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.models.albef import Albef
-from diptych.nn.blocks import TextFrame
-from diptych.nn.packed import Packed
+from diptych.nn.blocks import TextLayout
+from diptych.nn.packed import PackedSequences
 from diptych.pretrained import (
     LAYOUTS,
     Assembled,
@@ -559,11 +559,11 @@ def plain_bert(state: Mapping[str, Tensor], ids: Tensor, heads: int, eps: float)
 
 def our_layers(model: Albef, ids: Tensor) -> list[Tensor]:
     """The states behind each layer of the text encoder, without any image."""
-    packed = Packed(torch.tensor([len(ids)]))
-    hidden = model.text.embedding(ids, packed.position)
+    packed = PackedSequences(torch.tensor([len(ids)]))
+    hidden = model.text.embedding(ids, packed.position_ids)
     found = []
     for layer in model.text.layers:
-        hidden = layer(hidden, TextFrame(packed.layout, None))[0]
+        hidden = layer(hidden, TextLayout(packed.grid))[0]
         found.append(hidden)
     return found
 

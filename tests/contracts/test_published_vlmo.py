@@ -140,7 +140,7 @@ def test_the_second_stage_starts_the_third(tmp_path: Path, words: Path) -> None:
     shared = [name for name in first if name.startswith(("model.text.", "model.blocks.", "model.word_head."))]
     assert len(shared) > 50
     assert all(torch.equal(after[name], first[name]) for name in shared)
-    experts = [name for name in after if ".experts.fusion." in name]
+    experts = [name for name in after if ".vl_ffn." in name]
     assert experts
     assert all(torch.equal(after[name], fresh[name]) for name in experts)
     resized = fit_state(first, config, replace(config, image_size=24))["model.positions.table"]
@@ -158,7 +158,7 @@ def without(part: str) -> Callable[[dict[str, Tensor]], object]:
     ("change", "message"),
     [
         (lambda state: state.update(extra=torch.ones(1)), "1 tensors of the checkpoint are not known: extra"),
-        (without("blocks.1.mlp_text.fc1.bias"), r"lacks 1 tensors .*model\.blocks\.1\.experts\.text\.fc1\.bias"),
+        (without("blocks.1.mlp_text.fc1.bias"), r"lacks 1 tensors .*model\.blocks\.1\.language_ffn\.fc1\.bias"),
         (without("pooler"), r"lacks 2 tensors .*model\.pooler"),
         (without("patch_embed"), "lacks transformer.patch_embed.proj.weight, without which its sizes are not known"),
         (lambda state: state.update({"transformer.norm.bias": torch.ones(5)}), r"model\.norm\.bias is \(5,\)"),
@@ -382,12 +382,12 @@ def test_a_beit_starts_the_second_stage_of_a_run(tmp_path: Path, words: Path) ->
     convert([write(tmp_path / "beit.pth", state)], tmp_path / "run", options(words, trained_image_size=None))
     checkpoint = store.load_from(tmp_path / "run")
     assert isinstance(from_dict(checkpoint.recipe).task, LanguageStageConfig)
-    assert {"text", "word_head", "pooler", "blocks.*.experts.text"} <= set(checkpoint.state["fresh"])
+    assert {"text", "word_head", "pooler", "blocks.*.language_ffn"} <= set(checkpoint.state["fresh"])
     wanted = replace(tiny.VLMO, depth=3, fusion_start=2, image_size=24, max_positions=30)
     task = build_task(recipe_of(wanted, LanguageStageConfig()), WORDS)
     start_from(task, tmp_path / "run", WORDS)
     after = task.state_dict()
-    assert torch.equal(after["model.blocks.2.experts.image.fc1.weight"], state["blocks.2.mlp.fc1.weight"])
+    assert torch.equal(after["model.blocks.2.vision_ffn.fc1.weight"], state["blocks.2.mlp.fc1.weight"])
     tables = [state[f"blocks.{i}.attn.relative_position_bias_table"][-3:] for i in range(3)]
     assert torch.equal(after["model.positions.table"][11**2 : 11**2 + 3], torch.cat(tables, dim=1))
     assert not after["model.positions.table"][11**2 + 3 :].any()

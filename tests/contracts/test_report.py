@@ -68,7 +68,7 @@ from diptych.schema import (
 from diptych.search.rerank import Reranked
 from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.tasks.vlmo_pretraining import VlmoPretraining
-from diptych.types import Batch, Progress, RowList, Texts
+from diptych.types import Batch, Progress, Texts, TokenPositions
 
 VOID = {"img", "meta", "line", "polyline"}
 NASTY = """</script><script>alert("1")</script> & 'fox' <img src=x onerror=alert(2)> &lt;b&gt;"""
@@ -408,7 +408,7 @@ class Seen:
     negative_text_probability: torch.Tensor
     negative_image_index: torch.Tensor
     negative_image_probability: torch.Tensor
-    masked: RowList
+    masked: TokenPositions
     labels: torch.Tensor
     teacher_words: torch.Tensor
     teacher_word_probabilities: torch.Tensor
@@ -429,7 +429,7 @@ def small_batch() -> tuple[Batch, list[Image.Image], Seen]:
         negative_text_probability=torch.tensor([0.75, 0.5, 0.25]),
         negative_image_index=torch.tensor([2, 0, 1]),
         negative_image_probability=torch.tensor([0.5, 0.25, 0.125]),
-        masked=RowList(torch.tensor([1, 1, 1, 0]), torch.tensor([2, 6, 3, 3])),
+        masked=TokenPositions(torch.tensor([1, 1, 1, 0]), torch.tensor([2, 6, 3, 3])),
         labels=torch.tensor([DOG, CAR, padded[1, 3], FOX]),
         teacher_words=torch.tensor([[FOX, DOG], [CAR, RED], [RED, CAR], [DOG, FOX]]),
         teacher_word_probabilities=torch.tensor([[0.5, 0.25], [0.5, 0.125], [0.5, 0.25], [0.75, 0.125]]),

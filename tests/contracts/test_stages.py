@@ -36,7 +36,7 @@ SMALL = {
 NO_WORDS = Tokenizer(SPECIAL)
 WORDS = Tokenizer.train(["a red square", "two blue circles"], 60)
 OTHER_WORDS = Tokenizer.train(["a green square", "six pink cows"], 60)
-TEXT_SIDE = ("text", "word_head", "experts.text")
+TEXT_SIDE = ("text", "word_head", "language_ffn")
 HEADS = ("pooler", "match_head", "image_proj", "text_proj", "vl_image_proj", "vl_text_proj", "log_scale")
 
 
@@ -92,7 +92,7 @@ def test_after_pictures_alone_the_text_side_begins_afresh(stages: Any, kind: typ
     before = values(task)
     start_from(task, folder, WORDS)
     after = values(task)
-    fresh = {name for name in after if _is(name, (*TEXT_SIDE, *HEADS, "vl_log_scale", "experts.fusion"))}
+    fresh = {name for name in after if _is(name, (*TEXT_SIDE, *HEADS, "vl_log_scale", "vl_ffn"))}
     assert kept(before, after) == fresh
     assert all(torch.equal(after[name], old[name]) for name in set(after) - fresh)
     assert {"model.types.weight", "model.positions.table", "model.image.cls_token"} <= set(after) - fresh
@@ -104,7 +104,7 @@ def test_after_texts_alone_only_fusion_begins_afresh(stages: Any) -> None:
     before = values(task)
     started = start_from(task, folder, WORDS)
     after = values(task)
-    fresh = {name for name in after if _is(name, (*HEADS, "vl_log_scale", "experts.fusion"))}
+    fresh = {name for name in after if _is(name, (*HEADS, "vl_log_scale", "vl_ffn"))}
     assert set(started.fresh) == kept(before, after) == fresh
     assert all(torch.equal(after[name], old[name]) for name in set(after) - fresh)
 
@@ -118,9 +118,9 @@ def test_fusion_experts_can_begin_as_copies(stages: Any, stage: str, choice: str
     task = build(2, recipe(VlmoPretrainConfig, fusion_experts=choice), WORDS)
     started = start_from(task, folder, WORDS)
     after = values(task)
-    copied = {name for name in after if ".experts.fusion." in name}
+    copied = {name for name in after if ".vl_ffn." in name}
     assert set(started.copied) == copied
-    assert "copied from the student: model.blocks.2.experts.fusion (6)" in str(started)
+    assert "copied from the student: model.blocks.2.vl_ffn (6)" in str(started)
     for name in copied:
         assert torch.equal(after[name], old[name.replace(".fusion.", f".{source}.")]), name
 
@@ -142,7 +142,7 @@ def test_stages_of_a_standard_transformer_hand_on_its_one_feed_forward(tmp_path:
         start_from(task, folder, WORDS)
         new = values(task)
         assert kept(fresh, new) == {name for name in new if _is(name, parts)}
-        assert torch.equal(new["model.blocks.2.experts.all.fc1.weight"], old["model.blocks.2.experts.all.fc1.weight"])
+        assert torch.equal(new["model.blocks.2.ffn.fc1.weight"], old["model.blocks.2.ffn.fc1.weight"])
 
 
 def test_a_model_does_not_start_from_one_of_other_experts(stages: Any) -> None:

@@ -340,7 +340,7 @@ def test_error_messages_say_what_to_do(listed: Path, tmp_path: Path, model: Pred
 
 
 def test_a_model_without_vectors_makes_no_index(photos: Path, tmp_path: Path, model: Predictor) -> None:
-    blind = replace(model, untrained=frozenset(model.model.parts["embed_image"]))
+    blind = replace(model, untrained=frozenset(model.model.call_parts["embed_image"]))
     with pytest.raises(ValueError, match="holds no trained"):
         build_index(tmp_path / "index", photos, blind)
     assert not (tmp_path / "index").exists()

@@ -33,7 +33,7 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True) -> Entailm
     )
     model = padded(Albef(albef_config(folder)), keep_padding)
     task = Entailment(model, config)
-    own = tuple(f"model.{part}" for part in model.unused())
+    own = tuple(f"model.{part}" for part in model.parts_unused_by())
     load_published(task, folder, "ve", PUBLISHED_ENTAILMENT, own, without=("teacher",) if case == "hard" else ())
     return task
 
@@ -75,7 +75,7 @@ def logits_are_the_released_ones(golden: Golden) -> None:
 def fused_rows_are_the_released_ones(golden: Golden) -> None:
     model, batch = build(golden.folder).model, batch_of(golden)
     images, texts, here = model.image_state(batch.pixels), model.text_state(batch.texts), torch.arange(len(batch))
-    golden.check("a04.fused", model.fuse(texts, images, here, here, "all").rows)
+    golden.check("a04.fused", model.fuse(texts, images, here, here, "all").hidden)
 
 
 def the_teacher_moves_and_then_answers_as_released(golden: Golden) -> None:

@@ -46,7 +46,7 @@ def build_nlvr2(folder: Path, case: str = "a04", keep_padding: bool = True) -> N
     )
     model = padded(Albef(config_of(folder)), keep_padding)
     assert len(model.text.layers) == sizes["nlvr_num_hidden_layers"]
-    task, own = Nlvr2(model, config), tuple(f"model.{part}" for part in model.unused())
+    task, own = Nlvr2(model, config), tuple(f"model.{part}" for part in model.parts_unused_by())
     load_published(task, folder, "nlvr", published_nlvr2(model.config), own, ("teacher",) if case == "hard" else ())
     return task
 
@@ -123,7 +123,7 @@ def nlvr2_fused_rows_are_the_released_ones(golden: Golden) -> None:
     model, pairs = build_nlvr2(golden.folder).model, pairs_of(golden)
     images, here = model.image_state(torch.cat([pairs.pixels, pairs.second_pixels])), torch.arange(len(pairs))
     index = torch.stack([here, here + len(pairs)], dim=1)
-    golden.check("a04.fused", model.fuse(model.text_state(pairs.texts), images, here, index, "all").rows)
+    golden.check("a04.fused", model.fuse(model.text_state(pairs.texts), images, here, index, "all").hidden)
 
 
 def nlvr2_teacher_moves_and_then_answers_as_released(golden: Golden) -> None:
@@ -168,7 +168,7 @@ def assignment_loss_and_logits_are_the_released_ones(golden: Golden) -> None:
     batch, here, made = batch_of(golden), torch.arange(len(golden["out.labels"])), assignment_of(golden)
     images, texts = task.model.image_state(batch.pixels), task.model.text_state(batch.texts)
     joint = task.model.fuse(texts, images, here, made.images, "all")
-    golden.check("out.fused", joint.rows)
+    golden.check("out.fused", joint.hidden)
     golden.check("out.logits", task.head(joint.pooled))
 
 

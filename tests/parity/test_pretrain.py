@@ -22,7 +22,7 @@ from diptych.schema import ALBEF_AS_RELEASED, AlbefPretrainConfig, OptimConfig, 
 from diptych.tasks.albef_pretraining import AlbefPretraining, AlbefTrace
 from diptych.tasks.pretraining import Draws
 from diptych.train.optim import build_optimizer
-from diptych.types import Batch, Losses, Progress, RowList, Texts
+from diptych.types import Batch, Losses, Progress, Texts, TokenPositions
 from tests.parity.golden import Golden, albef_config, check_number, judged_alone, padded, read_tensors, special_ids
 from tests.traces import traced
 
@@ -89,12 +89,14 @@ def test_features_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPr
             golden.check(f"{name}.text_feat{mark}", model.embed_text(texts)["main"])
             masked = model.text_state(Texts(draws.masked_ids, batch.texts.attention_mask))
             here = torch.arange(len(batch))
-            rows = model.fuse(masked, images, here, here, rows="all").rows
+            rows = model.fuse(masked, images, here, here, positions="all").hidden
             golden.check(f"{name}.mlm_logits{mark}", model.word_logits(rows))
             if not mark:
-                golden.check(f"{name}.fused_pos", model.fuse(texts, images, here, here, rows="all").rows)
+                golden.check(f"{name}.fused_pos", model.fuse(texts, images, here, here, positions="all").hidden)
                 text_index, image_index = torch.cat([here, made.negatives[1]]), torch.cat([made.negatives[0], here])
-                golden.check(f"{name}.fused_neg", model.fuse(texts, images, text_index, image_index, rows="all").rows)
+                golden.check(
+                    f"{name}.fused_neg", model.fuse(texts, images, text_index, image_index, positions="all").hidden
+                )
 
 
 def test_contrast_targets_and_weights_are_the_released_ones(
@@ -219,7 +221,7 @@ def test_norm_epsilons_are_the_released_ones(golden: Golden) -> None:
     for parameter in model.word_head.dense.parameters():
         parameter.mul_(2**-10)
     here = torch.arange(len(batch))
-    rows = model.fuse(texts, model.image_state(batch.pixels), here, here, rows="all").rows
+    rows = model.fuse(texts, model.image_state(batch.pixels), here, here, positions="all").hidden
     golden.check("eps_probe.mlm_logits", model.word_logits(rows))
 
 
@@ -246,7 +248,7 @@ def test_valid_rows_do_not_need_padding(golden: Golden) -> None:
     joint = task.model.fuse(task.model.text_state(batch.texts), task.model.image_state(batch.pixels), here, here, "all")
     stored = golden["a04.fused_pos"]
     assert torch.equal(joint.mask, mask[:, : joint.mask.shape[1]])
-    assert (joint.rows[joint.mask] - stored[mask]).abs().max() <= golden.limit("a04.fused_pos")
+    assert (joint.hidden[joint.mask] - stored[mask]).abs().max() <= golden.limit("a04.fused_pos")
 
 
 def test_every_stored_tensor_of_pretraining_is_compared(golden: Golden, golden_albef: Path) -> None:
@@ -339,5 +341,5 @@ def test_a_row_list_of_the_first_positions_is_the_pooled_vector(golden: Golden) 
     task, batch = build(golden.folder, keep_padding=False), batch_of(golden)
     here = torch.arange(len(batch))
     texts, images = task.model.text_state(batch.texts), task.model.image_state(batch.pixels)
-    joint = task.model.fuse(texts, images, here, here, RowList(here, torch.zeros_like(here)))
-    assert torch.allclose(joint.pooled, joint.rows, atol=1e-6)
+    joint = task.model.fuse(texts, images, here, here, TokenPositions(here, torch.zeros_like(here)))
+    assert torch.allclose(joint.pooled, joint.hidden, atol=1e-6)

@@ -82,10 +82,10 @@ def features_are_the_released_ones(golden: Golden) -> None:
         golden.check("a04.text_feat", task.model.embed_text(texts)["main"])
         for key, ours in zip(("image", "text"), made.contrast.keys, strict=False):
             golden.check(f"a04.{key}_feat_m", ours)
-        golden.check("a04.fused_pos", task.model.fuse(texts, images, here, here, "all").rows)
+        golden.check("a04.fused_pos", task.model.fuse(texts, images, here, here, "all").hidden)
         negative_image, negative_text = made.negatives
         text_index, image_index = torch.cat([here, negative_text]), torch.cat([negative_image, here])
-        golden.check("a04.fused_neg", task.model.fuse(texts, images, text_index, image_index, "all").rows)
+        golden.check("a04.fused_neg", task.model.fuse(texts, images, text_index, image_index, "all").hidden)
 
 
 def identities_decide_what_is_right(golden: Golden) -> None:

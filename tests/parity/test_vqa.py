@@ -20,7 +20,7 @@ from diptych.losses.answers import answer_losses
 from diptych.losses.distillation import alpha_at
 from diptych.models.albef import Albef, start_of_answer_decoder
 from diptych.nn.decoder import AnswerDecoder
-from diptych.nn.packed import Packed
+from diptych.nn.packed import PackedSequences
 from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING, PUBLISHED_VQA
 from diptych.schema import DecoderConfig, Released, VqaDecoderConfig
 from diptych.task import Model
@@ -106,7 +106,7 @@ def check_real_rows(golden: Golden, key: str, ours: Tensor, real: Tensor) -> Non
 def logits_everywhere(model: Model, head: AnswerDecoder, batch: QuestionBatch) -> Tensor:
     """Word scores behind each token of the answers, [SEP] included."""
     real = batch.answers.attention_mask
-    hidden, _ = head(batch.answers.input_ids[real], Packed(real.sum(1)), ask(model, batch), batch.answer_of)
+    hidden, _ = head(batch.answers.input_ids[real], PackedSequences(real.sum(1)), ask(model, batch), batch.answer_of)
     return head.word_logits(hidden)
 
 
@@ -129,7 +129,7 @@ def states_and_word_scores_are_the_released_ones(golden: Golden) -> None:
     task, _ = step(golden, "a04")
     batch = batch_of(golden)
     real = batch.answers.attention_mask
-    golden.check("a04.question_states", ask(task.model, batch).rows)
+    golden.check("a04.question_states", ask(task.model, batch).hidden)
     check_real_rows(golden, "a04.decoder_logits", logits_everywhere(task.model, task.head, batch), real)
     within = real[:, : golden["a04.logits_m"].shape[1]]
     ours = logits_everywhere(task.teacher, task.teacher_head, batch)

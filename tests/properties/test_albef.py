@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from diptych.models.albef import Albef, ImageState, TextState
 from diptych.nn.blocks import TextBlock
 from diptych.nn.embeddings import resize_positions
-from diptych.types import Joint, Progress, RowList, Texts
+from diptych.types import Joint, Progress, Texts, TokenPositions
 from tests import tiny
 from tests.tiny import alone, same
 from tests.traces import traced
@@ -24,7 +24,7 @@ from tests.traces import traced
 LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX, IMAGE_INDEX = torch.tensor([0, 1, 1, 3, 2, 0]), torch.tensor([2, 0, 2, 2, 4, 0])
 """Six pairs of four texts and five images: images 1 and 3 are in none, image 2 in three, text order broken."""
-ROWS = RowList(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
+ROWS = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
 
 
 @pytest.fixture(scope="module", params=tiny.VARIANTS, ids="-".join)
@@ -184,13 +184,13 @@ def test_every_pair_is_fused_as_the_plain_implementation_fuses_it_alone(
     for joint in (pooled, listed, everything):
         same(joint.pooled, first)
         same(model.match_logits(joint), model.match_head(first))
-    assert pooled.rows is None
+    assert pooled.hidden is None
     wanted = torch.stack([plain[p][r] for p, r in zip(ROWS.pair, ROWS.position, strict=True)])
-    same(listed.rows, wanted)
-    same(model.word_logits(listed.rows), model.word_logits(wanted))
+    same(listed.hidden, wanted)
+    same(model.word_logits(listed.hidden), model.word_logits(wanted))
     assert everything.mask is not None
     assert everything.mask.sum(1).tolist() == [LENGTHS[t] for t in TEXT_INDEX]
-    same(everything.rows[everything.mask], torch.cat(plain))
+    same(everything.hidden[everything.mask], torch.cat(plain))
 
 
 def test_pairs_alone_and_in_any_order_give_the_same(model: Albef, texts: TextState, images: ImageState) -> None:
@@ -199,8 +199,8 @@ def test_pairs_alone_and_in_any_order_give_the_same(model: Albef, texts: TextSta
     same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order]).pooled, whole.pooled[order])
     listed = fuse(model, texts, images, ROWS)
     place = order.argsort()
-    moved = RowList(place[ROWS.pair], ROWS.position)
-    same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order], moved).rows, listed.rows)
+    moved = TokenPositions(place[ROWS.pair], ROWS.position)
+    same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order], moved).hidden, listed.hidden)
     for p, (t, i) in enumerate(zip(TEXT_INDEX, IMAGE_INDEX, strict=True)):
         zero = torch.zeros(1, dtype=torch.long)
         same(model.fuse(texts[t[None]], images[i[None]], zero, zero).pooled[0], whole.pooled[p])
@@ -210,14 +210,14 @@ def test_one_image_may_serve_every_pair(model: Albef, texts: TextState, images: 
     every = torch.arange(len(texts))
     one = model.fuse(texts, images[torch.tensor([2])], every, torch.zeros_like(every), "all")
     spread = model.fuse(texts, images, every, torch.full_like(every, 2), "all")
-    same(one.rows, spread.rows)
+    same(one.hidden, spread.hidden)
     same(one.pooled[0], fuse(model, texts, images).pooled[0])
 
 
 def test_an_empty_list_of_rows_is_fine(model: Albef, texts: TextState, images: ImageState) -> None:
     nothing = torch.empty(0, dtype=torch.long)
-    joint = fuse(model, texts, images, RowList(nothing, nothing))
-    assert model.word_logits(joint.rows).shape == (0, tiny.VOCABULARY)
+    joint = fuse(model, texts, images, TokenPositions(nothing, nothing))
+    assert model.word_logits(joint.hidden).shape == (0, tiny.VOCABULARY)
     same(joint.pooled, fuse(model, texts, images).pooled)
 
 
@@ -229,9 +229,9 @@ def test_fusion_maps_are_the_cross_attention_and_change_no_result(
     joint, plain = fuse(model, texts, images, rows, maps=range(start, end)), fuse(model, texts, images, rows)
     same(joint.pooled, plain.pooled)
     if rows is None:
-        assert joint.rows is None
+        assert joint.hidden is None
     else:
-        same(joint.rows, plain.rows)
+        same(joint.hidden, plain.hidden)
     assert set(joint.maps) == set(range(start, end))
     for p, (t, i) in enumerate(zip(TEXT_INDEX, IMAGE_INDEX, strict=True)):
         _, maps = plain_fusion(model, texts[t[None]].hidden, images.tokens[i])
@@ -267,11 +267,11 @@ def test_computing_the_padding_changes_no_valid_row(norm: str, stem: str) -> Non
     batch = tiny.padded(tiny.texts(LENGTHS), 11)
     kept, lean, images = wide.text_state(batch), packed.text_state(batch), packed.image_state(pixels())
     assert (len(kept.hidden), len(lean.hidden)) == (4 * 11, sum(LENGTHS))
-    same(kept.hidden[kept.visible], lean.hidden)
+    same(kept.hidden[kept.attention_mask], lean.hidden)
     same(wide.embed_text(kept)["main"], packed.embed_text(lean)["main"])
     ours, theirs = fuse(packed, lean, images, "all"), fuse(wide, kept, images, "all")
-    same(theirs.rows[theirs.mask], ours.rows[ours.mask])
-    same(fuse(wide, kept, images, ROWS).rows, fuse(packed, lean, images, ROWS).rows)
+    same(theirs.hidden[theirs.mask], ours.hidden[ours.mask])
+    same(fuse(wide, kept, images, ROWS).hidden, fuse(packed, lean, images, ROWS).hidden)
 
 
 # --------------------------------------------------------------------------- errors, precision

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diptych.models.albef import ImageState
-from diptych.nn.counter_rng import branches_kept, derived, dropout, kept, sample_keys
+from diptych.nn.counter_rng import branches_kept, derived, dropout, keep_mask, sample_keys
 from diptych.nn.packed import TextState
 from diptych.types import Texts
 from tests import tiny
@@ -18,7 +18,7 @@ KEYS = sample_keys(3, 0, 512)
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_entries_are_dropped_as_often_as_asked_and_the_mean_is_kept(probability: float) -> None:
-    made = dropout(torch.ones(512, 301), probability, True, KEYS, place=7)
+    made = dropout(torch.ones(512, 301), probability, True, KEYS, layer_id=7)
     assert (made == 0).double().mean().item() == pytest.approx(probability, abs=0.005)
     assert made.mean().item() == pytest.approx(1.0, abs=0.02)
     assert len(made.unique()) == 2
@@ -26,9 +26,12 @@ def test_entries_are_dropped_as_often_as_asked_and_the_mean_is_kept(probability:
 
 def test_draws_of_rows_columns_layers_and_steps_do_not_resemble_each_other() -> None:
     """The share of equal entries of two unlike draws at a half is a half."""
-    stays = kept(64, 0.5, KEYS, 0)[0]
-    others = [stays.roll(1, 0), stays.roll(1, 1), stays.roll(4, 1), kept(64, 0.5, KEYS, 1)[0]]
-    others += [kept(64, 0.5, sample_keys(4, 0, 512), 0)[0], kept(64, 0.5, sample_keys(3, 1, 512), 0)[0].roll(3, 0)]
+    stays = keep_mask(64, 0.5, KEYS, 0)[0]
+    others = [stays.roll(1, 0), stays.roll(1, 1), stays.roll(4, 1), keep_mask(64, 0.5, KEYS, 1)[0]]
+    others += [
+        keep_mask(64, 0.5, sample_keys(4, 0, 512), 0)[0],
+        keep_mask(64, 0.5, sample_keys(3, 1, 512), 0)[0].roll(3, 0),
+    ]
     for other in others:
         assert (stays == other).double().mean().item() == pytest.approx(0.5, abs=0.015)
 
@@ -59,7 +62,7 @@ def encoded(system: str, rows: list[int]) -> tuple[TextState, ImageState]:
     batch = tiny.batch()
     keys = sample_keys(5, 0, len(batch))[rows]
     texts = Texts(batch.texts.input_ids[rows], batch.texts.attention_mask[rows], keys)
-    return model.text_state(texts), model.image_state(batch.pixels[rows], keys=keys)
+    return model.text_state(texts), model.image_state(batch.pixels[rows], rng_keys=keys)
 
 
 @pytest.mark.parametrize("system", ["albef", "vlmo"])
@@ -79,6 +82,6 @@ def test_a_pair_loses_the_same_wherever_it_stands_and_other_than_its_text_in_oth
     pooled = model.fuse(texts, images, *where).pooled
     again = model.fuse(texts, images, where[0].flip(0), where[1].flip(0)).pooled.flip(0)
     torch.testing.assert_close(pooled, again)
-    alike = ImageState(images.tokens[1:2].expand(2, -1, -1), keys=images.keys[:2])
+    alike = ImageState(images.tokens[1:2].expand(2, -1, -1), rng_keys=images.rng_keys[:2])
     same_text = model.fuse(texts, alike, torch.tensor([0, 0]), torch.tensor([0, 1])).pooled
     assert not torch.allclose(same_text[0], same_text[1])

@@ -18,7 +18,7 @@ from diptych.schema import EntailmentConfig, GroundingConfig, GroundingTrainingC
 from diptych.task import Model, Task
 from diptych.tasks.entailment import CLASSES, Entailment
 from diptych.tasks.retrieval import Retrieval
-from diptych.types import Batch, Joint, LabelledBatch, Progress, Rows, Term, Texts, expect
+from diptych.types import Batch, Joint, LabelledBatch, OutputPositions, Progress, Term, Texts, expect
 from tests import tiny
 
 LATER = Progress(step=3, epoch=2.0, seed=5)
@@ -349,7 +349,7 @@ class Bags(Model):
         self.match, self.words_out = nn.Linear(6, 2), nn.Linear(6, tiny.VOCABULARY)
         self.scale = nn.Parameter(torch.tensor(0.1))
 
-    def image_state(self, pixels: Tensor, maps: Sequence[int] = (), keys: Tensor | None = None) -> Tensor:
+    def image_state(self, pixels: Tensor, maps: Sequence[int] = (), rng_keys: Tensor | None = None) -> Tensor:
         return self.pixels(pixels.mean((2, 3)))
 
     def text_state(self, texts: Texts) -> Tensor:
@@ -366,7 +366,7 @@ class Bags(Model):
         return self.scale
 
     def fuse(
-        self, texts: Tensor, images: Tensor, text_index: Tensor, image_index: Tensor, rows: Rows = None,
+        self, texts: Tensor, images: Tensor, text_index: Tensor, image_index: Tensor, positions: OutputPositions = None,
         maps: Sequence[int] = (),
     ) -> Joint:  # fmt: skip
         return Joint(texts[text_index] * images[image_index], None)

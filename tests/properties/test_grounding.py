@@ -73,7 +73,7 @@ class Weighing(Model):
         super().__init__()
         self.weights = weights
 
-    def image_state(self, pixels: Tensor, maps: Sequence[int] = (), keys: Tensor | None = None) -> Given:
+    def image_state(self, pixels: Tensor, maps: Sequence[int] = (), rng_keys: Tensor | None = None) -> Given:
         return Given(pixels.flatten(2)[:, :, None], tuple(maps))
 
     def text_state(self, texts: Texts) -> Texts:

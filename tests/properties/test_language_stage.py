@@ -154,13 +154,11 @@ def test_what_is_frozen_does_not_move_and_all_else_does(model: dict[str, Any], d
     still = {name for name in before if name not in moved}
     assert moved == {name for name, value in task.named_parameters() if value.requires_grad}
     assert any(".attention." in name for name in still)
-    assert not any(
-        part in name for name in moved for part in (".attention.", "experts.image", "experts.fusion", "norm1")
-    )
+    assert not any(part in name for name in moved for part in (".attention.", "vision_ffn", "vl_ffn", "norm1"))
     assert any(".text_attention." in name for name in moved) == (model.get("attention") == "separate")
     assert {"model.text.words.weight", "model.norm.weight", "model.word_head.dense.weight"} <= moved
-    expert = "all" if model.get("experts") == "one" else "text"
-    assert {f"model.blocks.{number}.experts.{expert}.fc1.weight" for number in range(4)} <= moved
+    expert = "ffn" if model.get("experts") == "one" else "language_ffn"
+    assert {f"model.blocks.{number}.{expert}.fc1.weight" for number in range(4)} <= moved
 
 
 def test_every_trained_parameter_gets_a_gradient() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from diptych.models.albef import Albef, ImageState, TextState, repeat_fusion_layers
 from diptych.schema import Nlvr2Config, TextAssignmentConfig
 from diptych.tasks.nlvr2 import FIRST, NEITHER, SECOND, Assignment, AssignmentDraws, Nlvr2, TextAssignment
-from diptych.types import Joint, Progress, RowList
+from diptych.types import Joint, Progress, TokenPositions
 from tests import tiny
 from tests.properties.test_albef import plain_text, same, text_layer
 
@@ -20,7 +20,7 @@ LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX = torch.tensor([0, 1, 1, 3, 2])
 IMAGE_INDEX = torch.tensor([[2, 0, 1], [0, 2, 2], [2, 4, 0], [2, 2, 4], [4, 1, 2]])
 """Image 3 is in no row, image 2 is both first and second, in the fourth row twice."""
-ROWS = RowList(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
+ROWS = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
 LATER = Progress(step=3, epoch=2.0, seed=5)
 """After the teacher has been let in."""
 
@@ -93,9 +93,9 @@ def test_fusion_layers_look_at_the_images_in_turn_as_in_a_plain_implementation(
     mapped = fuse(model, texts, images, maps=numbers)
     for joint in (fuse(model, texts, images), listed, everything, mapped):
         same(joint.pooled, first)
-    same(listed.rows, torch.stack([expected[p][0][r] for p, r in zip(ROWS.pair, ROWS.position, strict=True)]))
+    same(listed.hidden, torch.stack([expected[p][0][r] for p, r in zip(ROWS.pair, ROWS.position, strict=True)]))
     assert everything.mask is not None
-    same(everything.rows[everything.mask], torch.cat([hidden for hidden, _ in expected]))
+    same(everything.hidden[everything.mask], torch.cat([hidden for hidden, _ in expected]))
     assert set(mapped.maps) == set(numbers)
     for p, (_, maps) in enumerate(expected):
         for number, attention in maps.items():

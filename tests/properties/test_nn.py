@@ -1,4 +1,4 @@
-"""Building blocks against their definitions: lean sublayers, ragged layouts, the draw of negatives, maps."""
+"""Building blocks against their definitions: fused sublayers, packed sequences, the draw of negatives, maps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from diptych.losses.matching import draw_negatives
 from diptych.nn.attention import attend, attend_with_map
 from diptych.nn.fused_norm import norm_linear, norm_mlp
-from diptych.nn.packed import Layout, Packed
+from diptych.nn.packed import PackedSequences, PaddedGrid
 from tests.tiny import shake, uniform
 
-# --------------------------------------------------------------------------- lean sublayers
+# --------------------------------------------------------------------------- fused sublayers
 
 
 def parts(dtype: torch.dtype) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
@@ -119,23 +119,23 @@ def test_frozen_layers_cost_no_products_for_gradients_that_nobody_wants(frozen: 
 @pytest.mark.parametrize("rows", [1, 3, None])
 def test_attention_with_its_map_gives_the_same_and_the_map_is_what_it_is_computed_from(rows: int | None) -> None:
     query, key, value = uniform(2, 5, 8, seed=1), uniform(2, 7, 8, seed=2), uniform(2, 7, 8, seed=3)
-    out, shown = attend_with_map(query.requires_grad_(), key, value, 2, rows)
+    out, attention_map = attend_with_map(query.requires_grad_(), key, value, 2, rows)
     torch.testing.assert_close(out, attend(query, key, value, 2))
-    assert shown.shape == (2, 2, rows or 5, 6)
-    by_map = torch.autograd.grad(out[:, : rows or 5].sum(), shown)[0]
+    assert attention_map.shape == (2, 2, rows or 5, 6)
+    by_map = torch.autograd.grad(out[:, : rows or 5].sum(), attention_map)[0]
     expected = value[:, 1:].unflatten(-1, (2, 4)).sum(-1).transpose(1, 2)[:, :, None].expand_as(by_map)
     torch.testing.assert_close(by_map, expected)
 
 
-def test_invisible_keys_weigh_nothing() -> None:
+def test_masked_keys_weigh_nothing() -> None:
     query, key, value = uniform(2, 5, 8, seed=1), uniform(2, 7, 8, seed=2), uniform(2, 7, 8, seed=3)
-    visible = torch.arange(7) < torch.tensor([[4], [7]])
-    out = attend(query, key, value, 2, visible)
+    mask = torch.arange(7) < torch.tensor([[4], [7]])
+    out = attend(query, key, value, 2, mask)
     torch.testing.assert_close(out[:1], attend(query[:1], key[:1, :4], value[:1, :4], 2))
     torch.testing.assert_close(out[1:], attend(query[1:], key[1:], value[1:], 2))
 
 
-# --------------------------------------------------------------------------- layouts
+# --------------------------------------------------------------------------- packed sequences
 
 
 @st.composite
@@ -145,25 +145,25 @@ def grouped(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 @given(grouped())
-def test_a_layout_puts_each_row_behind_the_earlier_ones_of_its_group(case: tuple[list[int], int]) -> None:
+def test_a_grid_puts_each_token_behind_the_earlier_ones_of_its_group(case: tuple[list[int], int]) -> None:
     group, groups = case
-    layout = Layout.of(torch.tensor(group), groups)
+    grid = PaddedGrid.of(torch.tensor(group), groups)
     expected = [[n for n, g in enumerate(group) if g == which] for which in range(groups)]
     length = max(map(len, expected))
-    assert (layout.groups, layout.length) == (groups, length)
+    assert (grid.groups, grid.length) == (groups, length)
     marks = torch.arange(1, len(group) + 1)
-    assert layout.pad(marks).tolist() == [[n + 1 for n in row] + [0] * (length - len(row)) for row in expected]
-    filled = layout.filled()
-    assert (layout.pad(marks) > 0).equal(torch.ones(groups, length, dtype=torch.bool) if filled is None else filled)
+    assert grid.pad(marks).tolist() == [[n + 1 for n in row] + [0] * (length - len(row)) for row in expected]
+    mask = grid.mask()
+    assert (grid.pad(marks) > 0).equal(torch.ones(groups, length, dtype=torch.bool) if mask is None else mask)
     odd = marks % 2 == 1
-    assert layout.filled(odd).equal(layout.pad(marks) % 2 == 1)
+    assert grid.mask(odd).equal(grid.pad(marks) % 2 == 1)
 
 
 @given(grouped())
-def test_rows_come_back_from_their_grid_and_so_do_gradients(case: tuple[list[int], int]) -> None:
-    layout = Layout.of(torch.tensor(case[0]), case[1])
+def test_tokens_come_back_from_their_grid_and_so_do_gradients(case: tuple[list[int], int]) -> None:
+    grid = PaddedGrid.of(torch.tensor(case[0]), case[1])
     rows = uniform(len(case[0]), 2, 3).requires_grad_()
-    back = layout.unpad(layout.pad(rows))
+    back = grid.unpad(grid.pad(rows))
     assert torch.equal(back, rows)
     weights = uniform(*rows.shape, seed=1)
     assert torch.equal(torch.autograd.grad((back * weights).sum(), rows)[0], weights)
@@ -171,13 +171,13 @@ def test_rows_come_back_from_their_grid_and_so_do_gradients(case: tuple[list[int
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.data())
 def test_packed_sequences_are_what_lists_of_lists_are(lengths: list[int], data: st.DataObject) -> None:
-    packed = Packed(torch.tensor(lengths))
+    packed = PackedSequences(torch.tensor(lengths))
     sequences = [[100 * s + p for p in range(length)] for s, length in enumerate(lengths)]
     rows = torch.tensor([row for sequence in sequences for row in sequence])
-    assert torch.equal(packed.sequence * 100 + packed.position, rows)
+    assert torch.equal(packed.sequence_ids * 100 + packed.position_ids, rows)
     assert rows[packed.starts].tolist() == [sequence[0] for sequence in sequences]
-    assert torch.equal(packed.layout.pad(rows), Layout.of(packed.sequence, len(lengths)).pad(rows))
-    assert (packed.layout.index is None) == (len(set(lengths)) == 1)
+    assert torch.equal(packed.grid.pad(rows), PaddedGrid.of(packed.sequence_ids, len(lengths)).pad(rows))
+    assert (packed.grid.index is None) == (len(set(lengths)) == 1)
     which = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8))
     chosen, taken = packed.select(torch.tensor(which))
     assert chosen.lengths.tolist() == [lengths[s] for s in which]

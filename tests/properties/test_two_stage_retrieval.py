@@ -55,9 +55,9 @@ class Call:
 class FakeModel(nn.Module):
     """Vectors come from the inputs as they are; match logits are integers, so that no order of work can change them."""
 
-    def __init__(self, image_rows: int = 0) -> None:
+    def __init__(self, fused_image_tokens: int = 0) -> None:
         super().__init__()
-        self.image_rows = image_rows
+        self.fused_image_tokens = fused_image_tokens
         self.dropout = nn.Dropout(0.5)
         self.frozen = nn.Linear(1, 1)
         self.calls: list[Call] = []
@@ -84,7 +84,7 @@ class FakeModel(nn.Module):
         assert not torch.is_grad_enabled()
         rows = torch.cat([texts.values[text_index], images.values[image_index]], dim=1)
         self.calls.append(Call([tuple(row) for row in rows.tolist()], len(images)))
-        return Joint(pooled=rows, rows=None)
+        return Joint(pooled=rows, hidden=None)
 
     def match_logits(self, joint: Joint) -> torch.Tensor:
         text, image = joint.pooled.split(WIDTH, dim=1)
@@ -173,7 +173,7 @@ def test_all_pairs_of_an_image_share_one_call_when_the_budget_allows() -> None:
 
 def test_an_image_that_joins_each_of_its_pairs_counts_as_its_rows() -> None:
     """A pair has 4 to 9 text tokens; three pairs of 44 begin within 100 rows, four do not."""
-    attended, joining = FakeModel(), FakeModel(image_rows=40)
+    attended, joining = FakeModel(), FakeModel(fused_image_tokens=40)
     for model in (attended, joining):
         two_stage(make_case(), k=1000, budget=100, batch=1, model=model)
     assert max(len(call.pairs) for call in joining.calls) <= 3

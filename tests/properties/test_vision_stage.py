@@ -113,10 +113,10 @@ def test_what_trains_is_what_the_loss_reaches(model: dict[str, Any]) -> None:
     trains = {name for name, weight in task.named_parameters() if weight.requires_grad}
     parts = ("head.", "model.image.", "model.types.", "model.positions.", "model.norm.", "model.blocks.")
     assert all(name.startswith(parts) for name in trains)
-    expert = "all" if model.get("experts") == "one" else "image"
-    assert not [name for name in trains if ".experts." in name and f".experts.{expert}." not in name]
+    expert = "ffn" if model.get("experts") == "one" else "vision_ffn"
+    assert not [name for name in trains if "ffn." in name and f".{expert}." not in name]
     assert not [name for name in trains if ".text_attention." in name]
-    assert {f"model.blocks.3.experts.{expert}.fc1.weight", "model.blocks.3.attention.qkv.weight"} <= trains
+    assert {f"model.blocks.3.{expert}.fc1.weight", "model.blocks.3.attention.qkv.weight"} <= trains
 
 
 def test_the_measure_says_what_the_commonest_code_would_reach() -> None:

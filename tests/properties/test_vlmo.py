@@ -17,17 +17,17 @@ from torch.nn import functional as F
 from diptych.models.vlmo import BRANCHES, Branch, ImageState, Vlmo
 from diptych.nn.attention import CHUNK, attend_biased
 from diptych.nn.counter_rng import sample_keys
-from diptych.nn.experts import ExpertBlock, Frame
+from diptych.nn.mome import MoMEBlock, MultimodalLayout
 from diptych.nn.packed import TextState
-from diptych.types import Joint, RowList
+from diptych.types import Joint, TokenPositions
 from tests import tiny
 from tests.tiny import alone, same
 
 LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX, IMAGE_INDEX = torch.tensor([0, 1, 1, 3, 2, 0]), torch.tensor([2, 0, 2, 2, 4, 0])
 """Six pairs of four texts and five images: images 1 and 3 are in none, image 2 in three, text order broken."""
-ROWS = RowList(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
-Route = Literal["text", "image", "split", "fusion"]
+ROWS = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
+Route = Literal["language", "vision", "split", "vl"]
 
 
 RELATIVE: dict[str, object] = {"positions": "relative", "layer_scale": 0.1, "images_per_text": 2}
@@ -68,7 +68,7 @@ def pixels() -> Tensor:
 
 
 def plain_block(
-    block: ExpertBlock, hidden: Tensor, bias: Tensor | None, text: int, route: Route
+    block: MoMEBlock, hidden: Tensor, bias: Tensor | None, text: int, route: Route
 ) -> tuple[Tensor, Tensor]:
     """Rows [L, D] of one sequence, of which the first `text` are text; and the probabilities [H, L, L]."""
     normed = block.norm1(hidden)
@@ -86,14 +86,14 @@ def plain_block(
     gamma_1, gamma_2 = (1 if gamma is None else gamma for gamma in (block.gamma_1, block.gamma_2))
     gathered = zip(of_rows, torch.cat(mixed, dim=1), strict=True)
     hidden = hidden + gamma_1 * torch.stack([attention.out(row) for attention, row in gathered])
-    experts = {"split": [("text", hidden[:text]), ("image", hidden[text:])]}.get(route, [(route, hidden)])
-    if hasattr(block.experts, "all"):
-        experts = [("all", hidden)]
-    made = []
-    for name, rows in experts:
-        expert = getattr(block.experts, name)
-        made.append(expert.fc2(F.gelu(expert.fc1(expert.norm(rows)))))
-    return hidden + gamma_2 * torch.cat(made), torch.stack(maps)
+    experts = {"split": [("language", hidden[:text]), ("vision", hidden[text:])]}.get(route, [(route, hidden)])
+    if block.ffn is not None:
+        experts = [("", hidden)]
+    fed = []
+    for name, tokens in experts:
+        ffn = getattr(block, f"{name}_ffn".lstrip("_"))
+        fed.append(ffn.fc2(F.gelu(ffn.fc1(ffn.norm(tokens)))))
+    return hidden + gamma_2 * torch.cat(fed), torch.stack(maps)
 
 
 def plain_pass(
@@ -113,8 +113,8 @@ def plain_pass(
     if patches is not None:
         parts.append(patches + model.types.weight[1 + turn])
     hidden = torch.cat(parts)
-    low: Route = "split" if len(parts) == 2 else "image" if ids is None else "text"
-    high: Route = top or ("fusion" if len(parts) == 2 else low)
+    low: Route = "split" if len(parts) == 2 else "vision" if ids is None else "language"
+    high: Route = top or ("vl" if len(parts) == 2 else low)
     biases: list[Tensor | None] = [None] * model.config.depth
     if model.positions is not None:
         side = None if patches is None else math.isqrt(len(patches) - 1)
@@ -146,7 +146,7 @@ def test_a_text_is_embedded_the_same_alone_padded_or_among_others(
     for which, own in enumerate(LENGTHS):
         state = model.text_state(alone(batch, which, max(length, own)))
         same(model.embed_text(state, (branch,))[branch][0], embedded[which])
-        rows, _ = plain_pass(model, ids_of(which), None, top="fusion" if branch == "vl" else None)
+        rows, _ = plain_pass(model, ids_of(which), None, top="vl" if branch == "vl" else None)
         same(F.normalize(head(rows[0]), dim=0), embedded[which])
 
 
@@ -158,7 +158,7 @@ def test_an_image_is_embedded_the_same_alone_or_among_others(model: Vlmo, images
     head = {"main": model.image_proj, "vl": model.vl_image_proj}[branch]
     for which, picture in enumerate(pixels()):
         same(model.embed_image(model.image_state(picture[None]), (branch,))[branch][0], embedded[which])
-        rows, _ = plain_pass(model, None, images.patches[which], top="fusion" if branch == "vl" else None)
+        rows, _ = plain_pass(model, None, images.patches[which], top="vl" if branch == "vl" else None)
         same(F.normalize(head(rows[0]), dim=0), embedded[which])
 
 
@@ -166,12 +166,12 @@ def test_the_stages_read_all_rows_of_one_modality(model: Vlmo, texts: TextState,
     tokens = model.encode_image(images.patches)
     for which in range(len(images)):
         same(tokens[which], plain_pass(model, None, images.patches[which])[0])
-    listed = RowList(torch.tensor([0, 1, 1, 3]), torch.tensor([4, 0, 8, 2]))
+    listed = TokenPositions(torch.tensor([0, 1, 1, 3]), torch.tensor([4, 0, 8, 2]))
     rows = model.encode_text(texts, listed)
     for row, text, position in zip(rows, listed.pair.tolist(), listed.position.tolist(), strict=True):
         same(row, plain_pass(model, ids_of(text), None)[0][position])
     nothing = torch.empty(0, dtype=torch.long)
-    assert model.encode_text(texts, RowList(nothing, nothing)).shape == (0, model.config.width)
+    assert model.encode_text(texts, TokenPositions(nothing, nothing)).shape == (0, model.config.width)
 
 
 def test_states_are_cut_and_joined_like_lists(model: Vlmo, images: ImageState) -> None:
@@ -210,24 +210,24 @@ def test_every_pair_is_fused_as_the_plain_implementation_fuses_it_alone(
     for joint in (pooled, listed, everything):
         same(joint.pooled, first)
         same(model.match_logits(joint), model.match_head(first))
-    assert pooled.rows is None
+    assert pooled.hidden is None
     wanted = torch.stack([plain[p][r] for p, r in zip(ROWS.pair, ROWS.position, strict=True)])
-    same(listed.rows, wanted)
+    same(listed.hidden, wanted)
     assert model.word_logits(wanted).shape == (5, tiny.VOCABULARY)
     assert everything.mask is not None
-    assert everything.text_rows is not None
+    assert everything.text_mask is not None
     lengths = [LENGTHS[t] for t in TEXT_INDEX]
-    assert everything.text_rows.sum(1).tolist() == lengths
+    assert everything.text_mask.sum(1).tolist() == lengths
     assert everything.mask.sum(1).tolist() == [length + tiny.PATCHES + 1 for length in lengths]
-    same(everything.rows[everything.mask], torch.cat(plain))
+    same(everything.hidden[everything.mask], torch.cat(plain))
 
 
 def test_pairs_alone_and_in_any_order_give_the_same(model: Vlmo, texts: TextState, images: ImageState) -> None:
     whole, listed = fuse(model, texts, images), fuse(model, texts, images, ROWS)
     order = torch.tensor([3, 5, 0, 4, 2, 1])
     same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order]).pooled, whole.pooled[order])
-    moved = RowList(order.argsort()[ROWS.pair], ROWS.position)
-    same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order], moved).rows, listed.rows)
+    moved = TokenPositions(order.argsort()[ROWS.pair], ROWS.position)
+    same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order], moved).hidden, listed.hidden)
     for p, (t, i) in enumerate(zip(TEXT_INDEX, IMAGE_INDEX, strict=True)):
         zero = torch.zeros(1, dtype=torch.long)
         same(model.fuse(texts[t[None]], images[i[None]], zero, zero).pooled[0], whole.pooled[p])
@@ -235,8 +235,8 @@ def test_pairs_alone_and_in_any_order_give_the_same(model: Vlmo, texts: TextStat
 
 def test_an_empty_list_of_rows_is_fine(model: Vlmo, texts: TextState, images: ImageState) -> None:
     nothing = torch.empty(0, dtype=torch.long)
-    joint = fuse(model, texts, images, RowList(nothing, nothing))
-    assert model.word_logits(joint.rows).shape == (0, tiny.VOCABULARY)
+    joint = fuse(model, texts, images, TokenPositions(nothing, nothing))
+    assert model.word_logits(joint.hidden).shape == (0, tiny.VOCABULARY)
     same(joint.pooled, fuse(model, texts, images).pooled)
 
 
@@ -248,12 +248,12 @@ def test_fusion_maps_are_the_attention_from_text_to_patches_and_change_no_result
     joint, plain = fuse(model, texts, images, rows, maps=every), fuse(model, texts, images, rows)
     same(joint.pooled, plain.pooled)
     if rows is None:
-        assert joint.rows is None
+        assert joint.hidden is None
     else:
-        assert joint.rows is not None
-        assert plain.rows is not None
+        assert joint.hidden is not None
+        assert plain.hidden is not None
         valid = slice(None) if plain.mask is None else plain.mask
-        same(joint.rows[valid], plain.rows[valid])
+        same(joint.hidden[valid], plain.hidden[valid])
     assert set(joint.maps) == set(every)
     for p, (t, i) in enumerate(zip(TEXT_INDEX, IMAGE_INDEX, strict=True)):
         _, maps = plain_pass(model, ids_of(int(t)), images.patches[i])
@@ -279,7 +279,7 @@ def test_padding_that_is_kept_changes_no_valid_row(model: Vlmo, images: ImageSta
     kept, packed = padded.text_state(given), model.text_state(given)
     assert len(kept.hidden) == len(LENGTHS) * tiny.POSITIONS
     same(padded.embed_text(kept)["main"], model.embed_text(packed)["main"])
-    same(fuse(padded, kept, images, ROWS).rows, fuse(model, packed, images, ROWS).rows)
+    same(fuse(padded, kept, images, ROWS).hidden, fuse(model, packed, images, ROWS).hidden)
 
 
 # --------------------------------------------------------------------------- parts, regularisation, errors
@@ -300,19 +300,19 @@ def test_the_parts_of_calls_get_a_gradient_from_them_and_those_unused_get_none(c
         ("embed_image",): lambda: model.embed_image(images)["main"],
         ("embed_text",): lambda: model.embed_text(texts)["main"],
         ("temperature",): model.temperature,
-        ("encode_text",): lambda: model.encode_text(texts, RowList(torch.arange(4), torch.zeros(4).long())),
-        ("fuse",): lambda: fuse(model, texts, images, ROWS).rows,
-        ("fuse", "all_rows"): lambda: fuse(model, texts, images, "all").rows,
+        ("encode_text",): lambda: model.encode_text(texts, TokenPositions(torch.arange(4), torch.zeros(4).long())),
+        ("fuse",): lambda: fuse(model, texts, images, ROWS).hidden,
+        ("fuse", "all_tokens"): lambda: fuse(model, texts, images, "all").hidden,
         ("fuse", "pooled"): lambda: fuse(model, texts, images).pooled,
         ("fuse", "pooled", "match_logits"): lambda: model.match_logits(fuse(model, texts, images)),
-        ("fuse", "word_logits"): lambda: model.word_logits(fuse(model, texts, images, ROWS).rows),
+        ("fuse", "word_logits"): lambda: model.word_logits(fuse(model, texts, images, ROWS).hidden),
     }
     if model.config.has_fusion_experts:
         calls["vl",] = lambda: (
             torch.cat([model.embed_image(images, ("vl",))["vl"], model.embed_text(texts, ("vl",))["vl"]])
             / model.temperature("vl")
         )
-    assert {name for names in calls for name in names} | {"vl"} == set(model.parts)
+    assert {name for names in calls for name in names} | {"vl"} == set(model.call_parts)
     noise = torch.Generator().manual_seed(0)
     for names, make in calls.items():
         made = make()
@@ -322,11 +322,11 @@ def test_the_parts_of_calls_get_a_gradient_from_them_and_those_unused_get_none(c
         gradients = dict(
             zip(weights, torch.autograd.grad(loss, weights.values(), allow_unused=True, retain_graph=True), strict=True)
         )
-        for part in (part for name in names for part in model.parts[name]):
+        for part in (part for name in names for part in model.call_parts[name]):
             inside = [name for name in weights if name == part or name.startswith(f"{part}.")]
             assert inside, part
             assert all(gradients[name] is not None for name in inside), f"{names}: {part}"
-        for part in model.unused(*names):
+        for part in model.parts_unused_by(*names):
             inside = [name for name in weights if name == part or name.startswith(f"{part}.")]
             assert all(gradients[name] is None for name in inside), f"{names}: {part}"
 
@@ -335,19 +335,19 @@ def test_stochastic_depth_leaves_out_whole_branches_of_a_sequence() -> None:
     """With the last block's branches always left out, a training pass ends where the block before it did."""
     model = tiny.vlmo(depth=2, fusion_start=1, drop_path=1.0 - 1e-7).train()
     state = model.image_state(pixels())
-    run = model._images(state.patches)
-    before = model._blocks(run, range(1), "own").rows
-    same(model._blocks(run, range(2), "own").rows, before)
+    start = model._image_pass(state.patches)
+    before = model._run(start, range(1), "modality").hidden
+    same(model._run(start, range(2), "modality").hidden, before)
     model.eval()
-    assert not torch.allclose(model._blocks(run, range(2), "own").rows, before)
+    assert not torch.allclose(model._run(start, range(2), "modality").hidden, before)
 
 
-@pytest.mark.parametrize("keys", [None, sample_keys(0, 0, 4000)], ids=["drawn", "counted"])
-def test_stochastic_depth_draws_for_whole_sequences_and_keeps_the_mean(keys: Tensor | None) -> None:
+@pytest.mark.parametrize("rng_keys", [None, sample_keys(0, 0, 4000)], ids=["drawn", "counted"])
+def test_stochastic_depth_draws_for_whole_sequences_and_keeps_the_mean(rng_keys: Tensor | None) -> None:
     block = tiny.vlmo(depth=2, fusion_start=1, drop_path=0.5).blocks[1].train()
     torch.manual_seed(0)
-    frame = Frame.of(None, 4000, 3, torch.device("cpu"), keys=keys)
-    made = block._dropped(torch.ones(4000 * 3, 1), frame.sequence, frame, 0).view(4000, 3)
+    layout = MultimodalLayout.of(None, 4000, 3, torch.device("cpu"), rng_keys=rng_keys)
+    made = block._drop_path(torch.ones(4000 * 3, 1), layout.sequence_ids, layout, 0).view(4000, 3)
     assert set(made.unique().tolist()) == {0.0, 2.0}
     assert float(made.std(1).max()) == 0
     assert abs(float(made.mean()) - 1) < 0.1
@@ -376,7 +376,7 @@ def test_errors_say_the_way_out(model: Vlmo, texts: TextState, images: ImageStat
 def test_a_model_without_fusion_experts_fuses_with_those_of_the_modalities() -> None:
     model = tiny.vlmo(fusion_start=4)
     texts, images = model.text_state(tiny.texts(LENGTHS)), model.image_state(pixels())
-    assert not [name for name, _ in model.named_parameters() if "fusion" in name]
+    assert not [name for name, _ in model.named_parameters() if "vl_ffn" in name]
     with torch.no_grad():
         pooled = fuse(model, texts, images).pooled
         for p, (t, i) in enumerate(zip(TEXT_INDEX, IMAGE_INDEX, strict=True)):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from diptych.models.vlmo import Vlmo
-from diptych.nn.decoder import Asked
-from diptych.nn.packed import Packed
+from diptych.nn.decoder import QuestionStates
+from diptych.nn.packed import PackedSequences
 from diptych.schema import DecoderConfig, Recipe, VlmoPretrainConfig, VqaDecoderConfig
 from diptych.tasks.vqa import VqaDecoding, ask
-from diptych.types import RowList
+from diptych.types import TokenPositions
 from tests import tiny
 
 DECODER = DecoderConfig(
@@ -46,15 +46,15 @@ def test_a_started_layer_computes_what_its_fusion_block_computes(style: dict[str
             task.head.embedding.positions.weight.zero_()
         if model.text.positions is not None:
             model.text.positions.weight.zero_()
-        one = Packed(torch.ones(3, dtype=torch.long))
-        silent = Asked(torch.zeros(3, 1, 24), torch.ones(3, 1, dtype=torch.bool))
+        one = PackedSequences(torch.ones(3, dtype=torch.long))
+        silent = QuestionStates(torch.zeros(3, 1, 24), torch.ones(3, 1, dtype=torch.bool))
         ours, _ = task.head(words, one, silent, torch.arange(3))
         hidden = model.text(words, torch.zeros(3, dtype=torch.long)) + model.types.weight[0]
         for block in model.blocks[model.config.fusion_start :]:
             value = block.norm1(hidden) @ block.attention.qkv.weight[48:].T + block.attention.v_bias
             mixed = block.attention.out(value)
             hidden = hidden + (mixed if block.gamma_1 is None else block.gamma_1 * mixed)
-            expert = block.experts.fusion
+            expert = block.vl_ffn
             fed = expert.fc2(torch.nn.functional.gelu(expert.fc1(expert.norm(hidden))))
             hidden = hidden + (fed if block.gamma_2 is None else block.gamma_2 * fed)
     torch.testing.assert_close(ours, model.norm(hidden), rtol=1e-4, atol=1e-5)
@@ -80,10 +80,10 @@ def test_a_decoder_reads_the_valid_rows_of_text_and_image() -> None:
     model, batch = tiny.vlmo(), tiny.batch()
     with torch.no_grad():
         asked = ask(model, batch)
-        lengths, tokens = batch.texts.attention_mask.sum(1), model.image_rows
+        lengths, tokens = batch.texts.attention_mask.sum(1), model.fused_image_tokens
         assert asked.mask.sum(1).tolist() == (lengths + tokens).tolist()
         here = torch.arange(len(batch))
         images, texts = model.image_state(batch.pixels), model.text_state(batch.texts)
-        rows = RowList(here, lengths - 1)
-        last = model.fuse(texts, images, here, here, rows).rows
-    torch.testing.assert_close(asked.rows[here, lengths - 1], last)
+        rows = TokenPositions(here, lengths - 1)
+        last = model.fuse(texts, images, here, here, rows).hidden
+    torch.testing.assert_close(asked.hidden[here, lengths - 1], last)

@@ -117,15 +117,15 @@ def adapted(task: Any, stage: Any) -> dict[str, Tensor]:
     return task.adapt(stored, Recipe("stage", tiny.VLMO, stage))
 
 
-@pytest.mark.parametrize(("begins", "source"), [("vision", "image"), ("language", "text")])
+@pytest.mark.parametrize(("begins", "source"), [("vision", "vision_ffn"), ("language", "language_ffn")])
 def test_fusion_experts_begin_as_copies_after_a_stage_of_one_modality(begins: str, source: str) -> None:
     task = tiny.vlmo_pretraining(fusion_experts=begins)
     found = adapted(task, LanguageStageConfig())
-    names = [name for name in found if ".experts.fusion." in name]
+    names = [name for name in found if ".vl_ffn." in name]
     assert {name.split(".")[2] for name in names} == {"2", "3"}
-    assert all(torch.equal(found[name], found[name.replace(".fusion.", f".{source}.")]) for name in names)
+    assert all(torch.equal(found[name], found[name.replace(".vl_ffn.", f".{source}.")]) for name in names)
     untouched = adapted(task, VlmoPretrainConfig())
-    assert not any(torch.equal(untouched[n], untouched[n.replace(".fusion.", f".{source}.")]) for n in names)
+    assert not any(torch.equal(untouched[n], untouched[n.replace(".vl_ffn.", f".{source}.")]) for n in names)
 
 
 def test_experts_that_no_stage_has_taught_cannot_be_copied() -> None:

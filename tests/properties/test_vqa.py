@@ -16,7 +16,7 @@ from diptych.data.record import Question
 from diptych.data.tokenizer import SPECIAL as SPECIAL_PIECES
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses, closed_set_loss
-from diptych.nn.packed import Packed
+from diptych.nn.packed import PackedSequences
 from diptych.serialize import typed
 from diptych.tasks import vqa
 from diptych.tasks.vqa import Generated, VqaDecoding, ask
@@ -103,7 +103,7 @@ def written(found: Generated, b: int) -> list[list[int]]:
 def following(task: VqaDecoding, batch: QuestionBatch, beginning: list[int]) -> Tensor:
     """log P of the word behind a beginning, read anew from its first token; `batch` holds one question."""
     ids = torch.tensor(beginning)
-    hidden, _ = task.head(ids, Packed(torch.tensor([len(ids)])), ask(task.model, batch), torch.tensor([0]))
+    hidden, _ = task.head(ids, PackedSequences(torch.tensor([len(ids)])), ask(task.model, batch), torch.tensor([0]))
     return F.log_softmax(task.head.word_logits(hidden[-1]), dim=0)
 
 

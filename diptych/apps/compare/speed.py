@@ -66,7 +66,7 @@ class Subject:
         """Answers one query and re-ranks its candidates by the fusion encoder."""
         predictor, query = self.predictor, self._query()
         near = self._nearest(query).sort().values
-        rows = query.attention_mask.sum().cpu() + near.new_full((len(near),), predictor.model.image_rows)
+        rows = query.attention_mask.sum().cpu() + near.new_full((len(near),), predictor.model.fused_image_tokens)
         state = predictor.model.text_state(query)
         for call in plan_calls(near, rows, predictor.recipe.evaluation.tokens_per_call):
             only_text = torch.zeros(len(call), dtype=torch.long)

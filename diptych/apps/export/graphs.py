@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from diptych.models.albef import Albef
 from diptych.models.vlmo import Vlmo
-from diptych.nn.blocks import TextFrame
-from diptych.nn.experts import Frame, Route
-from diptych.nn.packed import Layout
+from diptych.nn.blocks import TextLayout
+from diptych.nn.mome import MultimodalLayout, Route
+from diptych.nn.packed import PaddedGrid
 from diptych.nn.relative import relative_index
 from diptych.task import Model
 from diptych.types import Joint
@@ -44,11 +44,11 @@ class PaddedAlbef(nn.Module):
     ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B L D"]]:
         """Returns the texts' vectors and the states that `fuse` takes."""
         encoder, (texts, length) = self.model.text, ids.shape
-        frame = TextFrame(Layout(texts, length, None), mask)
+        layout = TextLayout(PaddedGrid(texts, length, None), mask)
         hidden = encoder.embedding(ids.flatten(), _positions(ids).flatten())
         for layer in encoder.layers[: encoder.fusion_start]:
-            hidden, *_ = layer(hidden, frame)
-        grid = frame.layout.pad(hidden)
+            hidden, *_ = layer(hidden, layout)
+        grid = layout.grid.pad(hidden)
         vectors = self.model.text_proj(encoder.text_norm(grid[:, 0]))
         return F.normalize(vectors, dim=-1), grid
 
@@ -57,18 +57,18 @@ class PaddedAlbef(nn.Module):
     ) -> Float[Tensor, "P D"]:
         """Returns the fused [CLS] state of each text with its image, or with its several images in turn."""
         pairs, length, _ = text.shape
-        own, rows = Layout(pairs, length, None), torch.arange(pairs * length)
-        frames = [
-            TextFrame(own, mask, by_image=own if len(images) == 1 else _among(own, rows, turn, len(images)))
+        own, rows = PaddedGrid(pairs, length, None), torch.arange(pairs * length)
+        layouts = [
+            TextLayout(own, mask, by_source=own if len(images) == 1 else _among(own, rows, turn, len(images)))
             for turn in range(len(images))
         ]
-        hidden, _ = self.model.text.fuse(text.flatten(0, 1), frames, torch.cat([*images]), None, ())
+        hidden, _ = self.model.text.fuse(text.flatten(0, 1), layouts, torch.cat([*images]), None, ())
         return own.pad(hidden)[:, 0]
 
 
-def _among(own: Layout, rows: Int[Tensor, "N"], turn: int, turns: int) -> Layout:
+def _among(own: PaddedGrid, rows: Int[Tensor, "N"], turn: int, turns: int) -> PaddedGrid:
     """Groups tokens by their text's image number `turn`, where all first images precede all second ones."""
-    return Layout(own.groups * turns, own.length, rows + turn * own.groups * own.length)
+    return PaddedGrid(own.groups * turns, own.length, rows + turn * own.groups * own.length)
 
 
 class PaddedVlmo(nn.Module):
@@ -87,9 +87,9 @@ class PaddedVlmo(nn.Module):
         """Returns the images' vectors and the states that `fuse` takes."""
         patches = self.model.image(pixels)
         images, tokens, _ = patches.shape
-        frame = Frame(Layout(images, tokens, None), _sequence(images, tokens), None, 0, 0)
+        layout = MultimodalLayout(PaddedGrid(images, tokens, None), _sequence(images, tokens), None, 0, 0)
         rows = (patches + self.model.types.weight[1]).flatten(0, 1)
-        first = frame.layout.pad(self._run(rows, frame, self._biases(0, tokens), "own"))[:, 0]
+        first = layout.grid.pad(self._run(rows, layout, self._biases(0, tokens), "modality"))[:, 0]
         return F.normalize(self.model.image_proj(first), dim=-1), patches
 
     def text(
@@ -97,11 +97,13 @@ class PaddedVlmo(nn.Module):
     ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B L D"]]:
         """Returns the texts' vectors and the states that `fuse` takes."""
         texts, length = ids.shape
-        frame = Frame(Layout(texts, length, None), _sequence(texts, length), mask, texts * length, length)
+        layout = MultimodalLayout(
+            PaddedGrid(texts, length, None), _sequence(texts, length), mask, texts * length, length
+        )
         hidden = self.model.text(ids.flatten(), _positions(ids).flatten())
-        rows = self._run(hidden + self.model.types.weight[0], frame, self._biases(length, 0), "own")
-        first = frame.layout.pad(rows)[:, 0]
-        return F.normalize(self.model.text_proj(first), dim=-1), frame.layout.pad(hidden)
+        rows = self._run(hidden + self.model.types.weight[0], layout, self._biases(length, 0), "modality")
+        first = layout.grid.pad(rows)[:, 0]
+        return F.normalize(self.model.text_proj(first), dim=-1), layout.grid.pad(hidden)
 
     def fuse(
         self, text: Float[Tensor, "P L D"], mask: Bool[Tensor, "P L"], images: Sequence[Float[Tensor, "P T V"]]
@@ -112,22 +114,22 @@ class PaddedVlmo(nn.Module):
         place = torch.cat([(start + torch.arange(length)).flatten(), (start + length + torch.arange(tokens)).flatten()])
         sequence = torch.cat([_sequence(pairs, length), _sequence(pairs, tokens)])
         visible = torch.cat([mask, mask.new_ones(pairs, tokens)], dim=1)
-        frame = Frame(Layout(pairs, length + tokens, place), sequence, visible, pairs * length, length)
+        layout = MultimodalLayout(PaddedGrid(pairs, length + tokens, place), sequence, visible, pairs * length, length)
         biases, pooled = self._biases(length, tokens), []
         for turn, patches in enumerate(images):
             types = self.model.types.weight
             rows = torch.cat([(text + types[0]).flatten(0, 1), (patches + types[1 + turn]).flatten(0, 1)])
-            rows = self._run(rows, frame, biases, "fusion")
+            rows = self._run(rows, layout, biases, "vl")
             first = rows[: pairs * length].unflatten(0, (pairs, length))[:, 0]
             pooled.append(torch.tanh(self.model.pooler(first)))
         return torch.cat(pooled, dim=1)
 
     def _run(
-        self, rows: Float[Tensor, "N D"], frame: Frame, biases: Sequence[Tensor | None], upper: Route
+        self, rows: Float[Tensor, "N D"], layout: MultimodalLayout, biases: Sequence[Tensor | None], upper: Route
     ) -> Float[Tensor, "N D"]:
         for number, block in enumerate(self.model.blocks):
-            route = "own" if number < self.model.config.fusion_start else upper
-            rows, _ = block(rows, frame, biases[number], route)
+            route = "modality" if number < self.model.config.fusion_start else upper
+            rows, _ = block(rows, layout, biases[number], route)
         return cast(Tensor, self.model.norm(rows))
 
     def _biases(self, length: int, tokens: int) -> Sequence[Tensor | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diptych.checkpoints.renames import former_name
 from diptych.predict import Predictor
 
 SHORT = 12
@@ -34,7 +35,9 @@ class ModelIdentity:
         settings += [recipe.data.max_tokens_evaluation, list(predictor.tokenizer.vocabulary)]
         settings += [predictor.tokenizer.separator, predictor.tokenizer.lowercase]
         digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=32)
-        for name, value in sorted(predictor.model.state_dict().items()):
+        # Indexes outlive a renaming of parameters: their names are those of the version that made the first indexes.
+        weights = {former_name(name): value for name, value in predictor.model.state_dict().items()}
+        for name, value in sorted(weights.items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return cls(str(predictor.origin.absolute()), digest.hexdigest())

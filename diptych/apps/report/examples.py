@@ -17,7 +17,7 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Normalise
 from diptych.search.rerank import Reranked
-from diptych.types import Batch, RowList
+from diptych.types import Batch, TokenPositions
 
 RESULTS = 5
 """Pictures shown of a query's ranking."""
@@ -51,7 +51,7 @@ class Inspection(Negatives, Protocol):
     """Hard negatives and pseudo-targets of one pre-training pass with a momentum teacher."""
 
     @property
-    def masked(self) -> RowList:
+    def masked(self) -> TokenPositions:
         """The masked words; `pair` counts texts of the batch."""
         ...
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diptych.models.vlmo import Vlmo
-from diptych.nn.experts import ExpertBlock
-from diptych.types import RowList, Texts
+from diptych.nn.mome import MoMEBlock
+from diptych.types import Texts, TokenPositions
 from tests.parity.vlmo.golden import Golden, build, read_texts, scaled
 
 Features = dict[str, Tensor]
@@ -33,7 +33,7 @@ def watched(model: Vlmo, call: Callable[[], object]) -> tuple[list[Tensor], list
     before: list[Tensor] = []
     after: list[Tensor] = []
 
-    def note(block: ExpertBlock, given: tuple[Tensor, ...], made: tuple[Tensor, ...]) -> None:
+    def note(block: MoMEBlock, given: tuple[Tensor, ...], made: tuple[Tensor, ...]) -> None:
         before.append(given[0])
         after.append(made[0])
 
@@ -55,17 +55,17 @@ def fused(model: Vlmo, pixels: Tensor, texts: Texts, turn: int = 0) -> Features:
     """The fusion encoder's features; `turn` is which of a text's images it is."""
     images, words = model.image_state(pixels), model.text_state(texts)
     here = torch.arange(len(texts))
-    run = model._pairs(words, images, here, here, torch.full_like(here, turn))
+    run = model._pair_pass(words, images, here, here, torch.full_like(here, turn))
     tokens, length = images.patches.shape[1], texts.input_ids.shape[1]
-    joint = model.fuse(words, images, here, here, rows="all") if turn == 0 else None
+    joint = model.fuse(words, images, here, here, positions="all") if turn == 0 else None
     before, after = watched(
-        model, lambda: model._blocks(model._blocks(run, range(start(model)), "own"), upper(model), "fusion")
+        model, lambda: model._run(model._run(run, range(start(model)), "modality"), upper(model), "vl")
     )
     normed = model.norm(after[-1])
     grid = side_by_side(normed, len(texts), length, tokens)
     if joint is not None:
-        assert joint.rows is not None
-        assert torch.allclose(joint.rows, grid, atol=1e-6)
+        assert joint.hidden is not None
+        assert torch.allclose(joint.hidden, grid, atol=1e-6)
     found = {
         "embed": side_by_side(before[0], len(texts), length, tokens),
         "text_feats": grid[:, :length], "image_feats": grid[:, length:],
@@ -95,9 +95,9 @@ def images_alone(model: Vlmo, pixels: Tensor, heads: bool = True) -> Features:
     }  # fmt: skip
     found |= {f"hidden/{number}": rows.view(shape) for number, rows in enumerate(after)}
     if upper(model):
-        run = model._images(state.patches)
-        lower = model._blocks(run, range(start(model)), "own")
-        _, side = watched(model, lambda: model._blocks(lower, upper(model), "fusion"))
+        run = model._image_pass(state.patches)
+        lower = model._run(run, range(start(model)), "modality")
+        _, side = watched(model, lambda: model._run(lower, upper(model), "vl"))
         found |= {f"hidden_vl/{number}": rows.view(shape) for number, rows in zip(upper(model), side, strict=True)}
     if heads:
         embedded = model.embed_image(state, ("main", "vl"))
@@ -110,15 +110,15 @@ def texts_alone(model: Vlmo, texts: Texts, heads: bool = True) -> Features:
     state = model.text_state(texts)
     shape = (*texts.input_ids.shape, -1)
     where = torch.ones_like(texts.attention_mask).nonzero()
-    every = RowList(where[:, 0], where[:, 1])
-    run = model._texts(state)
-    before, after = watched(model, lambda: model._blocks(run, range(model.config.depth), "own"))
+    every = TokenPositions(where[:, 0], where[:, 1])
+    run = model._text_pass(state)
+    before, after = watched(model, lambda: model._run(run, range(model.config.depth), "modality"))
     normed = model.encode_text(state, every).view(shape)
     found = {"embed": before[0].view(shape), "text_feats": normed, "raw_cls_feats": after[-1].view(shape)[:, 0]}
     found |= {f"hidden/{number}": rows.view(shape) for number, rows in enumerate(after)}
     if upper(model):
-        lower = model._blocks(run, range(start(model)), "own")
-        _, side = watched(model, lambda: model._blocks(lower, upper(model), "fusion"))
+        lower = model._run(run, range(start(model)), "modality")
+        _, side = watched(model, lambda: model._run(lower, upper(model), "vl"))
         found |= {f"hidden_vl/{number}": rows.view(shape) for number, rows in zip(upper(model), side, strict=True)}
     if heads:
         embedded = model.embed_text(state, ("main", "vl"))
@@ -183,14 +183,14 @@ def test_without_padding_the_valid_rows_are_the_same(golden_vlmo: Path, inputs: 
     model, texts = build(golden_vlmo, keep_padding=False), read_texts(inputs, "vl", masked=True)
     here = torch.arange(len(texts))
     with torch.no_grad():
-        joint = model.fuse(model.text_state(texts), model.image_state(inputs["vl/image"]), here, here, rows="all")
-    assert joint.rows is not None
+        joint = model.fuse(model.text_state(texts), model.image_state(inputs["vl/image"]), here, here, positions="all")
+    assert joint.hidden is not None
     assert joint.mask is not None
-    assert joint.text_rows is not None
+    assert joint.text_mask is not None
     theirs = torch.cat(
         [forward["infer_mlm/text_feats"][texts.attention_mask], forward["infer_mlm/image_feats"].flatten(0, 1)]
     )
-    ours = torch.cat([joint.rows[joint.text_rows], joint.rows[joint.mask & ~joint.text_rows]])
+    ours = torch.cat([joint.hidden[joint.text_mask], joint.hidden[joint.mask & ~joint.text_mask]])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     forward.check("infer_mlm/cls_feats", joint.pooled)
 

@@ -85,15 +85,15 @@ def check_heads(inputs: Golden, stored: Golden, step: Step) -> None:
     pooled = model.fuse(model.text_state(batch.texts), images, *matching_pairs(*made.negatives)).pooled
     stored.check("pretrain/itm_cls_feats", pooled)
     masked = Texts(inputs["vl/text_ids_mlm"], batch.texts.attention_mask)
-    joint = model.fuse(model.text_state(masked), images, here, here, rows="all")
-    assert joint.rows is not None
+    joint = model.fuse(model.text_state(masked), images, here, here, positions="all")
+    assert joint.hidden is not None
     length = batch.texts.input_ids.shape[1]
     if model.keep_padding:
-        stored.check("pretrain/mlm_logits", model.word_logits(joint.rows[:, :length]))
+        stored.check("pretrain/mlm_logits", model.word_logits(joint.hidden[:, :length]))
     else:
-        assert joint.text_rows is not None
+        assert joint.text_mask is not None
         theirs = stored["pretrain/mlm_logits"][batch.texts.attention_mask]
-        torch.testing.assert_close(model.word_logits(joint.rows[joint.text_rows]), theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.word_logits(joint.hidden[joint.text_mask]), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_every_stored_gradient_comes_out(golden_vlmo: Path, step: Step) -> None:

@@ -50,7 +50,7 @@ def build_task(folder: Path, stage: str, keep_padding: bool = True, read: Reader
         "vqa": lambda: VqaClosedSet(model, VqaClosedSetConfig(answers=answers), special),
         "nlvr2": lambda: Nlvr2(model, Nlvr2Config(alpha=0.0, head="gelu")),
     }[stage]()
-    unused = tuple(f"model.{part}" for part in model.unused(*task.trained(task.config)))
+    unused = tuple(f"model.{part}" for part in model.parts_unused_by(*task.trained(task.config)))
     load_stage(task, folder, stage, ("queue.", *unused), read)
     return task
 
