@@ -55,7 +55,7 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True, **changes:
     )
     albef = Albef(dataclasses.replace(model, keep_padding=keep_padding))
     task = VqaDecoding(albef, dataclasses.replace(config, **changes), special_ids(folder))
-    own = tuple(f"model.{part}" for part in albef.unused("fuse"))
+    own = tuple(f"model.{part}" for part in albef.parts_unused_by("fuse"))
     load_published(task, folder, "vqa", PUBLISHED_VQA, own, without=("teacher",) if case == "hard" else ())
     return task
 
