@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from diptych.apps.index.identity import Maker
 from diptych.checkpoints import store
 from diptych.checkpoints.renames import current_name, former_name
-from diptych.schema import VlmoPretrainConfig
+from diptych.predict import Predictor
+from diptych.schema import Recipe, VlmoPretrainConfig
 from diptych.train.freeze import freeze
 from diptych.train.optim import load_optimizer_state, optimizer_state
 from tests import tiny
@@ -106,18 +107,22 @@ def test_frozen_patterns_of_former_names_fit_what_they_fitted() -> None:
 def test_an_index_of_a_model_of_former_names_is_that_model_s() -> None:
     """A model is told by its weights with their names: here those of the version that made the index."""
 
-    def maker(weights: dict[str, Tensor]) -> str:
-        recipe = SimpleNamespace(model=tiny.VLMO, data=SimpleNamespace(max_words=30, max_tokens_evaluation=30))
-        tokenizer = SimpleNamespace(vocabulary=["a"], separator=True, lowercase=True)
-        predictor: Any = SimpleNamespace(
-            recipe=recipe, transform=SimpleNamespace(normalise="albef"), tokenizer=tokenizer, origin=Path("/run"),
-            model=SimpleNamespace(state_dict=lambda: weights),
-        )  # fmt: skip
+    def digest(weights: dict[str, Tensor]) -> str:
+        predictor = object.__new__(Predictor)
+        held = {
+            "recipe": Recipe("x", tiny.VLMO, VlmoPretrainConfig()),
+            "transform": SimpleNamespace(normalise="albef"),
+            "tokenizer": SimpleNamespace(vocabulary=["a"], separator=True, lowercase=True),
+            "model": SimpleNamespace(state_dict=lambda: weights),
+            "origin": Path("/run"),
+        }
+        for name, value in held.items():
+            object.__setattr__(predictor, name, value)
         return Maker.of(predictor).digest
 
     weights = dict(tiny.vlmo().state_dict())
-    assert maker(weights) == maker(renamed(weights))
-    assert maker(weights) != maker(dict(tiny.vlmo(seed=1).state_dict()))
+    assert digest(weights) == digest(renamed(weights))
+    assert digest(weights) != digest(dict(tiny.vlmo(seed=1).state_dict()))
 
 
 def test_pre_training_starts_from_a_stage_of_former_names(tmp_path: Path) -> None:
@@ -125,7 +130,6 @@ def test_pre_training_starts_from_a_stage_of_former_names(tmp_path: Path) -> Non
     weights = {f"model.{name}": value for name, value in tiny.vlmo(seed=3).state_dict().items()}
     content = store.CheckpointState(renamed(weights), {}, {"step": 1, "measure": None}, {})
     stored = store.load(store.save_checkpoint(tmp_path, 1, content)).weights()
-    recipe = SimpleNamespace(model=tiny.VLMO, task=VlmoPretrainConfig())
-    adapted = task.adapt(stored, recipe)  # type: ignore[arg-type]
+    adapted = task.adapt(stored, Recipe("x", tiny.VLMO, VlmoPretrainConfig()))
     store.load_into(task, adapted, tmp_path)
     assert all(torch.equal(value, weights[name]) for name, value in task.state_dict().items())

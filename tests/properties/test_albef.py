@@ -24,7 +24,7 @@ from tests.traces import traced
 LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX, IMAGE_INDEX = torch.tensor([0, 1, 1, 3, 2, 0]), torch.tensor([2, 0, 2, 2, 4, 0])
 """Six pairs of four texts and five images: images 1 and 3 are in none, image 2 in three, text order broken."""
-ROWS = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
+LISTED = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
 
 
 @pytest.fixture(scope="module", params=tiny.VARIANTS, ids="-".join)
@@ -51,7 +51,7 @@ def pixels(side: int = tiny.SIDE) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Rows of one sequence; the result, and the probabilities [heads, Q, K]."""
+    """Attends within one sequence; returns the result and the map [heads, Q, K]."""
     mixed, maps = [], []
     for q, k, v in zip(*(x.chunk(heads, dim=-1) for x in (query, key, value)), strict=True):
         maps.append(torch.softmax(q @ k.T / math.sqrt(q.shape[1]), dim=1))
@@ -175,7 +175,7 @@ def fuse(model: Albef, texts: TextState, images: ImageState, rows: object = None
 def test_every_pair_is_fused_as_the_plain_implementation_fuses_it_alone(
     model: Albef, texts: TextState, images: ImageState
 ) -> None:
-    pooled, listed, everything = (fuse(model, texts, images, rows) for rows in (None, ROWS, "all"))
+    pooled, listed, everything = (fuse(model, texts, images, rows) for rows in (None, LISTED, "all"))
     plain = [
         plain_fusion(model, texts[t[None]].hidden, images.tokens[i])[0]
         for t, i in zip(TEXT_INDEX, IMAGE_INDEX, strict=True)
@@ -185,7 +185,7 @@ def test_every_pair_is_fused_as_the_plain_implementation_fuses_it_alone(
         same(joint.pooled, first)
         same(model.match_logits(joint), model.match_head(first))
     assert pooled.hidden is None
-    wanted = torch.stack([plain[p][r] for p, r in zip(ROWS.pair, ROWS.position, strict=True)])
+    wanted = torch.stack([plain[p][r] for p, r in zip(LISTED.pair, LISTED.position, strict=True)])
     same(listed.hidden, wanted)
     same(model.word_logits(listed.hidden), model.word_logits(wanted))
     assert everything.mask is not None
@@ -197,9 +197,9 @@ def test_pairs_alone_and_in_any_order_give_the_same(model: Albef, texts: TextSta
     whole = fuse(model, texts, images)
     order = torch.tensor([3, 5, 0, 4, 2, 1])
     same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order]).pooled, whole.pooled[order])
-    listed = fuse(model, texts, images, ROWS)
+    listed = fuse(model, texts, images, LISTED)
     place = order.argsort()
-    moved = TokenPositions(place[ROWS.pair], ROWS.position)
+    moved = TokenPositions(place[LISTED.pair], LISTED.position)
     same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order], moved).hidden, listed.hidden)
     for p, (t, i) in enumerate(zip(TEXT_INDEX, IMAGE_INDEX, strict=True)):
         zero = torch.zeros(1, dtype=torch.long)
@@ -214,14 +214,14 @@ def test_one_image_may_serve_every_pair(model: Albef, texts: TextState, images: 
     same(one.pooled[0], fuse(model, texts, images).pooled[0])
 
 
-def test_an_empty_list_of_rows_is_fine(model: Albef, texts: TextState, images: ImageState) -> None:
+def test_an_empty_list_of_positions_is_fine(model: Albef, texts: TextState, images: ImageState) -> None:
     nothing = torch.empty(0, dtype=torch.long)
     joint = fuse(model, texts, images, TokenPositions(nothing, nothing))
     assert model.word_logits(joint.hidden).shape == (0, tiny.VOCABULARY)
     same(joint.pooled, fuse(model, texts, images).pooled)
 
 
-@pytest.mark.parametrize("rows", [None, ROWS, "all"], ids=["none", "list", "all"])
+@pytest.mark.parametrize("rows", [None, LISTED, "all"], ids=["none", "list", "all"])
 def test_fusion_maps_are_the_cross_attention_and_change_no_result(
     model: Albef, texts: TextState, images: ImageState, rows: object
 ) -> None:
@@ -259,7 +259,7 @@ def test_maps_stay_in_the_graph() -> None:
 
 
 @pytest.mark.parametrize(("norm", "stem"), tiny.VARIANTS)
-def test_computing_the_padding_changes_no_valid_row(norm: str, stem: str) -> None:
+def test_computing_the_padding_changes_no_valid_token(norm: str, stem: str) -> None:
     packed = tiny.albef(norm=norm, stem=stem).requires_grad_(False)
     wide = Albef(packed.config).eval()
     wide.load_state_dict(packed.state_dict())
@@ -271,7 +271,7 @@ def test_computing_the_padding_changes_no_valid_row(norm: str, stem: str) -> Non
     same(wide.embed_text(kept)["main"], packed.embed_text(lean)["main"])
     ours, theirs = fuse(packed, lean, images, "all"), fuse(wide, kept, images, "all")
     same(theirs.hidden[theirs.mask], ours.hidden[ours.mask])
-    same(fuse(wide, kept, images, ROWS).hidden, fuse(packed, lean, images, ROWS).hidden)
+    same(fuse(wide, kept, images, LISTED).hidden, fuse(packed, lean, images, LISTED).hidden)
 
 
 # --------------------------------------------------------------------------- errors, precision

@@ -24,7 +24,7 @@ def test_entries_are_dropped_as_often_as_asked_and_the_mean_is_kept(probability:
     assert len(made.unique()) == 2
 
 
-def test_draws_of_rows_columns_layers_and_steps_do_not_resemble_each_other() -> None:
+def test_draws_of_tokens_columns_layers_and_steps_do_not_resemble_each_other() -> None:
     """The share of equal entries of two unlike draws at a half is a half."""
     stays = keep_mask(64, 0.5, KEYS, 0)[0]
     others = [stays.roll(1, 0), stays.roll(1, 1), stays.roll(4, 1), keep_mask(64, 0.5, KEYS, 1)[0]]
@@ -36,7 +36,7 @@ def test_draws_of_rows_columns_layers_and_steps_do_not_resemble_each_other() -> 
         assert (stays == other).double().mean().item() == pytest.approx(0.5, abs=0.015)
 
 
-def test_keys_of_rows_are_the_same_wherever_a_share_begins_and_never_meet() -> None:
+def test_keys_of_samples_are_the_same_wherever_a_share_begins_and_never_meet() -> None:
     assert torch.equal(sample_keys(3, 100, 50), KEYS[100:150])
     everyone = torch.cat([KEYS, derived(KEYS, 0), derived(KEYS, 1), sample_keys(4, 0, 512)])
     assert len(everyone.unique()) == len(everyone)
@@ -57,7 +57,7 @@ def test_branches_are_left_out_as_often_as_asked() -> None:
 
 
 def encoded(system: str, rows: list[int]) -> tuple[TextState, ImageState]:
-    """Some of a batch, in this order, in training mode."""
+    """Encodes some of a batch, in this order, in training mode."""
     model = tiny.any_model(system=system, dropout=0.3).train()
     batch = tiny.batch()
     keys = sample_keys(5, 0, len(batch))[rows]

@@ -20,7 +20,7 @@ LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX = torch.tensor([0, 1, 1, 3, 2])
 IMAGE_INDEX = torch.tensor([[2, 0, 1], [0, 2, 2], [2, 4, 0], [2, 2, 4], [4, 1, 2]])
 """Image 3 is in no row, image 2 is both first and second, in the fourth row twice."""
-ROWS = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
+LISTED = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
 LATER = Progress(step=3, epoch=2.0, seed=5)
 """After the teacher has been let in."""
 
@@ -89,11 +89,11 @@ def test_fusion_layers_look_at_the_images_in_turn_as_in_a_plain_implementation(
     ]
     first = torch.stack([hidden[0] for hidden, _ in expected])
     numbers = range(model.config.text.fusion_start, len(model.text.layers))
-    listed, everything = fuse(model, texts, images, ROWS), fuse(model, texts, images, "all")
+    listed, everything = fuse(model, texts, images, LISTED), fuse(model, texts, images, "all")
     mapped = fuse(model, texts, images, maps=numbers)
     for joint in (fuse(model, texts, images), listed, everything, mapped):
         same(joint.pooled, first)
-    same(listed.hidden, torch.stack([expected[p][0][r] for p, r in zip(ROWS.pair, ROWS.position, strict=True)]))
+    same(listed.hidden, torch.stack([expected[p][0][r] for p, r in zip(LISTED.pair, LISTED.position, strict=True)]))
     assert everything.mask is not None
     same(everything.hidden[everything.mask], torch.cat([hidden for hidden, _ in expected]))
     assert set(mapped.maps) == set(numbers)

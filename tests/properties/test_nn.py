@@ -20,7 +20,7 @@ from tests.tiny import shake, uniform
 
 
 def parts(dtype: torch.dtype) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
-    """With an epsilon that shows and neither weights of 1 nor biases of 0."""
+    """Layers with an epsilon that shows, no weights of 1 and no biases of 0."""
     torch.manual_seed(0)
     made = nn.LayerNorm(6, eps=0.1), nn.Linear(6, 10), nn.Linear(10, 6)
     for seed, part in enumerate(made):
@@ -29,7 +29,7 @@ def parts(dtype: torch.dtype) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
     return made
 
 
-def lean(kind: str, x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+def fused(kind: str, x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
     return norm_linear(x, norm, fc1.weight, fc1.bias) if kind == "linear" else norm_mlp(x, norm, fc1, fc2)
 
 
@@ -38,14 +38,14 @@ def plain(kind: str, x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Line
 
 
 def rows(dtype: torch.dtype, contiguous: bool = True) -> Tensor:
-    """[2, 5, 6], rows of unequal size and mean."""
+    """Tokens [2, 5, 6] of unequal size and mean."""
     shape = (2, 5, 6) if contiguous else (6, 5, 2)
     x = (uniform(*shape, seed=4) * 3 + 1).to(dtype)
     return (x if contiguous else x.transpose(0, 2)).detach().requires_grad_()
 
 
 def results(function: object, kind: str, x: Tensor, made: tuple[nn.Module, ...], autocast: bool) -> list[Tensor]:
-    """The output, then the gradients of a weighted sum of it by x and every parameter that is reached."""
+    """Returns the output, and the gradients of a weighted sum of it by x and every parameter that is reached."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = function(kind, x, *made)
     wanted = [p for part in (made[:2] if kind == "linear" else made) for p in part.parameters() if p.requires_grad]
@@ -55,26 +55,26 @@ def results(function: object, kind: str, x: Tensor, made: tuple[nn.Module, ...],
 
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_lean_sublayers_are_the_plain_ones_in_values_and_gradients(kind: str, contiguous: bool) -> None:
+def test_fused_sublayers_are_the_plain_ones_in_values_and_gradients(kind: str, contiguous: bool) -> None:
     for dtype, within in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         x, made = rows(dtype, contiguous), parts(dtype)
-        ours, theirs = (results(f, kind, x, made, False) for f in (lean, plain))
+        ours, theirs = (results(f, kind, x, made, False) for f in (fused, plain))
         assert len(ours) == (6 if kind == "linear" else 8)
         torch.testing.assert_close(ours, theirs, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_gradients_of_lean_sublayers_are_the_numerical_ones(kind: str) -> None:
+def test_gradients_of_fused_sublayers_are_the_numerical_ones(kind: str) -> None:
     made = parts(torch.float64)
     parameters = [p for part in made for p in part.parameters()]
-    assert torch.autograd.gradcheck(lambda x, *_: lean(kind, x, *made), (rows(torch.float64), *parameters))
+    assert torch.autograd.gradcheck(lambda x, *_: fused(kind, x, *made), (rows(torch.float64), *parameters))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_under_autocast_lean_sublayers_are_near_the_exact_ones(kind: str, dtype: torch.dtype) -> None:
+def test_under_autocast_fused_sublayers_are_near_the_exact_ones(kind: str, dtype: torch.dtype) -> None:
     x, made = rows(dtype), parts(torch.float32)
-    ours = results(lean, kind, x, made, True)
+    ours = results(fused, kind, x, made, True)
     exact = results(plain, kind, x.detach().float().requires_grad_(), made, False)
     assert ours[0].dtype == torch.bfloat16
     assert ours[1].dtype == dtype
@@ -84,45 +84,45 @@ def test_under_autocast_lean_sublayers_are_near_the_exact_ones(kind: str, dtype:
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_frozen_parts_of_lean_sublayers_get_no_gradient_and_change_no_other(kind: str) -> None:
+def test_frozen_parts_of_fused_sublayers_get_no_gradient_and_change_no_other(kind: str) -> None:
     x, made = rows(torch.float32), parts(torch.float32)
-    every = results(lean, kind, x, made, False)
+    every = results(fused, kind, x, made, False)
     made[0].requires_grad_(False)
-    some = results(lean, kind, x, made, False)
+    some = results(fused, kind, x, made, False)
     torch.testing.assert_close(some, [*every[:2], *every[4:]])
-    fixed = results(lean, kind, x.detach(), made, False)
+    fixed = results(fused, kind, x.detach(), made, False)
     torch.testing.assert_close(fixed, [every[0], *every[4:]])
     with torch.no_grad():
-        assert torch.equal(lean(kind, x, *made), every[0])
+        assert torch.equal(fused(kind, x, *made), every[0])
 
 
 @pytest.mark.parametrize("frozen", [(0, 1), (2,), (0, 1, 2)], ids=str)
 def test_frozen_layers_cost_no_products_for_gradients_that_nobody_wants(frozen: tuple[int, ...]) -> None:
     x, made = rows(torch.float32), parts(torch.float32)
-    every = results(lean, "mlp", x, made, False)
+    every = results(fused, "mlp", x, made, False)
     for index in frozen:
         made[index].requires_grad_(False)
     kept = [2 + 2 * part + i for part in range(3) if part not in frozen for i in (0, 1)]
-    torch.testing.assert_close(results(lean, "mlp", x, made, False), [*every[:2], *(every[i] for i in kept)])
+    torch.testing.assert_close(results(fused, "mlp", x, made, False), [*every[:2], *(every[i] for i in kept)])
     counts = {}
-    for function in (lean, plain):
+    for function in (fused, plain):
         loss = function("mlp", x, *made).sum()
         with FlopCounterMode(display=False) as counter:
             loss.backward()
         counts[function] = counter.get_total_flops()
-    assert 0 < counts[lean] < 1.05 * counts[plain]  # folding a norm costs one product with a vector
+    assert 0 < counts[fused] < 1.05 * counts[plain]  # folding a norm costs one product with a vector
 
 
 # --------------------------------------------------------------------------- attention
 
 
-@pytest.mark.parametrize("rows", [1, 3, None])
-def test_attention_with_its_map_gives_the_same_and_the_map_is_what_it_is_computed_from(rows: int | None) -> None:
+@pytest.mark.parametrize("queries", [1, 3, None])
+def test_attention_with_its_map_gives_the_same_and_the_map_is_what_it_is_computed_from(queries: int | None) -> None:
     query, key, value = uniform(2, 5, 8, seed=1), uniform(2, 7, 8, seed=2), uniform(2, 7, 8, seed=3)
-    out, attention_map = attend_with_map(query.requires_grad_(), key, value, 2, rows)
+    out, attention_map = attend_with_map(query.requires_grad_(), key, value, 2, queries)
     torch.testing.assert_close(out, attend(query, key, value, 2))
-    assert attention_map.shape == (2, 2, rows or 5, 6)
-    by_map = torch.autograd.grad(out[:, : rows or 5].sum(), attention_map)[0]
+    assert attention_map.shape == (2, 2, queries or 5, 6)
+    by_map = torch.autograd.grad(out[:, : queries or 5].sum(), attention_map)[0]
     expected = value[:, 1:].unflatten(-1, (2, 4)).sum(-1).transpose(1, 2)[:, :, None].expand_as(by_map)
     torch.testing.assert_close(by_map, expected)
 

@@ -26,7 +26,7 @@ from tests.tiny import alone, same
 LENGTHS = (5, 9, 3, 7)
 TEXT_INDEX, IMAGE_INDEX = torch.tensor([0, 1, 1, 3, 2, 0]), torch.tensor([2, 0, 2, 2, 4, 0])
 """Six pairs of four texts and five images: images 1 and 3 are in none, image 2 in three, text order broken."""
-ROWS = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
+LISTED = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
 Route = Literal["language", "vision", "split", "vl"]
 
 
@@ -70,7 +70,7 @@ def pixels() -> Tensor:
 def plain_block(
     block: MoMEBlock, hidden: Tensor, bias: Tensor | None, text: int, route: Route
 ) -> tuple[Tensor, Tensor]:
-    """Rows [L, D] of one sequence, of which the first `text` are text; and the probabilities [H, L, L]."""
+    """Computes a block for one sequence [L, D] that begins with `text` text tokens; returns its map [H, L, L] too."""
     normed = block.norm1(hidden)
     of_rows = [block.text_attention or block.attention] * text + [block.attention] * (len(hidden) - text)
     projected = []
@@ -99,9 +99,9 @@ def plain_block(
 def plain_pass(
     model: Vlmo, ids: Tensor | None, patches: Tensor | None, turn: int = 0, top: Route | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """All rows of one text, one image or a pair after the final norm, and the probabilities of each block.
+    """Computes all tokens of one text, one image or a pair after the final norm, and the map of each block.
 
-    `top`: the experts from `fusion_start` on, by default those of the modality, or of fusion for a pair.
+    `top`: the experts from `fusion_start` on; by default those of the modality, and the VL-FFN for a pair.
     """
     parts, length = [], 0
     if ids is not None:
@@ -162,7 +162,7 @@ def test_an_image_is_embedded_the_same_alone_or_among_others(model: Vlmo, images
         same(F.normalize(head(rows[0]), dim=0), embedded[which])
 
 
-def test_the_stages_read_all_rows_of_one_modality(model: Vlmo, texts: TextState, images: ImageState) -> None:
+def test_the_stages_read_all_tokens_of_one_modality(model: Vlmo, texts: TextState, images: ImageState) -> None:
     tokens = model.encode_image(images.patches)
     for which in range(len(images)):
         same(tokens[which], plain_pass(model, None, images.patches[which])[0])
@@ -202,7 +202,7 @@ def fuse(model: Vlmo, texts: TextState, images: ImageState, rows: object = None,
 def test_every_pair_is_fused_as_the_plain_implementation_fuses_it_alone(
     model: Vlmo, texts: TextState, images: ImageState
 ) -> None:
-    pooled, listed, everything = (fuse(model, texts, images, rows) for rows in (None, ROWS, "all"))
+    pooled, listed, everything = (fuse(model, texts, images, rows) for rows in (None, LISTED, "all"))
     plain = [
         plain_pass(model, ids_of(int(t)), images.patches[i])[0] for t, i in zip(TEXT_INDEX, IMAGE_INDEX, strict=True)
     ]
@@ -211,7 +211,7 @@ def test_every_pair_is_fused_as_the_plain_implementation_fuses_it_alone(
         same(joint.pooled, first)
         same(model.match_logits(joint), model.match_head(first))
     assert pooled.hidden is None
-    wanted = torch.stack([plain[p][r] for p, r in zip(ROWS.pair, ROWS.position, strict=True)])
+    wanted = torch.stack([plain[p][r] for p, r in zip(LISTED.pair, LISTED.position, strict=True)])
     same(listed.hidden, wanted)
     assert model.word_logits(wanted).shape == (5, tiny.VOCABULARY)
     assert everything.mask is not None
@@ -223,24 +223,24 @@ def test_every_pair_is_fused_as_the_plain_implementation_fuses_it_alone(
 
 
 def test_pairs_alone_and_in_any_order_give_the_same(model: Vlmo, texts: TextState, images: ImageState) -> None:
-    whole, listed = fuse(model, texts, images), fuse(model, texts, images, ROWS)
+    whole, listed = fuse(model, texts, images), fuse(model, texts, images, LISTED)
     order = torch.tensor([3, 5, 0, 4, 2, 1])
     same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order]).pooled, whole.pooled[order])
-    moved = TokenPositions(order.argsort()[ROWS.pair], ROWS.position)
+    moved = TokenPositions(order.argsort()[LISTED.pair], LISTED.position)
     same(model.fuse(texts, images, TEXT_INDEX[order], IMAGE_INDEX[order], moved).hidden, listed.hidden)
     for p, (t, i) in enumerate(zip(TEXT_INDEX, IMAGE_INDEX, strict=True)):
         zero = torch.zeros(1, dtype=torch.long)
         same(model.fuse(texts[t[None]], images[i[None]], zero, zero).pooled[0], whole.pooled[p])
 
 
-def test_an_empty_list_of_rows_is_fine(model: Vlmo, texts: TextState, images: ImageState) -> None:
+def test_an_empty_list_of_positions_is_fine(model: Vlmo, texts: TextState, images: ImageState) -> None:
     nothing = torch.empty(0, dtype=torch.long)
     joint = fuse(model, texts, images, TokenPositions(nothing, nothing))
     assert model.word_logits(joint.hidden).shape == (0, tiny.VOCABULARY)
     same(joint.pooled, fuse(model, texts, images).pooled)
 
 
-@pytest.mark.parametrize("rows", [None, ROWS, "all"], ids=["none", "list", "all"])
+@pytest.mark.parametrize("rows", [None, LISTED, "all"], ids=["none", "list", "all"])
 def test_fusion_maps_are_the_attention_from_text_to_patches_and_change_no_result(
     model: Vlmo, texts: TextState, images: ImageState, rows: object
 ) -> None:
@@ -271,7 +271,7 @@ def test_each_of_two_images_a_text_has_its_own_token_type(model: Vlmo, texts: Te
         same(joint.pooled[p], torch.tanh(model.pooler(torch.stack(alone))).flatten())
 
 
-def test_padding_that_is_kept_changes_no_valid_row(model: Vlmo, images: ImageState) -> None:
+def test_padding_that_is_kept_changes_no_valid_token(model: Vlmo, images: ImageState) -> None:
     padded = Vlmo(model.config).eval()
     padded.load_state_dict(model.state_dict())
     padded.keep_padding = True
@@ -279,7 +279,7 @@ def test_padding_that_is_kept_changes_no_valid_row(model: Vlmo, images: ImageSta
     kept, packed = padded.text_state(given), model.text_state(given)
     assert len(kept.hidden) == len(LENGTHS) * tiny.POSITIONS
     same(padded.embed_text(kept)["main"], model.embed_text(packed)["main"])
-    same(fuse(padded, kept, images, ROWS).hidden, fuse(model, packed, images, ROWS).hidden)
+    same(fuse(padded, kept, images, LISTED).hidden, fuse(model, packed, images, LISTED).hidden)
 
 
 # --------------------------------------------------------------------------- parts, regularisation, errors
@@ -301,11 +301,11 @@ def test_the_parts_of_calls_get_a_gradient_from_them_and_those_unused_get_none(c
         ("embed_text",): lambda: model.embed_text(texts)["main"],
         ("temperature",): model.temperature,
         ("encode_text",): lambda: model.encode_text(texts, TokenPositions(torch.arange(4), torch.zeros(4).long())),
-        ("fuse",): lambda: fuse(model, texts, images, ROWS).hidden,
+        ("fuse",): lambda: fuse(model, texts, images, LISTED).hidden,
         ("fuse", "all_tokens"): lambda: fuse(model, texts, images, "all").hidden,
         ("fuse", "pooled"): lambda: fuse(model, texts, images).pooled,
         ("fuse", "pooled", "match_logits"): lambda: model.match_logits(fuse(model, texts, images)),
-        ("fuse", "word_logits"): lambda: model.word_logits(fuse(model, texts, images, ROWS).hidden),
+        ("fuse", "word_logits"): lambda: model.word_logits(fuse(model, texts, images, LISTED).hidden),
     }
     if model.config.has_fusion_experts:
         calls["vl",] = lambda: (
@@ -373,7 +373,7 @@ def test_errors_say_the_way_out(model: Vlmo, texts: TextState, images: ImageStat
             model.image_state(tiny.uniform(1, 3, 24, 24))
 
 
-def test_a_model_without_fusion_experts_fuses_with_those_of_the_modalities() -> None:
+def test_a_model_without_vl_ffn_fuses_with_the_experts_of_the_modalities() -> None:
     model = tiny.vlmo(fusion_start=4)
     texts, images = model.text_state(tiny.texts(LENGTHS)), model.image_state(pixels())
     assert not [name for name, _ in model.named_parameters() if "vl_ffn" in name]
