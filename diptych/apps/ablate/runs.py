@@ -25,7 +25,7 @@ from diptych.apps.compare.compute import record_compute
 from diptych.apps.report.stages import COMPUTE
 from diptych.recipes.override import override
 from diptych.schema import Recipe
-from diptych.serialize import to_dict
+from diptych.serialize import from_dict, to_dict
 from diptych.train.state import stored_recipe
 
 SHOWN = 2_000
@@ -76,7 +76,7 @@ def _run(grid: Grid, part: Part, seed: int, folder: Path) -> Run:
     own = place(folder, part, seed)
     run = Run(part, seed, recipe, own, tuple(map(Path, links.values())), part in grid.variants)
     asked = own / "asked.json"
-    if asked.is_file() and json.loads(asked.read_text()) != to_dict(recipe):
+    if asked.is_file() and from_dict(json.loads(asked.read_text())) != recipe:
         raise ValueError(f"{own} holds a run of another recipe: remove it, or take another --folder")
     return run
 

@@ -30,7 +30,9 @@ class Maker:
     def of(cls, predictor: Predictor) -> Maker:
         """Read from the weights in memory: a checkpoint that is moved, or stored anew, stays the same model."""
         recipe = predictor.recipe
-        settings: list[Any] = [asdict(recipe.model), predictor.transform.normalise, recipe.data.max_words]
+        # `keep_padding` was a field of the model when the first indexes were written.
+        model = asdict(recipe.model) | {"keep_padding": recipe.released.keep_padding}
+        settings: list[Any] = [model, predictor.transform.normalise, recipe.data.max_words]
         settings += [recipe.data.max_tokens_evaluation, list(predictor.tokenizer.vocabulary)]
         settings += [predictor.tokenizer.separator, predictor.tokenizer.lowercase]
         digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=32)
