@@ -498,65 +498,68 @@ DecayRule = Literal["repaired", "albef", "vlmo"]
 
 @dataclass(frozen=True)
 class Released:
-    """Defects of the released code, each of which a field brings back; by default all are repaired.
+    """Chooses which defects of the released code a run reproduces; by default none.
 
-    Set `released=all` for everything that the released code of the recipe's model does, or single fields. A field that
-    does not concern a recipe's model or task changes nothing. docs/released_code.md describes the defects by number.
+    `released=all` sets every defect that the released code of the recipe's model has. A field that does not concern a
+    recipe's model or task changes nothing. docs/released_code.md describes the defects by their numbers.
     """
 
     negatives_mask_after_softmax: bool = False
     """Defect 1. Positives leave ITM's sampling weights after the softmax, not before it. The odds of the negatives are
-    the same until all of them underflow, and then no negative can be drawn. tests/contracts/test_defects.py"""
+    the same until all of them underflow, and then no negative can be drawn. Test: tests/contracts/test_defects.py."""
     keep_false_negatives: bool = False
-    """Defect 2. Other captions of the same picture count as negatives of ITC and ITM, and text assignment may show the
-    same picture as another one. The model learns that true captions are false. tests/contracts/test_defects.py"""
+    """Defect 2. Other captions of the same image count as negatives of ITC and ITM, and text assignment may show the
+    same image as another one. The model learns that true captions are false. Test:
+    tests/contracts/test_defects.py."""
     momentum_encoder_dropout: bool = False
     """Defect 3. The momentum encoder runs with dropout, so its pseudo-targets are noisy.
-    tests/contracts/test_defects.py"""
+    Test: tests/contracts/test_defects.py."""
     mask_special_tokens: bool = False
-    """Defect 13. ALBEF's MLM may mask [SEP], [UNK] and [MASK], not only words. tests/contracts/test_defects.py"""
+    """Defect 13. ALBEF's MLM may mask [SEP], [UNK] and [MASK], not only words. Test:
+    tests/contracts/test_defects.py."""
     masking_of_padding: bool = False
     """Defect 18. VLMo masks 15 % of the padded length, where padding counts as words that are drawn in vain. Some short
-    texts then have no masked word. tests/parity/vlmo/test_masking.py"""
+    texts then have no masked word. Test: tests/parity/vlmo/test_masking.py."""
     gather_without_gradient: bool = False
     """Defect 15. Features that VLMo gathers from other processes carry no gradient, so the contrastive gradient is
     divided by the number of processes, and MLM's mean is over each process's own masked words.
-    tests/parity/vlmo/test_two_ranks.py"""
+    Test: tests/parity/vlmo/test_two_ranks.py."""
     unbounded_temperature: bool = False
     """Defect 16. VLMo's learnt temperatures move freely, beyond `task.temperature_bounds`.
-    tests/properties/test_vlmo_pretraining.py"""
+    Test: tests/properties/test_vlmo_pretraining.py."""
     keep_padding: bool = False
     """Defect 16. Padded text tokens are computed too. It costs time and changes no other token, so that it serves
-    parity tests only. tests/parity/test_pretrain.py"""
+    parity tests only. Test: tests/parity/test_pretrain.py."""
     decay: DecayRule = "repaired"
-    """Defect 19. Which parameters decay. `repaired` decays the weights of linear and convolution layers only. `albef`
-    decays all but one-dimensional parameters and biases, so temperature, class token, positions and embeddings shrink
-    too. `vlmo` decays all but biases, relative positions and those norms whose names the released patterns match, so
-    the norms of experts and heads shrink. tests/contracts/test_optim.py, tests/parity/vlmo/test_optim.py"""
+    """Defect 19. The rule that chooses which parameters decay. `repaired` decays the weights of linear and convolution
+    layers only. `albef` decays all but one-dimensional parameters and biases, so temperature, class token, positions
+    and embeddings shrink too. `vlmo` decays all but biases, relative positions and those norms whose names the released
+    patterns match, so the norms of experts and heads shrink. Test: tests/contracts/test_optim.py,
+    tests/parity/vlmo/test_optim.py."""
     adam_decays_after_update: bool = False
     """Defect 20. VLMo's AdamW decays the updated weight, and adds `optim.eps` to the root before its bias correction,
-    which damps the first steps. tests/contracts/test_optim.py, tests/parity/vlmo/test_trace.py"""
+    which damps the first steps. Test: tests/contracts/test_optim.py, tests/parity/vlmo/test_trace.py."""
     schedule_by_epoch: bool = False
     """Defect 8. ALBEF's cosine (`schedule.kind=cosine`) changes once an epoch. Its warm-up rises every 100 iterations,
-    `schedule.warmup_steps` in all, and ends with the first epoch. tests/parity/test_schedule.py"""
+    `schedule.warmup_steps` in all, and ends with the first epoch. Test: tests/parity/test_schedule.py."""
     count_first_answer_token_twice: bool = False
     """Defect 9. The score that ranks an answer counts its first token twice, which favours answers with a likely first
-    token. tests/properties/test_vqa.py"""
+    token. Test: tests/properties/test_vqa.py."""
     heat_map_averages_padding: bool = False
     """Defect 21. A phrase's heat map is the mean over the padded length, so longer phrases in the batch make it paler.
-    tests/properties/test_grounding.py"""
+    Test: tests/properties/test_grounding.py."""
     iou_in_whole_pixels: bool = False
     """Defect 22. Boxes that overlap by one pixel or less in width or height count as apart.
-    tests/parity/test_grounding_eval.py"""
+    Test: tests/parity/test_grounding_eval.py."""
     flip_directional_texts: bool = False
     """Defect 12. Images are flipped under texts that say left or right too, which makes such texts false half of the
-    time. tests/properties/test_data_transforms.py"""
+    time. Test: tests/properties/test_data_transforms.py."""
     autocontrast_overflow: bool = False
-    """Defect 23. AutoContrast turns each channel white whose darkest value is above 0.
-    tests/parity/test_images.py"""
+    """Defect 23. AutoContrast turns every channel white whose darkest value is above 0.
+    Test: tests/parity/test_images.py."""
     sharpness_overflow: bool = False
     """Defect 24. ALBEF's Sharpness wraps around beyond black and white, which leaves bright and dark specks.
-    tests/properties/test_data_transforms.py"""
+    Test: tests/properties/test_data_transforms.py."""
 
 
 WARMUP_UNIT = 100

@@ -25,7 +25,7 @@ from diptych.apps.compare.compute import record_compute
 from diptych.apps.report.stages import COMPUTE
 from diptych.recipes.override import override
 from diptych.schema import Recipe
-from diptych.serialize import to_dict
+from diptych.serialize import from_dict, to_dict
 from diptych.train.state import stored_recipe
 
 SHOWN = 2_000
@@ -79,7 +79,7 @@ def _run(grid: Grid, part: Part, seed: int, folder: Path) -> Run:
     links = {field: str(stages[stage]) for field, stage in part.after.items()}
     recipe = override(catalog.find_recipe(part.recipe), {**part.set, **links, "run.seed": seed})
     run = Run(part, seed, recipe, place(folder, part, seed), tuple(map(Path, links.values())), part in grid.variants)
-    if run.request.is_file() and json.loads(run.request.read_text()) != to_dict(recipe):
+    if run.request.is_file() and from_dict(json.loads(run.request.read_text())) != recipe:
         raise ValueError(f"{run.folder} holds a run of another recipe: remove it, or take another --folder")
     return run
 

@@ -31,7 +31,9 @@ class ModelIdentity:
     def of(cls, predictor: Predictor) -> ModelIdentity:
         """Hashes the weights in memory, so that a moved or re-saved checkpoint keeps its identity."""
         recipe = predictor.recipe
-        settings: list[Any] = [asdict(recipe.model), predictor.transform.normalise, recipe.data.max_words]
+        # `keep_padding` was a field of the model when the first indexes were written.
+        model = asdict(recipe.model) | {"keep_padding": recipe.released.keep_padding}
+        settings: list[Any] = [model, predictor.transform.normalise, recipe.data.max_words]
         settings += [recipe.data.max_tokens_evaluation, list(predictor.tokenizer.vocabulary)]
         settings += [predictor.tokenizer.separator, predictor.tokenizer.lowercase]
         digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=32)
