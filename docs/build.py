@@ -1,9 +1,9 @@
 """Builds the site: `make docs`, without a network.
 
-1. What can be known from the code is written from it: the papers' equations, the recipes, the reference.
-2. Every relative link of a Markdown page leads to a file, and every #anchor to a heading of it.
-3. Every example in a docstring gives what it says.
-4. Sphinx makes `docs/_site` of the pages; a warning is a failure.
+1. It generates pages from the code: the papers' equations, the recipes, the reference.
+2. It checks that every relative link of a Markdown page leads to a file, and every #anchor to a heading.
+3. It runs the examples in docstrings.
+4. It calls Sphinx, which writes `docs/_site`; a warning is a failure.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diptych"
 DOCS = ROOT / "docs"
 SITE = DOCS / "_site"
-MADE = "generated"
-"""Pages that are written here: a folder of docs."""
+GENERATED = "generated"
+"""Folder in docs of the generated pages."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|\b(?:src|srcset)=\"([^\"\s]+)\"")
 
 
 def pages() -> list[Path]:
-    """All that people write."""
-    written = [page for page in DOCS.rglob("*.md") if not {MADE, SITE.name} & {*page.relative_to(DOCS).parts}]
+    """Lists all pages that are written by hand."""
+    written = [page for page in DOCS.rglob("*.md") if not {GENERATED, SITE.name} & {*page.relative_to(DOCS).parts}]
     return sorted([*ROOT.glob("*.md"), *written, *(ROOT / "examples").glob("**/*.md")])
 
 
 def broken_links(page: Path) -> Iterator[str]:
-    """Relative links of a page that lead nowhere. Other sites are not asked: docs build without a network."""
+    """Finds relative links of a page that lead nowhere. Links to other sites are not checked, for lack of a network."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for match in LINK.finditer(text):
         target = match[1] or match[2]
@@ -52,37 +52,37 @@ def broken_links(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, made as forges make them."""
+    """Lists the anchors of a page's headings, formed as on GitHub."""
     headings = re.findall(r"^#+ +(.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-# --------------------------------------------------------------------------- written from the code
+# --------------------------------------------------------------------------- generated pages
 
 
 def generate() -> None:
-    """The pages that the code itself writes."""
-    made = DOCS / MADE
-    shutil.rmtree(made, ignore_errors=True)
-    (made / "api").mkdir(parents=True)
-    (made / "papers.md").write_text(papers(), encoding="utf-8")
-    (made / "recipes.md").write_text(recipes(), encoding="utf-8")
+    """Writes the pages that are generated from the code."""
+    folder = DOCS / GENERATED
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "api").mkdir(parents=True)
+    (folder / "papers.md").write_text(papers(), encoding="utf-8")
+    (folder / "recipes.md").write_text(recipes(), encoding="utf-8")
     rooms: dict[str, list[str]] = {}
     for name in modules():
         rooms.setdefault(f"{name}.".split(".")[1] or "diptych", []).append(name)
     for room, names in rooms.items():
         text = f"# {room}\n\n" + "\n".join(map(reference, names))
-        (made / "api" / f"{room}.md").write_text(text, encoding="utf-8")
+        (folder / "api" / f"{room}.md").write_text(text, encoding="utf-8")
     tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"api/{room}" for room in rooms), "```"])
-    (made / "reference.md").write_text(f"# Reference\n\nEvery room of the code.\n\n{tree}\n", encoding="utf-8")
+    (folder / "reference.md").write_text(f"# Reference\n\nEvery room of the code.\n\n{tree}\n", encoding="utf-8")
 
 
 def papers() -> str:
-    """Each equation and section with the places that compute it, as `diptych where` finds them."""
+    """Lists each equation and section with the places that compute it, as `diptych where` does."""
     lines = [
         "# The papers and the code",
         "",
-        "Written from the comments that `diptych where` reads. A test fails on an equation that is missing or doubled.",
+        "This page comes from the comments that `diptych where` reads. A test fails for a missing or doubled equation.",
         "",
         "| paper | place | line |",
         "|---|---|---|",
@@ -93,7 +93,7 @@ def papers() -> str:
 
 
 def recipes() -> str:
-    """What each recipe says of itself: command, cost, expected result."""
+    """Lists the recipes with the command, cost and expected result in their docstrings."""
     lines = [
         "# Recipes",
         "",
@@ -101,8 +101,8 @@ def recipes() -> str:
         "",
     ]
     for name, recipe in RECIPES.items():
-        said = inspect.getdoc(recipe) or ""
-        facts = re.sub(r"^(Command|Cost|Expected):", r"- **\1**:", said, flags=re.MULTILINE)
+        text = inspect.getdoc(recipe) or ""
+        facts = re.sub(r"^(Command|Cost|Expected):", r"- **\1**:", text, flags=re.MULTILINE)
         lines += [f"## {name}", "", re.sub(r"\n(?=- \*\*Command)", "\n\n", facts), ""]
     return "\n".join(lines)
 
@@ -114,7 +114,7 @@ def modules() -> list[str]:
 
 
 def reference(module: str) -> str:
-    """A module's public classes, their public methods and its public functions, from its source."""
+    """Documents a module's public classes, their public methods and its public functions, from its source."""
     path = ROOT / module.replace(".", "/")
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -129,17 +129,17 @@ def reference(module: str) -> str:
 
 
 def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
-    """Signature and docstring."""
+    """Documents a class or function by its signature and docstring."""
     bases = ", ".join(map(ast.unparse, node.bases)) if isinstance(node, ast.ClassDef) else ""
-    shown = (
+    signature = (
         f"class {node.name}({bases})" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
     )
     gives = f" -> {ast.unparse(node.returns)}" if isinstance(node, ast.FunctionDef) and node.returns else ""
-    return ["```text", f"{shown}{gives}", "```", "", *prose(node), ""]
+    return ["```text", f"{signature}{gives}", "```", "", *prose(node), ""]
 
 
 def prose(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
-    """A docstring as Markdown: examples and what is indented stand in blocks of code."""
+    """Converts a docstring to Markdown. Examples and indented parts become blocks of code."""
     lines: list[str] = []
     for part in (ast.get_docstring(node) or "").split("\n\n"):
         code = part.startswith((">>>", " ", "{", "diptych ", "model ="))
@@ -148,13 +148,13 @@ def prose(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
 
 
 def doctests() -> tuple[int, int]:
-    """How many examples failed, and how many there are."""
+    """Runs the examples in all docstrings. Returns the number of failed ones and of all."""
     results = [doctest.testmod(import_module(name)) for name in modules()]
     return sum(result.failed for result in results), sum(result.attempted for result in results)
 
 
 def site() -> int:
-    """Sphinx's exit status; its warnings are errors."""
+    """Runs Sphinx, with warnings as errors, and returns its exit status."""
     from sphinx.cmd.build import main as sphinx
 
     return sphinx(["-q", "-W", "--keep-going", "-E", "-b", "html", str(DOCS), str(SITE)])

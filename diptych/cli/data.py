@@ -23,24 +23,30 @@ TASKS = {
     "pictures": "Picture",
     "texts": "PlainText",
 }
-"""What `shard --task` calls the kinds of diptych/data/record.py."""
+"""Kinds of record in diptych/data/record.py by their names in `shard --task`."""
 NOT_READY = 1
 """Exit status of `validate` where training cannot start."""
 
 
 def run(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("diptych data", description="Look at data in any published layout.")
+    parser = argparse.ArgumentParser(
+        "diptych data", description="Check, convert and show data in any published layout."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="validate|convert|shard|show")
-    validate = _verb(verbs, "validate", "say what is missing or broken; the exit status says if training can start")
-    validate.add_argument("--fast", action="store_true", help="do not open the pictures, only see that they are there")
-    convert = _verb(verbs, "convert", "write JSONL, one file a split")
-    convert.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the files go")
-    convert.add_argument("--shards", action="store_true", help="copy the pictures into tar shards of 1 GB beside it")
-    _shard_options(_verb(verbs, "shard", "write tar shards with their indices, going on where it was stopped", "?"))
+    validate = _verb(
+        verbs, "validate", "list missing and broken records; the exit status tells whether training can start"
+    )
+    validate.add_argument("--fast", action="store_true", help="check that pictures exist, without opening them")
+    convert = _verb(verbs, "convert", "write a JSONL file for each split")
+    convert.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder for the files")
+    convert.add_argument("--shards", action="store_true", help="also copy the pictures into tar shards of 1 GB")
+    _shard_options(_verb(verbs, "shard", "write tar shards with their indices, or continue a stopped call", "?"))
     show = _verb(verbs, "show", "write a page of samples")
-    show.add_argument("--to", type=Path, default=Path("samples.html"), metavar="FILE", help="default: samples.html")
+    show.add_argument(
+        "--to", type=Path, default=Path("samples.html"), metavar="FILE", help="file to write (default: samples.html)"
+    )
     show.add_argument("--count", type=int, default=24, metavar="N", help="samples of each split (default: 24)")
-    show.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+    show.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
     given = parser.parse_args(arguments)
     {"validate": _validate, "convert": _convert, "shard": _shard, "show": _show}[given.verb](given)
 
@@ -49,21 +55,27 @@ def _verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, paths: str | None = None
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.add_argument("layout", help="as data.source: jsonl, folder, texts, albef, karpathy, vqa, refcoco, …")
-    parser.add_argument("path", nargs=paths, help="its file or folder; several files with commas between them")
-    parser.add_argument("--root", help="folder that relative picture paths start from (default: beside the file)")
-    parser.add_argument("--validation", metavar="PATH", help="the validation split, where it has a file of its own")
-    parser.add_argument("--test", metavar="PATH", help="likewise the test split")
+    parser.add_argument("layout", help="a value of data.source: jsonl, folder, texts, albef, karpathy, vqa, refcoco, …")
+    parser.add_argument("path", nargs=paths, help="its file or folder; separate several files by commas")
+    parser.add_argument("--root", help="folder that relative picture paths start from (default: that of the file)")
+    parser.add_argument("--validation", metavar="PATH", help="file of the validation split, if it has one")
+    parser.add_argument("--test", metavar="PATH", help="file of the test split, if it has one")
     return parser
 
 
 def _shard_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the shards go")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a processor)")
-    parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="of a shard (default: 10000)")
-    parser.add_argument("--task", choices=TASKS, default="captions", help="of scenes, what to make (default: captions)")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder for the shards")
+    parser.add_argument("--jobs", type=int, metavar="N", help="number of processes (default: one a CPU core)")
+    parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="samples in a shard (default: 10000)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for `train`: data.scenes.count=5000"
+        "--task", choices=TASKS, default="captions", help="kind of record to make from scenes (default: captions)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field, as in `diptych train`: data.scenes.count=5000",
     )
 
 
@@ -116,7 +128,7 @@ def _shard(given: argparse.Namespace) -> None:
 
 
 def _parts(config: DataConfig, task: str) -> dict[Split, Part]:
-    """What is to be written of each split. A split that would be drawn from the training data stays part of it."""
+    """Lists the records to write for each split. A split that would be held out of the training data stays in it."""
     from diptych.catalog import open_source, read_splits
     from diptych.data import record
     from diptych.data.shards.writing import Part, part_of_found

@@ -16,7 +16,7 @@ examples:
   diptych train albef_tiny --optim.lr 3e-4 --folder runs/slow
   torchrun --nproc-per-node 8 -m diptych train albef_base --folder runs/base data.path=pairs.jsonl
 
-`diptych recipes` lists the recipes, `diptych recipes RECIPE` all names that can be set.
+`diptych recipes` lists the recipes, `diptych recipes RECIPE` all fields that can be set.
 """
 
 
@@ -24,13 +24,13 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych train",
         usage="diptych train RECIPE [--folder RUN] [name=value | --name value …]",
-        description="Train a recipe, with any of its fields replaced.",
+        description="Train a recipe, with any of its fields changed.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="a name that `diptych recipes` lists")
-    parser.add_argument("--folder", type=Path, help="where the run goes (default: a new one, runs/RECIPE)")
+    parser.add_argument("--folder", type=Path, help="folder of the run (default: a new one, runs/RECIPE)")
     given, assignments = parser.parse_known_args(arguments)
 
     from diptych import run as pipeline
@@ -47,6 +47,6 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _free(name: str) -> Path:
-    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 … that is not there."""
+    """Finds the first of runs/NAME, runs/NAME-2, runs/NAME-3 … that does not exist."""
     folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(folder for folder in folders if not folder.exists())
