@@ -255,14 +255,14 @@ def main() -> None:
     parser.add_argument(
         "--to", type=Path, default=HERE / "pictures", help="folder of the figures (default: docs/pictures)"
     )
-    given = parser.parse_args()
-    given.to.mkdir(exist_ok=True, parents=True)
+    options = parser.parse_args()
+    options.to.mkdir(exist_ok=True, parents=True)
     mpl.use("agg")
     mpl.rcParams.update(STYLE)
-    walk = begin(given.albef, given.vlmo)
+    walk = begin(options.albef, options.vlmo)
     for name, draw in FIGURES.items():
         figure = draw(walk)
-        figure.savefig(given.to / f"walk-{name}.png")
+        figure.savefig(options.to / f"walk-{name}.png")
         plt.close(figure)
 
 

@@ -26,11 +26,11 @@ def run(arguments: Sequence[str]) -> None:
         "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     try:
         from diptych.apps.app.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(f"the web app needs {error.name}: pip install 'diptych[app]'") from error
 
-    serve(given.runs, given.images, given.index, given.host, given.port, given.device)
+    serve(options.runs, options.images, options.index, options.host, options.port, options.device)

@@ -23,11 +23,11 @@ def run(arguments: Sequence[str]) -> None:
         help="folder for comparison.json and comparison.html (default: the first RUN)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which speed is measured (default: 5)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from diptych.apps.compare import as_text, compare, write
 
-    comparison = compare(given.runs, given.rounds)
+    comparison = compare(options.runs, options.rounds)
     print(as_text(comparison))
-    page = write(comparison, given.to or given.runs[0])
+    page = write(comparison, options.to or options.runs[0])
     print("\nWritten:", f"  {page}", f"  {page.with_suffix('.json')}", sep="\n")

@@ -47,8 +47,8 @@ def run(arguments: Sequence[str]) -> None:
     )
     show.add_argument("--count", type=int, default=24, metavar="N", help="samples of each split (default: 24)")
     show.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
-    given = parser.parse_args(arguments)
-    {"validate": _validate, "convert": _convert, "shard": _shard, "show": _show}[given.verb](given)
+    options = parser.parse_args(arguments)
+    {"validate": _validate, "convert": _convert, "shard": _shard, "show": _show}[options.verb](options)
 
 
 def _verb(
@@ -79,52 +79,54 @@ def _shard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _config(given: argparse.Namespace) -> DataConfig:
+def _config(options: argparse.Namespace) -> DataConfig:
     from diptych.schema import DataConfig
 
     return DataConfig(
-        source=given.layout, path=given.path, root=given.root, validation_path=given.validation, test_path=given.test
-    )
+        source=options.layout, path=options.path, root=options.root,
+        validation_path=options.validation, test_path=options.test,
+    )  # fmt: skip
 
 
-def _read(given: argparse.Namespace) -> tuple[DataConfig, dict[Split, Found]]:
+def _read(options: argparse.Namespace) -> tuple[DataConfig, dict[Split, Found]]:
     from diptych.catalog import read_splits
 
-    config = _config(given)
+    config = _config(options)
     return config, read_splits(config)
 
 
-def _validate(given: argparse.Namespace) -> None:
+def _validate(options: argparse.Namespace) -> None:
     from diptych.data.validate import validate
 
-    config, parts = _read(given)
-    check = validate(parts, config, open_pictures=not given.fast)
+    config, parts = _read(options)
+    check = validate(parts, config, open_pictures=not options.fast)
     print(check.text())
     if not check.ready:
         sys.exit(NOT_READY)
 
 
-def _convert(given: argparse.Namespace) -> None:
+def _convert(options: argparse.Namespace) -> None:
     from diptych.data.convert import SHARD_BYTES, write_splits
 
-    _, parts = _read(given)
-    print(write_splits(parts, given.to, SHARD_BYTES if given.shards else None))
+    _, parts = _read(options)
+    print(write_splits(parts, options.to, SHARD_BYTES if options.shards else None))
 
 
-def _shard(given: argparse.Namespace) -> None:
+def _shard(options: argparse.Namespace) -> None:
     from diptych.data.shards.writing import write_shards
     from diptych.data.workers import processors
     from diptych.recipes.override import override, parse_assignments
     from diptych.schema import AlbefConfig, AlbefPretrainConfig, Recipe
 
     recipe = override(
-        Recipe("shards", AlbefConfig(), AlbefPretrainConfig(), data=_config(given)), parse_assignments(given.set)
+        Recipe("shards", AlbefConfig(), AlbefPretrainConfig(), data=_config(options)), parse_assignments(options.set)
     )
     origin = {
-        "layout": given.layout, "path": given.path, "root": given.root, "validation": given.validation,
-        "test": given.test, "task": given.task, "set": sorted(given.set),
+        "layout": options.layout, "path": options.path, "root": options.root, "validation": options.validation,
+        "test": options.test, "task": options.task, "set": sorted(options.set),
     }  # fmt: skip
-    print(write_shards(_parts(recipe.data, given.task), given.to, origin, given.samples, given.jobs or processors()))
+    parts, jobs = _parts(recipe.data, options.task), options.jobs or processors()
+    print(write_shards(parts, options.to, origin, options.samples, jobs))
 
 
 def _parts(config: DataConfig, task: str) -> dict[Split, Part]:
@@ -142,8 +144,8 @@ def _parts(config: DataConfig, task: str) -> dict[Split, Part]:
     return {split: part_of_found(found) for split, found in read_splits(replace(config, held_out=0.0)).items()}
 
 
-def _show(given: argparse.Namespace) -> None:
+def _show(options: argparse.Namespace) -> None:
     from diptych.apps.report.samples import write_samples
 
-    _, parts = _read(given)
-    print(write_samples(parts, given.to, f"{given.layout}: {given.path}", given.count, given.seed))
+    _, parts = _read(options)
+    print(write_samples(parts, options.to, f"{options.layout}: {options.path}", options.count, options.seed))

@@ -27,16 +27,16 @@ def run(arguments: Sequence[str]) -> None:
         action="store_true",
         help="leave out the baselines, which train the same recipes on blank pictures",
     )
-    given = parser.parse_args(arguments)
-    if given.no_blind and not given.all_tasks:
+    options = parser.parse_args(arguments)
+    if options.no_blind and not options.all_tasks:
         raise ValueError("--no-blind leaves out baselines of --all-tasks: give both")
 
     from diptych.apps.demo import pretraining, tasks
     from diptych.apps.demo.systems import SYSTEMS, Demonstration
 
-    system = SYSTEMS[given.model]
-    demonstration = Demonstration(system, given.folder or system.folder)
-    if given.all_tasks:
-        tasks.all_tasks(demonstration, blind=not given.no_blind)
+    system = SYSTEMS[options.model]
+    demonstration = Demonstration(system, options.folder or system.folder)
+    if options.all_tasks:
+        tasks.all_tasks(demonstration, blind=not options.no_blind)
     else:
         pretraining.demo(demonstration)

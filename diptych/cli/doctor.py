@@ -31,21 +31,21 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--record", action="store_true", help="write the envelope of these runs of one recipe to --to")
     parser.add_argument("--to", type=Path, metavar="FILE", help="file that --record writes")
-    given = parser.parse_args(arguments)
-    if given.record != bool(given.to):
+    options = parser.parse_args(arguments)
+    if options.record != bool(options.to):
         parser.error("--record and --to go together")
-    if len(given.runs) > 1 and not given.record:
+    if len(options.runs) > 1 and not options.record:
         parser.error("give one run; only --record takes several")
 
     from diptych.apps import doctor
 
-    if given.record:
-        envelope = doctor.record([doctor.read_run(folder) for folder in given.runs])
-        given.to.write_text(json.dumps(envelope.to_json()) + "\n", encoding="utf-8")
-        print(f"{given.to}: {', '.join(envelope.bands)} of {envelope.recipe.name}, from {envelope.runs} run(s)")
+    if options.record:
+        envelope = doctor.record([doctor.read_run(folder) for folder in options.runs])
+        options.to.write_text(json.dumps(envelope.to_json()) + "\n", encoding="utf-8")
+        print(f"{options.to}: {', '.join(envelope.bands)} of {envelope.recipe.name}, from {envelope.runs} run(s)")
         return
-    examined = doctor.read_run(given.runs[0])
-    diagnosis = doctor.examine(examined, doctor.known(examined.recipe.name, given.envelope))
-    print(json.dumps(diagnosis.to_json(), indent=1) if given.json else diagnosis.text())
+    examined = doctor.read_run(options.runs[0])
+    diagnosis = doctor.examine(examined, doctor.known(examined.recipe.name, options.envelope))
+    print(json.dumps(diagnosis.to_json(), indent=1) if options.json else diagnosis.text())
     if not diagnosis.healthy:
         sys.exit(WRONG)

@@ -27,25 +27,25 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="a file to write: .npy or .parquet")
     parser.add_argument("--processes", type=int, metavar="N", help="share the work among N processes (default: 1)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-    given = parser.parse_args(arguments)
-    if given.processes is None:
-        _embed(given)
+    options = parser.parse_args(arguments)
+    if options.processes is None:
+        _embed(options)
     elif processes() > 1:
         raise ValueError("torchrun has started several processes already: leave --processes out")
-    elif given.processes < 1:
-        raise ValueError(f"--processes is {given.processes}: it must be at least 1")
+    elif options.processes < 1:
+        raise ValueError(f"--processes is {options.processes}: it must be at least 1")
     else:
-        _share(given, arguments)
+        _share(options, arguments)
 
 
-def _embed(given: argparse.Namespace) -> None:
+def _embed(options: argparse.Namespace) -> None:
     from diptych.apps.index import vectors
     from diptych.predict import load
 
-    vectors.check_target(given.to)
+    vectors.check_target(options.to)
     say = _progress if rank() == 0 else None
-    model = load(given.run, given.device)
-    _tell(vectors.embed_source(given.source, given.to, model, rank(), processes(), said=say))
+    model = load(options.run, options.device)
+    _tell(vectors.embed_source(options.source, options.to, model, rank(), processes(), said=say))
 
 
 def _tell(embedded: Embedded) -> None:
@@ -58,12 +58,12 @@ def _tell(embedded: Embedded) -> None:
         print(f"{embedded.vectors:,} vectors in {embedded.to}{skipped}")
 
 
-def _share(given: argparse.Namespace, arguments: Sequence[str]) -> None:
+def _share(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Starts a process for each share. Raises ValueError where one fails; the shares of the others stay."""
     from diptych.apps.index import vectors
 
-    vectors.check_target(given.to)
-    count = given.processes
+    vectors.check_target(options.to)
+    count = options.processes
     plain = [word for place, word in enumerate(arguments) if not _is_processes(arguments, place)]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     workers = []
@@ -80,7 +80,7 @@ def _share(given: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise
     if failed:
         raise ValueError(f"process {failed[0]} of {count} failed, see above: run the same command again for the rest")
-    _tell(vectors.finished(given.to))
+    _tell(vectors.finished(options.to))
 
 
 def _is_processes(arguments: Sequence[str], place: int) -> bool:

@@ -34,18 +34,18 @@ def run(arguments: Sequence[str]) -> None:
         help="also write the file for the VQA evaluation server, NLVR2 or SNLI-VE, checked before it is written",
     )
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
-    given, assignments = parser.parse_known_args(arguments)
+    options, assignments = parser.parse_known_args(arguments)
 
     from diptych import run as pipeline
     from diptych.apps.report import summary
     from diptych.recipes.override import parse_assignments
 
-    evaluated = pipeline.evaluate(given.run, given.split, given.submission, parse_assignments(assignments))
-    if given.json:
+    evaluated = pipeline.evaluate(options.run, options.split, options.submission, parse_assignments(assignments))
+    if options.json:
         print(json.dumps(evaluated.to_json(), indent=1))
         return
     print(as_text(evaluated) if isinstance(evaluated, pipeline.Judged) else summary(evaluated.to_json()))
-    written = [*evaluated.written, *([given.submission] if given.submission else [])]
+    written = [*evaluated.written, *([options.submission] if options.submission else [])]
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
 
 

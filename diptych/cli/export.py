@@ -32,30 +32,30 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--license", help="licence of the weights, by its name on the Hub, such as apache-2.0 (default: unknown)"
     )
-    given = parser.parse_args(arguments)
-    _check(given)
+    options = parser.parse_args(arguments)
+    _check(options)
 
     from diptych import predict
     from diptych.apps.export import export_folder, export_onnx, push_to_hub
 
-    model = predict.load(given.run, "cpu")
-    named = {} if given.license is None else {"license": given.license}
-    if given.to and given.onnx:
-        for file in export_onnx(model, given.to):
+    model = predict.load(options.run, "cpu")
+    named = {} if options.license is None else {"license": options.license}
+    if options.to and options.onnx:
+        for file in export_onnx(model, options.to):
             print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
-    elif given.to:
-        print(f"{export_folder(model, given.to, **named)}: read its README.md before you share it")
-    if given.push:
-        print(push_to_hub(model, given.push, given.private, **named))
+    elif options.to:
+        print(f"{export_folder(model, options.to, **named)}: read its README.md before you share it")
+    if options.push:
+        print(push_to_hub(model, options.push, options.private, **named))
 
 
-def _check(given: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
     """Raises ValueError for options that contradict each other."""
-    if not (given.to or given.push):
+    if not (options.to or options.push):
         raise ValueError("give a target: --to FOLDER, --push OWNER/NAME, or both")
-    if given.onnx and not given.to:
+    if options.onnx and not options.to:
         raise ValueError("--onnx writes files: give their folder as --to FOLDER")
-    if given.private and not given.push:
+    if options.private and not options.push:
         raise ValueError("--private is for --push OWNER/NAME")
-    if given.license and given.onnx and not given.push:
+    if options.license and options.onnx and not options.push:
         raise ValueError("--license is for the model card, which --onnx does not write")

@@ -16,8 +16,8 @@ PLACE = "a folder, milvus://host:port/name or postgresql://user@host/database?in
 
 
 def run(arguments: Sequence[str]) -> None:
-    given = _parser().parse_args(arguments)
-    {"build": _build, "add": _add, "remove": _remove, "search": _search, "info": _info}[given.what](given)
+    options = _parser().parse_args(arguments)
+    {"build": _build, "add": _add, "remove": _remove, "search": _search, "info": _info}[options.what](options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,13 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _build(given: argparse.Namespace) -> None:
+def _build(options: argparse.Namespace) -> None:
     from diptych import predict
     from diptych.apps import index
 
-    place = given.at or _beside(given.source)
-    model = predict.load(given.model, given.device)
-    _tell(index.build_index(place, given.source, model, given.kind, said=_progress))
+    place = options.at or _beside(options.source)
+    model = predict.load(options.model, options.device)
+    _tell(index.build_index(place, options.source, model, options.kind, said=_progress))
 
 
 def _beside(source: Path) -> str:
@@ -68,46 +68,47 @@ def _beside(source: Path) -> str:
     return str(whole.with_name(f"{whole.stem if whole.is_file() else whole.name}.index"))
 
 
-def _add(given: argparse.Namespace) -> None:
+def _add(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    _tell(index.add_to_index(given.place, given.source, _model(given), said=_progress))
+    _tell(index.add_to_index(options.place, options.source, _model(options), said=_progress))
 
 
-def _remove(given: argparse.Namespace) -> None:
+def _remove(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    left = index.remove_from_index(given.place, given.ids)
-    print(f"removed {len(given.ids):,} from {index.index_info(given.place).place}, which holds {left:,} now")
+    left = index.remove_from_index(options.place, options.ids)
+    print(f"removed {len(options.ids):,} from {index.index_info(options.place).place}, which holds {left:,} now")
 
 
-def _search(given: argparse.Namespace) -> None:
+def _search(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    if (given.words is None) == (given.image is None):
+    if (options.words is None) == (options.image is None):
         raise ValueError("give a query: words, or a picture with --image FILE")
-    opened = index.open_index(given.place, _model(given))
-    query = given.image if given.words is None else given.words
-    print(opened.search(query, given.top, given.of, given.rerank))
+    opened = index.open_index(options.place, _model(options))
+    query = options.image if options.words is None else options.words
+    print(opened.search(query, options.top, options.of, options.rerank))
 
 
-def _info(given: argparse.Namespace) -> None:
+def _info(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    print(index.index_info(given.place))
+    print(index.index_info(options.place))
 
 
-def _model(given: argparse.Namespace) -> Predictor:
+def _model(options: argparse.Namespace) -> Predictor:
     """Loads the named model, or else the one that the index remembers."""
     from diptych import predict
     from diptych.apps import index
 
-    if given.model:
-        return predict.load(given.model, given.device)
-    checkpoint = index.index_info(given.place).checkpoint
+    if options.model:
+        return predict.load(options.model, options.device)
+    checkpoint = index.index_info(options.place).checkpoint
     if not Path(checkpoint).exists():
-        raise ValueError(f"the model of {given.place} was {checkpoint}, which does not exist: name it with --model RUN")
-    return predict.load(checkpoint, given.device)
+        gone = f"the model of {options.place} was {checkpoint}, which does not exist"
+        raise ValueError(f"{gone}: name it with --model RUN")
+    return predict.load(checkpoint, options.device)
 
 
 def _tell(built: Built) -> None:

@@ -15,8 +15,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "path", type=Path, help="a published file, a folder in the Hugging Face layout, a run or one of its checkpoints"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from diptych import pretrained
 
-    print(pretrained.inspect(given.path))
+    print(pretrained.inspect(options.path))

@@ -14,8 +14,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder, with its subfolders")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from diptych import predict
 
-    print(predict.search_folder(predict.load(given.run, given.device), given.text, given.images, k=given.top))
+    print(predict.search_folder(predict.load(options.run, options.device), options.text, options.images, k=options.top))

@@ -56,8 +56,8 @@ def run(arguments: Sequence[str]) -> None:
             f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N",
             help=f"{HELP[field.name]} (default: {field.default:,})",
         )  # fmt: skip
-    given = parser.parse_args(arguments)
-    chosen = Limits(**{field.name: getattr(given, field.name) for field in fields(Limits)})
+    options = parser.parse_args(arguments)
+    limits_set = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
 
     try:
         from diptych.apps.serve import server
@@ -66,6 +66,6 @@ def run(arguments: Sequence[str]) -> None:
             raise
         raise ValueError(f"serving needs {error.name}: pip install 'diptych[serve]'") from None
     server.serve(
-        given.runs, given.index, given.host, given.port, given.device, server.read_key(given.api_key_file),
-        given.no_key, given.allow_host, chosen,
+        options.runs, options.index, options.host, options.port, options.device, server.read_key(options.api_key_file),
+        options.no_key, options.allow_host, limits_set,
     )  # fmt: skip

@@ -31,16 +31,16 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("recipe", help="a name that `diptych recipes` lists")
     parser.add_argument("--folder", type=Path, help="folder of the run (default: a new one, runs/RECIPE)")
-    given, assignments = parser.parse_known_args(arguments)
+    options, assignments = parser.parse_known_args(arguments)
 
     from diptych import run as pipeline
     from diptych.catalog import find_recipe
     from diptych.recipes.override import override, parse_assignments
 
-    recipe = override(find_recipe(given.recipe), parse_assignments(assignments))
-    if given.folder is None and processes() > 1:
+    recipe = override(find_recipe(options.recipe), parse_assignments(assignments))
+    if options.folder is None and processes() > 1:
         raise ValueError("several processes train one run: name its folder for all of them, with --folder RUN")
-    folder = given.folder or _free(recipe.name)
+    folder = options.folder or _free(recipe.name)
     if rank() == 0:
         print(f"{recipe.name} in {folder}")
     pipeline.train(recipe, folder)
