@@ -57,7 +57,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-# --------------------------------------------------------------------------- written from the code
+# --------------------------------------------------------------------------- generated pages
 
 
 def generate() -> None:
@@ -104,8 +104,8 @@ def recipes() -> str:
         "",
     ]
     for name, recipe in RECIPES.items():
-        said = inspect.getdoc(recipe) or ""
-        facts = re.sub(r"^(Command|Cost|Expected):", r"- **\1**:", said, flags=re.MULTILINE)
+        text = inspect.getdoc(recipe) or ""
+        facts = re.sub(r"^(Command|Cost|Expected):", r"- **\1**:", text, flags=re.MULTILINE)
         lines += [f"## {name}", "", re.sub(r"\n(?=- \*\*Command)", "\n\n", facts), ""]
     return "\n".join(lines)
 
@@ -141,11 +141,11 @@ def reference(module: str) -> str:
 def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
     """Returns the signature and the docstring of a class or function."""
     bases = ", ".join(map(ast.unparse, node.bases)) if isinstance(node, ast.ClassDef) else ""
-    shown = (
+    signature = (
         f"class {node.name}({bases})" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
     )
     gives = f" -> {ast.unparse(node.returns)}" if isinstance(node, ast.FunctionDef) and node.returns else ""
-    return ["```text", f"{shown}{gives}", "```", "", *prose(node), ""]
+    return ["```text", f"{signature}{gives}", "```", "", *prose(node), ""]
 
 
 def prose(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:

@@ -1,7 +1,7 @@
 """Draws the figures of "ALBEF and VLMo in pictures" from trained runs: `python docs/walk.py runs/demo runs/demo-vlmo`.
 
-A batch of unseen scenes goes through both models the way that training sends it: aligned, then fused. Nothing is chosen
-by how well it turns out: the batch is the first pictures of the test split.
+A batch of unseen scenes passes through both models as in training: it is aligned, then fused. The batch is the first
+pictures of the test split, so nothing is chosen by how well the models do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from diptych.types import Batch, Progress, to_device
 
 HERE = Path(__file__).parent
 PAIRS = 8
-"""Of the batch."""
+"""Size of the batch."""
 INK, FAINT, BLUE, ORANGE = "#1f2328", "#656d76", "#0b6e8f", "#c2630d"
 EXPERTS = {"image": "#16916a", "text": "#2a66d9", "fusion": "#c25e06"}
 STYLE = {
@@ -45,7 +45,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Walk:
-    """The batch and the models that it goes through."""
+    """The batch and the models that it passes through."""
 
     albef: Predictor
     vlmo: Predictor
@@ -58,23 +58,24 @@ class Walk:
 
 
 def begin(albef: Path, vlmo: Path) -> Walk:
-    """Both runs with the first pictures of the test split of the former, which the latter has not seen either."""
-    first = load(albef, "cpu")
-    source = pipeline.open_split(first.recipe, "test")
-    read = pipeline.read_retrieval(first.recipe, source, first.tokenizer, PAIRS)
-    return Walk(first, load(vlmo, "cpu"), [read.pictures[n] for n in range(len(read.pictures))], list(read.captions))
+    """Loads both runs, and the first pictures of ALBEF's test split, which VLMo has not seen either."""
+    predictor = load(albef, "cpu")
+    source = pipeline.open_split(predictor.recipe, "test")
+    split = pipeline.read_retrieval(predictor.recipe, source, predictor.tokenizer, PAIRS)
+    pictures = [split.pictures[number] for number in range(len(split.pictures))]
+    return Walk(predictor, load(vlmo, "cpu"), pictures, list(split.captions))
 
 
 # --------------------------------------------------------------------------- figures
 
 
 def batch(walk: Walk) -> Figure:
-    """The pictures, their captions and the pieces that the model reads."""
+    """Draws the pictures, their captions and the word pieces that the model reads."""
     figure, axes = plt.subplots(2, PAIRS // 2, figsize=(10, 6.4))
     for axis, picture, caption in zip(axes.flat, walk.pictures, walk.captions, strict=True):
         show(axis, picture)
         ids = walk.albef.texts(caption).input_ids[0].tolist()
-        pieces = " · ".join(walk.albef.tokenizer.token(one) for one in ids)
+        pieces = " · ".join(walk.albef.tokenizer.token(piece) for piece in ids)
         axis.set_title(fill(caption, 28), fontweight="normal", fontsize=8.5)
         axis.set_xlabel(fill(pieces, 38), fontsize=7, color=FAINT)
     figure.tight_layout()
@@ -82,7 +83,7 @@ def batch(walk: Walk) -> Figure:
 
 
 def aligned(walk: Walk) -> Figure:
-    """Cosine similarity of every picture and caption, by both dual encoders; the hardest negative of each picture."""
+    """Draws the cosine similarity of every picture and caption by both dual encoders, and each hardest negative."""
     return tables(
         walk,
         lambda model: (model.embed_images(walk.pictures) @ model.embed_texts(walk.captions).T).numpy(),
@@ -93,7 +94,7 @@ def aligned(walk: Walk) -> Figure:
 
 
 def fused(walk: Walk) -> Figure:
-    """Probability that they belong together, by both fusion encoders."""
+    """Draws the probability of a match of every picture and caption by both fusion encoders."""
     return tables(
         walk,
         lambda model: 100 * model.match(walk.pictures, walk.captions).numpy(),
@@ -104,16 +105,16 @@ def fused(walk: Walk) -> Figure:
 
 
 def words(walk: Walk) -> Figure:
-    """Where each word of the first caption looks: Grad-CAM of the match by the attention from it to the patches."""
+    """Draws where each word of the first caption looks, by Grad-CAM on its attention to the patches."""
     picture, caption = walk.pictures[0], walk.captions[0]
     maps = {name: word_maps(model, picture, caption) for name, model in walk.models.items()}
-    columns = max(len(one) for one in maps.values())
+    columns = max(map(len, maps.values()))
     figure, axes = plt.subplots(2, columns, figsize=(0.95 * columns, 2.6), squeeze=False)
-    for row, (name, found) in zip(axes, maps.items(), strict=True):
-        hottest = max(heat.max() for _, heat in found)
+    for row, (name, heats) in zip(axes, maps.items(), strict=True):
+        hottest = max(heat.max() for _, heat in heats)
         for axis in row:
             axis.axis("off")
-        for axis, (word, heat) in zip(row, found, strict=False):
+        for axis, (word, heat) in zip(row, heats, strict=False):
             show(axis, picture.convert("L").convert("RGB"))
             axis.imshow(np.clip(heat / max(hottest, 1e-12), 0, 1), cmap="viridis", alpha=0.65, vmin=0, vmax=1)
             axis.set_title(word, fontweight="normal")
@@ -123,7 +124,7 @@ def words(walk: Walk) -> Figure:
 
 
 def taught(walk: Walk) -> Figure:
-    """What ALBEF's teacher answers beside the label: hidden words, and captions for a picture."""
+    """Draws the pseudo-targets of ALBEF's momentum encoder: masked words, and captions for a picture."""
     examples = teacher_examples(*look(walk), clean=[None] * PAIRS, count=3)
     figure, axes = plt.subplots(
         len(examples), 3, figsize=(10, 1.9 * len(examples)), width_ratios=(1, 1, 1), layout="constrained"
@@ -132,14 +133,14 @@ def taught(walk: Walk) -> Figure:
         show(left, example.picture)
         word = example.words[0]
         bars(middle, word.guesses, word.label, fill(f"{word.before} ▢ {word.after}", 44))
-        guesses = [(fill(one.text, 34), one.probability) for one in example.texts]
-        own = next((fill(one.text, 34) for one in example.texts if one.label), "")
-        bars(right, guesses, own, "captions of the batch")
+        guesses = [(fill(guess.text, 34), guess.probability) for guess in example.texts]
+        label = next((fill(guess.text, 34) for guess in example.texts if guess.label), "")
+        bars(right, guesses, label, "captions of the batch")
     return figure
 
 
 def experts(walk: Walk) -> Figure:
-    """The expert that each token of VLMo goes through, as the pass itself shows it; stronger: moved more."""
+    """Draws the expert that each token of VLMo passes in each layer. Stronger colours mark larger changes."""
     ways = expert_ways(walk.vlmo, walk.pictures[0], walk.captions[0])
     rows = [len(way.tokens) for way in ways]
     figure, axes = plt.subplots(1, 3, figsize=(10, 0.17 * max(rows) + 1.2), layout="constrained")
@@ -179,7 +180,7 @@ FIGURES: dict[str, Callable[[Walk], Figure]] = {
 def tables(
     walk: Walk, score: Callable[[Predictor], np.ndarray], name: str, span: tuple[float, float], shape: str
 ) -> Figure:
-    """Pictures × captions for both models; right pairs outlined, each picture's best wrong caption dashed."""
+    """Draws pictures × captions for both models. Right pairs have an outline, hardest negatives a dashed one."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 5.6))
     for axis, (title, model) in zip(axes, walk.models.items(), strict=True):
         table = score(model)
@@ -203,26 +204,26 @@ def tables(
 
 
 def word_maps(model: Predictor, picture: Image.Image, caption: str) -> list[tuple[str, np.ndarray]]:
-    """Each piece of a caption with its heat at the picture's size, without the marks of begin and end."""
+    """Computes the heat map of each piece of a caption at the picture's size, without the special pieces."""
     texts = model.texts(caption)
     with evaluating(model.model):
-        found = phrase_maps(model.model, model.transform(picture)[None], texts, boxes_config(model.recipe, model.model))
-    assert found.tokens is not None
-    pieces = [model.tokenizer.token(one) for one in texts.input_ids[0].tolist()]
-    heats = [enlarge(heat, picture.size).numpy() for heat in found.tokens[0]]
+        maps = phrase_maps(model.model, model.transform(picture)[None], texts, boxes_config(model.recipe, model.model))
+    assert maps.tokens is not None
+    pieces = [model.tokenizer.token(piece) for piece in texts.input_ids[0].tolist()]
+    heats = [enlarge(heat, picture.size).numpy() for heat in maps.tokens[0]]
     return [(piece, heat) for piece, heat in zip(pieces, heats, strict=True) if not piece.startswith("[")]
 
 
 def look(walk: Walk) -> tuple:
-    """The batch through ALBEF's pre-training, with the teacher of its checkpoint."""
+    """Passes the batch through ALBEF's pre-training, with the momentum encoder of its checkpoint."""
     opened = open_task(walk.albef.origin)
     assert isinstance(opened.task, AlbefPretraining)
     pixels = torch.stack([walk.albef.transform(picture) for picture in walk.pictures])
     numbers = torch.arange(len(walk.pictures))
-    given = Batch(pixels, walk.albef.texts(walk.captions), numbers, rng_keys=numbers)
-    seen = opened.task.inspect(to_device(given, walk.albef.device), Progress(0, opened.epoch))
-    assert isinstance(seen, AlbefInspection)
-    return seen, given, walk.albef.tokenizer, walk.albef.recipe.data.normalise
+    pairs = Batch(pixels, walk.albef.texts(walk.captions), numbers, rng_keys=numbers)
+    inspection = opened.task.inspect(to_device(pairs, walk.albef.device), Progress(0, opened.epoch))
+    assert isinstance(inspection, AlbefInspection)
+    return inspection, pairs, walk.albef.tokenizer, walk.albef.recipe.data.normalise
 
 
 def show(axis: Axes, picture: Image.Image) -> None:
@@ -237,7 +238,7 @@ def outline(axis: Axes, column: int, row: int, colour: str, line: object) -> Non
 
 
 def bars(axis: Axes, guesses: Sequence[tuple[str, float]], label: str, title: str) -> None:
-    """Probabilities, the label's in another colour."""
+    """Draws probabilities, with that of the label in another colour."""
     names = [name for name, _ in guesses][::-1]
     values = [100 * value for _, value in guesses][::-1]
     axis.barh(names, values, color=[BLUE if name == label else ORANGE for name in names], height=0.7)
@@ -250,16 +251,18 @@ def bars(axis: Axes, guesses: Sequence[tuple[str, float]], label: str, title: st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("albef", type=Path, help="a run of ALBEF's pre-training")
-    parser.add_argument("vlmo", type=Path, help="one of VLMo's")
-    parser.add_argument("--to", type=Path, default=HERE / "pictures", help="default: docs/pictures")
-    given = parser.parse_args()
-    given.to.mkdir(exist_ok=True, parents=True)
+    parser.add_argument("vlmo", type=Path, help="a run of VLMo's pre-training")
+    parser.add_argument(
+        "--to", type=Path, default=HERE / "pictures", help="folder of the figures (default: docs/pictures)"
+    )
+    options = parser.parse_args()
+    options.to.mkdir(exist_ok=True, parents=True)
     mpl.use("agg")
     mpl.rcParams.update(STYLE)
-    walk = begin(given.albef, given.vlmo)
+    walk = begin(options.albef, options.vlmo)
     for name, draw in FIGURES.items():
         figure = draw(walk)
-        figure.savefig(given.to / f"walk-{name}.png")
+        figure.savefig(options.to / f"walk-{name}.png")
         plt.close(figure)
 
 

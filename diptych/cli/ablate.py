@@ -51,22 +51,23 @@ def run(arguments: Sequence[str]) -> None:
         help="runs at once, which share the CPU's cores (default: one a core, which is fastest for small models)",
     )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the runs go (default: runs/ablate/GRID)")
-    given, assignments = parser.parse_known_args(arguments)
+    options, assignments = parser.parse_known_args(arguments)
 
-    if given.jobs < 1:
-        raise ValueError(f"--jobs is {given.jobs}: it must be at least 1")
-    if given.variant:
-        grid = given_grid(given.grid, given.variant)
-    elif given.grid in GRIDS:
-        grid = GRIDS[given.grid]
-    elif given.grid.endswith((".yaml", ".yml", ".json")):
-        grid = read_grid(Path(given.grid))
+    if options.jobs < 1:
+        raise ValueError(f"--jobs is {options.jobs}: it must be at least 1")
+    if options.variant:
+        grid = given_grid(options.grid, options.variant)
+    elif options.grid in GRIDS:
+        grid = GRIDS[options.grid]
+    elif options.grid.endswith((".yaml", ".yml", ".json")):
+        grid = read_grid(Path(options.grid))
     else:
         raise ValueError(
-            f"no grid '{given.grid}'. Ready: {', '.join(GRIDS)}; "
+            f"no grid '{options.grid}'. Ready: {', '.join(GRIDS)}; "
             "or name a YAML or JSON file, or a recipe with --variant"
         )
-    _carry_out(_changed(grid, given.seeds, assignments), given.folder or Path("runs/ablate") / grid.name, given.jobs)
+    folder = options.folder or Path("runs/ablate") / grid.name
+    _carry_out(_changed(grid, options.seeds, assignments), folder, options.jobs)
 
 
 def _changed(grid: Grid, seeds: str | None, assignments: Sequence[str]) -> Grid:

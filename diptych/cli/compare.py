@@ -10,22 +10,24 @@ from pathlib import Path
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych compare",
-        description="Put measured runs side by side: quality of each task (their eval.json and those in their tasks), "
-        "speed of training, embedding and search, parameters used. Runs measured on different data are refused.",
+        description="Compare measured runs: the quality of each task (from their eval.json and those in their tasks), "
+        "the speed of training, embedding and search, and the parameters used. Runs must be measured on the same data.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, measured already")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run that `diptych evaluate` has measured"
+    )
     parser.add_argument(
         "--to",
         type=Path,
         metavar="FOLDER",
-        help="where comparison.json and comparison.html go (default: the first RUN)",
+        help="folder for comparison.json and comparison.html (default: the first RUN)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of measuring speed (default: 5)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which speed is measured (default: 5)")
+    options = parser.parse_args(arguments)
 
     from diptych.apps.compare import as_text, compare, write
 
-    found = compare(given.runs, given.rounds)
-    print(as_text(found))
-    written = write(found, given.to or given.runs[0])
-    print("\nWritten:", f"  {written}", f"  {written.with_suffix('.json')}", sep="\n")
+    comparison = compare(options.runs, options.rounds)
+    print(as_text(comparison))
+    page = write(comparison, options.to or options.runs[0])
+    print("\nWritten:", f"  {page}", f"  {page.with_suffix('.json')}", sep="\n")

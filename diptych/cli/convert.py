@@ -15,7 +15,7 @@ examples:
   diptych convert deit_base.pth bert-base-uncased --to runs/start      (then: train … init_from=runs/start)
   diptych convert runs/demo --to released demo.pth
 
-`diptych inspect FILE` says what a file is.
+`diptych inspect FILE` describes a file.
 """
 
 
@@ -23,49 +23,50 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych convert",
         usage="diptych convert FILE … --to FOLDER [options]\n       diptych convert RUN --to released FILE",
-        description="Make a checkpoint of diptych from a published one, a ViT and a BERT, or a BEiT; or publish a run.",
+        description="Convert a published checkpoint, a ViT and a BERT, or a BEiT to ours, or a run to the "
+        "released layout.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recognised by what it holds")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a file; its content tells its kind")
     parser.add_argument(
         "--to", nargs="+", required=True, metavar="TO", help="a new folder, or `released` and a new file"
     )
-    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of the text encoder, or a folder that holds it")
+    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of the text encoder, or its folder")
     parser.add_argument("--image-size", type=int, help="side in pixels; positions are resized (default: the file's)")
     parser.add_argument("--heads", help="attention heads, as in 12 or in 12,6 (image, text; default: 64 wide each)")
-    parser.add_argument("--text-length", type=int, help="VLMo: longest text; positions are cut or continued to it")
+    parser.add_argument("--text-length", type=int, help="VLMo: longest text; positions are cut or extended")
     parser.add_argument(
-        "--trained-image-size", type=int, help="VLMo: what relative positions are for, if the file does not tell"
+        "--trained-image-size", type=int, help="VLMo: image size of relative positions, if the file does not tell it"
     )
-    parser.add_argument("--answers", type=Path, help="VLMo's VQA: a JSON list of the answers, one a class")
+    parser.add_argument("--answers", type=Path, help="VLMo's VQA: a JSON list of the answers, one for each class")
     parser.add_argument("--separator", action="store_true", help="ALBEF's start weights: close texts with [SEP]")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from diptych import pretrained
 
-    if given.to[0] == "released":
-        if len(given.to) != 2 or len(given.files) != 1:
+    if options.to[0] == "released":
+        if len(options.to) != 2 or len(options.files) != 1:
             raise ValueError("write diptych convert RUN --to released FILE")
-        left_out = pretrained.export(given.files[0], Path(given.to[1]))
-        print(f"{given.to[1]}: the released layout")
+        left_out = pretrained.export(options.files[0], Path(options.to[1]))
+        print(f"{options.to[1]} is written in the released layout")
         for name, reason in left_out.items():
             print(f"  left out {name}: {reason}")
         return
-    if len(given.to) != 1:
+    if len(options.to) != 1:
         raise ValueError("--to takes one folder, or `released` and a file")
-    options = pretrained.Options(
-        given.vocabulary, given.image_size, _heads(given.heads), given.separator,
-        given.text_length, given.trained_image_size, given.answers,
+    conversion = pretrained.Options(
+        options.vocabulary, options.image_size, _heads(options.heads), options.separator,
+        options.text_length, options.trained_image_size, options.answers,
     )  # fmt: skip
-    folder = Path(given.to[0])
-    print(pretrained.convert(given.files, folder, options))
-    print(f"written to {folder}; what became of each tensor stands in {folder / 'conversion.json'}")
+    folder = Path(options.to[0])
+    print(pretrained.convert(options.files, folder, conversion))
+    print(f"written to {folder}; {folder / 'conversion.json'} lists what became of each tensor")
 
 
 def _heads(text: str | None) -> tuple[int, int] | None:
-    """Of image and text encoder, from `4` or `4,6`."""
+    """Reads the heads of image and text encoder from `4` or `4,6`."""
     if text is None:
         return None
     try:

@@ -23,100 +23,114 @@ TASKS = {
     "pictures": "Picture",
     "texts": "PlainText",
 }
-"""What `shard --task` calls the kinds of diptych/data/record.py."""
+"""Kinds of record in diptych/data/record.py by their names in `shard --task`."""
 NOT_READY = 1
 """Exit status of `validate` where training cannot start."""
 
 
 def run(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("diptych data", description="Look at data in any published layout.")
+    parser = argparse.ArgumentParser(
+        "diptych data", description="Check, convert and show data in any published layout."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="validate|convert|shard|show")
-    validate = _verb(verbs, "validate", "say what is missing or broken; the exit status says if training can start")
-    validate.add_argument("--fast", action="store_true", help="do not open the pictures, only see that they are there")
-    convert = _verb(verbs, "convert", "write JSONL, one file a split")
-    convert.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the files go")
-    convert.add_argument("--shards", action="store_true", help="copy the pictures into tar shards of 1 GB beside it")
-    _shard_options(_verb(verbs, "shard", "write tar shards with their indices, going on where it was stopped", "?"))
+    validate = _verb(
+        verbs, "validate", "list missing and broken records; the exit status tells whether training can start"
+    )
+    validate.add_argument("--fast", action="store_true", help="check that pictures exist, without opening them")
+    convert = _verb(verbs, "convert", "write a JSONL file for each split")
+    convert.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder for the files")
+    convert.add_argument("--shards", action="store_true", help="also copy the pictures into tar shards of 1 GB")
+    _shard_options(_verb(verbs, "shard", "write tar shards with their indices, or continue a stopped call", "?"))
     show = _verb(verbs, "show", "write a page of samples")
-    show.add_argument("--to", type=Path, default=Path("samples.html"), metavar="FILE", help="default: samples.html")
+    show.add_argument(
+        "--to", type=Path, default=Path("samples.html"), metavar="FILE", help="file to write (default: samples.html)"
+    )
     show.add_argument("--count", type=int, default=24, metavar="N", help="samples of each split (default: 24)")
-    show.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
-    given = parser.parse_args(arguments)
-    {"validate": _validate, "convert": _convert, "shard": _shard, "show": _show}[given.verb](given)
+    show.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    options = parser.parse_args(arguments)
+    {"validate": _validate, "convert": _convert, "shard": _shard, "show": _show}[options.verb](options)
 
 
 def _verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, paths: str | None = None
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.add_argument("layout", help="as data.source: jsonl, folder, texts, albef, karpathy, vqa, refcoco, …")
-    parser.add_argument("path", nargs=paths, help="its file or folder; several files with commas between them")
-    parser.add_argument("--root", help="folder that relative picture paths start from (default: beside the file)")
-    parser.add_argument("--validation", metavar="PATH", help="the validation split, where it has a file of its own")
-    parser.add_argument("--test", metavar="PATH", help="likewise the test split")
+    parser.add_argument("layout", help="a value of data.source: jsonl, folder, texts, albef, karpathy, vqa, refcoco, …")
+    parser.add_argument("path", nargs=paths, help="its file or folder; separate several files by commas")
+    parser.add_argument("--root", help="folder that relative picture paths start from (default: that of the file)")
+    parser.add_argument("--validation", metavar="PATH", help="file of the validation split, if it has one")
+    parser.add_argument("--test", metavar="PATH", help="file of the test split, if it has one")
     return parser
 
 
 def _shard_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the shards go")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a processor)")
-    parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="of a shard (default: 10000)")
-    parser.add_argument("--task", choices=TASKS, default="captions", help="of scenes, what to make (default: captions)")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder for the shards")
+    parser.add_argument("--jobs", type=int, metavar="N", help="number of processes (default: one a CPU core)")
+    parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="samples in a shard (default: 10000)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for `train`: data.scenes.count=5000"
+        "--task", choices=TASKS, default="captions", help="kind of record to make from scenes (default: captions)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field, as in `diptych train`: data.scenes.count=5000",
     )
 
 
-def _config(given: argparse.Namespace) -> DataConfig:
+def _config(options: argparse.Namespace) -> DataConfig:
     from diptych.schema import DataConfig
 
     return DataConfig(
-        source=given.layout, path=given.path, root=given.root, validation_path=given.validation, test_path=given.test
-    )
+        source=options.layout, path=options.path, root=options.root,
+        validation_path=options.validation, test_path=options.test,
+    )  # fmt: skip
 
 
-def _read(given: argparse.Namespace) -> tuple[DataConfig, dict[Split, SourceListing]]:
+def _read(options: argparse.Namespace) -> tuple[DataConfig, dict[Split, SourceListing]]:
     from diptych.catalog import read_splits
 
-    config = _config(given)
+    config = _config(options)
     return config, read_splits(config)
 
 
-def _validate(given: argparse.Namespace) -> None:
+def _validate(options: argparse.Namespace) -> None:
     from diptych.data.validate import validate
 
-    config, parts = _read(given)
-    check = validate(parts, config, open_pictures=not given.fast)
+    config, parts = _read(options)
+    check = validate(parts, config, open_pictures=not options.fast)
     print(check.text())
     if not check.ready:
         sys.exit(NOT_READY)
 
 
-def _convert(given: argparse.Namespace) -> None:
+def _convert(options: argparse.Namespace) -> None:
     from diptych.data.convert import SHARD_BYTES, write_splits
 
-    _, parts = _read(given)
-    print(write_splits(parts, given.to, SHARD_BYTES if given.shards else None))
+    _, parts = _read(options)
+    print(write_splits(parts, options.to, SHARD_BYTES if options.shards else None))
 
 
-def _shard(given: argparse.Namespace) -> None:
+def _shard(options: argparse.Namespace) -> None:
     from diptych.data.shards.writing import write_shards
     from diptych.data.workers import processors
     from diptych.recipes.override import override, parse_assignments
     from diptych.schema import AlbefConfig, AlbefPretrainConfig, Recipe
 
     recipe = override(
-        Recipe("shards", AlbefConfig(), AlbefPretrainConfig(), data=_config(given)), parse_assignments(given.set)
+        Recipe("shards", AlbefConfig(), AlbefPretrainConfig(), data=_config(options)), parse_assignments(options.set)
     )
     origin = {
-        "layout": given.layout, "path": given.path, "root": given.root, "validation": given.validation,
-        "test": given.test, "task": given.task, "set": sorted(given.set),
+        "layout": options.layout, "path": options.path, "root": options.root, "validation": options.validation,
+        "test": options.test, "task": options.task, "set": sorted(options.set),
     }  # fmt: skip
-    print(write_shards(_parts(recipe.data, given.task), given.to, origin, given.samples, given.jobs or processors()))
+    parts, jobs = _parts(recipe.data, options.task), options.jobs or processors()
+    print(write_shards(parts, options.to, origin, options.samples, jobs))
 
 
 def _parts(config: DataConfig, task: str) -> dict[Split, SplitSource]:
-    """What is to be written of each split. A split that would be drawn from the training data stays part of it."""
+    """Lists the records to write for each split. A split that would be held out of the training data stays in it."""
     from diptych.catalog import open_source, read_splits
     from diptych.data import record
     from diptych.data.shards.writing import SplitSource
@@ -130,8 +144,8 @@ def _parts(config: DataConfig, task: str) -> dict[Split, SplitSource]:
     return {split: SplitSource(found) for split, found in read_splits(replace(config, held_out=0.0)).items()}
 
 
-def _show(given: argparse.Namespace) -> None:
+def _show(options: argparse.Namespace) -> None:
     from diptych.apps.report.samples import write_samples
 
-    _, parts = _read(given)
-    print(write_samples(parts, given.to, f"{given.layout}: {given.path}", given.count, given.seed))
+    _, parts = _read(options)
+    print(write_samples(parts, options.to, f"{options.layout}: {options.path}", options.count, options.seed))

@@ -16,8 +16,8 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych doctor",
         usage="diptych doctor RUN [--envelope FILE …] [--json]\n       diptych doctor --record RUN [RUN …] --to FILE",
-        description="Say whether a run is healthy, by its log and its folder, and what to do where it is not. It may "
-        f"still be training. The exit status is {WRONG} where something is wrong.",
+        description="Check from its log and folder whether a run is healthy, and say what to do about problems. The "
+        f"run may still be training. The exit status is {WRONG} where something is wrong.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the run's folder")
     parser.add_argument(
@@ -26,28 +26,26 @@ def run(arguments: Sequence[str]) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="also compare with what --record wrote; may be given several times",
+        help="an envelope that --record wrote, to compare with; may be given several times",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument(
-        "--record", action="store_true", help="write the envelope of these runs, of one recipe, to --to"
-    )
-    parser.add_argument("--to", type=Path, metavar="FILE", help="where --record writes")
-    given = parser.parse_args(arguments)
-    if given.record != bool(given.to):
+    parser.add_argument("--record", action="store_true", help="write the envelope of these runs of one recipe to --to")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="file that --record writes")
+    options = parser.parse_args(arguments)
+    if options.record != bool(options.to):
         parser.error("--record and --to go together")
-    if len(given.runs) > 1 and not given.record:
-        parser.error("one run at a time, but for --record")
+    if len(options.runs) > 1 and not options.record:
+        parser.error("give one run; only --record takes several")
 
     from diptych.apps import doctor
 
-    if given.record:
-        made = doctor.record([doctor.read_run(folder) for folder in given.runs])
-        given.to.write_text(json.dumps(made.to_json()) + "\n", encoding="utf-8")
-        print(f"{given.to}: {', '.join(made.bands)} of {made.recipe.name}, from {made.runs} run(s)")
+    if options.record:
+        envelope = doctor.record([doctor.read_run(folder) for folder in options.runs])
+        options.to.write_text(json.dumps(envelope.to_json()) + "\n", encoding="utf-8")
+        print(f"{options.to}: {', '.join(envelope.bands)} of {envelope.recipe.name}, from {envelope.runs} run(s)")
         return
-    examined = doctor.read_run(given.runs[0])
-    found = doctor.examine(examined, doctor.known(examined.recipe.name, given.envelope))
-    print(json.dumps(found.to_json(), indent=1) if given.json else found.text())
-    if not found.healthy:
+    examined = doctor.read_run(options.runs[0])
+    diagnosis = doctor.examine(examined, doctor.known(examined.recipe.name, options.envelope))
+    print(json.dumps(diagnosis.to_json(), indent=1) if options.json else diagnosis.text())
+    if not diagnosis.healthy:
         sys.exit(WRONG)

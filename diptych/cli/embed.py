@@ -19,57 +19,57 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych embed",
-        description="Write the vectors of the pictures of a folder, or of the pictures and texts of a JSONL file. "
-        "Called again, it goes on where it was stopped. Under torchrun each process takes its share.",
+        description="Write the vectors of the pictures in a folder, or of the pictures and texts in a JSONL file. "
+        "A stopped call continues when it is repeated. Under torchrun each process takes its share.",
     )
     parser.add_argument("run", help="a run's folder, one of its checkpoints, or owner/name on the Hugging Face Hub")
-    parser.add_argument("source", type=Path, metavar="DIR|JSONL", help="a folder, with those in it, or a JSONL file")
+    parser.add_argument("source", type=Path, metavar="DIR|JSONL", help="a folder with its subfolders, or a JSONL file")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="a file to write: .npy or .parquet")
     parser.add_argument("--processes", type=int, metavar="N", help="share the work among N processes (default: 1)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-    given = parser.parse_args(arguments)
-    if given.processes is None:
-        _embed(given)
+    options = parser.parse_args(arguments)
+    if options.processes is None:
+        _embed(options)
     elif processes() > 1:
-        raise ValueError("torchrun has started several processes already: leave --processes away")
-    elif given.processes < 1:
-        raise ValueError(f"--processes {given.processes}: at least one is needed")
+        raise ValueError("torchrun has started several processes already: leave --processes out")
+    elif options.processes < 1:
+        raise ValueError(f"--processes is {options.processes}: it must be at least 1")
     else:
-        _share(given, arguments)
+        _share(options, arguments)
 
 
-def _embed(given: argparse.Namespace) -> None:
+def _embed(options: argparse.Namespace) -> None:
     from diptych.apps.index import vectors
     from diptych.predict import load
 
-    vectors.check_target(given.to)
+    vectors.check_target(options.to)
     say = _progress if rank() == 0 else None
-    model = load(given.run, given.device)
-    _tell(vectors.embed_source(given.source, given.to, model, rank(), processes(), progress=say))
+    model = load(options.run, options.device)
+    _tell(vectors.embed_source(options.source, options.to, model, rank(), processes(), progress=say))
 
 
-def _tell(found: EmbeddingReport) -> None:
-    for note in found.notes if rank() == 0 else ():
+def _tell(embedded: EmbeddingReport) -> None:
+    for note in embedded.notes if rank() == 0 else ():
         print(note, file=sys.stderr)
-    if found.waiting:
-        print(f"process {rank()} has done its share; {found.waiting} of {found.parts} parts are with others")
+    if embedded.waiting:
+        print(f"process {rank()} has done its share; {embedded.waiting} of {embedded.parts} parts are with others")
     else:
-        skipped = f"; {found.skipped:,} skipped, see {found.to.stem}.skipped.jsonl" if found.skipped else ""
-        print(f"{found.vectors:,} vectors in {found.to}{skipped}")
+        skipped = f"; {embedded.skipped:,} skipped, see {embedded.to.stem}.skipped.jsonl" if embedded.skipped else ""
+        print(f"{embedded.vectors:,} vectors in {embedded.to}{skipped}")
 
 
-def _share(given: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """One process for each share. Raises ValueError where one fails; what the others have done stays."""
+def _share(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Starts a process for each share. Raises ValueError where one fails; the shares of the others stay."""
     from diptych.apps.index import vectors
 
-    vectors.check_target(given.to)
-    count = given.processes
+    vectors.check_target(options.to)
+    count = options.processes
     plain = [word for place, word in enumerate(arguments) if not _is_processes(arguments, place)]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     workers = []
     for number in range(count):
-        own = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
-        environment = {"OMP_NUM_THREADS": threads} | os.environ | own
+        ranks = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
+        environment = {"OMP_NUM_THREADS": threads} | os.environ | ranks
         command = [sys.executable, "-m", "diptych", "embed", *plain]
         workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
     try:
@@ -79,14 +79,12 @@ def _share(given: argparse.Namespace, arguments: Sequence[str]) -> None:
             worker.terminate()
         raise
     if failed:
-        raise ValueError(
-            f"process {failed[0]} of {count} failed, see above: the same command goes on with what is left"
-        )
-    _tell(vectors.finished(given.to))
+        raise ValueError(f"process {failed[0]} of {count} failed, see above: run the same command again for the rest")
+    _tell(vectors.finished(options.to))
 
 
 def _is_processes(arguments: Sequence[str], place: int) -> bool:
-    """Whether the word is `--processes`, or its number."""
+    """Tells whether a word is `--processes` or its number."""
     return arguments[place].startswith("--processes") or (place > 0 and arguments[place - 1] == "--processes")
 
 

@@ -17,14 +17,16 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych evaluate",
         usage="diptych evaluate RUN [--split SPLIT] [--submission FILE] [--json] [name=value …]",
-        epilog="name=value asks the same model of other data or otherwise, as in data.test_path=FILE, "
-        "data.scenes.compositions=held_out, evaluation.rerank=256, task.inference=generate; its measures go to "
+        epilog="name=value evaluates the same model on other data or in another way, as in data.test_path=FILE, "
+        "data.scenes.compositions=held_out, evaluation.rerank=256, task.inference=generate. The measures then go to "
         "RUN/eval-changed.json.",
-        description="Measure a run's best checkpoint; writes RUN/eval.json and, where a task is judged record by "
-        "record, what the model said of each into RUN/predictions.jsonl. Retrieval is ranked over the whole split.",
+        description="Measure a run's best checkpoint and write RUN/eval.json. Where a task is evaluated record by "
+        "record, also write its predictions to RUN/predictions.jsonl. Retrieval is ranked over the whole split.",
     )
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="which records (default: test)")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="the split to measure (default: test)"
+    )
     parser.add_argument(
         "--submission",
         type=Path,
@@ -32,44 +34,44 @@ def run(arguments: Sequence[str]) -> None:
         help="also write the file for the VQA evaluation server, NLVR2 or SNLI-VE, checked before it is written",
     )
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
-    given, assignments = parser.parse_known_args(arguments)
+    options, assignments = parser.parse_known_args(arguments)
 
     from diptych import run as pipeline
     from diptych.apps.report import summary
     from diptych.recipes.override import parse_assignments
 
-    found = pipeline.evaluate(given.run, given.split, given.submission, parse_assignments(assignments))
-    if given.json:
-        print(json.dumps(found.to_json(), indent=1))
+    evaluated = pipeline.evaluate(options.run, options.split, options.submission, parse_assignments(assignments))
+    if options.json:
+        print(json.dumps(evaluated.to_json(), indent=1))
         return
-    print(judged_text(found) if isinstance(found, pipeline.Judged) else summary(found.to_json()))
-    written = [*found.written, *([given.submission] if given.submission else [])]
+    print(as_text(evaluated) if isinstance(evaluated, pipeline.Judged) else summary(evaluated.to_json()))
+    written = [*evaluated.written, *([options.submission] if options.submission else [])]
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
 
 
-def judged_text(judged: Judged) -> str:
-    """The measures of a judged split as a few lines: value, interval, how many records; below them the references."""
+def as_text(evaluated: Judged) -> str:
+    """Formats the measures of a task as lines: value, interval and number of records, and the same of references."""
     from diptych.apps.report import named_figures, named_references, named_scores
 
-    recipe, result = judged.opened.recipe, judged.result
-    head = f"{recipe.name}, {judged.split} split: {len(result.decisions):,} records"
+    recipe, result = evaluated.opened.recipe, evaluated.result
+    head = f"{recipe.name}, {evaluated.split} split: {len(result.decisions):,} records"
     if not result.scores:
-        return f"{head}\n  no score: nobody tells what is right of them"
+        return f"{head}\n  no score, since none of them has a label"
     scores, references = named_scores(recipe.task, result), named_references(result)
     width = max(map(len, [*scores, *references]))
-    lines = [f"{head}, in % with 95 % intervals", *(_line(*one, width) for one in scores.items())]
+    lines = [f"{head}, in % with 95 % intervals", *(_line(*named, width) for named in scores.items())]
     if references:
-        lines += ["Without looking:", *(_line(*one, width) for one in references.items())]
+        lines += ["Without looking:", *(_line(*named, width) for named in references.items())]
     if result.figures:
         figures = named_figures(result)
         wide = max(map(len, figures))
         lines += ["Beside:", *(f"  {name:<{wide}}  {value:,.4g}" for name, value in figures.items())]
     if result.classes:
         wide = max(map(len, result.classes))
-        lines.append("Found of each class, and right where it was said:")
+        lines.append("Records of each class that were found, and predictions of it that were right:")
         lines += [
-            f"  {name:<{wide}}  {one.right:>6,} of {one.labelled:>6,}  {one.right:>6,} of {one.predicted:>6,}"
-            for name, one in result.classes.items()
+            f"  {name:<{wide}}  {count.right:>6,} of {count.labelled:>6,}  {count.right:>6,} of {count.predicted:>6,}"
+            for name, count in result.classes.items()
         ]
     return "\n".join(lines)
 

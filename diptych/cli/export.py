@@ -19,41 +19,43 @@ The released layout of ALBEF and VLMo is written by `diptych convert RUN --to re
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych export",
-        description="Hand a trained model on: as a folder, on the Hugging Face Hub, as ONNX.",
+        description="Share a trained model: as a folder, on the Hugging Face Hub, as ONNX.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("run", help="a run, a checkpoint, an exported folder, or OWNER/NAME on the Hub")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--onnx", action="store_true", help="write ONNX files there: both encoders and the fusion")
+    parser.add_argument("--onnx", action="store_true", help="write both encoders and the fusion encoder as ONNX files")
     parser.add_argument("--push", metavar="OWNER/NAME", help="put the model on the Hugging Face Hub")
-    parser.add_argument("--private", action="store_true", default=None, help="with --push: make a private repository")
-    parser.add_argument("--license", help="of the weights, as the Hub calls it, such as apache-2.0 (default: unknown)")
-    given = parser.parse_args(arguments)
-    _check(given)
+    parser.add_argument("--private", action="store_true", default=None, help="make the repository of --push private")
+    parser.add_argument(
+        "--license", help="licence of the weights, by its name on the Hub, such as apache-2.0 (default: unknown)"
+    )
+    options = parser.parse_args(arguments)
+    _check(options)
 
     from diptych import predict
     from diptych.apps.export import export_folder, export_onnx, push_to_hub
 
-    model = predict.load(given.run, "cpu")
-    named = {} if given.license is None else {"license": given.license}
-    if given.to and given.onnx:
-        for file in export_onnx(model, given.to):
+    model = predict.load(options.run, "cpu")
+    named = {} if options.license is None else {"license": options.license}
+    if options.to and options.onnx:
+        for file in export_onnx(model, options.to):
             print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
-    elif given.to:
-        print(f"{export_folder(model, given.to, **named)}: read its README.md before you hand it on")
-    if given.push:
-        print(push_to_hub(model, given.push, given.private, **named))
+    elif options.to:
+        print(f"{export_folder(model, options.to, **named)}: read its README.md before you share it")
+    if options.push:
+        print(push_to_hub(model, options.push, options.private, **named))
 
 
-def _check(given: argparse.Namespace) -> None:
-    """Raises ValueError for options that do not go together."""
-    if not (given.to or given.push):
-        raise ValueError("say where to: --to FOLDER, --push OWNER/NAME, or both")
-    if given.onnx and not given.to:
-        raise ValueError("--onnx writes files: say where with --to FOLDER")
-    if given.private and not given.push:
+def _check(options: argparse.Namespace) -> None:
+    """Raises ValueError for options that contradict each other."""
+    if not (options.to or options.push):
+        raise ValueError("give a target: --to FOLDER, --push OWNER/NAME, or both")
+    if options.onnx and not options.to:
+        raise ValueError("--onnx writes files: give their folder as --to FOLDER")
+    if options.private and not options.push:
         raise ValueError("--private is for --push OWNER/NAME")
-    if given.license and given.onnx and not given.push:
+    if options.license and options.onnx and not options.push:
         raise ValueError("--license is for the model card, which --onnx does not write")

@@ -16,96 +16,99 @@ PLACE = "a folder, milvus://host:port/name or postgresql://user@host/database?in
 
 
 def run(arguments: Sequence[str]) -> None:
-    given = _parser().parse_args(arguments)
-    {"build": _build, "add": _add, "remove": _remove, "search": _search, "info": _info}[given.what](given)
+    options = _parser().parse_args(arguments)
+    {"build": _build, "add": _add, "remove": _remove, "search": _search, "info": _info}[options.what](options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("diptych index", description="Keep an index of pictures and texts, and search it.")
+    parser = argparse.ArgumentParser(
+        "diptych index", description="Build an index of pictures and texts, and search it."
+    )
     verbs = parser.add_subparsers(dest="what", required=True, metavar="build|add|remove|search|info")
-    source = {"metavar": "DIR|JSONL", "type": Path, "help": "a folder, with those in it, or a JSONL file"}
-    build = verbs.add_parser("build", description="Index all that a folder or a JSONL file holds, or go on with it.")
+    source = {"metavar": "DIR|JSONL", "type": Path, "help": "a folder with its subfolders, or a JSONL file"}
+    build = verbs.add_parser("build", description="Index a folder or a JSONL file, or continue a stopped call.")
     build.add_argument("source", **source)  # type: ignore[arg-type]
     build.add_argument("--model", required=True, metavar="RUN", help="a run's folder or one of its checkpoints")
     build.add_argument("--at", metavar="PLACE", help=f"{PLACE} (default: SOURCE.index)")
-    build.add_argument("--kind", default="auto", choices=["auto", "exact", "ivf", "hnsw"], help="how to search it")
-    add = verbs.add_parser("add", description="Add what a source holds and the index does not, or not as it is now.")
+    build.add_argument("--kind", default="auto", choices=["auto", "exact", "ivf", "hnsw"], help="the method of search")
+    add = verbs.add_parser("add", description="Add what is new or changed in a source.")
     add.add_argument("place", metavar="PLACE", help=PLACE)
     add.add_argument("source", **source)  # type: ignore[arg-type]
-    remove = verbs.add_parser("remove", description="Take pictures and texts out of an index.")
+    remove = verbs.add_parser("remove", description="Remove pictures and texts from an index.")
     remove.add_argument("place", metavar="PLACE", help=PLACE)
-    remove.add_argument("ids", nargs="+", metavar="ID", help="as `search` shows them")
-    search = verbs.add_parser("search", description="Find what fits words or a picture best.")
+    remove.add_argument("ids", nargs="+", metavar="ID", help="names, as `search` shows them")
+    search = verbs.add_parser("search", description="Find the items that fit words or a picture best.")
     search.add_argument("place", metavar="PLACE", help=PLACE)
     search.add_argument("words", nargs="?", help='what to look for, as in "a fox left of a red car"')
     search.add_argument("--image", type=Path, metavar="FILE", help="a picture to look for, in place of words")
     search.add_argument("--of", default="picture", choices=["picture", "text"], help="what to find (default: picture)")
-    search.add_argument("--rerank", action="store_true", help="order the best by the fusion encoder's match")
+    search.add_argument("--rerank", action="store_true", help="re-rank the best by the fusion encoder")
     search.add_argument("--top", type=int, default=10, metavar="N", help="how many to show (default: 10)")
-    for one in (add, search):
-        one.add_argument("--model", metavar="RUN", help="the model that made the index, if it is not where it was")
-    for one in (build, add, search):
-        one.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-    info = verbs.add_parser("info", description="Say what an index is.")
+    for verb in (add, search):
+        verb.add_argument("--model", metavar="RUN", help="the model that made the index, if it has been moved")
+    for verb in (build, add, search):
+        verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    info = verbs.add_parser("info", description="Describe an index.")
     info.add_argument("place", metavar="PLACE", help=PLACE)
     return parser
 
 
-def _build(given: argparse.Namespace) -> None:
+def _build(options: argparse.Namespace) -> None:
     from diptych import predict
     from diptych.apps import index
 
-    place = given.at or _beside(given.source)
-    model = predict.load(given.model, given.device)
-    _tell(index.build_index(place, given.source, model, given.kind, progress=_progress))
+    place = options.at or _beside(options.source)
+    model = predict.load(options.model, options.device)
+    _tell(index.build_index(place, options.source, model, options.kind, progress=_progress))
 
 
 def _beside(source: Path) -> str:
-    """`photos` → `photos.index`, `list.jsonl` → `list.index`."""
+    """Names the index of a source: `photos.index` for `photos`, `list.index` for `list.jsonl`."""
     whole = source.resolve()
     return str(whole.with_name(f"{whole.stem if whole.is_file() else whole.name}.index"))
 
 
-def _add(given: argparse.Namespace) -> None:
+def _add(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    _tell(index.add_to_index(given.place, given.source, _model(given), progress=_progress))
+    _tell(index.add_to_index(options.place, options.source, _model(options), progress=_progress))
 
 
-def _remove(given: argparse.Namespace) -> None:
+def _remove(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    left = index.remove_from_index(given.place, given.ids)
-    print(f"removed {len(given.ids):,} from {index.index_info(given.place).place}, which holds {left:,} now")
+    left = index.remove_from_index(options.place, options.ids)
+    print(f"removed {len(options.ids):,} from {index.index_info(options.place).place}, which holds {left:,} now")
 
 
-def _search(given: argparse.Namespace) -> None:
+def _search(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    if (given.words is None) == (given.image is None):
-        raise ValueError("say what to look for: words, or a picture with --image FILE")
-    opened = index.open_index(given.place, _model(given))
-    query = given.image if given.words is None else given.words
-    print(opened.search(query, given.top, given.of, given.rerank))
+    if (options.words is None) == (options.image is None):
+        raise ValueError("give a query: words, or a picture with --image FILE")
+    opened = index.open_index(options.place, _model(options))
+    query = options.image if options.words is None else options.words
+    print(opened.search(query, options.top, options.of, options.rerank))
 
 
-def _info(given: argparse.Namespace) -> None:
+def _info(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    print(index.index_info(given.place))
+    print(index.index_info(options.place))
 
 
-def _model(given: argparse.Namespace) -> Predictor:
-    """The model named, or else the one that the index remembers."""
+def _model(options: argparse.Namespace) -> Predictor:
+    """Loads the named model, or else the one that the index remembers."""
     from diptych import predict
     from diptych.apps import index
 
-    if given.model:
-        return predict.load(given.model, given.device)
-    checkpoint = index.index_info(given.place).checkpoint
+    if options.model:
+        return predict.load(options.model, options.device)
+    checkpoint = index.index_info(options.place).checkpoint
     if not Path(checkpoint).exists():
-        raise ValueError(f"the model of {given.place} was {checkpoint}, which is not there: name it with --model RUN")
-    return predict.load(checkpoint, given.device)
+        gone = f"the model of {options.place} was {checkpoint}, which does not exist"
+        raise ValueError(f"{gone}: name it with --model RUN")
+    return predict.load(checkpoint, options.device)
 
 
 def _tell(built: BuildReport) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych inspect",
-        description="Say what a checkpoint is: its kind, its sizes, what it can do. Nothing in it is executed.",
+        description="Describe a checkpoint: its kind, sizes and abilities. Nothing in it is executed.",
     )
     parser.add_argument(
         "path", type=Path, help="a published file, a folder in the Hugging Face layout, a run or one of its checkpoints"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from diptych import pretrained
 
-    print(pretrained.inspect(given.path))
+    print(pretrained.inspect(options.path))

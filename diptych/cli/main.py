@@ -11,31 +11,34 @@ from importlib import import_module
 from diptych import __version__
 
 VERBS = {
-    "demo": ("diptych.cli.demo", "make pictures, train, evaluate, report: minutes on a CPU"),
+    "demo": ("diptych.cli.demo", "compose pictures, train, evaluate, report: minutes on a CPU"),
     "train": ("diptych.cli.train", "train a recipe: train RECIPE [name=value …]"),
-    "resume": ("diptych.cli.resume", "go on with a run that was stopped or killed"),
+    "resume": ("diptych.cli.resume", "continue a run that was stopped or killed"),
     "evaluate": ("diptych.cli.evaluate", "measure a trained run on its test split"),
     "report": ("diptych.cli.report", "write a run's report.html"),
-    "doctor": ("diptych.cli.doctor", "say whether a run is healthy, and what to do where it is not"),
+    "doctor": ("diptych.cli.doctor", "check whether a run is healthy, and say what to do about problems"),
     "compare": ("diptych.cli.compare", "put runs side by side: quality, speed, parameters"),
-    "ablate": ("diptych.cli.ablate", "train variants for several seeds: one table with intervals"),
+    "ablate": (
+        "diptych.cli.ablate",
+        "train variants of a recipe for several seeds, and write one table with intervals",
+    ),
     "embed": ("diptych.cli.embed", "write vectors of pictures and texts: embed RUN DIR|JSONL --to vectors.npy"),
-    "index": ("diptych.cli.index", "keep an index and search it: index build|add|remove|search|info"),
+    "index": ("diptych.cli.index", "build an index and search it: index build|add|remove|search|info"),
     "search": ("diptych.cli.search", 'find pictures by words: search RUN "a red fox" --images DIR'),
     "serve": ("diptych.cli.serve", "answer over HTTP: embed, match, search, entail, answer, compare, locate"),
     "app": ("diptych.cli.app", "try trained models in the browser: app RUN… [--images DIR]"),
-    "export": ("diptych.cli.export", "hand a model on: a folder with a card, the Hugging Face Hub, ONNX"),
-    "inspect": ("diptych.cli.inspect", "say what a checkpoint is: its kind, sizes, what it can do"),
-    "convert": ("diptych.cli.convert", "published checkpoints to ours and back: convert FILE --to FOLDER"),
-    "data": ("diptych.cli.data", "look at data: data validate|convert|show LAYOUT PATH"),
+    "export": ("diptych.cli.export", "share a model: a folder with a card, the Hugging Face Hub, ONNX"),
+    "inspect": ("diptych.cli.inspect", "describe a checkpoint: its kind, sizes and abilities"),
+    "convert": ("diptych.cli.convert", "convert published checkpoints to ours and back: convert FILE --to FOLDER"),
+    "data": ("diptych.cli.data", "check and convert data: data validate|convert|shard|show LAYOUT PATH"),
     "plan": ("diptych.cli.plan", "predict memory, time and cost of a recipe on given devices"),
     "recipes": ("diptych.cli.recipes", "list the recipes, or every field of one"),
     "where": ("diptych.cli.where", 'find the code of a paper\'s equation: where "ALBEF Eq. 6"'),
 }
-"""Verb → (its module, which has `run(arguments)`, and one line of help)."""
+"""Module of each verb, which has `run(arguments)`, and its line of help."""
 
 USAGE = 2
-"""Exit status after a mistake of the user's."""
+"""Exit status after a user's mistake."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return complain(f"no verb '{verb}'.{meant} See diptych --help")
         else:
             import_module(VERBS[verb][0]).run(rest)
-    except BrokenPipeError:  # as in `diptych recipes | head`: nobody reads on
+    except BrokenPipeError:  # the reader has gone, as in `diptych recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         if os.environ.get("DIPTYCH_DEBUG"):
@@ -74,7 +77,7 @@ def help_text() -> str:
             "",
             *lines,
             "",
-            "diptych VERB --help says more.",
+            "diptych VERB --help explains a verb.",
         ]
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        "diptych recipes", description="List the recipes, or what one says of itself and every field that can be set."
+        "diptych recipes", description="List the recipes, or describe one with all fields that can be set."
     )
     parser.add_argument("recipe", nargs="?", help="a recipe's name")
     name = parser.parse_args(arguments).recipe
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _lines(fields: dict[str, Any], above: str = "") -> list[str]:
-    """`data.scenes.size=64`, one a field, as `diptych train` takes them."""
+    """Formats a line for each field as `diptych train` takes it, such as `data.scenes.size=64`."""
     lines = []
     for key, value in fields.items():
         if isinstance(value, dict):

@@ -13,8 +13,8 @@ def run(arguments: Sequence[str]) -> None:
         description="Measure a run on its test split and write RUN/report.html: measures, curves, examples.",
     )
     parser.add_argument("run", type=Path, help="the run's folder")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from diptych.apps.report.run import report
 
-    print(report(given.run))
+    print(report(options.run))

@@ -10,7 +10,7 @@ from pathlib import Path
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych resume",
-        description="Go on with a run from its last checkpoint. It ends with the same bits as if it had never stopped.",
+        description="Continue a run from its last checkpoint. It ends with the same bits as if it had never stopped.",
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     folder = parser.parse_args(arguments).run

@@ -12,37 +12,41 @@ from diptych.apps.serve.limits import Limits
 HELP = {
     "body_bytes": "bytes of one request",
     "held_bytes": "bytes of the bodies of all requests at once",
-    "pixels": "pixels of one picture, refused before it is decoded",
+    "pixels": "pixels of one picture; larger ones are refused before they are decoded",
     "text_length": "characters of one text",
     "items": "pictures, or texts, of one request",
-    "pairs": "pictures × texts of one request to match",
-    "queue": "requests in work at once; others get 429",
-    "batch": "pictures, texts or pairs that requests are put together up to",
-    "wait_ms": "how long a batch waits for requests that are being prepared",
-    "seconds": "for an answer; then 504",
-    "body_seconds": "for a request to arrive; then 408",
-    "grace_seconds": "for what was taken, after the signal to stop",
-    "connections": "open at once; further ones are closed",
+    "pairs": "pairs (pictures × texts) of one request to match",
+    "queue": "requests in progress at once; others get 429",
+    "batch": "pictures, texts or pairs in one batch of requests",
+    "wait_ms": "milliseconds that a batch waits for requests that are being prepared",
+    "seconds": "seconds for an answer; then 504",
+    "body_seconds": "seconds for a request to arrive; then 408",
+    "grace_seconds": "seconds for accepted requests after the signal to stop",
+    "connections": "connections at once; further ones are closed",
 }
 
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych serve",
-        description="Answer over HTTP what models can be asked: embed, match, search, entail, answer, compare, locate. "
-        "The page at / says how. SIGTERM or Ctrl-C finishes what was taken; a second one ends at once.",
+        description="Serve models over HTTP: embed, match, search, entail, answer, compare, locate. The page at / "
+        "explains the requests. SIGTERM or Ctrl-C finishes accepted requests; a second one ends at once.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder; runs in its tasks folder come along")
-    parser.add_argument("--index", metavar="PLACE", help="what /v1/search searches, as diptych index made it")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder; the runs in its tasks folder are loaded too"
+    )
+    parser.add_argument("--index", metavar="PLACE", help="an index for /v1/search, made by `diptych index build`")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=int, default=8080, help="0: any that is free (default: 8080)")
+    parser.add_argument(
+        "--port", type=int, default=8080, help="port to listen at; 0 takes any free one (default: 8080)"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="holds the key that requests must bring (or DIPTYCH_API_KEY)"
+        "--api-key-file", type=Path, metavar="FILE", help="file of the key that requests must have (or DIPTYCH_API_KEY)"
     )
-    parser.add_argument("--no-key", action="store_true", help="let other machines ask without a key")
+    parser.add_argument("--no-key", action="store_true", help="let other machines send requests without a key")
     parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a further name that clients may call it by"
+        "--allow-host", action="append", default=[], metavar="NAME", help="another host name that clients may use"
     )
     limits = parser.add_argument_group("limits")
     for field in fields(Limits):
@@ -52,8 +56,8 @@ def run(arguments: Sequence[str]) -> None:
             f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N",
             help=f"{HELP[field.name]} (default: {field.default:,})",
         )  # fmt: skip
-    given = parser.parse_args(arguments)
-    chosen = Limits(**{field.name: getattr(given, field.name) for field in fields(Limits)})
+    options = parser.parse_args(arguments)
+    limits_set = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
 
     try:
         from diptych.apps.serve import server
@@ -62,6 +66,6 @@ def run(arguments: Sequence[str]) -> None:
             raise
         raise ValueError(f"serving needs {error.name}: pip install 'diptych[serve]'") from None
     server.serve(
-        given.runs, given.index, given.host, given.port, given.device, server.read_key(given.api_key_file),
-        given.no_key, given.allow_host, chosen,
+        options.runs, options.index, options.host, options.port, options.device, server.read_key(options.api_key_file),
+        options.no_key, options.allow_host, limits_set,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -66,7 +66,7 @@ from diptych.schema import (
     VlmoPretrainConfig,
 )
 from diptych.search.rerank import Reranked
-from diptych.tasks.albef_pretraining import AlbefPretraining
+from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
 from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.types import Batch, Progress, Texts, TokenPositions
 
@@ -402,21 +402,7 @@ TOKENIZER = Tokenizer([*SPECIAL, "a", "fox", "red", "car", "dog", "##s", "of", "
 FOX, RED, CAR, DOG = (TOKENIZER.encode([word])[0][1] for word in ("fox", "red", "car", "dog"))
 
 
-@dataclass(frozen=True)
-class Seen:
-    negative_text_index: torch.Tensor
-    negative_text_probability: torch.Tensor
-    negative_image_index: torch.Tensor
-    negative_image_probability: torch.Tensor
-    masked: TokenPositions
-    labels: torch.Tensor
-    teacher_words: torch.Tensor
-    teacher_word_probabilities: torch.Tensor
-    teacher_texts: torch.Tensor
-    teacher_text_probabilities: torch.Tensor
-
-
-def small_batch() -> tuple[Batch, list[Image.Image], Seen]:
+def small_batch() -> tuple[Batch, list[Image.Image], AlbefInspection]:
     pictures = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
     ids = TOKENIZER.encode(["a red fox", "a dog left of a car", "foxs"])
     width = max(map(len, ids))
@@ -424,7 +410,7 @@ def small_batch() -> tuple[Batch, list[Image.Image], Seen]:
     padded = torch.tensor([one + [TOKENIZER.pad_id] * (width - len(one)) for one in ids])
     pixels = torch.stack([EvaluationTransform(DataConfig(), 4)(one) for one in pictures])
     batch = Batch(pixels, Texts(padded, mask), torch.arange(3))
-    seen = Seen(
+    seen = AlbefInspection(
         negative_text_index=torch.tensor([1, 2, 0]),
         negative_text_probability=torch.tensor([0.75, 0.5, 0.25]),
         negative_image_index=torch.tensor([2, 0, 1]),

@@ -52,7 +52,7 @@ def test_a_model_that_was_moved_must_be_named(tmp_path: Path, capsys: pytest.Cap
     shutil.move(run, tmp_path / "moved")
     status, _, error = run_command(capsys, "index", "search", place, "a boat", "--device", "cpu")
     assert status == 2
-    assert "which is not there: name it with --model RUN" in error
+    assert "which does not exist: name it with --model RUN" in error
     again = run_command(capsys, "index", "search", place, "a boat", "--model", tmp_path / "moved", "--device", "cpu")
     assert again[0] == 0
 
@@ -60,8 +60,8 @@ def test_a_model_that_was_moved_must_be_named(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["index", "search", "x"], "say what to look for"),
-        (["index", "search", "x", "a boat", "--image", "y"], "say what to look for"),
+        (["index", "search", "x"], "give a query: words, or a picture"),
+        (["index", "search", "x", "a boat", "--image", "y"], "give a query: words, or a picture"),
         (["index", "info", "nowhere"], "no index in nowhere"),
         (["index", "remove", "nowhere", "a"], "no index in nowhere"),
         (["embed", "RUN", "DIR", "--to", "v.csv"], "v.csv names no known format"),

@@ -13,7 +13,7 @@ from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.ablate.runs import place
 from diptych.apps.compare.quality import quality, same_data
 from diptych.apps.report.compared import Score
-from diptych.apps.report.numbers import duration, number
+from diptych.apps.report.numbers import columns, duration, number
 from diptych.apps.report.stages import COMPUTE
 from diptych.metrics.intervals import Interval, seed_interval
 
@@ -171,9 +171,9 @@ def _interval(interval: Interval | None) -> str:
 
 
 def _rows(head: Line, body: Sequence[Line]) -> list[str]:
-    widths = [max(len(line[place]) for line in (head, *body)) for place in range(len(head))]
-    lines = [head, tuple("-" * width for width in widths), *body]
-    return [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(line, widths, strict=True))} |" for line in lines]
+    title, *lines = columns([head, *body], between=" | ")
+    rule = " | ".join("-" * len(cell) for cell in title.split(" | "))
+    return [f"| {line} |" for line in (title, rule, *lines)]
 
 
 def write(table: Table, folder: Path) -> tuple[Path, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diptych.apps.report.compared import Comparison, Rate, Score
-from diptych.apps.report.numbers import duration, number, operations
+from diptych.apps.report.numbers import columns, duration, number, operations
 
 Line = tuple[str, ...]
 
@@ -38,9 +38,7 @@ def as_text(comparison: Comparison) -> str:
 
 
 def _table(title: str, head: Line, body: Sequence[Line]) -> str:
-    widths = [max(len(line[place]) for line in (head, *body)) for place in range(len(head))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in (head, *body)]
-    return "\n".join([title, *(f"  {line}".rstrip() for line in lines)])
+    return "\n".join([title, *(f"  {line}".rstrip() for line in columns([head, *body]))])
 
 
 def _score(score: Score | None) -> str:

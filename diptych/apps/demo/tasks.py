@@ -18,6 +18,7 @@ from diptych import catalog
 from diptych import run as pipeline
 from diptych.apps.demo.pretraining import compare_systems, demo
 from diptych.apps.demo.systems import Demonstration, TaskRun
+from diptych.apps.report.numbers import columns
 from diptych.apps.report.run import report
 from diptych.checkpoints import store
 from diptych.metrics.intervals import Interval
@@ -211,9 +212,7 @@ def as_text(rows: list[Row]) -> str:
         )
         for row in rows
     ]  # fmt: skip
-    widths = [max(len(line[place]) for line in (head, *body)) for place in range(len(head))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in (head, *body)]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in columns([head, *body]))
 
 
 def _beside(row: Row) -> tuple[str, str, str, str]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from diptych.apps.report.numbers import columns
+
 if TYPE_CHECKING:
     from diptych.apps.plan.check import Compared
     from diptych.apps.plan.predict import Plan
@@ -126,7 +128,5 @@ def flops(value: int) -> str:
 
 
 def _table(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [*([head] if any(head) else []), *body]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-    rows = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join([title, *(f"  {row}".rstrip() for row in rows)])
+    rows = [*([head] if any(head) else []), *body]
+    return "\n".join([title, *(f"  {line}".rstrip() for line in columns(rows))])

@@ -6,9 +6,8 @@ I pictures, T texts, B pairs of a batch, R masked words, K best pseudo-targets o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from PIL.Image import Image
 from torch import Tensor
 
@@ -17,60 +16,14 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Normalise
 from diptych.search.rerank import Reranked
-from diptych.types import Batch, TokenPositions
+from diptych.tasks.albef_pretraining import AlbefInspection
+from diptych.tasks.pretraining import DrawnNegatives
+from diptych.types import Batch
 
 RESULTS = 5
 """Pictures shown of a query's ranking."""
 WORDS = 2
 """Masked words shown of a caption."""
-
-
-@runtime_checkable
-class Negatives(Protocol):
-    """Hard negatives of one pre-training pass over B pairs. Indices count within the batch."""
-
-    @property
-    def negative_text_index(self) -> Int[Tensor, "B"]:
-        """The wrong caption drawn for each picture."""
-        ...
-
-    @property
-    def negative_text_probability(self) -> Float[Tensor, "B"]: ...
-
-    @property
-    def negative_image_index(self) -> Int[Tensor, "B"]:
-        """The wrong picture drawn for each caption."""
-        ...
-
-    @property
-    def negative_image_probability(self) -> Float[Tensor, "B"]: ...
-
-
-@runtime_checkable
-class Inspection(Negatives, Protocol):
-    """Hard negatives and pseudo-targets of one pre-training pass with a momentum teacher."""
-
-    @property
-    def masked(self) -> TokenPositions:
-        """The masked words; `pair` counts texts of the batch."""
-        ...
-
-    @property
-    def labels(self) -> Int[Tensor, "R"]: ...
-
-    @property
-    def teacher_words(self) -> Int[Tensor, "R K"]: ...
-
-    @property
-    def teacher_word_probabilities(self) -> Float[Tensor, "R K"]: ...
-
-    @property
-    def teacher_texts(self) -> Int[Tensor, "B K"]:
-        """The captions of the batch to which the teacher gives the highest probability for each picture."""
-        ...
-
-    @property
-    def teacher_text_probabilities(self) -> Float[Tensor, "B K"]: ...
 
 
 def query_examples(
@@ -100,7 +53,7 @@ def query_examples(
 
 
 def negative_examples(
-    inspection: Negatives, batch: Batch, tokenizer: Tokenizer, normalise: Normalise, count: int = 8
+    inspection: DrawnNegatives, batch: Batch, tokenizer: Tokenizer, normalise: Normalise, count: int = 8
 ) -> tuple[NegativeExample, ...]:
     """Shows the first `count` pairs of a batch with the hard negatives drawn for them."""
     texts = [tokenizer.decode(ids) for ids in batch.texts.input_ids.tolist()]
@@ -120,7 +73,7 @@ def negative_examples(
 
 
 def teacher_examples(
-    inspection: Inspection,
+    inspection: AlbefInspection,
     batch: Batch,
     tokenizer: Tokenizer,
     normalise: Normalise,
@@ -152,7 +105,7 @@ def teacher_examples(
     )
 
 
-def _word(inspection: Inspection, batch: Batch, tokenizer: Tokenizer, row: int) -> WordGuess:
+def _word(inspection: AlbefInspection, batch: Batch, tokenizer: Tokenizer, row: int) -> WordGuess:
     ids = batch.texts.input_ids[inspection.masked.pair[row]].tolist()
     place = int(inspection.masked.position[row])
     words, probabilities = inspection.teacher_words[row].tolist(), inspection.teacher_word_probabilities[row].tolist()

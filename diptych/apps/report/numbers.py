@@ -1,8 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers and tables as people read them, in plain text."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def number(value: float) -> str:
@@ -50,3 +51,13 @@ def operations(flops: float | None) -> str:
     ('2500 TFLOP', '–')
     """
     return "–" if flops is None else f"{number(flops / 1e12)} TFLOP"
+
+
+def columns(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
+    """Aligns the cells of rows in columns, a line for each row.
+
+    >>> columns([("step", "loss"), ("10", "4.2")], between=" | ")
+    ['step | loss', '10   | 4.2 ']
+    """
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [between.join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
