@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -314,6 +315,25 @@ def test_what_was_skipped_is_remembered_over_a_resume(tmp_path: Path, capsys: py
     assert sorted(loader.ledger.bad) == ["bad1", "bad5"]
     assert loader.ledger.seen == 12
     assert "6 steps, 2 of 100 records skipped: 2 × truncated" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits until the step after it has begun, and holds the bits of its own step."""
+    began, save = Event(), store.save_checkpoint
+
+    def waiting(*arguments: Any) -> Path:
+        assert began.wait(60), "training waits for the checkpoint"
+        return save(*arguments)
+
+    every = {"run__checkpoint_every": 2, "run__keep_checkpoints": 3}
+    train(Toy(), Loader(), recipe(**every), tmp_path / "plain")
+    monkeypatch.setattr(store, "save_checkpoint", waiting)
+    task = Toy()
+    task.hook = lambda progress: began.set() if progress.step == 2 else None
+    train(task, Loader(), recipe(run__checkpoint_async=True, **every), tmp_path / "run")
+    for name in ("step-00000002", "step-00000004", "step-00000006"):
+        ours, plain = (weights(tmp_path / run / "checkpoints" / name) for run in ("run", "plain"))
+        assert all(torch.equal(ours[key], value) for key, value in plain.items())
 
 
 def test_a_checkpoint_says_what_made_it(tmp_path: Path) -> None:
