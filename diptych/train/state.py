@@ -217,9 +217,9 @@ class RunStore:
             weights, moments, content, to_dict(self.recipe), self.save_tokenizer, sharded=self.parallel.sharded
         )
         if in_background:
-            with ThreadPoolExecutor(1) as threads:
-                self._writing = threads.submit(self._write, state.step, checkpoint)
-                threads.shutdown(wait=False)
+            threads = ThreadPoolExecutor(1)  # not as a context, which would wait for the thread
+            self._writing = threads.submit(self._write, state.step, checkpoint)
+            threads.shutdown(wait=False)
         else:
             self._write(state.step, checkpoint)
 

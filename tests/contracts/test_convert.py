@@ -1,4 +1,4 @@
-"""Published checkpoints: every tensor is spoken for, and comes back bit by bit."""
+"""Every tensor of a published checkpoint is named by a rule, and comes back bit by bit."""
 
 from __future__ import annotations
 

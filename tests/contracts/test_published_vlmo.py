@@ -1,4 +1,4 @@
-"""Published VLMos and BEiTs: recognised, loaded whole or not at all, computed as they are meant, written back."""
+"""Published VLMos and BEiTs are recognised, loaded completely or not at all, computed correctly, and written back."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def recipe_of(config: VlmoConfig, task: Any = None) -> Recipe:
 
 
 def run(path: Path, recipe: Recipe) -> dict[str, Tensor]:
-    """A run of ours, with weights off their beginning; returns these."""
+    """Writes a run of ours with changed weights, and returns the weights."""
     task = build_task(recipe, WORDS)
     tiny.shake(task)
     content = store.CheckpointState(task.state_dict(), {}, {"step": 1}, to_dict(recipe), WORDS.save)
@@ -69,11 +69,11 @@ def run(path: Path, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def published(config: VlmoConfig, task: Any = None) -> dict[str, Tensor]:
-    """The tensors of a released pre-training file, without index tables."""
-    made = build_task(recipe_of(config, task), WORDS)
-    tiny.shake(made)
+    """Returns the tensors of a released pre-training file, without index tables."""
+    task_of_ours = build_task(recipe_of(config, task), WORDS)
+    tiny.shake(task_of_ours)
     rules = published_rules(config, [])
-    state = to_published(made.state_dict(), rules)
+    state = to_published(task_of_ours.state_dict(), rules)
     return {name: tensor.clone() for name, tensor in (state | counts(state, rules)).items()}
 
 
@@ -95,15 +95,15 @@ def test_a_run_of_ours_goes_out_and_comes_back(tmp_path: Path, words: Path, styl
     weights = run(tmp_path / "run", recipe_of(config))
     left_out = export(tmp_path / "run", tmp_path / "out.pth")
     assert set(left_out) == ({"text_embeddings.position_embeddings.weight"} if style == "relative" else set())
-    made = assemble([tmp_path / "out.pth"], options(words, trained_image_size=None))
-    assert isinstance(made.recipe.model, VlmoConfig)
-    assert replace(made.recipe.model, drop_path=0.0, dropout=0.0) == config
-    assert (made.recipe.data.max_tokens, made.recipe.data.normalise) == (
+    assembled = assemble([tmp_path / "out.pth"], options(words, trained_image_size=None))
+    assert isinstance(assembled.recipe.model, VlmoConfig)
+    assert replace(assembled.recipe.model, drop_path=0.0, dropout=0.0) == config
+    assert (assembled.recipe.data.max_tokens, assembled.recipe.data.normalise) == (
         8 if style == "relative" else tiny.POSITIONS, "vlmo",
     )  # fmt: skip
-    assert made.tokenizer.separator
-    assert made.weights.keys() == weights.keys()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in made.weights.items())
+    assert assembled.tokenizer.separator
+    assert assembled.weights.keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in assembled.weights.items())
 
 
 @pytest.mark.parametrize(
@@ -216,20 +216,20 @@ def test_what_the_user_must_say_is_asked_for(tmp_path: Path, words: Path) -> Non
 
 def test_longer_texts_go_on_from_the_outermost_distance(tmp_path: Path, words: Path) -> None:
     file = write(tmp_path / "file.pth", published(tiny.VLMO))
-    made = assemble([file], options(words, text_length=20))
-    assert made.recipe.model.max_positions == 20
-    assert "positions of texts of 12 tokens made to fit 20" in str(made)
-    table = made.weights["model.positions.table"]
+    assembled = assemble([file], options(words, text_length=20))
+    assert assembled.recipe.model.max_positions == 20
+    assert "positions of texts of 12 tokens made to fit 20" in str(assembled)
+    table = assembled.weights["model.positions.table"]
     assert torch.equal(table[-4], table[-12])  # 18 and 10 behind the query
 
 
 def test_pictures_of_a_text_gain_and_lose_their_token_types() -> None:
     table = torch.arange(12.0).view(2, 6)
-    one, three = tiny.VLMO, replace(tiny.VLMO, images_per_text=3)
-    grown = fit_state({"model.types.weight": table, "head.types.weight": table}, one, three)
+    single, three = tiny.VLMO, replace(tiny.VLMO, images_per_text=3)
+    grown = fit_state({"model.types.weight": table, "head.types.weight": table}, single, three)
     assert torch.equal(grown["model.types.weight"], table[[0, 1, 1, 1]])
     assert torch.equal(grown["head.types.weight"], table)
-    assert torch.equal(fit_state(grown, three, one)["model.types.weight"], table)
+    assert torch.equal(fit_state(grown, three, single)["model.types.weight"], table)
 
 
 # --------------------------------------------------------------------------- use
@@ -256,11 +256,11 @@ def test_inspect_says_what_a_file_and_its_run_are(
     run(tmp_path / "run", recipe_of(STYLES[style]))
     export(tmp_path / "run", tmp_path / "out.pth")
     for path in (tmp_path / "out.pth", tmp_path / "run"):
-        said = inspect(path)
-        assert f"4 of width 24, vision-language experts in the top 2, {style} positions" in said
-        assert "patch 4, for 16 px" in said
-        assert "40 words, 12 positions" in said
-        assert "start any fine-tuning" in said
+        output = inspect(path)
+        assert f"4 of width 24, vision-language experts in the top 2, {style} positions" in output
+        assert "patch 4, for 16 px" in output
+        assert "40 words, 12 positions" in output
+        assert "start any fine-tuning" in output
     assert LAYOUTS["vlmo"].title in inspect(tmp_path / "out.pth")
     to = str(tmp_path / "again")
     arguments = ["--heads", "3", "--vocabulary", str(words), "--text-length", "9", "--image-size", "24", "--to", to]
@@ -270,11 +270,11 @@ def test_inspect_says_what_a_file_and_its_run_are(
 
 
 def test_inspect_says_what_a_file_does_not_tell(tmp_path: Path) -> None:
-    said = inspect(write(tmp_path / "file.pth", published(tiny.VLMO)))
-    assert "4 of width 24" in said
-    assert "unsaid   positions are for" in said
-    assert "or 16 px and 12 tokens" in said
-    assert "40 words" not in said
+    output = inspect(write(tmp_path / "file.pth", published(tiny.VLMO)))
+    assert "4 of width 24" in output
+    assert "unsaid   positions are for" in output
+    assert "or 16 px and 12 tokens" in output
+    assert "40 words" not in output
 
 
 # --------------------------------------------------------------------------- BEiT
@@ -283,7 +283,7 @@ def test_inspect_says_what_a_file_does_not_tell(tmp_path: Path) -> None:
 def beit(
     positions: str = "layers", indexed: bool = True, width: int = 24, depth: int = 3, heads: int = 3
 ) -> dict[str, Tensor]:
-    """A BEiT. `positions`: tables of its `layers`, as fine-tuned; one `shared`, as pre-trained; or `absolute`."""
+    """Makes a BEiT. `positions`: a table in each of its `layers` (fine-tuned), one `shared`, or `absolute`."""
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width), "patch_embed.proj.weight": (width, 3, 4, 4), "patch_embed.proj.bias": (width,),
     }  # fmt: skip
@@ -315,7 +315,7 @@ def beit(
 
 
 def index_table() -> Tensor:
-    """Which row of the table belongs to each query and key, place by place."""
+    """Returns the row of the table that belongs to each query and key, computed one by one."""
     places = [None, *((row, column) for row in range(SIDE) for column in range(SIDE))]
     last = (2 * SIDE - 1) ** 2 + 3
 
@@ -328,7 +328,7 @@ def index_table() -> Tensor:
 
 
 def plain_beit(state: Mapping[str, Tensor], pixels: Tensor, heads: int = 3) -> Tensor:
-    """Every token behind the last block, from the layout's names alone."""
+    """Computes every token after the last block, from the layout's names alone."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
@@ -360,21 +360,21 @@ def plain_beit(state: Mapping[str, Tensor], pixels: Tensor, heads: int = 3) -> T
 @pytest.mark.parametrize("positions", ["layers", "shared", "absolute"])
 def test_a_beit_starts_the_image_side(tmp_path: Path, words: Path, positions: str, indexed: bool) -> None:
     state = beit(positions, indexed)
-    made = assemble([write(tmp_path / "beit.pth", state)], options(words, trained_image_size=None))
-    model = made.recipe.model
+    assembled = assemble([write(tmp_path / "beit.pth", state)], options(words, trained_image_size=None))
+    model = assembled.recipe.model
     assert isinstance(model, VlmoConfig)
     assert (model.width, model.depth, model.heads, model.fusion_start, model.image_size) == (24, 3, 3, 3, 16)
     vlmo = Vlmo(model).eval()
-    weights = {name.removeprefix("model."): tensor for name, tensor in made.weights.items()}
+    weights = {name.removeprefix("model."): tensor for name, tensor in assembled.weights.items()}
     vlmo.load_state_dict(weights | {"types.weight": torch.zeros(2, 24)})
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = vlmo.encode_image(vlmo.image_state(pixels).patches)
+        tokens = vlmo.encode_image(vlmo.image_state(pixels).patches)
         plain = F.layer_norm(plain_beit(state, pixels), (24,), state.get("norm.weight"), state.get("norm.bias"), 1e-6)
-    torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
-    assert made.report.loaded.keys() | made.report.dropped.keys() == state.keys()
-    assert all((*made.report.dropped.values(), *made.report.missing.values()))
-    assert "a BEiT reads no text: random" in str(made)
+    torch.testing.assert_close(tokens, plain, atol=1e-4, rtol=1e-4)
+    assert assembled.report.loaded.keys() | assembled.report.dropped.keys() == state.keys()
+    assert all((*assembled.report.dropped.values(), *assembled.report.missing.values()))
+    assert "a BEiT reads no text: random" in str(assembled)
 
 
 def test_a_beit_starts_the_second_stage_of_a_run(tmp_path: Path, words: Path) -> None:
@@ -431,14 +431,14 @@ def test_a_run_of_the_first_stage_goes_out_as_a_beit_that_computes_the_same(
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     scales = {f"blocks.{i}.gamma_{n}": torch.ones(24) for i in range(config.depth) for n in (1, 2)}
     with torch.no_grad():
-        found = vlmo.encode_image(vlmo.image_state(pixels).patches)
+        tokens = vlmo.encode_image(vlmo.image_state(pixels).patches)
         tokens = plain_beit(scales | state, pixels)
     plain = F.layer_norm(tokens, (24,), state["norm.weight"], state["norm.bias"], 1e-6)
-    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tokens, plain, atol=1e-5, rtol=1e-5)
     kind = weights["model.types.weight"][1]
     assert torch.equal(state["mask_token"], (weights["head.mask_token"] + kind)[None, None])
-    made = assemble([tmp_path / "beit.pth"], options(words, trained_image_size=None))
-    assert torch.equal(made.weights["model.norm.weight"], weights["model.norm.weight"])
+    assembled = assemble([tmp_path / "beit.pth"], options(words, trained_image_size=None))
+    assert torch.equal(assembled.weights["model.norm.weight"], weights["model.norm.weight"])
 
 
 def test_a_classifier_of_another_form_is_not_exported(tmp_path: Path) -> None:
@@ -448,11 +448,11 @@ def test_a_classifier_of_another_form_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_inspect_says_what_a_beit_is(tmp_path: Path) -> None:
-    said = inspect(write(tmp_path / "beit.pth", beit()))
-    assert LAYOUTS["beit"].title in said
-    assert "3 of width 24, no vision-language experts, relative positions" in said
-    assert "start VLMo's second stage" in said
-    assert "words" not in said
+    output = inspect(write(tmp_path / "beit.pth", beit()))
+    assert LAYOUTS["beit"].title in output
+    assert "3 of width 24, no vision-language experts, relative positions" in output
+    assert "start VLMo's second stage" in output
+    assert "words" not in output
 
 
 def test_options_of_one_system_are_refused_by_the_other(golden_albef: Path) -> None:

@@ -1,4 +1,4 @@
-"""`init_from`: what was asked for is taken over whole, or the run stops."""
+"""`init_from` loads everything that a task needs, or stops the run."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ FRESH: list[tuple[TaskConfig, set[str]]] = [
     (TextAssignmentConfig(), {"head"}),
     (Nlvr2Config(), {"head", "teacher_head"}),
 ]
-"""Each fine-tuning task, and which of its parts pre-training cannot have."""
+"""Each fine-tuning task, with the parts of it that pre-training does not have."""
 LARGER = ("fc1.weight", "fc1.bias", "fc2.weight")
-"""Of a decoder's layer, what a larger feed-forward changes."""
+"""The tensors of a decoder's layer whose shapes a larger feed-forward changes."""
 TWO_PICTURES = (TextAssignmentConfig, Nlvr2Config)
 
 
 def recipe(task: TaskConfig = PRETRAINING, **changes: object) -> Recipe:
-    """A small one of a task. One text layer, then two fusion layers; images and texts are of one width."""
+    """Returns a small recipe of a task, with one text layer, two fusion layers, and one width for both encoders."""
     small = {
         "model.vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
         "model.text": {"width": 16, "layers": 3, "fusion_start": 1, "heads": 2, "intermediate": 16},
@@ -66,7 +66,7 @@ def recipe(task: TaskConfig = PRETRAINING, **changes: object) -> Recipe:
 
 
 def build(seed: int, config: Recipe) -> Task:
-    """A task in which no two weights are alike, but for those of a head and its teacher."""
+    """Builds a task in which no two weights are alike, except those of a head and its momentum copy."""
     torch.manual_seed(seed)
     task = TASKS[type(config.task)](MODELS[type(config.model)](config.model), config.task, SpecialIds(0, 1, 2, 3, 4))
     with torch.no_grad():
@@ -92,7 +92,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def pretrained() -> dict[str, Tensor]:
-    """What `run` holds."""
+    """Returns the weights that `run` holds."""
     return values(build(1, recipe()))
 
 
@@ -100,7 +100,7 @@ def pretrained() -> dict[str, Tensor]:
 
 
 def origin(name: str, doubled: bool) -> str:
-    """Where pre-training has what a weight starts from, as the paper (§5) and the released `loading_maps` say."""
+    """Returns the pre-trained weight that a weight starts from, by the paper (§5) and the released `loading_maps`."""
     owner, _, part = name.partition(".")
     student = "teacher" if owner.startswith("teacher") else "model"
     pieces = part.split(".")
@@ -114,7 +114,7 @@ def origin(name: str, doubled: bool) -> str:
     return ".".join([student, moved.get(pieces[0], pieces[0]), *pieces[1:]])
 
 
-@pytest.mark.parametrize(("config", "fresh"), FRESH, ids=lambda given: type(given).__name__)
+@pytest.mark.parametrize(("config", "fresh"), FRESH, ids=lambda config: type(config).__name__)
 def test_every_task_starts_from_the_pre_trained_weights(run: Path, config: TaskConfig, fresh: set[str]) -> None:
     old, task = pretrained(), build(2, recipe(config))
     before = values(task)
@@ -128,7 +128,7 @@ def test_every_task_starts_from_the_pre_trained_weights(run: Path, config: TaskC
         assert torch.equal(value, expected), name
 
 
-def test_another_pre_training_takes_over_student_and_teacher_but_not_the_queue(run: Path) -> None:
+def test_another_pre_training_takes_over_student_and_momentum_encoder_but_not_the_queue(run: Path) -> None:
     old, new = pretrained(), build(2, recipe(replace(PRETRAINING, queue_size=6)))
     started = start_from(new, run, WORDS)
     taken = {name: value for name, value in new.state_dict().items() if name.startswith(("model.", "teacher."))}
@@ -187,12 +187,12 @@ def pretrained_student() -> list[str]:
 
 
 def chained(folder: Path, first: TaskConfig, second: TaskConfig) -> tuple[dict[str, Tensor], Task, Any]:
-    """The weights of a task, a task that started from them, and the report."""
+    """Returns the weights of a task, a task that started from them, and the report."""
     old, task = values(build(1, recipe(first))), build(2, recipe(second))
     return old, task, start_from(task, save(folder, recipe(first), old), WORDS)
 
 
-def test_a_teacher_that_is_not_stored_starts_as_the_student(tmp_path: Path) -> None:
+def test_a_momentum_encoder_that_is_not_stored_starts_as_the_student(tmp_path: Path) -> None:
     old, task, started = chained(tmp_path, TextAssignmentConfig(), Nlvr2Config())
     state = task.state_dict()
     teacher = [name for name in state if name.startswith("teacher.")]
@@ -201,7 +201,7 @@ def test_a_teacher_that_is_not_stored_starts_as_the_student(tmp_path: Path) -> N
     assert {"head.weight", "head.bias"} <= set(started.dropped)
 
 
-def test_a_teacher_that_lacks_a_part_takes_the_students(tmp_path: Path) -> None:
+def test_a_momentum_encoder_that_lacks_a_part_takes_the_students(tmp_path: Path) -> None:
     old, task, started = chained(tmp_path, EntailmentConfig(), RetrievalConfig(queue_size=4))
     state = task.state_dict()
     assert {name.split(".")[1] for name in started.copied} == {"image_proj", "text_proj", "text"}
@@ -209,7 +209,7 @@ def test_a_teacher_that_lacks_a_part_takes_the_students(tmp_path: Path) -> None:
     assert torch.equal(state["teacher.vision.norm.weight"], old["teacher.vision.norm.weight"])
 
 
-def test_a_head_comes_from_the_same_task_and_its_teacher_is_a_copy_of_it(tmp_path: Path) -> None:
+def test_a_head_comes_from_the_same_task_and_its_momentum_copy_is_a_copy_of_it(tmp_path: Path) -> None:
     old, task, started = chained(tmp_path, EntailmentConfig(alpha=0.0), EntailmentConfig())
     state = task.state_dict()
     heads = [name for name in state if name.startswith(("head.", "teacher_head."))]
@@ -229,7 +229,7 @@ def test_a_classifier_of_other_answers_is_not_taken_over(tmp_path: Path, answers
 
 
 def test_a_head_of_another_task_is_not_taken_over_though_it_fits(tmp_path: Path) -> None:
-    """The first layer would, the second would not."""
+    """Its first layer fits, and its second does not."""
     old, task, started = chained(tmp_path, EntailmentConfig(), Nlvr2Config())
     assert {name.partition(".")[0] for name in started.fresh} == {"head", "teacher_head"}
     assert not torch.equal(task.state_dict()["head.0.weight"], old["head.0.weight"])
@@ -262,7 +262,7 @@ def test_another_size_or_an_absent_part_stops_the_run(run: Path, tmp_path: Path)
         start_from(build(2, wider), run, WORDS)
 
 
-@pytest.mark.parametrize("config", [config for config, _ in FRESH], ids=lambda given: type(given).__name__)
+@pytest.mark.parametrize("config", [config for config, _ in FRESH], ids=lambda config: type(config).__name__)
 def test_a_student_that_lacks_a_weight_stops_the_run(tmp_path: Path, config: TaskConfig) -> None:
     weights = pretrained()
     del weights["model.vision.norm.weight"]

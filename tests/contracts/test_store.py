@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there; what is damaged is named and never loaded."""
+"""A checkpoint is complete or not there. Damage is named, and damaged checkpoints are never loaded."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     checkpoint = store.load(store.save_checkpoint(tmp_path / "c", 7, saved))
     assert checkpoint.folder == tmp_path / "c" / "step-00000007"
     assert (checkpoint.state, checkpoint.recipe) == (saved.state, saved.recipe)
-    for stored, given in ((checkpoint.weights(), saved.weights), (checkpoint.optimizer(), saved.optimizer)):
-        assert stored.keys() == given.keys()
-        assert all(torch.equal(stored[name], given[name]) for name in given)
+    for stored, tensors in ((checkpoint.weights(), saved.weights), (checkpoint.optimizer(), saved.optimizer)):
+        assert stored.keys() == tensors.keys()
+        assert all(torch.equal(stored[name], tensors[name]) for name in tensors)
     assert (checkpoint.tokenizer / "vocab.txt").read_text() == "[PAD]\n"
 
 
@@ -155,7 +155,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_only_whole_checkpoints(tmp_path: 
     interrupted = 0
     try:
         process.stdout.readline()
-        # Stopped processes are looked at in the middle of what they do; the last one is killed there.
+        # The process is stopped in the middle of its work and looked at; the last time it is killed there.
         for pause in torch.rand(40, generator=torch.Generator().manual_seed(0)).tolist():
             time.sleep(pause / 50)
             process.send_signal(signal.SIGSTOP)

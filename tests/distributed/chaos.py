@@ -1,9 +1,9 @@
 """Random faults over a small training: `python -m tests.distributed.chaos` (`make chaos`).
 
-One run is left alone. The other is hit by a fault at each attempt (a process or all killed, stopped, hanging, told to
-end, its loss no number, its disk full, the newest checkpoint damaged) and resumed, on two processes with their weights
-cut into parts and checkpoints written beside the training, until as many faults as asked have come; whenever it reaches
-its end, it is compared and begun again.
+One run is undisturbed. Another one meets a fault at each attempt (one process or all are killed, stopped, hang or are
+told to end, a loss is NaN, the disk is full, the newest checkpoint is damaged) and is resumed, until there were as many
+faults as requested. Both run on two processes with sharded weights and write checkpoints while they train. Whenever the
+disturbed run reaches its end, it is compared with the other one and begun again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ CHANGES = {"run__steps": STEPS, "run__parallel": "fsdp", "run__checkpoint_async"
 
 @dataclass
 class Tally:
-    """What came of the faults."""
+    """The outcome of the faults."""
 
     faults: Counter[str] = field(default_factory=Counter)
     borne: int = 0
-    """By the run that has not ended yet."""
+    """Faults of the run that has not ended yet."""
     survived: int = 0
-    """By runs that ended as one left alone."""
+    """Faults of runs that ended like the undisturbed one."""
     lost: list[int] = field(default_factory=list)
     """Steps that had to be taken again after each fault."""
     ends: int = 0
@@ -44,7 +44,7 @@ class Tally:
 
 
 def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
-    """One attempt under one fault; what it leaves can be gone on from."""
+    """Trains under one fault, and checks that the run can go on from what that leaves."""
     begun = (folder / "recipe.json").exists()
     newest = store.latest(folder / "checkpoints") if begun else None
     step = 0 if newest is None else int(newest.name.removeprefix(store.PREFIX))
@@ -68,9 +68,9 @@ def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
 
 
 def _before(folder: Path, step: int) -> int:
-    """The step that was gone on from where the checkpoint of `step` was damaged, as the log tells."""
-    said = folder.with_suffix(".log").read_text()
-    lost = [int(number) for number in re.findall(r"(\d+) steps are lost", said)]
+    """Returns the step that the run went on from, by its log, where the checkpoint of `step` was damaged."""
+    log = folder.with_suffix(".log").read_text()
+    lost = [int(number) for number in re.findall(r"(\d+) steps are lost", log)]
     return step - lost[-1] if lost else step
 
 
@@ -78,14 +78,14 @@ def main() -> int:
     parser = argparse.ArgumentParser("chaos", description="Random faults over a small training.")
     parser.add_argument("--faults", type=int, default=50, metavar="N", help="default: 50")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    draw, tally, began = random.Random(given.seed), Tally(), time.monotonic()
+    options = parser.parse_args()
+    draw, tally, began = random.Random(options.seed), Tally(), time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
         assert run(2, small(**CHANGES), whole) == [0, 0], whole.with_suffix(".log").read_text()
         expected, folder = result(whole), Path(place) / "disturbed"
-        while sum(tally.faults.values()) < given.faults or folder.exists():
-            if sum(tally.faults.values()) < given.faults:
+        while sum(tally.faults.values()) < options.faults or folder.exists():
+            if sum(tally.faults.values()) < options.faults:
                 disturb(folder, draw, tally)
                 print(f"{sum(tally.faults.values())}: {list(tally.faults.items())}", file=sys.stderr)
             elif run(2, small(**CHANGES), folder, (folder / "recipe.json").exists()) != [0, 0]:
@@ -113,9 +113,9 @@ def _ended(folder: Path) -> bool:
     return newest is not None and newest.name == f"{store.PREFIX}{STEPS:08d}"
 
 
-def _kept(found: dict[str, object]) -> dict[str, object]:
-    """Without which checkpoints are there: damaged ones are set aside."""
-    return {name: value for name, value in found.items() if name != "kept"}
+def _kept(outcome: dict[str, object]) -> dict[str, object]:
+    """Returns the result without the list of checkpoints, because damaged ones are set aside."""
+    return {name: value for name, value in outcome.items() if name != "kept"}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a process of a world does with its share of one global batch, for test_pretraining.py."""
+"""Computes losses and gradients in a process that has its share of one global batch, for test_pretraining.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.traces import traced
 from tests.worlds import mean_gradients
 
 LENGTHS = (5, 9, 3, 7, 12, 4, 6, 2)
-"""Of the global batch's texts: the longest differs from share to share."""
+"""Lengths of the texts in the global batch. The longest one differs between the shares."""
 IDS = (10, 11, 12, 13, 10, 15, 12, 17)
-"""Of its pictures: some return under another caption in another share."""
+"""Image ids of the global batch. Some images return with another caption in another share."""
 PROGRESS = Progress(step=3, epoch=2.0, seed=5)
 
 CASES: dict[str, dict[str, Any]] = {
@@ -33,25 +33,25 @@ CASES: dict[str, dict[str, Any]] = {
     "false negatives": {"keep_false_negatives": True},
     "align first": {"fuse_start": 10},
 }
-"""Changes of the task whose result is the same however many processes there are."""
+"""Changes of the task that leave its results independent of the number of processes."""
 OWN = {"negatives": "own"}
 RELEASED = {"gather_without_gradient": True}
 
 
 @dataclass(frozen=True)
-class Found:
+class StepResult:
     """Losses and gradients, averaged over the processes."""
 
     losses: dict[str, float]
     gradients: dict[str, Tensor]
     drawn: list[tuple[int, int]] = field(default_factory=list)
-    """Of the whole batch's pairs: picture and text drawn as this process's negatives."""
+    """The images and texts, by their places in the global batch, that were drawn as this process's negatives."""
     width: int = 0
-    """Of this process's grid of texts."""
+    """The padded length of this process's texts."""
 
 
 def share_of(rank: int, size: int) -> Batch:
-    """Consecutive pairs of the global batch, padded no further than they need."""
+    """Returns this process's pairs of the global batch, padded to their own longest text."""
     whole, each = tiny.batch(LENGTHS, IDS), len(LENGTHS) // size
     rows = slice(rank * each, (rank + 1) * each)
     width = max(LENGTHS[rows])
@@ -59,31 +59,31 @@ def share_of(rank: int, size: int) -> Batch:
     return Batch(whole.pixels[rows], texts, whole.image_ids[rows])
 
 
-def step(rank: int, size: int, changes: dict[str, Any]) -> Found:
+def step(rank: int, size: int, changes: dict[str, Any]) -> StepResult:
     task, batch = tiny.vlmo_pretraining(**changes), share_of(rank, size)
     losses = task(batch, PROGRESS)
     world = World(rank, size)
     loss_share(losses, world).backward()
     means = {name: term.mean.item() for name, (_, term) in global_losses(losses, world).terms.items()}
-    made, _ = traced(task, batch, PROGRESS)
-    drawn = [] if made.negatives is None else list(zip(*(part.tolist() for part in made.negatives), strict=True))
-    return Found(means, mean_gradients(task), drawn, batch.texts.input_ids.shape[1])
+    trace, _ = traced(task, batch, PROGRESS)
+    drawn = [] if trace.negatives is None else list(zip(*(part.tolist() for part in trace.negatives), strict=True))
+    return StepResult(means, mean_gradients(task), drawn, batch.texts.input_ids.shape[1])
 
 
-def dual_encoder(rank: int, size: int) -> Found:
-    """Retrieval without fusion: every caption of a picture is right, whichever process has it."""
+def dual_encoder(rank: int, size: int) -> StepResult:
+    """Takes a step of retrieval without fusion, where every caption of an image is a positive, in any process."""
     task = tiny.retrieval(model={"system": "vlmo"}, keys="batch", queue_size=0, alpha=0.0, itm=0.0)
     batch = share_of(rank, size)
     losses, world = task(batch, PROGRESS), World(rank, size)
     loss_share(losses, world).backward()
     means = {name: term.mean.item() for name, (_, term) in global_losses(losses, world).terms.items()}
-    return Found(means, mean_gradients(task))
+    return StepResult(means, mean_gradients(task))
 
 
 def everything(rank: int, size: int) -> dict[str, Any]:
-    """All that the tests ask of a world."""
+    """Computes all cases that the tests compare."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {name: step(rank, size, changes) for name, changes in CASES.items()}
-    found |= {"own": step(rank, size, OWN), "released": step(rank, size, RELEASED)}
-    found["dual encoder"] = dual_encoder(rank, size)
-    return found
+    results: dict[str, Any] = {name: step(rank, size, changes) for name, changes in CASES.items()}
+    results |= {"own": step(rank, size, OWN), "released": step(rank, size, RELEASED)}
+    results["dual encoder"] = dual_encoder(rank, size)
+    return results

@@ -1,4 +1,4 @@
-"""A run under `torchrun` of which one process is killed, the first time: `… -m tests.distributed.once_killed RUN`."""
+"""Trains under `torchrun`, and kills one process at its first start: `… -m tests.distributed.once_killed RUN`."""
 
 from __future__ import annotations
 

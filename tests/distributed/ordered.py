@@ -1,4 +1,4 @@
-"""Runs on several processes on order, one JSON line a run, for test_faults.py."""
+"""Trains on several processes on request, with one JSON line for each run, for test_faults.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.distributed.warm import Fault, run, small
 
 def main() -> None:
     for line in sys.stdin:
-        given = json.loads(line)
-        fault = Fault(*given["fault"]) if given["fault"] else None
-        statuses = run(given["size"], small(**given["changes"]), Path(given["folder"]), given["resume"], fault)
+        request = json.loads(line)
+        fault = Fault(*request["fault"]) if request["fault"] else None
+        statuses = run(request["size"], small(**request["changes"]), Path(request["folder"]), request["resume"], fault)
         print(json.dumps(statuses), flush=True)
 
 

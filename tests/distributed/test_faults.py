@@ -1,4 +1,4 @@
-"""What happens to one process befalls the run, which says so, loses nothing, and goes on where it was."""
+"""A fault of one process ends the whole run, which says so, loses nothing, and goes on where it was."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FSDP = {"run__parallel": "fsdp", "run__checkpoint_async": True}
 
 @pytest.fixture(scope="module")
 def run() -> Any:
-    """`run(folder, size, changes, resume, fault)`: exit statuses and what was said."""
+    """Returns `run(folder, size, changes, resume, fault)`, which gives exit statuses and the log."""
     command = [sys.executable, "-m", "tests.distributed.ordered"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -59,10 +59,10 @@ def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_a_process_killed_at_any_step_leaves_a_run_that_ends_with_the_same_bits(
     run: Run, undisturbed: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any], rank: int, step: int
 ) -> None:
-    statuses, said = run(tmp_path / "run", changes=changes, fault=("kill", rank, step))
+    statuses, log = run(tmp_path / "run", changes=changes, fault=("kill", rank, step))
     assert statuses[rank] == KILLED
     assert statuses[1 - rank] != 0
-    assert "another process of this run is gone" in said or statuses[1 - rank] == KILLED
+    assert "another process of this run is gone" in log or statuses[1 - rank] == KILLED
     assert run(tmp_path / "run", changes=changes, resume=True)[0] == [0, 0]
     assert result(tmp_path / "run") == result(undisturbed[name])
 
@@ -70,9 +70,9 @@ def test_a_process_killed_at_any_step_leaves_a_run_that_ends_with_the_same_bits(
 def test_a_signal_to_one_process_saves_the_step_of_all_and_any_number_goes_on(
     run: Run, undisturbed: dict[str, Path], tmp_path: Path
 ) -> None:
-    statuses, said = run(tmp_path / "run", changes=FSDP, fault=("terminate", 1, 6))
+    statuses, log = run(tmp_path / "run", changes=FSDP, fault=("terminate", 1, 6))
     assert statuses == [143, 143]
-    assert "SIGTERM: step 7 is saved. Go on with: diptych resume" in said
+    assert "SIGTERM: step 7 is saved. Go on with: diptych resume" in log
     assert run(tmp_path / "run", size=4, changes=FSDP, resume=True)[0] == [0] * 4
     ours, theirs = (store.load_from(folder).weights() for folder in (tmp_path / "run", undisturbed["fsdp"]))
     assert ours.keys() == theirs.keys()
@@ -83,28 +83,28 @@ def test_a_signal_to_one_process_saves_the_step_of_all_and_any_number_goes_on(
 def test_a_number_of_one_process_that_is_none_stops_all_before_the_weights_and_names_it(
     run: Run, tmp_path: Path
 ) -> None:
-    statuses, said = run(tmp_path / "run", fault=("poison", 1, 6))
+    statuses, log = run(tmp_path / "run", fault=("poison", 1, 6))
     assert statuses == [2, 2]
-    assert "the loss of process 1 of step 7 is nan; the weights are still those of step 6" in said
-    assert "Records: scenes/train/" in said
+    assert "the loss of process 1 of step 7 is nan; the weights are still those of step 6" in log
+    assert "Records: scenes/train/" in log
 
 
 @pytest.mark.parametrize(("fault", "rank"), [("stop", 0), ("stop", 1), ("sleep", 1)])
 def test_a_process_that_hangs_is_named_and_all_end(run: Run, tmp_path: Path, fault: str, rank: int) -> None:
-    statuses, said = run(tmp_path / "run", changes={"run__timeout": 3.0}, fault=(fault, rank, 6))
+    statuses, log = run(tmp_path / "run", changes={"run__timeout": 3.0}, fault=(fault, rank, 6))
     assert 75 in statuses
     why = "does not answer" if fault == "stop" else "has not got its data yet"
-    assert f"no step for 3 s (run.timeout), in step 7: process {rank} {why}" in said
+    assert f"no step for 3 s (run.timeout), in step 7: process {rank} {why}" in log
 
 
 def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_the_checkpoint_before(
     run: Run, tmp_path: Path
 ) -> None:
     changes = {"run__parallel": "fsdp"}
-    statuses, said = run(tmp_path / "run", changes=changes, fault=("fill disk", 1, 6))
+    statuses, log = run(tmp_path / "run", changes=changes, fault=("fill disk", 1, 6))
     assert statuses == [2, 2]
-    assert "checkpoint of step 8 could not be written" in said
-    assert "the last whole one is" in said
+    assert "checkpoint of step 8 could not be written" in log
+    assert "the last whole one is" in log
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "step-00000004", "step-00000005",
     ]  # fmt: skip
@@ -115,9 +115,9 @@ def test_a_folder_that_holds_a_run_is_refused_by_all(run: Run, undisturbed: dict
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "recipe.json").write_text("{}")
-    statuses, said = run(folder)
+    statuses, log = run(folder)
     assert statuses == [2, 2]
-    assert "already holds a run: go on with" in said
+    assert "already holds a run: go on with" in log
 
 
 def test_torchrun_starts_a_killed_process_anew_and_the_run_ends_with_the_same_bits(
@@ -130,7 +130,7 @@ def test_torchrun_starts_a_killed_process_anew_and_the_run_ends_with_the_same_bi
             "-m", "tests.distributed.once_killed", str(folder),
         ],
         cwd=ROOT,
-        # Without it the first restart waits for a store that went with the processes.
+        # Without it the first restart waits for a store that ended with the processes.
         env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""However a global batch is cut (processes, pieces, parts of weights), a step computes and moves the same."""
+"""A step is the same however its global batch and the weights are divided (processes, accumulation, shards)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.training import ALONE, TASKS, WAYS, Found, everything
+from tests.distributed.training import ALONE, TASKS, WAYS, Steps, everything
 from tests.worlds import run_world
 
 ROOT = Path(__file__).parents[2]
-World = list[dict[tuple[str, str], Found]]
+World = list[dict[tuple[str, str], Steps]]
 CASES = [
     *((1, way) for way in ALONE if way != "alone"), (2, "unequal shares"), *((2, way) for way in WAYS),
     *((4, way) for way in WAYS if "in pieces" in way),
@@ -32,26 +32,26 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, World]:
 def test_losses_gradients_and_weights_do_not_depend_on_the_cut(
     worlds: dict[int, World], task: str, size: int, way: str
 ) -> None:
-    """To 1e-5; of a tensor whose entries may all be small, 1e-5 of the largest of all."""
+    """Compares to 1e-5, and gradients, which may all be small, to 1e-5 of the largest entry of all."""
     alone = worlds[1][0][task, "alone"]
     assert alone.gradients
     for process in worlds[size]:
-        found = process[task, way]
-        for ours, theirs in zip(found.losses, alone.losses, strict=True):
+        result = process[task, way]
+        for ours, theirs in zip(result.losses, alone.losses, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
-        assert found.norms == pytest.approx(alone.norms, rel=1e-4)
-        assert found.gradients.keys() == alone.gradients.keys()
+        assert result.norms == pytest.approx(alone.norms, rel=1e-4)
+        assert result.gradients.keys() == alone.gradients.keys()
         scale = max(value.abs().max().item() for value in alone.gradients.values())
         for name, gradient in alone.gradients.items():
-            torch.testing.assert_close(found.gradients[name], gradient, rtol=0, atol=1e-5 * scale, msg=name)
-        assert found.weights.keys() == alone.weights.keys()
+            torch.testing.assert_close(result.gradients[name], gradient, rtol=0, atol=1e-5 * scale, msg=name)
+        assert result.weights.keys() == alone.weights.keys()
         for name, weight in alone.weights.items():
-            torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=2e-3, msg=name)
+            torch.testing.assert_close(result.weights[name], weight, rtol=0, atol=2e-3, msg=name)
 
 
 @pytest.mark.parametrize("task", ["albef", "vlmo", "language stage"])
 def test_dropout_is_there(worlds: dict[int, World], task: str) -> None:
-    """Else the equality would say nothing of it."""
+    """Without dropout, the equality of the other tests would not cover it."""
     first, second = worlds[1][0][task, "alone"].losses
     assert first != second
 
@@ -61,23 +61,23 @@ import functools, json, torch
 from tests.distributed.training import steps
 torch.compile = functools.partial(torch.compile, backend="eager")
 both = {}, {"run.compile": True}
-found = {name: [steps(name, 0, 1, changes).losses for changes in both] for name in ("albef", "vlmo")}
-print(json.dumps([found, torch._dynamo.utils.counters["stats"]["calls_captured"]]))
+losses = {name: [steps(name, 0, 1, changes).losses for changes in both] for name in ("albef", "vlmo")}
+print(json.dumps([losses, torch._dynamo.utils.counters["stats"]["calls_captured"]]))
 """
 
 
 def test_compiled_blocks_compute_the_same() -> None:
-    """As torch.compile reads them, in a process of its own, since it cannot read through the checks of shapes here.
+    """It captures the blocks in a process of its own, because torch.compile cannot trace the checks of shapes here.
 
-    What its machine code makes of them takes minutes, and is not tried.
+    The compiled code is not tested, because compiling takes minutes.
     """
     ended = subprocess.run(
         [sys.executable, "-c", COMPILED], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    found, captured = json.loads(ended.stdout)
+    losses, captured = json.loads(ended.stdout)
     assert captured > 100
-    for plain, compiled in found.values():
+    for plain, compiled in losses.values():
         for ours, theirs in zip(compiled, plain, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)

@@ -1,4 +1,4 @@
-"""What a process of a world does in steps of a run, for test_training.py."""
+"""Takes steps of a run in a process of several, for test_training.py."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.distributed.equality import IDS, LENGTHS
 
 STEPS = 2
 CUT_FIRST = (6, 2)
-"""Of an unequal sharing between two processes, pairs of each."""
+"""The pairs of each of two processes that share a batch unequally."""
 
 
 def vision_stage() -> VisionStage:
@@ -82,18 +82,20 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Found:
+class Steps:
+    """The results of some steps."""
+
     losses: list[dict[str, float]]
     measures: dict[str, float]
     norms: list[float]
     gradients: dict[str, Tensor]
-    """Of the first step, whole."""
+    """The whole gradients of the first step."""
     weights: dict[str, Tensor]
-    """After the last step, the teacher's and the queue too."""
+    """The task's state after the last step, with momentum encoder and queue."""
 
 
 def rows_of(task: Task, rows: slice) -> Any:
-    """A share of the global batch, padded no further than it needs."""
+    """Returns a share of the global batch, padded to its own longest text."""
     whole, width = tiny.batch(LENGTHS, IDS), max(LENGTHS[rows])
     texts = Texts(whole.texts.input_ids[rows, :width], whole.texts.attention_mask[rows, :width])
     if isinstance(task, VisionStage | VisualTokenizerTraining):
@@ -110,7 +112,7 @@ def recipe_of(changes: dict[str, Any]) -> Recipe:
     return override(albef_tiny(), {**base, "schedule.warmup_steps": 0, **changes})
 
 
-def steps(name: str, rank: int, size: int, changes: dict[str, Any], shares: tuple[int, ...] | None = None) -> Found:
+def steps(name: str, rank: int, size: int, changes: dict[str, Any], shares: tuple[int, ...] | None = None) -> Steps:
     task, recipe = TASKS[name](), recipe_of(changes)
     recipe = replace(recipe, task=task.config)
     task.train()
@@ -134,10 +136,10 @@ def steps(name: str, rank: int, size: int, changes: dict[str, Any], shares: tupl
     for _ in range(STEPS):
         reports.append(stepper.step(_always(batch), state))
         state = state.after_step(reports[-1].pairs, 0.0)
-    return Found(
-        [{key: float(term.mean) for key, (_, term) in one.losses.terms.items()} for one in reports],
+    return Steps(
+        [{key: float(term.mean) for key, (_, term) in report.losses.terms.items()} for report in reports],
         {key: float(term.mean) for key, term in reports[0].losses.measures.items()},
-        [float(one.gradient_norm) for one in reports],
+        [float(report.gradient_norm) for report in reports],
         {key: whole(value, dict(task.named_parameters())[key]) for key, value in gradients.items()},
         {key: whole(own_part(value), value).clone() for key, value in task.state_dict().items()},
     )
@@ -149,7 +151,7 @@ def _always(batch: Any) -> Iterator[Loaded]:
 
 
 def whole(part: Tensor, like: Tensor) -> Tensor:
-    """Put together from the parts of all processes, which all call this."""
+    """Puts a tensor together from the shards of all processes, which all must call this."""
     if not hasattr(like, "placements") or not part.ndim:
         return part.detach()
     rows = like.shape[0]
@@ -161,11 +163,11 @@ def whole(part: Tensor, like: Tensor) -> Tensor:
     return torch.cat(places)[:rows]
 
 
-def everything(rank: int, size: int) -> dict[tuple[str, str], Found]:
+def everything(rank: int, size: int) -> dict[tuple[str, str], Steps]:
     torch.set_num_threads(1)
     ways = {1: ALONE, 2: WAYS, 4: {way: changes for way, changes in WAYS.items() if "in pieces" in way}}[size]
-    found = {(name, way): steps(name, rank, size, changes) for name in TASKS for way, changes in ways.items()}
+    results = {(name, way): steps(name, rank, size, changes) for name in TASKS for way, changes in ways.items()}
     if size == 2:
         for name in TASKS:
-            found[name, "unequal shares"] = steps(name, rank, size, {}, shares=CUT_FIRST)
-    return found
+            results[name, "unequal shares"] = steps(name, rank, size, {}, shares=CUT_FIRST)
+    return results

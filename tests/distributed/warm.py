@@ -1,7 +1,7 @@
 """Runs on several processes that start in milliseconds: one process has imported everything and forks them.
 
 It does what `torchrun` does, without its restarts: where one process fails, the others are ended. Faults are injected
-on order, each at the beginning of a step of one process.
+on request, each at the beginning of a step of one process.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ EVEN: dict[str, Any] = {"run": {**OVERRIDES["run"], "batch_size": 4, "timeout": 
 
 
 def small(**changes: Any) -> Recipe:
-    """The small run of tests/smoke, for an even number of processes; `__` stands for a dot."""
-    given = {name.replace("__", "."): value for name, value in changes.items()}
-    return override(find_recipe("albef_tiny"), {**OVERRIDES, **EVEN, **given})
+    """Returns the small recipe of tests/smoke for an even number of processes; `__` stands for a dot."""
+    fields = {name.replace("__", "."): value for name, value in changes.items()}
+    return override(find_recipe("albef_tiny"), {**OVERRIDES, **EVEN, **fields})
 
 
 ALL = -1
@@ -43,7 +43,7 @@ ALL = -1
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls process `rank` (`ALL`: each) when it is about to take its step `step` (from 0)."""
+    """A fault of process `rank` (`ALL`: of each) at the beginning of its step `step` (from 0)."""
 
     what: str
     rank: int
@@ -67,7 +67,7 @@ def _sleep(stepper: Stepper) -> None:
 
 
 def _poison(stepper: Stepper) -> None:
-    """The loss of this process alone is no number."""
+    """Makes the loss of this process alone NaN."""
     forward = stepper.parallel.forward
 
     def poisoned(*args: Any) -> Any:
@@ -80,7 +80,7 @@ def _poison(stepper: Stepper) -> None:
 
 
 def _fill_disk(stepper: Stepper) -> None:
-    """From now on no file of this process may grow beyond a few bytes."""
+    """Lets no file of this process grow beyond a few bytes any more."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
@@ -107,7 +107,7 @@ def inject(fault: Fault) -> None:
 
 
 def run(size: int, recipe: Recipe, folder: Path, resume: bool = False, fault: Fault | None = None) -> list[int]:
-    """Exit statuses by rank, -9 for a kill. What the processes say goes into `FOLDER.log`."""
+    """Trains and returns the exit statuses by rank, -9 for a kill. The output goes into `FOLDER.log`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -36,14 +36,14 @@ OVERRIDES = {
         "validation_items": 16, "threads": 1,
     },
 }  # fmt: skip
-"""Small, but with all that has memory: dropout, accumulation, a queue that wraps, a worker, validations, a best one."""
+"""A small run with everything that has state: dropout, accumulation, a queue that wraps, a worker, validations."""
 
 
 RECIPE = override(find_recipe("albef_tiny"), OVERRIDES)
 
 
 def count_moments(kill_at: int | None) -> Callable[[], int]:
-    """Counts from now on, and kills this process at the given count. Returns what tells the count."""
+    """Counts from now on, and kills this process at `kill_at`. Returns a function that tells the count."""
     moments, process = 0, os.getpid()
 
     def moment(frame: FrameType, event: str, argument: object) -> None:

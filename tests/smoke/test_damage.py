@@ -1,4 +1,4 @@
-"""What the disk does to checkpoints after they were written: a run goes on from the last whole one, and says so."""
+"""Where the disk has damaged checkpoints, a run goes on from the last whole one, and says so."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ NEWEST, BEFORE = "step-00000012", "step-00000008"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """Trains an undisturbed run."""
     kept = replace(RECIPE, run=replace(RECIPE.run, keep_checkpoints=3))
     return pipeline.train(kept, tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
-    """Its copy."""
+    """Copies the undisturbed run."""
     return shutil.copytree(whole, tmp_path / "run")
 
 
 def result(run: Path) -> dict[str, Any]:
-    """The bits that a run ends with, its state and its log, times left out."""
+    """Returns the bits that a run ends with, its state and its log, without times."""
     newest = run / "checkpoints" / NEWEST
     checkpoint, manifest = store.load(newest), json.loads((newest / "manifest.json").read_text())
     manifest.pop("state.json")
@@ -84,9 +84,9 @@ def test_resuming_after_damage_ends_with_the_bits_of_an_undisturbed_run(
     harm(checkpoints / NEWEST / name)
     harmed = {path.name: path.read_bytes() for path in (checkpoints / NEWEST).glob("*.*")}
     assert main(["resume", str(run)]) == 0
-    said = capsys.readouterr().err
-    assert said.startswith(f"{checkpoints / NEWEST / name} ")
-    assert f"going on from {checkpoints / BEFORE} instead: 4 steps are lost and done again" in said
+    output = capsys.readouterr().err
+    assert output.startswith(f"{checkpoints / NEWEST / name} ")
+    assert f"going on from {checkpoints / BEFORE} instead: 4 steps are lost and done again" in output
     assert result(run) == result(whole)
     kept = checkpoints / f"damaged-{NEWEST}"
     assert {path.name: path.read_bytes() for path in kept.glob("*.*")} == harmed, "set aside as it was found"
@@ -95,14 +95,14 @@ def test_resuming_after_damage_ends_with_the_bits_of_an_undisturbed_run(
 def test_all_damaged_checkpoints_after_the_last_whole_one_are_set_aside(
     whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Twice, so that names are taken."""
+    """It damages them twice, so that the names of damaged checkpoints are taken already."""
     checkpoints = run / "checkpoints"
     for _ in range(2):
         for name in (NEWEST, BEFORE):
             flip(checkpoints / name / "weights.safetensors")
         assert main(["resume", str(run)]) == 0
-        said = capsys.readouterr().err
-        assert re.findall(r"(\d+) steps are lost", said) == ["7", "3"]
+        output = capsys.readouterr().err
+        assert re.findall(r"(\d+) steps are lost", output) == ["7", "3"]
         assert result(run) == result(whole)
     assert {path.name for path in checkpoints.glob("damaged-*")} == {
         f"damaged-{name}{number}" for name in (NEWEST, BEFORE) for number in ("", "-2")
@@ -112,39 +112,39 @@ def test_all_damaged_checkpoints_after_the_last_whole_one_are_set_aside(
 def test_where_none_is_whole_all_are_named_and_nothing_is_touched(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = sorted((run / "checkpoints").iterdir())
-    assert len(found) == 3
-    for folder in found:
+    folders = sorted((run / "checkpoints").iterdir())
+    assert len(folders) == 3
+    for folder in folders:
         cut(folder / "weights.safetensors")
     before = (run / "metrics.jsonl").read_text()
     for verb in ("resume", "evaluate"):
         assert main([verb, str(run)]) == 2
-        said = capsys.readouterr().err
-        assert f"none of the 3 checkpoints in {run / 'checkpoints'} is whole" in said
-        assert all(f"{folder / 'weights.safetensors'} has " in said for folder in found)
-    assert sorted((run / "checkpoints").iterdir()) == found
+        output = capsys.readouterr().err
+        assert f"none of the 3 checkpoints in {run / 'checkpoints'} is whole" in output
+        assert all(f"{folder / 'weights.safetensors'} has " in output for folder in folders)
+    assert sorted((run / "checkpoints").iterdir()) == folders
     assert (run / "metrics.jsonl").read_text() == before
 
 
 def test_evaluating_takes_the_next_best_and_says_so_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = store.load_from(run).folder
-    flip(found / "weights.safetensors")
+    chosen = store.load_from(run).folder
+    flip(chosen / "weights.safetensors")
     assert main(["evaluate", str(run), "--json"]) == 0
     captured = capsys.readouterr()
     measured = json.loads(captured.out)["checkpoint"]
-    (found / "state.json").unlink()
-    assert measured == store.best(found.parent).name
-    assert measured != found.name
-    assert captured.err.count(f"{found / 'weights.safetensors'} is damaged") == 1
-    assert f"taking {found.parent / measured} instead" in captured.err
-    assert found.is_dir(), "measuring moves nothing"
-    assert main(["evaluate", str(found)]) == 2, "the very checkpoint was asked for"
+    (chosen / "state.json").unlink()
+    assert measured == store.best(chosen.parent).name
+    assert measured != chosen.name
+    assert captured.err.count(f"{chosen / 'weights.safetensors'} is damaged") == 1
+    assert f"taking {chosen.parent / measured} instead" in captured.err
+    assert chosen.is_dir(), "measuring moves nothing"
+    assert main(["evaluate", str(chosen)]) == 2, "the very checkpoint was asked for"
 
 
 def test_neither_the_clock_nor_the_times_of_files_matter(
     whole: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock goes back by an hour at each look, and the newest checkpoint bears the oldest date."""
+    """The clock goes back by an hour whenever it is read, and the newest checkpoint has the oldest date."""
     now = iter(range(2_000_000_000, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     monkeypatch.setattr(time, "time_ns", lambda: next(now) * 10**9)
@@ -168,24 +168,23 @@ def test_neither_the_clock_nor_the_times_of_files_matter(
 def test_the_doctor_reads_what_training_wrote(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with suppress(SystemExit):  # a loader of such small steps may well be called slow
         main(["doctor", str(whole), "--json"])
-    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
-    assert found["start"]["what"] == "from nothing, as this model is made for"
-    assert found["records"]["level"] == "fine", "every step had all its pairs, accumulated ones too"
-    assert found["features"]["level"] == "unknown", "twelve steps are too few"
-    assert "do not belong together" in found["features"]["what"]
-    assert found["false negatives"]["level"] == "fine"
-    assert "time is spent waiting for data" in found["loader"]["what"]
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["start"]["what"] == "from nothing, as this model is made for"
+    assert findings["records"]["level"] == "fine", "every step had all its pairs, accumulated ones too"
+    assert findings["features"]["level"] == "unknown", "twelve steps are too few"
+    assert "do not belong together" in findings["features"]["what"]
+    assert findings["false negatives"]["level"] == "fine"
+    assert "time is spent waiting for data" in findings["loader"]["what"]
     start = json.loads((whole / "start.json").read_text())
     assert (start["from"], start["untrained"], start["borrowed"]) == (None, [], [])
     assert start["fresh"].keys() == {"model", "teacher", "queue"}
 
 
 def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> None:
-    """Indices keep a file's time, be it a shard's or a picture's, to see that the file is another: they compare for
-    equality. What was fetched is dropped by its last use, where a clock that goes backwards costs another fetch and
-    nothing more.
+    """Two exceptions are harmless. Indices compare the times of shards and images for equality, to see that a file has
+    changed. Downloads are dropped by their last use, where a clock that goes backwards only costs another download.
     """
-    asked = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(datetime|date|now)\b|getmtime|st_[acm]time")
+    clock = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(datetime|date|now)\b|getmtime|st_[acm]time")
     sources = {path: path.read_text() for path in Path(diptych.__file__).parent.rglob("*.py")}
-    found = {path.name for path, text in sources.items() if asked.search(text)}
-    assert found == {"texts.py", "index.py", "kept.py", "items.py", "states.py"}
+    names = {path.name for path, text in sources.items() if clock.search(text)}
+    assert names == {"texts.py", "index.py", "kept.py", "items.py", "states.py"}

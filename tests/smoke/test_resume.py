@@ -17,7 +17,7 @@ from diptych.checkpoints import store
 ROOT = Path(__file__).parents[2]
 CHAINS = 12
 STRETCHES = (1.0, 0.5)
-"""The kills of a chain, the run's and its first continuation's, fall into this share of a whole run's moments."""
+"""The share of a whole run's moments into which the kills of a chain fall: the run's, and its first continuation's."""
 KILLED = -9
 
 
@@ -49,7 +49,7 @@ def trainer() -> Iterator[Trainer]:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that a run ends with, times left out: the bits of its last checkpoint, its state, its log."""
+    """Returns what a run ends with, without times: the bits of its last checkpoint, its state and its log."""
     newest = store.latest(folder / "checkpoints")
     assert newest is not None
     checkpoint = store.load(newest)
@@ -63,7 +63,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def begun(folder: Path) -> bool:
-    """A run killed before it marked its folder has nothing to resume and is simply started again."""
+    """Whether there is a run to resume. One that was killed before it marked its folder is started again."""
     return (folder / "recipe.json").exists()
 
 

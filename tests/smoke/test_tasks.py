@@ -26,7 +26,7 @@ from tests.layouts import (
 )
 
 NUMBERS = {"train": range(6), "validation": range(6, 9), "test": range(9, 12)}
-"""Of each split's pictures."""
+"""The number of images in each split."""
 PATHS = {"train": "data.path", "validation": "data.validation_path", "test": "data.test_path"}
 SMALL: dict[str, Any] = {
     "model.vision": {"image_size": 24, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
@@ -48,17 +48,17 @@ TASKS: dict[str, dict[str, Any]] = {
     "nlvr2": {},
     "grounding": QUEUE | {"task.boxes.layer": 1},
 }
-"""What of each recipe's task has to be small too."""
+"""Settings that make each recipe's task small too."""
 
 # --------------------------------------------------------------------------- data
 
-Made = dict[str, Any]
-"""The settings that lead to data."""
+DataFields = dict[str, Any]
+"""The settings that name the data."""
 Entry = Callable[[int], dict[str, Any]]
 
 
-def listed(folder: Path, source: str, entry: Entry) -> Made:
-    """A list a split, of entries about numbered pictures beside it."""
+def listed(folder: Path, source: str, entry: Entry) -> DataFields:
+    """Writes a list for each split, with entries about numbered images beside it."""
     for number in (number for numbers in NUMBERS.values() for number in numbers):
         picture(folder / f"{number}.jpg", 20 * number)
     listing = write if source == "albef" else lines
@@ -98,23 +98,23 @@ def phrase(n: int) -> dict[str, Any]:
     return {"image": f"{n}.jpg", "phrase": "the fox", "box": [0, 0, 3, 2], "proposals": [[0, 0, 3, 2], [3, 2, 3, 2]]}
 
 
-def karpathys(folder: Path, coco: bool) -> Made:
+def karpathys(folder: Path, coco: bool) -> DataFields:
     file = karpathy(folder, coco, ["train"] * 4 + ["restval" if coco else "train"] * 2 + ["val"] * 3 + ["test"] * 3)
     return {"data.source": "karpathy", "data.path": str(file), "data.root": str(folder / "images")}
 
 
-def vqa(folder: Path) -> Made:
+def vqa(folder: Path) -> DataFields:
     numbers = {split: [100 * n for n in ns] for split, ns in NUMBERS.items()}
     train, validation = (
-        f"{vqa_questions(folder, subset, some)},{vqa_annotations(folder, subset, some)}"
-        for subset, some in (("train2014", numbers["train"]), ("val2014", numbers["validation"]))
+        f"{vqa_questions(folder, subset, chosen)},{vqa_annotations(folder, subset, chosen)}"
+        for subset, chosen in (("train2014", numbers["train"]), ("val2014", numbers["validation"]))
     )
-    given = {"data.path": train, "data.validation_path": validation, "data.test_path": validation}
-    return {"data.source": "vqa", "data.root": str(folder / "images")} | given
+    paths = {"data.path": train, "data.validation_path": validation, "data.test_path": validation}
+    return {"data.source": "vqa", "data.root": str(folder / "images")} | paths
 
 
-def nlvr2(folder: Path) -> Made:
-    made: Made = {"data.source": "nlvr2", "data.root": str(folder / "images")}
+def nlvr2(folder: Path) -> DataFields:
+    data: DataFields = {"data.source": "nlvr2", "data.root": str(folder / "images")}
     for split, (name, place, directory) in {
         "train": ("train", "train/53", {"directory": 53}),
         "validation": ("dev", "dev", {}),
@@ -125,17 +125,17 @@ def nlvr2(folder: Path) -> Made:
             for side in (0, 1):
                 picture(folder / f"images/{place}/{name}-{n}-0-img{side}.png", n)
             entries.append(nlvr2_line(f"{name}-{n}-0-0", label=str(n % 2 == 0), **directory))
-        made[PATHS[split]] = str(lines(folder / f"{name}.json", list(entries)))
-    return made
+        data[PATHS[split]] = str(lines(folder / f"{name}.json", list(entries)))
+    return data
 
 
-def refcocos(folder: Path) -> Made:
+def refcocos(folder: Path) -> DataFields:
     place = refcoco(folder, ["train"] * 6 + ["val"] * 3 + ["testA"] + ["testB"] * 2)
     write(place / "dets.json", {str(n): [[n, 0.5, 2, 3, 0.9], [0, 0, 6, 4, 0.1]] for n in range(12)})
     return {"data.source": "refcoco", "data.path": str(place), "data.root": str(folder / "images")}
 
 
-DATA: dict[str, dict[str, Callable[[Path], Made]]] = {
+DATA: dict[str, dict[str, Callable[[Path], DataFields]]] = {
     "retrieval_coco": {"karpathy": lambda folder: karpathys(folder, coco=True)},
     "retrieval_flickr": {
         "karpathy": lambda folder: karpathys(folder, coco=False),
@@ -175,20 +175,20 @@ CASES = [(task, layout) for task, layouts in DATA.items() for layout in layouts]
 # --------------------------------------------------------------------------- commands
 
 
-def train(task: str, folder: Path, start: Path, made: Made, **more: Any) -> int:
-    """Exit status of training a recipe made small."""
+def train(task: str, folder: Path, start: Path, data: DataFields, **more: Any) -> int:
+    """Trains a recipe with small sizes and returns the exit status."""
     dotted = {name.replace("__", "."): value for name, value in more.items()}
-    changes = SMALL | TASKS[task] | {"init_from": str(start)} | made | dotted
+    changes = SMALL | TASKS[task] | {"init_from": str(start)} | data | dotted
     return main(["train", f"albef_base_{task}", "--folder", str(folder), *assignments(changes)])
 
 
-def assignments(changes: Made) -> list[str]:
-    """As a user types them."""
+def assignments(changes: DataFields) -> list[str]:
+    """Writes settings as a user types them."""
     return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()]
 
 
-def found(run: Path) -> dict[str, Any]:
-    """What `eval.json` holds."""
+def read_evaluation(run: Path) -> dict[str, Any]:
+    """Reads `eval.json`."""
     content: dict[str, Any] = json.loads((run / "eval.json").read_text())
     return content
 
@@ -205,11 +205,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-training run at a smaller picture size, as fine-tuning starts from."""
+    """Pre-trains at a smaller image size, for fine-tuning to start from."""
     folder = tmp_path_factory.mktemp("start")
     words = ["a fox sleeps number how many two 2 red are both", "the what is net fox one"]
-    made = listed(folder, "jsonl", lambda n: caption(n) | {"caption": words[n % 2]})
-    changes = SMALL | made | QUEUE | {"model.vision": {**SMALL["model.vision"], "image_size": 16}}
+    data = listed(folder, "jsonl", lambda n: caption(n) | {"caption": words[n % 2]})
+    changes = SMALL | data | QUEUE | {"model.vision": {**SMALL["model.vision"], "image_size": 16}}
     changes["run"] = {**SMALL["run"], "steps": 1, "validate_every": 0}
     assert main(["train", "albef_base", "--folder", str(folder / "run"), *assignments(changes)]) == 0
     return folder / "run"
@@ -229,16 +229,16 @@ def test_a_task_trains_and_is_measured_from_a_published_layout(
     assert sum("validation" in line for line in log) == 1
     assert main(["evaluate", str(run)]) == 0
     if task.startswith("retrieval"):
-        assert 0 <= found(run)["text_to_image.recall@1"] <= 100
+        assert 0 <= read_evaluation(run)["text_to_image.recall@1"] <= 100
         return
     records = 6 if layout == "refcoco" else 3
-    assert 0 <= found(run)["accuracy"] <= 100
-    assert found(run)["examples"] == len({one["record"] for one in predictions(run)}) == records
+    assert 0 <= read_evaluation(run)["accuracy"] <= 100
+    assert read_evaluation(run)["examples"] == len({prediction["record"] for prediction in predictions(run)}) == records
     assert len(predictions(run)) == records
 
 
 def test_a_killed_run_of_a_task_ends_with_the_same_weights_when_resumed(start: Path, tmp_path: Path) -> None:
-    """Also where the checkpoint that it started from is gone."""
+    """It also does where the checkpoint that it started from is gone."""
     run, gone = tmp_path / "run", shutil.copytree(start, tmp_path / "start")
     assert train("vqa_closed", run, gone, vqa(tmp_path), run__steps=3, run__checkpoint_every=1) == 0
     shutil.rmtree(gone)
@@ -260,14 +260,14 @@ def test_nlvr2_goes_on_where_text_assignment_ended(start: Path, tmp_path: Path) 
     learnt, taken = weights(first), weights(second)
     assert all(torch.equal(taken[name], learnt[name]) for name in taken if name.startswith("model."))
     assert main(["evaluate", str(second)]) == 0
-    assert found(second).keys() >= {"accuracy", "consistency"}
+    assert read_evaluation(second).keys() >= {"accuracy", "consistency"}
 
 
 @pytest.mark.parametrize("task", ["vqa", "vqa_closed"])
 def test_the_answers_of_the_training_data_stand_in_the_runs_recipe(task: str, start: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    made = listed(tmp_path / "data", "albef", albef_question)
-    assert train(task, run, start, made, run__steps=1, run__validate_every=0) == 0
+    data = listed(tmp_path / "data", "albef", albef_question)
+    assert train(task, run, start, data, run__steps=1, run__validate_every=0) == 0
     newest = store.latest(run / "checkpoints")
     assert newest is not None
     for recipe in (json.loads((run / "recipe.json").read_text()), store.load(newest).recipe):
@@ -283,12 +283,12 @@ def unanswered(n: int) -> dict[str, Any]:
 
 def test_questions_that_nobody_answered_are_answered_but_not_scored(start: Path, tmp_path: Path) -> None:
     run, numbers = tmp_path / "run", [100 * n for n in NUMBERS["test"]]
-    made = vqa(tmp_path) | {"data.test_path": str(vqa_questions(tmp_path, "test2015", numbers))}
-    assert train("vqa", run, start, made, run__steps=1, run__validate_every=0) == 0
+    data = vqa(tmp_path) | {"data.test_path": str(vqa_questions(tmp_path, "test2015", numbers))}
+    assert train("vqa", run, start, data, run__steps=1, run__validate_every=0) == 0
     assert main(["evaluate", str(run)]) == 0
-    assert "accuracy" not in found(run)
-    assert [one["record"] for one in predictions(run)] == [str(n) for n in numbers]
-    assert {one["said"] for one in predictions(run)} <= {"net", "a net"}
+    assert "accuracy" not in read_evaluation(run)
+    assert [prediction["record"] for prediction in predictions(run)] == [str(n) for n in numbers]
+    assert {prediction["said"] for prediction in predictions(run)} <= {"net", "a net"}
 
 
 def unlabelled_pair(n: int) -> dict[str, Any]:
@@ -308,7 +308,7 @@ def unlabelled_pair(n: int) -> dict[str, Any]:
     ],
 )
 def test_data_without_what_a_task_learns_from_is_refused_in_words(
-    task: str, source: str, entry: Entry, changes: Made, message: str, start: Path, tmp_path: Path,
+    task: str, source: str, entry: Entry, changes: DataFields, message: str, start: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert train(task, tmp_path / "run", start, listed(tmp_path / "data", source, entry) | changes) == 2

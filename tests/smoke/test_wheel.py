@@ -69,8 +69,8 @@ def test_the_installed_command_runs_outside_the_clone(site: Path, tmp_path: Path
     assert where.strip() == str(site / "diptych" / "__init__.py")
     assert "usage: diptych VERB" in run(command, "--help", cwd=tmp_path, site=site)
     assert run(command, "--version", cwd=tmp_path, site=site) == f"diptych {__version__}\n"
-    found = run(command, "where", "ALBEF Eq. 6", cwd=tmp_path, site=site)
-    assert found.startswith(f"ALBEF Eq. 6  {site / 'diptych'}/")
+    output = run(command, "where", "ALBEF Eq. 6", cwd=tmp_path, site=site)
+    assert output.startswith(f"ALBEF Eq. 6  {site / 'diptych'}/")
 
 
 def test_the_installed_command_trains_outside_the_clone(site: Path, tmp_path: Path) -> None:
