@@ -90,7 +90,7 @@ def same_picture(ids: Int[Tensor, "B"], processes: Processes) -> Bool[Tensor, "Q
     return processes.queries(ids)[:, None] == processes.gather(ids)[None]
 
 
-def other_captions(
+def others_of_same_image(
     ids: Int[Tensor, "Q"], key_ids: Int[Tensor, "K"], positives: Bool[Tensor, "Q K"]
 ) -> Bool[Tensor, "Q K"]:
     """Marks candidates that show the picture of a pair under another caption. They would be false negatives."""

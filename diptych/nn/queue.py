@@ -39,7 +39,7 @@ class FeatureQueue(nn.Module):
         filled = int(self.filled)
         return self.image[:filled], self.text[:filled], self.ids[:filled]
 
-    def behind(
+    def candidates(
         self, image: Float[Tensor, "n E"], text: Float[Tensor, "n E"], ids: Int[Tensor, "n"]
     ) -> tuple[Float[Tensor, "k E"], Float[Tensor, "k E"], Int[Tensor, "k"]]:
         """Appends the queue to a batch's features and identities: the candidates of the contrastive loss."""

@@ -1,11 +1,12 @@
-"""Pre-trains ALBEF: contrast (ITC), matching (ITM) and masked words (MLM) with a momentum encoder (ALBEF §3.2, §3.3).
+"""Pre-trains ALBEF: image-text contrastive loss (ITC), matching (ITM) and masked language modelling (MLM), with
+pseudo-targets of a momentum encoder (ALBEF §3.2, §3.3).
 
-`AlbefPretraining.forward` is one training step in the order of the paper. The optimiser and the loop are in
-`diptych/train`; the two encoders and the fusion encoder are in `diptych/models/albef.py`.
+`AlbefPretraining.forward` is one training step, in the order of computation. The networks are in
+`diptych/models/albef.py`; the optimiser and the loop are in `diptych/train`.
 
-Shapes: B pairs of this process, G pairs of all processes (G = B for a single one), M filled places of the queue,
-K = G + M candidates of the contrast, E width of the shared embedding space, T image tokens, D width, N text tokens of
-all texts end to end, L padded text length, R masked tokens, V vocabulary.
+Shapes: B pairs of this process, G pairs of all processes (G = B for a single one), M filled entries of the queue,
+K = G + M candidates of ITC, E width of the shared embedding space, T image tokens, D width, N text tokens of all texts
+packed end to end, L padded text length, R masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.losses.contrastive import Similarities, distilled_contrastive_loss, ignore, other_captions, similarity
+from diptych.losses.contrastive import (
+    Similarities,
+    distilled_contrastive_loss,
+    ignore,
+    others_of_same_image,
+    similarity,
+)
 from diptych.losses.distillation import alpha_at, mixed_word_loss
 from diptych.losses.masked_lm import MaskDraws, mask_words, masked_lm_loss
 from diptych.losses.matching import match_labels, matching_loss
@@ -42,17 +49,17 @@ from diptych.tasks.pretraining import (
     hard_negative_weights,
     matching_measures,
     negative_similarity,
-    nonzero,
     repeated_pictures,
+    without_zero_weights,
     word_measures,
 )
 from diptych.types import Batch, Losses, Progress, Term, Texts, TokenPositions
 
 TEACHER = 1
-"""Number that sets the dropout draws of the momentum encoder apart from those of the trained model."""
+"""Stream of the momentum encoder's dropout draws, which are drawn apart from those of the trained model."""
 
-Keys = tuple[Float[Tensor, "G E"], Float[Tensor, "G E"], Int[Tensor, "G"]]
-"""Image features and text features of the momentum encoder, and the identities of their pictures, for the queue."""
+QueueEntries = tuple[Float[Tensor, "G E"], Float[Tensor, "G E"], Int[Tensor, "G"]]
+"""Image features and text features of the momentum encoder, and the identities of the images."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +67,26 @@ class AlbefTrace:
     """Holds the intermediate tensors of one step, for reports and tests."""
 
     similarities: Similarities
-    """Logits of the contrast [B, K], of the model and of the momentum encoder."""
-    positives: Float[Tensor, "B K"]
+    """ITC's logits s / τ [B, K], of the model and of the momentum encoder."""
+    positives: Bool[Tensor, "B K"]
     ignored: Bool[Tensor, "B K"]
-    """Candidates that are another caption of the same picture: neither positive nor negative."""
-    keys: Keys | None
+    """Candidates with the same image as the query, other than its positive: neither positive nor negative."""
+    queue_entries: QueueEntries
     negative_weights: NegativeWeights
     negatives: Negatives
     masked: TokenPositions
     labels: Int[Tensor, "R"]
     match_logits: Float[Tensor, "3*B 2"]
     word_logits: Float[Tensor, "R V"]
-    teacher_word_logits: Float[Tensor, "R V"] | None
+    momentum_word_logits: Float[Tensor, "R V"] | None
 
 
 @dataclass(frozen=True)
 class AlbefInspection(DrawnNegatives):
     """Shows what one step drew as negatives, and what the momentum encoder predicts beside the labels.
 
-    The k likeliest words at each masked token and the n most similar texts of each image, best first.
+    At each masked token the k likeliest words, and for each image the n most similar texts of the batch, best first.
+    Probabilities of the texts are a softmax over the batch alone, without the queue.
     """
 
     masked: TokenPositions
@@ -99,7 +107,10 @@ class AlbefPretraining(DistilledTask):
     def __init__(
         self, model: Albef, config: AlbefPretrainConfig, special: SpecialIds, released: Released = Released()
     ) -> None:
-        """Copies the model as its momentum encoder and makes an empty queue. Raises ValueError for `fuse_start`."""
+        """Copies the model as its momentum encoder and makes an empty queue.
+
+        Raises ValueError if ITC should train alone until `fuse_start`, but has weight 0.
+        """
         super().__init__()
         check_fuse_start(config)
         self.model, self.config, self.special, self.released = model, config, special, released
@@ -108,173 +119,185 @@ class AlbefPretraining(DistilledTask):
         model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
-    # ------------------------------------------------------------------ one step, in the paper's order
+    # ------------------------------------------------------------------ one step
 
     def forward(
         self, batch: Batch, progress: Progress, draws: Draws | None = None, trace: list[AlbefTrace] | None = None
     ) -> Losses:
         """Computes ITC + ITM + MLM of a batch (ALBEF §3.2, §3.3). Changes no state.
 
-        `draws` are the random masks and numbers of the step, by default a function of seed and step. `trace` receives
-        the intermediate tensors; with it, all of them are computed, whatever `progress` says.
+        `draws` are the token masks and the uniform numbers that draw negatives, by default a function of seed and step.
+        `trace` receives the intermediate tensors. A traced step uses the momentum encoder and fusion even before
+        `momentum_start` and `fuse_start`.
         """
-        config, model, size = self.config, self.model, len(batch)
-        uses_momentum, fuses, alpha = self._phase(progress, everything=trace is not None)
-        processes = Processes.meet(size)  # the batch may be shared out over several processes
-        if fuses:
-            draws = draws or self.draw(batch, progress, processes)
+        config, model, released, batch_size = self.config, self.model, self.released, len(batch)
+        uses_momentum, fuses, ramp = self._phase(progress, traced=trace is not None)
+        alpha_itc, alpha_mlm = ramp * config.alpha_itc, ramp * config.alpha_mlm  # α, the weight of pseudo-targets
+        processes = Processes.meet(batch_size)  # the global batch may be split across several processes
+        draws = (draws or self.draw(batch, progress, processes)) if fuses else None
 
-        # 1. Encode (§3.1): each image once; each caption as it is and, behind those B, with 15 % of its words masked.
-        texts = draws.with_masked(batch.texts) if fuses and draws else batch.texts  # 2B texts
+        # 1. Encode (§3.1): each image once; the B captions, then the same captions with 15 % of the tokens masked.
+        texts = draws.with_masked(batch.texts) if draws else batch.texts  # 2B texts; B before fuse_start
         image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # image tokens [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
-        image = model.embed_image(image_state)["main"]  # g_v(v_cls), of length 1 [B, E]
-        text = model.embed_text(text_state)["main"][:size]  # g_w(w_cls) of the unmasked captions, of length 1 [B, E]
+        image = model.embed_image(image_state)["main"]  # g_v(v_cls), L2-normalised [B, E]
+        text = model.embed_text(text_state)["main"][:batch_size]  # g_w(w_cls) of the unmasked captions [B, E]
 
-        # 2. Momentum encoder (§3.2, §3.3): it sees the same pairs and gives, without a gradient, the features that ITC
-        # compares with, and its prediction of the masked words. Those of earlier batches wait in the queue.
-        image_key, text_key, pseudo_words = image.detach(), text.detach(), None
+        # 2. Momentum encoder (§3.2, §3.3): an EMA copy of the whole model. It sees the same batch and gives, without a
+        # gradient, the candidates of ITC and its prediction of the masked tokens. Features of earlier batches wait in
+        # the queue. Before momentum_start the model's own features stand in, and the queue is empty: K = G.
+        momentum_image, momentum_text, momentum_word_logits = image.detach(), text.detach(), None
         if uses_momentum:
-            with_words = fuses and (trace is not None or alpha * config.alpha_mlm > 0)
-            image_key, text_key, pseudo_words = self._momentum_outputs(batch, draws if with_words else None)
-        keys = processes.gather(image_key), processes.gather(text_key), processes.gather(batch.image_ids)
-        image_keys, text_keys, key_ids = self.queue.behind(*keys)  # K = G + M candidates [K, E], [K, E], [K]
+            with_words = trace is not None or alpha_mlm > 0
+            outputs = self._momentum_outputs(batch, draws if with_words else None)
+            momentum_image, momentum_text, momentum_word_logits = outputs  # g'_v [B, E], g'_w [B, E], [R, V]
+        entries = processes.gather(momentum_image), processes.gather(momentum_text), processes.gather(batch.image_ids)
+        candidate_images, candidate_texts, candidate_ids = self.queue.candidates(*entries)  # [K, E], [K, E], [K]
 
-        # 3. ITC (Eq. 1, 2): the positive of pair b is its own other half. Another caption of the same picture is
-        # neither positive nor negative. The targets are (1 − α) · label + α · the momentum encoder's softmax (Eq. 6).
-        positives = F.one_hot(processes.places(key_ids.device), len(key_ids)).float()  # [B, K]
-        repeated = other_captions(batch.image_ids, key_ids, positives.bool())  # [B, K]
-        ignored = repeated & (not self.released.keep_false_negatives)
+        # 3. ITC (Eq. 1, 2): text b is the positive of image b and the reverse; the other candidates are negatives.
+        # Unlike in the paper, candidates with the same image are ignored. Targets are (1 − α) · one-hot + α · the
+        # momentum encoder's softmax, its pseudo-targets; up to a constant that is Eq. 6.
+        positives = F.one_hot(processes.places(candidate_ids.device), len(candidate_ids)).bool()  # [B, K]
+        same_image = others_of_same_image(batch.image_ids, candidate_ids, positives)  # without the positive [B, K]
+        ignored = same_image & (not released.keep_false_negatives)
         tau = model.temperature()
         similarities = Similarities(
-            ignore(similarity(image, text_keys, tau), ignored),  # s(I, T) / τ [B, K]
-            ignore(similarity(text, image_keys, tau), ignored),  # s(T, I) / τ [B, K]
-            ignore(similarity(image_key, text_keys, tau.detach()), ignored),  # s'(I, T) / τ, the momentum encoder's
-            ignore(similarity(text_key, image_keys, tau.detach()), ignored),  # s'(T, I) / τ
+            ignore(similarity(image, candidate_texts, tau), ignored),  # s(I, T) / τ [B, K]
+            ignore(similarity(text, candidate_images, tau), ignored),  # s(T, I) / τ [B, K]
+            ignore(similarity(momentum_image, candidate_texts, tau.detach()), ignored),  # s'(I, T) / τ [B, K]
+            ignore(similarity(momentum_text, candidate_images, tau.detach()), ignored),  # s'(T, I) / τ [B, K]
         )
-        itc = distilled_contrastive_loss(similarities, positives, alpha * config.alpha_itc)
-        measures = self._contrast_measures(similarities, positives, repeated, alpha)
-        carry = keys if uses_momentum else None  # `after_step` puts them into the queue
-        if not fuses or draws is None:
+        itc = distilled_contrastive_loss(similarities, positives.float(), alpha_itc)
+        measures = self._contrast_measures(similarities, positives, same_image, ramp)
+        carry = entries if uses_momentum else None  # `after_step` puts them into the queue
+        if draws is None:
             return Losses.weighted(measures=measures, carry=carry, itc=(config.itc, itc))
 
-        # 4. Hard negatives (§3.2): for each text an image and for each image a text, drawn from the batch with the
-        # probability that ITC's softmax gives them: what the model mistakes most is drawn most.
-        settings = config, self.released
-        weights = hard_negative_weights(similarities, positives.bool(), ignored, processes, *settings)  # [B, G] each
+        # 4. Hard negatives (§3.2): for each text an image and for each image a text, drawn with the probabilities of
+        # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
+        weights = hard_negative_weights(similarities, positives, ignored, processes, config, released)  # 2 × [B, G]
         negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
-        image_state, text_state, places = self._fetch_negatives(image_state, text_state, negatives, processes)
+        image_state, text_state, local = self._fetch_negatives(image_state, text_state, negatives, processes)
 
-        # 5. Fusion: one call for 4B pairs: B pairs, B texts with a hard image, B images with a hard text, and the B
-        # masked texts with their image. ITM (Eq. 4) tells by the fused [CLS] that the first B match and the next 2B do
-        # not. MLM (Eq. 3) predicts the masked words; the momentum encoder's distribution is its soft target (Eq. 7).
-        masked, labels = draws.masked_tokens()  # where [R], and the ids that were there [R]
-        match_logits, word_logits = fuse_pairs(model, text_state, image_state, size, places, masked)  # [3B, 2], [R, V]
-        itm = matching_loss(match_logits, match_labels(size, match_logits.device))
-        mlm = hard_mlm = masked_lm_loss(word_logits, labels)
-        if pseudo_words is not None:
-            mlm = mixed_word_loss(hard_mlm, word_logits, pseudo_words, alpha * config.alpha_mlm)
+        # 5. Fusion: one call for 4B pairs: B matched pairs, B texts with their hard-negative image, B images with their
+        # hard-negative text, B masked captions with their image. ITM (Eq. 4) classifies the fused [CLS] of the first 3B
+        # as matched or not. MLM (Eq. 3) predicts the masked tokens of the last B; the momentum encoder's distribution
+        # over the vocabulary is a second target of weight α (Eq. 7).
+        masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]
+        match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, local, masked)
+        itm = matching_loss(match_logits, match_labels(batch_size, match_logits.device))  # from [3B, 2]
+        mlm = one_hot_mlm = masked_lm_loss(word_logits, labels)  # from [R, V]
+        if momentum_word_logits is not None:
+            mlm = mixed_word_loss(one_hot_mlm, word_logits, momentum_word_logits, alpha_mlm)
 
-        # 6. The whole loss is the sum of the three (Eq. 5).
-        measures |= word_measures(hard_mlm, word_logits, labels) | matching_measures(match_logits)
+        measures |= word_measures(one_hot_mlm, word_logits, labels) | matching_measures(match_logits)
         measures["negative_similarity"] = negative_similarity(similarities, *negatives, tau)
         if trace is not None:
-            passed = (similarities, positives, ignored, carry, weights, negatives, masked, labels)
-            trace.append(AlbefTrace(*passed, match_logits, word_logits, pseudo_words))
+            trace.append(AlbefTrace(
+                similarities=similarities, positives=positives, ignored=ignored, queue_entries=entries,
+                negative_weights=weights, negatives=negatives, masked=masked, labels=labels,
+                match_logits=match_logits, word_logits=word_logits, momentum_word_logits=momentum_word_logits,
+            ))  # fmt: skip
+        # 6. The sum of the three; the paper's weights are 1.
         terms = {"itc": (config.itc, itc), "itm": (config.itm, itm), "mlm": (config.mlm, mlm)}
-        return Losses.weighted(measures=measures, carry=carry, **nonzero(terms))  # ALBEF Eq. 5
+        return Losses.weighted(measures=measures, carry=carry, **without_zero_weights(terms))  # ALBEF Eq. 5
 
-    def _phase(self, progress: Progress, everything: bool) -> tuple[bool, bool, float]:
-        """Returns whether the momentum encoder is used, whether fusion trains, and α as a share of its end value.
+    def _phase(self, progress: Progress, traced: bool) -> tuple[bool, bool, float]:
+        """Returns whether the momentum encoder is used, whether fusion trains, and how far α has risen, 0 to 1.
 
-        Published, both hold from the first step and α rises from 0 over the first epoch (§3.3).
+        In the paper both are on from the first step, and α rises linearly during the first epoch (§3.5).
         """
         config = self.config
-        momentum_starts, alpha = progress.step >= config.momentum_start, 0.0
+        momentum_starts, ramp = progress.step >= config.momentum_start, 0.0
         if momentum_starts:
-            alpha = alpha_at(progress.epoch_since(config.momentum_start), 1.0, config.alpha_ramp)
-        return momentum_starts or everything, progress.step >= config.fuse_start or everything, alpha
+            ramp = alpha_at(progress.epoch_since(config.momentum_start), 1.0, config.alpha_ramp)
+        return momentum_starts or traced, progress.step >= config.fuse_start or traced, ramp
 
     @torch.no_grad()
     def _momentum_outputs(
         self, batch: Batch, draws: Draws | None
     ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"], Float[Tensor, "R V"] | None]:
-        """Computes the momentum encoder's image and text features and, with `draws`, its scores of the masked words.
+        """Computes the momentum encoder's image and text features and, with `draws`, its logits at the masked tokens.
 
-        Its dropout, if it has any, is drawn apart from that of the trained model.
+        The momentum encoder has no dropout, unless `released.momentum_encoder_dropout` gives it draws of its own.
         """
-        teacher, size = self.teacher, len(batch)
+        teacher, batch_size = self.teacher, len(batch)
         texts = batch.texts if draws is None else draws.with_masked(batch.texts)
-        image_keys, text_keys = (
-            None if keys is None else derived(keys, TEACHER) for keys in (batch.rng_keys, texts.rng_keys)
-        )
-        image_state = teacher.image_state(batch.pixels, rng_keys=image_keys)
-        text_state = teacher.text_state(replace(texts, rng_keys=text_keys))
-        words = None
+        image_rng, text_rng = (None if k is None else derived(k, TEACHER) for k in (batch.rng_keys, texts.rng_keys))
+        image_state = teacher.image_state(batch.pixels, rng_keys=image_rng)
+        text_state = teacher.text_state(replace(texts, rng_keys=text_rng))
+        word_logits = None
         if draws is not None:
-            here = torch.arange(size, device=batch.pixels.device)
-            fused = teacher.fuse(text_state, image_state, here + size, here, draws.masked_tokens()[0])  # masked texts
+            pair = torch.arange(batch_size, device=batch.pixels.device)
+            # Masked caption b is text B + b, and its image is b.
+            fused = teacher.fuse(text_state, image_state, pair + batch_size, pair, draws.masked_tokens()[0])
             assert fused.hidden is not None
-            words = teacher.word_logits(fused.hidden).float()
-        return teacher.embed_image(image_state)["main"], teacher.embed_text(text_state)["main"][:size], words
+            word_logits = teacher.word_logits(fused.hidden).float()
+        text = teacher.embed_text(text_state)["main"][:batch_size]
+        return teacher.embed_image(image_state)["main"], text, word_logits
 
     def _fetch_negatives(
         self, images: ImageState, texts: TextState, negatives: Negatives, processes: Processes
     ) -> tuple[ImageState, TextState, Negatives]:
-        """Appends the encoded negatives that other processes hold, and returns the places where all negatives are now.
+        """Appends the encoded negatives that other processes hold. Returns the negatives as indices of the new states.
 
-        Gradients of a fetched negative lead back to the process that encoded it.
+        The gradient of a fetched negative flows back to the process that encoded it.
         """
         if processes.size == 1:
             return images, texts, negatives
-        image_place, other_images = processes.locate(negatives[0], behind=len(images))
-        text_place, other_texts = processes.locate(negatives[1], behind=len(texts))
+        image_index, other_images = processes.locate(negatives[0], behind=len(images))
+        text_index, other_texts = processes.locate(negatives[1], behind=len(texts))
         if self.config.negatives == "all":  # every process gathers, also one that drew no negative of the others
-            keys = None if images.rng_keys is None else processes.gather(images.rng_keys)
-            everyone = ImageState(processes.gather(images.tokens), rng_keys=keys)
+            rng_keys = None if images.rng_keys is None else processes.gather(images.rng_keys)
+            everyone = ImageState(processes.gather(images.tokens), rng_keys=rng_keys)
             images = ImageState.cat([images, everyone[other_images]])
             texts = TextState.cat([texts, processes.gather_states(texts[: processes.rows])[other_texts]])
-        return images, texts, (image_place, text_place)
+        return images, texts, (image_index, text_index)
 
     # ------------------------------------------------------------------ around the step
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Clamps the temperature, then moves the momentum encoder: θ' ← 0.995 θ' + 0.005 θ (ALBEF §3.2)."""
+        """Clamps τ and updates the momentum encoder, θ' ← m θ' + (1 − m) θ, from the first step on.
+
+        In the paper m is 0.995 (§3.5). The released code clamps τ too.
+        """
         self.model.temp.clamp_(*self.config.temperature_bounds)
         move_towards(self.teacher, self.model, self.config.momentum)
 
-    def after_step(self, carry: Keys | None) -> None:
-        """Puts the momentum features of the step into the queue, in place of the oldest."""
+    def after_step(self, carry: QueueEntries | None) -> None:
+        """Puts the momentum features of the step into the queue, where they overwrite the oldest ones."""
         if carry is not None:
             self.queue.push(*carry)
 
     @classmethod
     def trained(cls, config: AlbefPretrainConfig) -> tuple[str, ...]:
-        """Names the calls of the model that train. A term of weight 0 trains nothing."""
+        """Names the model's methods whose parameters train: a term of weight 0 trains nothing."""
         weights = dict.fromkeys(("embed_image", "embed_text", "temperature"), config.itc)
         weights |= {"match_logits": config.itm, "word_logits": config.mlm, "fuse": config.itm + config.mlm}
         return tuple(call for call, weight in weights.items() if weight)
 
     def draw(self, batch: Batch, progress: Progress, processes: Processes | None = None) -> Draws:
-        """Draws the masks and the random numbers of a step as a pure function of (seed, step).
+        """Draws the token masks and the uniform numbers of a step as a pure function of (seed, step).
 
-        All processes draw for the global batch and take their own rows, so that the draws do not depend on how the
-        batch is shared out, nor on how far its texts are padded.
+        All processes draw for the global batch and take their own rows. So the draws do not depend on how the batch is
+        split across processes, nor on how far its texts are padded.
         """
         processes = processes or Processes.meet(len(batch))
         generator = torch.Generator().manual_seed(seed_of(progress.seed, "pretrain", progress.step))
-        texts, vocabulary = batch.texts, self.model.config.text.vocab_size
+        texts, vocabulary, own = batch.texts, self.model.config.text.vocab_size, processes.own
         length = texts.input_ids.shape[1]
         width = max(length, self.model.config.text.max_positions)
-        wide = MaskDraws.make(processes.total, width, self.config.mask_probability, vocabulary, generator)
-        names, own = ("select", "replace", "randomise", "words"), processes.own
-        masked_ids, labels = self.mask(texts, MaskDraws(*(getattr(wide, name)[own, :length] for name in names)))
+        everyone = MaskDraws.make(processes.total, width, self.config.mask_probability, vocabulary, generator)
+        select, replace_, randomise, words = (
+            draw[own, :length] for draw in (everyone.select, everyone.replace, everyone.randomise, everyone.words)
+        )
+        masked_ids, labels = self.mask(texts, MaskDraws(select, replace_, randomise, words))
         uniform = torch.rand(2, processes.total, generator=generator)[:, own]
         return Draws(masked_ids, labels, uniform.to(masked_ids.device))
 
     def mask(self, texts: Texts, draws: MaskDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-        """Masks words of the texts. Returns the ids with masks and the labels.
+        """Masks single tokens (VLMo masks whole words). Returns the masked ids and the labels.
 
         [CLS] and padding are never masked, other special tokens only with
         `released.mask_special_tokens` (docs/released_code.md, defect 13).
@@ -289,15 +312,18 @@ class AlbefPretraining(DistilledTask):
 
     @torch.no_grad()
     def _contrast_measures(
-        self, similarities: Similarities, positives: Float[Tensor, "B K"], repeated: Bool[Tensor, "B K"], alpha: float
+        self, similarities: Similarities, positives: Bool[Tensor, "B K"], same_image: Bool[Tensor, "B K"], ramp: float
     ) -> dict[str, Term]:
-        """Measures whether the contrast is healthy, and how much probability the momentum encoder gives the labels."""
-        momentum = similarities.momentum_image_to_text.softmax(1) + similarities.momentum_text_to_image.softmax(1)
+        """Measures ITC: its bound on mutual information, cosines, τ, repeated images, and the pseudo-targets' trust.
+
+        `teacher_label_probability` is the probability that the momentum encoder gives the positive.
+        """
+        both_ways = similarities.momentum_image_to_text.softmax(1) + similarities.momentum_text_to_image.softmax(1)
         return {
-            **contrast_measures(similarities, positives, self.model.temp),
-            "false_negatives": repeated_pictures(repeated),
-            "alpha": Term.over(positives.new_full((1,), alpha)),
-            "teacher_label_probability": Term.over((momentum * positives).sum(1) / 2),
+            **contrast_measures(similarities, positives.float(), self.model.temp),
+            "false_negatives": repeated_pictures(same_image),
+            "alpha": Term.over(similarities.image_to_text.new_full((1,), ramp)),
+            "teacher_label_probability": Term.over((both_ways * positives).sum(1) / 2),
         }
 
     @torch.no_grad()
@@ -307,8 +333,8 @@ class AlbefPretraining(DistilledTask):
         self.eval()(batch, progress, trace=traces)
         self.train(training)
         (trace,) = traces
-        assert trace.teacher_word_logits is not None
-        words = trace.teacher_word_logits.softmax(1).topk(min(guesses, trace.teacher_word_logits.shape[1]))
+        assert trace.momentum_word_logits is not None
+        words = trace.momentum_word_logits.softmax(1).topk(min(guesses, trace.momentum_word_logits.shape[1]))
         in_batch = trace.similarities.momentum_image_to_text[:, : len(batch)]
         texts = in_batch.softmax(1).topk(min(guesses, len(batch)))
         return AlbefInspection(

@@ -135,8 +135,8 @@ def fuse_pairs(
     return match_logits, None if joint.hidden is None else model.word_logits(joint.hidden).float()
 
 
-def nonzero(terms: Mapping[str, tuple[float, Term]]) -> dict[str, tuple[float, Term]]:
-    """Leaves out the terms whose weight is 0."""
+def without_zero_weights(terms: Mapping[str, tuple[float, Term]]) -> dict[str, tuple[float, Term]]:
+    """Leaves out the terms whose weight is 0, which train nothing."""
     return {name: term for name, term in terms.items() if term[0]}
 
 

@@ -164,7 +164,7 @@ class Retrieval(DistilledTask):
             image_key = teacher.embed_image(teacher.image_state(batch.pixels))["main"]
             text_key = teacher.embed_text(teacher.text_state(batch.texts))["main"]
             keys = processes.gather(image_key), processes.gather(text_key), processes.gather(ids)
-            image_keys, text_keys, key_ids = self.queue.behind(*keys)
+            image_keys, text_keys, key_ids = self.queue.candidates(*keys)
             teacher_i2t = similarity(image_key, text_keys, temperature)
             teacher_t2i = similarity(text_key, image_keys, temperature)
         i2t, t2i = similarity(image, text_keys, temperature), similarity(text, image_keys, temperature)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.losses.contrastive import Logits, contrastive_loss, in_batch_contrast, other_captions, own_halves
+from diptych.losses.contrastive import Logits, contrastive_loss, in_batch_contrast, others_of_same_image, own_halves
 from diptych.losses.masked_lm import WordMasking, masked_lm_loss
 from diptych.losses.matching import match_labels, matching_loss
 from diptych.models.vlmo import FUSION_EXPERTS, Branch, ImageState, Vlmo
@@ -124,7 +124,9 @@ class VlmoPretraining(Task):
                 image = model.embed_image(image_state, needed)  # by branch, of length 1 [B, D]
                 text = model.embed_text(text_state[:size], needed)  # by branch, of length 1 [B, D]
                 positives = own_halves(processes, batch.image_ids.device)  # [Q, G]
-                repeated = other_captions(*processes.compared(batch.image_ids), positives)  # of the same picture [Q, G]
+                repeated = others_of_same_image(
+                    *processes.compared(batch.image_ids), positives
+                )  # of the same picture [Q, G]
                 ignored = repeated & (not self.released.keep_false_negatives)  # neither positive nor negative
                 for branch in needed:
                     pair = image[branch], text[branch], model.temperature(branch)

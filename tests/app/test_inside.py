@@ -95,8 +95,8 @@ def test_the_teacher_predicts_what_it_predicts_in_training(families: list[Path],
     pixels = student.transform(Image.open(picture))[None].expand(2, -1, -1, -1)
     draws = Draws(masked, labels, torch.rand(2, 2))
     made, _ = traced(task.eval(), Batch(pixels, texts, torch.tensor([0, 1])), draws=draws)
-    assert made.teacher_word_logits is not None
-    for logits, guesses in ((made.teacher_word_logits, said.teacher), (made.word_logits, said.student)):
+    assert made.momentum_word_logits is not None
+    for logits, guesses in ((made.momentum_word_logits, said.teacher), (made.word_logits, said.student)):
         best = logits[0].softmax(0).topk(3)
         assert [word for word, _ in guesses] == [WORDS.token(number) for number in best.indices.tolist()]
         assert [share for _, share in guesses] == pytest.approx(best.values.tolist(), abs=1e-4)

@@ -158,12 +158,12 @@ def test_3_the_teacher_has_dropout_only_as_released(released: bool) -> None:
     task, batch = tiny.pretraining(model={"dropout": 0.5}, momentum_encoder_dropout=released), tiny.batch()
     task.eval().train()
     first, second = traced(task, batch, LATER)[0], traced(task, batch, LATER)[0]
-    assert torch.equal(first.keys[1], second.keys[1]) is not released
+    assert torch.equal(first.queue_entries[1], second.queue_entries[1]) is not released
     one, other = first.similarities.text_to_image, second.similarities.text_to_image
     assert not torch.equal(one, other), "the student's dropout stays"
     task.eval()
     first, second = traced(task, batch, LATER)[0], traced(task, batch, LATER)[0]
-    assert torch.equal(first.keys[1], second.keys[1])
+    assert torch.equal(first.queue_entries[1], second.queue_entries[1])
 
 
 def test_3_the_teacher_moves_in_place_to_the_released_values() -> None:

@@ -130,7 +130,7 @@ def test_losses_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPret
         golden.check(f"{name}.loss_{key}", losses.terms[term][1].mean)
     golden.check(f"{name}.loss_total", losses.total)
     golden.check(f"{name}.loss_mlm_hard", masked_lm_loss(made.word_logits, made.labels).mean)
-    soft = soft_cross_entropy(made.word_logits, made.teacher_word_logits.softmax(1))
+    soft = soft_cross_entropy(made.word_logits, made.momentum_word_logits.softmax(1))
     golden.check(f"{name}.loss_mlm_soft", soft.mean())
 
 

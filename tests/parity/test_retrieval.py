@@ -90,7 +90,7 @@ def features_are_the_released_ones(golden: Golden) -> None:
 
 def identities_decide_what_is_right(golden: Golden) -> None:
     task, made, *_ = case_of("a04", golden)
-    *_, ids = task.queue.behind(*made.contrast.keys)
+    *_, ids = task.queue.candidates(*made.contrast.keys)
     golden.check("a04.idx_all", ids[None])
     golden.check("a04.pos_idx", made.contrast.same.float())
     golden.check("a04.sim_targets", made.contrast.positives)
