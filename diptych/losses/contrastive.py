@@ -78,7 +78,7 @@ def in_batch_contrast(
     return Logits(ignore(image_to_text, ignored), ignore(text_to_image, ignored))
 
 
-def own_halves(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"]:
+def own_pairs(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"]:
     """Marks the positive of each pair among the pairs of all processes: its own other half."""
     everyone = torch.arange(processes.total, device=device)
     places = everyone if processes.own_first else processes.places(device)

@@ -1,11 +1,15 @@
-"""Pre-trains VLMo on image-text pairs: contrast (ITC), matching (ITM) and masked words (MLM) (VLMo §3.3, §3.4).
+"""Pre-trains VLMo on image-text pairs: image-text contrastive loss (ITC), matching (ITM) and masked language modelling
+(MLM) (VLMo §3.3). This is the third stage of §3.4.
 
-This is the third stage. The first, on images alone, is `masked_image_modelling.py`; the second, on texts alone, is
-`masked_language_modelling.py`. `VlmoPretraining.forward` is one training step in the order of the paper. There is no
-momentum encoder and no queue: the negatives of a pair are the other pairs of the batch, over all processes.
+Stage 1 (`masked_image_modelling.py`) trains attention and V-FFNs on images alone. Stage 2
+(`masked_language_modelling.py`) trains L-FFNs and text embeddings on texts alone, with attention and V-FFNs frozen.
+Stage 3 trains everything; it adds the VL-FFNs and the heads.
 
-Shapes: B pairs of this process, G pairs of all processes, Q pairs that the contrast is computed for (Q = B, or G as in
-the released code), L padded text length, T image tokens, D width, R masked tokens, V vocabulary.
+`VlmoPretraining.forward` is one training step, in the order of computation. There is no momentum encoder and no queue:
+the negatives of an image are the other texts of the global batch, those of a text the other images.
+
+Shapes: B pairs of this process, G pairs of all processes, Q pairs that ITC is computed for (Q = B, or G as released),
+T image tokens, D width, N text tokens of all texts packed end to end, R masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.losses.contrastive import Logits, contrastive_loss, in_batch_contrast, others_of_same_image, own_halves
+from diptych.losses.contrastive import Logits, contrastive_loss, in_batch_contrast, others_of_same_image, own_pairs
 from diptych.losses.masked_lm import WordMasking, masked_lm_loss
 from diptych.losses.matching import match_labels, matching_loss
 from diptych.models.vlmo import FUSION_EXPERTS, Branch, ImageState, Vlmo
@@ -49,13 +53,13 @@ from diptych.types import Batch, Losses, Progress, Term
 
 @dataclass(frozen=True)
 class VlmoTrace:
-    """Holds the intermediate tensors of one step, for reports and tests. What no loss needs is None."""
+    """Holds the intermediate tensors of one step, for reports and tests. What a recipe leaves out is None."""
 
     similarities: Mapping[Branch, Logits]
-    """Logits of the contrast by branch [Q, G]; the first branch draws the negatives."""
+    """ITC's logits s / τ [Q, G] of each branch; the first branch draws the negatives."""
     positives: Bool[Tensor, "Q G"] | None
     ignored: Bool[Tensor, "Q G"] | None
-    """Candidates that are another caption of the same picture: neither positive nor negative."""
+    """Candidates with the same image as the query, other than its positive: neither positive nor negative."""
     negative_weights: NegativeWeights | None
     negatives: Negatives | None
     labels: Int[Tensor, "R"] | None
@@ -72,10 +76,13 @@ class VlmoPretraining(Task):
     def __init__(
         self, model: Vlmo, config: VlmoPretrainConfig, special: SpecialIds, released: Released = Released()
     ) -> None:
-        """Raises ValueError for settings that need VL-FFNs where the model has none, and for `fuse_start`."""
+        """Raises ValueError for settings that need VL-FFNs where the model has none.
+
+        Likewise if ITC should train alone until `fuse_start`, but has weight 0.
+        """
         super().__init__()
         check_fuse_start(config)
-        if "vl" in contrasted(config) and not model.config.has_fusion_experts:
+        if "vl" in self.branches(config) and not model.config.has_fusion_experts:
             raise ValueError(
                 f"task.itc_branches={config.itc_branches} needs vision-language experts, which this model lacks: "
                 f"set task.itc_branches=main, or {FUSION_EXPERTS}"
@@ -91,105 +98,108 @@ class VlmoPretraining(Task):
         model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
-    # ------------------------------------------------------------------ one step, in the paper's order
+    # ------------------------------------------------------------------ one step
 
     def forward(
         self, batch: Batch, progress: Progress, draws: Draws | None = None, trace: list[VlmoTrace] | None = None
     ) -> Losses:
         """Computes ITC + ITM + MLM of a batch (VLMo §3.3). Changes no state.
 
-        `draws` are the random masks and numbers of the step, by default a function of seed and step. `trace` receives
-        the intermediate tensors; with it, matching and masked words are computed, whatever `progress` says.
+        `draws` are the token masks and the uniform numbers that draw negatives, by default a function of seed and step.
+        `trace` receives the intermediate tensors. A traced step computes ITM and MLM even before `fuse_start`.
         """
-        config, model, size = self.config, self.model, len(batch)
-        processes = self.meet(batch)  # the batch may be shared out over several processes
+        config, model, batch_size = self.config, self.model, len(batch)
+        processes = self.meet(batch)  # the global batch may be split across several processes
         fuses = trace is not None or progress.step >= config.fuse_start
         draws = (draws or self.draw(batch, progress, processes)) if fuses else None
-        terms, measures = dict[str, tuple[float, Term]](), dict[str, Term]()
+        trains_itm, trains_mlm = fuses and config.itm > 0, fuses and config.mlm > 0
+        branches = self.branches(config)  # none where ITC has weight 0
+        similarities: dict[Branch, Logits] = {}
         positives = ignored = weights = negatives = labels = match_logits = word_logits = None
+        terms, measures = dict[str, tuple[float, Term]](), dict[str, Term]()
 
-        # 1. Embed (§3.1): patches of each image; tokens of each caption as it is and, behind those B, with 15 % of its
-        # words masked. They are the input of one transformer, which serves as dual encoder and as fusion encoder.
-        texts = draws.with_masked(batch.texts) if draws and config.mlm else batch.texts  # 2B texts
+        # 1. Input (§3.1): patch embeddings of each image; token embeddings of the B captions, then of the same captions
+        # with 15 % of the tokens masked. One MoME transformer reads them, as a dual encoder and as a fusion encoder.
+        texts = draws.with_masked(batch.texts) if draws and trains_mlm else batch.texts  # 2B texts, or B without MLM
         image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # patches [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
 
-        # 2. ITC (§3.3): the dual encoder routes images alone through the V-FFNs and texts alone through the L-FFNs.
-        # Each image is compared with the texts of all G pairs, each text with their images. The branch "main" compares
-        # these features; the branch "vl", as released, those that pass the VL-FFNs in the upper layers instead.
-        branches, similarities = contrasted(config), dict[Branch, Logits]()
-        needed: tuple[Branch, ...] = branches or ("main",)
-        if branches or (draws and config.itm):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and bool(branches)):  # negatives need no gradient
-                image = model.embed_image(image_state, needed)  # by branch, of length 1 [B, D]
-                text = model.embed_text(text_state[:size], needed)  # by branch, of length 1 [B, D]
-                positives = own_halves(processes, batch.image_ids.device)  # [Q, G]
-                repeated = others_of_same_image(
-                    *processes.compared(batch.image_ids), positives
-                )  # of the same picture [Q, G]
-                ignored = repeated & (not self.released.keep_false_negatives)  # neither positive nor negative
-                for branch in needed:
-                    pair = image[branch], text[branch], model.temperature(branch)
-                    similarities[branch] = in_batch_contrast(*pair, processes, ignored)  # s / τ, both ways [Q, G]
-            measures |= self._contrast_measures(similarities, positives, repeated)
+        # 2. ITC (§3.3) by the dual encoder: self-attention is shared, then image tokens pass the V-FFNs and text tokens
+        # the L-FFNs (§3.2). Text b is the positive of image b and the reverse; the others of all G pairs are negatives.
+        # Unlike in the paper, candidates with the same image are ignored. Branch "main" is the paper's. Branch "vl" is
+        # of the released code only: images and texts still pass apart, but use the VL-FFNs in the upper layers.
+        if branches or trains_itm:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and bool(branches)):  # ITM alone needs no gradient here
+                compared = branches or ("main",)
+                image = model.embed_image(image_state, compared)  # the dual encoder runs here: L2-normalised [B, D]
+                text = model.embed_text(text_state[:batch_size], compared)  # of the unmasked captions [B, D]
+                positives = own_pairs(processes, batch.image_ids.device)  # [Q, G]
+                same_image = others_of_same_image(*processes.compared(batch.image_ids), positives)  # [Q, G]
+                ignored = same_image & (not self.released.keep_false_negatives)
+                for branch in compared:
+                    tau = model.temperature(branch)
+                    logits = in_batch_contrast(image[branch], text[branch], tau, processes, ignored)  # both ways [Q, G]
+                    similarities[branch] = logits
+            measures |= self._contrast_measures(similarities, positives, same_image)
             if branches:
                 terms["itc"] = (config.itc, mean_of_branches(similarities, positives))
 
-        # 3. Hard negatives (§3.3): for each text an image and for each image a text, drawn from the pairs of all
-        # processes with the probability that ITC's softmax gives them.
-        if draws and config.itm and positives is not None and ignored is not None:
-            branch, leading = next(iter(similarities.items()))
-            settings = config, self.released
-            weights = hard_negative_weights(leading, positives, ignored, processes, *settings)  # [B, G] each
+        # 3. Hard negatives (§3.3): for each text an image and for each image a text, drawn with the probabilities of
+        # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
+        if draws and trains_itm and positives is not None and ignored is not None:
+            branch, logits = next(iter(similarities.items()))  # "main" wherever it is trained
+            weights = hard_negative_weights(logits, positives, ignored, processes, config, self.released)  # 2 × [B, G]
             negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
-            measures["negative_similarity"] = negative_similarity(leading, *negatives, model.temperature(branch))
+            measures["negative_similarity"] = negative_similarity(logits, *negatives, model.temperature(branch))
 
-        # 4. Fusion (§3.3): text and image side by side, own FFNs below, VL-FFNs on top; one call for 4B pairs: B pairs,
-        # B texts with a hard image, B images with a hard text, and the B masked texts with their image. ITM tells by
-        # the pooled [CLS] that the first B match and the next 2B do not; MLM predicts the masked words.
-        if draws and (config.itm or config.mlm):
-            image_state, text_state, places = self._fetch_negatives(
-                image_state, text_state, negatives, batch, processes
-            )
-            masked, labels = draws.masked_tokens()  # where [R], and the ids that were there [R]
-            match_logits, word_logits = fuse_pairs(
-                model, text_state, image_state, size, places, masked if config.mlm else None
-            )  # [3B, 2], [R, V]
-        if match_logits is not None:
-            terms["itm"] = (config.itm, matching_loss(match_logits, match_labels(size, match_logits.device)))
+        # 4. Fusion encoder (§3.1, §3.2): text and image tokens are concatenated and attend to each other. Lower layers
+        # route them to L-FFN and V-FFN, the upper layers to one VL-FFN. One call for up to 4B pairs: B matched pairs,
+        # B texts with their hard-negative image, B images with their hard-negative text, B masked captions with their
+        # image. ITM classifies the pooled [CLS] of the first 3B, MLM predicts the masked tokens of the last B.
+        if draws and (trains_itm or trains_mlm):
+            fetched = self._fetch_negatives(image_state, text_state, negatives, batch, processes)
+            image_state, text_state, local = fetched
+            masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]
+            positions = masked if trains_mlm else None
+            match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, local, positions)
+        if match_logits is not None:  # [3B, 2]
+            terms["itm"] = (config.itm, matching_loss(match_logits, match_labels(batch_size, match_logits.device)))
             measures |= matching_measures(match_logits)
-        if word_logits is not None and labels is not None:
+        if word_logits is not None and labels is not None:  # [R, V]
             mlm = masked_lm_loss(word_logits, labels)
             measures |= word_measures(mlm, word_logits, labels)
-            if self.released.gather_without_gradient:  # each process counts alike, however many words it masks
+            if self.released.gather_without_gradient:  # the released code averages MLM per process, then over processes
                 mlm = Term(mlm.mean * processes.rows, mlm.count.new_tensor(processes.rows))
             terms["mlm"] = (config.mlm, mlm)
 
         if trace is not None:
-            contrast = (similarities, positives, ignored, weights, negatives)
-            trace.append(VlmoTrace(*contrast, labels, match_logits, word_logits))
+            trace.append(VlmoTrace(
+                similarities=similarities, positives=positives, ignored=ignored, negative_weights=weights,
+                negatives=negatives, labels=labels, match_logits=match_logits, word_logits=word_logits,
+            ))  # fmt: skip
         return Losses.weighted(measures=measures, **terms)  # VLMo §3.3
 
     def _fetch_negatives(
         self, images: ImageState, texts: TextState, negatives: Negatives | None, batch: Batch, processes: Processes
     ) -> tuple[ImageState, TextState, Negatives | None]:
-        """Appends the negatives that other processes hold, and returns the places where all negatives are now.
+        """Appends the negatives that other processes hold. Returns the negatives as indices of the new states.
 
-        Pixels and token ids are gathered, and embedded here.
+        Before fusion, VLMo's states are mere embeddings. So pixels and token ids are exchanged and embedded here, by
+        every process, also one that drew no negative of the others.
         """
         if negatives is None or processes.size == 1:
             return images, texts, negatives
-        image_place, other_images = processes.locate(negatives[0], behind=len(images))
-        text_place, other_texts = processes.locate(negatives[1], behind=len(texts))
+        image_index, other_images = processes.locate(negatives[0], behind=len(images))
+        text_index, other_texts = processes.locate(negatives[1], behind=len(texts))
         if self.config.negatives == "all":
             pixels, everyone = processes.gather(batch.pixels), processes.gather_texts(batch.texts)
-            keys = None if batch.rng_keys is None else processes.gather(batch.rng_keys)
+            rng_keys = None if batch.rng_keys is None else processes.gather(batch.rng_keys)
             if len(other_images):
-                own_keys = None if keys is None else keys[other_images]
-                images = ImageState.cat([images, self.model.image_state(pixels[other_images], rng_keys=own_keys)])
+                rng_keys = None if rng_keys is None else rng_keys[other_images]
+                images = ImageState.cat([images, self.model.image_state(pixels[other_images], rng_keys=rng_keys)])
             if len(other_texts):
                 texts = TextState.cat([texts, self.model.text_state(everyone[other_texts])])
-        return images, texts, (image_place, text_place)
+        return images, texts, (image_index, text_index)
 
     # ------------------------------------------------------------------ around the step
 
@@ -199,22 +209,33 @@ class VlmoPretraining(Task):
         if not self.released.unbounded_temperature:
             low, high = self.config.temperature_bounds
             for scale in (self.model.log_scale, self.model.vl_log_scale):
-                scale.clamp_(-math.log(high), -math.log(low))
+                scale.clamp_(-math.log(high), -math.log(low))  # the scale is log(1 / τ)
+
+    @classmethod
+    def branches(cls, config: VlmoPretrainConfig) -> tuple[Branch, ...]:
+        """Returns the branches that ITC trains, "main" first; none where its weight is 0."""
+        if not config.itc:
+            return ()
+        return get_args(Branch) if config.itc_branches == "both" else (config.itc_branches,)
 
     @classmethod
     def trained(cls, config: VlmoPretrainConfig) -> tuple[str, ...]:
-        """Names the calls of the model that train. A term of weight 0 trains nothing."""
-        calls: list[str] = []
-        if "main" in contrasted(config):
-            calls += ["embed_image", "embed_text", "temperature"]
-        if "vl" in contrasted(config):
-            calls += ["vl"]
+        """Names the model's methods (and the branch "vl") whose parameters train: a term of weight 0 trains nothing."""
+        names: list[str] = []
+        if "main" in cls.branches(config):
+            names += ["embed_image", "embed_text", "temperature"]
+        if "vl" in cls.branches(config):
+            names += ["vl"]
         if config.itm or config.mlm:
-            calls += ["fuse"]
-        return (*calls, *["pooled", "match_logits"] * bool(config.itm), *["word_logits"] * bool(config.mlm))
+            names += ["fuse"]
+        if config.itm:
+            names += ["pooled", "match_logits"]
+        if config.mlm:
+            names += ["word_logits"]
+        return tuple(names)
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
-        """Names the parts that the stages before have not trained.
+        """Names the parts that the stages before have not trained, which start with new weights.
 
         Raises ValueError where the VL-FFNs should start from L-FFNs that no text has trained.
         """
@@ -223,7 +244,11 @@ class VlmoPretraining(Task):
         return untrained_parts(origin.task, self.model.config.depth)
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
-        """Starts from a stage of one modality (§3.4); the VL-FFNs begin as `fusion_experts` says."""
+        """Adapts the weights of an earlier run to this model (§3.4).
+
+        After the vision or the language stage, the VL-FFN of each upper layer starts as a copy of its V-FFN or L-FFN,
+        or with new weights, as `task.fusion_experts` says.
+        """
         adapted = super().adapt(state, origin)
         source = {"vision": "vision_ffn", "language": "language_ffn"}.get(self.config.fusion_experts)
         if source and isinstance(origin.task, VisionStageConfig | LanguageStageConfig):
@@ -238,9 +263,9 @@ class VlmoPretraining(Task):
         return Processes.meet(len(batch), own_first=self.released.gather_without_gradient)
 
     def draw(self, batch: Batch, progress: Progress, processes: Processes | None = None) -> Draws:
-        """Draws the masks and the random numbers of a step as a pure function of (seed, step).
+        """Draws the token masks and the uniform numbers of a step as a pure function of (seed, step).
 
-        The draws do not depend on how the batch is shared out, nor on how far its texts are padded.
+        The draws do not depend on how the batch is split across processes, nor on how far its texts are padded.
         """
         processes = processes or self.meet(batch)
         draws = self.masking.draw(len(batch), progress, processes.own.start)
@@ -251,12 +276,12 @@ class VlmoPretraining(Task):
 
     @torch.no_grad()
     def _contrast_measures(
-        self, similarities: Mapping[Branch, Logits], positives: Bool[Tensor, "Q G"], repeated: Bool[Tensor, "Q G"]
+        self, similarities: Mapping[Branch, Logits], positives: Bool[Tensor, "Q G"], same_image: Bool[Tensor, "Q G"]
     ) -> dict[str, Term]:
-        """Measures whether the contrast of the branch that draws the negatives is healthy."""
-        branch, leading = next(iter(similarities.items()))
-        measures = contrast_measures(leading, positives.float(), self.model.temperature(branch))
-        return measures | {"false_negatives": repeated_pictures(repeated)}
+        """Measures ITC of the first branch: its bound on mutual information, cosines, τ, repeated images."""
+        branch, logits = next(iter(similarities.items()))
+        measures = contrast_measures(logits, positives.float(), self.model.temperature(branch))
+        return measures | {"false_negatives": repeated_pictures(same_image)}
 
     @torch.no_grad()
     def inspect(self, batch: Batch, progress: Progress) -> DrawnNegatives | None:
@@ -268,15 +293,8 @@ class VlmoPretraining(Task):
         return None if weights is None or negatives is None else DrawnNegatives.of(weights, negatives)
 
 
-def contrasted(config: VlmoPretrainConfig) -> tuple[Branch, ...]:
-    """Returns the branches that ITC trains, none where its weight is 0. The first one draws the negatives."""
-    if not config.itc:
-        return ()
-    return get_args(Branch) if config.itc_branches == "both" else (config.itc_branches,)
-
-
 def mean_of_branches(similarities: Mapping[Branch, Logits], positives: Bool[Tensor, "Q G"]) -> Term:
-    """Averages the contrastive loss, both ways, over the branches (VLMo §3.3; the released code has two)."""
+    """Averages the contrastive loss, both ways, over the branches. The paper has one, the released code two."""
     targets = positives.float()
     losses = [contrastive_loss(x.image_to_text, x.text_to_image, targets, targets) for x in similarities.values()]
     return Term(torch.stack([loss.sum for loss in losses]).mean(), losses[0].count)
