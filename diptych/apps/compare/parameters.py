@@ -17,7 +17,7 @@ def parameters(predictors: Sequence[Predictor | None]) -> tuple[Parameters, ...]
     """Counts the parameters that a picture alone, a text alone and a pair depend on, and all of them."""
     counts = [None if predictor is None else _counts(predictor) for predictor in predictors]
     names = next((list(by_name) for by_name in counts if by_name), [])
-    return tuple(Parameters(name, tuple(by_name and by_name[name] for by_name in counts)) for name in names)
+    return tuple(Parameters(name, tuple(by_name[name] if by_name else None for by_name in counts)) for name in names)
 
 
 def _counts(predictor: Predictor) -> dict[str, int]:
