@@ -1,4 +1,4 @@
-"""Ablations: what a grid trains, side by side and again, and what its table says."""
+"""Tests ablations: the runs of a grid, side by side and repeated, and its table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOKENIZER = {
 
 
 def small_stages(**changes: Any) -> Grid:
-    """The ready grid, shrunk."""
+    """Shrinks the ready grid."""
     grid = replace(VLMO_STAGES, **changes)
     grid = grid.replaced([part.name for part in grid.variants], PAIRS)
     grid = grid.replaced(["visual tokenizer"], TOKENIZER)
@@ -163,7 +163,7 @@ def test_a_mistake_on_the_command_line_is_named_before_anything_is_trained(
 
 
 def test_the_stages_of_the_ready_grid_train_measure_and_add_up(tmp_path: Path) -> None:
-    """In this process, one after the other; the table is that of the issue: recall both ways, computation beside."""
+    """All runs train in this process. The table has recall in both directions, and the computation beside it."""
     grid = small_stages(seeds=(0,))
     for run in runs.plan(grid, tmp_path):
         runs.carry_out(run)
@@ -190,7 +190,7 @@ def test_the_stages_of_the_ready_grid_train_measure_and_add_up(tmp_path: Path) -
 def test_a_failed_run_is_told_and_loses_only_what_begins_with_it_and_what_is_done_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two at once, in processes of their own. The stage that fails finds no data."""
+    """Two runs train at once in other processes. The failing stage has no data."""
     grid = small("full", "after")
     broken = Part("broken", "vlmo_tiny_language", {**SMALL, "data.path": "nowhere", "data.source": "texts"})
     after = replace(grid.variants[1], after={"init_from": "broken"})
@@ -224,7 +224,7 @@ def test_a_stopped_run_goes_on_and_another_recipe_in_its_place_is_refused(
 
 
 def test_the_steps_that_only_align_are_counted_as_what_they_are(tmp_path: Path) -> None:
-    """A run whose first half aligns only takes what lies between one that always fuses and one that never does."""
+    """The cost of a run that fuses in its second half lies between that of always and that of never fusing."""
     taken = []
     for start in (0, 4, 8):
         grid = small("full").replaced(["full"], {"run.steps": 8, "task.fuse_start": start})
@@ -240,7 +240,7 @@ def test_the_steps_that_only_align_are_counted_as_what_they_are(tmp_path: Path) 
 
 
 def judged(folder: Path, accuracy: float) -> None:
-    """What a run leaves behind."""
+    """Writes the files that a run leaves behind."""
     folder.mkdir(parents=True)
     recipe = catalog.find_recipe("albef_tiny_entailment")
     (folder / "recipe.json").write_text(json.dumps(to_dict(recipe)))

@@ -37,7 +37,7 @@ SMALL = {"albef_tiny": {"model.vision.depth": 1, "model.text.layers": 2, "model.
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Both systems, trained for two steps and measured."""
+    """Trains both systems for two steps and measures them."""
     place = tmp_path_factory.mktemp("runs")
     for name, small in SMALL.items():
         recipe = replace(override(catalog.find_recipe(name), SHRUNK | small), init_from=None)
@@ -59,7 +59,7 @@ def found(runs: tuple[Path, Path]) -> Comparison:
 
 
 def copied(run: Path, to: Path, **changes: object) -> Path:
-    """The run, its recipe with other values under dotted names."""
+    """Copies a run and changes fields of its recipe, which have dotted names."""
     shutil.copytree(run, to)
     recipe = json.loads((to / "recipe.json").read_text())
     for name, value in changes.items():
@@ -203,7 +203,7 @@ def test_every_model_is_measured_in_every_round_by_turns(monkeypatch: pytest.Mon
 
 
 def test_parameters_are_those_that_change_the_result(found: Comparison, runs: tuple[Path, Path]) -> None:
-    """Counted again by shaking each parameter: what moves the result is reached."""
+    """The expected counts come from changing each parameter and looking whether the result moves."""
     counts = {one.what: one.counts for one in found.parameters}
     for place, run in enumerate(runs):
         model = load(run, device="cpu").model

@@ -1,4 +1,4 @@
-"""The demonstrations: what they run, from what, what not again, and the table. Trainings are stood in for."""
+"""Tests the demonstrations: their runs, the runs' starts, repetition, and the table. Stand-ins replace trainings."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ HEADED = ("entailment", "vqa", "vqa_closed")
 
 
 class StandIn:
-    """Trainings that write what a training writes, and remember what was asked for."""
+    """A training that writes the files of a training, and remembers its arguments."""
 
     def __init__(self) -> None:
         self.trained: list[tuple[str, str, bool, bool]] = []
-        """Recipe, what it starts from, whether blind, whether resumed."""
+        """Recipe, start, whether blind, whether resumed."""
 
     def train(self, recipe: Recipe, folder: Path, resume: bool = False) -> Path:
         start = Path(recipe.init_from or "").name
@@ -68,7 +68,7 @@ class StandIn:
 
 @contextmanager
 def blind_afterwards(shown: Demonstration, run: TaskRun) -> Iterator[None]:
-    """In this process, where trainings are stood in for."""
+    """Runs the blind twin in this process, where a stand-in replaces trainings."""
     yield
     tasks._run(shown, run, blank=True)
 
@@ -86,7 +86,7 @@ def shown(system: System, tmp_path: Path) -> Demonstration:
 
 @pytest.fixture
 def stand_in(shown: Demonstration, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """After pre-training."""
+    """Replaces trainings by a stand-in, after pre-training."""
     made = StandIn()
     monkeypatch.setattr(pipeline, "train", made.train)
     monkeypatch.setattr(tasks, "report", made.report)
@@ -108,7 +108,7 @@ def test_the_verb_names_the_systems() -> None:
 
 
 def test_each_stage_starts_from_the_demonstration_s_own_runs(shown: Demonstration) -> None:
-    """What a recipe names as `runs/…` is one of the stages before it."""
+    """A path `runs/…` in a recipe names one of the stages before it."""
     before: list[str] = []
     for name in (*shown.system.stages, shown.system.recipe):
         recipe = pretraining.linked(shown, name)
@@ -279,7 +279,7 @@ def test_the_weights_that_a_blind_run_is_named_by_are_the_best_checkpoint_s(tmp_
 def test_the_blind_twin_runs_in_a_process_of_its_own_with_half_of_the_threads(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Here it fails, since there is no checkpoint to start from; what it says goes to its log and into the error."""
+    """The twin fails here, since it has no checkpoint to start from. Its output goes to its log and into the error."""
     shown, run = Demonstration(ALBEF, tmp_path), TaskRun("entailment", blind=True)
     content = store.CheckpointState({}, {}, {"step": 1, "measure": 1.0}, to_dict(catalog.find_recipe("albef_tiny")))
     store.save_checkpoint(tmp_path / "checkpoints", 1, content)

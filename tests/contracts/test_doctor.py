@@ -1,4 +1,4 @@
-"""The doctor on logs that are healthy, and on the same logs with one fault each."""
+"""Tests the doctor on healthy logs, and on the same logs with one fault each."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ EVERY = 25
 
 
 def pairs() -> Recipe:
-    """A contrast with everything else, long enough to be judged."""
+    """Gives a recipe with all losses that trains long enough to be judged."""
     return override(find_recipe("vlmo_tiny"), {"task.fuse_start": 500, "init_from": "runs/language"})
 
 
 def line(recipe: Recipe, step: int) -> Line:
-    """What a healthy run of `pairs` logs: each curve falls towards its floor."""
+    """Writes a line of a healthy run of `pairs`, whose curves fall towards their floors."""
     left = math.exp(-step / 400)
     fused = step > 500
     losses = {"itc": 1.0 + 3.1 * left} | ({"itm": 0.3 + 0.35 * left, "mlm": 2.0 + 4 * left} if fused else {})
@@ -65,14 +65,14 @@ def validation(step: int, value: float) -> Line:
 STEPS = range(EVERY, 2000 + EVERY, EVERY)
 START = {"from": "runs/language/checkpoints/step-00000600", "fresh": {"model.match_head": 2}, "untrained": []}
 Change = Callable[[Line], None]
-"""Of a line, in place."""
+"""Changes a line in place."""
 
 
 def write(
     folder: Path, recipe: Recipe, change: Change = lambda line: None, start: Mapping[str, Any] | None = START,
     recalls: Callable[[int], float] = lambda step: 60 - 6000 / step, steps: range = STEPS,
 ) -> Path:  # fmt: skip
-    """A run's folder as training leaves it."""
+    """Writes a run's folder as training leaves it."""
     folder.mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps(to_dict(recipe)))
     if start is not None:
@@ -91,29 +91,29 @@ def examine(folder: Path, envelopes: Sequence[Envelope] = ()) -> Diagnosis:
     return doctor.examine(read_run(folder), envelopes)
 
 
-def levels(found: Diagnosis) -> dict[str, str]:
-    return {finding.name: finding.level for finding in found.findings}
+def levels(diagnosis: Diagnosis) -> dict[str, str]:
+    return {finding.name: finding.level for finding in diagnosis.findings}
 
 
-def wrong(found: Diagnosis) -> set[str]:
-    return {finding.name for finding in found.findings if finding.level == "wrong"}
+def wrong(diagnosis: Diagnosis) -> set[str]:
+    return {finding.name for finding in diagnosis.findings if finding.level == "wrong"}
 
 
 def test_a_healthy_run_is_healthy(tmp_path: Path) -> None:
-    found = examine(write(tmp_path / "run", pairs()))
-    assert levels(found) == {
+    diagnosis = examine(write(tmp_path / "run", pairs()))
+    assert levels(diagnosis) == {
         "envelope": "unknown", "start": "fine", "loss: itc": "fine", "loss: itm": "fine", "loss: mlm": "fine",
         "features": "fine", "temperature": "fine", "false negatives": "fine", "validation": "fine", "gradient": "fine",
         "records": "fine", "loader": "fine",
     }  # fmt: skip
-    assert found.healthy
+    assert diagnosis.healthy
 
 
 # --------------------------------------------------------------------------- one fault each
 
 
 def after(step: int, **changes: Any) -> Change:
-    """From a step on, numbers as given or as functions of the step; `measures__x` is one of the measures."""
+    """Sets numbers from a step on, also as functions of the step. `measures__x` names one of the measures."""
 
     def change(line: Line) -> None:
         for name, value in changes.items():
@@ -147,18 +147,18 @@ FAULTS: dict[str, tuple[str, Change]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found_and_nothing_else(fault: str, tmp_path: Path) -> None:
     name, change = FAULTS[fault]
-    found = examine(write(tmp_path / "run", pairs(), change))
-    assert wrong(found) == {name}
-    finding = next(one for one in found.findings if one.name == name and one.level == "wrong")
+    diagnosis = examine(write(tmp_path / "run", pairs(), change))
+    assert wrong(diagnosis) == {name}
+    finding = next(one for one in diagnosis.findings if one.name == name and one.level == "wrong")
     assert finding.do
-    assert not found.healthy
+    assert not diagnosis.healthy
 
 
 def test_a_term_that_has_hardly_begun_to_learn_is_noted(tmp_path: Path) -> None:
-    """As the matching of the demo's VLMo."""
-    found = examine(write(tmp_path / "run", pairs(), after(0, losses__itm=0.62)))
-    assert found.healthy
-    assert levels(found)["loss: itm"] == "note"
+    """This is how matching looks in the demo's VLMo."""
+    diagnosis = examine(write(tmp_path / "run", pairs(), after(0, losses__itm=0.62)))
+    assert diagnosis.healthy
+    assert levels(diagnosis)["loss: itm"] == "note"
 
 
 @pytest.mark.parametrize(("kept", "share", "level"), [
@@ -166,8 +166,8 @@ def test_a_term_that_has_hardly_begun_to_learn_is_noted(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_false_negatives_are_wrong_where_they_are_kept(kept: bool, share: float, level: str, tmp_path: Path) -> None:
     recipe = override(pairs(), {"released.keep_false_negatives": kept})
-    found = examine(write(tmp_path / "run", recipe, after(0, measures__false_negatives=share)))
-    assert levels(found)["false negatives"] == level
+    diagnosis = examine(write(tmp_path / "run", recipe, after(0, measures__false_negatives=share)))
+    assert levels(diagnosis)["false negatives"] == level
 
 
 @pytest.mark.parametrize(("recalls", "level"), [
@@ -186,21 +186,21 @@ def test_a_jump_of_the_gradient_that_passed_is_only_noted(tmp_path: Path) -> Non
 
 
 def test_early_in_a_run_nothing_of_its_learning_is_judged(tmp_path: Path) -> None:
-    """Before the warm-up ends, features are alike and the contrast guesses: so it is in every run."""
+    """Before the warm-up ends, features are alike and ITC guesses in every run."""
     change = after(0, measures__mi_bound=0.0, measures__other_similarity=0.2, measures__positive_similarity=0.2)
-    found = examine(write(tmp_path / "run", pairs(), change, steps=range(EVERY, 300, EVERY)))
-    assert found.healthy
-    assert levels(found)["loss: itc"] == levels(found)["features"] == "unknown"
+    diagnosis = examine(write(tmp_path / "run", pairs(), change, steps=range(EVERY, 300, EVERY)))
+    assert diagnosis.healthy
+    assert levels(diagnosis)["loss: itc"] == levels(diagnosis)["features"] == "unknown"
 
 
 def test_a_log_from_before_the_new_measures_is_read(tmp_path: Path) -> None:
     def older(line: Line) -> None:
         del line["waiting"], line["measures"]["other_similarity"], line["measures"]["false_negatives"]
 
-    found = examine(write(tmp_path / "run", pairs(), older, start=None))
-    assert found.healthy
-    assert levels(found)["loader"] == levels(found)["false negatives"] == "unknown"
-    assert levels(found)["features"] == "fine", "a bound above 0 excludes a collapse"
+    diagnosis = examine(write(tmp_path / "run", pairs(), older, start=None))
+    assert diagnosis.healthy
+    assert levels(diagnosis)["loader"] == levels(diagnosis)["false negatives"] == "unknown"
+    assert levels(diagnosis)["features"] == "fine", "a bound above 0 excludes a collapse"
 
 
 def test_records_that_were_left_out_are_named_by_the_newest_checkpoint(tmp_path: Path) -> None:
@@ -210,10 +210,10 @@ def test_records_that_were_left_out_are_named_by_the_newest_checkpoint(tmp_path:
         state = {"skipped": {"seen": 9, "bad": [[name, "truncated", ""]]}}
         (run / "checkpoints" / f"step-{step:08d}" / "state.json").write_text(json.dumps(state))
     (run / "checkpoints" / "damaged-step-00001000").mkdir()
-    found = {finding.name: finding for finding in examine(run).findings}
-    assert found["records"].level == found["checkpoints"].level == "note"
-    assert "40 of 128,000 records were skipped (1 × truncated, such as torn.jpg)" in found["records"].what
-    assert "damaged-step-00001000" in found["checkpoints"].what
+    findings = {finding.name: finding for finding in examine(run).findings}
+    assert findings["records"].level == findings["checkpoints"].level == "note"
+    assert "40 of 128,000 records were skipped (1 × truncated, such as torn.jpg)" in findings["records"].what
+    assert "damaged-step-00001000" in findings["checkpoints"].what
 
 
 # --------------------------------------------------------------------------- what it began with
@@ -259,16 +259,16 @@ def test_an_encoder_that_began_random_is_named(
 ) -> None:
     recipe = replace(find_recipe(name), init_from="runs/before")
     start = {"from": "runs/before", "fresh": fresh, "untrained": untrained}
-    (found,) = (f for f in examine(write(tmp_path / "run", recipe, start=start)).findings if f.name == "start")
-    assert found.level == level
-    assert ("12 points" in found.do) == (level == "wrong")
+    (finding,) = (f for f in examine(write(tmp_path / "run", recipe, start=start)).findings if f.name == "start")
+    assert finding.level == level
+    assert ("12 points" in finding.do) == (level == "wrong")
 
 
 # --------------------------------------------------------------------------- chance
 
 
 def test_chance_is_what_even_guesses_cost() -> None:
-    """Against softmax cross-entropy of equal scores, computed anew."""
+    """The expected values are softmax cross-entropies of equal scores, computed here."""
     levels = {one.term: one.nats for name in RECIPES for one in chances(find_recipe(name))}
     assert levels.keys() == {"itc", "itm", "mlm", "masked_image", "entailment", "nlvr2", "text_assignment"}
     even = {one.term: one.nats for one in chances(find_recipe("vlmo_tiny"))}
@@ -309,9 +309,9 @@ def test_a_loss_is_judged_by_the_envelope_of_its_recipe(factor: float, level: st
     def change(line: Line) -> None:
         line["losses"]["itc"] *= factor
 
-    found = examine(write(tmp_path / "run", other, change), [trusted])
-    assert levels(found)["envelope: itc"] == level
-    assert levels(found)["envelope: mlm"] == "fine"
+    diagnosis = examine(write(tmp_path / "run", other, change), [trusted])
+    assert levels(diagnosis)["envelope: itc"] == level
+    assert levels(diagnosis)["envelope: mlm"] == "fine"
 
 
 @pytest.mark.parametrize(
@@ -321,8 +321,8 @@ def test_an_envelope_of_another_recipe_is_not_used_and_the_difference_named(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
     trusted = record([read_run(write(tmp_path / "trusted", pairs()))])
-    found = examine(write(tmp_path / "run", override(pairs(), changes)), [trusted])
-    (finding,) = (one for one in found.findings if one.name.startswith("envelope"))
+    diagnosis = examine(write(tmp_path / "run", override(pairs(), changes)), [trusted])
+    (finding,) = (one for one in diagnosis.findings if one.name.startswith("envelope"))
     assert finding.level == "unknown"
     assert f"{next(iter(changes))} differ" in finding.what
 
@@ -355,15 +355,15 @@ def test_a_recorded_envelope_is_used_by_the_command(tmp_path: Path, capsys: pyte
 
 
 def test_the_envelopes_of_the_package_are_of_its_recipes() -> None:
-    """A recipe that changes needs its envelope recorded anew: `diptych doctor --record`."""
+    """The envelope of a changed recipe must be recorded again: `diptych doctor --record`."""
     files = sorted(RECORDED.glob("*.json"))
     assert files
     for file in files:
-        found = Envelope.read(file)
-        assert found.recipe.name == file.stem
-        assert not differences(found.recipe, replace(find_recipe(file.stem), init_from=found.recipe.init_from))
-        assert found.bands
-        assert known(file.stem)[0].bands.keys() == found.bands.keys()
+        recorded = Envelope.read(file)
+        assert recorded.recipe.name == file.stem
+        assert not differences(recorded.recipe, replace(find_recipe(file.stem), init_from=recorded.recipe.init_from))
+        assert recorded.bands
+        assert known(file.stem)[0].bands.keys() == recorded.bands.keys()
     assert known("albef_base") == [], "none is recorded"
 
 
@@ -383,9 +383,9 @@ def test_the_command_says_what_is_wrong_first_and_exits_with_1(
     assert "1 thing is wrong" in text
     with pytest.raises(SystemExit):
         main(["doctor", str(run), "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["healthy"] is False
-    assert [one["name"] for one in found["findings"] if one["level"] == "wrong"] == ["loader"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["healthy"] is False
+    assert [one["name"] for one in printed["findings"] if one["level"] == "wrong"] == ["loader"]
 
 
 def test_a_log_is_read_without_torch(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_a_folder_that_has_logged_nothing_is_refused(tmp_path: Path, capsys: pyt
 
 
 def test_every_finding_has_a_heading_in_the_page() -> None:
-    """The names of findings are the first words given to `Finding(`, up to a colon."""
+    """The name of a finding is its first argument, up to a colon."""
     text = "".join(path.read_text() for path in (ROOT / "diptych" / "apps" / "doctor").glob("*.py"))
     names = set(re.findall(r'Finding\(\s*f?"([a-z ]+)', text)) | set(re.findall(r'name = f"([a-z ]+): ', text))
     page = (ROOT / "docs" / "doctor.md").read_text()
@@ -415,7 +415,7 @@ def test_every_finding_has_a_heading_in_the_page() -> None:
 
 
 class Slow(Loader):
-    """Each batch is waited for."""
+    """A loader whose batches take a while."""
 
     def batches(self, start_step: int) -> Iterator[Loaded]:
         for loaded in super().batches(start_step):
@@ -424,7 +424,7 @@ class Slow(Loader):
 
 
 def test_a_loader_that_really_is_slow_is_found(tmp_path: Path) -> None:
-    """Fifty milliseconds a batch beside a step of six numbers, and the other way round."""
+    """A batch takes 50 ms beside a step on six numbers, and the other way round."""
     patient = Toy()
     patient.hook = lambda progress: time.sleep(0.05)
     train(Toy(), Slow(), toy_recipe(), tmp_path / "slow")

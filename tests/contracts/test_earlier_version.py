@@ -263,9 +263,33 @@ def test_shards_are_read() -> None:
 # --------------------------------------------------------------------------- recipes
 
 
+MOVED: dict[str, tuple[str, dict[Any, Any]]] = {
+    "task.negatives_mask": ("released.negatives_mask_after_softmax", {"before": False, "after": True}),
+    "task.false_negatives": ("released.keep_false_negatives", {"mask": False, "keep": True}),
+    "task.teacher_dropout": ("released.momentum_encoder_dropout", {}),
+    "task.mask_special_tokens": ("released.mask_special_tokens", {}),
+    "task.masking": ("released.masking_of_padding", {"released": True}),
+    "task.gather": ("released.gather_without_gradient", {"released": True}),
+    "task.temperature_bounds": ("released.unbounded_temperature", {None: True}),
+    "task.score": ("released.count_first_answer_token_twice", {"released": True}),
+    "task.boxes.iou": ("released.iou_in_whole_pixels", {"released": True}),
+    "task.boxes.average": ("released.heat_map_averages_padding", {"batch": True}),
+    "model.keep_padding": ("released.keep_padding", {}),
+    "data.augmentation": ("released.autocontrast_overflow", {"released": True}),
+    "data.flip_directional": ("released.flip_directional_texts", {}),
+    "optim.decay": ("released.decay", {"released": "albef", "released_vlmo": "vlmo"}),
+    "optim.adam": ("released.adam_decays_after_update", {"released_vlmo": True}),
+    "schedule.kind": ("released.schedule_by_epoch", {"released": True}),
+}
+"""Where fields of the earlier version are today, with those values that have another name now."""
+
+
 def where_now(field: str, value: Any) -> tuple[str, Any]:
-    """Maps a field of a stored recipe and its value to the field and value of today. Adapt this when fields move."""
-    return field, value
+    """Maps a field of a stored recipe and its value to the field and value of today."""
+    today, values = MOVED.get(field, (field, {}))
+    if isinstance(value, list | dict) or (values and value not in values):
+        return field, value
+    return today, values.get(value, value)
 
 
 def at(recipe: Json, field: str) -> Any:

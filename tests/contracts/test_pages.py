@@ -1,4 +1,4 @@
-"""Every block of code in docs runs: Python as it stands, commands with small trainings, in the order of each page."""
+"""Runs every block of code in docs in the order of each page: Python as it stands, commands with small trainings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LINES: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 def commands(text: str) -> list[list[str]]:
-    """The `diptych …` lines of a text's blocks as a shell reads them."""
+    """Lists the `diptych …` lines of a text's blocks as a shell reads them."""
     return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^diptych .*$", text, flags=re.MULTILINE)]
 
 
@@ -83,7 +83,7 @@ def _has(recipe: Recipe, field: str) -> bool:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder after `diptych demo --all-tasks`, with models that know nothing, and a file of each task."""
+    """Builds a folder as after `diptych demo --all-tasks`, with untrained models and a file for each task."""
     save_photos(tmp_path / "photos")
     save_photos(tmp_path / "holiday")
     for number in range(4):

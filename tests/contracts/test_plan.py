@@ -1,4 +1,4 @@
-"""The planning verb: cards, plans that are said, plans that do not fit, and mistakes."""
+"""Tests `diptych plan`: cards, printed plans, plans that do not fit, and mistakes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ MICRO = {
     "model.vision.depth": 1, "model.vision.stem": "patch", "model.text.layers": 2, "model.text.fusion_start": 1,
     "task.fuse_start": 0, "task.momentum_start": 0, "run.batch_size": 8,
 }  # fmt: skip
-"""Of `albef_tiny`, so that it is counted at once."""
+"""Changes to `albef_tiny` that make it quick to count."""
 
 
 @pytest.fixture(autouse=True)
 def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two small sizes are counted, whatever the batch: the rest follows, and sooner."""
+    """Counts two small sizes, whatever the batch, which takes less time."""
     monkeypatch.setattr("diptych.apps.plan.count.MOST", 8)
 
 
 @cache
 def planned(devices: str = "A100-40G", **changes: object) -> Plan:
-    """Of a small recipe; a field's dots are written as two lines."""
+    """Plans a small recipe. Dots in a field's name are written as double underscores."""
     fields = MICRO | {name.replace("__", "."): value for name, value in changes.items()}
     return plan(override(find_recipe("albef_tiny"), fields), Wish(find_fleet(devices)))
 

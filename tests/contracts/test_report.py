@@ -127,7 +127,7 @@ def evaluation(gain: tuple[float, float] = (0.5, 2.5)) -> dict[str, object]:
 
 
 def evaluated(text: str, value: float = 66.4) -> TaskEvaluation:
-    """An evaluated split in which every text is `text`; an interval of 6 points, and a reference of 36.9."""
+    """Builds an evaluation in which every text is `text`, with an interval of 6 points and a reference of 36.9."""
     example = EvaluatedExample(((text, painted(1)), (text, painted(2))), text, text, 0.75, text, 0.3)
     return TaskEvaluation(
         title=text,
@@ -143,7 +143,7 @@ def evaluated(text: str, value: float = 66.4) -> TaskEvaluation:
 
 
 def everything(text: str) -> ReportData:
-    """A report in which every text is `text`."""
+    """Builds a report in which every text is `text`."""
     shown = (QueryResult(painted(1), False, 0.5, 1.5), QueryResult(painted(2), True, 0.4, None))
     return ReportData(
         title=text,
@@ -349,7 +349,7 @@ def test_curves_are_those_of_the_metrics_file(tmp_path: Path) -> None:
 
 
 def begun(folder: Path, name: str, **task: object) -> Path:
-    """A run with 40 pairs seen in 9 seconds."""
+    """Writes the folder of a run that has seen 40 pairs in 9 seconds."""
     folder.mkdir()
     start = task.pop("start", None)
     (folder / "recipe.json").write_text(json.dumps({"name": name, "task": task, "init_from": start}))
@@ -359,7 +359,7 @@ def begun(folder: Path, name: str, **task: object) -> Path:
 
 
 def test_the_runs_that_led_to_a_run_are_shown_in_their_order_by_their_own_measures(tmp_path: Path) -> None:
-    """A tokenizer is one of them; what was judged on unseen records is shown by that, else what was logged."""
+    """A tokenizer is one of them. Measures on unseen records are shown, or else those of the log."""
     codes = begun(tmp_path / "codes", "visual_tokenizer_tiny", kind="VisualTokenizerTrainingConfig")
     vision = begun(tmp_path / "vision", "vlmo_tiny_vision", kind="VisionStageConfig", tokenizer=str(codes))
     words = begun(tmp_path / "words", "vlmo_tiny_language", kind="Unknown", start=str(vision))
@@ -492,7 +492,7 @@ def test_queries_of_one_stage_keep_the_order_of_similarity_and_have_no_match() -
 
 
 def one_stage(queries: tuple[QueryExample, ...] = ()) -> str:
-    """The page of a dual encoder's run."""
+    """Renders the page of a dual encoder's run."""
     two = {name: value for name, value in evaluation().items() if not name.startswith("rerank_gain")}
     return render(replace(everything("text"), evaluation=two, examples=Examples(queries), task_evaluation=None))
 

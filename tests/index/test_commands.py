@@ -65,7 +65,7 @@ def test_a_model_that_was_moved_must_be_named(tmp_path: Path, capsys: pytest.Cap
         (["index", "info", "nowhere"], "no index in nowhere"),
         (["index", "remove", "nowhere", "a"], "no index in nowhere"),
         (["embed", "RUN", "DIR", "--to", "v.csv"], "v.csv names no known format"),
-        (["embed", "RUN", "DIR", "--to", "v.npy", "--processes", "0"], "--processes 0: at least one"),
+        (["embed", "RUN", "DIR", "--to", "v.npy", "--processes", "0"], "--processes is 0: it must be at least 1"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -8,7 +8,7 @@ from diptych.apps.plan import communication as sent
 
 
 def ring(processes: int, piece: int, rounds: int) -> int:
-    """What one process sends when each hands on one piece to its neighbour in every round."""
+    """Counts what a process sends if each passes one piece to its neighbour in every round."""
     counts = [0] * processes
     for _ in range(rounds):
         for process in range(processes):

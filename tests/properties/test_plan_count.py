@@ -38,7 +38,7 @@ def planned(name: str, pairs: int = 16) -> Counted:
 
 
 def real(name: str, pairs: int) -> tuple[Task, object]:
-    """The task with its weights, its queue full, and a batch."""
+    """Builds the task with its weights and a full queue, and a batch."""
     words = plain_tokenizer(recipe(name))
     task = catalog.build_task(recipe(name), words).train()
     if name == "albef_tiny":

@@ -146,7 +146,7 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def _between(curve: Sequence[Point], step: int | float) -> float:
-    """On the line between the two nearest points; beyond the ends, as at the end.
+    """Interpolates a curve linearly at a step. Beyond its ends it stays constant.
 
     >>> _between([(10, 1.0), (20, 3.0)], 15), _between([(10, 1.0), (20, 3.0)], 99)
     (2.0, 3.0)

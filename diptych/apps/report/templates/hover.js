@@ -1,8 +1,8 @@
-// With a pointer over a plot: the values of its curves at the nearest step.
+// Shows the values of a chart's curves at the step nearest to the pointer.
 for (const chart of document.querySelectorAll(".chart")) {
   const { range, series } = JSON.parse(chart.querySelector("script").textContent);
   const field = chart.querySelector(".field"), cursor = chart.querySelector(".cursor"), tip = chart.querySelector(".tip");
-  const nearest = (steps, step) => steps.reduce((best, one, i) => Math.abs(one - step) < Math.abs(steps[best] - step) ? i : best, 0);
+  const nearest = (steps, step) => steps.reduce((best, candidate, i) => Math.abs(candidate - step) < Math.abs(steps[best] - step) ? i : best, 0);
   field.addEventListener("pointermove", (event) => {
     const box = field.getBoundingClientRect(), share = (event.clientX - box.left) / box.width;
     const wanted = range[0] + share * (range[1] - range[0]);
