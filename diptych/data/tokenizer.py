@@ -157,6 +157,11 @@ class Tokenizer:
         """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
         return frozenset(self._ids[piece] for piece in SPECIAL)
 
+    @property
+    def continuing_ids(self) -> tuple[int, ...]:
+        """The ids of the word pieces that continue a word."""
+        return tuple(number for number, piece in enumerate(self.vocabulary) if piece.startswith(CONTINUES))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self._identity == other._identity
 

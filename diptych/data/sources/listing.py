@@ -63,8 +63,8 @@ class SourceListing:
             self.skip(error, split)
             return
         self._append(record, split)
-        for error in empty_captions:
-            self.skip(error, split)
+        for empty_caption in empty_captions:
+            self.skip(empty_caption, split)
 
     def join(self, other: SourceListing, path: str) -> None:
         """Adds the records of another listing, read from `path`. Skips records of another task and repeated ids."""
@@ -76,8 +76,8 @@ class SourceListing:
                 self.skip(error, split)
             else:
                 self._append(record, split)
-        for error in other.skipped:
-            self.skip(error, other.splits.get(error.record))
+        for skipped in other.skipped:
+            self.skip(skipped, other.splits.get(skipped.record))
 
     def skip(self, error: BadRecord, split: Split | None = None) -> None:
         """Notes an entry that cannot be used, and its split if the layout says it."""
