@@ -21,7 +21,7 @@ from diptych.schema import DataConfig, Split
 
 @dataclass
 class SourceListing:
-    """The records of one task that a list or folder holds, and the entries that were skipped."""
+    """Collects the records of one task that a list or folder holds, and the entries that were skipped."""
 
     records: Sequence[Any] = field(default_factory=list)
     """A list while it is being read. For a streamed split, any sequence that produces its records one by one."""
