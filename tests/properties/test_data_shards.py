@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+import diptych
 from diptych.catalog import open_source, read_splits
 from diptych.data.loader import Loaded, PairLoader, evaluation_items
 from diptych.data.record import BadRecord, Picture, Question
@@ -522,3 +523,10 @@ def test_a_shard_that_was_lost_gives_each_of_its_records_a_name_of_its_own(tmp_p
             again.record(index)
         names.add(caught.value.record)
     assert names == {f"{file}#{index}" for index in range(6)}
+
+
+def test_shards_import_no_source() -> None:
+    """Sources stand above shards, and what both need stands below both."""
+    files = list((Path(diptych.__file__).parent / "data/shards").glob("*.py"))
+    assert len(files) > 5
+    assert not [file for file in files if "diptych.data.sources" in file.read_text(encoding="utf-8")]

@@ -18,7 +18,7 @@ Kind = Literal["picture", "text"]
 T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("picture", "text")
 TEXT_KEYS = ("captions", "caption", "hypothesis", "question", "statement", "phrase", "text")
-"""Keys of a line that hold a text, as diptych/data/record.py has them."""
+"""Keys of a line that hold a text, as diptych/data/entries.py has them."""
 
 
 @dataclass(frozen=True, slots=True)
