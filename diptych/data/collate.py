@@ -18,7 +18,7 @@ from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, PictureBat
 
 @dataclass(frozen=True)
 class Sample:
-    """A text with its picture, ready for a batch. The fields that its task does not use are left empty."""
+    """Holds a text with its picture, ready for a batch. The fields that its task does not use are left empty."""
 
     pixels: Float[Tensor, "3 H W"] | None
     """None if the text has no picture."""

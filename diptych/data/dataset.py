@@ -51,7 +51,7 @@ BLANK = Image.new("RGB", (64, 64), (128, 128, 128))
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch with the records of its rows, in order, and the records that could not be read."""
+    """Holds a batch with the records of its rows, in order, and the records that could not be read."""
 
     batch: Any
     """An AnyBatch, of the class that belongs to the records. None if no record could be read."""

@@ -149,7 +149,7 @@ def _as_is(loaded: Any) -> Any:
 
 @dataclass(frozen=True)
 class Item:
-    """A record of an evaluation split with the pixels of its pictures."""
+    """Holds a record of an evaluation split with the pixels of its pictures."""
 
     record: Any
     views: tuple[Float[Tensor, "3 H W"], ...]
@@ -160,7 +160,7 @@ class Item:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Records of an evaluation split and the batch that a model sees of them. Labels are in the records only."""
+    """Holds records of an evaluation split and the batch that a model sees of them. Labels are in the records only."""
 
     records: tuple[Any, ...]
     batch: Any

@@ -35,7 +35,7 @@ class Order(Protocol):
 
 @runtime_checkable
 class Ordered(Protocol):
-    """A source that decides the order of its records itself."""
+    """Stands for a source that decides the order of its records itself."""
 
     def order(self, batch_size: int, seed: int, size: int) -> Order:
         """Returns the order of global batches that `size` processes share. Raises ValueError if they cannot."""
@@ -44,7 +44,7 @@ class Ordered(Protocol):
 
 @runtime_checkable
 class Laned(Protocol):
-    """A source that is read in lanes, each of which has the same number of records in an epoch."""
+    """Stands for a source that is read in lanes, each of which has the same number of records in an epoch."""
 
     def __len__(self) -> int: ...
 

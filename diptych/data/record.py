@@ -1,4 +1,4 @@
-"""The records of each task and the protocols of the sources that serve them. This file imports no torch.
+"""Defines the records of each task and the protocols of the sources that serve them. It imports no torch.
 
 There is one record class per task. `diptych/data/entries.py` reads and writes records as lines of JSON.
 """
@@ -34,7 +34,7 @@ class _OnePicture:
 
 @dataclass(frozen=True)
 class Record(_OnePicture):
-    """A picture with its captions, for pre-training and retrieval."""
+    """Holds a picture with its captions, for pre-training and retrieval."""
 
     text_name: ClassVar[str] = "caption"
     id: str
@@ -54,7 +54,7 @@ class Record(_OnePicture):
 
 @dataclass(frozen=True)
 class Entailment(_OnePicture):
-    """A picture and a hypothesis that it entails, contradicts or leaves open."""
+    """Holds a picture and a hypothesis that it entails, contradicts or leaves open."""
 
     text_name: ClassVar[str] = "hypothesis"
     id: str
@@ -71,7 +71,7 @@ class Entailment(_OnePicture):
 
 @dataclass(frozen=True)
 class Question(_OnePicture):
-    """A question about a picture and the answers that people gave. A question without answers cannot be trained on."""
+    """Holds a question about a picture and people's answers. A question without answers cannot be trained on."""
 
     text_name: ClassVar[str] = "question"
     id: str
@@ -100,7 +100,7 @@ class Question(_OnePicture):
 
 @dataclass(frozen=True)
 class PairStatement:
-    """Two pictures and a statement that is true or false of them."""
+    """Holds two pictures and a statement that is true or false of them."""
 
     text_name: ClassVar[str] = "statement"
     id: str
@@ -119,7 +119,7 @@ class PairStatement:
 
 @dataclass(frozen=True)
 class Referring(_OnePicture):
-    """A picture and a phrase that names one object in it. Training needs neither `box` nor `proposals`."""
+    """Holds a picture and a phrase for one object in it. Training needs neither `box` nor `proposals`."""
 
     text_name: ClassVar[str] = "phrase"
     id: str
@@ -142,7 +142,7 @@ class Referring(_OnePicture):
 
 @dataclass(frozen=True)
 class Picture(_OnePicture):
-    """A picture without a text, for stages that train on pictures alone."""
+    """Holds a picture without a text, for stages that train on pictures alone."""
 
     text_name: ClassVar[str] = "text"
     id: str
@@ -156,7 +156,7 @@ class Picture(_OnePicture):
 
 @dataclass(frozen=True)
 class PlainText:
-    """A text without a picture, for language modelling."""
+    """Holds a text without a picture, for language modelling."""
 
     text_name: ClassVar[str] = "text"
     images: ClassVar[tuple[Any, ...]] = ()

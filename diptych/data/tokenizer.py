@@ -160,7 +160,7 @@ class Tokenizer:
 
     @property
     def continuing_ids(self) -> tuple[int, ...]:
-        """Ids of the word pieces that continue a word."""
+        """The ids of the word pieces that continue a word."""
         return tuple(number for number, piece in enumerate(self.vocabulary) if piece.startswith(CONTINUES))
 
     def __eq__(self, other: object) -> bool:

@@ -39,7 +39,7 @@ LOPSIDED = 2.0
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """The counts and faults of one split."""
+    """Holds the counts and faults of one split."""
 
     split: Split
     kind: type
@@ -63,7 +63,7 @@ class SplitCheck:
 
 @dataclass(frozen=True)
 class Check:
-    """The checks of all splits and of what they share. `errors` prevent training, `notes` do not."""
+    """Holds the checks of all splits and of what they share. `errors` prevent training, `notes` do not."""
 
     splits: tuple[SplitCheck, ...]
     errors: tuple[str, ...]
@@ -111,7 +111,7 @@ def validate(listings: Mapping[Split, SourceListing], config: DataConfig, open_p
 
 @dataclass(frozen=True)
 class _OpenedPictures:
-    """The outcome of opening each picture once, by path: its error, or a hash of its content."""
+    """Remembers the outcome of opening each picture, by path: its error, or a hash of its content."""
 
     broken: dict[str, BadRecord]
     hashes: dict[str, bytes]

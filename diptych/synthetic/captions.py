@@ -70,7 +70,7 @@ Fact = PresenceFact | RelationFact | BackgroundFact
 
 @dataclass(frozen=True)
 class Caption:
-    """An English caption and the facts that it states."""
+    """Holds an English caption and the facts that it states."""
 
     text: str
     facts: tuple[Fact, ...]
@@ -85,7 +85,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class _Mention:
-    """All objects of one name, and the size that the caption gives them, if any."""
+    """Holds all objects of one name, and the size that the caption gives them, if any."""
 
     members: tuple[SceneObject, ...]
     size: str | None
@@ -156,7 +156,7 @@ def background_phrase(colour: str) -> str:
 
 @dataclass(frozen=True)
 class _Relations:
-    """A subject, one or two things beside it (each in another relation), and the other mentions."""
+    """Holds a subject, one or two things beside it (each in another relation), and the other mentions."""
 
     subject: _Mention
     beside: list[tuple[Relation, _Mention]]

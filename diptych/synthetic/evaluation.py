@@ -26,7 +26,7 @@ _DRAWS = 20
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Scenes with one caption each. Caption i is true of scene i and of no other."""
+    """Holds scenes with one caption each. Caption i is true of scene i and of no other."""
 
     scenes: tuple[Scene, ...]
     captions: tuple[Caption, ...]

@@ -30,7 +30,7 @@ _SCENES = 2_000
 
 @dataclass(frozen=True)
 class PairExample:
-    """A statement with one of its pairs of pictures."""
+    """Holds a statement with one of its pairs of pictures."""
 
     statement: Statement
     group: int

@@ -50,7 +50,7 @@ _PLACES: dict[Relation, str] = {
 
 @dataclass(frozen=True)
 class Expression:
-    """A phrase, the object that it refers to, and boxes to choose it from."""
+    """Holds a phrase, the object that it refers to, and boxes to choose it from."""
 
     text: str
     kind: ExpressionKind

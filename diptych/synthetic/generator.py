@@ -66,7 +66,7 @@ _HELD_OUT = {0: "validation", 1: "test"}
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A sprite at a place in a scene."""
+    """Places a sprite in a scene."""
 
     sprite: int
     """The sprite's index in the sprite set."""
@@ -93,7 +93,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a picture, from which all texts about it are generated."""
+    """Holds the content of a picture, from which all texts about it are generated."""
 
     split: Split
     index: int
@@ -196,7 +196,7 @@ def make_scene(config: ScenesConfig, split: Split, index: int) -> Scene:
 
 @dataclass(frozen=True)
 class SceneConstraints:
-    """Demands on the content of a scene."""
+    """Restricts the content of a scene."""
 
     required: tuple[int, ...] = ()
     """Sprites that the scene must have. Each occurs exactly as often as it is listed here."""

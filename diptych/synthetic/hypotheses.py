@@ -44,7 +44,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A hypothesis, its label and its two parts."""
+    """Holds a hypothesis, its label and its two parts."""
 
     text: str
     label: Label

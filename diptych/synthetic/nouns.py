@@ -41,7 +41,7 @@ _VOWEL_SOUND = ("hour", "honest", "heir", "x-ray")
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun in its two forms."""
+    """Holds the two forms of a noun."""
 
     singular: str
     plural: str

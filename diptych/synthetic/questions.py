@@ -62,7 +62,7 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answers."""
+    """Holds a question with its answers."""
 
     text: str
     kind: QuestionKind
@@ -76,7 +76,7 @@ class Question:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A question before it gets the answers of annotators."""
+    """Holds a question before it gets the answers of annotators."""
 
     text: str
     answer: str

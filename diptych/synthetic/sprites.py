@@ -32,7 +32,7 @@ Drawings = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Sprite:
-    """The name of a cut-out picture."""
+    """Names a cut-out picture."""
 
     key: str
     """The character, or the name of the shape. It is the same in every language."""
@@ -42,7 +42,7 @@ class Sprite:
 
 @dataclass(frozen=True, eq=False)
 class SpriteSet:
-    """Named RGBA pictures. Each is in the top left corner of an S×S square and as large as fits."""
+    """Holds named RGBA pictures. Each is in the top left corner of an S×S square and as large as fits."""
 
     sprites: tuple[Sprite, ...]
     pixels: np.ndarray

@@ -54,7 +54,7 @@ _SCENES = 2_000
 
 @dataclass(frozen=True)
 class PairClaim:
-    """A claim, and the pictures of a pair to which it applies."""
+    """Applies a claim to one or both pictures of a pair."""
 
     which: Which
     claim: Claim
@@ -81,7 +81,7 @@ class ComparisonClaim:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement about two pictures, and its meaning."""
+    """Holds a statement about two pictures, and its meaning."""
 
     text: str
     kind: StatementKind

@@ -1,4 +1,4 @@
-"""Padding is storage only; identities are stable numbers."""
+"""Tests that padding changes no result, and that identities are stable numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published data layouts, each as a small folder made exactly as published, and what is wrong with a broken one."""
+"""Tests published data layouts on small folders made exactly as published, and the errors of broken ones."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def config(**changes: Any) -> DataConfig:
     return DataConfig(held_out=0.0, **changes)
 
 
-def reasons(found: SourceListing) -> dict[str, str]:
-    return {error.record: error.reason for error in found.skipped}
+def reasons(listing: SourceListing) -> dict[str, str]:
+    return {error.record: error.reason for error in listing.skipped}
 
 
 # --------------------------------------------------------------------------- schemas
@@ -82,8 +82,8 @@ records: st.SearchStrategy[tuple[type, tuple[Any, ...]]] = st.one_of(
 
 
 @given(records)
-def test_a_record_of_any_task_survives_its_line_of_json(made: tuple[type, tuple[Any, ...]]) -> None:
-    kind, values = made
+def test_a_record_of_any_task_survives_its_line_of_json(kind_and_values: tuple[type, tuple[Any, ...]]) -> None:
+    kind, values = kind_and_values
     record = kind(*values)
     assert from_entry(json.loads(json.dumps(to_entry(record))), "elsewhere") == record
 
@@ -141,9 +141,9 @@ def test_a_jsonl_file_holds_one_task_and_names_what_it_cannot_use(tmp_path: Path
             {"id": "7", "image": "a.png", "question": "Who else?"},
         ],
     )
-    found = read_jsonl(str(file), config())
-    assert [(record.id, record.image) for record in found.records] == [("7", str(tmp_path / "a.png"))]
-    assert reasons(found) == {
+    listing = read_jsonl(str(file), config())
+    assert [(record.id, record.image) for record in listing.records] == [("7", str(tmp_path / "a.png"))]
+    assert reasons(listing) == {
         f"{file}:2": "question empty",
         f"{file}:3": "picture missing",
         f"{file}:4": "another task",
@@ -310,14 +310,14 @@ def test_snli_ve_reads_hypotheses_on_flickr30ks_pictures(tmp_path: Path) -> None
             {**line, "pairID": "f", "Flickr30K_ID": "48"},
         ],
     )
-    found = read_snli_ve(str(file), config(root=str(tmp_path / "images")))
+    listing = read_snli_ve(str(file), config(root=str(tmp_path / "images")))
     path = str(tmp_path / "images/47.jpg")
-    assert found.records == [
+    assert listing.records == [
         Entailment("47.jpg#2r1n", path, "A hypothesis.", "neutral", "47.jpg"),
         Entailment("b", path, "A hypothesis.", "entailment", "47.jpg"),
         Entailment("c", path, "A hypothesis.", "contradiction", "47.jpg"),
     ]
-    assert reasons(found) == {
+    assert reasons(listing) == {
         f"{file}:4": "label unknown",
         f"{file}:5": "wrong type",
         f"{file}:6": "picture missing",
@@ -335,16 +335,16 @@ def test_vqa_joins_questions_with_the_answers_of_their_subset(tmp_path: Path) ->
         vqa_annotations(tmp_path, "val2014", [1200]),
         vqa_questions(tmp_path, "test-dev2015", [3300]),
     ]
-    found = read_vqa(",".join(map(str, files)), config(root=str(tmp_path / "images")))
-    assert found.skipped == []
-    assert [(q.id, q.question, len(q.answers), q.image_id) for q in found.records] == [
+    listing = read_vqa(",".join(map(str, files)), config(root=str(tmp_path / "images")))
+    assert listing.skipped == []
+    assert [(q.id, q.question, len(q.answers), q.image_id) for q in listing.records] == [
         ("900", "What is 900?", 10, "COCO_train2014_000000000009.jpg"),
         ("901", "What is 901?", 10, "COCO_train2014_000000000009.jpg"),
         ("1200", "What is 1200?", 10, "COCO_val2014_000000000012.jpg"),
         ("3300", "What is 3300?", 0, "COCO_test2015_000000000033.jpg"),
     ]
-    assert [answer for answer, _ in found.records[0].targets] == ["net", "a net"]
-    assert found.records[0].targets[0][1] == pytest.approx(0.7)
+    assert [answer for answer, _ in listing.records[0].targets] == ["net", "a net"]
+    assert listing.records[0].targets[0][1] == pytest.approx(0.7)
 
 
 def test_vqa_finds_pictures_in_one_folder_too(tmp_path: Path) -> None:
@@ -359,8 +359,8 @@ def test_a_question_without_its_annotation_is_named(tmp_path: Path) -> None:
     annotations = vqa_annotations(tmp_path, "val2014", [900, 902])
     content = json.loads(annotations.read_text())
     content["annotations"][1]["answers"] = []
-    found = read_vqa(f"{questions},{write(annotations, content)}", config(root=str(tmp_path / "images")))
-    assert reasons(found) == {
+    listing = read_vqa(f"{questions},{write(annotations, content)}", config(root=str(tmp_path / "images")))
+    assert reasons(listing) == {
         f"{questions}, questions[1]": "answers missing",
         f"{questions}, questions[2]": "answers missing",
     }
@@ -398,22 +398,22 @@ def test_nlvr2_finds_both_pictures_and_groups_a_statements_pairs(tmp_path: Path)
         ],
     )
     settings = config(root=str(tmp_path / "images"))
-    (one,) = read_nlvr2(str(train), settings).records
-    assert one.images == tuple(str(tmp_path / f"images/train/53/train-10-0-img{side}.png") for side in (0, 1))
-    found = read_nlvr2(str(dev), settings)
-    assert [(record.id, record.label, record.group) for record in found.records] == [
+    (statement,) = read_nlvr2(str(train), settings).records
+    assert statement.images == tuple(str(tmp_path / f"images/train/53/train-10-0-img{side}.png") for side in (0, 1))
+    listing = read_nlvr2(str(dev), settings)
+    assert [(record.id, record.label, record.group) for record in listing.records] == [
         ("dev-20-0-1", True, "dev-20-1"),
         ("dev-20-1-1", False, "dev-20-1"),
     ]
-    assert found.records[0].image_ids == ("http://a/x.jpg", "http://a/y.jpg")
-    assert found.records[1].image_ids == ("dev-20-1-img0.png", "dev-20-1-img1.png")
-    assert reasons(found) == {
+    assert listing.records[0].image_ids == ("http://a/x.jpg", "http://a/y.jpg")
+    assert listing.records[1].image_ids == ("dev-20-1-img0.png", "dev-20-1-img1.png")
+    assert reasons(listing) == {
         f"{dev}:3": "picture missing",
         f"{dev}:4": "identifier wrong",
         f"{dev}:5": "label unknown",
     }
     (flat,) = read_nlvr2(str(train), config(root=str(tmp_path / "images/train/53"))).records
-    assert flat.images == one.images
+    assert flat.images == statement.images
 
 
 # --------------------------------------------------------------------------- RefCOCO, RefCOCO+, RefCOCOg
@@ -450,9 +450,9 @@ def test_refcoco_reads_detections_as_a_list_and_files_by_name(tmp_path: Path, ke
     boxes = [{"image_id": 0, key: [0, 0, side, 1], "score": 0.5, "category_id": 1} for side in (1, 2)]
     boxes_file = write(tmp_path / "boxes.json", boxes)
     paths = f"{folder / 'refs(unc).p'}, {folder / 'instances.json'}, {boxes_file}"
-    found = read_refcoco(paths, config(root=str(tmp_path / "images")))
-    assert found.records[0].proposals == ((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 2.0, 1.0))
-    assert found.records[2].proposals == ()
+    listing = read_refcoco(paths, config(root=str(tmp_path / "images")))
+    assert listing.records[0].proposals == ((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 2.0, 1.0))
+    assert listing.records[2].proposals == ()
 
 
 def test_refs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
@@ -465,9 +465,9 @@ def test_refs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     del refs[3]["image_id"]
     file.write_bytes(pickle.dumps([*refs, "ref"]))
     write(folder / "dets.json", {"0": [[0, 0, 1, 0]]})
-    found = read_refcoco(str(folder), config(root=str(tmp_path / "images")))
-    assert found.records == []
-    assert reasons(found) == {
+    listing = read_refcoco(str(folder), config(root=str(tmp_path / "images")))
+    assert listing.records == []
+    assert reasons(listing) == {
         f"{file}[0], sentence 0": "not in instances.json",
         f"{file}[0], sentence 1": "not in instances.json",
         f"{file}[1], sentence 0": "key missing",
@@ -543,12 +543,12 @@ def test_visual_genomes_regions_are_captions_of_their_picture(tmp_path: Path) ->
             {"id": 4},
         ],
     )
-    found = read_visual_genome(str(file), config())
-    assert found.records == [
+    listing = read_visual_genome(str(file), config())
+    assert listing.records == [
         Record("vg/1382", str(tmp_path / "VG_100K/1.jpg"), ("the clock is green",), "vg/1"),
         Record("vg/7", str(tmp_path / "VG_100K_2/2.jpg"), ("a dog",), "vg/2"),
     ]
-    assert reasons(found) == {
+    assert reasons(listing) == {
         f"{file}[1], regions[1]": "caption empty",
         f"{file}[2], regions[0]": "picture missing",
         f"{file}[3]": "key missing",
@@ -561,11 +561,11 @@ def test_visual_genomes_questions_have_one_answer_of_half_weight(tmp_path: Path)
     answers = {986768: "Green.", 986769: "."}
     qas = [qa | {"qa_id": n, "question": "What colour is the clock?", "answer": text} for n, text in answers.items()]
     file = write(tmp_path / "question_answers.json", [{"id": 1, "qas": qas}])
-    found = read_visual_genome(str(file), config())
-    (question,) = found.records
+    listing = read_visual_genome(str(file), config())
+    (question,) = listing.records
     assert (question.id, question.image, question.image_id) == ("vg/986768", str(tmp_path / "1.jpg"), "vg/1")
     assert question.targets == (("green", 0.5),)
-    assert reasons(found) == {f"{file}[0], qas[1]": "answer empty"}
+    assert reasons(listing) == {f"{file}[0], qas[1]": "answer empty"}
 
 
 # --------------------------------------------------------------------------- SBU, Conceptual Captions, img2dataset
@@ -576,16 +576,16 @@ def test_sbu_reads_both_of_its_forms_alike(tmp_path: Path) -> None:
     urls = ["http://static.flickr.com/2723/43_b0.jpg", "http://static.flickr.com/2723/44_gone.jpg", "http://x/"]
     captions = ["My dog\u2028on the beach", "A car", "A tree"]
     both = write(tmp_path / "sbu.json", {"image_urls": urls, "captions": captions, "user_ids": ["a", "b", "c"]})
-    one = write(tmp_path / "urls.txt", "\n".join(urls) + "\n")
-    two = write(tmp_path / "captions.txt", "\n".join(captions) + "\n")
-    for paths, first in ((str(both), both), (f"{one},{two}", one)):
-        found = read_sbu(paths, config(root=str(tmp_path / "images")))
+    addresses = write(tmp_path / "urls.txt", "\n".join(urls) + "\n")
+    captions_file = write(tmp_path / "captions.txt", "\n".join(captions) + "\n")
+    for paths, first in ((str(both), both), (f"{addresses},{captions_file}", addresses)):
+        listing = read_sbu(paths, config(root=str(tmp_path / "images")))
         path = str(tmp_path / "images/43_b0.jpg")
-        assert found.records == [Record(f"{first}[0]", path, (captions[0],), "43_b0.jpg")]
-        assert reasons(found) == {f"{first}[1]": "picture missing", f"{first}[2]": "address wrong"}
-    write(two, "only one\n")
+        assert listing.records == [Record(f"{first}[0]", path, (captions[0],), "43_b0.jpg")]
+        assert reasons(listing) == {f"{first}[1]": "picture missing", f"{first}[2]": "address wrong"}
+    write(captions_file, "only one\n")
     with pytest.raises(ValueError, match="3 addresses, but 1 captions"):
-        read_sbu(f"{one},{two}", config())
+        read_sbu(f"{addresses},{captions_file}", config())
     with pytest.raises(ValueError, match="has no list `image_urls`"):
         read_sbu(str(write(tmp_path / "x.json", {})), config())
 
@@ -626,7 +626,7 @@ def jpeg(shade: int) -> bytes:
 
 
 def img2dataset(folder: Path, shards: bool) -> Path:
-    """Four samples: whole; without text but with a caption in the metadata; not fetched; metadata broken."""
+    """Writes four samples: one whole, one captioned in its metadata, one not fetched, one with broken metadata."""
     metadata = {"caption": "from metadata", "url": "http://a/0.jpg", "key": "000000000", "status": "success"}
     failed = metadata | {"status": "failed_to_download", "error_message": "HTTP Error 404", "url": "http://a/2.jpg"}
     files = {
@@ -676,30 +676,30 @@ def test_img2datasets_output_is_read_from_folders_and_from_shards(tmp_path: Path
 
 @pytest.mark.parametrize("inside", [100, -512])
 def test_a_shard_that_ends_early_is_named_and_its_whole_samples_are_kept(tmp_path: Path, inside: int) -> None:
-    """Cut in the second picture, and between two members, which tar readers do not notice."""
+    """The shard is cut in the second picture, or between two members, which tar readers do not notice."""
     shard = img2dataset(tmp_path, shards=True) / "00000.tar"
     with tarfile.open(shard) as archive:
         cut = archive.getmember("000000001.jpg").offset_data + inside
     shard.write_bytes(shard.read_bytes()[:cut])
-    found = read_img2dataset(str(tmp_path), config())
-    assert (str(shard), "shard broken") in reasons(found).items()
-    assert [record.captions for record in found.records] == [("a fox",)]
+    listing = read_img2dataset(str(tmp_path), config())
+    assert (str(shard), "shard broken") in reasons(listing).items()
+    assert [record.captions for record in listing.records] == [("a fox",)]
 
 
 def test_shards_of_one_name_in_two_folders_are_both_read(tmp_path: Path) -> None:
     for part in ("a", "b"):
         (tmp_path / part).mkdir()
         img2dataset(tmp_path / part, shards=True)
-    found = read_img2dataset(str(tmp_path), config())
-    assert [record.id for record in found.records] == [f"{p}/00000.tar/00000000{n}" for p in "ab" for n in (0, 1)]
+    listing = read_img2dataset(str(tmp_path), config())
+    assert [record.id for record in listing.records] == [f"{p}/00000.tar/00000000{n}" for p in "ab" for n in (0, 1)]
     with pytest.raises(ValueError, match=r"data\.root says nothing here"):
         read_img2dataset(str(tmp_path), config(root="elsewhere"))
 
 
 def test_a_picture_in_a_shard_survives_a_line_of_json(tmp_path: Path) -> None:
     folder = img2dataset(tmp_path, shards=True)
-    found = read_img2dataset(str(folder), config())
-    file = lines(tmp_path / "list.jsonl", [to_entry(record) for record in found.records])
+    listing = read_img2dataset(str(folder), config())
+    file = lines(tmp_path / "list.jsonl", [to_entry(record) for record in listing.records])
     source = open_layout(read_jsonl, config(path=str(file)), "train")
     assert source.skipped == ()
     assert source.picture(source.record(1)).getpixel((0, 0)) == (200, 200, 200)
@@ -745,8 +745,8 @@ def test_several_lists_keep_the_splits_of_each(tmp_path: Path) -> None:
             image["imgid"] += 5 * number
         files.append(write(file.parent / "images/dataset.json", content))
     settings = config(source="karpathy", path=",".join(map(str, files)))
-    found = {split: [record.id for record in open_source(settings, split).records] for split in SPLITS}
-    assert found == {"train": ["1", "2", "6", "7"], "validation": ["3", "8"], "test": ["0", "5"]}
+    ids = {split: [record.id for record in open_source(settings, split).records] for split in SPLITS}
+    assert ids == {"train": ["1", "2", "6", "7"], "validation": ["3", "8"], "test": ["0", "5"]}
 
 
 @pytest.mark.parametrize("name", ["albef", "karpathy", "visual_genome", "sbu", "vqa"])

@@ -1,4 +1,4 @@
-"""The loader: exact from any step, honest about what it skipped, out of the way of signals."""
+"""Tests that the loader is exact from any step, reports what it skipped, and leaves signals to the main process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOKENIZER = Tokenizer.train(["a red fox", "the blue car left of a tree", "number
 
 @dataclass(frozen=True)
 class MadeSource:
-    """Pictures of noise; record i has two captions. Pictures in `broken` cannot be read."""
+    """Serves pictures of noise with two captions each. Pictures in `broken` cannot be read."""
 
     count: int
     broken: frozenset[int] = frozenset()
@@ -68,14 +68,16 @@ def take(pairs: PairLoader, count: int, start: int = 0) -> list[Loaded]:
         batches.close()  # type: ignore[attr-defined]
 
 
-def same(one: Loaded, other: Loaded) -> bool:
+def same(first: Loaded, second: Loaded) -> bool:
     tensors = [
-        (one.batch.pixels, other.batch.pixels),
-        (one.batch.texts.input_ids, other.batch.texts.input_ids),
-        (one.batch.texts.attention_mask, other.batch.texts.attention_mask),
-        (one.batch.image_ids, other.batch.image_ids),
+        (first.batch.pixels, second.batch.pixels),
+        (first.batch.texts.input_ids, second.batch.texts.input_ids),
+        (first.batch.texts.attention_mask, second.batch.texts.attention_mask),
+        (first.batch.image_ids, second.batch.image_ids),
     ]
-    return all(torch.equal(a, b) for a, b in tensors) and one.records == other.records and one.epoch == other.epoch
+    return (
+        all(torch.equal(a, b) for a, b in tensors) and first.records == second.records and first.epoch == second.epoch
+    )
 
 
 # --------------------------------------------------------------------------- order and exactness
@@ -149,21 +151,21 @@ def test_an_item_is_a_function_of_seed_epoch_and_index() -> None:
 def test_every_caption_of_a_record_is_shown_in_time_as_clean_text() -> None:
     source = MadeSource(4, captions=("A red fox!", "The blue CAR."))
     dataset = PairDataset(source, TrainTransform(CONFIG, SIZE), TOKENIZER, CONFIG, 0)
-    shown = Counter(TOKENIZER.decode(dataset[epoch, 0].input_ids) for epoch in range(60))
-    assert set(shown) == {"a red fox", "the blue car"}
-    assert min(shown.values()) > 15
+    counts = Counter(TOKENIZER.decode(dataset[epoch, 0].input_ids) for epoch in range(60))
+    assert set(counts) == {"a red fox", "the blue car"}
+    assert min(counts.values()) > 15
 
 
 def test_the_direction_is_sought_in_the_caption_shown() -> None:
-    """A record may have one caption that says left and one that does not: only under the other it is flipped."""
+    """A record may have a caption that says left and one that does not. The picture is flipped only with the latter."""
     source = MadeSource(1, captions=("the fox left of a tree", "a red fox"))
     config = DataConfig(workers=0, crop=(1.0, 1.0), randaugment=(0, 0))
     dataset = PairDataset(source, TrainTransform(config, SIZE), TOKENIZER, config, 0)
-    shown: dict[str, set[bytes]] = {}
+    views: dict[str, set[bytes]] = {}
     for epoch in range(60):
         item = dataset[epoch, 0]
-        shown.setdefault(TOKENIZER.decode(item.input_ids), set()).add(item.pixels.sum(1).numpy().tobytes())
-    assert len(shown["the fox left of a tree"]) < len(shown["a red fox"])
+        views.setdefault(TOKENIZER.decode(item.input_ids), set()).add(item.pixels.sum(1).numpy().tobytes())
+    assert len(views["the fox left of a tree"]) < len(views["a red fox"])
 
 
 def test_texts_are_cut_to_the_configured_tokens() -> None:
@@ -261,7 +263,7 @@ def _workers() -> list[int]:
 
 
 def test_workers_outlive_the_signals_that_the_training_process_answers() -> None:
-    """Ctrl-C and a first SIGTERM reach the whole process group: the batch under way must still arrive."""
+    """Ctrl-C and a first SIGTERM reach the whole process group, but the batch under way must still arrive."""
     before = set(_workers())
     pairs = loader(MadeSource(16), DataConfig(workers=1))
     batches = pairs.batches()
@@ -275,7 +277,7 @@ def test_workers_outlive_the_signals_that_the_training_process_answers() -> None
 
 
 def test_a_dataset_sent_to_another_process_makes_the_same_samples() -> None:
-    """Where processes cannot be forked, workers get it pickled."""
+    """Workers get the dataset pickled where processes cannot be forked."""
     dataset = loader(MadeSource(6)).dataset
     again = pickle.loads(pickle.dumps(dataset))
     for key in ((0, 1), (4, 5)):
@@ -359,7 +361,7 @@ def _fail_while_workers_live() -> None:
 
 
 def test_a_process_that_multiprocessing_started_ends_though_its_workers_live() -> None:
-    """As those of an ablation, which otherwise waited for ever for a run that had failed."""
+    """An ablation runs in such processes, and would otherwise wait for ever for a run that had failed."""
     process = get_context("spawn").Process(target=_fail_while_workers_live)
     process.start()
     process.join(60)

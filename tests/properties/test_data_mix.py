@@ -1,4 +1,4 @@
-"""Several sources in one run: how much of each, in which order, and who is named when one fails."""
+"""Tests mixes of several sources: the share of each, the order, and the source that is named when one fails."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def folder(path: Path, count: int) -> Path:
 
 
 def mixed(tmp_path: Path, **fields: Any) -> DataConfig:
-    """Thirty samples in shards, sixteen in a folder, by three to one."""
+    """Mixes thirty samples in shards and sixteen in a folder, by three to one."""
     shards(tmp_path / "shards", [12, 18])
     parts = (
         MixConfig("shards", str(tmp_path / "shards"), weight=3.0),
         MixConfig("folder", str(folder(tmp_path / "folder", 16))),
     )
-    given: dict[str, Any] = {"mix": parts, "workers": 0, "held_out": 0.0, "lanes": 4, "window": 2, "bad_share": 0.0}
-    return DataConfig(source="mix", **given | fields)
+    values: dict[str, Any] = {"mix": parts, "workers": 0, "held_out": 0.0, "lanes": 4, "window": 2, "bad_share": 0.0}
+    return DataConfig(source="mix", **values | fields)
 
 
-def loader(given: DataConfig, batch: int = 16, rank: int = 0, size: int = 1) -> PairLoader:
-    return PairLoader(open_source(given, "train"), TOKENIZER, given, 16, batch, 3, rank=rank, size=size)
+def loader(settings: DataConfig, batch: int = 16, rank: int = 0, size: int = 1) -> PairLoader:
+    return PairLoader(open_source(settings, "train"), TOKENIZER, settings, 16, batch, 3, rank=rank, size=size)
 
 
 def take(pairs: PairLoader, count: int, start: int = 0) -> list[Loaded]:
@@ -64,11 +64,11 @@ def ids(batches: list[Loaded]) -> list[str]:
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (7.0, 2.0, 1.0), (1000.0, 1.0), (0.3, 0.3, 0.4)])
 def test_at_any_time_each_source_has_given_its_share(weights: tuple[float, ...]) -> None:
     order = MixedLanes(tuple(1000 for _ in weights), weights, 8, 64, 5)
-    given: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for step in range(200):
-        given.update(index // 1000 for _, index in order.keys(step, 0))
+        counts.update(index // 1000 for _, index in order.keys(step, 0))
         for number, weight in enumerate(weights):
-            assert abs(given[number] - 64 * (step + 1) * weight / sum(weights)) <= 8 * len(weights)
+            assert abs(counts[number] - 64 * (step + 1) * weight / sum(weights)) <= 8 * len(weights)
 
 
 def test_every_source_goes_through_its_own_epochs() -> None:
@@ -86,14 +86,16 @@ def test_every_source_goes_through_its_own_epochs() -> None:
 
 
 def test_batches_of_a_mix_are_the_same_from_any_step_and_for_any_number_of_processes(tmp_path: Path) -> None:
-    given = mixed(tmp_path)
-    whole = take(loader(given), 9)
-    assert Counter(one.split(" ")[1] for one in ids(whole)) == pytest.approx({"(shards):": 108, "(folder):": 36}, abs=4)
-    late = take(loader(replace(given, workers=2)), 4, 5)
-    for one, two in zip(late, whole[5:], strict=True):
-        assert one.records == two.records
-        assert torch.equal(one.batch.pixels, two.batch.pixels)
-    halves = [take(loader(given, rank=rank, size=2), 9) for rank in (0, 1)]
+    settings = mixed(tmp_path)
+    whole = take(loader(settings), 9)
+    assert Counter(record_id.split(" ")[1] for record_id in ids(whole)) == pytest.approx(
+        {"(shards):": 108, "(folder):": 36}, abs=4
+    )
+    late = take(loader(replace(settings, workers=2)), 4, 5)
+    for resumed, original in zip(late, whole[5:], strict=True):
+        assert resumed.records == original.records
+        assert torch.equal(resumed.batch.pixels, original.batch.pixels)
+    halves = [take(loader(settings, rank=rank, size=2), 9) for rank in (0, 1)]
     for step, loaded in enumerate(whole):
         assert ids([loaded]) == ids([halves[0][step]]) + ids([halves[1][step]])
 
@@ -109,49 +111,49 @@ def test_a_picture_of_a_mix_is_the_one_of_its_source(tmp_path: Path) -> None:
 
 
 def test_the_first_source_alone_gives_validation(tmp_path: Path) -> None:
-    given = mixed(tmp_path, held_out=0.2)
-    alone = replace(given, source="shards", path=str(tmp_path / "shards"), mix=())
-    first, own = open_source(given, "validation"), open_source(alone, "validation")
+    settings = mixed(tmp_path, held_out=0.2)
+    alone = replace(settings, source="shards", path=str(tmp_path / "shards"), mix=())
+    first, lone = open_source(settings, "validation"), open_source(alone, "validation")
     assert [first.record(index).id for index in range(len(first))] == [
-        own.record(index).id for index in range(len(own))
+        lone.record(index).id for index in range(len(lone))
     ]
-    assert len(open_source(given, "train")) == len(open_source(alone, "train")) + 16
+    assert len(open_source(settings, "train")) == len(open_source(alone, "train")) + 16
 
 
 def test_the_source_that_fails_is_named(tmp_path: Path) -> None:
-    given = mixed(tmp_path, bad_share=0.5)
+    settings = mixed(tmp_path, bad_share=0.5)
     with pytest.raises(ValueError, match=r"^data\.mix\.1 \(folder\): no folder"):
-        open_source(replace(given, mix=(given.mix[0], replace(given.mix[1], path="absent"))), "train")
-    pairs = loader(given)
+        open_source(replace(settings, mix=(settings.mix[0], replace(settings.mix[1], path="absent"))), "train")
+    pairs = loader(settings)
     (tmp_path / "folder/3.jpg").write_bytes(b"no picture")
     for file in (tmp_path / "shards").glob("*.tar"):
         file.unlink()
     named = {
         error.record.split(": ")[0]
-        for one in range(9)
-        for error in pairs.dataset.__getitems__(pairs.order.keys(one, 0)).skipped
+        for step in range(9)
+        for error in pairs.dataset.__getitems__(pairs.order.keys(step, 0)).skipped
     }
     assert named == {"data.mix.0 (shards)", "data.mix.1 (folder)"}
 
 
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:
-    given = mixed(tmp_path)
-    first, second = given.mix
+    settings = mixed(tmp_path)
+    first, second = settings.mix
     for changed, message in (
-        (replace(given, mix=()), r"data\.source=mix needs data\.mix"),
-        (replace(given, path="here"), r"data\.path and data\.root say nothing here"),
-        (replace(given, mix=(first, replace(second, weight=0.0))), r"data\.mix\.1 \(folder\): weight is 0\.0"),
-        (replace(given, mix=(first, MixConfig("mix"))), r"data\.mix\.1 \(mix\): a mix holds no mix"),
-        (replace(given, mix=(first, MixConfig("foldr"))), r"data\.mix\.1 \(foldr\): no data\.source 'foldr'"),
+        (replace(settings, mix=()), r"data\.source=mix needs data\.mix"),
+        (replace(settings, path="here"), r"data\.path and data\.root say nothing here"),
+        (replace(settings, mix=(first, replace(second, weight=0.0))), r"data\.mix\.1 \(folder\): weight is 0\.0"),
+        (replace(settings, mix=(first, MixConfig("mix"))), r"data\.mix\.1 \(mix\): a mix holds no mix"),
+        (replace(settings, mix=(first, MixConfig("foldr"))), r"data\.mix\.1 \(foldr\): no data\.source 'foldr'"),
     ):
         with pytest.raises(ValueError, match=message):
             open_source(changed, "train")
     with pytest.raises(
         ValueError, match=r"data\.mix\.0 \(shards\): data\.source=shards holds captions; this task needs"
     ):
-        open_source(given, "train", Question)
+        open_source(settings, "train", Question)
     with pytest.raises(ValueError, match=r"\(folder\) has 16 records: a mix needs one a lane, data\.lanes=32"):
-        loader(replace(given, lanes=32, mix=(second, second)), 32)
+        loader(replace(settings, lanes=32, mix=(second, second)), 32)
 
 
 def test_a_mix_is_written_on_the_command_line_as_json_and_survives_a_checkpoint(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Shards: what is read of them, in which order, and how little of them is kept in memory."""
+"""Tests which records are read from shards, in which order, and how little memory holds of them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+import diptych
 from diptych.catalog import open_source, read_splits
 from diptych.data.loader import Loaded, PairLoader, evaluation_items
 from diptych.data.record import BadRecord, Picture, Question
@@ -39,12 +40,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(path: Path | str, **fields: Any) -> DataConfig:
-    given: dict[str, Any] = {"workers": 0, "held_out": 0.0, "lanes": 4, "window": 2, "bad_share": 0.0}
-    return DataConfig(source="shards", path=str(path), **given | fields)
+    values: dict[str, Any] = {"workers": 0, "held_out": 0.0, "lanes": 4, "window": 2, "bad_share": 0.0}
+    return DataConfig(source="shards", path=str(path), **values | fields)
 
 
-def loader(given: DataConfig, batch: int = 8, rank: int = 0, size: int = 1, seed: int = 3) -> PairLoader:
-    return PairLoader(open_source(given, "train"), TOKENIZER, given, 16, batch, seed, rank=rank, size=size)
+def loader(settings: DataConfig, batch: int = 8, rank: int = 0, size: int = 1, seed: int = 3) -> PairLoader:
+    return PairLoader(open_source(settings, "train"), TOKENIZER, settings, 16, batch, seed, rank=rank, size=size)
 
 
 def take(pairs: PairLoader, count: int, start: int = 0) -> list[Loaded]:
@@ -64,8 +65,8 @@ def numbers(batches: list[Loaded]) -> list[int]:
 
 def test_a_sample_is_its_own_picture_and_caption(tmp_path: Path) -> None:
     shards(tmp_path / "data", [5, 3])
-    given = config(tmp_path / "data")
-    source = open_source(given, "train")
+    settings = config(tmp_path / "data")
+    source = open_source(settings, "train")
     assert [number_of(source.record(index)) for index in range(len(source))] == [0, 1, 2, 3, 4, 100, 101, 102]
     for index in range(len(source)):
         record = source.record(index)
@@ -139,12 +140,12 @@ def test_what_is_wrong_with_a_sample_is_named_and_the_others_are_read(
     for step in range(pairs.steps_per_epoch):
         seen += pairs.dataset.__getitems__(pairs.order.keys(step, 0)).records
     assert sorted(map(number_of, seen)) == list(range(1, 9))
-    found = [
+    errors = [
         error
         for step in range(pairs.steps_per_epoch)
         for error in pairs.dataset.__getitems__(pairs.order.keys(step, 0)).skipped
     ]
-    (error,) = [*found, *pairs.dataset.source.skipped]
+    (error,) = [*errors, *pairs.dataset.source.skipped]
     assert error.reason == reason
     assert error.record == f"{tmp_path}/00000.tar/7"
 
@@ -206,9 +207,9 @@ def test_an_epoch_shows_each_sample_once_but_for_what_fills_no_batch(tmp_path: P
 @pytest.mark.parametrize("size", [2, 4])
 def test_batches_are_the_same_however_many_processes_share_them(tmp_path: Path, size: int) -> None:
     shards(tmp_path / "data", [30, 25, 18, 40])
-    given = config(tmp_path / "data")
-    whole = take(loader(given), 16)
-    parts = [take(loader(given, rank=rank, size=size), 16) for rank in range(size)]
+    settings = config(tmp_path / "data")
+    whole = take(loader(settings), 16)
+    parts = [take(loader(settings, rank=rank, size=size), 16) for rank in range(size)]
     for step, loaded in enumerate(whole):
         assert numbers([loaded]) == [number for part in parts for number in numbers([part[step]])]
         assert torch.equal(loaded.batch.pixels, torch.cat([part[step].batch.pixels for part in parts]))
@@ -218,14 +219,14 @@ def test_batches_are_the_same_however_many_processes_share_them(tmp_path: Path, 
 def test_a_run_goes_on_exactly_with_any_number_of_workers_and_processes(tmp_path: Path, workers: int) -> None:
     shards(tmp_path / "data", [30, 25, 18, 40])
     whole = take(loader(config(tmp_path / "data")), 20)  # an epoch has 14 steps
-    given = config(tmp_path / "data", workers=workers)
+    settings = config(tmp_path / "data", workers=workers)
     for start in (5, 13):
-        for late, early in zip(take(loader(given), 4, start), whole[start:], strict=False):
+        for late, early in zip(take(loader(settings), 4, start), whole[start:], strict=False):
             assert late.records == early.records
             assert torch.equal(late.batch.pixels, early.batch.pixels)
-    half = take(loader(given, rank=1, size=2), 4, 12)
-    assert [number for one in half for number in numbers([one])] == [
-        number for one in whole[12:16] for number in numbers([one])[4:]
+    half = take(loader(settings, rank=1, size=2), 4, 12)
+    assert [number for loaded in half for number in numbers([loaded])] == [
+        number for loaded in whole[12:16] for number in numbers([loaded])[4:]
     ]
 
 
@@ -290,8 +291,8 @@ def test_splits_share_no_picture_and_stay_when_shards_are_added_or_moved(tmp_pat
     assert held["train"] | held["validation"] | held["test"] == {
         f"http://pictures/{n + 100 * s}" for s in (0, 1) for n in range(60)
     }
-    for one, other in itertools.combinations(held.values(), 2):
-        assert not one & other
+    for first, second in itertools.combinations(held.values(), 2):
+        assert not first & second
     assert all(10 < len(held[split]) < 40 for split in ("validation", "test"))
     (tmp_path / "data").rename(tmp_path / "moved")
     shard(tmp_path / "moved/00003.tar", range(1000, 1040))
@@ -299,8 +300,8 @@ def test_splits_share_no_picture_and_stay_when_shards_are_added_or_moved(tmp_pat
         assert before <= identities(config(tmp_path / "moved", held_out=0.2), split)
 
 
-def identities(given: DataConfig, split: Any) -> set[str]:
-    source = open_source(given, split)
+def identities(settings: DataConfig, split: Any) -> set[str]:
+    source = open_source(settings, split)
     return {source.record(index).image_id for index in range(len(source))}
 
 
@@ -326,11 +327,11 @@ def test_an_index_takes_twenty_bytes_a_sample_and_is_read_from_its_file(tmp_path
     index_file = Path(f"{file}.index")
     head = index_file.read_bytes().index(b"\n") + 1
     assert index_file.stat().st_size == head + 20 * 300 == head + BYTES_A_SAMPLE * 300
-    found = read_index(index_file)
-    assert found is not None
-    assert all(isinstance(column, np.memmap) for column in found.columns)
+    index = read_index(index_file)
+    assert index is not None
+    assert all(isinstance(column, np.memmap) for column in index.columns)
     for place in (0, 150, 299):
-        start, size = int(found.starts[place]), int(found.sizes[place])
+        start, size = int(index.starts[place]), int(index.sizes[place])
         assert file.read_bytes()[start : start + size].startswith(f"{place:09}.jpg".encode())
 
 
@@ -415,8 +416,8 @@ def test_a_shard_that_changes_during_a_run_gives_bad_records_and_never_a_wrong_p
     tmp_path: Path, change: str
 ) -> None:
     files = shards(tmp_path / "data", [16] * 4)
-    given = config(tmp_path / "data", bad_share=0.9, lanes=1, window=1)
-    pairs = loader(given, batch=4)
+    settings = config(tmp_path / "data", bad_share=0.9, lanes=1, window=1)
+    pairs = loader(settings, batch=4)
     batches = pairs.batches()
     next(batches)
     size = files[0].stat().st_size
@@ -459,10 +460,10 @@ def test_a_missing_shard_is_named_and_counted_by_its_samples(tmp_path: Path) -> 
 def test_a_missing_shard_whose_index_is_there_leaves_the_order_of_the_others_as_it_was(tmp_path: Path) -> None:
     shards(tmp_path / "data", [30, 30, 30])
     pattern = f"{tmp_path}/data/{{00000..00002}}.tar"
-    given = config(pattern, bad_share=0.9)
-    whole = numbers(take(loader(given), 11))
+    settings = config(pattern, bad_share=0.9)
+    whole = numbers(take(loader(settings), 11))
     (tmp_path / "data/00001.tar").unlink()
-    pairs = loader(given)
+    pairs = loader(settings)
     assert numbers(take(pairs, 11)) == [number for number in whole if not 100 <= number < 200]
     assert {error.reason for error in pairs.ledger.bad.values()} == {"shard missing"}
     assert pairs.ledger.count == sum(100 <= number < 200 for number in whole)
@@ -486,9 +487,9 @@ import diptych.data.shards.listing as listing
 from diptych.data.sources.shards import open_shards
 from diptych.schema import DataConfig
 build = listing.build_index
-def slowly(*given):
+def slowly(*arguments):
     time.sleep(0.1)
-    return build(*given)
+    return build(*arguments)
 listing.build_index = slowly
 listing.WORTH = 0
 open_shards(DataConfig(source="shards", path=sys.argv[1], held_out=0.0), "train")
@@ -522,3 +523,10 @@ def test_a_shard_that_was_lost_gives_each_of_its_records_a_name_of_its_own(tmp_p
             again.record(index)
         names.add(caught.value.record)
     assert names == {f"{file}#{index}" for index in range(6)}
+
+
+def test_shards_import_no_source() -> None:
+    """Sources stand above shards, and what both need stands below both."""
+    files = list((Path(diptych.__file__).parent / "data/shards").glob("*.py"))
+    assert len(files) > 5
+    assert not [file for file in files if "diptych.data.sources" in file.read_text(encoding="utf-8")]

@@ -1,4 +1,4 @@
-"""Shards at addresses, from a server on this machine that cuts off, stalls, denies and changes what it has."""
+"""Tests remote shards with a local server that cuts off, stalls, denies and changes its files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     shards(tmp_path / "served", [10, 10, 10])
-    with serving(tmp_path / "served") as found:
-        yield found
+    with serving(tmp_path / "served") as running:
+        yield running
 
 
 def config(server: Server, **fields: Any) -> DataConfig:
-    given: dict[str, Any] = {"workers": 0, "held_out": 0.0, "lanes": 1, "window": 1, "timeout": 10.0, "retries": 2}
-    return DataConfig(source="shards", path=f"{server.address}/{{00000..00002}}.tar", **given | fields)
+    values: dict[str, Any] = {"workers": 0, "held_out": 0.0, "lanes": 1, "window": 1, "timeout": 10.0, "retries": 2}
+    return DataConfig(source="shards", path=f"{server.address}/{{00000..00002}}.tar", **values | fields)
 
 
 def numbers(source: Any) -> list[int]:
@@ -84,10 +84,10 @@ def test_a_fault_that_passes_is_tried_again_and_named(
 ) -> None:
     server.faults = {"00001.tar": faults}
     assert numbers(open_source(config(server, timeout=1.0), "train")) == ALL
-    told = capfd.readouterr().err
-    assert f"{server.address}/00001.tar: " in told
-    assert said in told
-    assert f"try {len(faults)} of 3" in told
+    messages = capfd.readouterr().err
+    assert f"{server.address}/00001.tar: " in messages
+    assert said in messages
+    assert f"try {len(faults)} of 3" in messages
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_a_cache_that_cannot_hold_what_is_open_at_once_is_refused_before_trainin
         (2, 2 * size - 1, r"cannot hold the 2 shards of up to [\d,]+ bytes that a process has open at once"),
         (1, size - 1, r"cannot hold the 1 shards"),
     ):
-        given = config(server, window=window, cache_bytes=cache_bytes)
+        settings = config(server, window=window, cache_bytes=cache_bytes)
         with pytest.raises(ValueError, match=message):
-            PairLoader(open_source(given, "train"), TOKENIZER, given, 16, 5, 0)
+            PairLoader(open_source(settings, "train"), TOKENIZER, settings, 16, 5, 0)
 
     with pytest.raises(ValueError, match=r"more than data\.cache_bytes"):  # nor can a shard be indexed
         open_source(config(server, cache=str(tmp_path / "other"), cache_bytes=size - 1), "train")
@@ -256,10 +256,10 @@ def test_other_addresses_go_through_fsspec(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for file in shards(tmp_path / "data", [4, 3]):
         memory.pipe(f"/bucket/{file.name}", file.read_bytes())
-    given = DataConfig(source="shards", path="memory://bucket/*.tar", held_out=0.0, retries=0)
-    source = open_source(given, "train")
+    settings = DataConfig(source="shards", path="memory://bucket/*.tar", held_out=0.0, retries=0)
+    source = open_source(settings, "train")
     assert numbers(source) == [0, 1, 2, 3, 100, 101, 102]
-    missing = replace(given, path="memory://bucket/{00000..00002}.tar")
+    missing = replace(settings, path="memory://bucket/{00000..00002}.tar")
     (error,) = open_source(missing, "train").skipped
     assert (error.record, error.reason, error.count) == ("memory://bucket/00002.tar", "shard missing", 4)
 

@@ -1,4 +1,4 @@
-"""Writing shards: what comes back is what was written, whenever the writing was stopped."""
+"""Tests that written shards give the original records back, whenever the writing was stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(folder: Path, count: int, **more: Any) -> Path:
-    """A list of pictures with captions, two captions each."""
+    """Writes a list of pictures with two captions each."""
     folder.mkdir()
     lines = []
     for number in range(count):
@@ -45,8 +45,8 @@ def pictures(folder: Path, count: int, **more: Any) -> Path:
 
 
 def opened(folder: Path, split: str = "train", kind: type = Record) -> Any:
-    given = DataConfig(source="shards", path=f"{folder}/{split}-*.tar", held_out=0.0)
-    return open_source(given, "train", kind)
+    settings = DataConfig(source="shards", path=f"{folder}/{split}-*.tar", held_out=0.0)
+    return open_source(settings, "train", kind)
 
 
 def test_records_and_their_pictures_come_back_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,18 +93,30 @@ def test_other_readers_find_the_picture_and_its_caption(tmp_path: Path) -> None:
 def test_made_scenes_come_back_for_every_task(tmp_path: Path, task: str, kind: type) -> None:
     settings = ["data.scenes.count=6", "data.scenes.evaluation_count=3", "data.scenes.sprites=shapes"]
     out = tmp_path / "out"
-    run(["shard", "scenes", "--to", str(out), "--jobs", "1", "--task", task, *(f"--set={one}" for one in settings)])
-    made = DataConfig()
-    made = replace(made, scenes=replace(made.scenes, count=6, evaluation_count=3, sprites="shapes"))
+    run(
+        [
+            "shard",
+            "scenes",
+            "--to",
+            str(out),
+            "--jobs",
+            "1",
+            "--task",
+            task,
+            *(f"--set={setting}" for setting in settings),
+        ]
+    )
+    config = DataConfig()
+    config = replace(config, scenes=replace(config.scenes, count=6, evaluation_count=3, sprites="shapes"))
     for split in ("train", "validation", "test"):
-        ours, theirs = opened(out, split, kind), open_source(made, split, kind)  # type: ignore[call-overload]
+        ours, theirs = opened(out, split, kind), open_source(config, split, kind)  # type: ignore[call-overload]
         assert len(ours) == len(theirs)
         for index in range(len(theirs)):
             read, drawn = ours.record(index), theirs.record(index)
             empty = {"image": None} if kind is not PairStatement else {"images": (None, None)}
             assert replace(read, **empty) == replace(drawn, **empty)
-            shown = theirs.pictures(drawn) if kind is not Record else (theirs.picture(drawn),)
-            assert [one.tobytes() for one in ours.pictures(read)] == [one.tobytes() for one in shown]
+            expected = theirs.pictures(drawn) if kind is not Record else (theirs.picture(drawn),)
+            assert [picture.tobytes() for picture in ours.pictures(read)] == [picture.tobytes() for picture in expected]
 
 
 def test_texts_come_back_too(tmp_path: Path) -> None:
@@ -139,9 +151,9 @@ from pathlib import Path
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.schema import DataConfig
 members = writing._members
-def slowly(*given):
+def slowly(*arguments):
     time.sleep(0.02)
-    return members(*given)
+    return members(*arguments)
 writing._members = slowly
 splits = {"train": writing.SplitSource(read_jsonl(sys.argv[1], DataConfig()))}
 writing.write_shards(splits, Path(sys.argv[2]), {}, 6, 2)
@@ -184,10 +196,10 @@ def test_a_second_call_writes_nothing_and_another_source_is_refused(
     file, out = pictures(tmp_path / "data", 6), tmp_path / "out"
     order = ["shard", "jsonl", str(file), "--to", str(out), "--samples", "3", "--jobs", "1"]
     run(order)
-    written = {one.name: one.stat().st_mtime_ns for one in out.glob("*.tar")}
+    written = {shard.name: shard.stat().st_mtime_ns for shard in out.glob("*.tar")}
     run(order)
     assert "0 of 2 shards written" in capsys.readouterr().out
-    assert {one.name: one.stat().st_mtime_ns for one in out.glob("*.tar")} == written
+    assert {shard.name: shard.stat().st_mtime_ns for shard in out.glob("*.tar")} == written
     os.truncate(out / "train-00001.tar", 1000)
     run(order)
     assert "1 of 2 shards written" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Sources of picture files: what they read, in which order, and how they split it."""
+"""Tests which picture files sources read, in which order, and how they split them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_captions_file_takes_the_place_of_the_texts(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_photographs_trains_and_says_what_it_skipped(tmp_path: Path) -> None:
-    """scikit-image's own pictures: grey, palette, transparent, animated, real photographs; two of them broken."""
+    """Copies scikit-image's pictures: grey, palette, transparent, animated, real photographs; two are broken."""
     names = sorted(file.name for file in PHOTOS.iterdir() if file.suffix in (".png", ".jpg", ".gif"))
     for name in names:
         shutil.copy(PHOTOS / name, tmp_path / name)
@@ -158,20 +158,20 @@ def test_relative_pictures_start_beside_the_list_or_from_the_root_given(tmp_path
 def test_albef_lists_are_read_one_after_the_other(tmp_path: Path) -> None:
     for name in ("1.jpg", "2.jpg", "3.jpg"):
         picture(tmp_path / name)
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
-    one.write_text(
+    first, second = tmp_path / "one.json", tmp_path / "two.json"
+    first.write_text(
         json.dumps([{"image": "1.jpg", "caption": "a", "image_id": "x_7"}, {"image": "9.jpg", "caption": "b"}])
     )
-    two.write_text(json.dumps([{"image": "2.jpg", "caption": ["c", "d"]}, {"image": "3.jpg", "caption": "!"}, 7]))
-    source = open_albef(config(f"{one}, {two}"), "train")
+    second.write_text(json.dumps([{"image": "2.jpg", "caption": ["c", "d"]}, {"image": "3.jpg", "caption": "!"}, 7]))
+    source = open_albef(config(f"{first}, {second}"), "train")
     assert [(record.id, record.captions, record.image_id) for record in source.records] == [
-        (f"{one}[0]", ("a",), "x_7"),
-        (f"{two}[0]", ("c", "d"), "2.jpg"),
+        (f"{first}[0]", ("a",), "x_7"),
+        (f"{second}[0]", ("c", "d"), "2.jpg"),
     ]
     assert reasons(source) == {
-        f"{one}[1]": "picture missing",
-        f"{two}[1]": "caption empty",
-        f"{two}[2]": "not an object",
+        f"{first}[1]": "picture missing",
+        f"{second}[1]": "caption empty",
+        f"{second}[2]": "not an object",
     }
 
 
@@ -224,10 +224,10 @@ def test_a_few_more_pictures_move_hardly_any_between_splits(tmp_path: Path) -> N
 @given(st.integers(4, 30), st.floats(0.001, 0.2))
 def test_the_smallest_source_has_something_in_every_split(count: int, held_out: float) -> None:
     def read(path: str) -> SourceListing:
-        found = SourceListing()
+        listing = SourceListing()
         for number in range(count):
-            found.add({"image": __file__, "caption": "x", "image_id": number}, f"{path}:{number}", Path(), 30)
-        return found
+            listing.add({"image": __file__, "caption": "x", "image_id": number}, f"{path}:{number}", Path(), 30)
+        return listing
 
     settings = DataConfig(path="made", held_out=held_out)
     assert len(open_split(read, settings, "train")) >= count / 2

@@ -1,4 +1,4 @@
-"""Texts without pictures: read from lines, JSONL and shards, streamed, split, loaded, checked."""
+"""Tests texts without pictures: reading from lines, JSONL and shards, streaming, splitting, loading and checks."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ WORDS = Tokenizer.train([*NUMBERS, "Once, upon a time"], 100)
 
 
 def config(path: Path | str, **changes: object) -> DataConfig:
-    given: dict[str, object] = {"held_out": 0.1, "workers": 0, **changes}
-    return DataConfig(source="texts", path=str(path), **given)  # type: ignore[arg-type]
+    values: dict[str, object] = {"held_out": 0.1, "workers": 0, **changes}
+    return DataConfig(source="texts", path=str(path), **values)  # type: ignore[arg-type]
 
 
 def lines(file: Path, texts: list[str] = NUMBERS) -> Path:
@@ -54,21 +54,21 @@ def shard(file: Path, members: dict[str, str | bytes]) -> Path:
     return file
 
 
-def opened(given: DataConfig, split: Split = "train") -> TextSource:
-    source = open_source(given, split, PlainText)
+def opened(settings: DataConfig, split: Split = "train") -> TextSource:
+    source = open_source(settings, split, PlainText)
     assert isinstance(source, TextSource)
     return source
 
 
 def said(source: TextSource) -> list[str]:
-    """Read one by one, which must be what reading through gives."""
+    """Reads texts one by one, which must give the same as iteration."""
     one_by_one = [source.record(number) for number in range(len(source))]
     assert one_by_one == list(source)
     return [record.text for record in one_by_one]
 
 
-def everything(given: DataConfig) -> list[str]:
-    return sorted(text for split in SPLITS for text in said(opened(given, split)))
+def everything(settings: DataConfig) -> list[str]:
+    return sorted(text for split in SPLITS for text in said(opened(settings, split)))
 
 
 def test_a_line_is_a_text(tmp_path: Path) -> None:
@@ -111,14 +111,14 @@ def test_equal_texts_fall_into_one_split_and_no_order_changes_which(tmp_path: Pa
 
 
 def test_splits_with_files_of_their_own_are_whole(tmp_path: Path) -> None:
-    given = config(
+    settings = config(
         lines(tmp_path / "train.txt"),
         validation_path=str(lines(tmp_path / "validation.txt", ["one held out", "another"])),
         test_path=str(lines(tmp_path / "test.txt", ["a third"])),
     )
-    assert said(opened(given)) == NUMBERS
-    assert said(opened(given, "validation")) == ["one held out", "another"]
-    assert said(opened(given, "test")) == ["a third"]
+    assert said(opened(settings)) == NUMBERS
+    assert said(opened(settings, "validation")) == ["one held out", "another"]
+    assert said(opened(settings, "test")) == ["a third"]
 
 
 BROKEN = [
@@ -178,12 +178,12 @@ def test_a_text_too_long_to_be_one_is_named(tmp_path: Path) -> None:
 def test_memory_holds_places_and_no_texts(tmp_path: Path) -> None:
     count = 20_000
     file = lines(tmp_path / "texts.txt", [f"{number} " + "word " * 50 for number in range(count)])
-    given = config(file)
+    settings = config(file)
     tracemalloc.start()
-    source = opened(given)
+    source = opened(settings)
     kept, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(source) + len(opened(given, "validation")) + len(opened(given, "test")) == count
+    assert len(source) + len(opened(settings, "validation")) + len(opened(settings, "test")) == count
     assert kept < 16 * count + 100_000
     assert most < 100 * count
     assert len(pickle.dumps(source)) < 16 * count + 10_000
@@ -202,14 +202,14 @@ def test_a_file_that_changes_while_it_is_read_costs_its_records_only(tmp_path: P
 # --------------------------------------------------------------------------- to a batch
 
 
-def batches(given: DataConfig, count: int, start: int = 0) -> Iterator[TextBatch]:
-    loader = PairLoader(opened(given), WORDS, given, 16, 8, 5)
+def batches(settings: DataConfig, count: int, start: int = 0) -> Iterator[TextBatch]:
+    loader = PairLoader(opened(settings), WORDS, settings, 16, 8, 5)
     loaded = loader.batches(start)
     try:
-        for one in itertools.islice(loaded, count):
-            assert isinstance(one.batch, TextBatch)
-            assert one.batch.records == tuple(record.id for record in one.records)
-            yield one.batch
+        for first in itertools.islice(loaded, count):
+            assert isinstance(first.batch, TextBatch)
+            assert first.batch.records == tuple(record.id for record in first.records)
+            yield first.batch
     finally:
         loaded.close()  # type: ignore[attr-defined]
 
@@ -219,22 +219,22 @@ def test_batches_are_the_same_from_any_step_and_with_any_workers(tmp_path: Path)
     shard(tmp_path / "b.tar", {f"{number}.txt": text for number, text in enumerate(NUMBERS[40:])})
     alone = list(batches(config(tmp_path), 12))
     for other in (list(batches(config(tmp_path, workers=2), 12)), [*alone[:3], *batches(config(tmp_path), 9, start=3)]):
-        for one, two in zip(alone, other, strict=True):
-            assert torch.equal(one.texts.input_ids, two.texts.input_ids)
-            assert one.records == two.records
+        for first, second in zip(alone, other, strict=True):
+            assert torch.equal(first.texts.input_ids, second.texts.input_ids)
+            assert first.records == second.records
 
 
 def test_texts_keep_punctuation_and_all_words_and_are_cut_to_max_tokens(tmp_path: Path) -> None:
     text = "Once,  upon a time! " * 20
-    given = config(lines(tmp_path / "a.txt", [text, "short"]), held_out=0.0, max_tokens=60, max_tokens_evaluation=70)
-    loaded = next(PairLoader(opened(given), WORDS, given, 16, 2, 0).batches(0))
+    settings = config(lines(tmp_path / "a.txt", [text, "short"]), held_out=0.0, max_tokens=60, max_tokens_evaluation=70)
+    loaded = next(PairLoader(opened(settings), WORDS, settings, 16, 2, 0).batches(0))
     ids = WORDS.encode([" ".join(text.split())])[0]
     (row,) = (row for row in loaded.batch.texts.input_ids.tolist() if row[-1])
     assert row == ids[:60]
-    (asked,) = evaluation_batches(opened(given), WORDS, given, 16, 2)
-    assert isinstance(asked.batch, TextBatch)
-    assert asked.batch.texts.input_ids[0].tolist() == ids[:70]
-    assert asked.sizes == ((0, 0), (0, 0))
+    (batch,) = evaluation_batches(opened(settings), WORDS, settings, 16, 2)
+    assert isinstance(batch.batch, TextBatch)
+    assert batch.batch.texts.input_ids[0].tolist() == ids[:70]
+    assert batch.sizes == ((0, 0), (0, 0))
 
 
 def test_captions_of_made_scenes_and_of_any_layout_can_be_had_alone(tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_captions_of_made_scenes_and_of_any_layout_can_be_had_alone(tmp_path: Pa
         assert texts.record(3).images == ()
         assert texts.record(3).text == clean_caption(pairs.record(3).captions[0], 50)
     layout = str(karpathy(tmp_path, coco=False))
-    given = DataConfig(source="karpathy", path=layout, root=str(tmp_path / "images"), workers=0)
-    captions = open_source(given, "train")
-    texts = open_source(given, "train", PlainText)
+    settings = DataConfig(source="karpathy", path=layout, root=str(tmp_path / "images"), workers=0)
+    captions = open_source(settings, "train")
+    texts = open_source(settings, "train", PlainText)
     assert [texts.record(n).text for n in range(len(texts))] == [
         text for n in range(len(captions)) for text in captions.record(n).captions
     ]
@@ -289,9 +289,9 @@ def test_the_commands_on_data_take_texts(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_splits_written_out_are_the_same_again(tmp_path: Path) -> None:
-    given = config(lines(tmp_path / "a.txt"), test_path=str(lines(tmp_path / "b.txt", ["unseen"])))
-    write_splits(read_splits(given), tmp_path / "out")
+    settings = config(lines(tmp_path / "a.txt"), test_path=str(lines(tmp_path / "b.txt", ["unseen"])))
+    write_splits(read_splits(settings), tmp_path / "out")
     again = config(tmp_path / "out" / "train.jsonl", test_path=str(tmp_path / "out" / "test.jsonl"))
     assert {split: sorted(said(opened(again, split))) for split in SPLITS} == {
-        split: sorted(said(opened(given, split))) for split in SPLITS
+        split: sorted(said(opened(settings, split))) for split in SPLITS
     }

@@ -1,4 +1,4 @@
-"""WordPiece: learnt reproducibly, equal to independent tokenizers, with an explicit [SEP] policy."""
+"""Tests that WordPiece is learnt reproducibly, equals independent tokenizers, and has an explicit [SEP] policy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_stock_bert_ids_equal_an_independent_tokenizer_on_real_sentences() -> No
 
 
 def _longest_match(word: str, vocabulary: set[str]) -> list[str]:
-    """WordPiece as defined: the longest piece that starts the rest; a word that cannot be spelt is unknown."""
+    """Splits a word by definition: by the longest word piece that starts the rest, or [UNK] if none does."""
     pieces: list[str] = []
     start = 0
     while start < len(word):
@@ -109,7 +109,7 @@ def test_an_unseen_word_of_seen_letters_is_spelt_not_unknown(learnt: Tokenizer) 
 
 
 def test_the_most_frequent_pair_merges_first_and_ties_go_by_the_alphabet() -> None:
-    """By hand: "ab" occurs 3 times, "cd" and "ce" twice each."""
+    """Counted by hand, "ab" occurs 3 times, and "cd" and "ce" twice each."""
     pieces = learn_pieces({"ab": 3, "cd": 2, "ce": 2}, 100)
     assert pieces[-3:] == ["ab", "cd", "ce"]
 

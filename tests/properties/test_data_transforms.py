@@ -1,4 +1,4 @@
-"""Crop, flip, RandAugment and normalisation, each against its definition."""
+"""Tests crop, flip, RandAugment and normalisation against their definitions."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_crop_that_is_no_share_of_the_area_is_refused() -> None:
 
 
 def _flips(caption: str, config: DataConfig, released: Released = Released(), draws: int = 200) -> int:
-    """How often a picture that is dark on its left comes out dark on its right."""
+    """Counts how often a picture that is dark on its left comes out dark on its right."""
     image = Image.new("RGB", (8, 8), "white")
     image.paste((0, 0, 0), (0, 0, 4, 8))
     transform = TrainTransform(config, 8, released)
@@ -104,13 +104,13 @@ def test_no_picture_is_flipped_under_a_text_that_says_left_or_right(caption: str
 
 
 def test_the_released_behaviour_flips_them_all() -> None:
-    """Defect 12, as released."""
+    """Defect 12 of the released code is reproduced."""
     released = Released(flip_directional_texts=True)
     assert _flips("a fox left of a car", PLAIN, released) == _flips("a bright fox", PLAIN, released) > 0
 
 
 def test_a_directional_text_changes_the_flip_and_nothing_else() -> None:
-    """Where no flip is drawn, both captions give the same crop and the same augmentation."""
+    """If no flip is drawn, both captions give the same crop and the same augmentation."""
     transform = TrainTransform(DataConfig(flip=0.0), 24)
     image = _noise(40, 30)
     for seed in range(20):
@@ -157,7 +157,7 @@ def test_no_operations_leave_the_picture_alone() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_grey_value_operations_equal_pillows_own(seed: int) -> None:
-    """Pillow's are an independent implementation: within 1 grey level, which its rounding may cost."""
+    """Pillow's operations are an independent implementation, whose rounding may cost 1 grey level."""
     image = _noise(31, 23, seed, low=40, high=200)
     pairs = [
         (augment.autocontrast(image), ImageOps.autocontrast(image)),
@@ -203,7 +203,7 @@ def test_whole_translations_equal_the_interpolated_ones() -> None:
 
 
 def _bilinear(image: Image.Image, affine: augment.Affine, fill: int) -> np.ndarray:
-    """The definition, pixel by pixel: the four neighbours weighted by nearness, `fill` outside."""
+    """Interpolates by definition, pixel by pixel: the four neighbours weighted by nearness, and `fill` outside."""
     source = np.asarray(image).astype(float)
     height, width, _ = source.shape
     a, b, c, d, e, f = affine

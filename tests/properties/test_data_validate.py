@@ -1,4 +1,4 @@
-"""`diptych data`: what validation finds, that conversion loses nothing, and that samples are shown whole."""
+"""Tests the errors that `diptych data` reports, that conversion loses nothing, and that samples are shown whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def picture(file: Path, shade: int) -> str:
 
 
 def entailments(folder: Path, split: Split, count: int = 6) -> list[dict[str, Any]]:
-    """Sound records of a split, each on a picture of its own."""
+    """Writes sound records of a split, each with its own picture."""
     first = 1000 * SPLITS.index(split)
     return [
         {
@@ -44,7 +44,7 @@ def entailments(folder: Path, split: Split, count: int = 6) -> list[dict[str, An
 
 
 def split_files(folder: Path, **entries: list[dict[str, Any]]) -> DataConfig:
-    """Three JSONL files of sound records, but for the splits given."""
+    """Writes three JSONL files of sound records, except for the splits that are passed."""
     paths = {}
     for split, key in FILES.items():
         lines = entries.get(split) or entailments(folder, split)
@@ -58,31 +58,31 @@ def check(config: DataConfig, open_pictures: bool = True) -> Check:
 
 
 def test_sound_data_is_ready_and_counted(tmp_path: Path) -> None:
-    found = check(split_files(tmp_path))
-    assert found.ready
-    assert (found.errors, found.notes) == ((), ())
-    assert [(s.split, s.records, s.pictures, s.texts, s.bad) for s in found.splits] == [
+    report = check(split_files(tmp_path))
+    assert report.ready
+    assert (report.errors, report.notes) == ((), ())
+    assert [(s.split, s.records, s.pictures, s.texts, s.bad) for s in report.splits] == [
         (split, 6, 6, 6, ()) for split in SPLITS
     ]
-    assert "contradiction 33.3%, entailment 33.3%, neutral 33.3%" in found.text()
-    assert found.text().endswith("\ntraining can start")
+    assert "contradiction 33.3%, entailment 33.3%, neutral 33.3%" in report.text()
+    assert report.text().endswith("\ntraining can start")
 
 
 def test_broken_and_missing_pictures_are_counted_by_record(tmp_path: Path) -> None:
-    """Three of 13 are tolerated in a small training set, as the loader does; four are not."""
+    """A small training set of 13 tolerates three bad records, as the loader does, but not four."""
     train = entailments(tmp_path, "train", 12)
     (tmp_path / "train0.png").write_bytes(b"no picture")
     (tmp_path / "train1.png").unlink()
     train.append({**train[0], "id": "again", "hypothesis": "the same broken picture"})
     config = split_files(tmp_path, train=train)
-    found = check(config)
-    assert found.ready
-    assert [(e.record, e.reason) for e in found.splits[0].bad] == [
+    report = check(config)
+    assert report.ready
+    assert [(e.record, e.reason) for e in report.splits[0].bad] == [
         (f"{config.path}:2", "picture missing"),
         ("train0", "not a picture"),
         ("again", "not a picture"),
     ]
-    assert found.splits[0].records == 10
+    assert report.splits[0].records == 10
     (tmp_path / "train2.png").write_bytes(b"")
     worse = check(config)
     assert worse.errors == ("train: 4 records cannot be used; data.bad_share allows 3",)
@@ -122,9 +122,9 @@ def test_what_validation_shares_with_test_is_a_note(tmp_path: Path) -> None:
     test = entailments(tmp_path, "test")
     entailments(tmp_path, "validation")
     test[0] |= {"image": "validation0.png", "id": "validation1"}
-    found = check(split_files(tmp_path, test=test))
-    assert found.ready
-    assert found.notes == (
+    report = check(split_files(tmp_path, test=test))
+    assert report.ready
+    assert report.notes == (
         "validation and test share 1 picture: validation0.png",
         "validation and test share 1 id: validation1",
     )
@@ -136,9 +136,9 @@ def test_copies_in_a_drawn_split_are_a_note(tmp_path: Path) -> None:
     parts = read_splits(read_jsonl, drawn)
     copy, original = (Path(parts[split].records[0].image) for split in ("validation", "train"))
     copy.write_bytes(original.read_bytes())
-    found = check(drawn)
-    assert found.ready
-    assert found.notes == (f"train and validation share 1 picture: {copy.name} (the same as {original.name})",)
+    report = check(drawn)
+    assert report.ready
+    assert report.notes == (f"train and validation share 1 picture: {copy.name} (the same as {original.name})",)
 
 
 def test_texts_ids_and_labels_are_looked_at(tmp_path: Path) -> None:
@@ -149,13 +149,13 @@ def test_texts_ids_and_labels_are_looked_at(tmp_path: Path) -> None:
     train.append({**train[0], "id": "same again"})
     train.append({**train[0], "hypothesis": "of the same id"})
     config = split_files(tmp_path, train=train)
-    found = check(config)
-    assert found.errors == ("train: no record is labelled entailment",)
-    assert [(e.record, e.reason) for e in found.splits[0].bad] == [
+    report = check(config)
+    assert report.errors == ("train: no record is labelled entailment",)
+    assert [(e.record, e.reason) for e in report.splits[0].bad] == [
         (f"{config.path}:4", "hypothesis empty"),
         (f"{config.path}:{len(train)}", "id repeated"),
     ]
-    long, repeated, lopsided = found.notes
+    long, repeated, lopsided = report.notes
     assert long == f"train: 1 record with texts of more than 30 words, which are cut: {train[2]['id']}"
     assert repeated == "train: 1 record saying what another one says: same again"
     assert lopsided.startswith("train: the labels are out of balance")
@@ -168,9 +168,9 @@ def test_questions_to_learn_from_need_answers_and_phrases_to_find_boxes(tmp_path
     questions += [{"image": "train1.png", "question": "Where?"}]
     unanswered = [{"image": f"{split}0.png", "question": "Who?"} for split in SPLITS]
     config = split_files(tmp_path, train=questions, validation=unanswered[1:2], test=unanswered[2:])
-    found = check(config)
-    assert found.errors == ("train: 1 record without an answer to learn",)
-    assert found.splits[0].labels == {"me": 1}
+    report = check(config)
+    assert report.errors == ("train: 1 record without an answer to learn",)
+    assert report.splits[0].labels == {"me": 1}
     phrases = [{"image": f"{split}0.png", "phrase": "the fox"} for split in SPLITS]
     boxed = {**phrases[1], "box": [0, 0, 2, 2]}
     config = split_files(tmp_path, train=phrases[:1], validation=[boxed], test=phrases[2:])
@@ -182,9 +182,9 @@ def test_an_empty_split_keeps_training_from_starting_unless_it_is_the_test(tmp_p
     assert "the validation split has no record that can be used" in check(config).errors
     config = split_files(tmp_path)
     Path(config.test_path or "").write_text("")
-    found = check(config)
-    assert found.ready
-    assert found.notes == ("the test split is empty: the trained model cannot be measured on it",)
+    report = check(config)
+    assert report.ready
+    assert report.notes == ("the test split is empty: the trained model cannot be measured on it",)
 
 
 # --------------------------------------------------------------------------- conversion and samples

@@ -1,4 +1,4 @@
-"""Made examples as the tasks' records: what the source gives is what the examples say, in every process."""
+"""Tests that the records of the tasks are the generated examples, in every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes: pure, disjoint between splits, and what their pixels say."""
+"""Tests that scenes are pure functions, that splits share none, and that pixels agree with boxes and colours."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_size_words_never_overlap() -> None:
             sides[item.size].append(max(item.width, item.height))
     assert max(sides["small"]) + 2 < min(sides["medium"])
     assert max(sides["medium"]) + 2 < min(sides["large"])
-    assert all(len(found) > 100 for found in sides.values())
+    assert all(len(sizes) > 100 for sizes in sides.values())
 
 
 def test_the_background_colour_is_the_one_named() -> None:
@@ -165,18 +165,18 @@ def test_the_background_colour_is_the_one_named() -> None:
 
 
 def test_relations_hold_for_all_objects_of_both_names() -> None:
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for index in range(300):
         scene = make_scene(CURATED, "train", index)
         for first, relation, second in scene.relations():
-            found[relation] += 1
+            counts[relation] += 1
             for a in (item for item in scene.objects if item.name == first):
                 for b in (item for item in scene.objects if item.name == second):
                     dx, dy = 2 * (b.x - a.x) + b.width - a.width, 2 * (b.y - a.y) + b.height - a.height
                     assert {"left": dx > 0, "right": dx < 0, "above": dy > 0, "below": dy < 0}[relation]
                     assert (abs(dx) > abs(dy)) == (relation in ("left", "right"))
-    assert min(found.values()) > 50
-    assert len(found) == 4
+    assert min(counts.values()) > 50
+    assert len(counts) == 4
 
 
 def test_relations_come_in_opposite_pairs() -> None:

@@ -1,4 +1,4 @@
-"""Captions of scenes, read back by a parser of their own and held against the boxes."""
+"""Tests captions of scenes with an independent parser, which compares them with the boxes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES = ScenesConfig(sprites="shapes", evaluation_count=150)
 
 @dataclass
 class Reading:
-    """What a caption claims: (name, count, size word), (first name, side, second name), background."""
+    """Holds the claims of a caption: (name, count, size word), (first name, side, second name), background."""
 
     things: list[tuple[str, int, str]]
     sides: list[tuple[str, str, str]]
@@ -39,7 +39,7 @@ class Reading:
 
 
 class Reader:
-    """Understands the captions of one sprite set, and nothing else: anything left over is an error."""
+    """Parses the captions of one sprite set. Words that do not belong to the grammar are an error."""
 
     def __init__(self, config: ScenesConfig) -> None:
         self.singular = {sprite.noun.singular: sprite.noun.singular for sprite in sprite_set(config).sprites}
@@ -51,15 +51,15 @@ class Reader:
         text, background = self._background(text)
         opener = re.match(r"there (is|are) |a picture of ", text)
         text = text[opener.end() :] if opener else text
-        found = list(self.phrase.finditer(text))
-        assert found, text
-        assert found[0].start() == 0, text
-        assert found[-1].end() == len(text), text
-        things = [self._thing(match) for match in found]
+        matches = list(self.phrase.finditer(text))
+        assert matches, text
+        assert matches[0].start() == 0, text
+        assert matches[-1].end() == len(text), text
+        things = [self._thing(match) for match in matches]
         if opener and opener[1]:
             assert opener[1] == ("is" if things[0][1] == 1 else "are"), text
         sides = []
-        for before, after, thing in zip(found, found[1:], things[1:], strict=False):
+        for before, after, thing in zip(matches, matches[1:], things[1:], strict=False):
             link = text[before.end() : after.start()].strip()
             verb = re.match(r"(is|are) ", link)
             if verb:
@@ -105,7 +105,7 @@ def _boxes(scene: Scene) -> dict[str, list[tuple[int, int, int, int]]]:
 
 
 def _strictly_true(reading: Reading, scene: Scene) -> bool:
-    """Exact counts, sizes and sides of all that the words speak of."""
+    """Checks that counts, sizes and sides are exactly those of all objects that the words name."""
     boxes = _boxes(scene)
     sizes = {(item.name, item.size) for item in scene.objects}
     return (
@@ -119,7 +119,7 @@ def _strictly_true(reading: Reading, scene: Scene) -> bool:
 
 
 def _generously_true(reading: Reading, scene: Scene) -> bool:
-    """At least so many, any of them."""
+    """Checks generously: at least that many objects, and any object of a name."""
     boxes = _boxes(scene)
     sizes = Counter((item.name, item.size) for item in scene.objects)
     return (
@@ -238,8 +238,8 @@ def test_the_noun_set_ceiling_is_the_mean_over_broken_ties() -> None:
     scenes, captions = source.evaluation.scenes, source.evaluation.captions
     ceiling = noun_set_ceiling(scenes, captions)
     nouns = [{item.name for item in scene.objects} for scene in scenes]
-    told = [set(caption.names) for caption in captions]
-    overlap = [[len(a & b) / len(a | b) for b in told] for a in nouns]
+    nouns_of_captions = [set(caption.names) for caption in captions]
+    overlap = [[len(a & b) / len(a | b) for b in nouns_of_captions] for a in nouns]
     for way in ("image_to_text", "text_to_image"):
         rows = overlap if way == "image_to_text" else [list(column) for column in zip(*overlap, strict=True)]
         for k in (1, 5, 10):
@@ -248,7 +248,7 @@ def test_the_noun_set_ceiling_is_the_mean_over_broken_ties() -> None:
 
 
 def _simulated(rows: list[list[float]], k: int, trials: int = 150) -> float:
-    """Recall@k with ties broken at random, averaged."""
+    """Returns the mean recall@k over random orders of ties."""
     random, hits = Random(0), 0
     for _ in range(trials):
         for index, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Sprite sets: many, different, named in every language, kept on disk; and the grammar of their names."""
+"""Tests that sprites are many, different, named in every language and cached, and the grammar of their names."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _thumbnails(found: SpriteSet, side: int = 16) -> np.ndarray:
-    """Every sprite on grey, [N, pixels]."""
+def _thumbnails(cutouts: SpriteSet, side: int = 16) -> np.ndarray:
+    """Draws every sprite on grey, as an array [N, pixels]."""
     rows = []
-    for index in range(len(found)):
+    for index in range(len(cutouts)):
         canvas = Image.new("RGB", (side, side), (128, 128, 128))
-        canvas.paste(*_at_origin(found.scaled(index, found.box(index, side))))
+        canvas.paste(*_at_origin(cutouts.scaled(index, cutouts.box(index, side))))
         rows.append(np.asarray(canvas, dtype=float).ravel())
     return np.stack(rows)
 
@@ -45,25 +45,29 @@ def _at_origin(sprite: tuple[Image.Image, Image.Image]) -> tuple[Image.Image, tu
     ("config", "least"), [(CURATED, 100), (FULL, 1000), (SHAPES, 64)], ids=["curated", "full", "shapes"]
 )
 def test_a_set_has_enough_sprites_that_all_show_and_all_differ(config: ScenesConfig, least: int) -> None:
-    found = sprite_set(config)
-    assert len(found) >= least
-    assert len({sprite.noun.singular for sprite in found.sprites}) == len(found) == len({s.key for s in found.sprites})
-    opaque = (found.pixels[..., 3] > 200).mean(axis=(1, 2))
+    cutouts = sprite_set(config)
+    assert len(cutouts) >= least
+    assert (
+        len({sprite.noun.singular for sprite in cutouts.sprites})
+        == len(cutouts)
+        == len({s.key for s in cutouts.sprites})
+    )
+    opaque = (cutouts.pixels[..., 3] > 200).mean(axis=(1, 2))
     assert opaque.min() > 0.02
-    looks = _thumbnails(found)
+    looks = _thumbnails(cutouts)
     for index in range(1, len(looks)):
         nearest = np.sqrt(np.square(looks[:index] - looks[index]).mean(axis=1)).min()
-        assert nearest > 5, found.sprites[index].noun.singular
+        assert nearest > 5, cutouts.sprites[index].noun.singular
 
 
 def test_curated_sprites_differ_plainly_and_stand_in_groups() -> None:
-    found = sprite_set(CURATED)
-    looks = _thumbnails(found)
+    cutouts = sprite_set(CURATED)
+    looks = _thumbnails(cutouts)
     distances = np.sqrt(np.square(looks[:, None] - looks[None]).mean(axis=2)) + 999 * np.eye(len(looks))
     assert distances.min() > 25
-    groups = {sprite.group for sprite in found.sprites}
+    groups = {sprite.group for sprite in cutouts.sprites}
     assert {"animal", "food", "vehicle", "plant", "object", "building", "clothing", "music", "sport"} <= groups
-    assert all(" " not in sprite.noun.singular for sprite in found.sprites)
+    assert all(" " not in sprite.noun.singular for sprite in cutouts.sprites)
 
 
 def test_the_full_set_has_no_flags_letters_or_skin_tones() -> None:
@@ -75,12 +79,12 @@ def test_the_full_set_has_no_flags_letters_or_skin_tones() -> None:
 
 
 def test_sprites_fill_their_square_on_the_longer_side() -> None:
-    found = sprite_set(CURATED)
-    side = found.pixels.shape[1]
-    assert all(max(extent) == side for extent in found.extents)
-    for index, (width, height) in enumerate(found.extents):
-        assert not found.pixels[index, height:, :, 3].any()
-        assert not found.pixels[index, :, width:, 3].any()
+    cutouts = sprite_set(CURATED)
+    side = cutouts.pixels.shape[1]
+    assert all(max(extent) == side for extent in cutouts.extents)
+    for index, (width, height) in enumerate(cutouts.extents):
+        assert not cutouts.pixels[index, height:, :, 3].any()
+        assert not cutouts.pixels[index, :, width:, 3].any()
 
 
 @pytest.mark.parametrize("language", ["de", "fr", "es", "ja", "ar", "zh"])

@@ -1,4 +1,4 @@
-"""Texts of the tasks on scenes, read back by a reader of their own, held against the boxes, and guessed at blindly."""
+"""Tests the tasks' texts with an independent parser, which compares them with the boxes, and by blind guessing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Thing:
-    """What a noun phrase says: the name, how many (0: more than one), its article or number word, its adjective."""
+    """Holds a noun phrase: its name, its count (0 for more than one), its article or number word and its adjective."""
 
     name: str
     count: int
@@ -59,7 +59,7 @@ class Thing:
 
 
 class Reader:
-    """Understands the texts on one sprite set; anything left over, and any slip in number or article, is an error."""
+    """Parses the texts of one sprite set. Words that do not fit, and a wrong number or article, are errors."""
 
     def __init__(self, config: ScenesConfig) -> None:
         nouns = [sprite.noun for sprite in sprite_set(config).sprites]
@@ -86,7 +86,7 @@ class Reader:
         return Thing(names[form], count, opener, adjective)
 
     def claim(self, text: str) -> Claim:
-        """`a dog`, `exactly two dogs`, `a small dog`, `a dog above a cat`, `a blue background`."""
+        """Parses `a dog`, `exactly two dogs`, `a small dog`, `a dog above a cat` or `a blue background`."""
         if match := re.fullmatch(r"(an?) (\w+) background", text):
             assert match[2] in BACKGROUNDS
             assert match[1] == ("an" if match[2] == "orange" else "a")
@@ -115,7 +115,7 @@ class Claim:
         return self.thing.count > 1
 
     def judged(self, scene: Scene) -> bool | None:
-        """True under the strict reading, False under the generous one, else None."""
+        """Returns True if the claim holds in a strict reading, False if it fails in a generous one, or else None."""
         here, there = boxes(scene, self.thing.name), boxes(scene, self.other.name)
         if self.kind == "background":
             return scene.background == self.background
@@ -148,7 +148,7 @@ def beside(a: Box, side: str, b: Box) -> bool:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union, by counting pixels."""
+    """Returns the intersection over union, by counting pixels."""
     side = 1 + max(a[0] + a[2], a[1] + a[3], b[0] + b[2], b[1] + b[3])
     masks = np.zeros((2, side, side), dtype=bool)
     for mask, (x, y, width, height) in zip(masks, (a, b), strict=True):
@@ -157,7 +157,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def guessed(texts: list[str], labels: list[Any]) -> float:
-    """Accuracy of the words and word pairs of a text, without any picture, on the later half after the earlier one."""
+    """Returns the accuracy of guessing from words and word pairs, learnt on the first half, tested on the second."""
     half = len(texts) // 2
     words = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", binary=True)
     model = MultinomialNB().fit(words.fit_transform(texts[:half]), labels[:half])
@@ -168,7 +168,7 @@ def guessed(texts: list[str], labels: list[Any]) -> float:
 
 
 def read_hypothesis(reader: Reader, text: str) -> tuple[Claim, Thing]:
-    """What the picture decides, and what it does not."""
+    """Parses the claim that the picture decides and the part that it does not."""
     match = re.fullmatch(r"(?:there (is|are)|the picture has) (.+) or (.+)", text)
     assert match, text
     first, second = reader.claim(match[2]), reader.claim(match[3])
@@ -208,7 +208,7 @@ def test_words_alone_do_not_tell_the_label_of_a_hypothesis(hypotheses: list[tupl
 
 
 def test_kinds_wordings_and_nouns_of_hypotheses_are_alike_in_all_classes(hypotheses: list[tuple[Scene, Any]]) -> None:
-    """Chi-squared divided by its degrees of freedom is about 1 where the class does not matter."""
+    """Chi-squared divided by its degrees of freedom is about 1 if the class does not matter."""
     labels = [said.label for _, said in hypotheses]
     assert max(Counter(labels).values()) < 1.08 * min(Counter(labels).values())
     features: dict[str, Callable[[Any], str]] = {
@@ -249,19 +249,22 @@ SAME = {
 
 
 def granted(thing: Thing, scene: Scene) -> list[Box]:
-    """The boxes of `the cup` (there is one) or `the cups` (there are several)."""
-    found = boxes(scene, thing.name)
+    """Returns the boxes of `the cup`, of which there is one, or of `the cups`, of which there are several."""
+    members = boxes(scene, thing.name)
     assert thing.opener == "the"
-    assert len(found) == 1 if thing.count == 1 else len(found) > 1 or thing.name in ("fish", "sheep"), (thing, scene)
-    return found
+    assert len(members) == 1 if thing.count == 1 else len(members) > 1 or thing.name in ("fish", "sheep"), (
+        thing,
+        scene,
+    )
+    return members
 
 
 def answered(reader: Reader, text: str, scene: Scene) -> tuple[str, str, set[tuple[str, str]]]:
-    """The kind of a question, its only right answer by the boxes, and the combinations that the two speak of."""
+    """Returns the kind of a question, its only right answer by the boxes, and the combinations that both name."""
     noun, sides = f"({reader.phrase})", f"({reader.sides})"
 
-    def verb_fits(verb: str, found: list[Box]) -> None:
-        assert verb == ("is" if len(found) == 1 else "are"), text
+    def verb_fits(verb: str, members: list[Box]) -> None:
+        assert verb == ("is" if len(members) == 1 else "are"), text
 
     if match := re.fullmatch(rf"(?:is there|can you see) {noun}(?: in the picture)?\?", text):
         return "existence", "yes" if boxes(scene, reader.thing(match[1]).name) else "no", set()
@@ -326,19 +329,19 @@ def test_each_question_takes_only_what_is_there_for_granted_and_its_answers_are_
     reader, possible = Reader(config), plain_answers(config)
     unanimous = 0
     for index in range(700):
-        scene, asked = question_example(config, split, index)
-        kind, answer, _ = answered(reader, asked.text, scene)
-        assert (asked.kind, asked.answer) == (kind, answer), (asked, scene)
+        scene, example = question_example(config, split, index)
+        kind, answer, _ = answered(reader, example.text, scene)
+        assert (example.kind, example.answer) == (kind, answer), (example, scene)
         assert answer in possible
-        assert all(len(boxes(scene, name)) == count for name, count in asked.taken_for_granted)
-        assert len(asked.answers) == 10
-        assert asked.answers.count(answer) >= 7
-        for given in asked.answers:
-            meant = SAME.get(given, re.sub(r"^(a|an|the|light) ", "", given))
-            assert meant == answer, (given, answer)
-            if given != f"light {answer}" and kind == "name":
-                assert not given.startswith(("a ", "an ")) or given.startswith("an ") == (answer[0] in "aeiou")
-        unanimous += len(set(asked.answers)) == 1
+        assert all(len(boxes(scene, name)) == count for name, count in example.taken_for_granted)
+        assert len(example.answers) == 10
+        assert example.answers.count(answer) >= 7
+        for reply in example.answers:
+            meant = SAME.get(reply, re.sub(r"^(a|an|the|light) ", "", reply))
+            assert meant == answer, (reply, answer)
+            if reply != f"light {answer}" and kind == "name":
+                assert not reply.startswith(("a ", "an ")) or reply.startswith("an ") == (answer[0] in "aeiou")
+        unanimous += len(set(example.answers)) == 1
     assert 70 < unanimous < 630
 
 
@@ -346,14 +349,14 @@ def test_each_question_takes_only_what_is_there_for_granted_and_its_answers_are_
 def test_words_alone_hardly_tell_an_answer(config: ScenesConfig) -> None:
     by_kind: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for index in range(9000):
-        asked = question_example(config, "train", index)[1]
-        by_kind[asked.kind].append((asked.text, asked.answer))
+        example = question_example(config, "train", index)[1]
+        by_kind[example.kind].append((example.text, example.answer))
     best = {"existence": 0.5, "count": 0.38, "name": 0.01, "size": 0.36, "position": 0.25, "background": 1 / 8}
     best["relation"] = (0.5 + 0.25) / 2  # half of them are answered with yes or no
     assert set(by_kind) == set(best)
-    for kind, asked in by_kind.items():
-        assert len(asked) > 450, kind
-        texts, answers = map(list, zip(*asked, strict=True))
+    for kind, pairs in by_kind.items():
+        assert len(pairs) > 450, kind
+        texts, answers = map(list, zip(*pairs, strict=True))
         spread = (0.25 / (len(texts) / 2)) ** 0.5
         assert guessed(texts, answers) < best[kind] + 3 * spread + 0.02, kind  # type: ignore[arg-type]
         assert Counter(answers).most_common(1)[0][1] / len(answers) < best[kind] + 3 * spread, kind
@@ -363,7 +366,7 @@ def test_words_alone_hardly_tell_an_answer(config: ScenesConfig) -> None:
 
 
 def judged_pair(reader: Reader, text: str, left: Scene, right: Scene) -> tuple[str, bool | None, Claim]:
-    """Which pictures a statement speaks of, whether it is true of the pair, and the claim in it."""
+    """Returns the pictures to which a statement applies, whether it is true of the pair, and its claim."""
     phrase = "(.+)"
     more = rf"there are ({reader.phrase}) in the (left|right) picture than in the (left|right) one"
     has_more = rf"the (left|right) picture has ({reader.phrase}) than the (left|right) one"
@@ -424,23 +427,23 @@ def test_each_statement_is_true_of_half_its_pairs_and_false_of_the_others(config
 
 
 def test_a_pair_swapped_answers_a_statement_about_one_side_anew() -> None:
-    """Left is the first picture: of the pairs that tell, the swapped ones contradict."""
-    reader, told = Reader(CURATED), 0
+    """Left is the first picture: where the order of a pair matters, swapping the pictures contradicts the label."""
+    reader, decided = Reader(CURATED), 0
     for index in range(400):
         example = pair_example(CURATED, "train", index)
         which, truth, _ = judged_pair(reader, example.statement.text, example.right, example.left)
         if which in ("both", "one", "neither"):
             assert truth is example.label
         else:
-            told += truth is not None and truth is not example.label
-    assert told > 50
+            decided += truth is not None and truth is not example.label
+    assert decided > 50
 
 
 # --------------------------------------------------------------------------- referring expressions
 
 
 def fits(reader: Reader, text: str, scene: Scene, strictly: bool) -> tuple[str, list[int], set[tuple[str, str]]]:
-    """The kind of phrase, the objects that it holds of under a strict or a generous reading, and its combinations."""
+    """Returns a phrase's kind, the objects that it fits in a strict or a generous reading, and its combinations."""
     thing = rf"(the thing|{reader.phrase})"
     related = re.fullmatch(rf"{thing} ({reader.sides}) ({reader.phrase})", text)
     placed = re.fullmatch(rf"({reader.phrase}) ({'|'.join(ENDS)})", text)
@@ -465,13 +468,13 @@ def fits(reader: Reader, text: str, scene: Scene, strictly: bool) -> tuple[str, 
         side, other = SIDES[related[2]], reader.thing(related[3])
         (there,) = granted(other, scene)
         held = [i for i in items if scene.objects[i].box != there and beside(scene.objects[i].box, side, there)]
-        found = {(scene.objects[i].name, side) for i in held} | {(other.name, MIRRORED[side])}
-        return "relation" if named else "thing", held, found
+        names_and_sides = {(scene.objects[i].name, side) for i in held} | {(other.name, MIRRORED[side])}
+        return "relation" if named else "thing", held, names_and_sides
     return "name", items, set()
 
 
 def _outdone(scene: Scene, item: int, items: Iterable[int], side: str) -> bool:
-    """Whether another one is further out on that side."""
+    """Returns whether another object is further out on that side."""
     return any(beside(scene.objects[j].box, side, scene.objects[item].box) for j in items if j != item)
 
 
@@ -528,15 +531,15 @@ def test_neither_size_nor_place_nor_crowd_nor_order_tells_the_proposal_referred_
 
 
 def scenes_and_texts(config: ScenesConfig, split: str, count: int) -> list[tuple[tuple[Scene, ...], str]]:
-    """Of all tasks and of captions."""
-    found: list[tuple[tuple[Scene, ...], str]] = []
+    """Returns the scenes and texts of all tasks and of captions."""
+    pairs: list[tuple[tuple[Scene, ...], str]] = []
     for index in range(count):
         for example in (entailment_example, question_example, referring_example):
             scene, said = example(config, split, index)
-            found.append(((scene,), said.text))
+            pairs.append(((scene,), said.text))
         pair = pair_example(config, split, index)
-        found.append(((pair.left, pair.right), pair.statement.text))
-    return found
+        pairs.append(((pair.left, pair.right), pair.statement.text))
+    return pairs
 
 
 def content(scene: Scene) -> tuple[Any, ...]:
@@ -554,8 +557,8 @@ def test_no_two_splits_share_a_scene() -> None:
 
 
 def combinations(reader: Reader, config: ScenesConfig, count: int) -> tuple[list[set[tuple[str, str]]], int]:
-    """The combinations of a name and a relation in each text that has any, and how many texts have none."""
-    found, without = [], 0
+    """Returns the combinations of name and relation in each text, and the number of texts without any."""
+    stated, without = [], 0
     for index in range(count):
         _, said = entailment_example(config, "train", index)
         asked_of, asked = question_example(config, "train", index)
@@ -568,10 +571,10 @@ def combinations(reader: Reader, config: ScenesConfig, count: int) -> tuple[list
             judged_pair(reader, pair.statement.text, pair.left, pair.right)[2].combinations,
         ):
             if spoken:
-                found.append(spoken)
+                stated.append(spoken)
             else:
                 without += 1
-    return found, without
+    return stated, without
 
 
 def test_held_out_combinations_are_never_spoken_of_in_familiar_texts() -> None:
@@ -596,12 +599,12 @@ def test_held_out_combinations_are_never_spoken_of_in_familiar_texts() -> None:
 
 
 def test_all_combinations_are_spoken_of_by_default() -> None:
-    found, _ = combinations(Reader(SHAPES), SHAPES, 1000)
-    assert len(set.union(*found)) > 0.97 * 4 * len(sprite_set(SHAPES).sprites)
+    stated, _ = combinations(Reader(SHAPES), SHAPES, 1000)
+    assert len(set.union(*stated)) > 0.97 * 4 * len(sprite_set(SHAPES).sprites)
 
 
 def test_captions_and_scenes_stay_what_they_were_where_nothing_is_held_out() -> None:
-    """Familiar captions differ only where a relation is left unsaid."""
+    """Familiar captions differ only if a relation is left out."""
     both = [open_scenes(DataConfig(scenes=replace(CURATED, compositions=c)), "train") for c in ("all", "familiar")]
     changed = sum(both[0].record(index) != both[1].record(index) for index in range(500))
     assert 0 < changed < 150
@@ -622,7 +625,7 @@ print(found.hexdigest())
 
 
 def test_another_process_makes_the_same_examples() -> None:
-    """Whatever the seed of Python's own hashes, by which sets are ordered."""
+    """The seed of Python's own hashes, by which sets are ordered, makes no difference."""
     digests = {
         subprocess.run(
             [sys.executable, "-c", DIGEST],

@@ -18,7 +18,7 @@ Kind = Literal["picture", "text"]
 T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("picture", "text")
 TEXT_KEYS = ("captions", "caption", "hypothesis", "question", "statement", "phrase", "text")
-"""Keys of a JSONL line that hold a text, as in diptych/data/record.py."""
+"""Keys of a JSONL line that hold a text, as in diptych/data/entries.py."""
 
 
 @dataclass(frozen=True, slots=True)

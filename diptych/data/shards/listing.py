@@ -34,7 +34,7 @@ FETCHERS = 8
 
 @dataclass(frozen=True)
 class ShardLocation:
-    """A shard, under the name that its user gave it, with its index file and its state."""
+    """Locates a shard by the name that its user gave it, with its index file and its state."""
 
     name: str
     index: Path
@@ -43,7 +43,7 @@ class ShardLocation:
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """The outcome of looking for a shard: its place, or the reason why there is none."""
+    """Says what became of looking for a shard: its place, or the reason why there is none."""
 
     name: str
     place: ShardLocation | None = None

@@ -24,7 +24,7 @@ KEPT_WINDOWS = 64
 
 @dataclass(frozen=True)
 class Line:
-    """The shards of an epoch, one after the other."""
+    """Holds the shards of an epoch, one after the other."""
 
     shards: Int[np.ndarray, "S"]
     """The numbers of the shards, in random order."""

@@ -27,7 +27,7 @@ TASK_KEYS = ("image", "images", "captions", "hypothesis", "question", "statement
 
 @dataclass(frozen=True)
 class Members:
-    """The members of a sample: its name, the positions of its pictures, and its texts by suffix."""
+    """Holds the members of a sample: its name, the positions of its pictures, and its texts by suffix."""
 
     name: str
     pictures: dict[str, str]
@@ -109,7 +109,7 @@ def _with_positions(record: AnyRecord, members: Members) -> AnyRecord:
 
 @dataclass
 class Img2datasetSample:
-    """The parts of a sample of img2dataset: the path of its picture and functions that read its texts, by suffix."""
+    """Holds the parts of a sample of img2dataset: its picture's path and functions that read its texts, by suffix."""
 
     picture: str | None = None
     texts: dict[str, Callable[[], bytes]] = field(default_factory=dict)

@@ -40,7 +40,7 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class SplitSource:
-    """The source of a split that is to be written."""
+    """Holds the source of a split that is to be written."""
 
     source: Any
     """Has `record(index)` and `skipped`, and `pictures(record)` if the pictures are made."""
@@ -53,7 +53,7 @@ class SplitSource:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """The content of a complete shard. `left_out` has the name, the reason and the detail of each bad record."""
+    """Says what a complete shard contains. `left_out` has the name, the reason and the detail of each bad record."""
 
     name: str
     samples: int
@@ -63,7 +63,7 @@ class WrittenShard:
 
 @dataclass(frozen=True)
 class Job:
-    """A shard to be written, with the records from `first` to below `last`."""
+    """Names a shard to be written, with the records from `first` to below `last`."""
 
     split: Split
     number: int

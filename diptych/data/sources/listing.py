@@ -21,7 +21,7 @@ from diptych.schema import DataConfig, Split
 
 @dataclass
 class SourceListing:
-    """The records of one task that a list or folder holds, and the entries that were skipped."""
+    """Collects the records of one task that a list or folder holds, and the entries that were skipped."""
 
     records: Sequence[Any] = field(default_factory=list)
     """A list while it is being read. For a streamed split, any sequence that produces its records one by one."""
@@ -63,8 +63,8 @@ class SourceListing:
             self.skip(error, split)
             return
         self._append(record, split)
-        for empty in empty_captions:
-            self.skip(empty, split)
+        for empty_caption in empty_captions:
+            self.skip(empty_caption, split)
 
     def join(self, other: SourceListing, path: str) -> None:
         """Adds the records of another listing, read from `path`. Skips records of another task and repeated ids."""

@@ -16,7 +16,7 @@ from diptych.schema import DataConfig, Split
 
 
 class MixedImage(NamedTuple):
-    """The image of a record, and the number of the source that can produce its picture."""
+    """Holds the image of a record and the number of the source that can produce its picture."""
 
     owner: int
     image: Any

@@ -154,7 +154,7 @@ StampedFile = tuple[Path, int, int]
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """All texts of some files, with the number of each text by which splits are drawn."""
+    """Holds all texts of some files, with the number of each text by which splits are drawn."""
 
     source: TextSource
     draws: UInt[np.ndarray, "N"]
