@@ -7,7 +7,7 @@ checkpoint inspection cost nothing. Numbers are the papers' unless a comment say
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 # --------------------------------------------------------------------------- models
 
@@ -188,14 +188,75 @@ class SpecialIds:
 # --------------------------------------------------------------------------- tasks
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """How a task contrasts pictures with texts (ITC), and where the hard negatives of ITM come from."""
+
+    queue_size: int = 0
+    keys: Literal["teacher", "batch"] = "batch"
+    """Whether the candidates are features of a momentum encoder or of the model itself."""
+    branches: int = 1
+    """Pairs of embeddings that are contrasted (VLMo: the dual encoder's and those of the vision-language experts)."""
+    negatives: Literal["all", "own"] = "own"
+    """Whether hard negatives come from the batches of all processes or from each process's own batch."""
+    fuses: bool = True
+    """Whether ITM trains, so that pairs are fused at all."""
+    temperature_bounds: tuple[float, float] | None = None
+    """Where the learnt temperature is clamped; None where it is not."""
+    false_negatives: Literal["mask", "keep"] | None = None
+    """What happens to other captions of the same picture; None where they count as positives."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A term of the loss that a model without any knowledge brings to the logarithm of a known number."""
+
+    term: str
+    """As in `losses.…` of the log."""
+    among: int | Literal["words", "candidates", "one match in three"]
+    """The number of equally likely choices, or what determines it."""
+    words: str = ""
+    """Says where the number comes from, if `among` is a number."""
+    since: int = 0
+    """Optimiser steps before which the term does not train."""
+
+
+class TaskFacts:
+    """Facts that every configuration of a task states and that need no torch: `diptych doctor` reads them.
+
+    Whatever else is known of a task, its class in `diptych/tasks` states (`diptych.task.Task`).
+    """
+
+    learns_from: ClassVar[Literal["pairs", "pictures", "texts"]] = "pairs"
+    """What a record of the training data holds; a statement about two pictures counts as a pair."""
+    starts_from: ClassVar[Literal["nothing", "encoders", "vision stage", "language stage", "pre-training"]] = (
+        "pre-training"
+    )
+    """The weights from which the published training starts."""
+    learns_temperature: ClassVar[bool] = True
+    """False where the logged temperature follows a schedule."""
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """How the task contrasts pictures with texts; None if it does not."""
+        return None
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        """The terms of the loss whose value for a model that only guesses is known."""
+        return ()
+
+
 HeadKind = Literal["relu", "gelu"]
 """A classifier of two layers on the fused vector: ALBEF's with ReLU between them, or VLMo's, which is wider and has a
 norm and GELU between them."""
 
 
 @dataclass(frozen=True)
-class AlbefPretrainConfig:
+class AlbefPretrainConfig(TaskFacts):
     """ITC + ITM + MLM with a momentum teacher (ALBEF §3). A term's weight of 0 leaves the term out (Table 1)."""
+
+    starts_from = "encoders"
 
     itc: float = 1.0
     itm: float = 1.0
@@ -233,10 +294,26 @@ class AlbefPretrainConfig:
     mask_special_tokens: bool = False
     """True lets MLM mask every special token but [CLS] and padding, as released (defect 13)."""
 
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(
+            self.queue_size, "teacher", negatives=self.negatives, fuses=bool(self.itm),
+            temperature_bounds=self.temperature_bounds, false_negatives=self.false_negatives,
+        )  # fmt: skip
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        fused = Guess("itm", "one match in three", since=self.fuse_start), Guess("mlm", "words", since=self.fuse_start)
+        return tuple(guess for guess in (Guess("itc", "candidates"), *fused) if getattr(self, guess.term))
+
 
 @dataclass(frozen=True)
-class VisualTokenizerTrainingConfig:
+class VisualTokenizerTrainingConfig(TaskFacts):
     """What a visual tokenizer learns from pictures alone: to give them back through its codes."""
+
+    learns_from = "pictures"
+    starts_from = "nothing"
+    learns_temperature = False
 
     temperature: tuple[float, float] = (1.0, 0.0625)
     """Of the Gumbel-softmax at the first and at the last step of `anneal_steps`."""
@@ -246,8 +323,11 @@ class VisualTokenizerTrainingConfig:
 
 
 @dataclass(frozen=True)
-class VisionStageConfig:
+class VisionStageConfig(TaskFacts):
     """VLMo's first stage: masked image modelling on pictures alone (VLMo §3.4; BEiT §2.3)."""
+
+    learns_from = "pictures"
+    starts_from = "nothing"
 
     tokenizer: str = ""
     """Run or checkpoint of the visual tokenizer whose codes are predicted."""
@@ -260,10 +340,18 @@ class VisionStageConfig:
     visual: VisualTokenizerConfig = field(default_factory=VisualTokenizerConfig)
     """What that tokenizer is; read from it when training begins, whatever stands here."""
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        codes = self.visual.codes
+        return (Guess("masked_image", codes, f"log {codes}, the codes of the visual tokenizer"),)
+
 
 @dataclass(frozen=True)
-class LanguageStageConfig:
+class LanguageStageConfig(TaskFacts):
     """VLMo's second stage: masked language modelling on texts alone, attention and vision frozen (VLMo §3.4)."""
+
+    learns_from = "texts"
+    starts_from = "vision stage"
 
     mask_probability: float = 0.15
     whole_words: bool = True
@@ -272,10 +360,16 @@ class LanguageStageConfig:
     """Of what the share is hidden: of a text's own tokens, or of the padded length as `released`, where padding counts
     as words that are drawn in vain."""
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("mlm", "words"),)
+
 
 @dataclass(frozen=True)
-class VlmoPretrainConfig:
+class VlmoPretrainConfig(TaskFacts):
     """VLMo's third stage: ITC + ITM + MLM on pairs (VLMo §3.3). A term's weight of 0 leaves the term out (Table 6)."""
+
+    starts_from = "language stage"
 
     itc: float = 1.0
     itm: float = 1.0
@@ -308,9 +402,21 @@ class VlmoPretrainConfig:
     fuse_start: int = 0
     """Optimiser steps before which only ITC trains. Published: 0."""
 
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(
+            branches=2 if self.itc_branches == "both" else 1, negatives=self.negatives, fuses=bool(self.itm),
+            temperature_bounds=self.temperature_bounds, false_negatives=self.false_negatives,
+        )  # fmt: skip
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        fused = Guess("itm", "one match in three", since=self.fuse_start), Guess("mlm", "words", since=self.fuse_start)
+        return tuple(guess for guess in (Guess("itc", "candidates"), *fused) if getattr(self, guess.term))
+
 
 @dataclass(frozen=True)
-class RetrievalConfig:
+class RetrievalConfig(TaskFacts):
     """Fine-tuning for retrieval: ITC + ITM, in which every caption of a picture is right (ALBEF §5)."""
 
     queue_size: int = 65536
@@ -332,9 +438,18 @@ class RetrievalConfig:
     itm: float = 1.0
     """Weights of the terms. 0 leaves a term out: without ITM a dual encoder trains alone, and nothing is fused."""
 
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(self.queue_size, self.keys, negatives="all", fuses=bool(self.itm))
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        terms = Guess("itc", "candidates"), Guess("itm", "one match in three")
+        return tuple(guess for guess in terms if getattr(self, guess.term))
+
 
 @dataclass(frozen=True)
-class EntailmentConfig:
+class EntailmentConfig(TaskFacts):
     """Visual entailment: contradiction, neutral or entailment (ALBEF §5)."""
 
     momentum: float = 0.995
@@ -347,9 +462,13 @@ class EntailmentConfig:
     """True runs the teacher with dropout, as released (defect 3)."""
     head: HeadKind = "relu"
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("entailment", 3, "log 3, the classes"),)
+
 
 @dataclass(frozen=True)
-class Nlvr2Config:
+class Nlvr2Config(TaskFacts):
     """NLVR2: is a statement false or true of two pictures? (ALBEF §5.) For a model with `images_per_text` 2."""
 
     momentum: float = 0.995
@@ -362,9 +481,13 @@ class Nlvr2Config:
     """True runs the teacher with dropout, as released (defect 3)."""
     head: HeadKind = "relu"
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("nlvr2", 2, "log 2, true or false"),)
+
 
 @dataclass(frozen=True)
-class TextAssignmentConfig:
+class TextAssignmentConfig(TaskFacts):
     """Does a text belong to the first of two pictures, the second or neither? Pre-training for NLVR2 (ALBEF §5)."""
 
     temperature: float = 0.07
@@ -372,6 +495,10 @@ class TextAssignmentConfig:
     false_negatives: Literal["mask", "keep"] = "mask"
     """The same picture under another caption: `mask` never shows it as another one, `keep` may, as released
     (REFERENCE defect 2)."""
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("text_assignment", 3, "log 3: the first picture, the second, neither"),)
 
 
 @dataclass(frozen=True)
@@ -422,7 +549,7 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class VqaDecoderConfig:
+class VqaDecoderConfig(TaskFacts):
     """Answers written by a decoder, or the likeliest of a list (ALBEF §5)."""
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -453,7 +580,7 @@ class VqaDecoderConfig:
 
 
 @dataclass(frozen=True)
-class VqaClosedSetConfig:
+class VqaClosedSetConfig(TaskFacts):
     """Answers chosen from the frequent ones of the training data, several at once (VLMo §4)."""
 
     answers: tuple[str, ...] = ()
@@ -704,7 +831,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class AddedTaskConfig:
+class AddedTaskConfig(TaskFacts):
     """What the config of a task derives from that is not the library's (examples/captioning.py)."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diptych.metrics.accuracy import Estimate
-    from diptych.run import Judged
+    from diptych.run import EvaluatedTask
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -34,34 +34,34 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
     given, assignments = parser.parse_known_args(arguments)
 
-    from diptych import run as pipeline
     from diptych.apps.report import summary
     from diptych.recipes.override import parse_assignments
+    from diptych.run import EvaluatedTask, evaluate
 
-    found = pipeline.evaluate(given.run, given.split, given.submission, parse_assignments(assignments))
+    found = evaluate(given.run, given.split, given.submission, parse_assignments(assignments))
     if given.json:
         print(json.dumps(found.to_json(), indent=1))
         return
-    print(judged_text(found) if isinstance(found, pipeline.Judged) else summary(found.to_json()))
+    print(evaluation_text(found) if isinstance(found, EvaluatedTask) else summary(found.to_json()))
     written = [*found.written, *([given.submission] if given.submission else [])]
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
 
 
-def judged_text(judged: Judged) -> str:
-    """The measures of a judged split as a few lines: value, interval, how many records; below them the references."""
+def evaluation_text(evaluated: EvaluatedTask) -> str:
+    """Formats the measures of a split: value, interval and number of records; below them the references."""
     from diptych.apps.report import named_figures, named_references, named_scores
 
-    recipe, result = judged.opened.recipe, judged.result
-    head = f"{recipe.name}, {judged.split} split: {len(result.decisions):,} records"
+    recipe, result = evaluated.opened.recipe, evaluated.result
+    head = f"{recipe.name}, {evaluated.split} split: {len(result.decisions):,} records"
     if not result.scores:
         return f"{head}\n  no score: nobody tells what is right of them"
-    scores, references = named_scores(recipe.task, result), named_references(result)
+    scores, references = named_scores(recipe.task, result), named_references(recipe.task, result)
     width = max(map(len, [*scores, *references]))
     lines = [f"{head}, in % with 95 % intervals", *(_line(*one, width) for one in scores.items())]
     if references:
         lines += ["Without looking:", *(_line(*one, width) for one in references.items())]
     if result.figures:
-        figures = named_figures(result)
+        figures = named_figures(recipe.task, result)
         wide = max(map(len, figures))
         lines += ["Beside:", *(f"  {name:<{wide}}  {value:,.4g}" for name, value in figures.items())]
     if result.classes:

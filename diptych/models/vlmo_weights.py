@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.nn.embeddings import resize_positions
 from diptych.nn.relative import entry_count, resize_table
-from diptych.schema import LanguageStageConfig, ModelConfig, TaskConfig, VisionStageConfig, VlmoConfig
+from diptych.schema import ModelConfig, TaskConfig, VlmoConfig
 
 Fit = Callable[[Tensor, VlmoConfig, VlmoConfig], Tensor]
 
@@ -157,10 +157,10 @@ def untrained_parts(stage: TaskConfig, depth: int) -> tuple[str, ...]:
 
     Vision: the text side. Both: the vision-language experts, and the heads on what these give.
     """
-    if not isinstance(stage, VisionStageConfig | LanguageStageConfig):
+    if stage.learns_from == "pairs":
         return ()
     fusion = tuple(f"blocks.{number}.experts.fusion" for number in range(depth))
-    if isinstance(stage, LanguageStageConfig):
+    if stage.learns_from == "texts":
         return (*HEADS, *fusion)
     texts = tuple(f"blocks.{number}.{part}" for number in range(depth) for part in ("experts.text", "text_attention"))
     return ("text", "word_head", *texts, *HEADS, *fusion)

@@ -6,23 +6,31 @@ I pictures, S side of the grid of patches, N = S² patches, R hidden patches, K 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.checkpoints import store
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import Picture
+from diptych.data.tokenizer import Tokenizer
+from diptych.facts import TaskReport
 from diptych.losses.masked_image import block_mask, masked_image_loss
+from diptych.metrics.accuracy import estimate
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskEvaluation, check_finite
 from diptych.models.visual_tokenizer import VisualTokenizer
 from diptych.models.vlmo import Vlmo
 from diptych.models.vlmo_weights import grid_side, untrained_parts
 from diptych.nn.blocks import init_weights
 from diptych.nn.embeddings import resize_positions
 from diptych.nn.gather import Processes
-from diptych.schema import SpecialIds, VisionStageConfig
+from diptych.schema import Recipe, SpecialIds, VisionStageConfig, VisualTokenizerConfig
 from diptych.seeds import seed_of
+from diptych.serialize import from_dict
 from diptych.task import Task
 from diptych.types import Batch, Losses, PictureBatch, Progress, Term
 
@@ -54,6 +62,17 @@ class Guesses:
 
 class VisionStage(Task):
     """Predicts the codes of hidden patches, which a frozen visual tokenizer gives, from the patches that are left."""
+
+    record = Picture
+    headed = False
+    report = TaskReport(
+        title="Masked image modelling",
+        measure="Visual-token accuracy",
+        how="Which code of the visual tokenizer belongs to each hidden patch? Every picture has its own mask, always "
+        "the same.",
+        references={"commonest": "Always the commonest answer"},
+        examples="views",
+    )
 
     model: Vlmo
     config: VisionStageConfig
@@ -94,6 +113,54 @@ class VisionStage(Task):
         """Each picture always under the same mask, whatever batch it is in."""
         masks = self._masks(seed_of("patches", identity) for identity in batch.image_ids.tolist())
         return self.guess(batch.pixels, masks)
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures how often the likeliest code of a masked patch is the one that the visual tokenizer gives it.
+
+        The patches of one picture are resampled together.
+        """
+        decisions: list[Decision] = []
+        hits, owners, codes = [], [], []
+        for chunk in batches:
+            guesses = self.predict(chunk.batch)
+            records = [chunk.records[row] for row in guesses.hidden.nonzero()[:, 0].tolist()]
+            predicted, counts = check_finite(guesses.logits, records).argmax(1), guesses.hidden.sum(1).tolist()
+            pictures = zip(chunk.records, predicted.split(counts), guesses.codes.split(counts), strict=True)
+            for record, guessed, right in pictures:
+                hits.append(guessed == right)
+                codes.append(right)
+                owners += [record.image_id] * len(right)
+                score = hits[-1].double().mean().item()
+                decisions.append(Decision(record.id, guessed.tolist(), None, right.tolist(), score))
+        right = torch.cat(codes).cpu()
+        always = right == right.bincount().argmax()
+        accuracy, commonest = (
+            estimate(values.double().cpu().numpy(), owners, resamples) for values in (torch.cat(hits), always)
+        )
+        return TaskEvaluation({MAIN: accuracy}, {"commonest": commonest}, decisions=tuple(decisions))
+
+    @classmethod
+    def relinked(cls, config: VisionStageConfig, link: Callable[[str], str]) -> VisionStageConfig:
+        return replace(config, tokenizer=link(config.tokenizer))
+
+    @classmethod
+    def resolved(cls, recipe: Recipe) -> Recipe:
+        """Adds the configuration of the visual tokenizer. Raises ValueError if the task names none that fits."""
+        task = recipe.task
+        assert isinstance(task, VisionStageConfig)
+        if not task.tokenizer:
+            raise ValueError(
+                "task.tokenizer names no visual tokenizer: train one, as with `diptych train visual_tokenizer_tiny`, "
+                "and name its run: task.tokenizer=runs/visual_tokenizer_tiny"
+            )
+        origin = from_dict(store.load_from(task.tokenizer).recipe)
+        if not isinstance(origin.model, VisualTokenizerConfig):
+            raise ValueError(f"task.tokenizer={task.tokenizer} is a run of {origin.name}, which is no visual tokenizer")
+        if origin.data.normalise != recipe.data.normalise:
+            raise ValueError(
+                f"the visual tokenizer was trained with data.normalise={origin.data.normalise}: set it so here too"
+            )
+        return replace(recipe, task=replace(task, visual=origin.model))
 
     @torch.no_grad()
     def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diptych.data.record import Record
 from diptych.losses.contrastive import Logits, contrastive_loss, in_batch_contrast, own_halves, same_picture
 from diptych.losses.masked_lm import WordMasking, masked_lm_loss
 from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_loss
@@ -75,6 +76,13 @@ class Forward:
 
 class VlmoPretraining(Task):
     """ITC + ITM + MLM. Processes hold equal shares of one global batch, and see all of it for their negatives."""
+
+    record = Record
+    purpose = "matching pictures and texts (pre-training)"
+    hub_tag = "zero-shot-image-classification"
+    headed = False
+    ranks_pairs = True
+    inspectable = True
 
     model: Vlmo
     config: VlmoPretrainConfig

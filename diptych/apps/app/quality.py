@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diptych import catalog
 from diptych.predict import PooledModel
 
-KINDS = {
-    "EntailmentConfig": "entailment",
-    "VqaDecoderConfig": "answers to questions",
-    "VqaClosedSetConfig": "answers to questions",
-    "Nlvr2Config": "statements about two pictures",
-    "GroundingTrainingConfig": "boxes of phrases",
-    "TextAssignmentConfig": "captions assigned to two pictures",
-}
-"""A task's config as eval.json names it → what was judged."""
 NOT_MEASURED = "not measured: diptych evaluate writes how good it is"
 
 
@@ -36,7 +28,8 @@ def describe(measured: Mapping[str, Any]) -> str:
         return f"finds the right one of {measured['images']:,} {unseen} pictures first for {share}"
     if "accuracy" not in measured:
         return NOT_MEASURED
-    what = KINDS.get(str(measured.get("task")), "its task")
+    report = dict(catalog.reports()).get(str(measured.get("task")))
+    what = report.judged if report else "its task"
     return f"{what}: {_estimate(measured, 'accuracy', ' right')} on {measured['examples']:,} {unseen} examples"
 
 

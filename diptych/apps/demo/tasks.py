@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from diptych import catalog
-from diptych import run as pipeline
 from diptych.apps.demo.pretraining import compare_systems, demo
 from diptych.apps.demo.systems import Demonstration, TaskRun
 from diptych.apps.report.of_run import report
 from diptych.checkpoints import store
 from diptych.metrics.intervals import Interval
-from diptych.schema import Recipe, VqaClosedSetConfig, VqaDecoderConfig
+from diptych.run import train
+from diptych.schema import Recipe
 from diptych.serialize import to_dict
 from diptych.train.state import stored_recipe
 
@@ -79,7 +79,7 @@ def _run(shown: Demonstration, run: TaskRun, blank: bool) -> None:
         print(f"{place} is there already")
         return
     print(f"\n{recipe.name} in {place}")
-    pipeline.train(begun or recipe, place, resume=begun is not None)
+    train(begun or recipe, place, resume=begun is not None)
     report(place)
 
 
@@ -140,9 +140,7 @@ def _begun(recipe: Recipe, place: Path) -> Recipe | None:
 
 def _without_answers(recipe: Recipe) -> Recipe:
     """What a run adds to its recipe left out, and where the folder stands."""
-    if isinstance(recipe.task, VqaClosedSetConfig | VqaDecoderConfig):
-        recipe = replace(recipe, task=replace(recipe.task, answers=()))
-    return replace(recipe, init_from=None)
+    return replace(recipe, task=catalog.task_class(recipe.task).unfilled(recipe.task), init_from=None)
 
 
 def _blind_folder(shown: Demonstration, run: TaskRun) -> Path:

@@ -7,16 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from diptych.apps.doctor.finding import Finding
 from diptych.apps.doctor.run import Run
-from diptych.schema import (
-    AlbefConfig,
-    AlbefPretrainConfig,
-    LanguageStageConfig,
-    Recipe,
-    VisionStageConfig,
-    VisualTokenizerTrainingConfig,
-    VlmoConfig,
-    VlmoPretrainConfig,
-)
+from diptych.schema import AlbefConfig, Recipe, VlmoConfig
 
 ENCODERS = ("model", "vision", "image", "text", "blocks")
 """Beginnings of the names of parts that see a picture or read a text."""
@@ -41,7 +32,7 @@ def _from_weights(recipe: Recipe, start: dict[str, object]) -> Finding:
     assert isinstance(fresh, dict)
     assert isinstance(untrained, list)
     random = sorted({*_encoders(fresh), *_encoders(untrained)})
-    if isinstance(recipe.task, LanguageStageConfig):  # it is what teaches words
+    if recipe.task.learns_from == "texts":  # it is what teaches words
         random = [part for part in random if not re.search(r"\btext\b", part)]
     if random:
         return Finding(
@@ -64,9 +55,9 @@ def _encoders(parts: Iterable[str]) -> list[str]:
 def _from_nothing(recipe: Recipe) -> Finding:
     """Judged by what the paper starts from, and by whether the model is made to learn from nothing."""
     task, model = recipe.task, recipe.model
-    if isinstance(task, VisionStageConfig | VisualTokenizerTrainingConfig):
+    if task.starts_from == "nothing":
         return Finding("start", "fine", "from nothing, as published")
-    if isinstance(task, AlbefPretrainConfig):
+    if task.starts_from == "encoders":
         assert isinstance(model, AlbefConfig)
         if model.vision.stem == "conv" or model.text.norm == "pre":
             return Finding("start", "fine", "from nothing, as this model is made for")
@@ -77,7 +68,7 @@ def _from_nothing(recipe: Recipe) -> Finding:
             "`diptych convert deit.pth bert-base-uncased --to runs/start`, then train with init_from=runs/start: "
             + COST,
         )
-    if isinstance(task, LanguageStageConfig):
+    if task.starts_from == "vision stage":
         return Finding(
             "start",
             "wrong",
@@ -85,7 +76,7 @@ def _from_nothing(recipe: Recipe) -> Finding:
             "stage (VLMo §3.4)",
             "name a run of the vision stage, or BEiT's converted weights: init_from=FOLDER",
         )
-    if isinstance(task, VlmoPretrainConfig):
+    if task.starts_from == "language stage":
         assert isinstance(model, VlmoConfig)
         small = model.stem == "conv" or not model.text_norm
         return Finding(

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from diptych.apps.doctor.chance import Chance, chances
 from diptych.apps.doctor.finding import Finding
 from diptych.apps.doctor.run import Run, quarters
-from diptych.schema import AlbefPretrainConfig, VisualTokenizerTrainingConfig, VlmoPretrainConfig
 
 AT_CHANCE = 0.98
 """Share of the level of chance from which on a loss has learnt nothing."""
@@ -180,11 +179,11 @@ def _codes(run: Run) -> Iterator[Finding]:
 def temperature(run: Run) -> Iterator[Finding]:
     """A learnt temperature at its bound says that similarities do not get what they ask for."""
     task, points = run.recipe.task, run.points("measures.temperature")
-    if not points or isinstance(task, VisualTokenizerTrainingConfig):  # whose temperature is a schedule
+    if not points or not task.learns_temperature:
         return
     value, bounds = points[-1][1], (0.001, 0.5)
-    if isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig) and task.temperature_bounds:
-        bounds = task.temperature_bounds
+    if task.contrast is not None and task.contrast.temperature_bounds:
+        bounds = task.contrast.temperature_bounds
     known = f"{value:.4f}, bounds {bounds[0]:g} … {bounds[1]:g}"
     if value <= NEAR * bounds[0]:
         yield Finding(
@@ -210,10 +209,10 @@ def temperature(run: Run) -> Iterator[Finding]:
 
 def false_negatives(run: Run) -> Iterator[Finding]:
     """Other captions of the same picture among the negatives."""
-    task = run.recipe.task
-    if not isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig):
+    contrast = run.recipe.task.contrast
+    if contrast is None or contrast.false_negatives is None:
         return
-    share, kept = run.late("measures.false_negatives"), task.false_negatives == "keep"
+    share, kept = run.late("measures.false_negatives"), contrast.false_negatives == "keep"
     if share is None:
         yield Finding("false negatives", "unknown", "not logged, or too few lines yet")
         return

@@ -22,14 +22,8 @@ from diptych.data.loader import PairDataset, evaluation_batch, pictures_of
 from diptych.data.record import AnyRecord
 from diptych.data.transforms import EvaluationTransform, TrainTransform, to_picture
 from diptych.device import find_device
-from diptych.run import Evaluated, Judged, evaluate, open_task
-from diptych.schema import AlbefPretrainConfig, GroundingTrainingConfig, VlmoPretrainConfig
-from diptych.task import Model
-from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
-from diptych.tasks.grounding import phrase_maps
-from diptych.tasks.masked_image_modelling import VisionStage
-from diptych.tasks.visual_tokenizer import VisualTokenizerTraining
-from diptych.tasks.vlmo_pretraining import VlmoPretraining
+from diptych.run import EvaluatedRetrieval, EvaluatedTask, evaluate, open_task
+from diptych.tasks.albef_pretraining import AlbefInspection
 from diptych.types import Progress, to_device
 
 
@@ -37,10 +31,10 @@ def report(folder: Path) -> Path:
     """Measures a run on its test split and writes its `report.html` with examples. Returns the page."""
     collect(folder)  # raises before anything is measured
     evaluated = evaluate(folder)
-    return write(evaluated) if isinstance(evaluated, Evaluated) else write_judged(evaluated)
+    return write(evaluated) if isinstance(evaluated, EvaluatedRetrieval) else write_judged(evaluated)
 
 
-def write(evaluated: Evaluated) -> Path:
+def write(evaluated: EvaluatedRetrieval) -> Path:
     """The report of a run that has been measured."""
     split, result = evaluated.split, evaluated.result
     found = result.text_to_image
@@ -55,11 +49,11 @@ def write(evaluated: Evaluated) -> Path:
     return write_report(folder, page)
 
 
-def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
+def _looks_inside(evaluated: EvaluatedRetrieval, size: int = 64) -> tuple[Any, Any]:
     """Hard negatives and a teacher's answers for the first training pairs, where the run was pre-training on pairs."""
     predictor = evaluated.predictor
     recipe, tokenizer = predictor.recipe, predictor.tokenizer
-    if not isinstance(recipe.task, AlbefPretrainConfig | VlmoPretrainConfig):
+    if not catalog.task_class(recipe.task).inspectable:
         return (), ()
     source = catalog.open_source(recipe.data, "train")
     dataset = PairDataset(source, TrainTransform(recipe.data, recipe.model.image_size), tokenizer, recipe.data, 0)
@@ -67,7 +61,6 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     if fetched.batch is None:
         return (), ()
     opened = open_task(predictor.origin)
-    assert isinstance(opened.task, AlbefPretraining | VlmoPretraining)
     seen = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
     if seen is None:
         return (), ()
@@ -79,7 +72,7 @@ def _looks_inside(evaluated: Evaluated, size: int = 64) -> tuple[Any, Any]:
     return negatives, teacher_examples(seen, fetched.batch, tokenizer, normalise, clean)
 
 
-def write_judged(judged: Judged) -> Path:
+def write_judged(judged: EvaluatedTask) -> Path:
     """The report of a run that has been judged. Of the split, only the pictures shown are opened again."""
     opened, recipe = judged.opened, judged.opened.recipe
     transform = EvaluationTransform(recipe.data, recipe.model.image_size)
@@ -92,13 +85,9 @@ def write_judged(judged: Judged) -> Path:
         return to_device(batch, find_device(recipe.run.device))
 
     def heat(record: AnyRecord, image: Image) -> Tensor:
-        assert isinstance(recipe.task, GroundingTrainingConfig)
-        assert isinstance(opened.task.model, Model)
-        batch = placed(record, image)
-        return phrase_maps(opened.task.model, batch.pixels, batch.texts, recipe.task.boxes).phrase[0]
+        return opened.task.heat(placed(record, image))[0]
 
     def views(record: AnyRecord) -> list[tuple[str, Image]]:
-        assert isinstance(opened.task, VisionStage | VisualTokenizerTraining)
         shown = opened.task.views(placed(record, *pictures(record)))
         return [(name, to_picture(pixels[0], recipe.data.normalise)) for name, pixels in shown.items()]
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from diptych import catalog
 from diptych.apps.report.charts import number
 from diptych.apps.report.data import Trained
-from diptych.apps.report.task_evaluation import FIGURES, REFERENCES, WORDINGS
 from diptych.logged import read_metrics
 from diptych.serialize import KIND
 
@@ -24,7 +24,6 @@ IN_TRAINING = {
 """Measures of a log by their key: their name, factor and unit."""
 COMPUTE = "compute.json"
 """What a training took, in a run's folder, where it was counted."""
-OFFICIAL = {kind.__name__: wording.measure for kind, wording in WORDINGS.items()}
 
 
 def trained(folder: Path) -> tuple[Trained, ...]:
@@ -57,14 +56,14 @@ def _flops(folder: Path) -> float | None:
 
 def _evaluated(folder: Path, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of a run that was judged record by record: on unseen ones, what did not look, and other figures."""
-    file, official = folder / "eval.json", OFFICIAL.get(recipe.get("task", {}).get(KIND, ""))
-    if not file.is_file() or official is None:
+    file, task = folder / "eval.json", dict(catalog.reports()).get(recipe.get("task", {}).get(KIND, ""))
+    if not file.is_file() or task is None:
         return []
     found = json.loads(file.read_text(encoding="utf-8"))
-    shares = {"accuracy": official} | {f"references.{key}": name for key, name in REFERENCES.items()}
+    shares = {"accuracy": task.measure} | {f"references.{key}": name for key, name in task.references.items()}
     return [
         *((name, f"{found[key]:.1f} %") for key, name in shares.items() if key in found),
-        *((name, number(found[key])) for key, name in FIGURES.items() if key in found),
+        *((name, number(found[key])) for key, name in task.figures.items() if key in found),
     ]
 
 

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from diptych import catalog
 from diptych.apps.report.data import RIGHT, Confusion, ExampleGroup, GivenAnswer, JudgedExample, Judgement
 from diptych.apps.report.html import LARGEST
 from diptych.data.heatmap import heat_picture
-from diptych.data.record import AnyRecord, Box, Picture, Question, Referring
+from diptych.data.record import AnyRecord, Box, Question, Referring
+from diptych.facts import TaskReport
 from diptych.metrics.accuracy import Estimate
-from diptych.metrics.task_evaluation import Decision, TaskResult
-from diptych.schema import (
-    EntailmentConfig,
-    GroundingTrainingConfig,
-    LanguageStageConfig,
-    Nlvr2Config,
-    TaskConfig,
-    TextAssignmentConfig,
-    VisionStageConfig,
-    VisualTokenizerTrainingConfig,
-    VqaClosedSetConfig,
-    VqaDecoderConfig,
-)
+from diptych.metrics.task_evaluation import Decision, TaskEvaluation
+from diptych.schema import TaskConfig
 
 SHOWN = 24
 """Examples on a page."""
@@ -35,107 +25,44 @@ ANSWERS = 12
 """Answers listed among those given most often."""
 
 
-@dataclass(frozen=True)
-class Wording:
-    """What people call a task and its official measure."""
-
-    title: str
-    measure: str
-    how: str
+def report_of(task: TaskConfig) -> TaskReport:
+    """How the task says that its evaluation is shown."""
+    report = catalog.task_class(task).report
+    assert report is not None, f"{type(task).__name__} is measured as retrieval"
+    return report
 
 
-_VQA = Wording(
-    "Visual question answering",
-    "VQA accuracy",
-    "An answer counts as right as far as people gave it: three of ten suffice, counted over each nine of them, with "
-    "answers normalised as for published numbers.",
-)
-WORDINGS: dict[type, Wording] = {
-    EntailmentConfig: Wording(
-        "Visual entailment", "Accuracy", "Does the picture entail the sentence, contradict it, or leave it open?"
-    ),
-    Nlvr2Config: Wording(
-        "Visual reasoning (NLVR2)",
-        "Accuracy",
-        "Is the statement true of the two pictures? Consistency is the share of statements judged rightly with all "
-        "their pairs of pictures.",
-    ),
-    VqaDecoderConfig: _VQA,
-    VqaClosedSetConfig: _VQA,
-    GroundingTrainingConfig: Wording(
-        "Visual grounding",
-        "Box accuracy",
-        "Where is what the phrase names? A box is right if it overlaps the right one by half or more (IoU). The model "
-        "was trained without boxes.",
-    ),
-    VisionStageConfig: Wording(
-        "Masked image modelling",
-        "Visual-token accuracy",
-        "Which code of the visual tokenizer belongs to each hidden patch? Every picture has its own mask, always the "
-        "same.",
-    ),
-    LanguageStageConfig: Wording(
-        "Masked language modelling",
-        "Masked-word accuracy",
-        "Which word stands at each hidden place? Every text has its own mask, always the same.",
-    ),
-    VisualTokenizerTrainingConfig: Wording(
-        "Visual tokenizer",
-        "Variance given back",
-        "How much of what differs between and within the pictures comes back from their codes, one a patch?",
-    ),
-    TextAssignmentConfig: Wording(
-        "Text assignment",
-        "Accuracy",
-        "Does the text belong to the first picture, the second, or neither? The other pictures are drawn from its "
-        "batch, alike ones more often.",
-    ),
-}
-"""By the type of a recipe's `task`."""
-MEASURES = {
-    "accuracy.intended": "VQA accuracy, people's answers normalised too",
-    "accuracy.without_proposals": "Box accuracy, from the map alone",
-    "consistency": "Consistency",
-}
-REFERENCES = {
-    "commonest": "Always the commonest answer",
-    "largest_proposal": "Always the largest proposal",
-    "central_proposal": "Always the most central proposal",
-    "any_proposal": "Any proposal, drawn evenly",
-    "one_colour": "Its mean colour for each picture",
-}
-FIGURES = {
-    "reconstruction_error": "Mean square error, in normalised colours",
-    "code_perplexity": "Perplexity of the codes' use",
-    "codes_used": "Codes used",
-    "codes": "Codes in all",
-    "perplexity": "Perplexity of a hidden word",
-}
+def measure_names() -> dict[str, str]:
+    """Names for people of all further measures, whatever the task."""
+    return {key: name for _, report in catalog.reports() for key, name in report.measures.items()}
 
 
-def named_scores(task: TaskConfig, result: TaskResult) -> dict[str, Estimate]:
+def named_scores(task: TaskConfig, result: TaskEvaluation) -> dict[str, Estimate]:
     """The measures under names for people, the official one first."""
-    official = WORDINGS[type(task)].measure
+    report = report_of(task)
+    names = {"accuracy": report.measure} | dict(report.measures)
     return {
-        official if name == "accuracy" else MEASURES.get(name) or f"{official}, {name.removeprefix('accuracy.')}": score
+        names.get(name) or f"{report.measure}, {name.removeprefix('accuracy.')}": score
         for name, score in result.scores.items()
     }
 
 
-def named_references(result: TaskResult) -> dict[str, Estimate]:
+def named_references(task: TaskConfig, result: TaskEvaluation) -> dict[str, Estimate]:
     """What the official measure is for whoever does not look, under names for people."""
-    return {REFERENCES[name]: score for name, score in result.references.items()}
+    names = report_of(task).references
+    return {names[name]: score for name, score in result.references.items()}
 
 
-def named_figures(result: TaskResult) -> dict[str, float]:
+def named_figures(task: TaskConfig, result: TaskEvaluation) -> dict[str, float]:
     """What is no percentage, under names for people."""
-    return {FIGURES[name]: value for name, value in result.figures.items()}
+    names = report_of(task).figures
+    return {names[name]: value for name, value in result.figures.items()}
 
 
 def judgement(
     task: TaskConfig,
     split: str,
-    result: TaskResult,
+    result: TaskEvaluation,
     records: Mapping[str, AnyRecord],
     pictures: Callable[[AnyRecord], Sequence[Image.Image]],
     heat: Callable[[AnyRecord, Image.Image], Float[Tensor, "h w"]],
@@ -146,13 +73,14 @@ def judgement(
     `records` by their id; `pictures` opens those of a record, `heat` maps its phrase on its picture, and `views` says
     what the model sees and makes of a picture alone. They are asked for the examples shown only.
     """
-    wording, decisions = WORDINGS[type(task)], result.decisions
+    report, decisions = report_of(task), result.decisions
 
     def example(decision: Decision) -> JudgedExample:
         record = records[decision.record]
-        if isinstance(record, Referring):
+        if report.examples == "boxes":
+            assert isinstance(record, Referring)
             return _box_example(decision, record, pictures(record)[0], heat)
-        if isinstance(record, Picture):
+        if report.examples == "views":
             return JudgedExample(tuple(views(record)), "", "", None, "", decision.score)
         shown = [image for name in decision.pictures for image in pictures(records[name])] or pictures(record)
         names = ("first", "second") if decision.pictures else ("left", "right") if len(shown) > 1 else ("picture",)
@@ -165,20 +93,19 @@ def judgement(
             score=decision.score,
         )
 
-    in_words = bool(decisions) and isinstance(records[decisions[0].record], Question)
     return Judgement(
-        title=wording.title,
-        how=wording.how,
+        title=report.title,
+        how=report.how,
         split=split,
         records=len(decisions),
         scores=named_scores(task, result),
-        references=named_references(result),
+        references=named_references(task, result),
         confusion=confusion(tuple(result.classes), decisions) if result.classes else None,
-        answers=given_answers(decisions) if in_words else (),
+        answers=given_answers(decisions) if report.lists_answers else (),
         examples=tuple(
             ExampleGroup(title, tuple(map(example, chosen)), total) for title, chosen, total in groups(decisions)
         ),
-        figures=named_figures(result),
+        figures=named_figures(task, result),
     )
 
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.security import HTTPBearer
 from starlette.responses import HTMLResponse
 
-from diptych import __version__
+from diptych import __version__, catalog
 from diptych.apps.serve import requests as asking
 from diptych.apps.serve import schemas
 from diptych.apps.serve.batching import Batcher
@@ -25,7 +25,8 @@ from diptych.apps.serve.measures import Measures
 from diptych.apps.serve.page import render
 from diptych.apps.serve.preparing import Preparing
 from diptych.apps.serve.requests import Ask, Given
-from diptych.predict import ABILITIES, Choice, ModelPool, PooledModel
+from diptych.facts import Ability
+from diptych.predict import ModelPool, PooledModel
 
 log = logging.getLogger("diptych.apps.serve")
 Value = TypeVar("Value")
@@ -56,7 +57,7 @@ class ServerState:
         self.preparing = Preparing(self.limits)
         self.able = self.pool.abilities()
         names = [None, *(one.name for one in self.pool.models)]
-        self._found = {(ability, name): self._find(ability, name) for ability in ABILITIES for name in names}
+        self._found = {(ability, name): self._find(ability, name) for ability in self.able for name in names}
 
     def find(self, ability: str, name: str | None) -> PooledModel:
         """The model to ask. Raises ApiError."""
@@ -173,8 +174,8 @@ def _served(one: PooledModel, able: Mapping[str, tuple[str, ...]]) -> schemas.Se
         name=one.name,
         system=type(one.predictor.model).__name__.lower(),
         recipe=recipe.name,
-        abilities=[ability for ability in ABILITIES if one.name in able[ability]],
-        best_for=[ability for ability in ABILITIES if able[ability][:1] == (one.name,)],
+        abilities=[ability for ability in able if one.name in able[ability]],
+        best_for=[ability for ability in able if able[ability][:1] == (one.name,)],
         measured=_finite(one.measured),
     )
 
@@ -217,31 +218,9 @@ def _work(state: ServerState) -> APIRouter:
         """What in the server's index is most like a text or a picture."""
         return await _search(state, asked, request)
 
-    @router.post("/entail", responses=documented(*BY_WORK))
-    async def entail(asked: schemas.EntailRequest, request: Request) -> schemas.ChoiceResponse:
-        """Whether a picture makes statements true (entailment), false (contradiction) or neither (neutral)."""
-        model = state.find("entail", asked.model)
-        given = await state.prepare(prepare.about, model.predictor, {"picture": asked.picture}, asked.hypotheses)
-        return _choices(model, await state.ask(request, asking.Entail(model), given))
-
-    @router.post("/answer", responses=documented(*BY_WORK))
-    async def answer(asked: schemas.AnswerRequest, request: Request) -> schemas.AnswerResponse:
-        """Answers to questions about a picture."""
-        model = state.find("answer", asked.model)
-        offered = None if asked.answers is None else tuple(asked.answers)
-        prepare.check_texts(offered or (), "answers")
-        given = await state.prepare(prepare.about, model.predictor, {"picture": asked.picture}, asked.questions)
-        found = await state.ask(request, asking.AnswerQuestions(model, asked.k, offered), given)
-        results = [[{"answer": one.text, "probability": one.probability} for one in best] for best in found]
-        return schemas.AnswerResponse.model_validate({"model": model.name, "results": results})
-
-    @router.post("/compare", responses=documented(*BY_WORK))
-    async def compare(asked: schemas.CompareRequest, request: Request) -> schemas.ChoiceResponse:
-        """Whether statements about a left and a right picture are true."""
-        model = state.find("compare", asked.model)
-        pictures = {"left": asked.left, "right": asked.right}
-        given = await state.prepare(prepare.about, model.predictor, pictures, asked.statements)
-        return _choices(model, await state.ask(request, asking.Compare(model), given))
+    for ability in catalog.abilities().values():
+        if ability.calls is None:
+            _add_ability(router, state, ability)
 
     @router.post("/locate", responses=documented(*BY_WORK))
     async def locate(asked: schemas.LocateRequest, request: Request) -> schemas.LocateResponse:
@@ -256,9 +235,28 @@ def _work(state: ServerState) -> APIRouter:
     return router
 
 
-def _choices(model: PooledModel, found: Sequence[Choice]) -> schemas.ChoiceResponse:
-    results = [schemas.ChoiceItem(label=one.label, probabilities=dict(one.probabilities)) for one in found]
-    return schemas.ChoiceResponse(model=model.name, results=results)
+def _add_ability(router: APIRouter, state: ServerState, ability: Ability) -> None:
+    """The endpoint of an ability that the head of a task has."""
+    asked_for, (told, written) = schemas.request_of(ability), schemas.response_of(ability)
+    lists = [option.name for option in ability.options if option.kind == "texts"]
+
+    async def endpoint(asked: Any, request: Request) -> Any:
+        model = state.find(ability.name, asked.model)
+        options = {option.name: getattr(asked, option.name) for option in ability.options}
+        for name in lists:
+            options[name] = None if options[name] is None else tuple(options[name])
+            state.preparing.check_texts(options[name] or (), name)
+        pictures = {picture.field: getattr(asked, picture.field) for picture in ability.pictures}
+        texts = getattr(asked, ability.text.field) if ability.text is not None else ()
+        given = await state.prepare(state.preparing.about, model.predictor, pictures, texts)
+        found = await state.ask(request, asking.AskHead(model, ability.name, tuple(options.items())), given)
+        return told.model_validate({"model": model.name, "results": [written(one) for one in found]})
+
+    endpoint.__annotations__ = {"asked": asked_for, "request": Request, "return": told}
+    router.add_api_route(
+        f"/{ability.name}", endpoint, methods=["POST"], name=ability.name, description=ability.description,
+        responses=documented(*BY_WORK),
+    )  # fmt: skip
 
 
 async def _search(state: ServerState, asked: schemas.SearchRequest, request: Request) -> schemas.SearchResponse:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 from diptych.data.transforms import resize
-from diptych.predict import Answer, Choice, Located, PooledModel, Predictor
+from diptych.predict import Located, PooledModel, Predictor
 
 Result = TypeVar("Result")
 
@@ -87,44 +88,28 @@ class Match(_OfModel):
 
 @dataclass(frozen=True)
 class _OfTexts(_OfModel):
-    """Asks about each text of a request with its one picture, or with its two."""
+    """Asks about each text of a request with its one picture, or with its two; once where there is no text."""
 
     def rows(self, given: Given) -> int:
-        return len(given.texts)
+        return max(1, len(given.texts))
 
     def _ask(self, given: Sequence[Given], ask: Callable[..., Sequence[Result]]) -> list[list[Result]]:
-        per_text = [one.pictures for one in given for _ in one.texts]
-        found = iter(ask(*map(list, zip(*per_text, strict=True)), _all_texts(given)))
-        return [[next(found) for _ in one.texts] for one in given]
+        per_row = [one.pictures for one in given for _ in range(self.rows(one))]
+        pictures, texts = map(list, zip(*per_row, strict=True)), _all_texts(given)
+        found = iter(ask(*pictures, *([texts] if texts else ())))
+        return [[next(found) for _ in range(self.rows(one))] for one in given]
 
 
 @dataclass(frozen=True)
-class Entail(_OfTexts):
-    ability: ClassVar[str] = "entail"
+class AskHead(_OfTexts):
+    """Asks the head of a task for its ability. Gives a list of results for each request."""
 
-    def __call__(self, given: Sequence[Given]) -> list[list[Choice]]:
-        return self._ask(given, self.predictor.entail)
+    ability: str
+    options: tuple[tuple[str, Any], ...] = ()
+    """The settings that the ability states, by name."""
 
-
-@dataclass(frozen=True)
-class Compare(_OfTexts):
-    ability: ClassVar[str] = "compare"
-
-    def __call__(self, given: Sequence[Given]) -> list[list[Choice]]:
-        return self._ask(given, self.predictor.compare)
-
-
-@dataclass(frozen=True)
-class AnswerQuestions(_OfTexts):
-    ability: ClassVar[str] = "answer"
-    k: int = 3
-    answers: tuple[str, ...] | None = None
-
-    def __call__(self, given: Sequence[Given]) -> list[list[tuple[Answer, ...]]]:
-        def ask(pictures: list[Image.Image], questions: list[str]) -> Sequence[tuple[Answer, ...]]:
-            return self.predictor.answer(pictures, questions, self.k, self.answers)
-
-        return self._ask(given, ask)
+    def __call__(self, given: Sequence[Given]) -> list[list[Any]]:
+        return self._ask(given, partial(self.predictor.ask, self.ability, **dict(self.options)))
 
 
 @dataclass(frozen=True)

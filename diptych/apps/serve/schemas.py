@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
+from diptych.facts import Ability, Answer, Choice, Option
 from diptych.predict.inputs import is_whole
 
 Base64 = Annotated[
@@ -110,27 +112,17 @@ class SearchResponse(Answered):
 # --------------------------------------------------------------------------- by heads of their own
 
 
-class EntailRequest(OfModel):
-    picture: Base64
-    hypotheses: list[Text] = Field(min_length=1, description="Statements about the picture.")
-
-
 class ChoiceItem(Response):
     label: str = Field(description="The likeliest.")
     probabilities: dict[str, Probability] = Field(description="Of each label, the likeliest first; they sum to 1.")
 
+    @classmethod
+    def of(cls, choice: Choice) -> ChoiceItem:
+        return cls(label=choice.label, probabilities=dict(choice.probabilities))
+
 
 class ChoiceResponse(Answered):
     results: list[ChoiceItem] = Field(description="One for each text, in order.")
-
-
-class AnswerRequest(OfModel):
-    picture: Base64
-    questions: list[Text] = Field(min_length=1, description="Questions about the picture.")
-    k: int = Field(3, ge=1, le=100, description="How many answers to give at most.")
-    answers: list[Text] | None = Field(
-        None, min_length=1, description="To choose from, where the model writes or ranks; a closed set has its own."
-    )
 
 
 class AnswerItem(Response):
@@ -142,10 +134,39 @@ class AnswerResponse(Answered):
     results: list[list[AnswerItem]] = Field(description="For each question, in order: the likeliest answers first.")
 
 
-class CompareRequest(OfModel):
-    left: Base64
-    right: Base64
-    statements: list[Text] = Field(min_length=1, description="Statements about the two.")
+def _answer_items(answers: Sequence[Answer]) -> list[AnswerItem]:
+    return [AnswerItem(answer=answer.text, probability=answer.probability) for answer in answers]
+
+
+KNOWN: dict[Any, tuple[type[Answered], Callable[[Any], Any]]] = {
+    Choice: (ChoiceResponse, ChoiceItem.of),
+    tuple[Answer, ...]: (AnswerResponse, _answer_items),
+}
+"""By the type of an ability's results: their response, and what writes one. Other types are written as they are."""
+
+
+def request_of(ability: Ability) -> type[OfModel]:
+    """What is asked of the head of a task, with the fields that its ability states."""
+    fields: dict[str, Any] = {picture.field: (Base64, ...) for picture in ability.pictures}
+    if ability.text is not None:
+        fields[ability.text.field] = (list[Text], Field(min_length=1, description=ability.text.description))
+    for option in ability.options:
+        fields[option.name] = _option(option)
+    return create_model(f"{ability.name.title()}Request", __base__=OfModel, **fields)
+
+
+def _option(option: Option) -> tuple[Any, Any]:
+    if option.kind == "count":
+        return int, Field(option.default, ge=1, le=option.most, description=option.description)
+    return list[Text] | None, Field(option.default, min_length=1, description=option.description)
+
+
+def response_of(ability: Ability) -> tuple[type[Answered], Callable[[Any], Any]]:
+    """What comes back, and what writes one result into it."""
+    if ability.result in KNOWN:
+        return KNOWN[ability.result]
+    results = (list[ability.result], Field(description="One for each text, in order; without texts, one."))
+    return create_model(f"{ability.name.title()}Response", __base__=Answered, results=results), lambda one: one
 
 
 class LocateRequest(OfModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
+from diptych import catalog
 from diptych.apps.app import parts
 from diptych.apps.app.fields import PictureField, TextField
 from diptych.apps.app.form import Example, Form, Page
@@ -12,7 +13,7 @@ from diptych.apps.app.quality import quality
 from diptych.apps.app.site import Site
 from diptych.apps.report.html import Html
 from diptych.predict import PooledModel
-from diptych.schema import VqaClosedSetConfig, VqaDecoderConfig
+from diptych.schema import TaskConfig
 
 PAGE = Page(
     "ask",
@@ -27,10 +28,8 @@ MOST = 5
 
 def form(site: Site) -> Form:
     able = site.pool.able("answer")
-    closed, opened = (
-        [one for one in able if isinstance(one.predictor.recipe.task, kind)]
-        for kind in (VqaClosedSetConfig, VqaDecoderConfig)
-    )
+    closed = [one for one in able if _chooses(one.predictor.recipe.task)]
+    opened = [one for one in able if not _chooses(one.predictor.recipe.task)]
     questions = (
         "what is to the left of the crab?", "what color is the background?", "is there a drum in the picture?",
         "in which quarter of the picture is the sheep?",
@@ -59,38 +58,37 @@ def ask(
     closed: PooledModel | None, opened: PooledModel | None, picture: Image.Image, question: str, offered: str
 ) -> Html:
     return parts.answer(
-        _card("Closed: from its own list", closed, VqaClosedSetConfig, opened, picture, question, ()),
-        _card("Open: in words", opened, VqaDecoderConfig, closed, picture, question, _list(offered)),
+        _card("Closed: from its own list", closed, True, opened, picture, question, ()),
+        _card("Open: in words", opened, False, closed, picture, question, _list(offered)),
         parts.asked(*((one.name, quality(one)) for one in (closed, opened) if one is not None)),
     )
 
 
 def _card(
-    title: str, model: PooledModel | None, kind: type, other: PooledModel | None, picture: Image.Image, question: str,
-    offered: tuple[str, ...],
+    title: str, model: PooledModel | None, closed: bool, other: PooledModel | None, picture: Image.Image,
+    question: str, offered: tuple[str, ...],
 ) -> Html:  # fmt: skip
     if model is None:
         assert other is not None
         recipe = other.predictor.recipe
-        hint = training_hint([kind], [type(recipe.model)], recipe.model.width)
+        answer = catalog.abilities()["answer"]
+        able = [kind for kind, task in catalog.TASKS.items() if answer in task.abilities]
+        kinds = [kind for kind in able if _chooses(kind()) == closed]
+        hint = training_hint(kinds, [type(recipe.model)], recipe.model.width)
         return parts.card(title, parts.message("Not here", f"No model for this is loaded: {hint}", "missing"))
     found = model.predictor.answer(picture, question, MOST, offered or None)
     return parts.card(title, parts.bars((one.text, one.probability) for one in found), note=_note(model, offered))
 
 
+def _chooses(config: TaskConfig) -> bool:
+    """Whether answers are classes of a fixed list."""
+    return catalog.task_class(config).classes(config) is not None
+
+
 def _note(model: PooledModel, offered: tuple[str, ...]) -> str:
     """What the probabilities are of."""
-    task = model.predictor.recipe.task
-    if isinstance(task, VqaClosedSetConfig):
-        return f"Each by itself: how likely it is right. {len(task.answers):,} answers to choose from."
-    if offered:
-        return f"Shares among the {len(offered)} answers that you offered."
-    written = isinstance(task, VqaDecoderConfig) and (task.inference == "generate" or not task.answers)
-    return (
-        "Written word by word: shares among all that could be written."
-        if written
-        else ("Shares among the answers of its training.")
-    )
+    config = model.predictor.recipe.task
+    return catalog.task_class(config).meaning(config, answers=offered)
 
 
 def _list(text: str) -> tuple[str, ...]:
