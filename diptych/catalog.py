@@ -1,27 +1,15 @@
-"""The only tables of names: whatever a user can name is one line here, and the line leads to the code."""
+"""The only tables of names: everything that a user can name is one line here, and the line leads to the code."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, overload
 
 import torch
 
-from diptych.data.record import (
-    AnyRecord,
-    Entailment,
-    PairStatement,
-    Picture,
-    PlainText,
-    Question,
-    Record,
-    Referring,
-    Source,
-    TaskSource,
-    check_kind,
-)
+from diptych.data.record import AnyRecord, Picture, PlainText, Record, Source, TaskSource, check_kind
 from diptych.data.sources import albef as albef_lists
 from diptych.data.sources import (
     conceptual,
@@ -46,6 +34,7 @@ from diptych.data.sources import vqa as vqa_files
 from diptych.data.sources.files import FileSource, open_layout, without_pictures, without_texts
 from diptych.data.sources.listing import SourceListing, each
 from diptych.data.tokenizer import Tokenizer
+from diptych.facts import Ability, TaskReport
 from diptych.models.albef import Albef
 from diptych.models.visual_tokenizer import VisualTokenizer
 from diptych.models.vlmo import Vlmo
@@ -78,10 +67,12 @@ from diptych.schema import (
     VqaDecoderConfig,
 )
 from diptych.seeds import seed_of
+from diptych.serialize import ADDED
 from diptych.task import Network, Task
 from diptych.tasks import (
     albef_pretraining,
     entailment,
+    grounding,
     masked_image_modelling,
     masked_language_modelling,
     nlvr2,
@@ -96,36 +87,25 @@ MODELS: dict[type, Callable[[Any], Network]] = {
     VlmoConfig: Vlmo,
     VisualTokenizerConfig: VisualTokenizer,
 }
-"""What builds a model or another network, by the type of a recipe's `model`."""
+"""Maps the type of a recipe's `model` to the class of the model or other network."""
 
-TASKS: dict[type, Callable[..., Task]] = {
+TASKS: dict[type, type[Task]] = {
     AlbefPretrainConfig: albef_pretraining.AlbefPretraining,
     VlmoPretrainConfig: vlmo_pretraining.VlmoPretraining,
-    RetrievalConfig: retrieval.Retrieval,
-    GroundingTrainingConfig: retrieval.Retrieval,
-    EntailmentConfig: entailment.Entailment,
-    Nlvr2Config: nlvr2.Nlvr2,
-    TextAssignmentConfig: nlvr2.TextAssignment,
     VisualTokenizerTrainingConfig: visual_tokenizer.VisualTokenizerTraining,
     VisionStageConfig: masked_image_modelling.VisionStage,
     LanguageStageConfig: masked_language_modelling.LanguageStage,
+    RetrievalConfig: retrieval.Retrieval,
+    EntailmentConfig: entailment.Entailment,
     VqaDecoderConfig: vqa.VqaDecoding,
     VqaClosedSetConfig: vqa.VqaClosedSet,
+    TextAssignmentConfig: nlvr2.TextAssignment,
+    Nlvr2Config: nlvr2.Nlvr2,
+    GroundingTrainingConfig: grounding.Grounding,
 }
-"""What builds a task from (model, config, special ids, released), by the type of a recipe's `task`; one that is not the
-library's gets the first three."""
-
-RECORDS: dict[type, type[AnyRecord]] = {
-    GroundingTrainingConfig: Referring,
-    EntailmentConfig: Entailment,
-    Nlvr2Config: PairStatement,
-    VisualTokenizerTrainingConfig: Picture,
-    VisionStageConfig: Picture,
-    LanguageStageConfig: PlainText,
-    VqaDecoderConfig: Question,
-    VqaClosedSetConfig: Question,
-}
-"""What a task trains on, by the type of a recipe's `task`; the others take pictures with captions."""
+"""Maps the type of a recipe's `task` to the class of the task, which is built from (model, config, special ids,
+released) and states all other facts of the task. A task that is not the library's gets the first three arguments.
+Abilities are listed in this order."""
 
 LAYOUTS: dict[str, Callable[[str, DataConfig], SourceListing]] = {
     "folder": each(folder.read_folder),
@@ -142,8 +122,8 @@ LAYOUTS: dict[str, Callable[[str, DataConfig], SourceListing]] = {
     "nlvr2": each(nlvr2_files.read_nlvr2),
     "refcoco": refcoco.read_refcoco,
 }
-"""What reads all that a published layout says, from a path or several with commas between them. VQA v2, SBU and RefCOCO
-are in several files, which belong together."""
+"""Functions that read everything in a published layout from a path, or from several with commas between them. VQA v2,
+SBU and RefCOCO consist of several files each, which belong together."""
 
 SOURCES: dict[str, Callable[[DataConfig, Split], Any]] = {
     "scenes": scenes.open_scenes,
@@ -157,10 +137,10 @@ LAZY: dict[str, Callable[[DataConfig], dict[Split, SourceListing]]] = {
     "texts": texts.read_splits,
     "shards": shards.read_splits,
 }
-"""What goes through a source whose records are too many to be held, split by split."""
+"""Functions that walk through a source with too many records to be held in memory, split by split."""
 
 BARE = ("folder", "jsonl", "img2dataset")
-"""Layouts whose pictures need no texts: a task that wants pictures alone has them read as `pictures`."""
+"""Layouts whose pictures need no texts. A task on pictures alone has them read as `pictures`."""
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "albef_tiny": albef_recipes.albef_tiny,
@@ -222,7 +202,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Raises ValueError listing the known recipes."""
+    """Returns the recipe of that name. Raises ValueError listing the known recipes."""
     if name not in RECIPES:
         raise ValueError(_unknown("recipe", name, RECIPES))
     return RECIPES[name]()
@@ -233,7 +213,7 @@ def open_source(config: DataConfig, split: Split) -> Source: ...
 @overload
 def open_source(config: DataConfig, split: Split, kind: type[AnyRecord]) -> TaskSource[Any]: ...
 def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
-    """The split of the source that `data.source` names, which must hold records of that kind. Raises ValueError."""
+    """Opens a split of the source that `data.source` names. Raises ValueError unless it holds records of that kind."""
     if config.source not in SOURCES:
         raise ValueError(_unknown("data.source", config.source, SOURCES))
     if config.source == "scenes" and kind is not Record:
@@ -253,42 +233,66 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer, released: Released = Released()) -> Network:
-    """The model that a recipe describes, with as many words as the tokenizer has; its weights are fresh."""
+    """Builds the model that a recipe describes, with fresh weights and as many words as the tokenizer has."""
     model = MODELS[type(config)](config.with_words(tokenizer.vocab_size, tokenizer.pad_id))
     model.keep_padding = released.keep_padding
     return model
 
 
 def build_task(recipe: Recipe, tokenizer: Tokenizer) -> Task:
-    """The recipe's task, with as many words as the tokenizer has; weights drawn from the run's seed."""
+    """Builds the recipe's task, with as many words as the tokenizer has and weights drawn from the run's seed."""
     torch.manual_seed(seed_of(recipe.run.seed, "weights"))
     model = build_model(recipe.model, tokenizer, recipe.released)
-    released = () if isinstance(recipe.task, AddedTaskConfig) else (recipe.released,)
-    return TASKS[type(recipe.task)](model, recipe.task, special_ids(tokenizer), *released)
+    released = (recipe.released,) if recipe.task.takes_released else ()
+    return task_class(recipe.task)(model, recipe.task, special_ids(tokenizer), *released)
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """What a task must know of the words."""
+    """Collects the ids that a task needs to know of the vocabulary."""
     return SpecialIds(
         tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id,
         tokenizer.continuing_ids,
     )  # fmt: skip
 
 
+def task_class(config: TaskConfig) -> type[Task]:
+    """Returns the class of a configured task, which states the task's facts."""
+    return TASKS[type(config)]
+
+
+def add_task(config: type[AddedTaskConfig], task: type[Task]) -> None:
+    """Makes a task known that is not the library's, for training, evaluation, prediction, serving and reports.
+
+    Stored recipes with this configuration can be read from now on (examples/captioning.py).
+    """
+    TASKS[config] = task
+    ADDED[config.__name__] = config
+
+
+def abilities() -> dict[str, Ability]:
+    """Collects everything that can be asked of trained models, by name."""
+    return {ability.name: ability for task in TASKS.values() for ability in task.abilities}
+
+
+def reports() -> Iterator[tuple[str, TaskReport]]:
+    """Yields the configuration's name and the report of every task that is evaluated record by record."""
+    return ((config.__name__, task.report) for config, task in TASKS.items() if task.report is not None)
+
+
 def record_kind(task: TaskConfig) -> type[AnyRecord]:
-    """What records a task trains on and is measured by."""
-    return RECORDS.get(type(task), Record)
+    """Returns the record type that a task trains on and is evaluated by."""
+    return task_class(task).record
 
 
 def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
-    """All that `data.source` leads to, by split, with what is wrong with it. Raises ValueError."""
+    """Reads everything that `data.source` leads to, by split, with its faults. Raises ValueError."""
     if config.source in LAZY:
         return LAZY[config.source](config)
     return files.read_splits(find_layout(config.source), config)
 
 
 def find_layout(name: str) -> Callable[[str, DataConfig], SourceListing]:
-    """Raises ValueError listing the known layouts."""
+    """Returns the function that reads a layout. Raises ValueError listing the known layouts."""
     if name not in LAYOUTS:
         raise ValueError(_unknown("layout", name, {**LAYOUTS, **LAZY}))
     return LAYOUTS[name]

@@ -8,7 +8,7 @@ ALBEF's (arXiv 2107.07651), VLMo's (2111.02358) or BEiT's (2106.08254); "release
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 # --------------------------------------------------------------------------- models
 
@@ -222,14 +222,78 @@ class SpecialIds:
 # --------------------------------------------------------------------------- tasks
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """How a task contrasts pictures with texts (ITC), and where the hard negatives of ITM come from."""
+
+    queue_size: int = 0
+    keys: Literal["momentum", "batch"] = "batch"
+    """Whether the candidates are features of a momentum encoder or of the model itself."""
+    branches: int = 1
+    """Pairs of embeddings that are contrasted (VLMo: the dual encoder's and those of the vision-language experts)."""
+    negatives: Literal["all", "own"] = "own"
+    """Whether hard negatives come from the batches of all processes or from each process's own batch."""
+    fuses: bool = True
+    """Whether ITM trains, so that pairs are fused at all."""
+    temperature_bounds: tuple[float, float] | None = None
+    """Where the learnt temperature is clamped; None where it is not."""
+    masks_false_negatives: bool = False
+    """Whether other captions of the same picture are no negatives, unless `Released` keeps them. False where they count
+    as positives."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A term of the loss that a model without any knowledge brings to the logarithm of a known number."""
+
+    term: str
+    """As in `losses.…` of the log."""
+    among: int | Literal["words", "candidates", "one match in three"]
+    """The number of equally likely choices, or what determines it."""
+    words: str = ""
+    """Says where the number comes from, if `among` is a number."""
+    since: int = 0
+    """Optimiser steps before which the term does not train."""
+
+
+class TaskFacts:
+    """Facts that every configuration of a task states and that need no torch: `diptych doctor` reads them.
+
+    Whatever else is known of a task, its class in `diptych/tasks` states (`diptych.task.Task`).
+    """
+
+    learns_from: ClassVar[Literal["pairs", "pictures", "texts"]] = "pairs"
+    """What a record of the training data holds; a statement about two pictures counts as a pair."""
+    starts_from: ClassVar[Literal["nothing", "encoders", "vision stage", "language stage", "pre-training"]] = (
+        "pre-training"
+    )
+    """The weights from which the published training starts."""
+    learns_temperature: ClassVar[bool] = True
+    """False where the logged temperature follows a schedule."""
+    takes_released: ClassVar[bool] = True
+    """Whether the class of the task is built with `Released` as its fourth argument."""
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """How the task contrasts pictures with texts; None if it does not."""
+        return None
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        """The terms of the loss whose value for a model that only guesses is known."""
+        return ()
+
+
 HeadKind = Literal["relu", "gelu"]
 """A classifier of two layers on the fused [CLS]: ALBEF's with ReLU, or VLMo's, which is wider and has a layer norm and
 GELU."""
 
 
 @dataclass(frozen=True)
-class AlbefPretrainConfig:
+class AlbefPretrainConfig(TaskFacts):
     """Configures ALBEF's pre-training: ITC + ITM + MLM with a momentum encoder (ALBEF §3.2, §3.3)."""
+
+    starts_from = "encoders"
 
     itc: float = 1.0
     """Weight of image-text contrast in the loss (Eq. 5); 0 leaves the term out (Table 1)."""
@@ -264,10 +328,26 @@ class AlbefPretrainConfig:
     """Whether ITM draws negatives from the gathered batches of `all` processes, so that the number of processes changes
     nothing, or from each process's `own` batch as the released code does, which sends less."""
 
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(
+            self.queue_size, "momentum", negatives=self.negatives, fuses=bool(self.itm),
+            temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
+        )  # fmt: skip
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        fused = Guess("itm", "one match in three", since=self.fuse_start), Guess("mlm", "words", since=self.fuse_start)
+        return tuple(guess for guess in (Guess("itc", "candidates"), *fused) if getattr(self, guess.term))
+
 
 @dataclass(frozen=True)
-class VisualTokenizerTrainingConfig:
+class VisualTokenizerTrainingConfig(TaskFacts):
     """Configures the training of a visual tokenizer: to reconstruct images from their codes (BEiT §2.1)."""
+
+    learns_from = "pictures"
+    starts_from = "nothing"
+    learns_temperature = False
 
     temperature: tuple[float, float] = (1.0, 0.0625)
     """Temperature of the Gumbel-softmax at the first step, and from the end of `anneal_steps` on."""
@@ -278,8 +358,11 @@ class VisualTokenizerTrainingConfig:
 
 
 @dataclass(frozen=True)
-class VisionStageConfig:
+class VisionStageConfig(TaskFacts):
     """Configures VLMo's first stage: masked image modelling on images alone (VLMo §3.4; BEiT §2.3)."""
+
+    learns_from = "pictures"
+    starts_from = "nothing"
 
     tokenizer: str = ""
     """Run or checkpoint of the visual tokenizer whose codes are predicted."""
@@ -292,20 +375,34 @@ class VisionStageConfig:
     visual: VisualTokenizerConfig = field(default_factory=VisualTokenizerConfig)
     """Sizes of that tokenizer. They are read from `tokenizer` when training begins, whatever is set here."""
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        codes = self.visual.codes
+        return (Guess("masked_image", codes, f"log {codes}, the number of codes of the visual tokenizer"),)
+
 
 @dataclass(frozen=True)
-class LanguageStageConfig:
+class LanguageStageConfig(TaskFacts):
     """Configures VLMo's second stage: masked language modelling on texts alone (VLMo §3.4)."""
+
+    learns_from = "texts"
+    starts_from = "vision stage"
 
     mask_probability: float = 0.15
     """Share of a text's tokens that are masked (VLMo §3.3)."""
     whole_words: bool = True
     """Whether all pieces of a word are masked together (VLMo §3.3), or each token by itself."""
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("mlm", "words"),)
+
 
 @dataclass(frozen=True)
-class VlmoPretrainConfig:
+class VlmoPretrainConfig(TaskFacts):
     """Configures VLMo's third stage: ITC + ITM + MLM on image-text pairs (VLMo §3.3)."""
+
+    starts_from = "language stage"
 
     itc: float = 1.0
     """Weight of image-text contrast in the loss; 0 leaves the term out (VLMo Table 6)."""
@@ -333,9 +430,21 @@ class VlmoPretrainConfig:
     fuse_start: int = 0
     """Optimiser steps during which only ITC trains. VLMo: 0."""
 
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(
+            branches=2 if self.itc_branches == "both" else 1, negatives=self.negatives, fuses=bool(self.itm),
+            temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
+        )  # fmt: skip
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        fused = Guess("itm", "one match in three", since=self.fuse_start), Guess("mlm", "words", since=self.fuse_start)
+        return tuple(guess for guess in (Guess("itc", "candidates"), *fused) if getattr(self, guess.term))
+
 
 @dataclass(frozen=True)
-class RetrievalConfig:
+class RetrievalConfig(TaskFacts):
     """Configures fine-tuning for retrieval: ITC + ITM, where every caption of an image is a positive (ALBEF §5)."""
 
     queue_size: int = 65536
@@ -355,9 +464,18 @@ class RetrievalConfig:
     itm: float = 1.0
     """Weight of image-text matching in the loss; 0 trains a dual encoder alone, without fusion (VLMo §4)."""
 
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(self.queue_size, self.keys, negatives="all", fuses=bool(self.itm))
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        terms = Guess("itc", "candidates"), Guess("itm", "one match in three")
+        return tuple(guess for guess in terms if getattr(self, guess.term))
+
 
 @dataclass(frozen=True)
-class EntailmentConfig:
+class EntailmentConfig(TaskFacts):
     """Configures visual entailment: contradiction, neutral or entailment (ALBEF §5)."""
 
     momentum: float = 0.995
@@ -369,9 +487,13 @@ class EntailmentConfig:
     head: HeadKind = "relu"
     """The classifier on the fused [CLS]: ALBEF's `relu` or VLMo's `gelu`."""
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("entailment", 3, "log 3, the number of classes"),)
+
 
 @dataclass(frozen=True)
-class Nlvr2Config:
+class Nlvr2Config(TaskFacts):
     """Configures NLVR2: is a statement true of two images? (ALBEF §5). The model needs `images_per_text` 2."""
 
     momentum: float = 0.995
@@ -383,14 +505,22 @@ class Nlvr2Config:
     head: HeadKind = "relu"
     """The classifier on both fused [CLS]: ALBEF's `relu` or VLMo's `gelu`."""
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("nlvr2", 2, "log 2, for true and false"),)
+
 
 @dataclass(frozen=True)
-class TextAssignmentConfig:
+class TextAssignmentConfig(TaskFacts):
     """Configures text assignment, the pre-training for NLVR2: does a text belong to the first image, the second image
     or neither? (ALBEF §5)."""
 
     temperature: float = 0.07
     """Temperature of the similarities by which the other images of a text are drawn. The released code: 0.07, fixed."""
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        return (Guess("text_assignment", 3, "log 3, for the first picture, the second, and neither"),)
 
 
 @dataclass(frozen=True)
@@ -444,7 +574,7 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class VqaDecoderConfig:
+class VqaDecoderConfig(TaskFacts):
     """Configures VQA with an answer decoder, which ranks a list of answers or generates one (ALBEF §5)."""
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -472,7 +602,7 @@ class VqaDecoderConfig:
 
 
 @dataclass(frozen=True)
-class VqaClosedSetConfig:
+class VqaClosedSetConfig(TaskFacts):
     """Configures VQA as multi-label classification over the frequent answers of the training data (VLMo §4)."""
 
     answers: tuple[str, ...] = ()
@@ -852,8 +982,10 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class AddedTaskConfig:
+class AddedTaskConfig(TaskFacts):
     """Base class of the configs of tasks that are not the library's (examples/captioning.py)."""
+
+    takes_released = False
 
 
 TaskConfig = (

@@ -1,4 +1,4 @@
-"""The interfaces of models and tasks: what a task calls on any model, and what the training loop calls on any task.
+"""The interfaces of models and tasks: what a task calls on any model, and what all others call on any task.
 
 I images, B texts, P pairs, S images of one text, R tokens, E embedding width, V vocabulary.
 """
@@ -6,13 +6,18 @@ I images, B texts, P pairs, S images of one text, R tokens, E embedding width, V
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import AnyRecord
+from diptych.data.tokenizer import Tokenizer
+from diptych.facts import Ability, Submission, TaskReport
+from diptych.metrics.task_evaluation import TaskEvaluation
 from diptych.schema import ModelConfig, Recipe, Released, TaskConfig
 from diptych.types import Joint, Losses, OutputPositions, Progress, Texts
 
@@ -136,9 +141,11 @@ def _first_of_equals(pixels: Float[Tensor, "I 3 H W"]) -> Int[Tensor, "I"]:
 
 
 class Task(nn.Module, ABC):
-    """A network with its losses; subclasses hold it as `self.model`.
+    """A network with its losses, its evaluation and the facts that others need of it.
 
-    Only `before_step` and `after_step` change state beside the optimiser.
+    Subclasses hold the network as `self.model`. Only `before_step` and `after_step` change state beside the optimiser.
+    A task that is not the library's states the same facts in its own file and is registered by one line,
+    `diptych.catalog.add_task` (examples/captioning.py).
     """
 
     model: Network
@@ -146,10 +153,85 @@ class Task(nn.Module, ABC):
     released: Released = Released()
     """Defects of the released code that the task reproduces; by default none."""
 
+    # ------------------------------------------------------------------ facts
+
+    record: ClassVar[type[AnyRecord]]
+    """The record type that the task trains on and is evaluated by."""
+    purpose: ClassVar[str | None] = None
+    """Completes "trained for …" in a model card; None stands for the configuration's name."""
+    hub_tag: ClassVar[str | None] = None
+    """The Hugging Face Hub's name of the task, if it has one."""
+    abilities: ClassVar[tuple[Ability, ...]] = ()
+    """The abilities that a model gets, or gets better at, by this task."""
+    headed: ClassVar[bool] = True
+    """Whether a trained model is used through a head of the task's own, which `diptych.load` then builds."""
+    ranks_pairs: ClassVar[bool] = False
+    """Whether the task is measured as retrieval, over all pictures and captions of a split at once. Every other task
+    overrides `evaluate`."""
+    fails_early: ClassVar[bool] = False
+    """Whether one record is evaluated before training begins, since settings may turn out to be impossible there."""
+    submission: ClassVar[Submission | None] = None
+    """The file format of an evaluation server, if there is one."""
+    report: ClassVar[TaskReport | None] = None
+    """How an evaluation is shown; None for tasks that are measured as retrieval."""
+    changeable: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of the recipe's fields on which no weight depends, so that an evaluation may change them."""
+    keeps_teacher: ClassVar[bool] = False
+    """Whether a checkpoint's momentum encoder can be asked for its pseudo-targets (`diptych.predict.teaching`)."""
+    inspectable: ClassVar[bool] = False
+    """Whether `inspect` shows something."""
+
     @classmethod
     def trained(cls, config: Any) -> tuple[str, ...]:
         """Names the `call_parts` of the model that this task trains; by default none."""
         return ()
+
+    @classmethod
+    def closed_set(cls, config: Any) -> tuple[str, ...]:
+        """The answers that each question is scored against in training; by default none."""
+        return ()
+
+    @classmethod
+    def classes(cls, config: Any) -> tuple[tuple[str, ...], str] | None:
+        """Names of the logits of a classifier and the function that turns them into probabilities, if there is one."""
+        return None
+
+    @classmethod
+    def filled(cls, config: Any, records: Callable[[], Iterable[AnyRecord]]) -> Any:
+        """The configuration with the settings that follow from the training records (VQA: the answers)."""
+        return config
+
+    @classmethod
+    def unfilled(cls, config: Any) -> Any:
+        """The configuration without the settings that `filled` adds."""
+        return config
+
+    @classmethod
+    def sketched(cls, config: Any) -> Any:
+        """The configuration with stand-ins for the settings of `filled` that the size of the task depends on."""
+        return config
+
+    @classmethod
+    def for_use(cls, config: Any) -> Any:
+        """The configuration of a trained task that is only used: without what training alone needs."""
+        return config
+
+    @classmethod
+    def relinked(cls, config: Any, link: Callable[[str], str]) -> Any:
+        """The configuration with `link` applied to the path of every run whose network the task borrows."""
+        return config
+
+    @classmethod
+    def resolved(cls, recipe: Recipe) -> Recipe:
+        """The recipe with the settings that other runs determine. Raises ValueError where such a run is missing."""
+        return recipe
+
+    @classmethod
+    def meaning(cls, config: Any, **options: Any) -> str:
+        """Says in one sentence what the probabilities of a result are of, given the options of the call."""
+        return ""
+
+    # ------------------------------------------------------------------ starting weights
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
         """Selects what this task can start with from the state that a run of recipe `origin` stored.
@@ -159,6 +241,12 @@ class Task(nn.Module, ABC):
         prefixes = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin.task, type(self.config))
         fitted = self.model.adapt(state, origin.model)
         return {name: value for name, value in fitted.items() if name.startswith(prefixes)}
+
+    def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a stored model that fit an answer decoder which is this task's `head` (ALBEF §5)."""
+        assert isinstance(self.model, Model), "only models have a decoder to start"
+        own, start = self.state_dict(), self.model.decoder_start(state)
+        return {name: value for name, value in start.items() if name in own and own[name].shape == value.shape}
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
         """Names parts of the model that a run of recipe `origin` stored but did not train; by default none.
@@ -175,6 +263,8 @@ class Task(nn.Module, ABC):
         """
         return {}
 
+    # ------------------------------------------------------------------ training
+
     def before_step(self) -> None:
         """Runs before each optimiser step's first forward: clamps the temperature, updates the momentum encoder."""
 
@@ -187,3 +277,32 @@ class Task(nn.Module, ABC):
 
     def after_step(self, carry: Any) -> None:
         """Runs after each optimiser step with its `Losses.carry`: adds features to the queue."""
+
+    # ------------------------------------------------------------------ a trained task
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures the task on records, in evaluation mode and on its own device (`diptych.evaluate.evaluate_task`).
+
+        `resamples` are those of the bootstrap behind the intervals. Raises ValueError for a task that is measured as
+        retrieval.
+        """
+        raise ValueError(f"{type(self).__name__} is not judged record by record")
+
+    def responder(self, tokenizer: Tokenizer, **options: Any) -> Callable[[Any], Sequence[Any]]:
+        """Gives the function that answers the task's ability: from a batch to one result for each of its rows.
+
+        `options` are those that the ability states. Raises ValueError for options that the task cannot follow.
+        """
+        raise ValueError(f"{type(self).__name__} has no head to ask")
+
+    def views(self, batch: Any) -> Mapping[str, Float[Tensor, "B 3 H W"]]:
+        """Pictures that show what the model sees and predicts, by their names; for reports."""
+        return {}
+
+    def heat(self, batch: Any) -> Float[Tensor, "B h w"]:
+        """A heat map of each text on its picture; for reports."""
+        raise ValueError(f"{type(self).__name__} has no heat maps")
+
+    def inspect(self, batch: Any, progress: Progress) -> Any:
+        """The hard negatives, and the momentum encoder's pseudo-targets if there is one, of training pairs."""
+        return None

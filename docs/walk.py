@@ -20,13 +20,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diptych import run as pipeline
 from diptych.apps.report.examples import teacher_examples
 from diptych.data.heatmap import enlarge
 from diptych.predict import Predictor, load
 from diptych.predict.predictor import boxes_config
 from diptych.predict.routing import expert_ways
 from diptych.run import open_task
+from diptych.run.splits import open_split, read_retrieval
 from diptych.search.contract import evaluating
 from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
 from diptych.tasks.grounding import phrase_maps
@@ -60,8 +60,8 @@ class Walk:
 def begin(albef: Path, vlmo: Path) -> Walk:
     """Loads both runs, and the first pictures of ALBEF's test split, which VLMo has not seen either."""
     predictor = load(albef, "cpu")
-    source = pipeline.open_split(predictor.recipe, "test")
-    split = pipeline.read_retrieval(predictor.recipe, source, predictor.tokenizer, PAIRS)
+    source = open_split(predictor.recipe, "test")
+    split = read_retrieval(predictor.recipe, source, predictor.tokenizer, PAIRS)
     pictures = [split.pictures[number] for number in range(len(split.pictures))]
     return Walk(predictor, load(vlmo, "cpu"), pictures, list(split.captions))
 

@@ -12,11 +12,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from diptych import run as pipeline
 from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.predict import load, search_folder
 from diptych.recipes.override import override, parse_assignments
+from diptych.run import train
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = replace(recipe.data, source="folder", path=str(given.pairs), held_out=0.1, crop=(0.5, 1.0), flip=0.5)
     recipe = override(replace(recipe, data=data), parse_assignments(changes))
 
-    run = pipeline.train(recipe, given.to)  # on part of the pairs; checkpoints, curves and recipe stand in the folder
+    run = train(recipe, given.to)  # on part of the pairs; checkpoints, curves and recipe stand in the folder
     found = report(run)  # measured on pairs that training never saw
     print(f"measured: {run / 'eval.json'}; curves and examples: {found}")
 

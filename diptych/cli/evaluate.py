@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diptych.metrics.accuracy import Estimate
-    from diptych.run import Judged
+    from diptych.run import EvaluatedTask
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -36,20 +36,20 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
     options, assignments = parser.parse_known_args(arguments)
 
-    from diptych import run as pipeline
     from diptych.apps.report import summary
     from diptych.recipes.override import parse_assignments
+    from diptych.run import EvaluatedTask, evaluate
 
-    evaluated = pipeline.evaluate(options.run, options.split, options.submission, parse_assignments(assignments))
+    evaluated = evaluate(options.run, options.split, options.submission, parse_assignments(assignments))
     if options.json:
         print(json.dumps(evaluated.to_json(), indent=1))
         return
-    print(as_text(evaluated) if isinstance(evaluated, pipeline.Judged) else summary(evaluated.to_json()))
+    print(as_text(evaluated) if isinstance(evaluated, EvaluatedTask) else summary(evaluated.to_json()))
     written = [*evaluated.written, *([options.submission] if options.submission else [])]
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
 
 
-def as_text(evaluated: Judged) -> str:
+def as_text(evaluated: EvaluatedTask) -> str:
     """Formats the measures of a task as lines: value, interval and number of records, and the same of references."""
     from diptych.apps.report import named_figures, named_references, named_scores
 
@@ -57,13 +57,13 @@ def as_text(evaluated: Judged) -> str:
     head = f"{recipe.name}, {evaluated.split} split: {len(result.decisions):,} records"
     if not result.scores:
         return f"{head}\n  no score, since none of them has a label"
-    scores, references = named_scores(recipe.task, result), named_references(result)
+    scores, references = named_scores(recipe.task, result), named_references(recipe.task, result)
     width = max(map(len, [*scores, *references]))
     lines = [f"{head}, in % with 95 % intervals", *(_line(*named, width) for named in scores.items())]
     if references:
         lines += ["Without looking:", *(_line(*named, width) for named in references.items())]
     if result.figures:
-        figures = named_figures(result)
+        figures = named_figures(recipe.task, result)
         wide = max(map(len, figures))
         lines += ["Beside:", *(f"  {name:<{wide}}  {value:,.4g}" for name, value in figures.items())]
     if result.classes:

@@ -15,8 +15,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="the run's folder")
     folder = parser.parse_args(arguments).run
 
-    from diptych import run as pipeline
+    from diptych.run import train
     from diptych.train.state import check_folder, stored_recipe
 
     check_folder(folder, resume=True)
-    pipeline.train(stored_recipe(folder), folder, resume=True)
+    train(stored_recipe(folder), folder, resume=True)

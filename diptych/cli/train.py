@@ -33,9 +33,9 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--folder", type=Path, help="folder of the run (default: a new one, runs/RECIPE)")
     options, assignments = parser.parse_known_args(arguments)
 
-    from diptych import run as pipeline
     from diptych.catalog import find_recipe
     from diptych.recipes.override import override, parse_assignments
+    from diptych.run import train
 
     recipe = override(find_recipe(options.recipe), parse_assignments(assignments))
     if options.folder is None and processes() > 1:
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     folder = options.folder or _free(recipe.name)
     if rank() == 0:
         print(f"{recipe.name} in {folder}")
-    pipeline.train(recipe, folder)
+    train(recipe, folder)
 
 
 def _free(name: str) -> Path:

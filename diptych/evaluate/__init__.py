@@ -1,4 +1,4 @@
-"""What a trained model is worth: the official measure of each task, with intervals.
+"""Measures trained models by the official measure of each task, with intervals.
 
 Retrieval is measured over a whole split at once (`evaluate_retrieval`), the other tasks record by record
 (`evaluate_task`).
@@ -12,14 +12,14 @@ from diptych.evaluate.retrieval import (
     evaluate_retrieval,
 )
 from diptych.evaluate.tasks import evaluate_task
-from diptych.metrics.task_evaluation import Decision, TaskResult
+from diptych.metrics.task_evaluation import Decision, TaskEvaluation
 
 __all__ = [
     "DIRECTIONS",
     "Decision",
     "OnProgress",
     "RetrievalResult",
-    "TaskResult",
+    "TaskEvaluation",
     "contrastive_recall",
     "evaluate_retrieval",
     "evaluate_task",

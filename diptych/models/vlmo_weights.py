@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.nn.embeddings import resize_positions
 from diptych.nn.relative import entry_count, resize_table
-from diptych.schema import LanguageStageConfig, ModelConfig, TaskConfig, VisionStageConfig, VlmoConfig
+from diptych.schema import ModelConfig, TaskConfig, VlmoConfig
 
 Fit = Callable[[Tensor, VlmoConfig, VlmoConfig], Tensor]
 
@@ -158,10 +158,10 @@ def untrained_parts(stage: TaskConfig, depth: int) -> tuple[str, ...]:
     After the vision stage these are the text side, the VL-FFNs and the heads of pairs; after the language stage, the
     VL-FFNs and the heads of pairs. For other tasks there are none.
     """
-    if not isinstance(stage, VisionStageConfig | LanguageStageConfig):
+    if stage.learns_from == "pairs":
         return ()
     vl = tuple(f"blocks.{number}.vl_ffn" for number in range(depth))
-    if isinstance(stage, LanguageStageConfig):
+    if stage.learns_from == "texts":
         return (*PAIR_HEADS, *vl)
     language = tuple(
         f"blocks.{number}.{part}" for number in range(depth) for part in ("language_ffn", "text_attention")

@@ -1,18 +1,18 @@
-"""What a user does with a trained model: embed, match, rank and name pictures, ask about them, find things in them.
+"""Uses trained models: embeds, matches, ranks and labels pictures, answers questions about them, finds things in them.
 
 model = load("runs/demo")
 print(search_folder(model, "a fox left of a red car", "pictures"))
 """
 
+from diptych.facts import Answer, Choice
 from diptych.predict.folder import SearchResult, search_folder
 from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, unknown_words
 from diptych.predict.loading import is_own, load, make_predictor
 from diptych.predict.model_pool import ModelPool, PooledModel
-from diptych.predict.predictor import ABILITIES, Predictor
-from diptych.predict.results import Answer, Choice, Hit, Located
+from diptych.predict.predictor import Predictor
+from diptych.predict.results import Hit, Located
 
 __all__ = [
-    "ABILITIES",
     "Answer",
     "Choice",
     "Hit",

@@ -17,10 +17,10 @@ from torch import Tensor
 from diptych.data.heatmap import BAR, enlarge, heat_picture
 from diptych.data.tokenizer import CONTINUES, Tokenizer
 from diptych.predict.inputs import Picture, open_any
-from diptych.predict.predictor import Predictor, boxes_config
+from diptych.predict.predictor import Predictor
 from diptych.schema import GroundingConfig
 from diptych.search.contract import evaluating
-from diptych.tasks.grounding import phrase_maps
+from diptych.tasks.grounding import boxes_config, phrase_maps
 from diptych.types import to_device
 
 

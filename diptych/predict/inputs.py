@@ -1,7 +1,7 @@
-"""What users hand in: pictures of any kind, texts and boxes, one or many.
+"""The inputs of users: pictures of any kind, texts and boxes, one or many.
 
-A single one goes with each of many; lists go together one by one, and so are equally long. Only where all is single is
-the result a single one too.
+A single input goes with each of many. Lists are paired item by item and so have equal lengths. The result is a single
+one only if all inputs are.
 """
 
 from __future__ import annotations
@@ -28,54 +28,55 @@ Picture = str | Path | Image.Image | np.ndarray
 Pictures = Picture | Sequence[Picture]
 Strings = str | Sequence[str]
 Boxes = Sequence[Sequence[float | int]] | np.ndarray
-"""Each x, y, width, height in pixels of the picture."""
+"""Boxes as x, y, width, height in pixels of the picture."""
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Given(Generic[Item]):
-    """One or many of a kind."""
+class Inputs(Generic[Item]):
+    """One or many inputs of a kind."""
 
     name: str
-    """What they are, in the plural."""
+    """The name of the kind in messages, in the plural."""
     items: Sequence[Item]
-    one: bool
+    single: bool
+    """Whether it was one input, not a list."""
 
     def place(self, row: int) -> int:
-        """Which item belongs to a row of the results."""
-        return 0 if self.one else row
+        """Returns the place of the item that belongs to a row of the results."""
+        return 0 if self.single else row
 
     def at(self, row: int) -> Item:
         return self.items[self.place(row)]
 
 
-def count_rows(*given: Given[Any]) -> int:
-    """How many results there are. Raises ValueError for lists of different lengths."""
-    lists = [one for one in given if not one.one]
-    if len({len(one.items) for one in lists}) > 1:
-        counts = " and ".join(f"{len(one.items)} {one.name}" for one in lists)
+def count_results(*inputs: Inputs[Any]) -> int:
+    """Counts the results. Raises ValueError for lists of different lengths."""
+    lists = [each for each in inputs if not each.single]
+    if len({len(each.items) for each in lists}) > 1:
+        counts = " and ".join(f"{len(each.items)} {each.name}" for each in lists)
         raise ValueError(f"{counts} do not go together: give as many of each, or a single one for all")
     return len(lists[0].items) if lists else 1
 
 
-def given_pictures(pictures: Pictures) -> Given[Picture]:
-    """Raises ValueError for an empty list."""
+def as_pictures(pictures: Pictures) -> Inputs[Picture]:
+    """Takes one or many pictures. Raises ValueError for an empty list."""
     if isinstance(pictures, str | Path | Image.Image | np.ndarray):
-        return Given("pictures", [pictures], one=True)
+        return Inputs("pictures", [pictures], single=True)
     return _listed("pictures", pictures)
 
 
-def given_strings(texts: Strings, name: str = "texts") -> Given[str]:
-    """Raises ValueError for an empty list, and for a text with what is no character."""
-    found = Given(name, [texts], one=True) if isinstance(texts, str) else _listed(name, texts)
-    for text in found.items:
+def as_strings(texts: Strings, name: str = "texts") -> Inputs[str]:
+    """Takes one or many texts. Raises ValueError for an empty list, and for half of a surrogate pair."""
+    inputs = Inputs(name, [texts], single=True) if isinstance(texts, str) else _listed(name, texts)
+    for text in inputs.items:
         if not is_whole(text):
             raise ValueError(f"{text!r} holds half of a surrogate pair, which is no character")
-    return found
+    return inputs
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is made of characters: JSON can write half of a surrogate pair, which is none."""
+    """Tells whether a text consists of characters: JSON can write half of a surrogate pair, which is none."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -83,27 +84,30 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def given_boxes(boxes: Boxes | Sequence[Boxes] | None) -> Given[tuple[Box, ...]]:
-    """Proposals, or a list of them for each row; None for no proposals. Raises ValueError for what is no box."""
+def as_boxes(boxes: Boxes | Sequence[Boxes] | None) -> Inputs[tuple[Box, ...]]:
+    """Takes one list of proposals for all results, or a list for each; None stands for no proposals.
+
+    Raises ValueError for values that are no boxes.
+    """
     if boxes is None:
-        return Given("lists of proposals", [()], one=True)
+        return Inputs("lists of proposals", [()], single=True)
     if _depth(boxes) > 2:
         return _listed("lists of proposals", [tuple(map(_box, part)) for part in boxes])
-    return Given("lists of proposals", [tuple(map(_box, boxes))], one=True)
+    return Inputs("lists of proposals", [tuple(map(_box, boxes))], single=True)
 
 
-def _listed(name: str, items: Any) -> Given[Any]:
+def _listed(name: str, items: Any) -> Inputs[Any]:
     try:
-        found = list(items)
+        listed = list(items)
     except TypeError:
         raise ValueError(f"{items!r} are no {name}") from None
-    if not found:
+    if not listed:
         raise ValueError(f"no {name} given")
-    return Given(name, found, one=False)
+    return Inputs(name, listed, single=False)
 
 
 def _depth(value: Any) -> int:
-    """Levels of lists around a number: a box has one, proposals two."""
+    """Counts the levels of lists around a number: a box has one, proposals have two."""
     return 1 + max(map(_depth, value), default=0) if isinstance(value, Sequence | np.ndarray) else 0
 
 
@@ -118,7 +122,7 @@ def _box(values: Any) -> Box:
 
 
 def open_any(picture: Picture) -> Image.Image:
-    """An RGB picture. Raises BadRecord for a file that is none, ValueError for what else is none."""
+    """Opens an RGB picture. Raises BadRecord for a file that is no picture, ValueError for any other such value."""
     if isinstance(picture, str | Path):
         return open_picture(picture, str(picture))
     if isinstance(picture, np.ndarray):
@@ -137,12 +141,12 @@ def open_any(picture: Picture) -> Image.Image:
 
 
 def picture_name(picture: Picture, place: int) -> str:
-    """Its path, or else its place among those given."""
+    """Names a picture by its path or, if it is no file, by its place in the list."""
     return str(picture) if isinstance(picture, str | Path) else f"picture {place}"
 
 
 def prepare_texts(texts: Sequence[str], tokenizer: Tokenizer, config: DataConfig) -> Texts:
-    """Texts as evaluation reads them. Raises ValueError for one without words."""
+    """Encodes texts as evaluation reads them. Raises ValueError for a text without words."""
     cleaned = [clean_caption(text, config.max_words) for text in texts]
     for text, clean in zip(texts, cleaned, strict=True):
         if not clean:
@@ -151,6 +155,6 @@ def prepare_texts(texts: Sequence[str], tokenizer: Tokenizer, config: DataConfig
 
 
 def unknown_words(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Words that the tokenizer can only read as [UNK]."""
+    """Finds the words that the tokenizer can only read as [UNK]."""
     words = clean_caption(text, max_words=len(text)).split()
     return tuple(word for word in words if tokenizer.unk_id in tokenizer.encode([word])[0])

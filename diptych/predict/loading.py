@@ -1,4 +1,4 @@
-"""From a run, a checkpoint or the Hugging Face Hub to a model that is ready to use."""
+"""Loads models from runs, checkpoints and the Hugging Face Hub, ready to use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,22 +16,21 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
 from diptych.predict.predictor import Predictor
-from diptych.schema import AddedTaskConfig, Recipe, VqaDecoderConfig
+from diptych.schema import Recipe
 from diptych.serialize import from_dict
-from diptych.task import Model, Task
-from diptych.tasks.distilled import HeadConfig
+from diptych.task import Model
 
 TEACHING = ("teacher", "queue")
-"""Parts of a task that only training asks; what is handed on comes without them."""
+"""Parts of a task that only training needs; exported checkpoints come without them."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """The model of a run (its best checkpoint, else its latest) or of a checkpoint folder, ready to use.
+    """Loads the model of a run (its best checkpoint, otherwise its latest) or of a checkpoint folder, ready to use.
 
-    A path that is not there and looks like `owner/name` is taken for one of our checkpoint folders on the Hugging Face
-    Hub, as `diptych export RUN --push` puts them there: it is fetched, once, into the Hub's cache. A task's head comes
-    along; its teacher and its queue do not.
+    A path that does not exist and looks like `owner/name` is taken for a checkpoint folder on the Hugging Face Hub, as
+    `diptych export RUN --push` puts them there. It is fetched once, into the Hub's cache. A task's head is loaded too;
+    its momentum encoder and its queue are not.
 
     Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
     """
@@ -48,7 +46,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
 
 
 def is_own(path: str | Path) -> bool:
-    """Whether `load` is what takes it: a run, a checkpoint, an exported folder, or the Hub's name of one."""
+    """Tells whether `load` takes it: a run, a checkpoint, an exported folder, or the Hub's name of one."""
     name, path = Path(path).as_posix(), Path(path)
     if not path.exists():
         return HUB_ID.fullmatch(name) is not None and path.suffix not in (".pth", ".pt", ".bin", ".safetensors")
@@ -63,15 +61,15 @@ def make_predictor(
     fresh: Collection[str] = (),
     device: str = "auto",
 ) -> Predictor:
-    """The model, and the head where the task has one, with their share of the task's `weights`.
+    """Builds the model, and the task's head if it has one, and loads their share of the task's `weights`.
 
-    `fresh`: parts for which there were no trained weights. Raises ValueError for weights that do not fit the recipe.
+    `fresh` are parts without trained weights. Raises ValueError for weights that do not fit the recipe.
     """
-    place = find_device(device)
+    place, kind = find_device(device), catalog.task_class(recipe.task)
     task = None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
-        if isinstance(recipe.task, HeadConfig | AddedTaskConfig):
-            task = catalog.build_task(replace(recipe, task=_for_use(recipe.task)), tokenizer)
+        if kind.headed:
+            task = catalog.build_task(replace(recipe, task=kind.for_use(recipe.task)), tokenizer)
             stays = {name: value for name, value in task.state_dict().items() if name.startswith(TEACHING)}
             own = {name: value for name, value in weights.items() if not name.startswith(TEACHING)}
             store.load_into(task, own | stays, origin)
@@ -85,7 +83,6 @@ def make_predictor(
         raise ValueError(
             f"{origin} holds a visual tokenizer, which knows no texts: name it as a vision stage's tokenizer"
         )
-    trained = cast("type[Task]", catalog.TASKS[type(recipe.task)]).trained(recipe.task)
     return Predictor(
         model=model.to(place),
         task=task,
@@ -94,21 +91,12 @@ def make_predictor(
         recipe=recipe,
         device=place,
         origin=origin,
-        untrained=frozenset((*fresh, *model.parts_unused_by(*trained))),
+        untrained=frozenset((*fresh, *model.parts_unused_by(*kind.trained(recipe.task)))),
     )
 
 
-def _for_use(config: HeadConfig | AddedTaskConfig) -> HeadConfig | AddedTaskConfig:
-    """Without a teacher, where the library knows how; a decoder that has no list to choose from writes."""
-    if isinstance(config, AddedTaskConfig):
-        return config
-    if isinstance(config, VqaDecoderConfig) and not config.answers:
-        config = replace(config, inference="generate")
-    return replace(config, alpha=0.0)
-
-
 def _folder(path: str | Path) -> Path:
-    """The local folder of a path or Hub id."""
+    """Returns the local folder of a path or of a name on the Hub."""
     name, path = Path(path).as_posix(), Path(path)
     if path.exists() or not HUB_ID.fullmatch(name):
         return path

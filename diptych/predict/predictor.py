@@ -1,15 +1,16 @@
-"""A trained model and what can be asked of it.
+"""A trained model and everything that can be asked of it.
 
-N pictures, M texts, E embedding width.
+N pictures, M texts, P pairs, E embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -18,64 +19,52 @@ from torch.nn import functional as F
 
 from diptych import catalog
 from diptych.data.loader import evaluation_batch
-from diptych.data.record import AnyRecord, BadRecord, PairStatement, Question
-from diptych.data.record import Entailment as Hypothesis
+from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
+from diptych.facts import Ability, Answer, Choice, Option
 from diptych.predict.inputs import (
     Boxes,
-    Given,
+    Inputs,
     Picture,
     Pictures,
     Strings,
-    count_rows,
-    given_boxes,
-    given_pictures,
-    given_strings,
+    as_boxes,
+    as_pictures,
+    as_strings,
+    count_results,
     open_any,
     picture_name,
     prepare_texts,
 )
-from diptych.predict.results import Answer, Choice, Hit, Located
-from diptych.schema import GroundingConfig, GroundingTrainingConfig, Recipe
+from diptych.predict.results import Hit, Located
+from diptych.schema import Recipe
 from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import match_logits, plan_calls
 from diptych.task import Model, Task
-from diptych.tasks import entailment, nlvr2
-from diptych.tasks.entailment import Entailment
-from diptych.tasks.grounding import find_box, phrase_maps
-from diptych.tasks.nlvr2 import Nlvr2
-from diptych.tasks.retrieval import Retrieval
-from diptych.tasks.vqa import Answerer, VqaClosedSet, VqaDecoding
-from diptych.types import Batch, Texts, to_device
+from diptych.tasks.grounding import boxes_config, find_box, phrase_maps
+from diptych.types import Texts, to_device
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
 """Sentences that a label is read in; the second is CLIP's (Radford et al. 2021, §3.1.4)."""
-ABILITIES: dict[str, str] = {
-    "embed": "vectors",
-    "match": "matching",
-    "entail": "hypotheses",
-    "answer": "questions",
-    "compare": "statements about two pictures",
-    "locate": "phrases",
-}
-"""What can be asked of a model, as in `Predictor.missing`, and what it is asked about."""
 OF_PAIRS = ("match_logits", "fuse", "pooled")
 """Calls of a model that judge whether a picture and a text belong together."""
-OF_VECTORS = ("embed_image", "embed_text")
-Found = TypeVar("Found")
-Kind = TypeVar("Kind", bound=Task)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model with all that its inputs need. Takes one or many pictures or texts, in batches of its own.
+    """A trained model with its tokenizer and transform. Calls take one or many pictures or texts and batch them.
 
-    Where a call takes pictures with texts, a single one goes with each of many, and lists go together one by one. The
-    result is a tuple with one entry for each, and a single result where all that was given is single.
+    Where a call takes pictures with texts, a single one goes with each of many, and lists are paired item by item. The
+    result is a tuple with one entry for each pair, or a single result if all inputs are single.
     Every call raises ValueError for lists of different lengths, for empty ones and for a text without words, and
     BadRecord, which is a ValueError, for an unreadable file.
+
+    The model itself embeds, matches and locates. Whatever a task's head can be asked is a method of the name that the
+    task gives its ability (`diptych.facts.Ability`): `entail`, `answer` and `compare` for the library's tasks, and
+    those of added tasks.
     """
 
     model: Model
@@ -86,70 +75,69 @@ class Predictor:
     origin: Path
     """The checkpoint."""
     task: Task | None = None
-    """The model with its head, where its task has one."""
+    """The model with its head, if its task has one."""
     untrained: frozenset[str] = frozenset()
-    """Parts of the model whose weights nobody trained for these encoders: random ones, since a published file lacked
-    them, and those that fine-tuning for another task left behind."""
+    """Parts of the model whose weights were not trained with these encoders: random ones that a published file lacked,
+    and those that fine-tuning for another task left behind."""
 
     # ------------------------------------------------------------------ pictures and texts
 
     def embed_images(self, images: Pictures) -> Float[Tensor, "N E"]:
-        """Normalised vectors of pictures, comparable with those of texts."""
+        """Computes normalised vectors of pictures, comparable with those of texts."""
         self._require("embed_image")
-        return self._embed(given_pictures(images).items, None)[1]
+        return self._embed(as_pictures(images).items, None)[1]
 
     def embed_readable(self, images: Sequence[Picture]) -> tuple[list[int], Float[Tensor, "N E"], list[BadRecord]]:
-        """As `embed_images`, of many of which some may be broken: the places of the readable ones, their vectors, and
-        why the others were passed over."""
+        """Embeds those of many pictures that can be read. Returns their places, their vectors, and the errors of the
+        others."""
         self._require("embed_image")
         skipped: list[BadRecord] = []
         places, vectors = self._embed(images, skipped)
         return places, vectors, skipped
 
     def embed_texts(self, texts: Strings) -> Float[Tensor, "M E"]:
-        """Normalised vectors of texts."""
+        """Computes normalised vectors of texts."""
         self._require("embed_text")
         with evaluating(self.model):
             return self.model.embed_text(self._text_state(self.texts(texts)))["main"].cpu()
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
-        """Probability that picture n and text m belong together, by the fusion encoder, for every pair."""
+        """Computes the probability that picture n and text m belong together, by the fusion encoder, for every pair."""
         self._require(*OF_PAIRS)
-        pictures, words = given_pictures(images).items, self.texts(texts)
+        pictures, words = as_pictures(images).items, self.texts(texts)
         with evaluating(self.model):
             text_state = self._text_state(words)
-            found = [self._match(self._encode(batch), words, text_state) for batch in self._batches(pictures)]
-        return torch.cat(found)
+            return torch.cat([self._match(self._encode(batch), words, text_state) for batch in self._batches(pictures)])
 
     def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
-        """As `match`, for some pairs only: each the place of a picture and of a text, in ascending order."""
+        """Matches some pairs only. A pair is the place of a picture and of a text; pairs are in ascending order."""
         self._require(*OF_PAIRS)
-        pictures, words = given_pictures(images).items, self.texts(texts)
+        pictures, words = as_pictures(images).items, self.texts(texts)
         image, text = torch.tensor(pairs).T
-        start, found = 0, []
+        start, probabilities = 0, []
         with evaluating(self.model):
             text_state = self._text_state(words)
             for batch in self._batches(pictures):
                 here = (image >= start) & (image < start + len(batch))
                 if here.any():
-                    found.append(
+                    probabilities.append(
                         self._match_some(self._encode(batch), words, text_state, image[here] - start, text[here])
                     )
                 start += len(batch)
-        return torch.cat(found)
+        return torch.cat(probabilities)
 
     def encode(self, images: Pictures) -> State:
-        """What of pictures can be computed once and kept for `match_encoded`; `state[index]` cuts it.
+        """Computes what can be kept of pictures for `match_encoded`: ALBEF's encoded tokens, VLMo's embedded patches.
 
-        ALBEF: encoded tokens, VLMo: embedded patches.
+        `state[index]` selects pictures.
         """
         self._require(*OF_PAIRS)
         with evaluating(self.model):
-            states = [self._encode(batch) for batch in self._batches(given_pictures(images).items)]
+            states = [self._encode(batch) for batch in self._batches(as_pictures(images).items)]
         return type(states[0]).cat(states)
 
     def match_encoded(self, images: State, texts: Strings) -> Float[Tensor, "N M"]:
-        """As `match`, of pictures that `encode` has seen."""
+        """Matches pictures that `encode` has encoded."""
         self._require(*OF_PAIRS)
         words, size = self.texts(texts), self.recipe.evaluation.batch_size
         with evaluating(self.model):
@@ -158,12 +146,12 @@ class Predictor:
             return torch.cat([self._match(images[part], words, text_state) for part in parts])
 
     def rank(self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None) -> tuple[Hit, ...]:
-        """The k pictures that fit the text best, the best first.
+        """Finds the k pictures that fit the text best, the best first.
 
-        Similarity decides; with `rerank` the most similar ones (`evaluation.rerank` of the recipe, at least k) are then
-        ordered by the probability of a match. None: as the recipe evaluates, where `evaluation.rerank` 0 says no.
+        Similarity decides. With `rerank`, the most similar pictures (`evaluation.rerank` of the recipe, at least k) are
+        then ordered by the probability of a match. None follows the recipe, in which `evaluation.rerank` 0 means no.
         """
-        return self.rank_readable(text, given_pictures(images).items, k, rerank, None)[0]
+        return self.rank_readable(text, as_pictures(images).items, k, rerank, None)[0]
 
     # A text is a sequence of texts too, so that mypy sees an overlap: the first signature that fits is meant.
     @overload
@@ -175,39 +163,70 @@ class Predictor:
     def classify(
         self, image: Pictures, labels: Sequence[str], templates: Strings = TEMPLATES
     ) -> Choice | tuple[Choice, ...]:
-        """Which of the labels a picture shows, without training for it (zero-shot, as in CLIP).
+        """Chooses among labels for a picture without training for them (zero-shot, as in CLIP).
 
-        A label's vector is the mean, normalised, of its normalised vectors in all `templates`, in which it stands for
-        `{}`. Probabilities are the softmax of similarity / temperature. Raises ValueError for fewer than two different
-        labels, and a template without `{}`.
+        A label's vector is the normalised mean of its normalised vectors in all `templates`, in which it replaces `{}`.
+        Probabilities are the softmax of similarity / temperature. Raises ValueError for fewer than two different
+        labels, and for a template without `{}`.
         """
         self._require("embed_image", "embed_text", "temperature")
-        images, names = given_pictures(image), list(given_strings(labels, "labels").items)
-        vectors = self._label_vectors(names, list(given_strings(templates, "templates").items))
+        images, names = as_pictures(image), list(as_strings(labels, "labels").items)
+        vectors = self._label_vectors(names, list(as_strings(templates, "templates").items))
         similarity = self.embed_images(images.items) @ vectors.T
         probabilities = (similarity / self.model.temperature().item()).softmax(dim=1)
         return _shaped([Choice.of(names, row) for row in probabilities.tolist()], images)
 
-    # ------------------------------------------------------------------ by a head of its own
+    # ------------------------------------------------------------------ by the head of a task
+
+    def ask(self, name: str, /, *arguments: Any, **named: Any) -> Any:
+        """Asks the task's head, with the arguments that the task's ability states: pictures, a text, options.
+
+        Raises ValueError for a model that was not trained for it, and for options that its head cannot follow.
+        """
+        ability = catalog.abilities()[name]
+        task = self._headed(ability)
+        bound = _signature(ability).bind(*arguments, **named)
+        bound.apply_defaults()
+        values = bound.arguments
+        respond = task.responder(
+            self.tokenizer, **{option.name: _option(option, values[option.name]) for option in ability.options}
+        )
+        texts = [as_strings(values[ability.text.name], ability.text.field)] if ability.text else []
+        pictures = [as_pictures(values[picture.name]) for picture in ability.pictures]
+        assert ability.record is not None
+        results: list[Any] = []
+        with evaluating(task):
+            for rows in self._rows(*texts, *pictures):
+                records = [ability.record(texts[0].at(row) if texts else "") for row in rows]
+                views = list(zip(*(self._pixels(each, rows) for each in pictures), strict=True))
+                batch = evaluation_batch(records, views, self.tokenizer, self.recipe.data)
+                results += respond(to_device(batch, self.device))
+        return _shaped(results, *texts, *pictures)
+
+    if not TYPE_CHECKING:  # so that a type checker still finds misspelled methods
+
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            """Gives every ability of a task's head a method, also those of tasks that are not the library's."""
+            ability = None if name.startswith("__") else catalog.abilities().get(name)
+            if ability is None or ability.calls is not None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            method = partial(self.ask, name)
+            method.__doc__, method.__signature__ = ability.description, _signature(ability)
+            return method
+
+    # The library's abilities once more, for type checkers and editors.
 
     @overload
     def entail(self, image: Picture, hypothesis: str) -> Choice: ...  # type: ignore[overload-overlap]
     @overload
     def entail(self, image: Pictures, hypothesis: Strings) -> tuple[Choice, ...]: ...
-    def entail(self, image: Pictures, hypothesis: Strings) -> Choice | tuple[Choice, ...]:
-        """Whether a picture makes a hypothesis true (entailment) or false (contradiction), or leaves it open (neutral).
+    def entail(self, image: Pictures, hypothesis: Strings) -> Any:
+        """Tells whether a picture makes a hypothesis true (entailment) or false (contradiction), or leaves it open
+        (neutral).
 
         Raises ValueError for a model that was not trained for it.
         """
-        task = self._headed(ABILITIES["entail"], Entailment)
-
-        def say(batch: Batch) -> list[Choice]:
-            return [Choice.of(entailment.CLASSES, row) for row in task.predict(batch).tolist()]
-
-        def record(text: str) -> AnyRecord:
-            return Hypothesis(repr(text), None, text, "", "")
-
-        return self._ask(task, say, record, given_strings(hypothesis, "hypotheses"), given_pictures(image))
+        return self.ask("entail", image, hypothesis)
 
     @overload
     def answer(  # type: ignore[overload-overlap]
@@ -217,53 +236,28 @@ class Predictor:
     def answer(
         self, image: Pictures, question: Strings, k: int = 3, answers: Strings | None = None
     ) -> tuple[tuple[Answer, ...], ...]: ...
-    def answer(
-        self, image: Pictures, question: Strings, k: int = 3, answers: Strings | None = None
-    ) -> tuple[Answer, ...] | tuple[tuple[Answer, ...], ...]:
-        """The k likeliest answers to a question about a picture, the likeliest first; fewer where there are no more.
+    def answer(self, image: Pictures, question: Strings, k: int = 3, answers: Strings | None = None) -> Any:
+        """Gives the k likeliest answers to a question about a picture, the likeliest first; fewer if there are no more.
 
-        A closed set chooses among its own answers. A decoder chooses from `answers`, or else does what its recipe says:
-        it chooses from the list of its training, or writes; without a list, as in published files, it writes. What the
-        probabilities are of follows from that (`Answer`).
+        A closed set chooses among its own answers. A decoder chooses from `answers`; without them it follows its
+        recipe, and chooses from the list of its training or writes. Without a list, as in published files, it writes.
+        The meaning of the probabilities follows from that (`Answer`).
 
-        Raises ValueError for a model that was not trained for it, `answers` to a closed set, and an answer without
-        words.
+        Raises ValueError for a model that was not trained for it, for `answers` to a closed set, and for an answer
+        without words.
         """
-        task = self._headed(ABILITIES["answer"], VqaDecoding, VqaClosedSet)
-        assert isinstance(task, VqaDecoding | VqaClosedSet)
-        offered = () if answers is None else tuple(dict.fromkeys(given_strings(answers, "answers").items))
-        for one in offered:
-            if not any(letter.isalnum() for letter in one):
-                raise ValueError(f"{one!r} is no answer: it holds no word")
-        answerer = Answerer(task, self.tokenizer, offered)
-
-        def say(batch: Batch) -> list[tuple[Answer, ...]]:
-            return [tuple(best) for best in answerer.best(batch, k)]
-
-        def record(text: str) -> AnyRecord:
-            return Question(repr(text), None, text, (), "")
-
-        return self._ask(task, say, record, given_strings(question, "questions"), given_pictures(image))
+        return self.ask("answer", image, question, k, answers)
 
     @overload
     def compare(self, image_a: Picture, image_b: Picture, statement: str) -> Choice: ...  # type: ignore[overload-overlap]
     @overload
     def compare(self, image_a: Pictures, image_b: Pictures, statement: Strings) -> tuple[Choice, ...]: ...
-    def compare(self, image_a: Pictures, image_b: Pictures, statement: Strings) -> Choice | tuple[Choice, ...]:
-        """Whether a statement about a left and a right picture is `true` or `false`.
+    def compare(self, image_a: Pictures, image_b: Pictures, statement: Strings) -> Any:
+        """Tells whether a statement about a left and a right picture is `true` or `false`.
 
         Raises ValueError for a model that was not trained for it.
         """
-        task = self._headed(ABILITIES["compare"], Nlvr2)
-
-        def say(batch: Batch) -> list[Choice]:
-            return [Choice.of(nlvr2.CLASSES, row) for row in task.predict(batch).tolist()]
-
-        def record(text: str) -> AnyRecord:
-            return PairStatement(repr(text), (None, None), text, False, ("", ""), text)
-
-        pairs = given_pictures(image_a), given_pictures(image_b)
-        return self._ask(task, say, record, given_strings(statement, "statements"), *pairs)
+        return self.ask("compare", image_a, image_b, statement)
 
     # ------------------------------------------------------------------ where
 
@@ -276,40 +270,42 @@ class Predictor:
     def locate(
         self, image: Pictures, phrase: Strings, proposals: Boxes | Sequence[Boxes] | None = None
     ) -> Located | tuple[Located, ...]:
-        """Where in a picture is what a phrase names: the best of the `proposals` or, without any, the map's own box.
+        """Finds the place in a picture of the thing that a phrase names.
 
-        `proposals`: a list of boxes, or such a list for each result. Any model can be asked whose match head was
-        trained, best one fine-tuned for grounding; the map is that of `boxes_config`.
+        The box is the best of the `proposals` or, without any, comes from the map itself. `proposals` is a list of
+        boxes, or such a list for each result. Any model can be asked if its match head was trained; one that was
+        fine-tuned for grounding does best. The map is that of `boxes_config`.
         """
+        self._check(catalog.abilities()["locate"])
         config = boxes_config(self.recipe, self.model)
-        self._require(*self._locating(config))
-        images, phrases, offered = given_pictures(image), given_strings(phrase, "phrases"), given_boxes(proposals)
+        images, phrases, offered = as_pictures(image), as_strings(phrase, "phrases"), as_boxes(proposals)
         words = self.texts(phrases.items)
-        found = []
+        results = []
         with evaluating(self.model):
             for rows in self._rows(images, phrases, offered):
+                # Each picture of the batch is opened and encoded once.
                 opened = {place: open_any(images.items[place]) for place in {images.place(row) for row in rows}}
-                pixels = torch.stack([self.transform(one) for one in opened.values()])
-                nth = {place: number for number, place in enumerate(opened)}
-                which = torch.tensor([nth[images.place(row)] for row in rows])
-                asked = torch.tensor([phrases.place(row) for row in rows])
-                texts = to_device(Texts(words.input_ids[asked], words.attention_mask[asked]), self.device)
+                pixels = torch.stack([self.transform(picture) for picture in opened.values()])
+                order = {place: number for number, place in enumerate(opened)}
+                image_index = torch.tensor([order[images.place(row)] for row in rows])
+                which = torch.tensor([phrases.place(row) for row in rows])
+                texts = to_device(Texts(words.input_ids[which], words.attention_mask[which]), self.device)
                 averages_padding = self.recipe.released.heat_map_averages_padding
-                pixels, which = pixels.to(self.device), which.to(self.device)
-                maps = phrase_maps(self.model, pixels, texts, config, which, averages_padding)
+                pixels, image_index = pixels.to(self.device), image_index.to(self.device)
+                maps = phrase_maps(self.model, pixels, texts, config, image_index, averages_padding)
                 for row, heat, fit in zip(rows, maps.phrase.cpu(), maps.fit.tolist(), strict=True):
                     box = find_box(heat, opened[images.place(row)].size, offered.at(row), config)
-                    found.append(Located(phrases.at(row), box, fit, heat.numpy(), images.at(row)))
-        return _shaped(found, images, phrases, offered)
+                    results.append(Located(phrases.at(row), box, fit, heat.numpy(), images.at(row)))
+        return _shaped(results, images, phrases, offered)
 
     def texts(self, texts: Strings) -> Texts:
-        """Texts as the model reads them: cleaned, cut to the longest that was evaluated, as ids."""
-        return prepare_texts(given_strings(texts).items, self.tokenizer, self.recipe.data)
+        """Encodes texts as the model reads them: cleaned and cut to the longest that evaluation reads."""
+        return prepare_texts(as_strings(texts).items, self.tokenizer, self.recipe.data)
 
     def rank_readable(
         self, text: str, pictures: Sequence[Picture], k: int, rerank: bool | None, skipped: list[BadRecord] | None
     ) -> tuple[tuple[Hit, ...], int]:
-        """As `rank`, and how many pictures were readable; others go to `skipped`, or raise without it."""
+        """Ranks as `rank` does and counts the readable pictures. Others go to `skipped`; without it they raise."""
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one picture")
         rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank
@@ -329,89 +325,73 @@ class Predictor:
         # A stable sort: without a match, and among equal ones, the order of similarity stays.
         return tuple(sorted(hits, key=lambda hit: -(hit.match or 0.0))[:k]), len(places)
 
-    # ------------------------------------------------------------------ what it was trained for
+    # ------------------------------------------------------------------ trained or not
 
     def missing(self, ability: str) -> str | None:
-        """Why this model cannot be asked, with the recipe to train, or None where it can.
+        """Explains why this model lacks an ability and names the recipe to train; None if it has it.
 
-        `ability`: a key of `ABILITIES`; `embed` stands for `embed_images`, `embed_texts` and `rank`.
+        `ability` is a name of `diptych.catalog.abilities()`; `embed` stands for `embed_images`, `embed_texts` and
+        `rank`.
         """
-        checks: dict[str, Callable[[], object]] = {
-            "embed": lambda: self._require(*OF_VECTORS),
-            "match": lambda: self._require(*OF_PAIRS),
-            "entail": lambda: self._headed(ABILITIES["entail"], Entailment),
-            "answer": lambda: self._headed(ABILITIES["answer"], VqaDecoding, VqaClosedSet),
-            "compare": lambda: self._headed(ABILITIES["compare"], Nlvr2),
-            "locate": lambda: self._require(*self._locating(boxes_config(self.recipe, self.model))),
-        }
         try:
-            checks[ability]()
+            self._check(catalog.abilities()[ability])
         except ValueError as error:
             return str(error)
         return None
 
-    def _locating(self, config: GroundingConfig) -> tuple[str, ...]:
-        return OF_PAIRS if config.mode == "itm" else (*OF_VECTORS, "temperature")
+    def _check(self, ability: Ability) -> None:
+        """Raises ValueError for an ability that the model lacks."""
+        if ability.calls is None:
+            self._headed(ability)
+        else:
+            self._require(*ability.calls(self.recipe, self.model))
 
     def _require(self, *calls: str) -> None:
-        """Raises ValueError where calls would use weights that nobody trained for these encoders.
+        """Raises ValueError if calls would use weights that were not trained with these encoders.
 
-        They look like numbers all the same: the demo's model tells the captions of 50 unseen scenes from others with
-        an area under the curve of 0.997 by `match`, after fine-tuning for entailment with 0.93, for VQA with 0.51.
+        The results would look like numbers all the same: the demo's model tells the captions of 50 unseen scenes from
+        others with an area under the curve of 0.997 by `match`, after fine-tuning for entailment with 0.93, for VQA
+        with 0.51.
         """
         used = (part for call in calls for part in self.model.call_parts.get(call, ()))
         if part := next((part for part in used if part in self.untrained), None):
+            how = self._training(lambda task: any(ability.calls for ability in task.abilities), calls)
             raise ValueError(
                 f"{self.origin} holds no trained {part}: its encoders were trained for something else. "
-                f"Take a pre-trained checkpoint, or {self._training(Retrieval, calls=calls)}"
+                f"Take a pre-trained checkpoint, or {how}"
             )
 
-    def _headed(self, purpose: str, *kinds: type[Kind]) -> Kind:
-        for kind in kinds:
-            if isinstance(self.task, kind):
-                return self.task
-        raise ValueError(f"this model was not trained for {purpose}: {self._training(*kinds)}")
+    def _headed(self, ability: Ability) -> Task:
+        """Returns the task whose head has the ability. Raises ValueError for a model without such a head."""
+        if self.task is not None and ability in self.task.abilities:
+            return self.task
+        how = self._training(lambda task: ability in task.abilities)
+        raise ValueError(f"this model was not trained for {ability.about}: {how}")
 
-    def _training(self, *kinds: type[Task], calls: Sequence[str] = ()) -> str:
-        """How to come by a model with such a task: the recipes for it, those of this model's size if there are any.
-
-        Only those that train all `calls` of the model.
-        """
-        same = [one for one in _made(*catalog.RECIPES.values()) if type(one.model) is type(self.recipe.model)]
-        tasks = {one.name: cast("type[Task]", catalog.TASKS[type(one.task)]) for one in same}
-        fit = [one for one in same if tasks[one.name] in kinds]
-        fit = [one for one in fit if {*calls} <= {*tasks[one.name].trained(one.task)}]
-        alike = [one for one in fit if one.model.width == self.recipe.model.width]
-        names = [one.name for one in alike or fit]
+    def _training(self, fits: Callable[[type[Task]], bool], calls: Sequence[str] = ()) -> str:
+        """Names the recipes that train such a task and all `calls` of the model, if possible of this model's size."""
+        recipes = [
+            recipe
+            for recipe in _recipes(*catalog.RECIPES.values())
+            if type(recipe.model) is type(self.recipe.model)
+            and fits(task := catalog.task_class(recipe.task))
+            and {*calls} <= {*task.trained(recipe.task)}
+        ]
+        same_size = [recipe for recipe in recipes if recipe.model.width == self.recipe.model.width]
+        names = [recipe.name for recipe in same_size or recipes]
+        if not names:
+            return "no recipe of the library trains it"
         return f"train {' or '.join(names)} (diptych train {names[0]} init_from=RUN, a pre-trained one)"
 
     # ------------------------------------------------------------------ batches
 
-    def _ask(
-        self,
-        task: Task,
-        say: Callable[[Batch], Iterable[Found]],
-        record: Callable[[str], AnyRecord],
-        texts: Given[str],
-        *images: Given[Picture],
-    ) -> Any:
-        """What the task says of each text with its pictures, read as in evaluation."""
-        found: list[Found] = []
-        with evaluating(task):
-            for rows in self._rows(texts, *images):
-                seen = [self._see(given, rows) for given in images]
-                records = [record(texts.at(row)) for row in rows]
-                batch = evaluation_batch(records, list(zip(*seen, strict=True)), self.tokenizer, self.recipe.data)
-                found += say(to_device(batch, self.device))
-        return _shaped(found, texts, *images)
-
-    def _rows(self, *given: Given[Any]) -> Iterator[range]:
-        """The results' numbers, a batch at a time."""
-        count, size = count_rows(*given), self.recipe.evaluation.batch_size
+    def _rows(self, *inputs: Inputs[Any]) -> Iterator[range]:
+        """Yields the numbers of the results, a batch at a time."""
+        count, size = count_results(*inputs), self.recipe.evaluation.batch_size
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
-    def _see(self, images: Given[Picture], rows: range) -> list[Float[Tensor, "3 H W"]]:
-        """The pixels of each row; each picture is opened once."""
+    def _pixels(self, images: Inputs[Picture], rows: range) -> list[Float[Tensor, "3 H W"]]:
+        """Reads the pixels of each row; each picture is opened once."""
         places = [images.place(row) for row in rows]
         pixels = {place: self.transform(open_any(images.items[place])) for place in dict.fromkeys(places)}
         return [pixels[place] for place in places]
@@ -419,7 +399,7 @@ class Predictor:
     def _embed(
         self, pictures: Sequence[Picture], skipped: list[BadRecord] | None
     ) -> tuple[list[int], Float[Tensor, "N E"]]:
-        """Places of the readable pictures and their vectors. Unreadable ones go to `skipped`, or raise without it."""
+        """Embeds the readable pictures and returns their places too. Others go to `skipped`; without it they raise."""
         places: list[int] = []
         vectors: list[Tensor] = []
         with evaluating(self.model):
@@ -449,7 +429,7 @@ class Predictor:
         return self.model.image_state(pixels.to(self.device))
 
     def _match(self, images: State, words: Texts, text_state: Any) -> Float[Tensor, "N M"]:
-        """Probabilities of every pair of some pictures and all texts."""
+        """Computes the probabilities of every pair of some pictures and all texts."""
         image = torch.arange(len(images)).repeat_interleave(len(words))
         text = torch.arange(len(words)).repeat(len(images))
         return self._match_some(images, words, text_state, image, text).view(len(images), len(words))
@@ -457,7 +437,7 @@ class Predictor:
     def _match_some(
         self, images: State, words: Texts, text_state: Any, image: Int[Tensor, "P"], text: Int[Tensor, "P"]
     ) -> Float[Tensor, "P"]:
-        """Probabilities of pairs in ascending order of their pictures."""
+        """Computes the probabilities of pairs in ascending order of their pictures."""
         scores = torch.empty(len(image))
         rows = words.attention_mask.sum(dim=1)[text] + self.model.fused_image_tokens
         for call in plan_calls(image, rows, self.recipe.evaluation.tokens_per_call):
@@ -481,23 +461,24 @@ class Predictor:
 
 
 @lru_cache(maxsize=1)
-def _made(*makers: Callable[[], Recipe]) -> tuple[Recipe, ...]:
-    """The recipes, made once: a pool asks many models what they miss."""
+def _recipes(*makers: Callable[[], Recipe]) -> tuple[Recipe, ...]:
+    """Makes all recipes once: a pool asks many models what they miss."""
     return tuple(make() for make in makers)
 
 
-def boxes_config(recipe: Recipe, model: Model) -> GroundingConfig:
-    """How a model finds boxes: as its recipe says or, where that is of another task, as published for its depth.
-
-    Published: the cross-attention of the third of six fusion layers (ALBEF §6.4), so half way up. Lower layers have
-    hardly met the picture; above, a word's row has taken in the others' and speaks for the whole text.
-    """
-    if isinstance(recipe.task, GroundingTrainingConfig):
-        return recipe.task.boxes
-    layers = model.map_layers
-    return GroundingConfig(layer=layers[(len(layers) - 1) // 2])
+def _signature(ability: Ability) -> inspect.Signature:
+    """Builds the signature of an ability's method: its pictures, its text, then its options with their defaults."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [*(picture.name for picture in ability.pictures), *([ability.text.name] if ability.text else ())]
+    options = [inspect.Parameter(option.name, kind, default=option.default) for option in ability.options]
+    return inspect.Signature([*(inspect.Parameter(name, kind) for name in names), *options])
 
 
-def _shaped(found: Sequence[Found], *given: Given[Any]) -> Any:
-    """The single result where all that was given is single."""
-    return found[0] if all(one.one for one in given) else tuple(found)
+def _option(option: Option, value: Any) -> Any:
+    """Checks the value of an option. Raises ValueError for texts that are none."""
+    return value if option.kind == "count" or value is None else as_strings(value, option.name).items
+
+
+def _shaped(results: Sequence[Result], *inputs: Inputs[Any]) -> Any:
+    """Returns the single result if all inputs are single, otherwise a tuple."""
+    return results[0] if all(each.single for each in inputs) else tuple(results)

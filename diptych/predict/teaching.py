@@ -20,9 +20,7 @@ from diptych.data.tokenizer import CONTINUES, Tokenizer
 from diptych.models.albef import Albef
 from diptych.predict.inputs import Picture, open_any
 from diptych.predict.predictor import Predictor
-from diptych.schema import AlbefPretrainConfig
 from diptych.search.contract import evaluating
-from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.types import Texts, TokenPositions, to_device
 
 Guesses = tuple[tuple[str, float], ...]
@@ -50,13 +48,13 @@ class Teacher:
     @classmethod
     def beside(cls, student: Predictor) -> Teacher:
         """The teacher of the model's own checkpoint. Raises ValueError where it has none."""
-        if not isinstance(student.recipe.task, AlbefPretrainConfig):
+        if not catalog.task_class(student.recipe.task).keeps_teacher:
             raise ValueError(f"{student.origin} holds no teacher: only ALBEF's pre-training keeps one")
         checkpoint = store.load_from(student.origin)
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
             task = catalog.build_task(student.recipe, student.tokenizer)
-        assert isinstance(task, AlbefPretraining)
         store.load_into(task, checkpoint.weights(), checkpoint.folder)
+        assert isinstance(task.teacher, Albef)
         return cls(student, task.teacher.to(student.device).eval())
 
     def words(self, picture: Picture, text: str, word: str | None = None, k: int = 5) -> tuple[HiddenPiece, ...]:

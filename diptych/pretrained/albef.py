@@ -228,7 +228,7 @@ def make_task_config(task: Any, state: Mapping[str, Tensor], model: AlbefConfig)
     """Gives a task's configuration the sizes that the files have: those of the queue and of the answer decoder."""
     if "image_queue" in state:
         task = replace(task, queue_size=state["image_queue"].shape[1])
-    if isinstance(task, VqaDecoderConfig):
+    if "text_decoder.cls.predictions.bias" in state:
         decoder = replace(
             task.decoder,
             layers=len(numbers(state, r"text_decoder\.bert\.encoder\.layer\.(\d+)\.")),

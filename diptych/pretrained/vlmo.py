@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,11 +166,12 @@ class VlmoFamily(Family):
         longest = min(longest, recipe.model.max_positions)
         data = replace(recipe.data, max_tokens=longest, max_tokens_evaluation=longest, normalise="vlmo")
         recipe = replace(recipe, data=data)
-        if not isinstance(recipe.task, VqaClosedSetConfig):
+        task: Any = recipe.task
+        if "vqa_classifier.3.weight" not in state:
             return recipe
         classes = len(state["vqa_classifier.3.weight"])
         answers = _answers(options.answers, classes)
-        return replace(recipe, task=replace(recipe.task, answers=answers, answer_count=classes))
+        return replace(recipe, task=replace(task, answers=answers, answer_count=classes))
 
     def fit_weights(
         self, ours: dict[str, Tensor], fresh: State, model: ModelConfig, wanted: ModelConfig
@@ -201,11 +203,11 @@ class VlmoFamily(Family):
         return _lines(recipe.model)
 
     def released_layout(self, recipe: Recipe) -> Layout | None:
-        return BEIT_STAGE if isinstance(recipe.task, VisionStageConfig) else super().released_layout(recipe)
+        return BEIT_STAGE if recipe.task.learns_from == "pictures" else super().released_layout(recipe)
 
     def as_released(self, weights: State, recipe: Recipe) -> State:
         assert isinstance(recipe.model, VlmoConfig)
-        return as_beit(weights, recipe.model) if isinstance(recipe.task, VisionStageConfig) else weights
+        return as_beit(weights, recipe.model) if recipe.task.learns_from == "pictures" else weights
 
     def complete(self, published: State, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Adds the index tables of relative positions, without which the released code cannot resize them."""
@@ -214,7 +216,7 @@ class VlmoFamily(Family):
         reasons = {}
         if recipe.data.normalise != "vlmo":
             reasons["pixels"] = "normalised as ALBEF's; released code scales them to -1 to 1"
-        if isinstance(recipe.task, VisionStageConfig):
+        if recipe.task.learns_from == "pictures":
             return dict(published), reasons
         if not model.text_norm:
             raise ValueError("the released code normalises text embeddings, which model.text_norm=false leaves out")

@@ -37,6 +37,17 @@ def albef_base() -> Recipe:
     )
 
 
+TINY_TASK = AlbefPretrainConfig(
+    queue_size=1024,
+    momentum=0.98,
+    fuse_start=450,
+    momentum_start=1500,
+    alpha_ramp=0.2,
+    mask_probability=0.4,
+)
+"""First ITC alone, then all losses, then pseudo-targets (docs/decisions.md 12)."""
+
+
 def albef_tiny() -> Recipe:
     """The demo: 64-pixel scenes, minutes on two CPU cores, from random weights.
 
@@ -53,15 +64,7 @@ def albef_tiny() -> Recipe:
             ),
             embed_dim=128,
         ),
-        # First ITC alone, then all losses, then pseudo-targets (docs/decisions.md 12).
-        task=AlbefPretrainConfig(
-            queue_size=1024,
-            momentum=0.98,
-            fuse_start=450,
-            momentum_start=1500,
-            alpha_ramp=0.2,
-            mask_probability=0.4,
-        ),
+        task=TINY_TASK,
         # Every scene is new, and captions tell places and sizes, so nothing is augmented.
         data=DataConfig(source="scenes", crop=(1.0, 1.0), flip=0.0, randaugment=(0, 0)),
         tokenizer=TokenizerConfig(size=2000),
@@ -82,7 +85,6 @@ def albef_small() -> Recipe:
     """
     tiny = albef_tiny()
     assert isinstance(tiny.model, AlbefConfig)
-    assert isinstance(tiny.task, AlbefPretrainConfig)
     return replace(
         tiny,
         name="albef_small",
@@ -91,7 +93,7 @@ def albef_small() -> Recipe:
             text=replace(tiny.model.text, vocab_size=8000, width=256, layers=6, fusion_start=3, intermediate=1024),
             embed_dim=128,
         ),
-        task=replace(tiny.task, queue_size=8192, momentum=0.995, fuse_start=1000, momentum_start=3000, alpha_ramp=1.0),
+        task=replace(TINY_TASK, queue_size=8192, momentum=0.995, fuse_start=1000, momentum_start=3000, alpha_ramp=1.0),
         data=DataConfig(source="scenes", scenes=ScenesConfig(size=128)),
         tokenizer=TokenizerConfig(size=8000),
         optim=OptimConfig(lr=5e-4),

@@ -77,6 +77,10 @@ def vlmo_large() -> Recipe:
     )
 
 
+TINY_TASK = VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1500)
+"""Aligns by one branch, then fuses: docs/decisions.md 52."""
+
+
 def vlmo_tiny() -> Recipe:
     """The demo: 64-pixel scenes, minutes on two CPU cores.
 
@@ -94,8 +98,7 @@ def vlmo_tiny() -> Recipe:
             image_size=64, patch_size=16, width=128, depth=4, heads=4, fusion_start=2, layer_scale=None,
             max_positions=64, vocab_size=2000, drop_path=0.0, dropout=0.0, stem="conv", text_norm=False,
         ),
-        # First ITC alone on one branch, then all losses (docs/decisions.md 52).
-        task=VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1500),
+        task=TINY_TASK,
         tokenizer=replace(tiny.tokenizer, separator=True),
         schedule=replace(tiny.schedule, warmup_steps=400),
         run=replace(tiny.run, steps=2000, validate_every=200, checkpoint_every=200),
@@ -112,12 +115,11 @@ def vlmo_small() -> Recipe:
     """
     tiny = vlmo_tiny()
     assert isinstance(tiny.model, VlmoConfig)
-    assert isinstance(tiny.task, VlmoPretrainConfig)
     return replace(
         tiny,
         name="vlmo_small",
         model=replace(tiny.model, image_size=128, width=256, depth=6, fusion_start=4, vocab_size=8000),
-        task=replace(tiny.task, fuse_start=1000),
+        task=replace(TINY_TASK, fuse_start=1000),
         data=DataConfig(source="scenes", scenes=ScenesConfig(size=128)),
         tokenizer=replace(tiny.tokenizer, size=8000),
         schedule=replace(tiny.schedule, warmup_steps=2000),

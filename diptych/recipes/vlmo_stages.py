@@ -69,13 +69,13 @@ def visual_tokenizer_tiny() -> Recipe:
 # --------------------------------------------------------------------------- stage 1, on images
 
 
-def _vision(name: str, pairs: Recipe, visual: Recipe) -> Recipe:
+def _vision(name: str, pairs: Recipe, visual: Recipe, min_block: int = VisionStageConfig.min_block) -> Recipe:
     """Builds the first stage of the model that `pairs` trains, with BEiT's settings and the codes of `visual`."""
     assert isinstance(visual.model, VisualTokenizerConfig)
     return replace(
         pairs,
         name=name,
-        task=VisionStageConfig(tokenizer=f"runs/{visual.name}", visual=visual.model),
+        task=VisionStageConfig(tokenizer=f"runs/{visual.name}", min_block=min_block, visual=visual.model),
         data=visual.data,
         optim=OptimConfig(lr=1.5e-3, weight_decay=0.05, clip=3.0),
         schedule=ScheduleConfig(warmup_steps=6250, warmup_lr=0.0, min_lr=1e-5),
@@ -124,11 +124,9 @@ def vlmo_tiny_vision() -> Recipe:
     Cost: two minutes on two cores.
     Expected: 21 % of the masked patches' codes predicted in 1,000 unseen scenes; 2 % by always the most frequent code.
     """
-    recipe = _vision("vlmo_tiny_vision", vlmo_tiny(), visual_tokenizer_tiny())
-    assert isinstance(recipe.task, VisionStageConfig)
+    recipe = _vision("vlmo_tiny_vision", vlmo_tiny(), visual_tokenizer_tiny(), min_block=2)
     return replace(
         recipe,
-        task=replace(recipe.task, min_block=2),
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=600, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from diptych.data.record import Record
 from diptych.losses.contrastive import (
     Similarities,
     distilled_contrastive_loss,
@@ -99,6 +100,14 @@ class AlbefInspection(DrawnNegatives):
 
 class AlbefPretraining(DistilledTask):
     """Trains ALBEF by ITC + ITM + MLM, with labels softened by the pseudo-targets of a momentum encoder."""
+
+    record = Record
+    purpose = "matching pictures and texts (pre-training)"
+    hub_tag = "zero-shot-image-classification"
+    headed = False
+    ranks_pairs = True
+    inspectable = True
+    keeps_teacher = True
 
     model: Albef
     teacher: Albef

@@ -1,6 +1,9 @@
-"""What tasks with a momentum teacher share (ALBEF §3.3), and those of them with a head of their own."""
+"""Base classes of the tasks that learn from a momentum encoder as well as from labels (ALBEF §3.3)."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -17,16 +20,19 @@ from diptych.schema import (
 from diptych.task import Model, Task
 
 HeadConfig = EntailmentConfig | Nlvr2Config | VqaDecoderConfig | VqaClosedSetConfig
-"""Of the tasks that are used by a head of their own."""
+"""Configurations of the tasks that are used through a head of their own."""
 
 
 class DistilledTask(Task):
-    """A task with a momentum teacher, whose parts are its children called `teacher…`."""
+    """A task with a momentum encoder, whose parts are the children with names that begin with `teacher`."""
 
     config: AlbefPretrainConfig | RetrievalConfig | HeadConfig
 
     def train(self, mode: bool = True) -> DistilledTask:
-        """The teacher stays in evaluation mode: no dropout in its targets (docs/released_code.md, defect 3)."""
+        """Keeps the momentum encoder in evaluation mode, so that no dropout enters its pseudo-targets.
+
+        The released code lets it follow the model's mode (docs/released_code.md, defect 3).
+        """
         super().train(mode)
         for name, part in self.named_children():
             if name.startswith("teacher"):
@@ -35,7 +41,7 @@ class DistilledTask(Task):
 
 
 class TaughtTask(DistilledTask):
-    """A model that fuses, a head on what it gives and, unless `alpha` is 0, a teacher of both."""
+    """A fusion encoder with a head on its output and, unless `alpha` is 0, momentum copies of both."""
 
     model: Model
     head: nn.Module
@@ -47,6 +53,10 @@ class TaughtTask(DistilledTask):
     def trained(cls, config: HeadConfig) -> tuple[str, ...]:
         return "fuse", "pooled"
 
+    @classmethod
+    def for_use(cls, config: Any) -> Any:
+        return replace(config, alpha=0.0)
+
     def __init__(self, model: Model, head: nn.Module, config: HeadConfig, released: Released = Released()) -> None:
         super().__init__()
         model.freeze(model.parts_unused_by(*self.trained(config)))
@@ -57,7 +67,11 @@ class TaughtTask(DistilledTask):
         self.train()
 
     def before_step(self) -> None:
-        """Released: after the student's forward and before the teacher's, between which the student does not change."""
+        """Updates the momentum copies.
+
+        The released code does so between the forward of the model and that of its momentum copy; the model does not
+        change in between, so the result is the same.
+        """
         if self.teacher is not None and self.teacher_head is not None:
             move_towards(self.teacher, self.model, self.config.momentum)
             move_towards(self.teacher_head, self.head, self.config.momentum)

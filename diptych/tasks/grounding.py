@@ -1,8 +1,8 @@
-"""Visual grounding: where in a picture is what a phrase names? (ALBEF §5, §6.4; weakly supervised)
+"""Visual grounding: where in a picture is the thing that a phrase names? (ALBEF §5, §6.4; weakly supervised)
 
-Training is retrieval's: no box is ever seen. The map of a phrase is Grad-CAM of the pair's score by attention
-probabilities: attention × the positive part of the gradient, averaged over heads. A box is the best of given proposals,
-or comes from the map itself.
+The task trains as retrieval does and never sees a box. The map of a phrase is Grad-CAM of the pair's score with respect
+to attention probabilities: attention × the positive part of the gradient, averaged over heads. A box is the best of the
+proposals, or comes from the map itself.
 
 P phrases, I images, L text length, h × w patches, H × W pixels of a picture, N proposals. Boxes are x, y, width, height
 in pixels of the picture.
@@ -10,7 +10,7 @@ in pixels of the picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -21,23 +21,182 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diptych.data.heatmap import enlarge
-from diptych.data.record import Box
-from diptych.schema import GroundingConfig
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import Box, Referring
+from diptych.data.tokenizer import Tokenizer
+from diptych.facts import Ability, TaskReport
+from diptych.metrics.accuracy import Estimate, estimate
+from diptych.metrics.grounding import HALF, box_accuracy, box_iou, central_box, largest_box
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskEvaluation, check_finite, has_label
+from diptych.schema import GroundingConfig, GroundingTrainingConfig, Recipe, RetrievalConfig
 from diptych.task import Model
-from diptych.types import Texts
+from diptych.tasks.retrieval import Retrieval
+from diptych.types import Batch, Texts
+
+# --------------------------------------------------------------------------- the task
+
+
+def boxes_config(recipe: Recipe, model: Model) -> GroundingConfig:
+    """Returns how a model finds boxes: as its recipe says or, for a recipe of another task, as published for its depth.
+
+    Published is the cross-attention of the third of six fusion layers (ALBEF §6.4), which is half way up. In lower
+    layers a word has hardly met the picture; in higher ones its token has mixed with the others and stands for the
+    whole text.
+    """
+    if isinstance(recipe.task, GroundingTrainingConfig):
+        return recipe.task.boxes
+    layers = model.map_layers
+    return GroundingConfig(layer=layers[(len(layers) - 1) // 2])
+
+
+def _calls(recipe: Recipe, model: Model) -> tuple[str, ...]:
+    """Names the model's calls that a map needs."""
+    if boxes_config(recipe, model).mode == "itm":
+        return "match_logits", "fuse", "pooled"
+    return "embed_image", "embed_text", "temperature"
+
+
+@dataclass(frozen=True)
+class BoxedPhrase:
+    """A phrase with the boxes that were found for it, in pixels of its picture."""
+
+    record: Referring
+    size: tuple[int, int]
+    """Width and height of the picture."""
+    box: Box
+    """The best proposal or, without proposals, the box of the map."""
+    box_of_map: Box
+
+
+class Grounding(Retrieval):
+    """Retrieval on phrases, evaluated by boxes."""
+
+    record = Referring
+    purpose = "visual grounding"
+    hub_tag = None
+    abilities = (
+        Ability(
+            "locate",
+            about="phrases",
+            example='model.locate("a.jpg", "the dog on the left")          # a box and a heat map',
+            calls=_calls,
+        ),
+    )
+    ranks_pairs = False
+    fails_early = True  # a layer without attention shows with the first map
+    report = TaskReport(
+        title="Visual grounding",
+        measure="Box accuracy",
+        how="Where is what the phrase names? A box is right if it overlaps the right one by half or more (IoU). The "
+        "model was trained without boxes.",
+        judged="boxes of phrases",
+        measures={"accuracy.without_proposals": "Box accuracy, from the map alone"},
+        references={
+            "largest_proposal": "Always the largest proposal",
+            "central_proposal": "Always the most central proposal",
+            "any_proposal": "Any proposal, drawn evenly",
+        },
+        examples="boxes",
+    )
+
+    config: GroundingTrainingConfig
+
+    @classmethod
+    def check(cls, config: RetrievalConfig) -> None:
+        """Raises ValueError for settings that contradict each other, also for maps of a score that nothing trains."""
+        super().check(config)
+        assert isinstance(config, GroundingTrainingConfig)
+        mode = config.boxes.mode
+        if not getattr(config, mode):
+            raise ValueError(f"task.boxes.mode={mode} asks what task.{mode}=0 does not train: set the other mode")
+
+    def heat(self, batch: Batch) -> Float[Tensor, "P h w"]:
+        averages_padding = self.released.heat_map_averages_padding
+        return phrase_maps(self.model, batch.pixels, batch.texts, self.config.boxes, None, averages_padding).phrase
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures box accuracy by proposals, if there are any, over all phrases and by split; and by the map alone.
+
+        The phrases of one picture are resampled together.
+        """
+        located = [phrase for chunk in batches for phrase in self._locate(chunk)]
+        labelled = [phrase for phrase in located if has_label(phrase.record)]
+        overlaps = iter(self._iou([phrase.box for phrase in labelled], labelled).tolist())
+        decisions = tuple(
+            Decision(phrase.record.id, list(phrase.box), None, phrase.record.box and list(phrase.record.box), score)
+            for phrase in located
+            for score in [next(overlaps) if has_label(phrase.record) else None]
+        )
+        if not labelled:
+            return TaskEvaluation({}, decisions=decisions)
+        proposed = all(phrase.record.proposals for phrase in labelled)
+        references = self._references(labelled, resamples) if proposed else {}
+        return TaskEvaluation(self._scores(labelled, resamples), references, decisions=decisions)
+
+    def _locate(self, chunk: EvaluationBatch) -> Iterator[BoxedPhrase]:
+        """Finds the box of each phrase. A picture is encoded once for all of its phrases in the batch."""
+        first = {record.image_id: row for row, record in reversed(list(enumerate(chunk.records)))}
+        place = {identity: number for number, identity in enumerate(first)}
+        pixels = chunk.batch.pixels[list(first.values())]
+        image_index = torch.tensor([place[record.image_id] for record in chunk.records], device=pixels.device)
+        texts, averages_padding = chunk.batch.texts, self.released.heat_map_averages_padding
+        maps = phrase_maps(self.model, pixels, texts, self.config.boxes, image_index, averages_padding).phrase
+        for record, heat, size in zip(chunk.records, check_finite(maps, chunk.records), chunk.sizes, strict=True):
+            box_of_heat = find_box(heat, size, (), self.config.boxes)
+            best = find_box(heat, size, record.proposals, self.config.boxes) if record.proposals else box_of_heat
+            yield BoxedPhrase(record, size, best, box_of_heat)
+
+    def _scores(self, labelled: Sequence[BoxedPhrase], resamples: int) -> dict[str, Estimate]:
+        pictures, parts = zip(*((phrase.record.image_id, phrase.record.part) for phrase in labelled), strict=True)
+        iou = self._iou([phrase.box for phrase in labelled], labelled)
+        by_part = box_accuracy(iou, parts, pictures, resamples)
+        without_proposals = self._iou([phrase.box_of_map for phrase in labelled], labelled)
+        return {
+            MAIN: estimate(_hits(iou), pictures, resamples),
+            **{f"accuracy.{part}": score for part, score in by_part.items() if part},
+            "accuracy.without_proposals": estimate(_hits(without_proposals), pictures, resamples),
+        }
+
+    def _references(self, labelled: Sequence[BoxedPhrase], resamples: int) -> dict[str, Estimate]:
+        """Measures guessers that do not look: the largest proposal, the most central one, and any of them by chance."""
+        largest, central, by_chance = [], [], []
+        for phrase in labelled:
+            proposals = phrase.record.proposals
+            boxes = np.array(proposals, np.float64)
+            largest.append(proposals[largest_box(boxes)])
+            central.append(proposals[central_box(boxes, phrase.size)])
+            by_chance.append(_hits(self._iou(proposals, [phrase] * len(proposals))).mean())
+        hits = {
+            "largest_proposal": _hits(self._iou(largest, labelled)),
+            "central_proposal": _hits(self._iou(central, labelled)),
+            "any_proposal": np.array(by_chance),
+        }
+        pictures = [phrase.record.image_id for phrase in labelled]
+        return {name: estimate(values, pictures, resamples) for name, values in hits.items()}
+
+    def _iou(self, boxes: Sequence[Box], labelled: Sequence[BoxedPhrase]) -> Float[np.ndarray, "R"]:
+        """Computes the overlap of a box for each phrase with the right one."""
+        right = [phrase.record.box for phrase in labelled]
+        first, second = (np.array(each, np.float64).reshape(-1, 4) for each in (boxes, right))
+        return box_iou(first, second, self.released.iou_in_whole_pixels)
+
+
+def _hits(iou: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+    return (iou >= HALF).astype(np.float64)
+
 
 # --------------------------------------------------------------------------- maps
 
 
 @dataclass(frozen=True)
 class PhraseMaps:
-    """How much each patch speaks for each phrase: 0 and more, comparable between maps of one model, mode and layer."""
+    """The evidence of each patch for each phrase: 0 or more, comparable between maps of one model, mode and layer."""
 
     phrase: Float[Tensor, "P h w"]
     tokens: Float[Tensor, "P L h w"] | None
     """The same for each token, 0 at padding; None in mode itc, which sees a phrase as one vector."""
     score: Float[Tensor, "P"]
-    """What was differentiated: the match logit (itm), or similarity / temperature (itc)."""
+    """The score that was differentiated: the match logit (itm), or similarity / temperature (itc)."""
     fit: Float[Tensor, "P"]
     """How well phrase and image fit: the probability of a match (itm), or the cosine similarity (itc)."""
 
@@ -50,7 +209,7 @@ def phrase_maps(
     image_index: Int[Tensor, "P"] | None = None,
     averages_padding: bool = False,
 ) -> PhraseMaps:
-    """Maps of phrase p on image image_index[p] (default: its own image each), for any image size and batch.
+    """Computes the map of phrase p on image image_index[p] (by default image p), for any image size and batch.
 
     An image is encoded once, however many phrases it has. Weights may be frozen and the caller may be within
     `no_grad`; no gradient is left anywhere.
@@ -82,7 +241,7 @@ def phrase_maps(
 
 @contextmanager
 def _frozen(model: Model) -> Iterator[None]:
-    """Layers leave out the gradients of weights meanwhile: only that of the attention is asked for."""
+    """Switches off the gradients of all weights meanwhile: only that of the attention is needed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -96,9 +255,10 @@ def _frozen(model: Model) -> Iterator[None]:
 def _fusion_maps(
     model: Model, pixels: Tensor, texts: Texts, layer: int, image_index: Int[Tensor, "P"]
 ) -> tuple[Float[Tensor, "P l patches"], Float[Tensor, "P"], Float[Tensor, "P"]]:
-    """By the cross-attention of a fusion layer; the score is the match logit. Padding has no gradient: its rows are 0.
+    """Uses the cross-attention of a fusion layer; the score is the match logit.
 
-    The graph begins with the encoded images: the encoders are not part of it, and it is there for frozen weights too.
+    Padding has no gradient, so its maps are 0. The graph begins with the encoded images: it exists for frozen weights
+    too and leaves out the encoders.
     """
     with torch.no_grad():
         images, words = model.image_state(pixels), model.text_state(texts)
@@ -113,9 +273,9 @@ def _fusion_maps(
 def _encoder_maps(
     model: Model, pixels: Tensor, texts: Texts, block: int, image_index: Int[Tensor, "P"]
 ) -> tuple[Float[Tensor, "P 1 patches"], Float[Tensor, "P"], Float[Tensor, "P"]]:
-    """By the class token's self-attention in a block of the image encoder; the score is similarity / temperature.
+    """Uses the class token's self-attention in a block of the image encoder; the score is similarity / temperature.
 
-    Phrases of one image share its attention, so each takes a turn of its own going back.
+    Phrases of one image share its attention, so each needs a backward pass of its own.
     """
     with torch.no_grad():
         text = model.embed_text(model.text_state(texts))["main"]
@@ -142,14 +302,14 @@ def _grad_cam(
 
 
 def _tracked(state: Any) -> Any:
-    """The same state with its tensors as the leaves of a new graph."""
+    """Returns the same state with its tensors as the leaves of a new graph."""
     parts = {item.name: getattr(state, item.name) for item in fields(state)}
     kept = {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()}
     return replace(state, **{name: part.detach().requires_grad_() for name, part in kept.items()})
 
 
 def _turns(image_index: Int[Tensor, "P"]) -> Int[Tensor, "P"]:
-    """How many earlier phrases have the same image.
+    """Counts the earlier phrases of the same image.
 
     >>> _turns(torch.tensor([5, 2, 5, 5])).tolist()
     [0, 0, 1, 2]
@@ -163,11 +323,11 @@ def _turns(image_index: Int[Tensor, "P"]) -> Int[Tensor, "P"]:
 def find_box(
     heat: Float[Tensor, "h w"], size: tuple[int, int], proposals: Sequence[Box], config: GroundingConfig
 ) -> Box:
-    """The box of a phrase on a picture of `size` (width, height), given its map.
+    """Finds the box of a phrase on a picture of `size` (width, height), given its map.
 
-    Without proposals, the box that the map itself draws. With proposals, the best one, the first of equals. As released
-    that is the first best of those that score above 0; where none does, the released code breaks and this one still
-    takes the best (docs/released_code.md, defect 10).
+    Without proposals this is the box around the hottest region of the map. With proposals it is the best one, the first
+    of equals. The released code takes the first best of those that score above 0; if none does it breaks, while this
+    function still takes the best (docs/released_code.md, defect 10).
 
     Raises ValueError for a map that is not finite and for proposals without an area.
     """
@@ -180,7 +340,7 @@ def find_box(
 def proposal_scores(
     heat: Float[np.ndarray, "H W"], proposals: Float[np.ndarray, "N 4"], alpha: float = 0.5
 ) -> Float[np.ndarray, "N"]:
-    """The heat within each proposal divided by its area to the power `alpha`, as released. Higher is better.
+    """Computes the heat within each proposal divided by its area to the power `alpha`, as released. Higher is better.
 
     A proposal covers the pixels int(x) … int(x + width) - 1 and int(y) … int(y + height) - 1 as far as the picture
     reaches. One table of sums serves all proposals.
@@ -202,12 +362,12 @@ def proposal_scores(
 
 
 def box_of_map(heat: Float[np.ndarray, "H W"], threshold: float = 0.5) -> Box:
-    """The box around the hottest place: no proposals needed.
+    """Finds the box around the hottest region, without proposals.
 
-    Our own choice, in the manner of class activation maps: pixels of at least `threshold` times the peak form regions
-    (joined side by side, not at corners), and the region with the most heat in all is taken. The sum and not the peak
-    decides, so that one overheated patch does not win over a thing. A map without heat names no place: the whole
-    picture.
+    This is our own choice, in the manner of class activation maps: pixels of at least `threshold` times the peak form
+    regions (joined side by side, not at corners), and the region with the largest sum of heat is taken. The sum and not
+    the peak decides, so that a single hot patch does not win over an object. For a map without heat the box is the
+    whole picture.
 
     >>> box_of_map(np.array([[0.0, 0, 0, 0], [0, 2, 3, 0], [4, 0, 0, 0]]))
     (1.0, 1.0, 2.0, 1.0)
@@ -226,7 +386,7 @@ def box_of_map(heat: Float[np.ndarray, "H W"], threshold: float = 0.5) -> Box:
 
 
 def _runs(hot: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """Row, start and end (excluded) of each unbroken stretch, row by row."""
+    """Finds row, start and end (excluded) of each unbroken stretch, row by row."""
     steps = np.diff(np.pad(hot, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     row, start = np.nonzero(steps == 1)
     return row, start, np.nonzero(steps == -1)[1]
@@ -235,7 +395,7 @@ def _runs(hot: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "n"], Int[np.nd
 def _regions(
     row: Int[np.ndarray, "n"], start: Int[np.ndarray, "n"], end: Int[np.ndarray, "n"], width: int
 ) -> Int[np.ndarray, "n"]:
-    """The region of each stretch: stretches that touch one of the row above belong together (union-find)."""
+    """Numbers the region of each stretch: stretches that touch one of the row above belong together (union-find)."""
     parent = list(range(len(row)))
 
     def root(run: int) -> int:

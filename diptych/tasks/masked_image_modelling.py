@@ -9,23 +9,31 @@ I images, S patches a side, N = S² patches, R masked patches, K size of the cod
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.checkpoints import store
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import Picture
+from diptych.data.tokenizer import Tokenizer
+from diptych.facts import TaskReport
 from diptych.losses.masked_image import block_mask, masked_image_loss
+from diptych.metrics.accuracy import estimate
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskEvaluation, check_finite
 from diptych.models.visual_tokenizer import VisualTokenizer
 from diptych.models.vlmo import Vlmo
 from diptych.models.vlmo_weights import grid_side, untrained_parts
 from diptych.nn.blocks import init_weights
 from diptych.nn.embeddings import resize_positions
 from diptych.nn.gather import Processes
-from diptych.schema import Released, SpecialIds, VisionStageConfig
+from diptych.schema import Recipe, Released, SpecialIds, VisionStageConfig, VisualTokenizerConfig
 from diptych.seeds import seed_of
+from diptych.serialize import from_dict
 from diptych.task import Task
 from diptych.types import Batch, Losses, PictureBatch, Progress, Term
 
@@ -58,6 +66,17 @@ class CodePredictions:
 
 class VisionStage(Task):
     """Predicts the codes of masked patches from the visible patches (BEiT §2.3)."""
+
+    record = Picture
+    headed = False
+    report = TaskReport(
+        title="Masked image modelling",
+        measure="Visual-token accuracy",
+        how="Which code of the visual tokenizer belongs to each masked patch? Every picture has its own mask, always "
+        "the same.",
+        references={"commonest": "Always the commonest answer"},
+        examples="views",
+    )
 
     model: Vlmo
     config: VisionStageConfig
@@ -93,6 +112,54 @@ class VisionStage(Task):
             "commonest_code": Term.over((predictions.codes == predictions.codes.mode().values).float()),
         }
         return Losses.weighted(measures=measures, masked_image=(1.0, loss))
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures how often the likeliest code of a masked patch is the one that the visual tokenizer gives it.
+
+        The patches of one picture are resampled together.
+        """
+        decisions: list[Decision] = []
+        hits, owners, codes = [], [], []
+        for chunk in batches:
+            predictions = self.predict(chunk.batch)
+            records = [chunk.records[row] for row in predictions.masked.nonzero()[:, 0].tolist()]
+            predicted, counts = check_finite(predictions.logits, records).argmax(1), predictions.masked.sum(1).tolist()
+            pictures = zip(chunk.records, predicted.split(counts), predictions.codes.split(counts), strict=True)
+            for record, guessed, right in pictures:
+                hits.append(guessed == right)
+                codes.append(right)
+                owners += [record.image_id] * len(right)
+                score = hits[-1].double().mean().item()
+                decisions.append(Decision(record.id, guessed.tolist(), None, right.tolist(), score))
+        right = torch.cat(codes).cpu()
+        always = right == right.bincount().argmax()
+        accuracy, commonest = (
+            estimate(values.double().cpu().numpy(), owners, resamples) for values in (torch.cat(hits), always)
+        )
+        return TaskEvaluation({MAIN: accuracy}, {"commonest": commonest}, decisions=tuple(decisions))
+
+    @classmethod
+    def relinked(cls, config: VisionStageConfig, link: Callable[[str], str]) -> VisionStageConfig:
+        return replace(config, tokenizer=link(config.tokenizer))
+
+    @classmethod
+    def resolved(cls, recipe: Recipe) -> Recipe:
+        """Adds the configuration of the visual tokenizer. Raises ValueError if the task names none that fits."""
+        task = recipe.task
+        assert isinstance(task, VisionStageConfig)
+        if not task.tokenizer:
+            raise ValueError(
+                "task.tokenizer names no visual tokenizer: train one, as with `diptych train visual_tokenizer_tiny`, "
+                "and name its run: task.tokenizer=runs/visual_tokenizer_tiny"
+            )
+        origin = from_dict(store.load_from(task.tokenizer).recipe)
+        if not isinstance(origin.model, VisualTokenizerConfig):
+            raise ValueError(f"task.tokenizer={task.tokenizer} is a run of {origin.name}, which is no visual tokenizer")
+        if origin.data.normalise != recipe.data.normalise:
+            raise ValueError(
+                f"the visual tokenizer was trained with data.normalise={origin.data.normalise}: set it so here too"
+            )
+        return replace(recipe, task=replace(task, visual=origin.model))
 
     def predict_codes(
         self, pixels: Float[Tensor, "I 3 H W"], masked: Bool[Tensor, "I N"], rng_keys: Int[Tensor, "I"] | None = None

@@ -8,13 +8,20 @@ B texts, L padded length, R masked tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import PlainText
+from diptych.data.tokenizer import Tokenizer
+from diptych.facts import TaskReport
 from diptych.losses.masked_lm import WordMasking, masked_lm_loss, masked_tokens
+from diptych.metrics.accuracy import estimate
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskEvaluation, check_finite
 from diptych.models.vlmo import Vlmo
 from diptych.models.vlmo_weights import untrained_parts
 from diptych.nn.gather import Processes
@@ -36,6 +43,15 @@ class MaskedTexts:
 
 class LanguageStage(Task):
     """Trains MLM with whole-word masking on texts alone. Parts of the model that no text reaches are frozen."""
+
+    record = PlainText
+    headed = False
+    report = TaskReport(
+        title="Masked language modelling",
+        measure="Masked-word accuracy",
+        how="Which word stands at each masked place? Every text has its own mask, always the same.",
+        figures={"perplexity": "Perplexity of a masked word"},
+    )
 
     model: Vlmo
     config: LanguageStageConfig
@@ -96,3 +112,50 @@ class LanguageStage(Task):
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
         """Names the parts that the stage before has not trained."""
         return untrained_parts(origin.task, self.model.config.depth)
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures how often the likeliest word is the masked one, and the perplexity of the masked words.
+
+        The words of one text are resampled together.
+        """
+        decisions: list[Decision] = []
+        owners: list[str] = []
+        right, hits, surprise = [], [], []
+        for chunk in batches:
+            masked, logits = self.predict(chunk.batch, len(decisions))
+            records = [chunk.records[row] for row in masked.rows.pair.tolist()]
+            log_probability = check_finite(logits, records).log_softmax(1)
+            best = log_probability.max(dim=1)
+            right.append(masked.words.cpu())
+            hits.append((best.indices == masked.words).cpu())
+            surprise.append(-log_probability.gather(1, masked.words[:, None])[:, 0].double().cpu())
+            owners += [record.id for record in records]
+            decisions += _decisions(chunk, masked, best.indices, best.values.exp(), tokenizer)
+        words = torch.cat(right)
+        if not len(words):
+            raise ValueError("nothing to measure: no text of the split has a word that can be masked")
+        accuracy, commonest = (
+            estimate(values.double().numpy(), owners, resamples)
+            for values in (torch.cat(hits), words == words.bincount().argmax())
+        )
+        figures = {"perplexity": torch.cat(surprise).mean().exp().item()}
+        return TaskEvaluation({MAIN: accuracy}, {"commonest": commonest}, decisions=tuple(decisions), figures=figures)
+
+
+def _decisions(
+    chunk: EvaluationBatch,
+    masked: MaskedTexts,
+    guessed: Int[Tensor, "R"],
+    probability: Float[Tensor, "R"],
+    tokenizer: Tokenizer,
+) -> Iterator[Decision]:
+    """Gives the words guessed for each text, their mean probability, and the share of them that is right."""
+    ids = chunk.batch.texts.input_ids.clone()
+    ids[masked.rows.pair, masked.rows.position] = tokenizer.mask_id
+    for row, record in enumerate(chunk.records):
+        here = masked.rows.pair == row
+        words, right = guessed[here].tolist(), masked.words[here].tolist()
+        score = sum(a == b for a, b in zip(words, right, strict=True)) / len(right) if right else None
+        mean = probability[here].mean().item() if right else None
+        said, truth = (" ".join(map(tokenizer.token, each)) for each in (words, right))
+        yield Decision(record.id, said, mean, truth, score, shown=tokenizer.decode(ids[row].tolist()))

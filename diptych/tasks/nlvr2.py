@@ -5,16 +5,24 @@ B samples, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import PairStatement, Record
+from diptych.data.submissions import write_nlvr2
+from diptych.data.tokenizer import Tokenizer
+from diptych.facts import Ability, Argument, Choice, Submission, TaskReport
 from diptych.losses.contrastive import similarity
 from diptych.losses.distillation import alpha_at, class_loss
 from diptych.losses.matching import draw_negatives, negative_weights
+from diptych.metrics.nlvr2 import nlvr2_accuracy
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskEvaluation, class_decisions, class_evaluation
 from diptych.nn.gather import Processes
 from diptych.nn.heads import classifier
 from diptych.schema import Nlvr2Config, Released, SpecialIds, TextAssignmentConfig
@@ -23,14 +31,38 @@ from diptych.task import Model, Task
 from diptych.tasks.distilled import TaughtTask
 from diptych.types import Batch, LabelledPicturePairs, Losses, PicturePairs, Progress, Term, Texts, expect
 
-# --------------------------------------------------------------------------- is the statement true of both?
+# --------------------------------------------------------------------------- NLVR2: is a statement true of two images?
 
 CLASSES = ("false", "true")
-"""In the order of labels and logits, as published."""
+"""The classes in the order of labels and logits, as published."""
 
 
 class Nlvr2(TaughtTask):
-    """Two classes from a statement fused with two pictures, learnt from labels and, unless `alpha` is 0, a teacher."""
+    """A classifier of two classes on a statement fused with two images, learnt from labels and, unless `alpha` is 0,
+    distilled."""
+
+    record = PairStatement
+    purpose = "statements about two pictures (NLVR2)"
+    abilities = (
+        Ability(
+            "compare",
+            about="statements about two pictures",
+            example='model.compare("a.jpg", "b.jpg", "both show a dog")    # true, false',
+            description="Says whether statements about a left and a right picture are true.",
+            pictures=(Argument("image_a", "left"), Argument("image_b", "right")),
+            text=Argument("statement", "statements", "Statements about the two pictures."),
+            record=lambda text: PairStatement(repr(text), (None, None), text, False, ("", ""), text),
+        ),
+    )
+    submission = Submission("NLVR2", write_nlvr2, str.capitalize)
+    report = TaskReport(
+        title="Visual reasoning (NLVR2)",
+        measure="Accuracy",
+        how="Is the statement true of the two pictures? Consistency is the share of statements that are predicted "
+        "rightly for all their pairs of pictures.",
+        judged="statements about two pictures",
+        measures={"consistency": "Consistency"},
+    )
 
     head: nn.Sequential
     teacher_head: nn.Sequential | None
@@ -48,28 +80,50 @@ class Nlvr2(TaughtTask):
         pairs = expect(batch, LabelledPicturePairs, "two pictures and a label (false or true) for each statement")
         alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits = self.logits(pairs)
+        # Cross-entropy with the labels and, with weight alpha, with the momentum copy's distribution.
         loss = class_loss(logits, pairs.labels, self.teacher_logits(pairs) if alpha else None, alpha)
         measures = {"accuracy": _accuracy(logits, pairs.labels), "alpha": Term.over(logits.new_full((1,), alpha))}
         return Losses.weighted(measures=measures, nlvr2=(1.0, loss))
 
     def logits(self, pairs: PicturePairs) -> Float[Tensor, "B 2"]:
-        """Scores of the `CLASSES`."""
+        """Computes a score for each of the `CLASSES`."""
         return _logits(self.model, self.head, pairs)
 
     @torch.no_grad()
     def teacher_logits(self, pairs: PicturePairs) -> Float[Tensor, "B 2"]:
-        """The momentum copy's scores."""
+        """Computes the momentum copy's scores."""
         assert self.teacher is not None
         assert self.teacher_head is not None
         return _logits(self.teacher, self.teacher_head, pairs)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "B 2"]:
-        """Probabilities of the `CLASSES` for each statement. Raises ValueError for a batch without second pictures."""
+        """Computes the probabilities of the `CLASSES`. Raises ValueError for a batch without second pictures."""
         return self.logits(expect(batch, PicturePairs, "two pictures for each statement")).softmax(1)
+
+    @classmethod
+    def classes(cls, config: Nlvr2Config) -> tuple[tuple[str, ...], str]:
+        return CLASSES, "softmax"
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures accuracy and consistency. The pairs of pictures of one statement are resampled together."""
+        decisions: list[Decision] = []
+        statements: list[str] = []
+        for chunk in batches:
+            labels = [CLASSES[int(record.label)] for record in chunk.records]
+            decisions += class_decisions(chunk.records, self.predict(chunk.batch), CLASSES, labels)
+            statements += [record.group for record in chunk.records]
+        evaluation = class_evaluation(decisions, CLASSES, statements, resamples)
+        hits = torch.tensor([bool(decision.score) for decision in decisions])
+        both = nlvr2_accuracy(hits, statements, resamples)
+        return replace(evaluation, scores={MAIN: both.accuracy, "consistency": both.consistency})
+
+    def responder(self, tokenizer: Tokenizer, **options: Any) -> Callable[[Batch], list[Choice]]:
+        return lambda batch: [Choice.of(CLASSES, probabilities) for probabilities in self.predict(batch).tolist()]
 
 
 def _logits(model: Model, head: nn.Module, pairs: PicturePairs) -> Float[Tensor, "B 2"]:
+    # The left images, then the right ones; index[b] are the places of both images of statement b.
     images, index = model.distinct_images(torch.cat([pairs.pixels, pairs.second_pixels]))
     return _score(model, head, images, pairs.texts, index.view(2, len(pairs)).T)
 
@@ -77,8 +131,9 @@ def _logits(model: Model, head: nn.Module, pairs: PicturePairs) -> Float[Tensor,
 def _score(
     model: Model, head: nn.Module, images: Any, texts: Texts, image_index: Int[Tensor, "B 2"]
 ) -> Float[Tensor, "B C"]:
-    """The head's logits of each text with its two images."""
+    """Computes the head's logits of each text with its two images."""
     here = torch.arange(len(texts), device=image_index.device)
+    # One vector for each text with both its images [B, joint_width(2)].
     joint = model.fuse(model.text_state(texts), images, here, image_index)
     logits: Tensor = head(joint.pooled)
     return logits.float()
@@ -88,24 +143,24 @@ def _accuracy(logits: Float[Tensor, "B C"], labels: Int[Tensor, "B"]) -> Term:
     return Term.over((logits.argmax(1) == labels).float())
 
 
-# --------------------------------------------------------------------------- which of two pictures?
+# ------------------------------------------------------------------ text assignment: to which of two images?
 
 FIRST, SECOND, NEITHER = range(3)
-"""Classes of text assignment: the picture that a text belongs to."""
+"""The classes of text assignment: the image to which a text belongs."""
 PLACES = ("first", "second", "neither")
-"""Their names."""
+"""The names of these classes."""
 
 
 @dataclass(frozen=True)
 class AssignmentDraws:
-    """The random part of one forward, uniform in 0..1."""
+    """The random numbers of one forward pass, uniform in 0..1."""
 
     present: Float[Tensor, "B"]
-    """Above 1/3: the text's own picture is one of the two, so that the classes are drawn equally often."""
+    """Above 1/3, the text's own image is one of the two, so that the three classes are drawn equally often."""
     first: Float[Tensor, "B"]
-    """Above 1/2: it comes first. Of no matter where it is not present."""
+    """Above 1/2, it comes first. Ignored where it is not present."""
     others: Float[Tensor, "2 B"]
-    """Which pictures stand beside it, or for it."""
+    """Decide which images of the batch stand beside it, or in its place."""
 
     @classmethod
     def make(cls, size: int, generator: torch.Generator) -> AssignmentDraws:
@@ -119,14 +174,14 @@ class AssignmentDraws:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Two images for each text, counted within the batch, and which of them it belongs to."""
+    """Two images for each text, as places in the batch, and the class: to which of them it belongs."""
 
     images: Int[Tensor, "B 2"]
     labels: Int[Tensor, "B"]
 
     @classmethod
     def of(cls, labels: Int[Tensor, "B"], others: Int[Tensor, "2 B"]) -> Assignment:
-        """Text b's own image b where the label says, `others` in the places left."""
+        """Puts text b's own image b where the label says, and `others` into the remaining places."""
         own = torch.arange(len(labels), device=labels.device)
         first = torch.where(labels == FIRST, own, others[0])
         second = torch.where(labels == SECOND, own, torch.where(labels == FIRST, others[0], others[1]))
@@ -134,10 +189,20 @@ class Assignment:
 
 
 class TextAssignment(Task):
-    """Does a text belong to the first of two pictures, the second, or neither? Learnt from image-text pairs alone.
+    """Does a text belong to the first of two images, to the second, or to neither? Learnt from image-text pairs alone.
 
-    The other pictures come from the batch, alike ones more often.
+    The other images come from the batch; similar ones are drawn more often.
     """
+
+    record = Record
+    headed = False  # only NLVR2 is used, and its head has other classes
+    report = TaskReport(
+        title="Text assignment",
+        measure="Accuracy",
+        how="Does the text belong to the first picture, the second, or neither? The other pictures are drawn from its "
+        "batch, alike ones more often.",
+        judged="captions assigned to two pictures",
+    )
 
     model: Model
     config: TextAssignmentConfig
@@ -161,22 +226,47 @@ class TextAssignment(Task):
         return "fuse", "pooled"
 
     def forward(self, batch: Batch, progress: Progress, assignment: Assignment | None = None) -> Losses:
-        """A recorded `assignment` may stand in for the one to draw."""
+        """Computes the loss. A recorded `assignment` replaces the drawn one."""
         images = self.model.image_state(batch.pixels)
-        made = assignment or self.draw(images, batch, progress)
-        logits = _score(self.model, self.head, images, batch.texts, made.images)
-        loss = class_loss(logits, made.labels)
-        return Losses.weighted(measures={"accuracy": _accuracy(logits, made.labels)}, text_assignment=(1.0, loss))
+        assignment = assignment or self.draw(images, batch, progress)
+        logits = _score(self.model, self.head, images, batch.texts, assignment.images)
+        loss, accuracy = class_loss(logits, assignment.labels), _accuracy(logits, assignment.labels)
+        return Losses.weighted(measures={"accuracy": accuracy}, text_assignment=(1.0, loss))
 
     @torch.no_grad()
     def predict(self, batch: Batch, progress: Progress) -> tuple[Float[Tensor, "B 3"], Assignment]:
-        """Probabilities of the `PLACES` of each text, and the pictures that it was asked of, drawn as in `forward`."""
+        """Computes the probabilities of the `PLACES` for each text, with two images drawn as in `forward`."""
         images = self.model.image_state(batch.pixels)
-        made = self.draw(images, batch, progress)
-        return _score(self.model, self.head, images, batch.texts, made.images).softmax(1), made
+        assignment = self.draw(images, batch, progress)
+        return _score(self.model, self.head, images, batch.texts, assignment.images).softmax(1), assignment
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures accuracy. The other images are drawn from each batch, as in training.
+
+        So the measure depends on the size of the batches, and a batch of fewer than three images (the last one, say)
+        is left out. Raises ValueError if all are.
+        """
+        decisions: list[Decision] = []
+        for number, chunk in enumerate(batches):
+            if len(set(chunk.batch.image_ids.tolist())) < 3:
+                continue
+            probability, assignment = self.predict(chunk.batch, Progress(number, 0.0))
+            labels = [PLACES[label] for label in assignment.labels.tolist()]
+            decisions += [
+                replace(decision, pictures=tuple(chunk.records[place].id for place in places))
+                for decision, places in zip(
+                    class_decisions(chunk.records, probability, PLACES, labels), assignment.images.tolist(), strict=True
+                )
+            ]
+        if not decisions:
+            raise ValueError(
+                "text assignment draws a text's other pictures from its batch, and no batch had three:"
+                " raise evaluation.batch_size, or give more records"
+            )
+        return class_evaluation(decisions, PLACES, None, resamples)
 
     def draw(self, images: Any, batch: Batch, progress: Progress) -> Assignment:
-        """Pictures and classes as a pure function of (seed, step) and the model.
+        """Draws images and classes as a pure function of (seed, step) and the model.
 
         Raises ValueError for a batch of fewer than three different pictures.
         """
@@ -189,7 +279,7 @@ class TextAssignment(Task):
 
     @torch.no_grad()
     def others(self, images: Any, ids: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]) -> Int[Tensor, "2 B"]:
-        """Two different images for each text, neither its own, drawn by likeness to its own."""
+        """Draws two different images for each text, neither its own, by their similarity to its own."""
         own = self.own(ids)
         if int((~own).sum(1).min()) < 2:
             raise ValueError(
@@ -197,17 +287,17 @@ class TextAssignment(Task):
                 "so choose a larger run.batch_size, or data in which fewer captions belong to one picture"
             )
         likeness = self.likeness(images)
-        one = draw_negatives(negative_weights(likeness, own), uniform[0])
-        taken = own.scatter(1, one[:, None], True)
-        return torch.stack([one, draw_negatives(negative_weights(likeness, taken), uniform[1])])
+        first = draw_negatives(negative_weights(likeness, own), uniform[0])
+        taken = own.scatter(1, first[:, None], True)
+        return torch.stack([first, draw_negatives(negative_weights(likeness, taken), uniform[1])])
 
     def own(self, ids: Int[Tensor, "B"]) -> Bool[Tensor, "B B"]:
-        """Which images are no others to a text: its own, and those of the same identity unless kept as released."""
+        """Marks each text's own image and, unless they are kept as released, all images of the same identity."""
         if self.released.keep_false_negatives:
             return torch.eye(len(ids), dtype=torch.bool, device=ids.device)
         return ids[:, None] == ids[None]
 
     def likeness(self, images: Any) -> Float[Tensor, "B B"]:
-        """Similarity of images with each other, divided by the temperature."""
+        """Computes the similarities of the images with each other, divided by the temperature."""
         features = self.model.embed_image(images)["main"]
         return similarity(features, features, features.new_tensor(self.config.temperature))

@@ -6,13 +6,19 @@ The codes are the targets of masked image modelling. I images, S codes a side, K
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import AnyRecord, Picture
+from diptych.data.tokenizer import Tokenizer
+from diptych.facts import TaskReport
+from diptych.metrics.accuracy import estimate
+from diptych.metrics.task_evaluation import MAIN, Decision, TaskEvaluation, check_finite
 from diptych.models.visual_tokenizer import VisualTokenizer
 from diptych.nn.gather import Processes
 from diptych.schema import Released, SpecialIds, VisualTokenizerTrainingConfig
@@ -38,6 +44,22 @@ class VisualTokenizerTraining(Task):
     Therefore the scores of the codes start far apart (models/visual_tokenizer.py), and a KL term (`kl`) rewards an even
     use of the codebook.
     """
+
+    record = Picture
+    headed = False
+    report = TaskReport(
+        title="Visual tokenizer",
+        measure="Variance given back",
+        how="How much of what differs between and within the pictures comes back from their codes, one a patch?",
+        references={"one_colour": "Its mean colour for each picture"},
+        figures={
+            "reconstruction_error": "Mean square error, in normalised colours",
+            "code_perplexity": "Perplexity of the codes' use",
+            "codes_used": "Codes used",
+            "codes": "Codes in all",
+        },
+        examples="views",
+    )
 
     model: VisualTokenizer
     config: VisualTokenizerTrainingConfig
@@ -75,6 +97,35 @@ class VisualTokenizerTraining(Task):
         codes = self.model.codes(batch.pixels)
         pixels = self.model.paint_codes(codes)
         return Reconstruction(codes, pixels, (pixels - batch.pixels).square().flatten(1).mean(1))
+
+    def evaluate(self, batches: Iterable[EvaluationBatch], tokenizer: Tokenizer, resamples: int) -> TaskEvaluation:
+        """Measures the share of the pictures' variance that their codes give back, and how evenly codes are used."""
+        errors, within, sums, squares, codes = [], [], [], [], []
+        records: list[AnyRecord] = []
+        for chunk in batches:
+            painted, pixels = self.predict(chunk.batch), chunk.batch.pixels.double()
+            errors.append(check_finite(painted.error[:, None], chunk.records)[:, 0].double())
+            sums.append(pixels.mean((2, 3)))
+            squares.append(pixels.square().mean((2, 3)))
+            within.append((squares[-1] - sums[-1].square()).mean(1))  # the error of each picture's mean colour
+            codes.append(painted.codes)
+            records += chunk.records
+        mean = torch.cat(sums).mean(0)
+        variance = (torch.cat(squares).mean(0) - mean.square()).mean().clamp(min=torch.finfo(torch.double).tiny)
+        given_back, of_one_colour = ((1 - torch.cat(each) / variance).cpu().numpy() for each in (errors, within))
+        use = use_of(torch.cat(codes), self.model.config.codes)
+        pictures = zip(records, torch.cat(codes).tolist(), given_back.tolist(), strict=True)
+        return TaskEvaluation(
+            {MAIN: estimate(given_back, None, resamples)},
+            {"one_colour": estimate(of_one_colour, None, resamples)},
+            decisions=tuple(Decision(record.id, grid, None, None, max(0.0, share)) for record, grid, share in pictures),
+            figures={
+                "reconstruction_error": torch.cat(errors).mean().item(),
+                "code_perplexity": perplexity(use).item(),
+                "codes_used": float((use > 0).sum()),
+                "codes": float(len(use)),
+            },
+        )
 
     def views(self, batch: PictureBatch | Batch) -> dict[str, Float[Tensor, "I 3 H W"]]:
         """Returns images for a report: as they are, and reconstructed from their codes."""

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diptych.data.record import Record
 from diptych.losses.contrastive import Logits, contrastive_loss, in_batch_contrast, others_of_same_image, own_pairs
 from diptych.losses.masked_lm import WordMasking, masked_lm_loss
 from diptych.losses.matching import match_labels, matching_loss
@@ -69,6 +70,13 @@ class VlmoTrace:
 
 class VlmoPretraining(Task):
     """Trains VLMo by ITC + ITM + MLM on pairs. All processes see the whole global batch for their negatives."""
+
+    record = Record
+    purpose = "matching pictures and texts (pre-training)"
+    hub_tag = "zero-shot-image-classification"
+    headed = False
+    ranks_pairs = True
+    inspectable = True
 
     model: Vlmo
     config: VlmoPretrainConfig

@@ -14,13 +14,13 @@ from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from diptych import catalog
-from diptych import run as pipeline
 from diptych.apps.ablate import runs, table
 from diptych.apps.ablate.grid import Grid, Part, given_grid, read_grid
 from diptych.apps.ablate.ready import GRIDS, VLMO_STAGES
 from diptych.apps.compare.compute import step_flops
 from diptych.cli.main import main
 from diptych.metrics.intervals import t_quantile
+from diptych.run import train
 from diptych.schema import VisionStageConfig, VlmoPretrainConfig
 from diptych.serialize import to_dict
 
@@ -213,7 +213,7 @@ def test_a_stopped_run_goes_on_and_another_recipe_in_its_place_is_refused(
     grid = small("full")
     (run,) = runs.plan(grid, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "evaluate", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(runs, "evaluate", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             runs.carry_out(run)
     assert not run.done
@@ -229,7 +229,7 @@ def test_the_steps_that_only_align_are_counted_as_what_they_are(tmp_path: Path) 
     for start in (0, 4, 8):
         grid = small("full").replaced(["full"], {"run.steps": 8, "task.fuse_start": start})
         (run,) = runs.plan(grid, tmp_path / str(start))
-        pipeline.train(run.recipe, run.folder)
+        train(run.recipe, run.folder)
         taken.append(step_flops(run.folder, 8))
     fused, half, aligned = taken
     assert aligned < half < fused

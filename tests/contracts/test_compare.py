@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from diptych import catalog
-from diptych import run as pipeline
 from diptych.apps.compare import as_text, compare, speed, write
 from diptych.apps.compare.parameters import reached
 from diptych.apps.compare.quality import quality, same_data
@@ -23,6 +22,8 @@ from diptych.cli.main import main
 from diptych.metrics.intervals import Interval
 from diptych.predict import load
 from diptych.recipes.override import override
+from diptych.run import train
+from diptych.run.evaluation import evaluate_as_retrieval
 from tests.contracts.test_report import NASTY, Page
 from tests.tiny import albef, vlmo
 
@@ -41,8 +42,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     place = tmp_path_factory.mktemp("runs")
     for name, small in SMALL.items():
         recipe = replace(override(catalog.find_recipe(name), SHRUNK | small), init_from=None)
-        pipeline.train(recipe, place / name)
-        pipeline.measure(place / name)
+        train(recipe, place / name)
+        evaluate_as_retrieval(place / name)
     return place / "albef_tiny", place / "vlmo_tiny"
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from diptych import catalog
-from diptych import run as pipeline
 from diptych.apps.demo import pretraining, tasks
 from diptych.apps.demo.systems import ALBEF, SYSTEMS, VLMO, Demonstration, System, TaskRun
 from diptych.checkpoints import store
@@ -88,7 +87,7 @@ def shown(system: System, tmp_path: Path) -> Demonstration:
 def stand_in(shown: Demonstration, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Replaces trainings by a stand-in, after pre-training."""
     made = StandIn()
-    monkeypatch.setattr(pipeline, "train", made.train)
+    monkeypatch.setattr(tasks, "train", made.train)
     monkeypatch.setattr(tasks, "report", made.report)
     monkeypatch.setattr(tasks, "_weights_of", lambda run: b"weights")
     monkeypatch.setattr(tasks, "_blind_beside", blind_afterwards)
@@ -128,11 +127,11 @@ def test_stages_run_in_their_order_and_only_what_is_missing_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, shown = StandIn(), Demonstration(VLMO, tmp_path)
-    monkeypatch.setattr(pipeline, "train", made.train)
+    monkeypatch.setattr(pretraining, "train", made.train)
     monkeypatch.setattr(pretraining, "report", made.report)
     monkeypatch.setattr(pretraining, "record_compute", lambda place: None)
     monkeypatch.setattr(pretraining, "_ended", lambda recipe, place: recipe.name == "visual_tokenizer_tiny")
-    monkeypatch.setattr(pipeline, "measure", lambda folder: pytest.fail("stages end here"))
+    monkeypatch.setattr(pretraining, "evaluate_as_retrieval", lambda folder: pytest.fail("stages end here"))
     for _ in range(2):
         with pytest.raises(pytest.fail.Exception):
             pretraining.demo(shown)
@@ -259,7 +258,7 @@ def test_what_a_run_took_is_counted_also_where_it_was_stopped_before(
 ) -> None:
     made = StandIn()
     counted: list[Path] = []
-    monkeypatch.setattr(pipeline, "train", made.train)
+    monkeypatch.setattr(pretraining, "train", made.train)
     monkeypatch.setattr(pretraining, "_ended", lambda recipe, place: True)
     monkeypatch.setattr(pretraining, "record_compute", counted.append)
     made.train(catalog.find_recipe("albef_tiny"), tmp_path)

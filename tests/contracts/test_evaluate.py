@@ -13,7 +13,6 @@ from PIL import Image
 from PIL.Image import Image as Picture
 from PIL.Image import new as new_picture
 
-from diptych import run as pipeline
 from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.cli.main import main
@@ -21,6 +20,8 @@ from diptych.data.record import BadRecord, Record
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.recipes.override import override
+from diptych.run import train
+from diptych.run.splits import RetrievalSplit, read_retrieval
 
 SHRUNK = {
     "model.vision.depth": 1,
@@ -48,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("runs")
     for name, changes in RUNS.items():
         recipe = replace(find_recipe(f"albef_tiny_{name}"), init_from=None)
-        pipeline.train(override(recipe, {**SHRUNK, **changes}), place / name)
+        train(override(recipe, {**SHRUNK, **changes}), place / name)
     return place
 
 
@@ -67,7 +68,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = replace(find_recipe("albef_tiny_vqa_closed"), init_from=None)
     changes = {"data.source": "jsonl", "data.path": str(place / "train.jsonl")}
     changes["data.test_path"] = str(place / "test.jsonl")
-    pipeline.train(override(recipe, {**SHRUNK, **changes}), place / "run")
+    train(override(recipe, {**SHRUNK, **changes}), place / "run")
     return place / "run"
 
 
@@ -195,9 +196,9 @@ class Album:
         return new_picture("RGB", (8, 8), (10 * ord(record.image) % 256, 0, 0))
 
 
-def split_of(album: Album, limit: int | None = None) -> pipeline.Retrieval:
+def split_of(album: Album, limit: int | None = None) -> RetrievalSplit:
     recipe = override(find_recipe("albef_tiny"), {"model.vision.image_size": 16, "evaluation.batch_size": 2})
-    return pipeline.read_retrieval(recipe, album, Tokenizer.train(["caption"], 40), limit)
+    return read_retrieval(recipe, album, Tokenizer.train(["caption"], 40), limit)
 
 
 def test_captions_of_one_picture_share_it_whatever_lines_they_stand_on() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diptych.predict import ABILITIES, ModelPool
+from diptych.catalog import abilities
+from diptych.predict import ModelPool
 from tests.runs import save_family, save_run
 
 
@@ -21,7 +22,7 @@ def test_a_run_brings_the_runs_of_its_tasks_and_each_is_asked_for_its_own(family
     assert [Path(one.name).name for one in pool.models] == [
         "run", "entailment", "grounding", "nlvr2", "retrieval", "vqa", "vqa_closed",
     ]  # fmt: skip
-    own = {ability: Path(pool.find(ability).name).name for ability in ABILITIES}
+    own = {ability: Path(pool.find(ability).name).name for ability in abilities()}
     assert own == {
         "embed": "retrieval", "match": "retrieval", "entail": "entailment", "answer": "vqa", "compare": "nlvr2",
         "locate": "grounding",
@@ -39,7 +40,7 @@ def test_every_ability_that_is_said_to_be_there_is(family: Path) -> None:
         "compare": lambda model: model.compare(*[family.parent / "picture.png"] * 2, "a boat"),
         "locate": lambda model: model.locate(family.parent / "picture.png", "a boat"),
     }
-    assert asked.keys() == ABILITIES.keys()
+    assert asked.keys() == abilities().keys()
     from PIL import Image
 
     Image.new("RGB", (20, 20), "red").save(family.parent / "picture.png")

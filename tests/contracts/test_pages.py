@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.cli.main import VERBS, main
 from diptych.recipes.override import override, parse_assignments
+from diptych.run import training
 from diptych.schema import Recipe
 from tests.contracts.test_readme import SHALLOW, SHRUNK, WALKED, save_photos
 from tests.runs import save_family
@@ -98,13 +98,13 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines = [json.dumps(line(number)) for number in range(20)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
-    train = pipeline.train
+    train = training._train
 
     def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
         fewer = [SHALLOW.get(type(part), {}) for part in (recipe.model, recipe.task)]
         return train(override(recipe, SHRUNK | fewer[0] | fewer[1] | {"init_from": None}), *arguments, **named)
 
-    monkeypatch.setattr(pipeline, "train", train_small)
+    monkeypatch.setattr(training, "_train", train_small)
     return tmp_path
 
 

@@ -24,7 +24,6 @@ from diptych.data.cleanup import clean_caption, clean_question
 from diptych.data.collate import pad_texts
 from diptych.data.transforms import EvaluationTransform
 from diptych.predict import Answer, Choice, Located, Picture, Predictor, load, make_predictor
-from diptych.predict.predictor import boxes_config
 from diptych.pretrained import export, from_pretrained
 from diptych.schema import (
     AlbefConfig,
@@ -42,7 +41,7 @@ from diptych.schema import (
 )
 from diptych.serialize import to_dict
 from diptych.tasks.entailment import CLASSES, Entailment
-from diptych.tasks.grounding import find_box, phrase_maps
+from diptych.tasks.grounding import boxes_config, find_box, phrase_maps
 from diptych.tasks.nlvr2 import Nlvr2
 from diptych.tasks.vqa import VqaClosedSet, VqaDecoding
 from diptych.types import Batch, PicturePairs, Texts

@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 
 import diptych
-from diptych import run as pipeline
 from diptych.apps.compare import compute, speed
 from diptych.apps.demo import pretraining, tasks
 from diptych.apps.demo.systems import ALBEF, Demonstration
@@ -29,6 +28,7 @@ from diptych.cli.main import VERBS, main
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.scenes import open_scenes
 from diptych.recipes.override import override, parse_assignments
+from diptych.run import training
 from diptych.schema import AlbefConfig, DataConfig, GroundingTrainingConfig, Recipe, VlmoConfig, VqaDecoderConfig
 from tests.contracts.test_demo import blind_afterwards
 
@@ -133,7 +133,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("reader")
     save_photos(place / "photos")
     save_claims(place / "claims.jsonl")
-    train = pipeline.train
+    train = training._train
 
     def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
         fewer = [SHALLOW.get(type(part), {}) for part in (recipe.model, recipe.task)]
@@ -141,7 +141,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(pipeline, "train", train_small)
+        patch.setattr(training, "_train", train_small)
         patch.setattr(tasks, "_blind_beside", blind_afterwards)
         patch.setattr(speed, "SECONDS", 0.01)
         patch.setattr(compute, "COUNTED", 1)

@@ -14,7 +14,7 @@ from diptych.data.record import Question
 from diptych.data.sources.files import FileSource
 from diptych.models.albef import Albef
 from diptych.recipes.override import override, parse_assignments
-from diptych.run import with_answers
+from diptych.run.splits import with_answers
 from diptych.schema import (
     ALBEF_AS_RELEASED,
     VLMO_AS_RELEASED,

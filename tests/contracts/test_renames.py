@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.apps.index.identity import Maker
+from diptych.apps.index.identity import ModelIdentity
 from diptych.checkpoints import store
 from diptych.checkpoints.renames import current_name, former_name
 from diptych.predict import Predictor
@@ -118,7 +118,7 @@ def test_an_index_of_a_model_of_former_names_is_that_model_s() -> None:
         }
         for name, value in held.items():
             object.__setattr__(predictor, name, value)
-        return Maker.of(predictor).digest
+        return ModelIdentity.of(predictor).digest
 
     weights = dict(tiny.vlmo().state_dict())
     assert digest(weights) == digest(renamed(weights))

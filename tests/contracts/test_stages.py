@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych import run as pipeline
 from diptych.apps.report.run import report
 from diptych.catalog import build_task, find_recipe
 from diptych.checkpoints import store
@@ -21,6 +20,7 @@ from diptych.checkpoints.store import CheckpointError
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.predict import load
 from diptych.recipes.override import override
+from diptych.run import evaluate, train
 from diptych.schema import LanguageStageConfig, Recipe, VisionStageConfig, VlmoPretrainConfig
 from diptych.serialize import to_dict
 from diptych.task import Task
@@ -219,14 +219,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A visual tokenizer and a first stage, hardly trained."""
     place = tmp_path_factory.mktemp("runs")
     tiny = {"model.width": 16, "model.codes": 16, "model.code_width": 8, "model.residual_blocks": 1}
-    pipeline.train(override(find_recipe("visual_tokenizer_tiny"), {**RUN, **tiny}), place / "tokenizer")
+    train(override(find_recipe("visual_tokenizer_tiny"), {**RUN, **tiny}), place / "tokenizer")
     changes = {**RUN, **SMALL, "task.tokenizer": str(place / "tokenizer")}
-    pipeline.train(override(find_recipe("vlmo_tiny_vision"), changes), place / "vision")
+    train(override(find_recipe("vlmo_tiny_vision"), changes), place / "vision")
     return place
 
 
 def test_the_tokenizers_measures(runs: Path) -> None:
-    found = pipeline.evaluate(runs / "tokenizer").to_json()
+    found = evaluate(runs / "tokenizer").to_json()
     assert found["codes"] == 16
     assert 1 <= found["code_perplexity"] <= found["codes_used"] <= 16
     assert found["reconstruction_error"] > 0
@@ -239,21 +239,21 @@ def test_the_tokenizers_measures(runs: Path) -> None:
 
 
 def test_the_stages_measures_need_no_other_folder(runs: Path, tmp_path: Path) -> None:
-    before = pipeline.evaluate(runs / "vision").to_json()
+    before = evaluate(runs / "vision").to_json()
     assert 0 <= before["accuracy"] <= 100
     assert 100 / 16 <= before["references.commonest"] <= 100
     moved = tmp_path / "alone"
     shutil.copytree(runs / "vision", moved)
     (runs / "tokenizer").rename(tmp_path / "gone")
     try:
-        assert pipeline.evaluate(moved).to_json() == before
+        assert evaluate(moved).to_json() == before
         assert "guessed</figcaption>" in report(moved).read_text()
         shutil.rmtree(moved / "checkpoints" / "step-00000003")
         stored = json.loads((moved / "recipe.json").read_text())
         from diptych.train.state import stored_recipe
 
         assert stored["task"]["visual"]["codes"] == 16
-        pipeline.train(stored_recipe(moved), moved, resume=True)
+        train(stored_recipe(moved), moved, resume=True)
     finally:
         (tmp_path / "gone").rename(runs / "tokenizer")
     whole, again = (store.load_from(folder).weights() for folder in (runs / "vision", moved))
@@ -270,7 +270,7 @@ def test_the_tokenizer_that_was_trained_is_the_one_that_is_used(runs: Path) -> N
 def test_pairs_follow_pictures(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """By the commands' own way, with words learnt from the captions."""
     changes = {**RUN, **SMALL, "model.max_positions": 40, "task.fuse_start": 0, "init_from": str(runs / "vision")}
-    pipeline.train(override(find_recipe("vlmo_tiny"), changes), tmp_path / "pairs")
+    train(override(find_recipe("vlmo_tiny"), changes), tmp_path / "pairs")
     printed = capsys.readouterr().out
     assert "resized: model.positions (1)" in printed
     assert "model.text (" in printed[printed.index("fresh:") : printed.index("dropped:")]
@@ -291,7 +291,7 @@ def test_a_stage_without_a_fitting_tokenizer_does_not_start(
 ) -> None:
     named = {name: value.replace("RUNS", str(runs)) for name, value in changes.items()}
     with pytest.raises(ValueError, match=message):
-        pipeline.train(override(find_recipe("vlmo_tiny_vision"), {**RUN, **SMALL, **named}), tmp_path / "run")
+        train(override(find_recipe("vlmo_tiny_vision"), {**RUN, **SMALL, **named}), tmp_path / "run")
 
 
 def test_a_visual_tokenizer_is_no_predictor(runs: Path) -> None:

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
-from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.data.record import Question, Referring
 from diptych.recipes.override import override
+from diptych.run import train
+from diptych.run import validation as validation_room
+from diptych.run.evaluation import changed
+from diptych.run.splits import with_answers
+from diptych.run.training import make_tokenizer
+from diptych.run.validation import make_validation
 from diptych.schema import Recipe
 from tests import tiny
 from tests.properties.test_task_evaluation import RECORDS, TOKENIZER, Shown, always, judged
@@ -27,9 +32,9 @@ def test_a_folder_in_use_is_refused_before_any_data_is_opened(tmp_path: Path) ->
     (tmp_path / "recipe.json").write_text("{}")
     nowhere = recipe(data__source="folder", data__path=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="already holds a run"):
-        pipeline.train(nowhere, tmp_path)
+        train(nowhere, tmp_path)
     with pytest.raises(ValueError, match="holds no run to resume"):
-        pipeline.train(nowhere, tmp_path / "new", resume=True)
+        train(nowhere, tmp_path / "new", resume=True)
     assert not (tmp_path / "new").exists()
 
 
@@ -43,36 +48,36 @@ def test_texts_longer_than_the_models_positions_stop_a_run_before_its_data_is_op
     with pytest.raises(
         ValueError, match=rf"data\.{field}={positions + 1}: .* of {positions} tokens\. Set data\.{field}="
     ):
-        pipeline.train(long, tmp_path / "run")
+        train(long, tmp_path / "run")
     with pytest.raises(ValueError, match="nowhere"):
-        pipeline.train(recipe(name, **{f"data__{field}": positions}, **nowhere), tmp_path / "run")
+        train(recipe(name, **{f"data__{field}": positions}, **nowhere), tmp_path / "run")
     with pytest.raises(ValueError, match=rf"data\.{field}={positions + 1}"):
-        pipeline.changed(find_recipe(name), {f"data.{field}": positions + 1})
+        changed(find_recipe(name), {f"data.{field}": positions + 1})
 
 
 def test_the_words_of_answers_are_learnt_too() -> None:
     unasked = tuple(replace(record, answers=()) for record in ASKED)
-    with_answers, without = (pipeline.make_tokenizer(recipe(), Shown(some)) for some in (ASKED, unasked))
-    assert with_answers.unk_id not in with_answers.encode(["zebu"])[0]
+    answers_too, without = (make_tokenizer(recipe(), Shown(some)) for some in (ASKED, unasked))
+    assert answers_too.unk_id not in answers_too.encode(["zebu"])[0]
     assert without.unk_id in without.encode(["zebu"])[0], "no question has a z"
 
 
 @pytest.mark.parametrize("name", ["albef_tiny_vqa", "albef_tiny_vqa_closed"])
 def test_answers_to_choose_from_are_those_of_the_training_data_unless_some_are_given(name: str) -> None:
     source = Shown(ASKED)
-    assert pipeline.with_answers(recipe(name), source).task.answers == ("zebu", "yes")  # type: ignore[union-attr]
-    assert pipeline.with_answers(recipe(name, task__answer_count=1), source).task.answers == ("zebu",)  # type: ignore[union-attr]
+    assert with_answers(recipe(name), source).task.answers == ("zebu", "yes")  # type: ignore[union-attr]
+    assert with_answers(recipe(name, task__answer_count=1), source).task.answers == ("zebu",)  # type: ignore[union-attr]
     given = recipe(name, task__answers=["no"])
-    assert pipeline.with_answers(given, source) is given
+    assert with_answers(given, source) is given
     other = recipe("albef_tiny_entailment")
-    assert pipeline.with_answers(other, Shown(RECORDS["entailment"])) is other
+    assert with_answers(other, Shown(RECORDS["entailment"])) is other
 
 
-def test_validation_is_the_judge_s_measure_of_the_first_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "open_split", lambda recipe, split: Shown(RECORDS["vqa"]))
+def test_validation_is_the_task_s_own_measure_of_the_first_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation_room, "open_split", lambda recipe, split: Shown(RECORDS["vqa"]))
     task = always("red")
     few = recipe(run__validation_items=3, model__vision__image_size=tiny.SIDE, data__workers=0)
-    validation = pipeline.make_validation(few, task, TOKENIZER)
+    validation = make_validation(few, task, TOKENIZER)
     assert validation is not None
     expected = judged(task, RECORDS["vqa"][:3]).scores
     assert validation.measure() == pytest.approx({name: score.value for name, score in expected.items()})
@@ -84,8 +89,8 @@ def test_validation_without_labels_is_refused_before_training(monkeypatch: pytes
     def hidden(record: Question | Referring) -> Question | Referring:
         return replace(record, answers=()) if isinstance(record, Question) else replace(record, box=None)
 
-    monkeypatch.setattr(pipeline, "open_split", lambda recipe, split: Shown(tuple(map(hidden, RECORDS[kind]))))
+    monkeypatch.setattr(validation_room, "open_split", lambda recipe, split: Shown(tuple(map(hidden, RECORDS[kind]))))
     name = {"vqa": "albef_tiny_vqa", "grounding": "albef_tiny_grounding"}[kind]
     with pytest.raises(ValueError, match=r"no labels: name another, or set run\.validate_every=0"):
-        pipeline.make_validation(recipe(name), tiny.retrieval(), TOKENIZER)
-    assert pipeline.make_validation(recipe(name, run__validate_every=0), tiny.retrieval(), TOKENIZER) is None
+        make_validation(recipe(name), tiny.retrieval(), TOKENIZER)
+    assert make_validation(recipe(name, run__validate_every=0), tiny.retrieval(), TOKENIZER) is None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from diptych import run as pipeline
 from diptych.launched import rank, restarted
+from diptych.run import train
 from tests.distributed.warm import Fault, inject, small
 
 
@@ -14,7 +14,7 @@ def main(folder: Path) -> None:
     if rank() == 1 and not restarted():
         (folder.parent / "killed").touch()
         inject(Fault("kill", 1, 7))
-    pipeline.train(small(), folder)
+    train(small(), folder)
 
 
 if __name__ == "__main__":

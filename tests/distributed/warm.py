@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.recipes.override import override
+from diptych.run import train
 from diptych.schema import Recipe
 from diptych.train.loop import Stepper
 from tests.smoke.killable import OVERRIDES
@@ -153,7 +153,7 @@ def _fork(
         torch.set_num_threads(1)
         if fault is not None and fault.rank in (rank, ALL):
             inject(fault)
-        pipeline.train(recipe, folder, resume)
+        train(recipe, folder, resume)
         status = 0
     except (ValueError, OSError) as error:
         print(f"diptych: {error}", file=sys.stderr)

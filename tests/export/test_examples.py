@@ -14,11 +14,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from diptych import run as pipeline
 from diptych import serialize
-from diptych.catalog import TASKS, build_task
-from diptych.evaluate.tasks import JUDGES
+from diptych.catalog import TASKS, add_task, build_task
 from diptych.predict import load
+from diptych.run import open_task
 from diptych.schema import DecoderConfig, Recipe, ScenesConfig
 from diptych.serialize import from_dict, to_dict
 from diptych.synthetic.generator import make_scene, render
@@ -45,9 +44,9 @@ def captioning() -> Iterator[ModuleType]:
     """Imports the example, and unregisters its task afterwards."""
     found = module("captioning")
     config = found.CaptioningConfig
-    TASKS[config], JUDGES[config], serialize.ADDED[config.__name__] = found.Captioning, found.judge, config
+    add_task(config, found.Captioning)
     yield found
-    del TASKS[config], JUDGES[config], serialize.ADDED[config.__name__]
+    del TASKS[config], serialize.ADDED[config.__name__]
 
 
 def code_lines(source: str) -> int:
@@ -81,12 +80,12 @@ def test_captions_are_trained_measured_and_stored_on_either_model(
     for name, blank in (("pictures", False), ("blank-pictures", True)):
         found = json.loads((tmp_path / "out" / name / "eval.json").read_text())
         assert (found["task"], found["labelled"]) == ("CaptioningConfig", 6)
-        opened = pipeline.open_task(tmp_path / "out" / name)
+        opened = open_task(tmp_path / "out" / name)
         assert opened.recipe.data.blank_images == blank
         assert type(opened.task) is captioning.Captioning
     loaded = load(tmp_path / "out" / "pictures", "cpu")
     assert loaded.missing("match")  # a head of its own: nothing else is promised
-    opened = pipeline.open_task(tmp_path / "out" / "pictures").task
+    opened = open_task(tmp_path / "out" / "pictures").task
     assert isinstance(loaded.task, captioning.Captioning)
     assert torch.equal(loaded.task.predict(tiny.batch()), opened.predict(tiny.batch()))
     assert all(map(torch.equal, loaded.task.state_dict().values(), opened.state_dict().values()))

@@ -20,7 +20,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diptych
-from diptych import run as pipeline
 from diptych.apps.export import export_folder, push_to_hub
 from diptych.apps.export.card import command_of
 from diptych.apps.export.folder import without_folders
@@ -30,6 +29,7 @@ from diptych.predict import load
 from diptych.pretrained import inspect
 from diptych.recipes.albef import albef_tiny
 from diptych.recipes.override import override
+from diptych.run import open_task
 from diptych.schema import AlbefPretrainConfig
 from diptych.serialize import from_dict
 from diptych.train.start import start_from
@@ -89,7 +89,7 @@ def test_training_starts_from_an_exported_folder_as_from_the_run(run: Path, tmp_
 
 
 def test_a_headed_model_is_opened_for_evaluation_without_its_teacher(run: Path, tmp_path: Path) -> None:
-    opened = pipeline.open_task(export_folder(run, tmp_path / "out"))
+    opened = open_task(export_folder(run, tmp_path / "out"))
     own = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(value, own[name]) for name, value in opened.task.state_dict().items() if name in own)
 

@@ -324,7 +324,7 @@ def test_settings_that_contradict_each_other_are_refused_with_the_way_out(
     config: RetrievalConfig, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Retrieval(tiny.albef(), config)
+        catalog.task_class(config)(tiny.albef(), config)
 
 
 # --------------------------------------------------------------------------- any model

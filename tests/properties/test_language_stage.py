@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diptych import run as pipeline
 from diptych.apps.report.run import report
 from diptych.catalog import find_recipe
 from diptych.checkpoints import store
 from diptych.losses.masked_lm import IGNORED, WordDraws, WordMasking
+from diptych.run import EvaluatedTask, evaluate, open_task, train
 from diptych.schema import DataConfig, LanguageStageConfig, OptimConfig, Recipe, Released, ScenesConfig
 from diptych.tasks.masked_language_modelling import LanguageStage
 from diptych.train.freeze import freeze
@@ -272,11 +272,11 @@ def recipe(**changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline.train(recipe(), tmp_path_factory.mktemp("runs") / "language")
+    return train(recipe(), tmp_path_factory.mktemp("runs") / "language")
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    return pipeline.open_task(run).task.state_dict()
+    return open_task(run).task.state_dict()
 
 
 def test_a_run_is_measured_by_accuracy_and_perplexity_of_hidden_words(trained: Path) -> None:
@@ -284,10 +284,10 @@ def test_a_run_is_measured_by_accuracy_and_perplexity_of_hidden_words(trained: P
     validation = [line["validation"] for line in lines if "validation" in line]
     assert len(validation) == 2
     assert all(set(one) == {"accuracy", "perplexity"} for one in validation)
-    judged = pipeline.evaluate(trained)
-    again = pipeline.evaluate(trained, changes={"evaluation.batch_size": "7"})
-    assert isinstance(judged, pipeline.Judged)
-    assert isinstance(again, pipeline.Judged)
+    judged = evaluate(trained)
+    again = evaluate(trained, changes={"evaluation.batch_size": "7"})
+    assert isinstance(judged, EvaluatedTask)
+    assert isinstance(again, EvaluatedTask)
     assert judged.result.scores["accuracy"].value == again.result.scores["accuracy"].value
     assert judged.result.figures["perplexity"] == pytest.approx(again.result.figures["perplexity"], rel=1e-5)
     hidden = judged.result.scores["accuracy"].count
@@ -320,8 +320,8 @@ def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_does(
     with monkeypatch.context() as patch:
         patch.setattr("diptych.train.loop.forward_backward", failing)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.train(recipe(), tmp_path / "run")
-    pipeline.train(recipe(), tmp_path / "run", resume=True)
+            train(recipe(), tmp_path / "run")
+    train(recipe(), tmp_path / "run", resume=True)
     ours, theirs = (store.load(store.latest(run / "checkpoints")).weights() for run in (tmp_path / "run", trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["freeze"] == list(recipe().freeze)
@@ -331,15 +331,15 @@ def test_a_run_on_files_learns_its_words_from_them(tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("".join(f"number {one} and, then, {two}\n" for one in range(12) for two in range(12)))
     data = DataConfig(source="texts", path=str(file), workers=1)
-    run = pipeline.train(recipe(data=data), tmp_path / "run")
-    judged = pipeline.evaluate(run)
-    assert isinstance(judged, pipeline.Judged)
+    run = train(recipe(data=data), tmp_path / "run")
+    judged = evaluate(run)
+    assert isinstance(judged, EvaluatedTask)
     assert {"number", "then"} <= set(judged.opened.tokenizer.vocabulary)
     assert all(record.startswith(f"{file}:") for record in judged.records)
 
 
 def test_frozen_weights_of_a_run_are_those_it_started_with(trained: Path, tmp_path: Path) -> None:
-    run = pipeline.train(recipe(init_from=str(trained)), tmp_path / "run")
+    run = train(recipe(init_from=str(trained)), tmp_path / "run")
     before, after = weights(trained), weights(run)
     still = {name for name in before if torch.equal(before[name], after[name])}
     frozen = [name for name in before if ".attention." in name or ".norm1." in name]

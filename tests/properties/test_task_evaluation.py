@@ -1,4 +1,4 @@
-"""Each task's judge against what single records, one at a time and by hand, give."""
+"""Each task's evaluation against what single records, one at a time and by hand, give."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych.catalog import TASKS as TASK_CLASSES
 from diptych.data.dataset import PairDataset
 from diptych.data.loader import EvaluationBatch, evaluation_batches
 from diptych.data.record import AnyRecord, Box, Entailment, PairStatement, Question, Record, Referring
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
-from diptych.evaluate import TaskResult, evaluate_task
-from diptych.evaluate.tasks import JUDGES
+from diptych.evaluate import TaskEvaluation, evaluate_task
 from diptych.metrics.grounding import box_iou
 from diptych.metrics.vqa import answer_score
 from diptych.schema import (
@@ -32,8 +32,7 @@ from diptych.schema import (
     VlmoPretrainConfig,
 )
 from diptych.task import Task
-from diptych.tasks.grounding import find_box, phrase_maps
-from diptych.tasks.retrieval import Retrieval
+from diptych.tasks.grounding import Grounding, find_box, phrase_maps
 from diptych.types import Batch, PicturePairs, Texts
 from tests import tiny
 
@@ -106,9 +105,9 @@ RECORDS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def grounding(**changes: Any) -> Retrieval:
+def grounding(**changes: Any) -> Grounding:
     config = GroundingTrainingConfig(queue_size=6, boxes=GroundingConfig(layer=LAYER, alpha=1.0))
-    return Retrieval(tiny.albef(**MODEL), replace(config, **changes))
+    return Grounding(tiny.albef(**MODEL), replace(config, **changes))
 
 
 TASKS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -142,7 +141,9 @@ def asked(records: Sequence[AnyRecord], batch_size: int = 3, config: DataConfig 
     return list(evaluation_batches(Shown(tuple(records)), TOKENIZER, config, tiny.SIDE, batch_size))
 
 
-def judged(task: Task, records: Sequence[AnyRecord], batch_size: int = 3, config: DataConfig = CONFIG) -> TaskResult:
+def judged(
+    task: Task, records: Sequence[AnyRecord], batch_size: int = 3, config: DataConfig = CONFIG
+) -> TaskEvaluation:
     return evaluate_task(task, asked(records, batch_size, config), TOKENIZER, resamples=20)
 
 
@@ -172,9 +173,15 @@ def share(values: Sequence[object]) -> float:
 # --------------------------------------------------------------------------- every task
 
 
-def test_every_task_is_either_judged_by_its_records_or_measured_as_retrieval() -> None:
-    own = set(get_args(TaskConfig)) - {AddedTaskConfig}  # whose judge stands with the task
-    assert own - set(JUDGES) == {AlbefPretrainConfig, VlmoPretrainConfig, RetrievalConfig}
+def test_every_task_is_either_measured_record_by_record_or_as_retrieval() -> None:
+    own = set(get_args(TaskConfig)) - {AddedTaskConfig}  # added ones state it in their own files
+    assert own <= set(TASK_CLASSES)
+    ranking = {config for config in own if TASK_CLASSES[config].evaluate is Task.evaluate}
+    assert ranking == {AlbefPretrainConfig, VlmoPretrainConfig, RetrievalConfig}
+    for config in own:
+        task = TASK_CLASSES[config]
+        assert task.ranks_pairs == (config in ranking)
+        assert (task.report is None) == task.ranks_pairs
     with pytest.raises(ValueError, match="Retrieval is not judged record by record"):
         judged(tiny.retrieval(), RECORDS["grounding"])
 

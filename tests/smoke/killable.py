@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from diptych import run as pipeline
 from diptych.catalog import find_recipe
 from diptych.recipes.override import override
+from diptych.run import train
 
 OVERRIDES = {
     "model.vision": {"image_size": 32, "patch_size": 16, "width": 32, "depth": 1, "heads": 2},
@@ -58,14 +58,14 @@ def count_moments(kill_at: int | None) -> Callable[[], int]:
 
 def child(request: dict[str, Any], answer: int) -> None:
     moments = count_moments(request["kill_at"])
-    pipeline.train(RECIPE, Path(request["folder"]), resume=request["resume"])
+    train(RECIPE, Path(request["folder"]), resume=request["resume"])
     sys.setprofile(None)
     os.write(answer, str(moments()).encode())
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # whatever is imported on first use is imported now
-        pipeline.train(RECIPE, Path(folder) / "warm")
+        train(RECIPE, Path(folder) / "warm")
     for line in sys.stdin:
         reading, writing = os.pipe()
         process = os.fork()

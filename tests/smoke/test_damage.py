@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import diptych
-from diptych import run as pipeline
 from diptych.checkpoints import store
 from diptych.cli.main import main
+from diptych.run import train
 from tests.smoke.killable import RECIPE
 
 NEWEST, BEFORE = "step-00000012", "step-00000008"
@@ -28,7 +28,7 @@ NEWEST, BEFORE = "step-00000012", "step-00000008"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trains an undisturbed run."""
     kept = replace(RECIPE, run=replace(RECIPE.run, keep_checkpoints=3))
-    return pipeline.train(kept, tmp_path_factory.mktemp("whole") / "run")
+    return train(kept, tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from diptych import catalog
-from diptych import run as pipeline
 from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.compare.compute import record_compute
 from diptych.apps.report.stages import COMPUTE
 from diptych.recipes.override import override
+from diptych.run import evaluate, train
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
 from diptych.train.state import stored_recipe
@@ -160,7 +160,7 @@ def carry_out(run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.request.write_text(json.dumps(to_dict(run.recipe), indent=1))
     # A run that has begun has added to its recipe, such as the answers in its data.
-    pipeline.train(stored_recipe(run.folder) if begun else run.recipe, run.folder, resume=begun)
+    train(stored_recipe(run.folder) if begun else run.recipe, run.folder, resume=begun)
     if run.measured:
-        pipeline.evaluate(run.folder)
+        evaluate(run.folder)
     record_compute(run.folder)

@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diptych import catalog
 from diptych.predict import PooledModel
 
-SUBJECTS = {
-    "EntailmentConfig": "entailment",
-    "VqaDecoderConfig": "answers to questions",
-    "VqaClosedSetConfig": "answers to questions",
-    "Nlvr2Config": "statements about two pictures",
-    "GroundingTrainingConfig": "boxes of phrases",
-    "TextAssignmentConfig": "captions assigned to two pictures",
-}
-"""What was evaluated, by the name of the task's configuration in eval.json."""
 NOT_MEASURED = "not measured: run diptych evaluate"
 
 
@@ -37,7 +29,8 @@ def describe(measured: Mapping[str, Any]) -> str:
         return f"finds the right one of {measured['images']:,} {unseen} pictures first for {share}"
     if "accuracy" not in measured:
         return NOT_MEASURED
-    subject = SUBJECTS.get(str(measured.get("task")), "its task")
+    report = dict(catalog.reports()).get(str(measured.get("task")))
+    subject = report.judged if report else "its task"
     return f"{subject}: {_estimate(measured, 'accuracy', ' right')} on {measured['examples']:,} {unseen} examples"
 
 

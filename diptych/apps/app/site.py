@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych import catalog
 from diptych.apps.app.collection import Collection, open_collections
 from diptych.apps.app.examples import Album, Captioned, album_of, thing_of
 from diptych.apps.app.form import Example
 from diptych.predict import ModelPool
 from diptych.predict.teaching import Teacher
-from diptych.schema import AlbefPretrainConfig
 
 OFFERED = 4
 """Number of examples on a page."""
@@ -35,7 +35,7 @@ class Site:
         """Raises ValueError for runs, pictures or an index that cannot be loaded."""
         pool = ModelPool.load(runs, device)
         album = album_of([Path(run) for run in runs], images)
-        pretrained = [model for model in pool.models if isinstance(model.predictor.recipe.task, AlbefPretrainConfig)]
+        pretrained = [model for model in pool.models if catalog.task_class(model.predictor.recipe.task).keeps_teacher]
         teachers = {model.name: Teacher.beside(model.predictor) for model in pretrained}
         return cls(pool, album, teachers, open_collections(pool, album, index))
 

@@ -19,7 +19,7 @@ from diptych.apps.report.compared import ComparedRun, Comparison, write_comparis
 from diptych.apps.report.stages import training_stages
 from diptych.data.record import Record
 from diptych.predict import Predictor, load
-from diptych.run import ranks_pairs
+from diptych.run.splits import ranks_pairs
 from diptych.train.state import stored_recipe
 
 __all__ = ["Comparison", "as_text", "compare", "write"]

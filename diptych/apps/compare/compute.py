@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diptych import run as pipeline
+from diptych import catalog
 from diptych.apps.report.page import write_whole
 from diptych.apps.report.stages import COMPUTE, training_rate
 from diptych.checkpoints import store
 from diptych.data.loader import PairLoader
 from diptych.logged import read_metrics
-from diptych.schema import VqaClosedSetConfig
+from diptych.run.evaluation import open_task
+from diptych.run.splits import open_split
 from diptych.train.flops import counted
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
@@ -53,13 +54,13 @@ def step_flops(folder: Path, steps: int) -> float:
     Matrix products, convolutions and attention count; additions and normalisations do not.
     """
     newest, _ = store.newest_whole(folder / "checkpoints")
-    opened = pipeline.open_task(newest.folder if newest else folder)
+    opened = open_task(newest.folder if newest else folder)
     recipe, task = opened.recipe, opened.task.train()
     if recipe.freeze:
         freeze(task, recipe.freeze)
     data = replace(recipe.data, workers=0)
-    answers = recipe.task.answers if isinstance(recipe.task, VqaClosedSetConfig) else ()
-    source, size, run = pipeline.open_split(recipe, "train"), recipe.model.image_size, recipe.run
+    answers = catalog.task_class(recipe.task).closed_set(recipe.task)
+    source, size, run = open_split(recipe, "train"), recipe.model.image_size, recipe.run
     pairs = run.batch_size * recipe.optim.accumulate
     loader = PairLoader(source, opened.tokenizer, data, size, pairs, run.seed, answers, released=recipe.released)
     total, parallel = 0, ParallelTask(task)

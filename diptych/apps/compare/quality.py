@@ -9,7 +9,7 @@ from typing import Any
 
 from diptych import catalog
 from diptych.apps.report.compared import Quality, Score
-from diptych.apps.report.task_evaluation import MEASURES
+from diptych.apps.report.task_evaluation import measure_names
 from diptych.metrics.intervals import Interval
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
@@ -90,7 +90,8 @@ def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
     """Lists the keys of the measures in eval.json with their readable names."""
     keys = dict.fromkeys(key.removesuffix(".interval") for each in evaluations for key in each if _is_measure(key))
     if "text_to_image.recall@1" not in keys:
-        return [(key, MEASURES.get(key, key)) for key in keys]
+        names = measure_names()
+        return [(key, names.get(key, key)) for key in keys]
     ranked = [
         (f"contrastive.{way}.recall@{k}", f"{name}, recall@{k}, dual encoder") for way, name in WAYS for k in LEVELS
     ]

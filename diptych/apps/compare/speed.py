@@ -18,7 +18,7 @@ from torch import Tensor
 from diptych.apps.report.compared import Rate, Speed
 from diptych.apps.report.stages import training_rate
 from diptych.predict import Predictor
-from diptych.run import open_split, read_retrieval
+from diptych.run.splits import open_split, read_retrieval
 from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import match_logits, plan_calls

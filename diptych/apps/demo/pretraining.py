@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from diptych import catalog
-from diptych import run as pipeline
 from diptych.apps import compare
 from diptych.apps.compare.compute import record_compute
 from diptych.apps.demo.systems import SYSTEMS, Demonstration
@@ -17,7 +16,9 @@ from diptych.apps.report.run import report, write
 from diptych.apps.report.stages import COMPUTE
 from diptych.checkpoints import store
 from diptych.data.sources.folder import CAPTIONS_FILE
-from diptych.schema import Recipe, VisionStageConfig
+from diptych.run import train
+from diptych.run.evaluation import EvaluatedRetrieval, evaluate_as_retrieval
+from diptych.schema import Recipe
 from diptych.train.state import stored_recipe
 
 PICTURES = "pictures"
@@ -37,7 +38,7 @@ def demo(demonstration: Demonstration) -> Path:
         if not (place / "report.html").exists():
             print(f"Report:  {report(place)}")
     _train(linked(demonstration, demonstration.system.recipe), folder)
-    evaluated = pipeline.measure(folder)
+    evaluated = evaluate_as_retrieval(folder)
     page = write(evaluated)
     pictures = _save_pictures(evaluated, folder / PICTURES)
     print(summary(evaluated.to_json()))
@@ -58,9 +59,8 @@ def linked(demonstration: Demonstration, name: str) -> Recipe:
         return places.get(Path(run).name, run)
 
     recipe = catalog.find_recipe(name)
-    if isinstance(recipe.task, VisionStageConfig):
-        recipe = replace(recipe, task=replace(recipe.task, tokenizer=link(recipe.task.tokenizer)))
-    return replace(recipe, init_from=link(recipe.init_from) if recipe.init_from else None)
+    task = catalog.task_class(recipe.task).relinked(recipe.task, link)
+    return replace(recipe, task=task, init_from=link(recipe.init_from) if recipe.init_from else None)
 
 
 def _train(recipe: Recipe, place: Path) -> None:
@@ -72,7 +72,7 @@ def _train(recipe: Recipe, place: Path) -> None:
         print(f"{place} is trained already")
     else:
         print(f"{place} holds a run already, which is resumed" if begun else f"\n{recipe.name} in {place}")
-        pipeline.train(recipe, place, resume=begun)
+        train(recipe, place, resume=begun)
     if not (place / COMPUTE).exists():
         record_compute(place)
 
@@ -85,7 +85,7 @@ def _ended(recipe: Recipe, place: Path) -> bool:
 # --------------------------------------------------------------------------- output
 
 
-def _save_pictures(evaluated: pipeline.Evaluated, folder: Path) -> Path:
+def _save_pictures(evaluated: EvaluatedRetrieval, folder: Path) -> Path:
     """Saves the first test pictures as files, to search in, with their captions as the source `folder` reads them."""
     folder.mkdir(exist_ok=True)
     split = evaluated.split

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from diptych import catalog
-from diptych import run as pipeline
 from diptych.apps.demo.pretraining import compare_systems, demo
 from diptych.apps.demo.systems import Demonstration, TaskRun
 from diptych.apps.report.numbers import columns
 from diptych.apps.report.run import report
 from diptych.checkpoints import store
 from diptych.metrics.intervals import Interval
-from diptych.schema import Recipe, VqaClosedSetConfig, VqaDecoderConfig
+from diptych.run import train
+from diptych.schema import Recipe
 from diptych.serialize import to_dict
 from diptych.train.state import stored_recipe
 
@@ -82,7 +82,7 @@ def _run(demonstration: Demonstration, run: TaskRun, blank: bool) -> None:
         print(f"{place} is finished already")
         return
     print(f"\n{recipe.name} in {place}")
-    pipeline.train(begun or recipe, place, resume=begun is not None)
+    train(begun or recipe, place, resume=begun is not None)
     report(place)
 
 
@@ -143,9 +143,7 @@ def _begun(recipe: Recipe, place: Path) -> Recipe | None:
 
 def _without_answers(recipe: Recipe) -> Recipe:
     """Drops from a recipe the answers that a run adds to it, and the path of its start."""
-    if isinstance(recipe.task, VqaClosedSetConfig | VqaDecoderConfig):
-        recipe = replace(recipe, task=replace(recipe.task, answers=()))
-    return replace(recipe, init_from=None)
+    return replace(recipe, task=catalog.task_class(recipe.task).unfilled(recipe.task), init_from=None)
 
 
 def _blind_folder(demonstration: Demonstration, run: TaskRun) -> Path:

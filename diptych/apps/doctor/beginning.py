@@ -7,16 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from diptych.apps.doctor.finding import Finding
 from diptych.apps.doctor.run import Run
-from diptych.schema import (
-    AlbefConfig,
-    AlbefPretrainConfig,
-    LanguageStageConfig,
-    Recipe,
-    VisionStageConfig,
-    VisualTokenizerTrainingConfig,
-    VlmoConfig,
-    VlmoPretrainConfig,
-)
+from diptych.schema import AlbefConfig, Recipe, VlmoConfig
 
 ENCODERS = ("model", "vision", "image", "text", "blocks")
 """First words in the names of parts that encode a picture or a text."""
@@ -42,7 +33,7 @@ def _from_weights(recipe: Recipe, start: dict[str, object]) -> Finding:
     assert isinstance(fresh, dict)
     assert isinstance(untrained, list)
     random = sorted({*_encoders(fresh), *_encoders(untrained)})
-    if isinstance(recipe.task, LanguageStageConfig):  # this stage is the one that trains the text parts
+    if recipe.task.learns_from == "texts":  # this stage is the one that trains the text parts
         random = [part for part in random if not re.search(r"\b(text|language_ffn)\b", part)]
     if random:
         return Finding(
@@ -66,9 +57,9 @@ def _encoders(parts: Iterable[str]) -> list[str]:
 def _from_nothing(recipe: Recipe) -> Finding:
     """Judges random start weights by the paper, and by whether the model is built to learn from them."""
     task, model = recipe.task, recipe.model
-    if isinstance(task, VisionStageConfig | VisualTokenizerTrainingConfig):
+    if task.starts_from == "nothing":
         return Finding("start", "fine", "the run started from random weights, as in the paper")
-    if isinstance(task, AlbefPretrainConfig):
+    if task.starts_from == "encoders":
         assert isinstance(model, AlbefConfig)
         if model.vision.stem == "conv" or model.text.norm == "pre":
             return Finding("start", "fine", "the run started from random weights, which this model is built for")
@@ -80,7 +71,7 @@ def _from_nothing(recipe: Recipe) -> Finding:
             "`diptych convert deit.pth bert-base-uncased --to runs/start`, then train with init_from=runs/start: "
             + COST,
         )
-    if isinstance(task, LanguageStageConfig):
+    if task.starts_from == "vision stage":
         return Finding(
             "start",
             "wrong",
@@ -88,7 +79,7 @@ def _from_nothing(recipe: Recipe) -> Finding:
             "the paper, it starts from the vision stage (VLMo §3.4)",
             "start from a run of the vision stage, or from converted BEiT weights: init_from=FOLDER",
         )
-    if isinstance(task, VlmoPretrainConfig):
+    if task.starts_from == "language stage":
         assert isinstance(model, VlmoConfig)
         small = model.stem == "conv" or not model.text_norm
         return Finding(

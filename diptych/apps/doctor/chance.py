@@ -6,19 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from diptych.schema import (
-    AlbefConfig,
-    AlbefPretrainConfig,
-    EntailmentConfig,
-    LanguageStageConfig,
-    Nlvr2Config,
-    Recipe,
-    RetrievalConfig,
-    TextAssignmentConfig,
-    VisionStageConfig,
-    VlmoConfig,
-    VlmoPretrainConfig,
-)
+from diptych.schema import AlbefConfig, Recipe, VlmoConfig
 
 
 @dataclass(frozen=True)
@@ -36,37 +24,23 @@ class Chance:
 
 def chances(recipe: Recipe) -> Iterator[Chance]:
     """Gives the level of each term of a recipe. Decoded answers and reconstructed pictures have none."""
-    task = recipe.task
-    if isinstance(task, RetrievalConfig | AlbefPretrainConfig | VlmoPretrainConfig):
-        since = getattr(task, "fuse_start", 0)
-        if task.itc:
+    for guess in recipe.task.guesses:
+        if guess.among == "candidates":
             yield _contrast(recipe)
-        if task.itm:
+        elif guess.among == "one match in three":
             always_no = -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
-            yield Chance(
-                "itm",
-                always_no,
-                "one pair of three matches; this share as the prediction for all pairs costs this",
-                since,
-            )
-        if getattr(task, "mlm", 0):
-            yield _words(recipe, since)
-    elif isinstance(task, LanguageStageConfig):
-        yield _words(recipe, 0)
-    elif isinstance(task, VisionStageConfig):
-        codes = task.visual.codes
-        yield Chance("masked_image", math.log(codes), f"log {codes}, the number of codes of the visual tokenizer")
-    elif isinstance(task, EntailmentConfig):
-        yield Chance("entailment", math.log(3), "log 3, the number of classes")
-    elif isinstance(task, Nlvr2Config):
-        yield Chance("nlvr2", math.log(2), "log 2, for true and false")
-    elif isinstance(task, TextAssignmentConfig):
-        yield Chance("text_assignment", math.log(3), "log 3, for the first picture, the second, and neither")
+            words = "one pair of three matches; this share as the prediction for all pairs costs this"
+            yield Chance(guess.term, always_no, words, guess.since)
+        elif guess.among == "words":
+            yield _words(recipe, guess.since)
+        else:
+            yield Chance(guess.term, math.log(guess.among), guess.words, guess.since)
 
 
 def _contrast(recipe: Recipe) -> Chance:
     """Counts the candidates of a full queue, which are the most that there can be."""
-    batch, queue = recipe.run.batch_size * recipe.optim.accumulate, getattr(recipe.task, "queue_size", 0)
+    assert recipe.task.contrast is not None
+    batch, queue = recipe.run.batch_size * recipe.optim.accumulate, recipe.task.contrast.queue_size
     most = batch + queue
     origin = f"{batch} pairs of a step" + (f" and up to {queue} in the queue" if queue else "")
     return Chance("itc", math.log(most), f"log {most}: {origin}")

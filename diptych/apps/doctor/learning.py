@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from diptych.apps.doctor.chance import Chance, chances
 from diptych.apps.doctor.finding import Finding
 from diptych.apps.doctor.run import Run, quarters
-from diptych.schema import AlbefPretrainConfig, VisualTokenizerTrainingConfig, VlmoPretrainConfig
 
 AT_CHANCE = 0.98
 """Share of the chance level from which on a loss counts as not learning at all."""
@@ -180,11 +179,11 @@ def _codes(run: Run) -> Iterator[Finding]:
 def temperature(run: Run) -> Iterator[Finding]:
     """Checks that the learnt temperature is not at a bound, where similarities cannot become sharper or flatter."""
     task, points = run.recipe.task, run.points("measures.temperature")
-    if not points or isinstance(task, VisualTokenizerTrainingConfig):  # a tokenizer's temperature follows a schedule
+    if not points or not task.learns_temperature:
         return
     value, bounds = points[-1][1], (0.001, 0.5)
-    if isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig) and not run.recipe.released.unbounded_temperature:
-        bounds = task.temperature_bounds
+    if task.contrast is not None and task.contrast.temperature_bounds and not run.recipe.released.unbounded_temperature:
+        bounds = task.contrast.temperature_bounds
     known = f"it is {value:.4f}, with bounds {bounds[0]:g} … {bounds[1]:g}"
     if value <= NEAR * bounds[0]:
         yield Finding(
@@ -210,8 +209,8 @@ def temperature(run: Run) -> Iterator[Finding]:
 
 def false_negatives(run: Run) -> Iterator[Finding]:
     """Checks how often another caption of the same picture is among the negatives."""
-    task = run.recipe.task
-    if not isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig):
+    contrast = run.recipe.task.contrast
+    if contrast is None or not contrast.masks_false_negatives:
         return
     share, kept = run.late("measures.false_negatives"), run.recipe.released.keep_false_negatives
     if share is None:

@@ -10,41 +10,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from diptych import catalog
-from diptych.predict import ABILITIES, Predictor
-from diptych.schema import (
-    AlbefPretrainConfig,
-    DataConfig,
-    EntailmentConfig,
-    GroundingTrainingConfig,
-    Nlvr2Config,
-    Recipe,
-    RetrievalConfig,
-    VlmoPretrainConfig,
-    VqaClosedSetConfig,
-    VqaDecoderConfig,
-)
+from diptych.predict import Predictor
+from diptych.schema import DataConfig, Recipe
 from diptych.serialize import KIND, to_dict
 
-TASKS: dict[type, tuple[str, str | None]] = {
-    AlbefPretrainConfig: ("matching pictures and texts (pre-training)", "zero-shot-image-classification"),
-    VlmoPretrainConfig: ("matching pictures and texts (pre-training)", "zero-shot-image-classification"),
-    RetrievalConfig: ("image-text retrieval", "zero-shot-image-classification"),
-    EntailmentConfig: ("visual entailment", None),
-    VqaDecoderConfig: ("visual question answering", "visual-question-answering"),
-    VqaClosedSetConfig: ("visual question answering", "visual-question-answering"),
-    Nlvr2Config: ("statements about two pictures (NLVR2)", None),
-    GroundingTrainingConfig: ("visual grounding", None),
-}
-"""The purpose of a model in words, and the Hub's name for it, if there is one."""
 PAPERS = {"albef": ("ALBEF", "2107.07651"), "vlmo": ("VLMo", "2111.02358")}
-CALLS = {
-    "embed": 'model.embed_images("a.jpg") @ model.embed_texts(["a dog", "a boat"]).T   # similarities',
-    "match": 'model.match("a.jpg", ["a dog", "a boat"])             # probabilities',
-    "entail": 'model.entail("a.jpg", "somebody is outdoors")         # contradiction, neutral, entailment',
-    "answer": 'model.answer("a.jpg", "what colour is the car?")      # likeliest answers',
-    "compare": 'model.compare("a.jpg", "b.jpg", "both show a dog")    # true, false',
-    "locate": 'model.locate("a.jpg", "the dog on the left")          # a box and a heat map',
-}
 NO_SCORES = ("unit", "examples", "labelled", "images", "texts", "split", "checkpoint", "task", "changed")
 LONG = 80
 """Longest value of a field that the command shows. Longer ones are in recipe.json only."""
@@ -80,7 +50,8 @@ def _system(recipe: Recipe) -> tuple[str, str]:
 
 
 def _purpose(recipe: Recipe) -> tuple[str, str | None]:
-    return TASKS.get(type(recipe.task), (type(recipe.task).__name__.removesuffix("Config"), None))
+    task = catalog.task_class(recipe.task)
+    return task.purpose or type(recipe.task).__name__.removesuffix("Config"), task.hub_tag
 
 
 def _front_matter(predictor: Predictor, evaluation: Evaluation, license: str) -> str:
@@ -120,10 +91,11 @@ def _introduction(predictor: Predictor) -> str:
 
 
 def _use(predictor: Predictor) -> str:
-    able = [ability for ability in ABILITIES if predictor.missing(ability) is None]
+    abilities = catalog.abilities()
+    able = [name for name in abilities if predictor.missing(name) is None]
     lines = ["import diptych", "", 'model = diptych.load("this folder, or owner/name on the Hub")']
-    lines += [CALLS[ability] for ability in able]
-    unable = [ABILITIES[ability] for ability in ABILITIES if ability not in able]
+    lines += [abilities[name].example for name in able]
+    unable = [ability.about for name, ability in abilities.items() if name not in able]
     rest = f"\n\nIt was not trained for {', '.join(unable)}: calls for these raise an error." if unable else ""
     return "```python\n" + "\n".join(lines) + f"\n```{rest}"
 

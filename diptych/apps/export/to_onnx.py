@@ -20,14 +20,13 @@ import diptych
 from diptych.apps.export.folder import require_new
 from diptych.apps.export.graphs import Fusion, ImageEncoder, TextEncoder, padded
 from diptych.apps.export.standalone import standalone
-from diptych.catalog import record_kind
+from diptych.catalog import record_kind, task_class
 from diptych.data.loader import LONGEST_QUESTION
 from diptych.data.record import Question
 from diptych.data.transforms import STATISTICS
 from diptych.predict import Predictor
-from diptych.schema import EntailmentConfig, Nlvr2Config, Recipe, VqaClosedSetConfig
+from diptych.schema import Recipe
 from diptych.search.contract import evaluating
-from diptych.tasks import entailment, nlvr2
 
 TEXT_SIDE = ("text_state", "attention_mask")
 
@@ -89,13 +88,7 @@ def describe(predictor: Predictor, parts: Mapping[str, Graph]) -> dict[str, Any]
 def _classes(predictor: Predictor) -> tuple[tuple[str, ...], str] | None:
     """Returns the classes of the logits and the activation for probabilities; None without a classifier."""
     config = predictor.recipe.task
-    if isinstance(config, EntailmentConfig):
-        return entailment.CLASSES, "softmax"
-    if isinstance(config, Nlvr2Config):
-        return nlvr2.CLASSES, "softmax"
-    if isinstance(config, VqaClosedSetConfig):
-        return config.answers, "sigmoid"
-    return None
+    return task_class(config).classes(config)
 
 
 def _max_tokens(recipe: Recipe) -> int:

@@ -24,7 +24,7 @@ from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.nn.attention import CHUNK
 from diptych.nn.blocks import Block
 from diptych.nn.queue import FeatureQueue
-from diptych.schema import Recipe, VlmoConfig, VqaClosedSetConfig
+from diptych.schema import Recipe, VlmoConfig
 from diptych.task import Task
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
@@ -196,10 +196,7 @@ def checkpoint_blocks(task: Task, watched: Callable[[Any], Any]) -> None:
 
 def plannable(recipe: Recipe) -> Recipe:
     """Completes a recipe with made-up names of a closed set's answers, which only its data would tell."""
-    task = recipe.task
-    if isinstance(task, VqaClosedSetConfig) and not task.answers:
-        return replace(recipe, task=replace(task, answers=tuple(f"answer {n}" for n in range(task.answer_count))))
-    return recipe
+    return replace(recipe, task=catalog.task_class(recipe.task).sketched(recipe.task))
 
 
 def plain_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -225,8 +222,8 @@ def make_batch(recipe: Recipe, pixels: Sequence[Tensor], tokens: int, words: Tok
         return LabelledBatch(pixels[0], texts, numbers, labels=numbers % 3)
     if kind is PairStatement:
         return LabelledPicturePairs(pixels[0], texts, numbers, labels=numbers % 2, second_pixels=pixels[1])
-    if kind is Question and isinstance(task, VqaClosedSetConfig):
-        scores = (numbers[:, None] % len(task.answers) == torch.arange(len(task.answers))).float()
+    if kind is Question and (closed_set := catalog.task_class(task).closed_set(task)):
+        scores = (numbers[:, None] % len(closed_set) == torch.arange(len(closed_set))).float()
         return QuestionBatch(pixels[0], texts, numbers, scores=scores)
     if kind is Question:
         answers = torch.tensor([[words.cls_id, len(SPECIAL), words.sep_id]]).expand(size, -1)

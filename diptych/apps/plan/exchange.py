@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diptych.apps.plan import communication
 from diptych.apps.plan.count import Counted
-from diptych.schema import AlbefConfig, AlbefPretrainConfig, Recipe, RetrievalConfig, VlmoConfig, VlmoPretrainConfig
+from diptych.schema import AlbefConfig, Recipe, VlmoConfig
 
 
 def exchanged(recipe: Recipe, counted: Counted, processes: int, pairs: int, tokens: int) -> dict[str, int]:
@@ -22,16 +22,14 @@ def exchanged(recipe: Recipe, counted: Counted, processes: int, pairs: int, toke
 
 def gathers(recipe: Recipe, pairs: int, processes: int, tokens: int, forward_only: bool = False) -> dict[str, int]:
     """Counts the bytes that a process sends about its `pairs` of a step to the others."""
-    task, model = recipe.task, recipe.model
-    if not isinstance(task, AlbefPretrainConfig | VlmoPretrainConfig | RetrievalConfig):
+    contrast, model = recipe.task.contrast, recipe.model
+    if contrast is None:
         return {}
     assert isinstance(model, AlbefConfig | VlmoConfig)
-    own = isinstance(task, VlmoPretrainConfig) and task.negatives == "own"
-    branches = 2 if isinstance(task, VlmoPretrainConfig) and task.itc_branches == "both" else 1
     embedding = model.embed_dim if isinstance(model, AlbefConfig) else model.width
-    keys = isinstance(task, AlbefPretrainConfig) or (isinstance(task, RetrievalConfig) and task.keys == "momentum")
-    gathered = {"features": communication.features(pairs, embedding, processes, branches, not (keys or forward_only))}
-    if task.itm and not own:
+    with_gradient = not (contrast.keys == "momentum" or forward_only)
+    gathered = {"features": communication.features(pairs, embedding, processes, contrast.branches, with_gradient)}
+    if contrast.fuses and contrast.negatives == "all":
         if isinstance(model, VlmoConfig):
             gathered["pictures and texts"] = communication.pixels(pairs, model.image_size, tokens, processes)
         else:

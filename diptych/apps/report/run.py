@@ -24,14 +24,8 @@ from diptych.data.loader import evaluation_batch
 from diptych.data.record import AnyRecord
 from diptych.data.transforms import EvaluationTransform, TrainTransform, to_picture
 from diptych.device import find_device
-from diptych.run import Evaluated, Judged, evaluate, open_task
-from diptych.schema import AlbefPretrainConfig, GroundingTrainingConfig, VlmoPretrainConfig
-from diptych.task import Model
-from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
-from diptych.tasks.grounding import phrase_maps
-from diptych.tasks.masked_image_modelling import VisionStage
-from diptych.tasks.visual_tokenizer import VisualTokenizerTraining
-from diptych.tasks.vlmo_pretraining import VlmoPretraining
+from diptych.run import EvaluatedRetrieval, EvaluatedTask, evaluate, open_task
+from diptych.tasks.albef_pretraining import AlbefInspection
 from diptych.types import Progress, to_device
 
 
@@ -39,10 +33,10 @@ def report(folder: Path) -> Path:
     """Measures a run on its test split and writes its `report.html` with examples. Returns the page."""
     collect(folder)  # raises before anything is measured
     evaluated = evaluate(folder)
-    return write(evaluated) if isinstance(evaluated, Evaluated) else write_task_evaluation(evaluated)
+    return write(evaluated) if isinstance(evaluated, EvaluatedRetrieval) else write_task_evaluation(evaluated)
 
 
-def write(evaluated: Evaluated) -> Path:
+def write(evaluated: EvaluatedRetrieval) -> Path:
     """Writes the report of a run whose retrieval has been measured."""
     split, ranking = evaluated.split, evaluated.result.text_to_image
     queries = query_examples(
@@ -57,12 +51,12 @@ def write(evaluated: Evaluated) -> Path:
 
 
 def _pretraining_examples(
-    evaluated: Evaluated, size: int = 64
+    evaluated: EvaluatedRetrieval, size: int = 64
 ) -> tuple[tuple[NegativeExample, ...], tuple[TeacherExample, ...]]:
     """Shows hard negatives and pseudo-targets of the first training pairs. Both are empty after other trainings."""
     predictor = evaluated.predictor
     recipe, tokenizer = predictor.recipe, predictor.tokenizer
-    if not isinstance(recipe.task, AlbefPretrainConfig | VlmoPretrainConfig):
+    if not catalog.task_class(recipe.task).inspectable:
         return (), ()
     source = catalog.open_source(recipe.data, "train")
     transform = TrainTransform(recipe.data, recipe.model.image_size, recipe.released)
@@ -71,7 +65,6 @@ def _pretraining_examples(
     if fetched.batch is None:
         return (), ()
     opened = open_task(predictor.origin)
-    assert isinstance(opened.task, AlbefPretraining | VlmoPretraining)
     inspection = opened.task.inspect(to_device(fetched.batch, predictor.device), Progress(0, opened.epoch))
     if inspection is None:
         return (), ()
@@ -83,7 +76,7 @@ def _pretraining_examples(
     return negatives, teacher_examples(inspection, fetched.batch, tokenizer, normalise, clean)
 
 
-def write_task_evaluation(evaluated: Judged) -> Path:
+def write_task_evaluation(evaluated: EvaluatedTask) -> Path:
     """Writes the report of a run that was evaluated record by record. Only the pictures shown are opened again."""
     opened, recipe = evaluated.opened, evaluated.opened.recipe
     transform = EvaluationTransform(recipe.data, recipe.model.image_size)
@@ -96,15 +89,9 @@ def write_task_evaluation(evaluated: Judged) -> Path:
         return to_device(batch, find_device(recipe.run.device))
 
     def heat(record: AnyRecord, image: Image) -> Tensor:
-        assert isinstance(recipe.task, GroundingTrainingConfig)
-        assert isinstance(opened.task.model, Model)
-        batch = batch_of(record, image)
-        averages_padding = recipe.released.heat_map_averages_padding
-        maps = phrase_maps(opened.task.model, batch.pixels, batch.texts, recipe.task.boxes, None, averages_padding)
-        return maps.phrase[0]
+        return opened.task.heat(batch_of(record, image))[0]
 
     def views(record: AnyRecord) -> list[tuple[str, Image]]:
-        assert isinstance(opened.task, VisionStage | VisualTokenizerTraining)
         pixels_of = opened.task.views(batch_of(record, *pictures(record)))
         return [(name, to_picture(pixels[0], recipe.data.normalise)) for name, pixels in pixels_of.items()]
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from diptych import catalog
 from diptych.apps.report.data import Stage
 from diptych.apps.report.numbers import number
-from diptych.apps.report.task_evaluation import FIGURES, REFERENCES, WORDINGS
 from diptych.logged import read_metrics
 from diptych.serialize import KIND
 
@@ -24,7 +24,6 @@ IN_TRAINING = {
 """Measures of a log by their key, with their name, factor and unit."""
 COMPUTE = "compute.json"
 """File in a run's folder with the operations of its training, where they were counted."""
-OFFICIAL = {kind.__name__: wording.measure for kind, wording in WORDINGS.items()}
 
 
 def training_stages(folder: Path) -> tuple[Stage, ...]:
@@ -58,14 +57,14 @@ def _stages(folder: Path) -> Iterator[Stage]:
 
 def _evaluated(folder: Path, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Reads the measures of a run that was evaluated record by record; empty for other runs."""
-    file, official = folder / "eval.json", OFFICIAL.get(recipe.get("task", {}).get(KIND, ""))
-    if not file.is_file() or official is None:
+    file, report = folder / "eval.json", dict(catalog.reports()).get(recipe.get("task", {}).get(KIND, ""))
+    if not file.is_file() or report is None:
         return []
     evaluation = json.loads(file.read_text(encoding="utf-8"))
-    shares = {"accuracy": official} | {f"references.{key}": name for key, name in REFERENCES.items()}
+    shares = {"accuracy": report.measure} | {f"references.{key}": name for key, name in report.references.items()}
     return [
         *((name, f"{evaluation[key]:.1f} %") for key, name in shares.items() if key in evaluation),
-        *((name, number(evaluation[key])) for key, name in FIGURES.items() if key in evaluation),
+        *((name, number(evaluation[key])) for key, name in report.figures.items() if key in evaluation),
     ]
 
 

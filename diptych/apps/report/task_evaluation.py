@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from diptych import catalog
 from diptych.apps.report.data import RIGHT, Confusion, EvaluatedExample, ExampleGroup, GivenAnswer, TaskEvaluation
 from diptych.apps.report.html import LARGEST
 from diptych.data.heatmap import heat_picture
-from diptych.data.record import AnyRecord, Box, Picture, Question, Referring
+from diptych.data.record import AnyRecord, Box, Question, Referring
+from diptych.facts import TaskReport
 from diptych.metrics.accuracy import Estimate
-from diptych.metrics.task_evaluation import Decision, TaskResult
-from diptych.schema import (
-    EntailmentConfig,
-    GroundingTrainingConfig,
-    LanguageStageConfig,
-    Nlvr2Config,
-    TaskConfig,
-    TextAssignmentConfig,
-    VisionStageConfig,
-    VisualTokenizerTrainingConfig,
-    VqaClosedSetConfig,
-    VqaDecoderConfig,
-)
+from diptych.metrics.task_evaluation import Decision
+from diptych.metrics.task_evaluation import TaskEvaluation as MeasuredTask
+from diptych.schema import TaskConfig
 
 SHOWN = 24
 """Examples on a page."""
@@ -35,107 +26,44 @@ ANSWERS = 12
 """Answers listed among those given most often."""
 
 
-@dataclass(frozen=True)
-class Wording:
-    """Readable names of a task and of its official measure, and how it is scored."""
-
-    title: str
-    measure: str
-    how: str
+def report_of(task: TaskConfig) -> TaskReport:
+    """Returns what the task's class says about showing its evaluation."""
+    report = catalog.task_class(task).report
+    assert report is not None, f"{type(task).__name__} is measured as retrieval"
+    return report
 
 
-_VQA = Wording(
-    "Visual question answering",
-    "VQA accuracy",
-    "An answer scores by how many people gave it: three of ten make it right, as a mean over each nine of them, with "
-    "answers normalised as for published numbers.",
-)
-WORDINGS: dict[type, Wording] = {
-    EntailmentConfig: Wording(
-        "Visual entailment", "Accuracy", "Does the picture entail the sentence, contradict it, or leave it open?"
-    ),
-    Nlvr2Config: Wording(
-        "Visual reasoning (NLVR2)",
-        "Accuracy",
-        "Is the statement true of the two pictures? Consistency is the share of statements that are predicted rightly "
-        "for all their pairs of pictures.",
-    ),
-    VqaDecoderConfig: _VQA,
-    VqaClosedSetConfig: _VQA,
-    GroundingTrainingConfig: Wording(
-        "Visual grounding",
-        "Box accuracy",
-        "Where is what the phrase names? A box is right if it overlaps the right one by half or more (IoU). The model "
-        "was trained without boxes.",
-    ),
-    VisionStageConfig: Wording(
-        "Masked image modelling",
-        "Visual-token accuracy",
-        "Which code of the visual tokenizer belongs to each masked patch? Every picture has its own mask, always the "
-        "same.",
-    ),
-    LanguageStageConfig: Wording(
-        "Masked language modelling",
-        "Masked-word accuracy",
-        "Which word stands at each masked place? Every text has its own mask, always the same.",
-    ),
-    VisualTokenizerTrainingConfig: Wording(
-        "Visual tokenizer",
-        "Variance given back",
-        "How much of what differs between and within the pictures comes back from their codes, one a patch?",
-    ),
-    TextAssignmentConfig: Wording(
-        "Text assignment",
-        "Accuracy",
-        "Does the text belong to the first picture, the second, or neither? The other pictures are drawn from its "
-        "batch, alike ones more often.",
-    ),
-}
-"""By the type of a recipe's `task`."""
-MEASURES = {
-    "accuracy.intended": "VQA accuracy, people's answers normalised too",
-    "accuracy.without_proposals": "Box accuracy, from the map alone",
-    "consistency": "Consistency",
-}
-REFERENCES = {
-    "commonest": "Always the commonest answer",
-    "largest_proposal": "Always the largest proposal",
-    "central_proposal": "Always the most central proposal",
-    "any_proposal": "Any proposal, drawn evenly",
-    "one_colour": "Its mean colour for each picture",
-}
-FIGURES = {
-    "reconstruction_error": "Mean square error, in normalised colours",
-    "code_perplexity": "Perplexity of the codes' use",
-    "codes_used": "Codes used",
-    "codes": "Codes in all",
-    "perplexity": "Perplexity of a masked word",
-}
+def measure_names() -> dict[str, str]:
+    """Gives the readable names of all further measures, whatever the task."""
+    return {key: name for _, report in catalog.reports() for key, name in report.measures.items()}
 
 
-def named_scores(task: TaskConfig, result: TaskResult) -> dict[str, Estimate]:
+def named_scores(task: TaskConfig, result: MeasuredTask) -> dict[str, Estimate]:
     """Gives the measures under readable names, the official one first."""
-    official = WORDINGS[type(task)].measure
+    report = report_of(task)
+    names = {"accuracy": report.measure} | dict(report.measures)
     return {
-        official if name == "accuracy" else MEASURES.get(name) or f"{official}, {name.removeprefix('accuracy.')}": score
+        names.get(name) or f"{report.measure}, {name.removeprefix('accuracy.')}": score
         for name, score in result.scores.items()
     }
 
 
-def named_references(result: TaskResult) -> dict[str, Estimate]:
+def named_references(task: TaskConfig, result: MeasuredTask) -> dict[str, Estimate]:
     """Gives the official measure of predictions that ignore the pictures, under readable names."""
-    return {REFERENCES[name]: score for name, score in result.references.items()}
+    names = report_of(task).references
+    return {names[name]: score for name, score in result.references.items()}
 
 
-def named_figures(result: TaskResult) -> dict[str, float]:
+def named_figures(task: TaskConfig, result: MeasuredTask) -> dict[str, float]:
     """Gives the numbers that are no percentages, under readable names."""
-    return {FIGURES[name]: value for name, value in result.figures.items()}
+    names = report_of(task).figures
+    return {names[name]: value for name, value in result.figures.items()}
 
 
 def describe_evaluation(
     task: TaskConfig,
     split: str,
-    result: TaskResult,
+    result: MeasuredTask,
     records: Mapping[str, AnyRecord],
     pictures: Callable[[AnyRecord], Sequence[Image.Image]],
     heat: Callable[[AnyRecord, Image.Image], Float[Tensor, "h w"]],
@@ -147,13 +75,14 @@ def describe_evaluation(
     and `views` gives the input and the output of a model of pictures alone. All three are called for the examples
     shown only.
     """
-    wording, decisions = WORDINGS[type(task)], result.decisions
+    report, decisions = report_of(task), result.decisions
 
     def example(decision: Decision) -> EvaluatedExample:
         record = records[decision.record]
-        if isinstance(record, Referring):
+        if report.examples == "boxes":
+            assert isinstance(record, Referring)
             return _box_example(decision, record, pictures(record)[0], heat)
-        if isinstance(record, Picture):
+        if report.examples == "views":
             return EvaluatedExample(tuple(views(record)), "", "", None, "", decision.score)
         images = [image for name in decision.pictures for image in pictures(records[name])] or pictures(record)
         names = ("first", "second") if decision.pictures else ("left", "right") if len(images) > 1 else ("picture",)
@@ -166,20 +95,19 @@ def describe_evaluation(
             score=decision.score,
         )
 
-    in_words = bool(decisions) and isinstance(records[decisions[0].record], Question)
     return TaskEvaluation(
-        title=wording.title,
-        how=wording.how,
+        title=report.title,
+        how=report.how,
         split=split,
         records=len(decisions),
         scores=named_scores(task, result),
-        references=named_references(result),
+        references=named_references(task, result),
         confusion=confusion(tuple(result.classes), decisions) if result.classes else None,
-        answers=given_answers(decisions) if in_words else (),
+        answers=given_answers(decisions) if report.lists_answers else (),
         examples=tuple(
             ExampleGroup(title, tuple(map(example, chosen)), total) for title, chosen, total in groups(decisions)
         ),
-        figures=named_figures(result),
+        figures=named_figures(task, result),
     )
 
 

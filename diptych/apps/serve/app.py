@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.security import HTTPBearer
 from starlette.responses import HTMLResponse
 
-from diptych import __version__
+from diptych import __version__, catalog
 from diptych.apps.serve import requests as calls
 from diptych.apps.serve import schemas
 from diptych.apps.serve.admission import AdmissionMiddleware
@@ -25,7 +25,8 @@ from diptych.apps.serve.metrics import Metrics
 from diptych.apps.serve.page import render
 from diptych.apps.serve.preparing import InputPreparer
 from diptych.apps.serve.requests import Inputs, ModelCall
-from diptych.predict import ABILITIES, Choice, ModelPool, PooledModel
+from diptych.facts import Ability
+from diptych.predict import ModelPool, PooledModel
 
 log = logging.getLogger("diptych.apps.serve")
 Value = TypeVar("Value")
@@ -56,7 +57,7 @@ class ServerState:
         self.preparer = InputPreparer(self.limits)
         self.able = self.pool.abilities()
         names = [None, *(model.name for model in self.pool.models)]
-        self._models = {(ability, name): self._find(ability, name) for ability in ABILITIES for name in names}
+        self._models = {(ability, name): self._find(ability, name) for ability in self.able for name in names}
 
     def find(self, ability: str, name: str | None) -> PooledModel:
         """Returns the named model, or the best one for an ability. Raises ApiError."""
@@ -176,8 +177,8 @@ def _served(model: PooledModel, able: Mapping[str, tuple[str, ...]]) -> schemas.
         name=model.name,
         system=type(model.predictor.model).__name__.lower(),
         recipe=recipe.name,
-        abilities=[ability for ability in ABILITIES if model.name in able[ability]],
-        best_for=[ability for ability in ABILITIES if able[ability][:1] == (model.name,)],
+        abilities=[ability for ability in able if model.name in able[ability]],
+        best_for=[ability for ability in able if able[ability][:1] == (model.name,)],
         measured=_finite(model.measured),
     )
 
@@ -220,31 +221,9 @@ def _model_routes(state: ServerState) -> APIRouter:
         """Searches the server's index by a text or a picture."""
         return await _search(state, body, request)
 
-    @router.post("/entail", responses=documented(*MODEL_ERRORS))
-    async def entail(body: schemas.EntailRequest, request: Request) -> schemas.ChoiceResponse:
-        """Says whether a picture makes statements true (entailment), false (contradiction) or neither (neutral)."""
-        model = state.find("entail", body.model)
-        inputs = await state.prepare(preparer.texts_about, model.predictor, {"picture": body.picture}, body.hypotheses)
-        return _choices(model, await state.submit(request, calls.Entail(model), inputs))
-
-    @router.post("/answer", responses=documented(*MODEL_ERRORS))
-    async def answer(body: schemas.AnswerRequest, request: Request) -> schemas.AnswerResponse:
-        """Answers questions about a picture."""
-        model = state.find("answer", body.model)
-        candidates = None if body.answers is None else tuple(body.answers)
-        preparer.check_texts(candidates or (), "answers")
-        inputs = await state.prepare(preparer.texts_about, model.predictor, {"picture": body.picture}, body.questions)
-        answers = await state.submit(request, calls.AnswerQuestions(model, body.k, candidates), inputs)
-        results = [[{"answer": answer.text, "probability": answer.probability} for answer in best] for best in answers]
-        return schemas.AnswerResponse.model_validate({"model": model.name, "results": results})
-
-    @router.post("/compare", responses=documented(*MODEL_ERRORS))
-    async def compare(body: schemas.CompareRequest, request: Request) -> schemas.ChoiceResponse:
-        """Says whether statements about a left and a right picture are true."""
-        model = state.find("compare", body.model)
-        pictures = {"left": body.left, "right": body.right}
-        inputs = await state.prepare(preparer.texts_about, model.predictor, pictures, body.statements)
-        return _choices(model, await state.submit(request, calls.Compare(model), inputs))
+    for ability in catalog.abilities().values():
+        if ability.calls is None:
+            _add_ability(router, state, ability)
 
     @router.post("/locate", responses=documented(*MODEL_ERRORS))
     async def locate(body: schemas.LocateRequest, request: Request) -> schemas.LocateResponse:
@@ -259,9 +238,28 @@ def _model_routes(state: ServerState) -> APIRouter:
     return router
 
 
-def _choices(model: PooledModel, choices: Sequence[Choice]) -> schemas.ChoiceResponse:
-    results = [schemas.ChoiceItem(label=choice.label, probabilities=dict(choice.probabilities)) for choice in choices]
-    return schemas.ChoiceResponse(model=model.name, results=results)
+def _add_ability(router: APIRouter, state: ServerState, ability: Ability) -> None:
+    """Adds the endpoint of an ability that the head of a task has."""
+    request_type, (response_type, to_item) = schemas.request_of(ability), schemas.response_of(ability)
+    lists = [option.name for option in ability.options if option.kind == "texts"]
+
+    async def endpoint(body: Any, request: Request) -> Any:
+        model = state.find(ability.name, body.model)
+        options = {option.name: getattr(body, option.name) for option in ability.options}
+        for name in lists:
+            options[name] = None if options[name] is None else tuple(options[name])
+            state.preparer.check_texts(options[name] or (), name)
+        pictures = {picture.field: getattr(body, picture.field) for picture in ability.pictures}
+        texts = getattr(body, ability.text.field) if ability.text is not None else ()
+        inputs = await state.prepare(state.preparer.texts_about, model.predictor, pictures, texts)
+        results = await state.submit(request, calls.CallHead(model, ability.name, tuple(options.items())), inputs)
+        return response_type.model_validate({"model": model.name, "results": [to_item(result) for result in results]})
+
+    endpoint.__annotations__ = {"body": request_type, "request": Request, "return": response_type}
+    router.add_api_route(
+        f"/{ability.name}", endpoint, methods=["POST"], name=ability.name, description=ability.description,
+        responses=documented(*MODEL_ERRORS),
+    )  # fmt: skip
 
 
 async def _search(state: ServerState, body: schemas.SearchRequest, request: Request) -> schemas.SearchResponse:

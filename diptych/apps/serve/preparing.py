@@ -15,8 +15,7 @@ from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.pictures import draw_heat, open_upload
 from diptych.apps.serve.requests import Inputs, at_size
 from diptych.predict import Located, Predictor
-from diptych.predict.predictor import boxes_config
-from diptych.tasks.grounding import find_box
+from diptych.tasks.grounding import boxes_config, find_box
 
 
 class InputPreparer:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 from diptych.data.transforms import resize
-from diptych.predict import Answer, Choice, Located, PooledModel, Predictor
+from diptych.predict import Located, PooledModel, Predictor
 
 Result = TypeVar("Result")
 
@@ -90,50 +91,31 @@ class Match(_PredictorCall):
 
 @dataclass(frozen=True)
 class _TextCall(_PredictorCall):
-    """Calls the model for each text of a request with the request's picture, or with both of its pictures."""
+    """Calls the model for each text of a request with the request's picture, or with both of its pictures.
+
+    A request without texts is one call.
+    """
 
     def rows(self, inputs: Inputs) -> int:
-        return len(inputs.texts)
+        return max(1, len(inputs.texts))
 
     def _per_text(self, inputs: Sequence[Inputs], method: Callable[..., Sequence[Result]]) -> list[list[Result]]:
-        pictures = [request.pictures for request in inputs for _ in request.texts]
-        results = iter(method(*map(list, zip(*pictures, strict=True)), _all_texts(inputs)))
-        return [[next(results) for _ in request.texts] for request in inputs]
+        per_row = [request.pictures for request in inputs for _ in range(self.rows(request))]
+        pictures, texts = map(list, zip(*per_row, strict=True)), _all_texts(inputs)
+        results = iter(method(*pictures, *([texts] if texts else ())))
+        return [[next(results) for _ in range(self.rows(request))] for request in inputs]
 
 
 @dataclass(frozen=True)
-class Entail(_TextCall):
-    """Returns an entailment decision for each text."""
+class CallHead(_TextCall):
+    """Calls the ability of a task's head and returns a list of results for each request."""
 
-    ability: ClassVar[str] = "entail"
+    ability: str
+    options: tuple[tuple[str, Any], ...] = ()
+    """The settings that the ability states, by name."""
 
-    def __call__(self, inputs: Sequence[Inputs]) -> list[list[Choice]]:
-        return self._per_text(inputs, self.predictor.entail)
-
-
-@dataclass(frozen=True)
-class Compare(_TextCall):
-    """Returns for each text whether it is true of both pictures."""
-
-    ability: ClassVar[str] = "compare"
-
-    def __call__(self, inputs: Sequence[Inputs]) -> list[list[Choice]]:
-        return self._per_text(inputs, self.predictor.compare)
-
-
-@dataclass(frozen=True)
-class AnswerQuestions(_TextCall):
-    """Returns the k likeliest answers to each text."""
-
-    ability: ClassVar[str] = "answer"
-    k: int = 3
-    answers: tuple[str, ...] | None = None
-
-    def __call__(self, inputs: Sequence[Inputs]) -> list[list[tuple[Answer, ...]]]:
-        def answer(pictures: list[Image.Image], questions: list[str]) -> Sequence[tuple[Answer, ...]]:
-            return self.predictor.answer(pictures, questions, self.k, self.answers)
-
-        return self._per_text(inputs, answer)
+    def __call__(self, inputs: Sequence[Inputs]) -> list[list[Any]]:
+        return self._per_text(inputs, partial(self.predictor.ask, self.ability, **dict(self.options)))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
+from diptych.facts import Ability, Answer, Choice, Option
 from diptych.predict.inputs import is_whole
 
 Base64 = Annotated[
@@ -120,31 +123,19 @@ class SearchResponse(ModelResponse):
 # --------------------------------------------------------------------------- task heads
 
 
-class EntailRequest(ModelRequest):
-    picture: Base64
-    hypotheses: list[Text] = Field(min_length=1, description="Statements about the picture.")
-
-
 class ChoiceItem(Response):
     label: str = Field(description="The label with the largest probability.")
     probabilities: dict[str, Probability] = Field(
         description="The probability of each label, largest first. They sum to 1."
     )
 
+    @classmethod
+    def of(cls, choice: Choice) -> ChoiceItem:
+        return cls(label=choice.label, probabilities=dict(choice.probabilities))
+
 
 class ChoiceResponse(ModelResponse):
     results: list[ChoiceItem] = Field(description="One for each text, in order.")
-
-
-class AnswerRequest(ModelRequest):
-    picture: Base64
-    questions: list[Text] = Field(min_length=1, description="Questions about the picture.")
-    k: int = Field(3, ge=1, le=100, description="The largest number of answers.")
-    answers: list[Text] | None = Field(
-        None,
-        min_length=1,
-        description="Answers to choose from, for a model that generates or ranks. A closed-set model has its own.",
-    )
 
 
 class AnswerItem(Response):
@@ -160,10 +151,41 @@ class AnswerResponse(ModelResponse):
     )
 
 
-class CompareRequest(ModelRequest):
-    left: Base64
-    right: Base64
-    statements: list[Text] = Field(min_length=1, description="Statements about the two pictures.")
+def _answer_items(answers: Sequence[Answer]) -> list[AnswerItem]:
+    return [AnswerItem(answer=answer.text, probability=answer.probability) for answer in answers]
+
+
+RESPONSES: dict[Any, tuple[type[ModelResponse], Callable[[Any], Any]]] = {
+    Choice: (ChoiceResponse, ChoiceItem.of),
+    tuple[Answer, ...]: (AnswerResponse, _answer_items),
+}
+"""The response of each type of results, with the function that converts one result. Other types need no conversion."""
+
+
+def request_of(ability: Ability) -> type[ModelRequest]:
+    """Builds the request type of a task head's ability, with the fields that the ability states."""
+    fields: dict[str, Any] = {picture.field: (Base64, ...) for picture in ability.pictures}
+    if ability.text is not None:
+        fields[ability.text.field] = (list[Text], Field(min_length=1, description=ability.text.description))
+    for option in ability.options:
+        fields[option.name] = _option(option)
+    return create_model(f"{ability.name.title()}Request", __base__=ModelRequest, **fields)
+
+
+def _option(option: Option) -> tuple[Any, Any]:
+    if option.kind == "count":
+        return int, Field(option.default, ge=1, le=option.most, description=option.description)
+    return list[Text] | None, Field(option.default, min_length=1, description=option.description)
+
+
+def response_of(ability: Ability) -> tuple[type[ModelResponse], Callable[[Any], Any]]:
+    """Returns the response type of a task head's ability, and the function that converts one result for it."""
+    if ability.result in RESPONSES:
+        return RESPONSES[ability.result]
+    items: Any = GenericAlias(list, (ability.result,))
+    results = items, Field(description="One for each text, in order; without texts, one.")
+    response = create_model(f"{ability.name.title()}Response", __base__=ModelResponse, results=results)
+    return response, lambda result: result
 
 
 class LocateRequest(ModelRequest):

@@ -7,13 +7,14 @@ from typing import Any
 
 from PIL import Image
 
+from diptych import catalog
 from diptych.apps.app.fields import PictureField, TextField
 from diptych.apps.app.form import Example, Form, Page
 from diptych.apps.app.missing import training_hint
 from diptych.apps.app.render import render
 from diptych.apps.app.site import Site
 from diptych.predict import PooledModel
-from diptych.schema import VqaClosedSetConfig, VqaDecoderConfig
+from diptych.schema import TaskConfig
 
 PAGE = Page(
     "ask",
@@ -28,10 +29,8 @@ MOST = 5
 
 def form(site: Site) -> Form:
     models = site.pool.able("answer")
-    closed, opened = (
-        [model for model in models if isinstance(model.predictor.recipe.task, kind)]
-        for kind in (VqaClosedSetConfig, VqaDecoderConfig)
-    )
+    closed = [model for model in models if _chooses(model.predictor.recipe.task)]
+    opened = [model for model in models if not _chooses(model.predictor.recipe.task)]
     questions = (
         "what is to the left of the crab?", "what color is the background?", "is there a drum in the picture?",
         "in which quarter of the picture is the sheep?",
@@ -65,35 +64,36 @@ def answer(
         "ask",
         models=[model for model in (closed, opened) if model is not None],
         cards=[
-            _card("Closed: from its own list", closed, VqaClosedSetConfig, opened, picture, question, ()),
-            _card("Open: in words", opened, VqaDecoderConfig, closed, picture, question, candidates),
+            _card("Closed: from its own list", closed, True, opened, picture, question, ()),
+            _card("Open: in words", opened, False, closed, picture, question, candidates),
         ],
     )
 
 
 def _card(
-    title: str, model: PooledModel | None, task: type, other: PooledModel | None, picture: Image.Image, question: str,
-    candidates: tuple[str, ...],
+    title: str, model: PooledModel | None, closed: bool, other: PooledModel | None, picture: Image.Image,
+    question: str, candidates: tuple[str, ...],
 ) -> Mapping[str, Any]:  # fmt: skip
     """Collects a model's answers or, if it is missing, a hint how to train one like the other model."""
     if model is None:
         assert other is not None
         recipe = other.predictor.recipe
-        hint = training_hint([task], [type(recipe.model)], recipe.model.width)
+        answer = catalog.abilities()["answer"]
+        able = [kind for kind, task in catalog.TASKS.items() if answer in task.abilities]
+        kinds = [kind for kind in able if _chooses(kind()) == closed]
+        hint = training_hint(kinds, [type(recipe.model)], recipe.model.width)
         return {"title": title, "note": "", "hint": hint}
     best = model.predictor.answer(picture, question, MOST, candidates or None)
     answers = [(answer.text, answer.probability) for answer in best]
     return {"title": title, "note": _note(model, candidates), "hint": None, "answers": answers}
 
 
+def _chooses(config: TaskConfig) -> bool:
+    """Says whether the answers are classes of a fixed list."""
+    return catalog.task_class(config).classes(config) is not None
+
+
 def _note(model: PooledModel, candidates: tuple[str, ...]) -> str:
     """Explains the probabilities."""
-    task = model.predictor.recipe.task
-    if isinstance(task, VqaClosedSetConfig):
-        return f"Each by itself: how likely it is right. {len(task.answers):,} answers to choose from."
-    if candidates:
-        return f"Shares among the {len(candidates)} answers that you offered."
-    generated = isinstance(task, VqaDecoderConfig) and (task.inference == "generate" or not task.answers)
-    if generated:
-        return "Generated word by word: shares among all possible texts."
-    return "Shares among the answers of its training."
+    config = model.predictor.recipe.task
+    return catalog.task_class(config).meaning(config, answers=candidates)

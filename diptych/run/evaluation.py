@@ -1,0 +1,239 @@
+"""Measures a run's model and writes the files that hold the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress as RichProgress
+from rich.progress import TaskID
+
+from diptych import catalog
+from diptych.checkpoints import store
+from diptych.data.loader import EvaluationBatch
+from diptych.data.record import AnyRecord
+from diptych.data.sources.scenes import Scenes
+from diptych.data.tokenizer import Tokenizer
+from diptych.device import find_device
+from diptych.evaluate import OnProgress, RetrievalResult, evaluate_retrieval, evaluate_task
+from diptych.metrics.task_evaluation import TaskEvaluation
+from diptych.predict import Predictor, load
+from diptych.predict.loading import TEACHING
+from diptych.recipes.override import override
+from diptych.run.splits import (
+    AnySource,
+    RetrievalSplit,
+    batches_of,
+    check_lengths,
+    open_split,
+    ranks_pairs,
+    read_retrieval,
+)
+from diptych.run.submission import check_submission, write_submission
+from diptych.schema import Recipe, Split
+from diptych.serialize import from_dict
+from diptych.synthetic.evaluation import noun_set_ceiling
+from diptych.task import Task
+
+Changes = Mapping[str, Any]
+"""Fields of a stored recipe by their dotted names, with the values that replace them in an evaluation."""
+CHANGEABLE = (
+    "data.", "evaluation.", "task.boxes.", "released.heat_map_averages_padding", "released.iou_in_whole_pixels",
+)  # fmt: skip
+
+
+def evaluate(
+    path: Path, split: Split = "test", submission: Path | None = None, changes: Changes | None = None
+) -> EvaluatedRetrieval | EvaluatedTask:
+    """Measures a run's best checkpoint, or the checkpoint given, by its task's official measure.
+
+    Writes `eval.json` into the run's folder and, for a task that is measured record by record, the prediction for each
+    record as `predictions.jsonl`. The files of the validation split are called `eval-validation.json` and so on, those
+    of an evaluation with `changes` `eval-changed.json`. `submission` names a file for an evaluation server.
+
+    Raises ValueError, before anything is measured, for a submission that the task has no format for or that could not
+    be complete.
+    """
+    changes = changes or {}
+    checkpoint = store.load_from(path)
+    recipe = changed(from_dict(checkpoint.recipe), changes)
+    if submission is not None:
+        check_submission(recipe, split, submission)
+    if ranks_pairs(recipe):
+        return evaluate_as_retrieval(checkpoint.folder, split, changes)
+    evaluated = evaluate_by_record(checkpoint.folder, split, changes)
+    if submission is not None:
+        write_submission(recipe, submission, evaluated.result.decisions, list(evaluated.records))
+    return evaluated
+
+
+def changed(recipe: Recipe, changes: Changes) -> Recipe:
+    """Returns the recipe with other data or other questions to the same model. Raises ValueError for other changes."""
+    allowed = CHANGEABLE + catalog.task_class(recipe.task).changeable
+    for name in changes:
+        if not name.startswith(allowed):
+            raise ValueError(f"{name} was settled by training; what can be changed: {', '.join(allowed)}")
+    overridden = override(recipe, changes)
+    check_lengths(overridden)
+    return overridden
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    """Returns the run's folder, or the checkpoint itself if it belongs to no run, such as a converted one."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
+def _suffix(split: Split, changes: Changes) -> str:
+    return ("" if split == "test" else f"-{split}") + ("-changed" if changes else "")
+
+
+def _changed(changes: Changes) -> dict[str, Any]:
+    return {"changed": dict(changes)} if changes else {}
+
+
+# --------------------------------------------------------------------------- over all pictures and captions at once
+
+
+@dataclass(frozen=True)
+class EvaluatedRetrieval:
+    """A run's model, measured as retrieval."""
+
+    folder: Path
+    predictor: Predictor
+    split: RetrievalSplit
+    result: RetrievalResult
+    ceiling: dict[str, float]
+    """Recalls of a matcher that knows only the set of nouns; empty for data other than scenes."""
+    split_name: Split = "test"
+    changes: Changes = field(default_factory=dict)
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that hold the result."""
+        return (self.folder / f"eval{_suffix(self.split_name, self.changes)}.json",)
+
+    def to_json(self) -> dict[str, Any]:
+        ceiling = {f"nouns_only.{name}": value for name, value in self.ceiling.items()}
+        origin = {"checkpoint": self.predictor.origin.name, "split": self.split_name}
+        return origin | _changed(self.changes) | self.result.to_json() | ceiling
+
+
+def evaluate_as_retrieval(path: Path, split: Split = "test", changes: Changes | None = None) -> EvaluatedRetrieval:
+    """Measures a run's best checkpoint, or the checkpoint given, as retrieval, and writes the files of `evaluate`."""
+    changes = changes or {}
+    predictor = load(path)
+    predictor = replace(predictor, recipe=changed(predictor.recipe, changes))
+    recipe = predictor.recipe
+    source = open_split(recipe, split)
+    read = read_retrieval(recipe, source, predictor.tokenizer)
+    with RichProgress(transient=True) as bars:
+        result = evaluate_retrieval(
+            predictor.model, read.pictures, read.texts, read.image_of_text, recipe.evaluation, predictor.device,
+            on_progress=_bars(bars),
+        )  # fmt: skip
+    ceiling = {}
+    if isinstance(source, Scenes):
+        shares = noun_set_ceiling(source.evaluation.scenes, source.evaluation.captions)
+        ceiling = {name: 100 * share for name, share in shares.items()}
+    evaluated = EvaluatedRetrieval(_folder_of(predictor.origin), predictor, read, result, ceiling, split, changes)
+    evaluated.written[0].write_text(json.dumps(evaluated.to_json(), indent=1))
+    return evaluated
+
+
+def _bars(bars: RichProgress) -> OnProgress:
+    """Shows a progress bar for each stage."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(stage: str, done: int, total: int | None) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done)
+
+    return show
+
+
+# --------------------------------------------------------------------------- record by record
+
+
+@dataclass(frozen=True)
+class OpenedTask:
+    """A checkpoint with its whole task, for uses that need more of it than a `Predictor` holds."""
+
+    checkpoint: Path
+    recipe: Recipe
+    tokenizer: Tokenizer
+    task: Task
+    epoch: float
+    """The epochs that it was trained for."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return _folder_of(self.checkpoint)
+
+
+def open_task(path: Path, changes: Changes | None = None) -> OpenedTask:
+    """Loads the task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError.
+
+    In an exported checkpoint, which holds neither momentum encoder nor queue, these are new.
+    """
+    checkpoint = store.load_from(path)
+    recipe = changed(from_dict(checkpoint.recipe), changes or {})
+    tokenizer = Tokenizer.load(checkpoint.tokenizer)
+    task = catalog.build_task(recipe, tokenizer)
+    weights = checkpoint.weights()
+    if checkpoint.state.get("shared"):
+        weights |= {name: own for name, own in task.state_dict().items() if name.startswith(TEACHING)}
+    store.load_into(task, weights, checkpoint.folder)
+    task = task.to(find_device(recipe.run.device)).eval()
+    return OpenedTask(checkpoint.folder, recipe, tokenizer, task, checkpoint.state["epoch"])
+
+
+@dataclass(frozen=True)
+class EvaluatedTask:
+    """A run's model, measured record by record."""
+
+    opened: OpenedTask
+    split: Split
+    result: TaskEvaluation
+    source: AnySource
+    records: Mapping[str, AnyRecord]
+    """The records of the split by their ids, in order."""
+    changes: Changes = field(default_factory=dict)
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that hold the measures and the prediction for each record."""
+        suffix = _suffix(self.split, self.changes)
+        return self.opened.folder / f"eval{suffix}.json", self.opened.folder / f"predictions{suffix}.jsonl"
+
+    def to_json(self) -> dict[str, Any]:
+        opened = self.opened
+        origin = {"checkpoint": opened.checkpoint.name, "task": type(opened.recipe.task).__name__, "split": self.split}
+        return origin | _changed(self.changes) | self.result.to_json()
+
+
+def evaluate_by_record(path: Path, split: Split = "test", changes: Changes | None = None) -> EvaluatedTask:
+    """Measures a run's best checkpoint, or the checkpoint given, by its task's own measure, and writes the files."""
+    changes = changes or {}
+    opened = open_task(path, changes)
+    source = open_split(opened.recipe, split)
+    records: dict[str, AnyRecord] = {}
+    batches = _noted(batches_of(opened.recipe, source, opened.tokenizer), records)
+    result = evaluate_task(opened.task, batches, opened.tokenizer, opened.recipe.evaluation.bootstrap)
+    evaluated = EvaluatedTask(opened, split, result, source, records, changes)
+    measures, predictions = evaluated.written
+    measures.write_text(json.dumps(evaluated.to_json(), indent=1))
+    lines = (json.dumps(asdict(decision), ensure_ascii=False) for decision in result.decisions)
+    predictions.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return evaluated
+
+
+def _noted(batches: Iterable[EvaluationBatch], records: dict[str, AnyRecord]) -> Iterator[EvaluationBatch]:
+    """Yields the batches unchanged and keeps their records, without the pixels, in `records`."""
+    for chunk in batches:
+        records.update((record.id, record) for record in chunk.records)
+        yield chunk

@@ -1,0 +1,142 @@
+"""The records of a recipe: an opened split, the answers of its training data, an evaluation split for retrieval.
+
+I pictures, T captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from diptych import catalog
+from diptych.data.cleanup import clean_caption
+from diptych.data.collate import pad_texts
+from diptych.data.loader import EvaluationBatch, Item, check_readable, evaluation_batches, items_at
+from diptych.data.record import BadRecord, Picture, Source
+from diptych.data.tokenizer import Tokenizer
+from diptych.data.transforms import to_picture
+from diptych.schema import Recipe, Split
+from diptych.types import Texts
+
+QUESTIONS_READ = 100_000
+"""The most generated questions whose answers are counted; in files all are."""
+AnySource = Any
+"""A Source of captions, or a TaskSource."""
+
+
+def open_split(recipe: Recipe, split: Split) -> AnySource:
+    """Opens the records of the recipe's task. Prints the names of entries that could not become a record."""
+    source: AnySource = catalog.open_source(recipe.data, split, catalog.record_kind(recipe.task))
+    _print_skipped(split, source.skipped)
+    return source
+
+
+def _print_skipped(split: str, skipped: Sequence[BadRecord], shown: int = 5) -> None:
+    if not skipped:
+        return
+    print(f"left out of the {split} data, {len(skipped)} in all:")
+    for error in skipped[:shown]:
+        print(f"  {error}")
+    if len(skipped) > shown:
+        print(f"  and {len(skipped) - shown} more")
+
+
+def with_answers(recipe: Recipe, source: AnySource) -> Recipe:
+    """Adds the settings that follow from the training data, such as the most frequent answers to choose from."""
+    stride = max(1, len(source) // QUESTIONS_READ) if recipe.data.source == "scenes" else 1
+    task = catalog.task_class(recipe.task).filled(
+        recipe.task, lambda: (source.record(index) for index in range(0, len(source), stride))
+    )
+    return recipe if task is recipe.task else replace(recipe, task=task)
+
+
+def check_lengths(recipe: Recipe) -> None:
+    """Raises ValueError if texts may exceed the model's positions: at once, not at the first such text."""
+    longest = recipe.model.max_positions
+    if longest is None or catalog.record_kind(recipe.task) is Picture:
+        return
+    for name in ("max_tokens", "max_tokens_evaluation"):
+        length = getattr(recipe.data, name)
+        if length > longest:
+            raise ValueError(
+                f"data.{name}={length}: the model has positions for texts of {longest} tokens. "
+                f"Set data.{name}={longest} or less, so that longer ones are cut, or build it with more positions"
+            )
+
+
+def batches_of(
+    recipe: Recipe, source: AnySource, tokenizer: Tokenizer, limit: int | None = None
+) -> Iterator[EvaluationBatch]:
+    """Yields the records of an evaluation split in batches and in order, the first `limit` records at most."""
+    size, batch = recipe.model.image_size, recipe.evaluation.batch_size
+    return evaluation_batches(source, tokenizer, recipe.data, size, batch, limit)
+
+
+# --------------------------------------------------------------------------- for retrieval
+
+
+def ranks_pairs(recipe: Recipe) -> bool:
+    """Tells whether the recipe is measured as retrieval: over all pictures and captions of a split at once."""
+    return catalog.task_class(recipe.task).ranks_pairs
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The I pictures of a split, decoded anew at each walk, so that memory holds one batch of them."""
+
+    recipe: Recipe
+    source: Source
+    places: tuple[int, ...]
+    """The place of one record for each picture."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yields batches [b, 3, H, W] in order. Raises ValueError naming every bad picture."""
+        items = self._items(self.places)
+        while chunk := list(islice(items, self.recipe.evaluation.batch_size)):
+            yield torch.stack([item.views[0] for item in chunk])
+
+    def __getitem__(self, index: int) -> Image:
+        """Returns one picture as the model sees it."""
+        (item,) = self._items((self.places[index],))
+        return to_picture(item.views[0], self.recipe.data.normalise)
+
+    def check(self) -> None:
+        """Raises ValueError naming every bad picture."""
+        check_readable(self.source, self.places, self.recipe.data)
+
+    def _items(self, places: Sequence[int]) -> Iterator[Item]:
+        return items_at(self.source, places, self.recipe.data, self.recipe.model.image_size)
+
+
+@dataclass(frozen=True)
+class RetrievalSplit:
+    """An evaluation split for retrieval. Records with the same picture identity share a picture."""
+
+    pictures: Pictures
+    captions: tuple[str, ...]
+    texts: Texts
+    image_of_text: Tensor
+    """The picture [T] of each caption."""
+
+
+def read_retrieval(recipe: Recipe, source: Source, tokenizer: Tokenizer, limit: int | None = None) -> RetrievalSplit:
+    """Reads the captions of a split in order, of the first `limit` records at most."""
+    records = [source.record(index) for index in range(len(source))[:limit]]
+    places: dict[str, int] = {}
+    for index, record in enumerate(records):
+        places.setdefault(record.image_id, index)
+    number = {identity: picture for picture, identity in enumerate(places)}
+    captions = tuple(clean_caption(text, recipe.data.max_words) for record in records for text in record.captions)
+    image_of_text = torch.tensor([number[record.image_id] for record in records for _ in record.captions])
+    ids = tokenizer.encode(captions, recipe.data.max_tokens_evaluation)
+    pictures = Pictures(recipe, source, tuple(places.values()))
+    return RetrievalSplit(pictures, captions, pad_texts(ids, tokenizer.pad_id), image_of_text)

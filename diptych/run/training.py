@@ -1,0 +1,118 @@
+"""Trains a recipe in its run folder: source, tokenizer, task, starting weights, then the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from diptych import catalog
+from diptych.checkpoints import store
+from diptych.data.cleanup import clean_text
+from diptych.data.loader import PairLoader
+from diptych.data.record import AnyRecord, Picture, Question
+from diptych.data.tokenizer import SPECIAL, Tokenizer
+from diptych.device import find_device
+from diptych.launched import restarted
+from diptych.run.splits import AnySource, check_lengths, open_split, with_answers
+from diptych.run.validation import make_validation
+from diptych.schema import Recipe
+from diptych.serialize import from_dict
+from diptych.task import Task
+from diptych.train import loop
+from diptych.train.distributed import World, joined
+from diptych.train.freeze import freeze
+from diptych.train.start import Start, borrow, record_start, start_from
+from diptych.train.state import check_folder
+
+TEXTS_READ = 20_000
+"""The most records from which a vocabulary is learnt."""
+
+
+def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
+    """Trains a recipe in its run folder, together with the other processes if `torchrun` has started some.
+
+    Returns that folder. If `torchrun` has started the processes again after a fault, the run goes on.
+    """
+    resume = resume or (restarted() and (folder / "recipe.json").exists())
+    with joined(recipe.run) as world, contextlib.ExitStack() as quiet:
+        if not world.first:
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        return _train(recipe, folder, resume, world)
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
+    world.on_first(lambda: check_folder(folder, resume))
+    check_lengths(recipe)
+    kind = catalog.task_class(recipe.task)
+    begun = resume and store.latest(folder / "checkpoints") is not None
+    # Complete the recipe by what other runs and the training data determine.
+    if not begun:
+        recipe = kind.resolved(recipe)
+    source = open_split(recipe, "train")
+    recipe = with_answers(recipe, source)
+    # Build the task and give it its starting weights.
+    tokenizer = _first_tokenizer(recipe, source, folder)
+    task = catalog.build_task(recipe, tokenizer).to(find_device(recipe.run.device))
+    started = None if begun else _start(task, recipe, tokenizer)
+    if recipe.freeze:
+        print(f"frozen: {freeze(task, recipe.freeze)}")
+    size, run = recipe.model.image_size, recipe.run
+    loader = PairLoader(
+        source, tokenizer, recipe.data, size, run.batch_size * recipe.optim.accumulate, run.seed,
+        kind.closed_set(recipe.task), rank=world.rank, size=world.size, released=recipe.released,
+    )  # fmt: skip
+    validation = make_validation(recipe, task, tokenizer)
+    if started and world.first:
+        record_start(folder, task, *started)
+    loop.train(
+        task, loader, recipe, folder,
+        validation=validation, save_tokenizer=tokenizer.save, resume=resume, world=world,
+    )  # fmt: skip
+    return folder
+
+
+def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> tuple[Start | None, str]:
+    """Loads the weights of other runs, prints their origin, and returns it."""
+    if borrowed := borrow(task):
+        print(borrowed)
+    start = start_from(task, recipe.init_from, tokenizer) if recipe.init_from else None
+    if start:
+        print(f"starting from {start}")
+    return start, borrowed
+
+
+# --------------------------------------------------------------------------- tokenizer
+
+
+def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
+    """Loads the vocabulary that the recipe names, or learns one from the training texts."""
+    config = recipe.tokenizer
+    if config.vocabulary:
+        return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
+    if catalog.record_kind(recipe.task) is Picture:
+        return Tokenizer(SPECIAL, separator=config.separator, lowercase=config.lowercase)
+    stride = max(1, len(source) // TEXTS_READ)
+    records = (source.record(index) for index in range(0, len(source), stride))
+    texts = [clean_text(text, record, recipe.data.max_words) for record in records for text in _texts(record)]
+    return Tokenizer.train(texts, config.size, separator=config.separator, lowercase=config.lowercase)
+
+
+def _texts(record: AnyRecord) -> tuple[str, ...]:
+    """Collects all texts of a record, with the answers to its question."""
+    return (*record.texts, *(dict.fromkeys(record.answers) if isinstance(record, Question) else ()))
+
+
+def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokenizer:
+    """Takes the tokenizer of the run's own checkpoint, else that of the run it starts from, else the recipe's.
+
+    So a run can be resumed after its starting point is gone. A run on pictures alone has no vocabulary to start from.
+    """
+    own, _ = store.newest_whole(folder / "checkpoints")
+    if own:
+        return Tokenizer.load(own.tokenizer)
+    if recipe.init_from and not recipe.tokenizer.vocabulary:
+        origin = store.load_from(recipe.init_from)
+        if catalog.record_kind(from_dict(origin.recipe).task) is not Picture:
+            return Tokenizer.load(origin.tokenizer)
+    return make_tokenizer(recipe, source)
