@@ -15,8 +15,8 @@ from diptych.schema import AddedTaskConfig, Recipe
 
 Config = TypeVar("Config")
 ADDED: dict[str, type[AddedTaskConfig]] = {}
-"""Configs of tasks that are not the library's, by their names: a recipe with one is read once it stands here. As in
-`ADDED["CaptioningConfig"] = CaptioningConfig` (examples/captioning.py)."""
+"""Configurations of tasks that are not the library's, by their names, where `diptych.catalog.add_task` puts them. Only
+then can a stored recipe with one be read."""
 KIND = "kind"
 """Where a field may be one of several configs, the entry of its JSON that names it; without it, it is the first."""
 
@@ -74,7 +74,7 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
     hint = ""
     if AddedTaskConfig in options:
         known |= ADDED
-        hint = " (where it is a task of your own: import what puts it into diptych.serialize.ADDED)"
+        hint = " (where it is a task of your own: import the file that calls diptych.catalog.add_task)"
     if plain[KIND] not in known:
         raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}{hint}")
     return known[plain[KIND]], {key: value for key, value in plain.items() if key != KIND}
