@@ -191,7 +191,7 @@ class Task(nn.Module, ABC):
         return None
 
     @classmethod
-    def filled(cls, config: Any, records: Callable[[], Iterable[AnyRecord]]) -> Any:
+    def filled(cls, config: Any, records: Callable[[], Iterable[Any]]) -> Any:
         """The configuration with the settings that follow from the training records (VQA: the answers)."""
         return config
 
@@ -228,13 +228,14 @@ class Task(nn.Module, ABC):
     # ------------------------------------------------------------------ starting weights
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
-        """What this task can start with, by its own names, of the state that a run of recipe `origin` stored.
+        """Selects the weights that this task starts with from the state that a run of recipe `origin` stored.
 
-        Student and teacher, as the model makes them fit. Heads come from the same kind of task only.
+        These are the model and its momentum copy, as the model makes them fit, under the names of this task. Heads are
+        taken from the same kind of task only.
         """
         kept = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin.task, type(self.config))
-        found = self.model.adapt(state, origin.model)
-        return {name: value for name, value in found.items() if name.startswith(kept)}
+        start = self.model.adapt(state, origin.model)
+        return {name: value for name, value in start.items() if name.startswith(kept)}
 
     def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a stored model that fit an answer decoder which is this task's `head` (ALBEF §5)."""
@@ -243,32 +244,34 @@ class Task(nn.Module, ABC):
         return {name: value for name, value in start.items() if name in own and own[name].shape == value.shape}
 
     def fresh_from(self, origin: Recipe) -> tuple[str, ...]:
-        """Parts of the model that a run of recipe `origin` stored without having taught them.
+        """Names the parts of the model that a run of recipe `origin` stored untrained; by default none.
 
-        They begin afresh, or as `adapt` says, which is not shown what was stored of them. Where the model's `text` is
-        among them, words may have other numbers than they had there. By default none.
+        They start with new weights, or as `adapt` says, which does not see the stored ones. If the model's `text` is
+        among them, the vocabulary may differ from that run's.
         """
         return ()
 
     def borrowed(self) -> Mapping[str, str]:
-        """Parts that are the networks of other runs, each with the run or checkpoint it comes from; by default none.
+        """Maps parts that are networks of other runs to the runs or checkpoints that they come from; by default none.
 
-        They are taken over once, when training begins, and then are stored with the task.
+        They are loaded once, when training begins, and are stored with the task from then on.
         """
         return {}
 
     # ------------------------------------------------------------------ training
 
     def before_step(self) -> None:
-        """Once an optimiser step, before its first forward: clamp the temperature, move the teacher."""
+        """Prepares an optimiser step: clamps the temperature, updates the momentum encoder."""
 
     @abstractmethod
     def forward(self, batch: Any, progress: Progress) -> Losses:
-        """The losses of a batch of the kind that the records make. Changes nothing; random draws are a pure function of
-        `progress` and the batch."""
+        """Computes the losses of a batch that a loader made of the task's records.
+
+        It changes no state, and its random draws are a pure function of `progress` and the batch.
+        """
 
     def after_step(self, carry: Any) -> None:
-        """Once an optimiser step, with its `Losses.carry`: feed the queue."""
+        """Finishes an optimiser step, with its `Losses.carry`: feeds the queue."""
 
     # ------------------------------------------------------------------ a trained task
 

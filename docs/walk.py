@@ -20,16 +20,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diptych import run as pipeline
 from diptych.apps.report.examples import teacher_examples
 from diptych.data.heatmap import enlarge
 from diptych.predict import Predictor, load
-from diptych.predict.predictor import boxes_config
 from diptych.predict.routing import expert_ways
 from diptych.run import open_task
+from diptych.run.splits import open_split, read_retrieval
 from diptych.search.contract import evaluating
 from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
-from diptych.tasks.grounding import phrase_maps
+from diptych.tasks.grounding import boxes_config, phrase_maps
 from diptych.types import Batch, Progress, to_device
 
 HERE = Path(__file__).parent
@@ -60,8 +59,8 @@ class Walk:
 def begin(albef: Path, vlmo: Path) -> Walk:
     """Both runs with the first pictures of the test split of the former, which the latter has not seen either."""
     first = load(albef, "cpu")
-    source = pipeline.open_split(first.recipe, "test")
-    read = pipeline.read_retrieval(first.recipe, source, first.tokenizer, PAIRS)
+    source = open_split(first.recipe, "test")
+    read = read_retrieval(first.recipe, source, first.tokenizer, PAIRS)
     return Walk(first, load(vlmo, "cpu"), [read.pictures[n] for n in range(len(read.pictures))], list(read.captions))
 
 

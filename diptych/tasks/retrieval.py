@@ -12,12 +12,13 @@ G pairs of all processes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.data.record import Record
+from diptych.data.record import AnyRecord, Record
 from diptych.facts import Ability
 from diptych.losses.contrastive import (
     Logits,
@@ -93,10 +94,10 @@ class Forward:
 class Retrieval(DistilledTask):
     """ITC + ITM with identities, learnt from labels and, if `config.keys` says so, from a momentum encoder."""
 
-    record = Record
+    record: ClassVar[type[AnyRecord]] = Record
     purpose = "image-text retrieval"
-    hub_tag = "zero-shot-image-classification"
-    abilities = (EMBED, MATCH)
+    hub_tag: ClassVar[str | None] = "zero-shot-image-classification"
+    abilities: ClassVar[tuple[Ability, ...]] = (EMBED, MATCH)
     headed = False
     ranks_pairs = True
 

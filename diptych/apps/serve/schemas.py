@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
@@ -165,7 +166,8 @@ def response_of(ability: Ability) -> tuple[type[Answered], Callable[[Any], Any]]
     """What comes back, and what writes one result into it."""
     if ability.result in KNOWN:
         return KNOWN[ability.result]
-    results = (list[ability.result], Field(description="One for each text, in order; without texts, one."))
+    listed: Any = GenericAlias(list, (ability.result,))
+    results = (listed, Field(description="One for each text, in order; without texts, one."))
     return create_model(f"{ability.name.title()}Response", __base__=Answered, results=results), lambda one: one
 
 
