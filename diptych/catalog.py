@@ -298,8 +298,8 @@ def find_layout(name: str) -> Callable[[str, DataConfig], SourceListing]:
     return LAYOUTS[name]
 
 
-def _unknown(what: str, name: str, table: Mapping[str, object]) -> str:
+def _unknown(kind: str, name: str, table: Mapping[str, object]) -> str:
     nearest = difflib.get_close_matches(name, table, n=1)
     return (
-        f"no {what} '{name}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "") + f" Known: {', '.join(table)}"
+        f"no {kind} '{name}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "") + f" Known: {', '.join(table)}"
     )

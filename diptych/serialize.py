@@ -34,8 +34,8 @@ from diptych.schema import (
 
 Config = TypeVar("Config")
 ADDED: dict[str, type[AddedTaskConfig]] = {}
-"""Configs of tasks that are not the library's, by their names. A stored recipe with such a task can be read once its
-config stands here, as in `ADDED["CaptioningConfig"] = CaptioningConfig` (examples/captioning.py)."""
+"""Configurations of tasks that are not the library's, by their names, where `diptych.catalog.add_task` puts them. Only
+then can a stored recipe with one be read."""
 KIND = "kind"
 """If a field may be one of several configs, this entry of its JSON names it. Without the entry it is the first one."""
 
@@ -98,7 +98,7 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
     hint = ""
     if AddedTaskConfig in options:
         known |= ADDED
-        hint = " (where it is a task of your own: import what puts it into diptych.serialize.ADDED)"
+        hint = " (where it is a task of your own: import the file that calls diptych.catalog.add_task)"
     if plain[KIND] not in known:
         raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}{hint}")
     return known[plain[KIND]], {key: value for key, value in plain.items() if key != KIND}

@@ -197,7 +197,7 @@ class Task(nn.Module, ABC):
         return None
 
     @classmethod
-    def filled(cls, config: Any, records: Callable[[], Iterable[AnyRecord]]) -> Any:
+    def filled(cls, config: Any, records: Callable[[], Iterable[Any]]) -> Any:
         """The configuration with the settings that follow from the training records (VQA: the answers)."""
         return config
 

@@ -23,13 +23,12 @@ from PIL import Image
 from diptych.apps.report.examples import teacher_examples
 from diptych.data.heatmap import enlarge
 from diptych.predict import Predictor, load
-from diptych.predict.predictor import boxes_config
 from diptych.predict.routing import expert_ways
 from diptych.run import open_task
 from diptych.run.splits import open_split, read_retrieval
 from diptych.search.contract import evaluating
 from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
-from diptych.tasks.grounding import phrase_maps
+from diptych.tasks.grounding import boxes_config, phrase_maps
 from diptych.types import Batch, Progress, to_device
 
 HERE = Path(__file__).parent

@@ -129,12 +129,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a pre-trained run")
     parser.add_argument("--to", type=Path, default=Path("runs/captioning"), help="a new folder")
-    given, changes = parser.parse_known_args(arguments)
-    recipe = replace(load(given.run).recipe, name="captioning", task=CaptioningConfig(), init_from=given.run, freeze=())
+    args, changes = parser.parse_known_args(arguments)
+    recipe = replace(load(args.run).recipe, name="captioning", task=CaptioningConfig(), init_from=args.run, freeze=())
     recipe = override(recipe, {"run.steps": 1200, "schedule.warmup_steps": 100} | parse_assignments(changes))
     for name, blank in (("pictures", False), ("blank pictures", True)):
         seen = replace(recipe, data=replace(recipe.data, blank_images=blank))
-        result = evaluate(train(seen, given.to / name.replace(" ", "-"))).result
+        result = evaluate(train(seen, args.to / name.replace(" ", "-"))).result
         low, high = result.scores[MAIN].interval
         print(f"\n{name}: {result.scores[MAIN].value:.1f} % of next words right ({low:.1f} to {high:.1f})")
         for decision in result.decisions[:3]:

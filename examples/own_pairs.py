@@ -25,19 +25,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, default=Path("runs/own-pairs"), help="a new run folder")
     parser.add_argument("--recipe", default="albef_tiny", help="see `diptych recipes`")
     parser.add_argument("--queries", nargs="*", default=[], metavar="QUERY", help="what to look for afterwards")
-    given, changes = parser.parse_known_args(arguments)
+    options, changes = parser.parse_known_args(arguments)
 
-    recipe = find_recipe(given.recipe)
-    data = replace(recipe.data, source="folder", path=str(given.pairs), held_out=0.1, crop=(0.5, 1.0), flip=0.5)
+    recipe = find_recipe(options.recipe)
+    data = replace(recipe.data, source="folder", path=str(options.pairs), held_out=0.1, crop=(0.5, 1.0), flip=0.5)
     recipe = override(replace(recipe, data=data), parse_assignments(changes))
 
-    run = train(recipe, given.to)  # on part of the pairs; checkpoints, curves and recipe stand in the folder
-    found = report(run)  # measured on pairs that training never saw
-    print(f"measured: {run / 'eval.json'}; curves and examples: {found}")
+    run = train(recipe, options.to)  # on part of the pairs; checkpoints, curves and recipe stand in the folder
+    page = report(run)  # measured on pairs that training never saw
+    print(f"measured: {run / 'eval.json'}; curves and examples: {page}")
 
     model = load(run)
-    for query in given.queries:
-        print(search_folder(model, query, given.pairs, k=5), end="\n\n")
+    for query in options.queries:
+        print(search_folder(model, query, options.pairs, k=5), end="\n\n")
 
 
 if __name__ == "__main__":

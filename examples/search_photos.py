@@ -15,11 +15,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("photos", type=Path, help="the folder to search, with those in it")
     parser.add_argument("queries", nargs="+", metavar="query")
-    given = parser.parse_args()
+    options = parser.parse_args()
 
-    model = diptych.load(given.run)
-    for query in given.queries:
-        print(search_folder(model, query, given.photos, k=5), end="\n\n")
+    model = diptych.load(options.run)
+    for query in options.queries:
+        print(search_folder(model, query, options.photos, k=5), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluation of retrieval, with intervals: contrastive search (VLMo §4), then re-ranking by fusion (ALBEF §5) if asked.
+"""Measures retrieval, with intervals: contrastive search (VLMo §4), then optional re-ranking by fusion (ALBEF §5).
 
 I images, T texts, E embedding width, Q queries (I or T), K candidates of a query, S resamples.
 """
@@ -25,23 +25,23 @@ from diptych.types import Texts, to_device
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 OnProgress = Callable[[str, int, int | None], None]
-"""Called with a stage's name, the items done and, where it is known, their number."""
+"""A function that is called with a stage's name, the items done and, if known, their number."""
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What became of the queries of one direction."""
+    """The results of the queries of one direction."""
 
     contrastive_ranks: Int[Tensor, "Q"]
-    """Rank of the best right answer by similarity alone, from 0."""
+    """The rank of the best right answer by similarity alone, from 0."""
     ranks: Int[Tensor, "Q"]
-    """The same after re-ranking. A query whose right answers were not among the candidates keeps its first rank, and
-    all do where nothing was re-ranked."""
+    """The rank after re-ranking. A query without a right answer among its candidates keeps its contrastive rank;
+    without re-ranking all do."""
     reranked: Reranked
     recall: dict[int, Estimate]
     contrastive_recall: dict[int, Estimate]
     chance: dict[int, float]
-    """Recall in percent of a random order."""
+    """The recall in percent of a random order."""
 
 
 @dataclass(frozen=True)
@@ -53,31 +53,31 @@ class RetrievalResult:
     image_to_text: Retrieved
     text_to_image: Retrieved
     rerank_gain: Estimate | None
-    """Re-ranked minus contrastive recall@1, mean of both directions, in points, with its paired interval. None: nothing
-    was re-ranked."""
+    """Re-ranked minus contrastive recall@1, the mean of both directions, in points, with its paired interval; None
+    without re-ranking."""
 
     def to_json(self) -> dict[str, Any]:
-        """Flat names. `image_to_text.recall@10` and the like are the final values, of the last stage that there was."""
-        found: dict[str, Any] = {"unit": "percent", "images": self.images, "texts": self.texts}
+        """Flattens the names. `image_to_text.recall@10` and the like are the values after the last stage."""
+        entries: dict[str, Any] = {"unit": "percent", "images": self.images, "texts": self.texts}
         for direction in DIRECTIONS:
-            one: Retrieved = getattr(self, direction)
-            if one.reranked.match is not None:
-                found[f"{direction}.candidates"] = one.reranked.match.shape[1]
-            for prefix, scores in (("", one.recall), ("contrastive.", one.contrastive_recall)):
+            retrieved: Retrieved = getattr(self, direction)
+            if retrieved.reranked.match is not None:
+                entries[f"{direction}.candidates"] = retrieved.reranked.match.shape[1]
+            for prefix, scores in (("", retrieved.recall), ("contrastive.", retrieved.contrastive_recall)):
                 for k, score in scores.items():
-                    found[f"{prefix}{direction}.recall@{k}"] = score.value
-                    found[f"{prefix}{direction}.recall@{k}.interval"] = list(score.interval)
-            found |= {f"chance.{direction}.recall@{k}": value for k, value in one.chance.items()}
-            found[f"{direction}.median_rank"] = 1 + int(one.ranks.median())
+                    entries[f"{prefix}{direction}.recall@{k}"] = score.value
+                    entries[f"{prefix}{direction}.recall@{k}.interval"] = list(score.interval)
+            entries |= {f"chance.{direction}.recall@{k}": value for k, value in retrieved.chance.items()}
+            entries[f"{direction}.median_rank"] = 1 + int(retrieved.ranks.median())
         if (gain := self.rerank_gain) is not None:
-            found |= {"rerank_gain.recall@1": gain.value, "rerank_gain.interval": list(gain.interval)}
-        return {name: _rounded(value) for name, value in found.items()}
+            entries |= {"rerank_gain.recall@1": gain.value, "rerank_gain.interval": list(gain.interval)}
+        return {name: _rounded(value) for name, value in entries.items()}
 
 
 def _rounded(value: Any) -> Any:
-    """Without the last digits of binary fractions: 1.1 and not 1.0999999999999999."""
+    """Drops the last digits of binary fractions: 1.1 and not 1.0999999999999999."""
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [_rounded(item) for item in value]
     return round(value, 6) if isinstance(value, float) else value
 
 
@@ -91,13 +91,13 @@ def evaluate_retrieval(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> RetrievalResult:
-    """Find the texts of each picture and the picture of each text among all, in two stages or, with `config.rerank` 0,
-    by similarity alone.
+    """Searches all texts by each picture and all pictures by each text, in two stages or, with `config.rerank` 0, by
+    similarity alone.
 
-    `pixels` gives the I pictures in batches and can be walked through twice (a list or a loader, no generator):
-    encoded pictures are kept between the stages only if all fit into `config.keep_bytes`. Text t belongs to picture
-    image_of_text[t]. Memory: the encoded texts, that many bytes, one batch of pictures and one call's pairs; of one
-    stage the vectors and a batch.
+    `pixels` yields the I pictures in batches and can be iterated twice (a list or a loader, no generator): encoded
+    pictures are kept between the stages only if all fit into `config.keep_bytes`. Text t belongs to picture
+    image_of_text[t]. Two stages need memory for the encoded texts, for that many bytes, for one batch of pictures and
+    for the pairs of one call; a single stage needs it for the vectors and a batch.
 
     Raises ValueError for a picture without a text, and for embeddings that are not finite.
     """
@@ -114,7 +114,7 @@ def evaluate_retrieval(
         candidates = config.rerank or max(LEVELS)
         near = to_text.search(image_vectors, candidates), to_image.search(text_vectors, candidates)
         if not twice:
-            return _result(ranks, [_unscored(found) for found in near], owner, config.bootstrap, seed)
+            return _result(ranks, [_unscored(neighbours) for neighbours in near], owner, config.bootstrap, seed)
         scored = rerank(
             model,
             text_states,
@@ -127,9 +127,9 @@ def evaluate_retrieval(
     return _result(ranks, scored, owner, config.bootstrap, seed)
 
 
-def _unscored(found: Neighbours) -> Reranked:
-    """The nearest, whom no second stage has seen."""
-    return Reranked(found.indices.cpu(), found.scores.cpu(), None)
+def _unscored(neighbours: Neighbours) -> Reranked:
+    """Wraps the nearest candidates of a search without a second stage."""
+    return Reranked(neighbours.indices.cpu(), neighbours.scores.cpu(), None)
 
 
 def contrastive_recall(
@@ -140,7 +140,7 @@ def contrastive_recall(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Recalls in percent of the first stage alone, for validation during training; names as in `retrieval_metrics`."""
+    """Measures the recalls in percent of the first stage alone, for validation; named as in `retrieval_metrics`."""
     with evaluating(model):
         text_vectors, _ = _encode_texts(model, texts, batch_size, device, False, None)
         image_vectors, _ = _encode_images(model, pixels, device, 0, None)
@@ -160,7 +160,7 @@ def _encode_texts(
     keep: bool,
     on_progress: OnProgress | None,
 ) -> tuple[Float[Tensor, "T E"], Any]:
-    """Embeddings of all texts, and their states if they are to be kept."""
+    """Embeds all texts, and returns their states too if they are to be kept."""
     vectors: list[Tensor] = []
     states: list[State] = []
     for start in range(0, len(texts), batch_size):
@@ -183,7 +183,7 @@ def _encode_images(
     keep_bytes: int,
     on_progress: OnProgress | None,
 ) -> tuple[Float[Tensor, "I E"], list[State] | None]:
-    """Embeddings of all pictures, and their states if all of them fit into `keep_bytes`."""
+    """Embeds all pictures, and returns their states too if all of them fit into `keep_bytes`."""
     vectors: list[Tensor] = []
     kept: list[State] | None = []
     room, done = keep_bytes, 0
@@ -208,7 +208,7 @@ def _states(model: PairModel, pixels: Iterable[Tensor], device: torch.device | s
 
 
 def _counted(states: Iterable[State], total: int, on_progress: OnProgress | None) -> Iterator[State]:
-    """The states, each reported when the work on it is done."""
+    """Yields the states and reports each when the work on it is done."""
     done = 0
     for state in states:
         yield state
@@ -221,7 +221,7 @@ def _counted(states: Iterable[State], total: int, on_progress: OnProgress | None
 
 
 def _owners(image_of_text: Int[Tensor, "T"], images: int, texts: int) -> Int[Tensor, "T"]:
-    """`image_of_text` on the CPU, after a check that it fits and leaves no picture out."""
+    """Checks that `image_of_text` fits and leaves no picture out, and moves it to the CPU."""
     owner = image_of_text.cpu().long()
     if len(owner) != texts or int(owner.min()) < 0 or int(owner.max()) >= images:
         raise ValueError(f"image_of_text must name one of the {images} pictures for each of the {texts} texts")
@@ -232,7 +232,7 @@ def _owners(image_of_text: Int[Tensor, "T"], images: int, texts: int) -> Int[Ten
 
 
 def _contrastive_ranks(to_text: CosineIndex, to_image: CosineIndex, owner: Int[Tensor, "T"]) -> list[Tensor]:
-    """Ranks by similarity, image → text and text → image, without a table of all similarities."""
+    """Computes the ranks by similarity, image → text and text → image, without a table of all similarities."""
     images = torch.arange(len(to_image))
     ways = ((to_text, to_image.vectors, images, owner), (to_image, to_text.vectors, owner, images))
     return [
@@ -247,8 +247,8 @@ def _contrastive_ranks(to_text: CosineIndex, to_image: CosineIndex, owner: Int[T
 
 
 def _final_ranks(scored: Reranked, relevant: Tensor, contrastive: Int[Tensor, "Q"]) -> Int[Tensor, "Q"]:
-    """Ranks after re-ranking: by match logit among the candidates; where no right answer is among them, the first
-    stage's rank, which is then at least K."""
+    """Computes the ranks after re-ranking: by match logit among the candidates or, without a right answer among them,
+    the rank of the first stage, which is then at least K."""
     if scored.match is None:
         return contrastive
     reached = relevant.any(dim=1)
@@ -287,7 +287,7 @@ def _result(
         for way in (0, 1)
     ]
     gain = None
-    if all(one.match is not None for one in scored):
+    if all(direction.match is not None for direction in scored):
         gain = Estimate(
             sum(scores["final", way, 1].value - scores["contrastive", way, 1].value for way in (0, 1)) / 2,
             interval(sum(resampled["final", way, 1] - resampled["contrastive", way, 1] for way in (0, 1)) / 2),
@@ -299,7 +299,7 @@ def _result(
 def _resampled(
     ranks: Int[Tensor, "Q"], picture: Int[Tensor, "Q"], resamples: int, seed: int
 ) -> Iterator[Float[np.ndarray, "S"]]:
-    """Recalls in percent at each level over resamples of the pictures; one seed, so equal draws for all measures."""
+    """Resamples the pictures and yields the recalls in percent at each level. One seed gives equal draws to all."""
     hits = [torch.bincount(picture, weights=(ranks < k).double()) for k in LEVELS]
     queries = torch.bincount(picture).double()[:, None].expand(-1, len(LEVELS))
     yield from 100 * bootstrap_means(torch.stack(hits, dim=1).numpy(), queries.numpy(), resamples, seed).T

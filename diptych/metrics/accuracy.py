@@ -1,4 +1,4 @@
-"""Accuracy: the share of right decisions, with its interval and with counts a class. Higher is better.
+"""Measures accuracy: the share of right decisions, with its interval and with counts by class. Higher is better.
 
 Q examples. Percent, as in the papers' tables.
 """
@@ -18,7 +18,7 @@ from diptych.metrics.intervals import Interval, bootstrap_means, interval
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean in percent, its 95 % bootstrap interval, and of how many items it is the mean."""
+    """A mean in percent, its 95 % bootstrap interval, and the number of items."""
 
     value: float
     interval: Interval
@@ -28,11 +28,11 @@ class Estimate:
 def estimate(
     values: Float[np.ndarray, "Q"], groups: Sequence[Hashable] | None = None, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Mean in percent of values between 0 and 1.
+    """Computes the mean in percent of values between 0 and 1.
 
     Examples of one group (`groups[q]`, say the picture) succeed and fail together, so the interval resamples groups;
-    without `groups` each example is its own. Raises ValueError for no values, and where groups and values differ in
-    number.
+    without `groups` each example is a group. Raises ValueError for no values, and for different numbers of groups and
+    values.
 
     >>> estimate(np.array([1.0, 0.0, 1.0, 1.0])).value
     75.0
@@ -52,7 +52,7 @@ def estimate(
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """How a class fared: examples that are of it, that were said to be of it, and both."""
+    """Counts of a class: examples of it, predictions of it, and right predictions."""
 
     labelled: int
     predicted: int
@@ -61,7 +61,7 @@ class ClassCounts:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of right decisions, and the counts of each class by its name."""
+    """The share of right decisions, and the counts of each class by name."""
 
     overall: Estimate
     classes: dict[str, ClassCounts]
@@ -75,7 +75,7 @@ def accuracy(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Accuracy:
-    """Accuracy of class numbers, of which `names` says what they mean. `groups` as in `estimate`.
+    """Measures the accuracy of class numbers, with the class names `names`. `groups` are those of `estimate`.
 
     Raises ValueError for a number that is no class.
 
@@ -83,12 +83,12 @@ def accuracy(
     >>> round(measured.overall.value, 2), measured.classes["no"]
     (66.67, ClassCounts(labelled=2, predicted=1, right=1))
     """
-    for what, numbers in (("label", labels), ("prediction", predictions)):
+    for kind, numbers in (("label", labels), ("prediction", predictions)):
         outside = ((numbers < 0) | (numbers >= len(names))).nonzero()
         if len(outside):
             row = int(outside[0])
             raise ValueError(
-                f"the {what} of example {row} is {int(numbers[row])}, which is no class:"
+                f"the {kind} of example {row} is {int(numbers[row])}, which is no class:"
                 f" 0 to {len(names) - 1} are {', '.join(names)}"
             )
     right = predictions == labels

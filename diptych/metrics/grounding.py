@@ -1,6 +1,6 @@
-"""Box accuracy of visual grounding: the share of phrases whose box overlaps the right one by half. Higher is better.
+"""Measures visual grounding by box accuracy: the share of phrases whose box overlaps the right one by half.
 
-R phrases, G pictures, N boxes. Boxes are x, y, width, height in pixels. Accuracies are in percent.
+R phrases, G pictures, N boxes. Boxes are x, y, width, height in pixels. Accuracies are in percent; higher is better.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def box_iou(
     second: Float[np.ndarray, "*N 4"],
     whole_pixels: bool = False,
 ) -> Float[np.ndarray, "*N"]:
-    """Intersection over union of boxes, pair by pair, in 0..1. Higher is better.
+    """Computes the intersection over union of boxes, pair by pair, in 0..1. Higher is better.
 
     The measure is geometric. `whole_pixels` takes the intersection for ranges of whole pixels, whose last one
     (first + size - 1) must lie beyond the first: an overlap of one pixel or less, in either direction, counts as none
@@ -51,7 +51,7 @@ def box_accuracy(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Percentage of the phrases of each split whose box has an IoU of at least 0.5. Higher is better.
+    """Computes the percentage of the phrases of each split whose box has an IoU of at least 0.5. Higher is better.
 
     `iou[r]` belongs to a phrase of `splits[r]` on picture `pictures[r]`; intervals draw pictures with all their
     phrases, which succeed and fail together. Splits keep the order in which they first come.
@@ -73,7 +73,7 @@ def box_accuracy(
 
 
 def largest_box(boxes: Float[np.ndarray, "N 4"]) -> int:
-    """The number of the largest box, the first of equals: a guess without picture or phrase.
+    """Returns the number of the largest box, the first of equals: a guess without picture or phrase.
 
     >>> largest_box(np.array([[0.0, 0, 2, 2], [5, 5, 3, 3]]))
     1
@@ -82,7 +82,7 @@ def largest_box(boxes: Float[np.ndarray, "N 4"]) -> int:
 
 
 def central_box(boxes: Float[np.ndarray, "N 4"], size: tuple[int, int]) -> int:
-    """The number of the box whose centre is nearest to that of a picture of `size` (width, height), likewise.
+    """Returns the number of the box whose centre is nearest to that of a picture of `size` (width, height).
 
     >>> central_box(np.array([[0.0, 0, 2, 2], [4, 4, 3, 3]]), (10, 10))
     1

@@ -1,7 +1,7 @@
-"""Intervals: how far a measured mean could move if other queries had been asked, or other seeds drawn.
+"""Computes intervals: how far a measured mean could move with other queries or other seeds.
 
-G groups that are drawn together (the captions of one picture succeed and fail together, so the picture is the unit),
-M measures, S resamples.
+G groups that are resampled together (the captions of one picture succeed and fail together, so the picture is the
+unit), M measures, S resamples.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 BLOCK = 1 << 22
-"""Resampling weights held at once (32 MiB)."""
+"""Resampling weights that are held at once (32 MiB)."""
 
 
 class Interval(NamedTuple):
-    """Both ends of an interval, in the unit of what was measured."""
+    """Both ends of an interval, in the unit of the measure."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 def bootstrap_means(
     sums: Float[np.ndarray, "G M"], counts: Float[np.ndarray, "G M"], resamples: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, "S M"]:
-    """Means of M measures in each of S resamples of the groups.
+    """Computes the means of M measures in each of S resamples of the groups.
 
     Group g adds `sums[g, m]` over `counts[g, m]` items to measure m. All measures see the same resamples, so the
     difference of two columns is a paired difference. The same seed gives the same resamples.
@@ -55,7 +55,7 @@ def bootstrap_means(
 
 
 def interval(means: Float[np.ndarray, "S"], level: float = 0.95) -> Interval:
-    """The central `level` of bootstrapped means (percentile method).
+    """Takes the central `level` of bootstrapped means (percentile method).
 
     >>> print(interval(np.arange(101.0), level=0.9))
     5.0 … 95.0
@@ -68,9 +68,9 @@ def interval(means: Float[np.ndarray, "S"], level: float = 0.95) -> Interval:
 def mean_interval(
     values: Float[np.ndarray, "Q"], resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of the mean of independent values. For a paired difference give the differences.
+    """Computes the interval of the mean of independent values. For a paired difference, pass the differences.
 
-    When all values are equal the interval has no width: a bootstrap cannot see what never happened.
+    If all values are equal, the interval has no width: a bootstrap only knows values that occurred.
 
     >>> first, second = np.array([1.0, 1, 0, 1, 1, 0]), np.array([0.0, 1, 0, 1, 0, 0])
     >>> mean_interval(first - second).low >= 0
@@ -81,10 +81,10 @@ def mean_interval(
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
-    """Student's interval of the mean over n runs: mean ± t · s / √n, with t of n - 1 degrees of freedom.
+    """Computes Student's interval of the mean over n runs: mean ± t · s / √n, with t of n - 1 degrees of freedom.
 
-    For a paired difference give the differences seed by seed. None for fewer than two runs, which do not say how far
-    apart runs are. Right where runs scatter normally.
+    For a paired difference, pass the differences seed by seed. The result is None for fewer than two runs, which have
+    no spread. It assumes that runs are normally distributed.
 
     >>> print(seed_interval([69.0, 70.0, 71.0]))
     67.5 … 72.5
@@ -97,7 +97,7 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | No
 
 
 def t_quantile(freedom: int, level: float = 0.95) -> float:
-    """The t below which |T| stays with probability `level`, T being Student-distributed with `freedom` degrees.
+    """Finds the t below which |T| stays with probability `level`, for a Student-distributed T of `freedom` degrees.
 
     Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.3 and 26.7.4: with θ = arctan(t / √freedom)
     the probability is a finite sum of cosines, which is inverted here by halving.

@@ -1,9 +1,9 @@
-"""NLVR2's two measures: accuracy over statements about picture pairs, and consistency. Higher is better.
+"""Measures NLVR2 by accuracy over statements about pairs of pictures, and by consistency. Higher is better.
 
-A statement was written for one set of pictures and is asked of several pairs of them. It is answered consistently if
-it is answered rightly of all its pairs (Suhr et al. 2019, arXiv 1811.00491).
+A statement was written for one set of pictures and is used with several pairs of them. It is answered consistently if
+the answers for all its pairs are right (Suhr et al. 2019, arXiv 1811.00491).
 
-Q examples, that is, a statement and one of its pairs.
+Q examples: a statement with one of its pairs.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from diptych.metrics.accuracy import Estimate, estimate
 
 @dataclass(frozen=True)
 class Nlvr2Accuracy:
-    """Both measures; their intervals resample statements with all their pairs."""
+    """Both measures. Their intervals resample statements with all their pairs."""
 
     accuracy: Estimate
-    """Share of right examples."""
+    """The share of right examples."""
     consistency: Estimate
-    """Share of statements that are right of all their pairs."""
+    """The share of statements with right answers for all their pairs."""
 
 
 def nlvr2_accuracy(
     right: Bool[Tensor, "Q"], statements: Sequence[str], resamples: int = 1000, seed: int = 0
 ) -> Nlvr2Accuracy:
-    """Accuracy and consistency of examples, of which `statements[q]` names the statement (a record's `group`: in the
-    published identifiers, SPLIT-SET-PAIR-SENTENCE, all but the pair).
+    """Measures accuracy and consistency. `statements[q]` names the statement of example q.
 
-    Raises ValueError for no examples, and where examples and statements differ in number.
+    That is a record's `group`: in the published identifiers, SPLIT-SET-PAIR-SENTENCE, all but the pair. Raises
+    ValueError for no examples, and for different numbers of examples and statements.
 
     >>> import torch
     >>> statements = ["dev-850-0", "dev-850-0", "dev-850-1", "dev-850-1"]

@@ -1,10 +1,10 @@
-"""Recall at k for retrieval: ranks first, then the share of ranks below k. Higher recall and lower ranks are better.
+"""Measures recall at k: ranks first, then the share of ranks below k. Higher recall and lower ranks are better.
 
 Q queries, N candidates, I images, T texts. Ranks count from 0. Recalls are in percent, as in the papers' tables.
 
-Ties are pessimistic: an irrelevant candidate that scores the same as the best relevant one stands before it, and so
-does one whose score is not a number. So a model that gives every candidate the same score is ranked last, whatever the
-order of the candidates, and no sort is involved.
+Ties count against the model: an irrelevant candidate with the same score as the best relevant one stands before it, and
+so does one whose score is not a number. So a model that gives every candidate the same score is ranked last, in
+whatever order the candidates are, and no sort is involved.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LEVELS = (1, 5, 10)
 
 
 def retrieval_ranks(scores: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"]) -> Int[Tensor, "Q"]:
-    """Rank of each query's best relevant candidate: how many irrelevant ones do not score below it. Lower is better.
+    """Ranks each query's best relevant candidate: counts the irrelevant ones that do not score below it.
 
-    An image with several captions thus gets the best rank of its captions. Raises ValueError for a query without any
-    relevant candidate.
+    An image with several captions thus gets the best rank of its captions. Lower is better. Raises ValueError for a
+    query without a relevant candidate.
 
     >>> scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.2, 0.1]])
     >>> relevant = torch.tensor([[False, True, True], [True, False, False]])
@@ -38,7 +38,7 @@ def retrieval_ranks(scores: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"])
 
 
 def recall(ranks: Int[Tensor, "Q"], k: int) -> float:
-    """Percentage of the queries whose best relevant candidate is among the first k. Higher is better.
+    """Computes the percentage of the queries whose best relevant candidate is among the first k. Higher is better.
 
     >>> recall(torch.tensor([0, 4, 1, 7]), k=2)
     50.0
@@ -47,7 +47,7 @@ def recall(ranks: Int[Tensor, "Q"], k: int) -> float:
 
 
 def chance_recall(relevant: Int[Tensor, "Q"], candidates: int, k: int) -> float:
-    """Recall at k in percent of a random order, for queries with `relevant[q]` right ones among `candidates`.
+    """Computes recall at k in percent of a random order, for queries with `relevant[q]` right ones of `candidates`.
 
     >>> round(chance_recall(torch.tensor([1, 1]), candidates=1000, k=10), 9)
     1.0
@@ -58,7 +58,7 @@ def chance_recall(relevant: Int[Tensor, "Q"], candidates: int, k: int) -> float:
 def _hit_probability(
     slots: Int[Tensor, "Q"], relevant: Int[Tensor, "Q"], irrelevant: Int[Tensor, "Q"]
 ) -> Float[Tensor, "Q"]:
-    """Probability that `slots` draws without replacement hold at least one relevant item (hypergeometric)."""
+    """Computes the probability that `slots` draws without replacement hold a relevant item (hypergeometric)."""
     drawn = torch.minimum(slots.clamp(min=0), irrelevant).double()
     right, wrong = relevant.double(), irrelevant.double()
     # log C(wrong, drawn) - log C(right + wrong, drawn); the factorial of `drawn` cancels.
@@ -67,12 +67,12 @@ def _hit_probability(
 
 
 def _log_falling(items: Float[Tensor, "Q"], drawn: Float[Tensor, "Q"]) -> Float[Tensor, "Q"]:
-    """log of items · (items - 1) · … with `drawn` factors."""
+    """Computes the log of items · (items - 1) · … with `drawn` factors."""
     return torch.lgamma(items + 1) - torch.lgamma(items - drawn + 1)
 
 
 def retrieval_metrics(ranks: Mapping[str, Int[Tensor, "Q"]], levels: Sequence[int] = LEVELS) -> dict[str, float]:
-    """Recalls in percent of each direction, their mean over the levels, and the mean of those. Higher is better.
+    """Computes the recalls in percent of each direction, their mean over the levels, and the mean of the means.
 
     >>> ranks = {"image_to_text": torch.tensor([0, 3]), "text_to_image": torch.tensor([0, 0, 12, 7])}
     >>> retrieval_metrics(ranks, levels=(1, 10))  # doctest: +NORMALIZE_WHITESPACE
@@ -80,10 +80,10 @@ def retrieval_metrics(ranks: Mapping[str, Int[Tensor, "Q"]], levels: Sequence[in
      'text_to_image.recall@1': 50.0, 'text_to_image.recall@10': 75.0, 'text_to_image.mean_recall': 62.5,
      'mean_recall': 68.75}
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     means: list[float] = []
     for direction, ranked in ranks.items():
         values = {f"{direction}.recall@{k}": recall(ranked, k) for k in levels}
         means.append(sum(values.values()) / len(values))
-        found |= values | {f"{direction}.mean_recall": means[-1]}
-    return found | {"mean_recall": sum(means) / len(means)}
+        metrics |= values | {f"{direction}.mean_recall": means[-1]}
+    return metrics | {"mean_recall": sum(means) / len(means)}

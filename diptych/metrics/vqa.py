@@ -1,11 +1,11 @@
-"""VQA accuracy: agreement with ten people after the official normalisation of answers. Higher is better.
+"""Measures VQA accuracy: agreement with ten people after the official normalisation of answers. Higher is better.
 
-A prediction is judged against each set of all people but one: it is right as far as three of them gave it, and the
+A prediction is compared with each set of all people but one: it is fully right if three of them gave it, and the
 results are averaged (Antol et al. 2015, arXiv 1505.00468; the evaluation of VQA v2).
 
-The normalisation in two modes. `released` is what published ALBEF numbers were computed with: people's answers keep
-number words, articles, capitals and contractions, and are left as they are where all agree, although predictions are
-normalised; so "two" is wrong even where everybody said "two". `intended` treats both sides alike.
+There are two normalisations. Published ALBEF numbers were computed with `released`: people's answers keep number words,
+articles, capitals and contractions, and stay as they are if all people agree, although predictions are normalised. So
+"two" is wrong even if everybody said "two". `intended` normalises both sides.
 
 Q questions.
 """
@@ -26,9 +26,9 @@ from diptych.metrics.accuracy import Estimate, estimate
 Normalisation = Literal["released", "intended"]
 
 KEPT = 1 << 16
-"""Answers whose normal form is remembered: a few thousand different ones make up most of two million."""
+"""Answers whose normal form is cached: a few thousand different ones make up most of two million."""
 FULL = 3
-"""People who must agree with a prediction for it to be wholly right."""
+"""The number of people who must agree with a prediction for it to be fully right."""
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())} | {"none": "0"}
@@ -49,7 +49,8 @@ CONTRACTIONS = {
     for place, letter in enumerate(spelling)
     if letter == "'"
 }
-"""By each spelling that lacks one apostrophe. Contractions that would then be another word (well, shed) stay out."""
+"""Maps each spelling that lacks one apostrophe to the right one. Contractions that would be another word (well, shed)
+are left out."""
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the other way round in the official table
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -58,10 +59,10 @@ _PERIOD = re.compile(r"\.(?!\d)")
 
 @lru_cache(KEPT)
 def process_punctuation(text: str) -> str:
-    """Without punctuation, but for apostrophes, colons and the like, and periods before a digit.
+    """Removes punctuation except apostrophes, colons and the like, and periods before a digit.
 
-    A mark leaves a blank behind, unless it stands beside one somewhere in the text, or the text has a comma between
-    digits: then all marks go without a trace.
+    A blank replaces a mark, unless that mark stands beside a blank somewhere in the text, or the text has a comma
+    between digits; then nothing replaces it.
 
     >>> process_punctuation("black/white, 3.5 u.s.")
     'black white 3.5 us'
@@ -74,7 +75,7 @@ def process_punctuation(text: str) -> str:
 
 
 def process_words(text: str) -> str:
-    """In lower case, with digits for number words, without articles, with apostrophes in contractions.
+    """Lowers the case, writes number words as digits, drops articles and restores apostrophes in contractions.
 
     >>> process_words("The two dont know")
     "2 don't know"
@@ -85,7 +86,7 @@ def process_words(text: str) -> str:
 
 @lru_cache(KEPT)
 def normalise_answer(text: str) -> str:
-    """An answer as it is compared: what the official evaluation makes of a prediction.
+    """Normalises an answer as the official evaluation normalises a prediction.
 
     >>> normalise_answer(" A stop-sign!\\n")
     'stop sign'
@@ -94,10 +95,10 @@ def normalise_answer(text: str) -> str:
 
 
 def answer_score(prediction: str, humans: Sequence[str], normalisation: Normalisation) -> float:
-    """Agreement of one prediction with the people asked, 0 to 1.
+    """Computes the agreement of one prediction with people's answers, 0 to 1.
 
-    A single person's answer is right or wrong. Raises ValueError for none, two and three people, among whom
-    nobody can agree with three others.
+    With a single person, a prediction is right or wrong. Raises ValueError for no, two and three people, of whom no
+    three others can agree.
 
     >>> humans = ["two"] * 3 + ["3"] * 7
     >>> answer_score("two", humans, "released"), round(answer_score("two", humans, "intended"), 9)
@@ -115,7 +116,7 @@ def answer_score(prediction: str, humans: Sequence[str], normalisation: Normalis
     same = humans.count(normalise_answer(prediction))
     if len(humans) == 1:
         return float(same)
-    # Of the sets of all people but one, `same` lack one of those who agree.
+    # Among the sets of all people but one, `same` sets lack one of those who agree.
     agreement = same * min(FULL, same - 1) + (len(humans) - same) * min(FULL, same)
     return agreement / (FULL * len(humans))
 
@@ -126,11 +127,11 @@ class VqaAccuracy:
 
     overall: Estimate
     question_types: dict[str, Estimate]
-    """By how the question begins ("how many", "is the"), as the annotations name it."""
+    """Accuracy by the beginning of the question ("how many", "is the"), as the annotations name it."""
     answer_types: dict[str, Estimate]
-    """By yes/no, number and other."""
+    """Accuracy by yes/no, number and other."""
     questions: Float[np.ndarray, "Q"]
-    """In percent, in the order given."""
+    """The accuracy of each question in percent, in order."""
 
 
 def vqa_accuracy(
@@ -143,21 +144,21 @@ def vqa_accuracy(
     resamples: int = 1000,
     seed: int = 0,
 ) -> VqaAccuracy:
-    """VQA accuracy of predictions, where people gave `answers[q]` to question q (ten in VQA v2).
+    """Measures the VQA accuracy of predictions; people gave `answers[q]` (ten in VQA v2) to question q.
 
-    `released` is the default so that a number can stand beside published ones. `groups` as in `estimate`: the pictures.
-    Raises ValueError for sequences of different lengths, and as `answer_score` does.
+    `released` is the default so that results compare with published ones. `groups` are those of `estimate`: the
+    pictures. Raises ValueError for sequences of different lengths, and as `answer_score` does.
 
     >>> measured = vqa_accuracy(["2", "red"], [["2"] * 10, ["red"] + ["blue"] * 9], question_types=["how many", "what"])
     >>> round(measured.overall.value, 9), round(measured.question_types["what"].value, 9)
     (65.0, 30.0)
     """
-    given = {"answers": answers, "question types": question_types, "answer types": answer_types, "groups": groups}
-    for name, values in given.items():
+    sequences = {"answers": answers, "question types": question_types, "answer types": answer_types, "groups": groups}
+    for name, values in sequences.items():
         if values is not None and len(values) != len(predictions):
             raise ValueError(f"{len(predictions)} predictions, but {len(values)} {name}: there is one a question")
     scores = np.array(
-        [answer_score(one, humans, normalisation) for one, humans in zip(predictions, answers, strict=True)],
+        [answer_score(text, humans, normalisation) for text, humans in zip(predictions, answers, strict=True)],
         dtype=np.float64,
     )
 
@@ -174,8 +175,8 @@ def vqa_accuracy(
 
 
 def _places(types: Sequence[str] | None) -> dict[str, list[int]]:
-    """Where each type occurs, in the order of first occurrence."""
-    found: dict[str, list[int]] = {}
+    """Lists the places of each type, in the order of first occurrence."""
+    places: dict[str, list[int]] = {}
     for place, name in enumerate(types or ()):
-        found.setdefault(name, []).append(place)
-    return found
+        places.setdefault(name, []).append(place)
+    return places

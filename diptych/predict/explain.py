@@ -1,4 +1,4 @@
-"""Whether a text fits a picture, and where each of its words looks while the model decides.
+"""Explains a match of a picture and a text by a heat map of every word.
 
 h × w patches.
 """
@@ -26,43 +26,42 @@ from diptych.types import to_device
 
 @dataclass(frozen=True, eq=False)
 class WordMap:
-    """A word of a text with its map."""
+    """A word of a text with its heat map."""
 
     word: str
     heat: Float[np.ndarray, "h w"]
-    """How much each patch speaks for the match by way of this word: 0 and more; of a word in several pieces, their
-    sum."""
+    """The evidence of each patch for the match through this word: 0 or more, summed over the pieces of the word."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """A picture and a text, whether they belong together, and a map of every word."""
+    """The probability that a picture and a text belong together, with a heat map of every word."""
 
     text: str
     match: float
     """Probability that they belong together, by the fusion encoder."""
     words: tuple[WordMap, ...]
-    """As the model reads them, in their order."""
+    """The words in order, as the model reads them."""
     layer: int
-    """Of the fusion whose attention the maps are made of."""
+    """The fusion layer whose attention the maps are made from."""
     picture: Picture = field(repr=False)
 
     def draw(self, side: int | None = None) -> tuple[Image.Image, ...]:
-        """The picture in grey under each word's map, all on one scale. `side`: enlarged to it where it is smaller."""
+        """Draws each word's map over the picture in grey, on one scale. Pictures smaller than `side` are enlarged."""
         image = enlarged(open_any(self.picture), side)
-        heats = [torch.from_numpy(one.heat) for one in self.words]
+        heats = [torch.from_numpy(word.heat) for word in self.words]
         top = max((float(enlarge(heat, image.size).max()) for heat in heats), default=0.0)
         drawn = [heat_picture(image, heat, hottest=top if top > 0 else None) for heat in heats]
-        return tuple(one.crop((0, 0, one.width, one.height - BAR)) for one in drawn)
+        return tuple(picture.crop((0, 0, picture.width, picture.height - BAR)) for picture in drawn)
 
     def __str__(self) -> str:
         return f"{self.text}: {self.match:.1%}"
 
 
 def explain(predictor: Predictor, picture: Picture, text: str) -> Explained:
-    """The probability of a match with its map for every word: Grad-CAM of the match by the attention of a fusion layer.
+    """Computes the probability of a match, and for every word Grad-CAM of the match by a fusion layer's attention.
 
-    Raises ValueError for a model whose match head nobody trained, a text without words, and no picture.
+    Raises ValueError for a model without a trained match head, a text without words, and no picture.
     """
     if why := predictor.missing("match"):
         raise ValueError(why)
@@ -77,7 +76,7 @@ def explain(predictor: Predictor, picture: Picture, text: str) -> Explained:
 
 
 def match_config(predictor: Predictor) -> GroundingConfig:
-    """How maps of a match are made: as boxes are, but always by the fusion encoder."""
+    """Returns the settings of maps: those of boxes, but always with the fusion encoder."""
     config = boxes_config(predictor.recipe, predictor.model)
     if config.mode == "itm":
         return config
@@ -86,7 +85,7 @@ def match_config(predictor: Predictor) -> GroundingConfig:
 
 
 def gather_words(ids: Sequence[int], tokens: Float[Tensor, "L h w"], tokenizer: Tokenizer) -> tuple[WordMap, ...]:
-    """The maps of a text's tokens, put together to words; those of [CLS], [SEP] and padding are left out."""
+    """Sums the maps of a text's tokens by word; [CLS], [SEP] and padding are left out."""
     words: list[WordMap] = []
     silent = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
     for number, heat in zip(ids, tokens.numpy(), strict=True):
@@ -102,7 +101,7 @@ def gather_words(ids: Sequence[int], tokens: Float[Tensor, "L h w"], tokenizer: 
 
 
 def enlarged(image: Image.Image, side: int | None) -> Image.Image:
-    """A picture smaller than `side` at that size, so that what is drawn on it can be read."""
+    """Enlarges a picture smaller than `side` to that size, so that drawings on it can be read."""
     if side is None or max(image.size) >= side:
         return image
     scale = side / max(image.size)

@@ -1,4 +1,4 @@
-"""Searching the pictures of a folder."""
+"""Searches the pictures of a folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class SearchResult:
     folder: Path
     hits: tuple[Hit, ...]
     searched: int
-    """Pictures that could be read."""
+    """The number of pictures that could be read."""
     skipped: tuple[BadRecord, ...]
     unknown_words: tuple[str, ...]
-    """Words of the query that the tokenizer has no pieces for."""
+    """Words of the query for which the tokenizer has no pieces."""
 
     def __str__(self) -> str:
         lines = [f'"{self.query}" among {self.searched} pictures in {self.folder}', ""]
@@ -42,9 +42,9 @@ class SearchResult:
 def search_folder(
     predictor: Predictor, query: str, folder: str | Path, k: int = 10, rerank: bool | None = None
 ) -> SearchResult:
-    """The k pictures in and below `folder` that fit the query best, by `Predictor.rank`.
+    """Finds the k pictures in and below `folder` that fit the query best, by `Predictor.rank`.
 
-    Pictures that cannot be read are named in the result. Raises ValueError where there is nothing to search.
+    Pictures that cannot be read are named in the result. Raises ValueError if there is nothing to search.
     """
     folder = Path(folder)
     if not folder.is_dir():

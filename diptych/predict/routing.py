@@ -1,8 +1,8 @@
-"""Which expert each token of VLMo goes through (VLMo §3.2), as a pass through the model shows it.
+"""Records which expert each token of VLMo passes through (VLMo §3.2).
 
-Nothing here knows the rule: hooks on the experts write down which rows they were given.
+Nothing here knows the routing rule: hooks on the experts note which tokens they receive.
 
-L text tokens, T image tokens, N rows of a pass: those of the text, then those of the image.
+L text tokens, T image tokens, N tokens of a pass: those of the text, then those of the image.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ FFNS: dict[ExpertName, str] = {"text": "language_ffn", "image": "vision_ffn", "f
 
 @dataclass(frozen=True)
 class Passed:
-    """An expert that a token went through."""
+    """An expert that a token passed through."""
 
     expert: ExpertName
     moved: float
-    """How far it moved the token: the length of what it added, as a share of the token's own."""
+    """The length of the expert's output, which is added to the token, as a share of the token's own length."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A pass through all layers."""
+    """One pass through all layers."""
 
     given: str
-    """What went in: `picture`, `text` or `pair`."""
+    """The input: `picture`, `text` or `pair`."""
     tokens: tuple[str, ...]
-    """Names of the rows: the text's pieces, then `patch 0` for the image's class token and its patches."""
+    """Names of the tokens: the text's pieces, then `[CLS]` and the patches of the image."""
     text_tokens: int
-    """How many of them are text."""
+    """The number of text tokens among them."""
     layers: tuple[tuple[Passed | None, ...], ...]
-    """Of each layer, what each token went through; None where the layer was not computed for it."""
+    """For each layer, the expert of each token; None where the layer was not computed for it."""
 
 
 def has_experts(model: Model) -> TypeGuard[Vlmo]:
-    """Whether tokens of a kind go through a feed-forward of their own."""
+    """Tells whether each modality has a feed-forward of its own."""
     return isinstance(model, Vlmo) and model.config.experts == "modality"
 
 
 def expert_ways(predictor: Predictor, picture: Picture, text: str) -> tuple[Way, Way, Way]:
-    """The ways of the picture alone, of the text alone and of both together. Raises ValueError for another model."""
+    """Follows the picture alone, the text alone and both together. Raises ValueError for a model without experts."""
     model = predictor.model
     if not has_experts(model):
         raise ValueError(f"{predictor.origin} has no experts: only VLMo's blocks choose one by the kind of token")
@@ -87,7 +87,7 @@ def _way(model: Vlmo, given: str, words: tuple[str, ...], patches: tuple[str, ..
 
 @contextmanager
 def _watched(model: Vlmo, seen: list[list[Passed | None]]) -> Iterator[None]:
-    """Every expert writes down the rows that it is given."""
+    """Lets every expert note the tokens that it receives."""
     handles = []
     try:
         for layer, block in zip(seen, model.blocks, strict=True):
@@ -105,7 +105,7 @@ def _watched(model: Vlmo, seen: list[list[Passed | None]]) -> Iterator[None]:
 def _note(name: ExpertName, layer: list[Passed | None]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
     def note(_: nn.Module, given: tuple[Any, ...], added: Tensor) -> None:
         rows = given[0]
-        # An expert is given a stretch of its block's rows, a view whose offset says where among them it begins.
+        # An expert receives a stretch of its block's tokens: a view, whose offset tells where the stretch begins.
         first = rows.storage_offset() // rows.shape[1]
         moved = added.norm(dim=1) / rows.norm(dim=1).clamp(min=1e-12)
         for place, share in enumerate(moved.tolist(), first):

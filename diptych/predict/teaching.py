@@ -1,8 +1,9 @@
-"""What the momentum teacher of an ALBEF pre-training would say beside the labels (ALBEF §3.2, §3.3).
+"""Shows the pseudo-targets of the momentum encoder of an ALBEF pre-training (ALBEF §3.2, §3.3).
 
-Prediction has no use for a teacher, so that loading a model leaves it out; here it is taken from the same checkpoint.
+Prediction does not use the momentum encoder, so `diptych.load` leaves it out; here it is loaded from the same
+checkpoint.
 
-R hidden pieces of a word, V vocabulary, M texts.
+R masked pieces of a word, V vocabulary, M texts.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from diptych.search.contract import evaluating
 from diptych.types import Texts, TokenPositions, to_device
 
 Guesses = tuple[tuple[str, float], ...]
-"""Pieces of words with their probability, the likeliest first."""
+"""Pieces of words with their probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True)
 class HiddenPiece:
-    """A piece of a word that was hidden from student and teacher, and what each expects in its place."""
+    """A masked piece of a word, and the pieces that model and momentum encoder expect in its place."""
 
     before: str
     label: str
@@ -40,14 +41,14 @@ class HiddenPiece:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A pre-trained ALBEF beside its teacher."""
+    """A pre-trained ALBEF with its momentum encoder."""
 
     student: Predictor
     network: Albef
 
     @classmethod
     def beside(cls, student: Predictor) -> Teacher:
-        """The teacher of the model's own checkpoint. Raises ValueError where it has none."""
+        """Loads the momentum encoder from the model's own checkpoint. Raises ValueError if it has none."""
         if not catalog.task_class(student.recipe.task).keeps_teacher:
             raise ValueError(f"{student.origin} holds no teacher: only ALBEF's pre-training keeps one")
         checkpoint = store.load_from(student.origin)
@@ -58,10 +59,10 @@ class Teacher:
         return cls(student, task.teacher.to(student.device).eval())
 
     def words(self, picture: Picture, text: str, word: str | None = None, k: int = 5) -> tuple[HiddenPiece, ...]:
-        """What student and teacher expect in place of a word of the text, or of each of its words in turn.
+        """Predicts a masked word of the text, or each of its words in turn, by both encoders.
 
-        A word is hidden as a whole; where it is in several pieces, each is asked for. Raises ValueError for a word
-        that is not in the text.
+        A word is masked as a whole; each of its pieces is predicted. Raises ValueError for a word that is not in the
+        text.
         """
         texts = self.student.texts(text)
         ids, tokenizer = texts.input_ids[0].tolist(), self.student.tokenizer
@@ -70,7 +71,7 @@ class Teacher:
             words = [places for places in words if tokenizer.decode(ids[i] for i in places) == word.strip().lower()]
             if not words:
                 there = ", ".join(
-                    dict.fromkeys(tokenizer.decode(ids[i] for i in one) for one in _words(ids, tokenizer))
+                    dict.fromkeys(tokenizer.decode(ids[i] for i in places) for places in _words(ids, tokenizer))
                 )
                 raise ValueError(f"'{word.strip()}' is no word of the text: hide one of {there}")
         hidden = texts.input_ids.repeat(len(words), 1)
@@ -90,9 +91,10 @@ class Teacher:
         )  # fmt: skip
 
     def texts(self, picture: Picture, texts: Sequence[str], k: int = 5) -> tuple[tuple[str, float], ...]:
-        """The k texts that the teacher finds most fitting, with their share among all that were given.
+        """Finds the k texts that the momentum encoder prefers, with their shares among all texts of the call.
 
-        As its pseudo-targets are made: the softmax of the teacher's similarities by the student's temperature.
+        The shares are made as the pseudo-targets of ITC: the softmax of the momentum encoder's similarities divided by
+        the model's temperature.
         """
         model, words = self.network, to_device(self.student.texts(texts), self.student.device)
         with evaluating(model):
@@ -115,7 +117,7 @@ class Teacher:
         return self.student.transform(open_any(picture))[None].to(self.student.device)
 
     def _guess(self, model: object, picture: Picture, texts: Texts, rows: TokenPositions, k: int) -> list[Guesses]:
-        """The k likeliest pieces at each of the rows."""
+        """Predicts the k likeliest pieces at each position."""
         assert isinstance(model, Albef)
         texts, rows = to_device(texts, self.student.device), to_device(rows, self.student.device)
         with evaluating(model):
@@ -133,7 +135,7 @@ class Teacher:
 
 
 def _words(ids: Sequence[int], tokenizer: Tokenizer) -> list[list[int]]:
-    """The places of each word's pieces."""
+    """Groups the positions of a text's pieces by word."""
     words: list[list[int]] = []
     for place, number in enumerate(ids):
         if number in tokenizer.special_ids:

@@ -38,5 +38,6 @@ def write_submission(recipe: Recipe, file: Path, decisions: Sequence[Decision], 
 def _titles() -> str:
     """Lists the tasks that have a format, those with an evaluation server first."""
     formats = dict.fromkeys(task.submission for task in catalog.TASKS.values() if task.submission is not None)
-    *titles, last = [submission.title for submission in sorted(formats, key=lambda one: not one.server)]
+    ordered = sorted(formats, key=lambda submission: not submission.server)
+    *titles, last = (submission.title for submission in ordered)
     return f"{', '.join(titles)} and {last}"

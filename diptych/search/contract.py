@@ -1,4 +1,4 @@
-"""What search and evaluation ask of a model: the calls of the state, and of its states only that they can be cut.
+"""The part of a model that search and evaluation use: its encoders and fusion, and states that can be indexed.
 
 B items of a batch, E embedding width, P pairs.
 """
@@ -18,12 +18,12 @@ from diptych.types import Joint, Texts
 
 @runtime_checkable
 class State(Protocol):
-    """What a model keeps of a batch of images or texts."""
+    """The encoded form of a batch of images or texts."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Int[Tensor, "P"], /) -> Any:
-        """The items `index`, in that order and as often."""
+        """Selects the items `index`, in that order and as often as they occur."""
         ...
 
     @classmethod
@@ -35,11 +35,11 @@ class State(Protocol):
 
 @runtime_checkable
 class PairModel(Protocol):
-    """A model that embeds images and texts apart, and fuses pairs of them."""
+    """A model that embeds images and texts separately and fuses pairs of them."""
 
     @property
     def fused_image_tokens(self) -> int:
-        """Rows that an image brings into each pair that it is fused in, beside the text's."""
+        """The tokens that an image adds to each pair in which it is fused, beside those of the text."""
         ...
 
     def image_state(self, pixels: Float[Tensor, "B 3 H W"], /) -> Any: ...
@@ -61,7 +61,7 @@ class PairModel(Protocol):
 
 @contextmanager
 def evaluating(model: PairModel | nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in, also where they differ."""
+    """Switches to evaluation mode without gradients; afterwards every module has its own former mode again."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by cosine similarity, in memory.
+"""Finds exact nearest neighbours by cosine similarity, in memory.
 
 Q queries, N candidates, E embedding width, K neighbours, b queries of a block.
 """
@@ -13,21 +13,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 1 << 24
-"""Scores held at once (64 MiB in fp32); a table of all queries and candidates never is."""
+"""Scores that are held at once (64 MiB in fp32); the table of all queries and candidates never is."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The best candidates of each query, best first; of equal ones the lower number first."""
+    """The best candidates of each query, the best first; among equal ones, the lower number first."""
 
     indices: Int[Tensor, "Q K"]
     scores: Float[Tensor, "Q K"]
 
 
 def top_k(scores: Float[Tensor, "Q N"], k: int) -> Neighbours:
-    """The k best candidates of each query in descending order, ties by the lower number. `k` is cut to N.
+    """Finds the k best candidates of each query in descending order, ties by the lower number. `k` is cut to N.
 
-    Unlike `torch.topk`, which leaves open what of a tie it returns.
+    `torch.topk` leaves open which of several equal candidates it returns.
 
     >>> top_k(torch.tensor([[1.0, 3.0, 1.0, 1.0]]), k=3).indices.tolist()
     [[1, 0, 2]]
@@ -43,7 +43,7 @@ def top_k(scores: Float[Tensor, "Q N"], k: int) -> Neighbours:
 
 
 class CosineIndex:
-    """Candidates to be found by the direction of their vectors.
+    """Holds candidates that are found by the direction of their vectors.
 
     >>> index = CosineIndex(torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]))
     >>> index.search(torch.tensor([[0.0, 5.0]]), k=2).indices.tolist()
@@ -60,7 +60,7 @@ class CosineIndex:
         return len(self.vectors)
 
     def blocks(self, queries: Float[Tensor, "Q E"]) -> Iterator[tuple[slice, Float[Tensor, "b N"]]]:
-        """Similarities to all candidates, some queries at a time, with the queries' place."""
+        """Yields the similarities to all candidates, some queries at a time, with the places of these queries."""
         queries = _directions(queries, "query")
         step = max(1, BLOCK // len(self))
         for start in range(0, len(queries), step):
@@ -68,16 +68,16 @@ class CosineIndex:
             yield rows, queries[rows] @ self.vectors.T
 
     def search(self, queries: Float[Tensor, "Q E"], k: int) -> Neighbours:
-        """The k candidates of the highest cosine similarity to each query; all of them when there are fewer."""
-        found = [top_k(similarity, k) for _, similarity in self.blocks(queries)]
-        if not found:
+        """Finds the k candidates with the highest cosine similarity to each query; all if there are fewer."""
+        blocks = [top_k(similarity, k) for _, similarity in self.blocks(queries)]
+        if not blocks:
             empty = queries.new_zeros(0, min(k, len(self)))
             return Neighbours(empty.long(), empty)
-        return Neighbours(torch.cat([one.indices for one in found]), torch.cat([one.scores for one in found]))
+        return Neighbours(torch.cat([block.indices for block in blocks]), torch.cat([block.scores for block in blocks]))
 
 
 def _directions(vectors: Float[Tensor, "N E"], name: str) -> Float[Tensor, "N E"]:
-    """The vectors with length 1, in fp32."""
+    """Normalises vectors to length 1, in fp32."""
     bad = ~vectors.isfinite().all(dim=1)
     if bad.any():
         row = int(bad.nonzero()[0])

@@ -1,4 +1,4 @@
-"""Two-stage retrieval: similarity picks each query's candidates, the fusion encoder's match logit orders them.
+"""Re-ranks retrieval: similarity picks each query's candidates, the fusion encoder's match logit orders them.
 
 I images, T texts, Q queries, N candidates in all, K candidates of a query, P pairs.
 """
@@ -17,7 +17,7 @@ from diptych.search.contract import PairModel, State
 from diptych.search.index import Neighbours
 
 UNSELECTED = -100.0
-"""The released evaluation's score of a candidate that the first stage did not pick."""
+"""The score that the released evaluation gives to candidates which the first stage did not pick."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Reranked:
     similarity: Float[Tensor, "Q K"]
     """Cosine similarity, descending."""
     match: Float[Tensor, "Q K"] | None
-    """Logit of "these belong together"; it alone decides the final order. None: there was no second stage."""
+    """The logit of a match, which alone decides the final order; None without a second stage."""
 
     def ordered(self) -> Reranked:
-        """Best match first; equal ones stay in the order of the first stage."""
+        """Sorts by match logit, the best first; equal ones stay in the order of the first stage."""
         if self.match is None:
             return self
         match, order = self.match.sort(dim=1, descending=True, stable=True)
         return Reranked(self.candidates.gather(1, order), self.similarity.gather(1, order), match)
 
     def dense(self, candidates: int) -> Float[Tensor, "Q N"]:
-        """The match logits as a table over all candidates, `UNSELECTED` where there is none."""
+        """Spreads the match logits over a table of all candidates, with `UNSELECTED` for the others."""
         assert self.match is not None, "there was no second stage"
         table = self.match.new_full((len(self.match), candidates), UNSELECTED)
         return table.scatter(1, self.candidates, self.match)
@@ -55,14 +55,14 @@ def rerank(
     tokens_per_call: int = 4_096,
     device: torch.device | str = "cpu",
 ) -> tuple[Reranked, Reranked]:
-    """Match logits of the candidates of both directions: (image → text, text → image).
+    """Computes the match logits of the candidates of both directions: (image → text, text → image).
 
-    A pair that both directions ask for is fused once, and the pairs of an image go into as few calls as the memory
-    allows, so that what the model computes for an image (ALBEF: the cross-attention's keys and values) is shared.
+    A pair that occurs in both directions is fused once. The pairs of an image go into as few calls as memory allows, so
+    that they share what the model computes for an image (ALBEF: the keys and values of cross-attention).
 
-    `texts` holds all T texts, `text_lengths` their tokens; `images` gives the I images in their order, in portions, of
-    which one is alive at a time. `to_text` [I, K] are the texts picked for each image, `to_image` [T, K] the images
-    picked for each text. `tokens_per_call` bounds the rows of a `fuse` call: the pairs' text tokens (padding between
+    `texts` holds all T texts, `text_lengths` their numbers of tokens. `images` yields the I images in order and in
+    portions, of which one is alive at a time. `to_text` [I, K] are the texts picked for each image, `to_image` [T, K]
+    the images picked for each text. `tokens_per_call` bounds a `fuse` call: the pairs' text tokens (padding between
     images included) and `model.fused_image_tokens` a pair.
     """
     count = len(text_lengths)
@@ -92,7 +92,7 @@ def match_logits(
     image_index: Int[Tensor, "P"],
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "P 2"]:
-    """ITM's logits (no match, match) of pairs, on the CPU. Only the texts and images that occur are handed on."""
+    """Computes ITM's logits (no match, match) of pairs, on the CPU. Only the texts and images in use are passed on."""
     text_used, text_local = text_index.to(device).unique(return_inverse=True)
     image_used, image_local = image_index.to(device).unique(return_inverse=True)
     joint = model.fuse(texts[text_used], images[image_used], text_index=text_local, image_index=image_local)
@@ -100,10 +100,10 @@ def match_logits(
 
 
 def plan_calls(image: Int[Tensor, "P"], tokens: Int[Tensor, "P"], budget: int) -> list[Int[Tensor, "p"]]:
-    """Pairs sorted by `image`, cut into calls of about `budget` tokens, of which each has its own; each in one call.
+    """Cuts pairs that are sorted by `image` into calls of about `budget` tokens. Each pair is in one call.
 
-    An image's pairs stay together where they fit. Images of like numbers of pairs share a call, because the attention
-    pads each image's rows to the longest: images × the largest image's tokens stay within the budget.
+    An image's pairs stay together if they fit. Images with similar numbers of pairs share a call, because attention
+    pads each image's tokens to the longest: images × the largest image's tokens stay within the budget.
 
     >>> image, tokens = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([4, 4, 4, 4, 4])
     >>> [call.tolist() for call in plan_calls(image, tokens, budget=16)]
@@ -112,7 +112,7 @@ def plan_calls(image: Int[Tensor, "P"], tokens: Int[Tensor, "P"], budget: int) -
     before = tokens.cumsum(0) - tokens
     _, image_place, image_pairs = image.unique_consecutive(return_inverse=True, return_counts=True)
     first_pair = image_pairs.cumsum(0) - image_pairs
-    piece = (before - before[first_pair][image_place]) // budget  # which part of an image too large for one call
+    piece = (before - before[first_pair][image_place]) // budget  # the part of an image too large for one call
     items = torch.stack([image_place, piece], dim=1)
     _, item, sizes = items.unique_consecutive(dim=0, return_inverse=True, return_counts=True)
     weight = torch.zeros(len(sizes), dtype=tokens.dtype).index_add(0, item, tokens)
@@ -127,13 +127,13 @@ def plan_calls(image: Int[Tensor, "P"], tokens: Int[Tensor, "P"], budget: int) -
 
 
 def _union(to_text: Neighbours, to_image: Neighbours, texts: int) -> tuple[Int[Tensor, "P"], Int[Tensor, "p"]]:
-    """The pairs of both directions as image · texts + text, ascending, each once; and the place of each asked pair."""
+    """Numbers the pairs of both directions as image · texts + text, ascending and each once, with each one's place."""
     images = torch.arange(len(to_text.indices))[:, None] * texts
     from_image = images + to_text.indices.cpu()
     from_text = to_image.indices.cpu() * texts + torch.arange(len(to_image.indices))[:, None]
     return torch.cat([from_image.flatten(), from_text.flatten()]).unique(return_inverse=True)
 
 
-def _with_match(found: Neighbours, match: Float[Tensor, "p"]) -> Reranked:
-    indices = found.indices.cpu()
-    return Reranked(indices, found.scores.cpu(), match.view(indices.shape))
+def _with_match(neighbours: Neighbours, match: Float[Tensor, "p"]) -> Reranked:
+    indices = neighbours.indices.cpu()
+    return Reranked(indices, neighbours.scores.cpu(), match.view(indices.shape))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from diptych.data.answers import SHORTEST, answer_vocabulary, encode_answers
 from diptych.data.collate import pad_texts
 from diptych.data.loader import EvaluationBatch
-from diptych.data.record import AnyRecord, Question
+from diptych.data.record import Question
 from diptych.data.submissions import write_vqa
 from diptych.data.tokenizer import Tokenizer
 from diptych.facts import COMMONEST, Ability, Answer, Argument, Option, Submission, TaskReport
@@ -104,7 +104,7 @@ class QuestionAnswering(TaughtTask):
     config: VqaDecoderConfig | VqaClosedSetConfig
 
     @classmethod
-    def filled(cls, config: Any, records: Callable[[], Iterable[AnyRecord]]) -> Any:
+    def filled(cls, config: Any, records: Callable[[], Iterable[Question]]) -> Any:
         """Takes the most frequent answers of the training data, unless the configuration lists some."""
         if config.answers:
             return config

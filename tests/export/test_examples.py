@@ -8,22 +8,27 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from diptych.apps.report.of_run import report
+from PIL import Image
 
+import diptych
 from diptych import serialize
 from diptych.catalog import TASKS, add_task, build_task
-from diptych.predict import load
+from diptych.predict import ModelPool, load
 from diptych.run import open_task
 from diptych.schema import DecoderConfig, Recipe, ScenesConfig
 from diptych.serialize import from_dict, to_dict
 from diptych.synthetic.generator import make_scene, render
-from diptych.types import Progress, Texts
+from diptych.types import PictureBatch, Progress, Texts
 from tests import tiny
-from tests.runs import WORDS, recipe_of, save_run
+from tests.runs import TASK_CONFIGS, WORDS, recipe_of, save_run
+from tests.serve.server_state import encoded, error, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASK = ("task.longest=4", 'task.decoder={"layers": 1, "heads": 3, "intermediate": 32, "norm": "pre", "dropout": 0.0}')
@@ -89,6 +94,43 @@ def test_captions_are_trained_measured_and_stored_on_either_model(
     assert isinstance(loaded.task, captioning.Captioning)
     assert torch.equal(loaded.task.predict(tiny.batch()), opened.predict(tiny.batch()))
     assert all(map(torch.equal, loaded.task.state_dict().values(), opened.state_dict().values()))
+    page = report(tmp_path / "out" / "pictures").read_text(encoding="utf-8")
+    assert "Captioning: Words right" in page
+    assert "Which word comes next" in page
+
+
+def test_one_file_and_one_line_bring_prediction_and_an_endpoint(
+    captioning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = {file: file.read_text(encoding="utf-8") for file in Path(diptych.__file__).parent.rglob("*.py")}
+    assert not [file for file, source in library.items() if "Captioning" in source]
+    monkeypatch.setitem(TASK_CONFIGS, "captioning", small(captioning, "albef").task)
+    run, trained = save_run(tmp_path / "run", "pretraining"), save_run(tmp_path / "captioning", "captioning")
+    model, picture = load(trained, "cpu"), Image.new("RGB", (20, 30), "red")
+    # Prediction: a method with the signature that the ability states, of one picture or of many.
+    text = model.caption(picture)
+    pixels = model.transform(picture)[None]
+    assert text == model.tokenizer.decode(model.task.predict(PictureBatch(pixels, torch.zeros(1).long()))[0].tolist())
+    assert model.caption([picture, picture]) == (text, text) == model.caption(image=[picture] * 2)
+    assert str(signature(model.caption)) == "(image)"
+    assert (model.missing("caption"), load(run, "cpu").missing("entail") is None) == (None, False)
+    with pytest.raises(ValueError, match="not trained for captions: no recipe of the library trains it"):
+        load(run, "cpu").caption(picture)
+    with pytest.raises(AttributeError, match="no attribute 'captoin'"):
+        model.captoin(picture)
+    # Serving: an endpoint, in the description and on the page, and a place in the list of abilities.
+    with running(ModelPool.load([run, trained], device="cpu")) as served:
+        answer = served.post("/v1/caption", {"picture": encoded(picture)})
+        assert answer.json() == {"model": trained.as_posix(), "results": [text]}
+        assert error(served.post("/v1/caption", {"picture": "no picture"})) == "bad_picture"
+        assert (
+            error(served.post("/v1/caption", {"picture": encoded(picture), "model": run.as_posix()})) == "not_trained"
+        )
+        described = served.get("/openapi.json").json()["paths"]["/v1/caption"]["post"]
+        assert described["description"] == "A caption of a picture."
+        assert "/v1/caption" in served.get("/").text
+        listed = served.get("/v1/models").json()["models"]
+        assert [one["best_for"] for one in listed if "caption" in one["abilities"]] == [["caption"]]
 
 
 def test_a_caption_is_read_from_its_picture_and_never_from_itself(captioning: ModuleType) -> None:
