@@ -22,8 +22,8 @@ def run(arguments: Sequence[str]) -> None:
 
     if name is None:
         width = max(map(len, RECIPES))
-        for key, recipe in RECIPES.items():
-            print(f"{key:<{width}}  {(inspect.getdoc(recipe) or '').partition(chr(10))[0]}")
+        for key, build in RECIPES.items():
+            print(f"{key:<{width}}  {(inspect.getdoc(build) or '').partition(chr(10))[0]}")
         return
     recipe = find_recipe(name)
     fields = to_dict(recipe)
