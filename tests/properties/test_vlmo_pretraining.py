@@ -95,7 +95,7 @@ def test_temperatures_stay_within_bounds_unless_there_are_none() -> None:
         found = [task.model.temperature(branch).item() for branch in ("main", "vl")]
         assert found == pytest.approx(expected)
         moved = {name for name, weight in task.state_dict().items() if not torch.equal(weight, before[name])}
-        assert moved == (set() if bounds is None else {"model.log_scale", "model.vl_log_scale"})
+        assert moved == (set() if unbounded else {"model.log_scale", "model.vl_log_scale"})
 
 
 @pytest.mark.parametrize("kept", [False, True])
