@@ -280,6 +280,7 @@ MOVED: dict[str, tuple[str, dict[Any, Any]]] = {
     "optim.decay": ("released.decay", {"released": "albef", "released_vlmo": "vlmo"}),
     "optim.adam": ("released.adam_decays_after_update", {"released_vlmo": True}),
     "schedule.kind": ("released.schedule_by_epoch", {"released": True}),
+    "schedule.warmup_epochs": ("schedule.warmup_steps", {1: 100}),
 }
 """Where fields of the earlier version are today, with those values that have another name now."""
 
