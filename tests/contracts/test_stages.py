@@ -111,7 +111,11 @@ def test_after_texts_alone_only_fusion_begins_afresh(stages: Any) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "choice", "source"),
-    [("vision", "vision", "image"), ("language", "vision", "image"), ("language", "language", "text")],
+    [
+        ("vision", "vision", "vision_ffn"),
+        ("language", "vision", "vision_ffn"),
+        ("language", "language", "language_ffn"),
+    ],
 )
 def test_fusion_experts_can_begin_as_copies(stages: Any, stage: str, choice: str, source: str) -> None:
     folder, old = stages[stage]
@@ -122,7 +126,7 @@ def test_fusion_experts_can_begin_as_copies(stages: Any, stage: str, choice: str
     assert set(started.copied) == copied
     assert "copied from the student: model.blocks.2.vl_ffn (6)" in str(started)
     for name in copied:
-        assert torch.equal(after[name], old[name.replace(".fusion.", f".{source}.")]), name
+        assert torch.equal(after[name], old[name.replace(".vl_ffn.", f".{source}.")]), name
 
 
 def test_stages_of_a_standard_transformer_hand_on_its_one_feed_forward(tmp_path: Path) -> None:
