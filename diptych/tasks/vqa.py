@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -108,7 +108,7 @@ class QuestionAnswering(TaughtTask):
         """Takes the most frequent answers of the training data, unless the configuration lists some."""
         if config.answers:
             return config
-        return replace(config, answers=answer_vocabulary(cast("Iterable[Question]", records()), config.answer_count))
+        return replace(config, answers=answer_vocabulary(records(), config.answer_count))
 
     @classmethod
     def unfilled(cls, config: Any) -> Any:
