@@ -31,7 +31,7 @@ class Network(nn.Module):
     """Pieces that a batch is computed in. With more than one, the backward pass recomputes each (nn/recompute.py)."""
 
     def adapt(self, state: Mapping[str, Tensor], origin: ModelConfig) -> dict[str, Tensor]:
-        """Fits a stored state of a task to this network; names begin with `model.` or `teacher.`.
+        """Fits a stored state of a task to this network; names begin with `model.` or `momentum_encoder.`.
 
         `origin` is the configuration of the network that stored it.
         """
@@ -121,7 +121,7 @@ class Model(Network, ABC):
     def decoder_start(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Makes the initial weights of an answer decoder from the stored state of such a model; by default none.
 
-        Their names begin with `head.` and, for the decoder's momentum copy, `teacher_head.`.
+        Their names begin with `head.` and, for the decoder's momentum copy, `momentum_head.`.
         """
         return {}
 
@@ -176,8 +176,8 @@ class Task(nn.Module, ABC):
     """How an evaluation is shown; None for tasks that are measured as retrieval."""
     changeable: ClassVar[tuple[str, ...]] = ()
     """Dotted names of the recipe's fields on which no weight depends, so that an evaluation may change them."""
-    keeps_teacher: ClassVar[bool] = False
-    """Whether a checkpoint's momentum encoder can be asked for its pseudo-targets (`diptych.predict.teaching`)."""
+    keeps_momentum_encoder: ClassVar[bool] = False
+    """Whether a checkpoint keeps a momentum encoder that predicts pseudo-targets (predict/pseudo_targets.py)."""
     inspectable: ClassVar[bool] = False
     """Whether `inspect` shows something."""
 
@@ -238,7 +238,9 @@ class Task(nn.Module, ABC):
 
         Model and momentum encoder are fitted by `Network.adapt`. Heads come from the same kind of task only.
         """
-        prefixes = ("model.", "teacher.") + ("head.", "teacher_head.") * isinstance(origin.task, type(self.config))
+        prefixes = ("model.", "momentum_encoder.") + ("head.", "momentum_head.") * isinstance(
+            origin.task, type(self.config)
+        )
         fitted = self.model.adapt(state, origin.model)
         return {name: value for name, value in fitted.items() if name.startswith(prefixes)}
 

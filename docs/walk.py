@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diptych.apps.report.examples import teacher_examples
+from diptych.apps.report.examples import pseudo_target_examples
 from diptych.data.heatmap import enlarge
 from diptych.predict import Predictor, load
 from diptych.predict.routing import expert_ways
@@ -124,7 +124,7 @@ def words(walk: Walk) -> Figure:
 
 def taught(walk: Walk) -> Figure:
     """Draws the pseudo-targets of ALBEF's momentum encoder: masked words, and captions for a picture."""
-    examples = teacher_examples(*look(walk), clean=[None] * PAIRS, count=3)
+    examples = pseudo_target_examples(*look(walk), clean=[None] * PAIRS, count=3)
     figure, axes = plt.subplots(
         len(examples), 3, figsize=(10, 1.9 * len(examples)), width_ratios=(1, 1, 1), layout="constrained"
     )

@@ -59,7 +59,7 @@ def recipe_of(config: TaskConfig, system: str = "albef") -> Recipe:
 def trained(kind: str, system: str = "albef") -> Task:
     """A task that is sure of what it says."""
     task = build_task(recipe_of(_config(kind, system), system), WORDS)
-    for seed, module in enumerate((task.model, getattr(task, "head", None), getattr(task, "teacher", None))):
+    for seed, module in enumerate((task.model, getattr(task, "head", None), getattr(task, "momentum_encoder", None))):
         if module is not None:
             for _ in range(3):
                 tiny.shake(module, seed)

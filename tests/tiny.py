@@ -123,10 +123,10 @@ def language_stage(seed: int = 0, model: dict[str, Any] | None = None, **changes
 
 
 def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> AlbefPretraining:
-    """A task whose teacher is not the student, and whose queue is half full."""
+    """A task whose momentum_encoder is not the student, and whose queue is half full."""
     config, released = configured(AlbefPretrainConfig(queue_size=6, mask_probability=0.4), changes)
     task = AlbefPretraining(albef(seed, **(model or {})), config, SPECIAL, released)
-    shake(task.teacher, seed + 1)
+    shake(task.momentum_encoder, seed + 1)
     if config.queue_size:
         image, text = nn.functional.normalize(uniform(2, 3, 8, seed=seed) - 0.5, dim=-1)
         task.queue.push(image, text, torch.tensor([100, 101, 102]))
@@ -137,8 +137,8 @@ def retrieval(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any
     """As `pretraining`; the picture of identity 11 waits in the queue too."""
     config, released = configured(RetrievalConfig(queue_size=6), changes)
     task = Retrieval(any_model(seed, **(model or {})), config, SPECIAL, released)
-    if task.teacher is not None:
-        shake(task.teacher, seed + 1)
+    if task.momentum_encoder is not None:
+        shake(task.momentum_encoder, seed + 1)
     if task.config.queue_size:
         width = task.model.embed_dim
         image, text = nn.functional.normalize(uniform(2, 3, width, seed=seed) - 0.5, dim=-1)
@@ -147,22 +147,22 @@ def retrieval(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any
 
 
 def entailment(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Entailment:
-    """A task whose teacher, if it has one, is not the student."""
+    """A task whose momentum_encoder, if it has one, is not the student."""
     config, released = configured(EntailmentConfig(), changes)
     task = Entailment(any_model(seed, **(model or {})), config, SPECIAL, released)
     shake(task.head, seed)
-    for part in (task.teacher, task.teacher_head):
+    for part in (task.momentum_encoder, task.momentum_head):
         if part is not None:
             shake(part, seed + 1)
     return task
 
 
 def nlvr2(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Nlvr2:
-    """A task whose teacher, if it has one, is not the student."""
+    """A task whose momentum_encoder, if it has one, is not the student."""
     config, released = configured(Nlvr2Config(), changes)
     task = Nlvr2(any_model(seed, images_per_text=2, **(model or {})), config, SPECIAL, released)
     shake(task.head, seed)
-    for part in (task.teacher, task.teacher_head):
+    for part in (task.momentum_encoder, task.momentum_head):
         if part is not None:
             shake(part, seed + 1)
     return task
@@ -176,7 +176,7 @@ def text_assignment(seed: int = 0, model: dict[str, Any] | None = None, **change
 
 
 def vqa_decoding(seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> VqaDecoding:
-    """A task whose teacher, if it has one, is not the student; norms stand where the model has them."""
+    """A task whose momentum_encoder, if it has one, is not the student; norms stand where the model has them."""
     decoder = replace(DECODER, norm=(model or {}).get("norm", "pre" if "system" in (model or {}) else "post"))
     config, released = configured(VqaDecoderConfig(decoder=decoder, max_answer_tokens=5), changes)
     return _shaken_heads(VqaDecoding(any_model(seed, **(model or {})), config, SPECIAL, released), seed)
@@ -189,7 +189,7 @@ def vqa_closed_set(seed: int = 0, model: dict[str, Any] | None = None, **changes
 
 def _shaken_heads(task: Any, seed: int) -> Any:
     shake(task.head, seed)
-    for part in (task.teacher, task.teacher_head):
+    for part in (task.momentum_encoder, task.momentum_head):
         if part is not None:
             shake(part, seed + 1)
     return task

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import re
 
-RENAMED = {
+IN_BLOCKS = {
     "experts.text": "language_ffn",
     "experts.image": "vision_ffn",
     "experts.fusion": "vl_ffn",
     "experts.all": "ffn",
 }
 """Parts of a VLMo block: name until version 0.1 → name."""
-
-_FORMER = {current: former for former, current in RENAMED.items()}
-_BLOCK = r"(?<=blocks\.)(\d+|\*)\."
-_STORED = re.compile(rf"{_BLOCK}({'|'.join(map(re.escape, RENAMED))})(?=\.|$)")
-_CURRENT = re.compile(rf"{_BLOCK}({'|'.join(map(re.escape, _FORMER))})(?=\.|$)")
+IN_TASKS = {"teacher": "momentum_encoder", "teacher_head": "momentum_head"}
+"""Parts of a task: name until version 0.1 → name."""
 
 
 def current_name(name: str) -> str:
     """Translates a stored name, of a parameter or of a part.
 
-    >>> current_name("exp_avg.teacher.blocks.2.experts.fusion.fc1.weight")
-    'exp_avg.teacher.blocks.2.vl_ffn.fc1.weight'
+    >>> current_name("teacher.blocks.2.experts.fusion.fc1.weight")
+    'momentum_encoder.blocks.2.vl_ffn.fc1.weight'
     """
-    return _STORED.sub(lambda match: f"{match[1]}.{RENAMED[match[2]]}", name)
+    return _translated(name, IN_TASKS, IN_BLOCKS)
 
 
 def former_name(name: str) -> str:
@@ -37,4 +34,12 @@ def former_name(name: str) -> str:
     >>> former_name("model.blocks.2.vl_ffn.fc1.weight")
     'model.blocks.2.experts.fusion.fc1.weight'
     """
-    return _CURRENT.sub(lambda match: f"{match[1]}.{_FORMER[match[2]]}", name)
+    return _translated(name, *({new: old for old, new in names.items()} for names in (IN_TASKS, IN_BLOCKS)))
+
+
+def _translated(name: str, in_tasks: dict[str, str], in_blocks: dict[str, str]) -> str:
+    """Replaces the first part of a name, and the part behind a block's number (or behind `*` in a pattern)."""
+    first, dot, rest = name.partition(".")
+    name = in_tasks.get(first, first) + dot + rest
+    parts = "|".join(map(re.escape, in_blocks))
+    return re.sub(rf"(?<=blocks\.)(\d+|\*)\.({parts})(?=\.|$)", lambda m: f"{m[1]}.{in_blocks[m[2]]}", name)

@@ -19,7 +19,7 @@ def answer_losses(
     labels: Int[Tensor, "R"],
     answer: Int[Tensor, "R"],
     answers: int,
-    teacher_logits: Float[Tensor, "R V"] | None = None,
+    momentum_logits: Float[Tensor, "R V"] | None = None,
     alpha: float = 0.0,
 ) -> Float[Tensor, "N"]:
     """Computes −log P(answer) of each answer in nats, the sum over its tokens.
@@ -28,8 +28,8 @@ def answer_losses(
     mixed with its pseudo-target as in MLM (ALBEF §3.3).
     """
     words = F.cross_entropy(logits.float(), labels, reduction="none")
-    if teacher_logits is not None:
-        soft = soft_cross_entropy(logits.float(), torch.softmax(teacher_logits.float(), dim=1))
+    if momentum_logits is not None:
+        soft = soft_cross_entropy(logits.float(), torch.softmax(momentum_logits.float(), dim=1))
         words = (1 - alpha) * words + alpha * soft
     return words.new_zeros(answers).index_add(0, answer, words)
 
@@ -42,7 +42,7 @@ def weighted_answer_loss(losses: Float[Tensor, "N"], weights: Float[Tensor, "N"]
 def closed_set_loss(
     logits: Float[Tensor, "B A"],
     scores: Float[Tensor, "B A"],
-    teacher_logits: Float[Tensor, "B A"] | None = None,
+    momentum_logits: Float[Tensor, "B A"] | None = None,
     alpha: float = 0.0,
 ) -> Term:
     """Computes binary cross-entropy to soft scores in 0..1, summed over answers and averaged over questions.
@@ -50,8 +50,8 @@ def closed_set_loss(
     With logits of the momentum encoder, its probabilities are mixed into the scores. The loss is linear in the scores,
     so that this equals mixing the losses (ALBEF §3.3).
     """
-    if teacher_logits is not None:
-        scores = (1 - alpha) * scores + alpha * torch.sigmoid(teacher_logits.float())
+    if momentum_logits is not None:
+        scores = (1 - alpha) * scores + alpha * torch.sigmoid(momentum_logits.float())
     loss = F.binary_cross_entropy_with_logits(logits.float(), scores, reduction="sum")
     return Term(loss, loss.new_tensor(len(logits)))
 

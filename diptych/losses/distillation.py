@@ -20,23 +20,23 @@ def alpha_at(epoch: float, alpha: float, ramp: float = 1.0) -> float:
 
 
 def mixed_word_loss(
-    hard: Term, logits: Float[Tensor, "R V"], teacher_logits: Float[Tensor, "R V"], alpha: float
+    hard: Term, logits: Float[Tensor, "R V"], momentum_logits: Float[Tensor, "R V"], alpha: float
 ) -> Term:
     """Computes (1 − α)·MLM + α·KL(momentum encoder‖model) at the masked tokens.
 
     The KL is written as a soft cross-entropy: it lacks the entropy of the pseudo-targets, which has no gradient.
     """
-    soft = soft_cross_entropy(logits.float(), torch.softmax(teacher_logits.float(), dim=1)).sum()
+    soft = soft_cross_entropy(logits.float(), torch.softmax(momentum_logits.float(), dim=1)).sum()
     return Term((1 - alpha) * hard.sum + alpha * soft, hard.count)  # ALBEF Eq. 7
 
 
 def class_loss(
     logits: Float[Tensor, "B C"],
     labels: Int[Tensor, "B"],
-    teacher_logits: Float[Tensor, "B C"] | None = None,
+    momentum_logits: Float[Tensor, "B C"] | None = None,
     alpha: float = 0.0,
 ) -> Term:
     """Computes cross-entropy to the label, mixed as in MLM where a momentum encoder gives its logits (ALBEF §3.3)."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     hard = Term(loss, loss.new_tensor(len(labels)))
-    return hard if teacher_logits is None else mixed_word_loss(hard, logits, teacher_logits, alpha)
+    return hard if momentum_logits is None else mixed_word_loss(hard, logits, momentum_logits, alpha)

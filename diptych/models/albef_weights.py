@@ -15,7 +15,7 @@ _LAYER = re.compile(r"(?P<before>(?:.*\.)?text\.layers\.)(?P<number>\d+)\.(?P<pa
 def repeat_fusion_layers(state: Mapping[str, Tensor], config: AlbefConfig) -> dict[str, Tensor]:
     """Makes the start of a model with `config.images_per_text` images from one with a single image (§5, NLVR2).
 
-    Each fusion layer is copied for each image. Names may have a prefix (`model.`, `teacher.`). A state whose fusion
+    Each fusion layer is copied for each image. A name may begin with `model.` or the like. A state whose fusion
     layers are repeated already is returned as it is.
     """
     start, times = config.text.fusion_start, config.images_per_text
@@ -38,10 +38,10 @@ def repeat_fusion_layers(state: Mapping[str, Tensor], config: AlbefConfig) -> di
 def start_of_answer_decoder(state: Mapping[str, Tensor], config: AlbefConfig) -> dict[str, Tensor]:
     """Starts an answer decoder as the fusion layers, embeddings and word head of a pre-trained state (§5, VQA).
 
-    Names in `state` begin with `model.` or `teacher.`, those returned with `head.` or `teacher_head.`. Where images and
-    texts differ in width, the projections of cross-attention do not fit and are left out.
+    Names in `state` begin with `model.` or `momentum_encoder.`, returned ones with `head.` or `momentum_head.`. Where
+    images and texts differ in width, the projections of cross-attention do not fit and are left out.
     """
-    owners, start = {"model": "head", "teacher": "teacher_head"}, config.text.fusion_start
+    owners, start = {"model": "head", "momentum_encoder": "momentum_head"}, config.text.fusion_start
     fits = config.vision.width == config.text.width
     started: dict[str, Tensor] = {}
     for name, value in state.items():

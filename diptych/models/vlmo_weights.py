@@ -17,7 +17,7 @@ Fit = Callable[[Tensor, VlmoConfig, VlmoConfig], Tensor]
 
 
 def fit_state(state: Mapping[str, Tensor], origin: ModelConfig, config: VlmoConfig) -> dict[str, Tensor]:
-    """Fits the state of a task with a VLMo of `origin` to `config`. Names begin with `model.` or `teacher.`.
+    """Fits the state of a task with a VLMo of `origin` to `config`. Names begin with `model.` or `momentum_encoder.`.
 
     Weights that depend on neither image size, text length nor the number of images are kept. Raises ValueError for a
     state of another kind of model, other experts or attention, and for texts longer than learnt absolute positions.
@@ -34,7 +34,7 @@ def fit_state(state: Mapping[str, Tensor], origin: ModelConfig, config: VlmoConf
     fitted = dict(state)
     for name, tensor in state.items():
         owner, _, part = name.partition(".")
-        if owner in ("model", "teacher") and part in _FITS:
+        if owner in ("model", "momentum_encoder") and part in _FITS:
             fitted[name] = _FITS[part](tensor, origin, config)
     return fitted
 
@@ -84,18 +84,18 @@ _FITS: dict[str, Fit] = {
     "types.weight": _types,
 }
 
-_BLOCK = re.compile(r"(?P<owner>model|teacher)\.blocks\.(?P<number>\d+)\.norm1\.weight")
-_OWNERS = {"model": "head", "teacher": "teacher_head"}
+_BLOCK = re.compile(r"(?P<owner>model|momentum_encoder)\.blocks\.(?P<number>\d+)\.norm1\.weight")
+_OWNERS = {"model": "head", "momentum_encoder": "momentum_head"}
 
 
 def start_of_answer_decoder(state: Mapping[str, Tensor], config: VlmoConfig) -> dict[str, Tensor]:
     """Starts decoder layer n as the top block `fusion_start` + n. Its cross-attention keeps its initial weights.
 
-    Names in `state` begin with `model.` or `teacher.`, those returned with `head.` or `teacher_head.`. This is for a
-    decoder with `norm="pre"` and the model's `norm_eps`. Layer scale is folded into the matrices behind it, so that a
-    layer whose cross-attention gives zeros computes what the block computes, but for the relative positions, which a
-    decoder does not have. Words are embedded as in the model, before their norm. The word head keeps its initial
-    weights.
+    Names in `state` begin with `model.` or `momentum_encoder.`, returned ones with `head.` or `momentum_head.`. The
+    decoder must have `norm="pre"` and the model's `norm_eps`. Layer scale is folded into the matrices behind it, so
+    that a layer whose cross-attention gives zeros computes what the block computes, but for the relative positions,
+    which a decoder does not have. Words are embedded as in the model, before their norm. The word head keeps its
+    initial weights.
     """
     started: dict[str, Tensor] = {}
     for name in state:

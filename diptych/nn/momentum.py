@@ -24,12 +24,12 @@ def momentum_copy(module: Module, without: Sequence[str] = ()) -> Module:
 
 
 @torch.no_grad()
-def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Updates the EMA in place: teacher ← momentum · teacher + (1 − momentum) · student. Nothing is allocated.
+def move_towards(average: nn.Module, model: nn.Module, momentum: float) -> None:
+    """Updates an EMA in place: average ← momentum · average + (1 − momentum) · model. Nothing is allocated.
 
     Where both are sharded, each process updates its own shard.
     """
-    current = dict(student.named_parameters())
-    names = [name for name, _ in teacher.named_parameters()]
-    averages: list[Tensor] = [own_part(parameter.data) for _, parameter in teacher.named_parameters()]
+    current = dict(model.named_parameters())
+    names = [name for name, _ in average.named_parameters()]
+    averages: list[Tensor] = [own_part(parameter.data) for _, parameter in average.named_parameters()]
     torch._foreach_lerp_(averages, [own_part(current[name].data) for name in names], 1 - momentum)

@@ -210,15 +210,21 @@ class AlbefFamily(Family):
         if any(name.startswith("text_encoder.") for name in state):
             lines.append(_text_line(model, crossing))
         if crossing:
-            teacher = any(name.partition(".")[0].endswith("_m") for name in state)
-            lines.append(_training_line(teacher, state["image_queue"].shape[1] if "image_queue" in state else 0))
+            momentum_encoder = any(name.partition(".")[0].endswith("_m") for name in state)
+            lines.append(
+                _training_line(momentum_encoder, state["image_queue"].shape[1] if "image_queue" in state else 0)
+            )
         return lines
 
     def describe_run(self, recipe: Recipe, state: State) -> list[str]:
         assert isinstance(recipe.model, AlbefConfig)
         queue = state["queue.image"].shape[0] if "queue.image" in state else 0
-        teacher = any(name.startswith("teacher.") for name in state)
-        return [_image_line(recipe.model), _text_line(recipe.model, fusion=True), _training_line(teacher, queue)]
+        momentum_encoder = any(name.startswith("momentum_encoder.") for name in state)
+        return [
+            _image_line(recipe.model),
+            _text_line(recipe.model, fusion=True),
+            _training_line(momentum_encoder, queue),
+        ]
 
 
 # --------------------------------------------------------------------------- sizes
@@ -321,5 +327,6 @@ def _text_line(model: AlbefConfig, fusion: bool) -> str:
     )
 
 
-def _training_line(teacher: bool, queue: int) -> str:
-    return f"  training {'' if teacher else 'no '}momentum encoder; {f'queue of {queue}' if queue else 'no queue'}"
+def _training_line(momentum_encoder: bool, queue: int) -> str:
+    entries = f"queue of {queue}" if queue else "no queue"
+    return f"  training {'' if momentum_encoder else 'no '}momentum encoder; {entries}"

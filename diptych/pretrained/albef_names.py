@@ -79,14 +79,14 @@ _SHARED: list[Rule] = [
 
 PUBLISHED_PRETRAINING: list[Rule] = [
     *_model_rules("", "model."),
-    *_model_rules("_m", "teacher."),
+    *_model_rules("_m", "momentum_encoder."),
     *_SHARED,
 ]
 """Names in the released pre-training checkpoint → names in the state of tasks.albef_pretraining.AlbefPretraining."""
 
 PUBLISHED_RETRIEVAL: list[Rule] = [
     *_model_rules("", "model.", with_words=False),
-    *_model_rules("_m", "teacher.", with_words=False),
+    *_model_rules("_m", "momentum_encoder.", with_words=False),
     *_SHARED,
     Rename("idx_queue", "queue.ids", squeeze=True),
 ]
@@ -95,9 +95,9 @@ tasks.retrieval.Retrieval."""
 
 PUBLISHED_ENTAILMENT: list[Rule] = [
     *_model_rules("", "model.", with_words=False),
-    *_model_rules("_m", "teacher.", with_words=False),
+    *_model_rules("_m", "momentum_encoder.", with_words=False),
     Rename("cls_head.{i}.{p}", "head.{i}.{p}"),
-    Rename("cls_head_m.{i}.{p}", "teacher_head.{i}.{p}"),
+    Rename("cls_head_m.{i}.{p}", "momentum_head.{i}.{p}"),
 ]
 """Names in the released visual entailment checkpoint → names in the state of tasks.entailment.Entailment."""
 
@@ -126,9 +126,9 @@ def published_nlvr2(config: AlbefConfig) -> list[Rule]:
     """Names in the released NLVR2 checkpoint → names in the state of tasks.nlvr2.Nlvr2 with a model of `config`."""
     return [
         *_repeated_rules("", "model.", config),
-        *_repeated_rules("_m", "teacher.", config),
+        *_repeated_rules("_m", "momentum_encoder.", config),
         Rename("cls_head.{i}.{p}", "head.{i}.{p}"),
-        Rename("cls_head_m.{i}.{p}", "teacher_head.{i}.{p}"),
+        Rename("cls_head_m.{i}.{p}", "momentum_head.{i}.{p}"),
         *unused("image_proj", "text_proj", "temp", "match_head", "word_head"),
     ]
 
@@ -151,9 +151,9 @@ def _decoder_rules(mark: str, ours: str) -> list[Rule]:
 
 PUBLISHED_VQA: list[Rule] = [
     *_model_rules("", "model.", with_words=False),
-    *_model_rules("_m", "teacher.", with_words=False),
+    *_model_rules("_m", "momentum_encoder.", with_words=False),
     *_decoder_rules("", "head."),
-    *_decoder_rules("_m", "teacher_head."),
+    *_decoder_rules("_m", "momentum_head."),
     *unused("image_proj", "text_proj", "temp", "match_head", "word_head"),
 ]
 """Names in the released VQA checkpoint → names in the state of tasks.vqa.VqaDecoding."""

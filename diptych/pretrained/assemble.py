@@ -29,8 +29,8 @@ FAMILIES: tuple[Family, ...] = (VlmoFamily(), AlbefFamily())
 LAYOUTS: dict[str, Layout] = {name: layout for family in FAMILIES for name, layout in family.layouts.items()}
 """All layouts. A file is of the first one that fits it: a BEiT, for one, fits what a ViT needs, and has more."""
 OPTIONAL = (
-    Absent("teacher", "no momentum encoder in the file: it starts as a copy of the student"),
-    Absent("teacher_head", "no momentum copy of the head in the file: it starts as a copy of the student"),
+    Absent("momentum_encoder", "no momentum encoder in the file: it starts as a copy of the student"),
+    Absent("momentum_head", "no momentum copy of the head in the file: it starts as a copy of the student"),
     Absent("queue", "no queue in the file: it starts empty"),
 )
 """Parts that a file may lack as a whole. Where it holds some of their tensors, it must hold all of them."""
@@ -119,7 +119,7 @@ def assemble(files: Sequence[Path | str], options: Options) -> Assembled:
 
 def _substitute(name: str, ours: State, fresh: State) -> Tensor:
     """Returns the tensor that stands for one that the file lacks."""
-    student = re.sub(r"^teacher_head\.", "head.", re.sub(r"^teacher\.", "model.", name))
+    student = re.sub(r"^momentum_head\.", "head.", re.sub(r"^momentum_encoder\.", "model.", name))
     if student != name:
         return ours.get(student, fresh[student])
     if name == "queue.filled" and "queue.image" in ours:

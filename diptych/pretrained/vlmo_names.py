@@ -70,7 +70,7 @@ def published_rules(config: VlmoConfig, classifiers: Sequence[str] = CLASSIFIERS
         *_text_positions(config),
         *(
             Absent(part, "released VLMo has neither momentum encoder nor queue")
-            for part in ("teacher", "teacher_head", "queue")
+            for part in ("momentum_encoder", "momentum_head", "queue")
         ),
     ]
 

@@ -92,10 +92,10 @@ class AlbefInspection(DrawnNegatives):
 
     masked: TokenPositions
     labels: Int[Tensor, "R"]
-    teacher_words: Int[Tensor, "R k"]
-    teacher_word_probabilities: Float[Tensor, "R k"]
-    teacher_texts: Int[Tensor, "B n"]
-    teacher_text_probabilities: Float[Tensor, "B n"]
+    momentum_words: Int[Tensor, "R k"]
+    momentum_word_probabilities: Float[Tensor, "R k"]
+    momentum_texts: Int[Tensor, "B n"]
+    momentum_text_probabilities: Float[Tensor, "B n"]
 
 
 class AlbefPretraining(DistilledTask):
@@ -107,10 +107,10 @@ class AlbefPretraining(DistilledTask):
     headed = False
     ranks_pairs = True
     inspectable = True
-    keeps_teacher = True
+    keeps_momentum_encoder = True
 
     model: Albef
-    teacher: Albef
+    momentum_encoder: Albef
     config: AlbefPretrainConfig
 
     def __init__(
@@ -123,7 +123,7 @@ class AlbefPretraining(DistilledTask):
         super().__init__()
         check_fuse_start(config)
         self.model, self.config, self.special, self.released = model, config, special, released
-        self.teacher = momentum_copy(model, without=("match_head", "temp"))
+        self.momentum_encoder = momentum_copy(model, without=("match_head", "temp"))
         self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
         model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
@@ -230,20 +230,20 @@ class AlbefPretraining(DistilledTask):
 
         The momentum encoder has no dropout, unless `released.momentum_encoder_dropout` gives it draws of its own.
         """
-        teacher, batch_size = self.teacher, len(batch)
+        momentum_encoder, batch_size = self.momentum_encoder, len(batch)
         texts = batch.texts if draws is None else draws.with_masked(batch.texts)
         image_rng, text_rng = (None if k is None else derived(k, TEACHER) for k in (batch.rng_keys, texts.rng_keys))
-        image_state = teacher.image_state(batch.pixels, rng_keys=image_rng)
-        text_state = teacher.text_state(replace(texts, rng_keys=text_rng))
+        image_state = momentum_encoder.image_state(batch.pixels, rng_keys=image_rng)
+        text_state = momentum_encoder.text_state(replace(texts, rng_keys=text_rng))
         word_logits = None
         if draws is not None:
             pair = torch.arange(batch_size, device=batch.pixels.device)
             # Masked caption b is text B + b, and its image is b.
-            fused = teacher.fuse(text_state, image_state, pair + batch_size, pair, draws.masked_tokens()[0])
+            fused = momentum_encoder.fuse(text_state, image_state, pair + batch_size, pair, draws.masked_tokens()[0])
             assert fused.hidden is not None
-            word_logits = teacher.word_logits(fused.hidden).float()
-        text = teacher.embed_text(text_state)["main"][:batch_size]
-        return teacher.embed_image(image_state)["main"], text, word_logits
+            word_logits = momentum_encoder.word_logits(fused.hidden).float()
+        text = momentum_encoder.embed_text(text_state)["main"][:batch_size]
+        return momentum_encoder.embed_image(image_state)["main"], text, word_logits
 
     def _fetch_negatives(
         self, images: ImageState, texts: TextState, negatives: Negatives, processes: Processes
@@ -272,7 +272,7 @@ class AlbefPretraining(DistilledTask):
         In the paper m is 0.995 (§3.5). The released code clamps τ too.
         """
         self.model.temp.clamp_(*self.config.temperature_bounds)
-        move_towards(self.teacher, self.model, self.config.momentum)
+        move_towards(self.momentum_encoder, self.model, self.config.momentum)
 
     def after_step(self, carry: QueueEntries | None) -> None:
         """Puts the momentum features of the step into the queue, where they overwrite the oldest ones."""
@@ -349,6 +349,6 @@ class AlbefPretraining(DistilledTask):
         return AlbefInspection(
             **vars(DrawnNegatives.of(trace.negative_weights, trace.negatives)),
             masked=trace.masked, labels=trace.labels,
-            teacher_words=words.indices, teacher_word_probabilities=words.values,
-            teacher_texts=texts.indices, teacher_text_probabilities=texts.values,
+            momentum_words=words.indices, momentum_word_probabilities=words.values,
+            momentum_texts=texts.indices, momentum_text_probabilities=texts.values,
         )  # fmt: skip

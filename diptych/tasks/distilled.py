@@ -24,7 +24,7 @@ HeadConfig = EntailmentConfig | Nlvr2Config | VqaDecoderConfig | VqaClosedSetCon
 
 
 class DistilledTask(Task):
-    """A task with a momentum encoder, whose parts are the children with names that begin with `teacher`."""
+    """A task with a momentum encoder, whose parts are the children with names that begin with `momentum_encoder`."""
 
     config: AlbefPretrainConfig | RetrievalConfig | HeadConfig
 
@@ -35,18 +35,18 @@ class DistilledTask(Task):
         """
         super().train(mode)
         for name, part in self.named_children():
-            if name.startswith("teacher"):
+            if name.startswith("momentum_"):
                 part.train(mode and self.released.momentum_encoder_dropout)
         return self
 
 
-class TaughtTask(DistilledTask):
+class DistilledHeadTask(DistilledTask):
     """A fusion encoder with a head on its output and, unless `alpha` is 0, momentum copies of both."""
 
     model: Model
     head: nn.Module
-    teacher: Model | None
-    teacher_head: nn.Module | None
+    momentum_encoder: Model | None
+    momentum_head: nn.Module | None
     config: HeadConfig
 
     @classmethod
@@ -62,8 +62,8 @@ class TaughtTask(DistilledTask):
         model.freeze(model.parts_unused_by(*self.trained(config)))
         self.model, self.head, self.config, self.released = model, head, config, released
         spared = model.parts_unused_by(*self.trained(config), "pooled")
-        self.teacher = momentum_copy(model, without=spared) if config.alpha else None
-        self.teacher_head = momentum_copy(head) if config.alpha else None
+        self.momentum_encoder = momentum_copy(model, without=spared) if config.alpha else None
+        self.momentum_head = momentum_copy(head) if config.alpha else None
         self.train()
 
     def before_step(self) -> None:
@@ -72,6 +72,6 @@ class TaughtTask(DistilledTask):
         The released code does so between the forward of the model and that of its momentum copy; the model does not
         change in between, so the result is the same.
         """
-        if self.teacher is not None and self.teacher_head is not None:
-            move_towards(self.teacher, self.model, self.config.momentum)
-            move_towards(self.teacher_head, self.head, self.config.momentum)
+        if self.momentum_encoder is not None and self.momentum_head is not None:
+            move_towards(self.momentum_encoder, self.model, self.config.momentum)
+            move_towards(self.momentum_head, self.head, self.config.momentum)

@@ -22,14 +22,14 @@ from diptych.metrics.task_evaluation import Decision, TaskEvaluation, class_deci
 from diptych.nn.heads import classifier
 from diptych.schema import EntailmentConfig, Released, SpecialIds
 from diptych.task import Model
-from diptych.tasks.distilled import TaughtTask
+from diptych.tasks.distilled import DistilledHeadTask
 from diptych.types import Batch, LabelledBatch, Losses, Progress, Term, expect
 
 CLASSES = ("contradiction", "neutral", "entailment")
 """The classes in the order of labels and logits, as published."""
 
 
-class Entailment(TaughtTask):
+class Entailment(DistilledHeadTask):
     """A classifier of three classes on the fused vector, learnt from labels and, unless `alpha` is 0, distilled."""
 
     record = Hypothesis
@@ -54,7 +54,7 @@ class Entailment(TaughtTask):
     )
 
     head: nn.Sequential
-    teacher_head: nn.Sequential | None
+    momentum_head: nn.Sequential | None
     config: EntailmentConfig
 
     def __init__(
@@ -68,7 +68,7 @@ class Entailment(TaughtTask):
         alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits = self.logits(batch)
         # Cross-entropy with the labels and, with weight alpha, with the momentum copy's distribution.
-        loss = class_loss(logits, labels, self.teacher_logits(batch) if alpha else None, alpha)
+        loss = class_loss(logits, labels, self.momentum_logits(batch) if alpha else None, alpha)
         measures = {
             "accuracy": Term.over((logits.argmax(1) == labels).float()),
             "alpha": Term.over(logits.new_full((1,), alpha)),
@@ -80,11 +80,11 @@ class Entailment(TaughtTask):
         return _logits(self.model, self.head, batch)
 
     @torch.no_grad()
-    def teacher_logits(self, batch: Batch) -> Float[Tensor, "B 3"]:
+    def momentum_logits(self, batch: Batch) -> Float[Tensor, "B 3"]:
         """Computes the momentum copy's scores."""
-        assert self.teacher is not None
-        assert self.teacher_head is not None
-        return _logits(self.teacher, self.teacher_head, batch)
+        assert self.momentum_encoder is not None
+        assert self.momentum_head is not None
+        return _logits(self.momentum_encoder, self.momentum_head, batch)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "B 3"]:

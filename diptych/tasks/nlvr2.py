@@ -28,7 +28,7 @@ from diptych.nn.heads import classifier
 from diptych.schema import Nlvr2Config, Released, SpecialIds, TextAssignmentConfig
 from diptych.seeds import seed_of
 from diptych.task import Model, Task
-from diptych.tasks.distilled import TaughtTask
+from diptych.tasks.distilled import DistilledHeadTask
 from diptych.types import Batch, LabelledPicturePairs, Losses, PicturePairs, Progress, Term, Texts, expect
 
 # --------------------------------------------------------------------------- NLVR2: is a statement true of two images?
@@ -37,7 +37,7 @@ CLASSES = ("false", "true")
 """The classes in the order of labels and logits, as published."""
 
 
-class Nlvr2(TaughtTask):
+class Nlvr2(DistilledHeadTask):
     """A classifier of two classes on a statement fused with two images, learnt from labels and, unless `alpha` is 0,
     distilled."""
 
@@ -65,7 +65,7 @@ class Nlvr2(TaughtTask):
     )
 
     head: nn.Sequential
-    teacher_head: nn.Sequential | None
+    momentum_head: nn.Sequential | None
     config: Nlvr2Config
 
     def __init__(
@@ -81,7 +81,7 @@ class Nlvr2(TaughtTask):
         alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits = self.logits(pairs)
         # Cross-entropy with the labels and, with weight alpha, with the momentum copy's distribution.
-        loss = class_loss(logits, pairs.labels, self.teacher_logits(pairs) if alpha else None, alpha)
+        loss = class_loss(logits, pairs.labels, self.momentum_logits(pairs) if alpha else None, alpha)
         measures = {"accuracy": _accuracy(logits, pairs.labels), "alpha": Term.over(logits.new_full((1,), alpha))}
         return Losses.weighted(measures=measures, nlvr2=(1.0, loss))
 
@@ -90,11 +90,11 @@ class Nlvr2(TaughtTask):
         return _logits(self.model, self.head, pairs)
 
     @torch.no_grad()
-    def teacher_logits(self, pairs: PicturePairs) -> Float[Tensor, "B 2"]:
+    def momentum_logits(self, pairs: PicturePairs) -> Float[Tensor, "B 2"]:
         """Computes the momentum copy's scores."""
-        assert self.teacher is not None
-        assert self.teacher_head is not None
-        return _logits(self.teacher, self.teacher_head, pairs)
+        assert self.momentum_encoder is not None
+        assert self.momentum_head is not None
+        return _logits(self.momentum_encoder, self.momentum_head, pairs)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "B 2"]:

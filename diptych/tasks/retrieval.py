@@ -102,7 +102,7 @@ class Retrieval(DistilledTask):
     ranks_pairs = True
 
     model: Model
-    teacher: Model | None
+    momentum_encoder: Model | None
     config: RetrievalConfig
 
     def __init__(
@@ -112,11 +112,11 @@ class Retrieval(DistilledTask):
         super().__init__()
         self.check(config)
         self.model, self.config, self.released = model, config, released
-        self.teacher, self.queue = None, FeatureQueue(config.queue_size, model.embed_dim)
+        self.momentum_encoder, self.queue = None, FeatureQueue(config.queue_size, model.embed_dim)
         if config.keys == "momentum":
             # Its fusion layers are not used here, but published checkpoints carry them.
             unused = model.parts_unused_by("embed_image", "embed_text", "fuse", "pooled")
-            self.teacher = momentum_copy(model, without=unused)
+            self.momentum_encoder = momentum_copy(model, without=unused)
         model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
@@ -133,14 +133,14 @@ class Retrieval(DistilledTask):
             raise ValueError("task.itc and task.itm are both 0: nothing is left to train")
         if config.keys == "batch" and (config.alpha or config.queue_size):
             raise ValueError(
-                "task.keys=batch has neither teacher nor queue: set task.alpha=0 and task.queue_size=0, "
+                "task.keys=batch has neither momentum encoder nor queue: set task.alpha=0 and task.queue_size=0, "
                 "or task.keys=momentum"
             )
 
     def before_step(self) -> None:
         """Updates the momentum encoder. The temperature is not clamped, unlike in pre-training."""
-        if self.teacher is not None:
-            move_towards(self.teacher, self.model, self.config.momentum)
+        if self.momentum_encoder is not None:
+            move_towards(self.momentum_encoder, self.model, self.config.momentum)
 
     def after_step(self, carry: tuple[Tensor, Tensor, Tensor] | None) -> None:
         if carry is not None:
@@ -188,26 +188,26 @@ class Retrieval(DistilledTask):
         """Compares the batch's images and texts with the candidates."""
         image, text = self.model.embed_image(images)["main"], self.model.embed_text(texts)["main"]
         processes = Processes.meet(len(batch))
-        if self.teacher is not None:
-            return self._taught_contrast(image, text, batch, self.teacher, processes)
+        if self.momentum_encoder is not None:
+            return self._taught_contrast(image, text, batch, self.momentum_encoder, processes)
         logits = in_batch_contrast(image, text, self.model.temperature(), processes)  # VLMo §3.5
         return Contrast(logits, same_picture(batch.image_ids, processes), processes.own, None)
 
     def _taught_contrast(
-        self, image: Float[Tensor, "B E"], text: Float[Tensor, "B E"], batch: Batch, teacher: Model,
+        self, image: Float[Tensor, "B E"], text: Float[Tensor, "B E"], batch: Batch, momentum_encoder: Model,
         processes: Processes,
     ) -> Contrast:  # fmt: skip
         """Compares with the momentum encoder's features of the batch of all processes and of the queue (ALBEF §3.2)."""
         temperature, ids = self.model.temperature(), batch.image_ids
         with torch.no_grad():
-            image_key = teacher.embed_image(teacher.image_state(batch.pixels))["main"]
-            text_key = teacher.embed_text(teacher.text_state(batch.texts))["main"]
+            image_key = momentum_encoder.embed_image(momentum_encoder.image_state(batch.pixels))["main"]
+            text_key = momentum_encoder.embed_text(momentum_encoder.text_state(batch.texts))["main"]
             keys = processes.gather(image_key), processes.gather(text_key), processes.gather(ids)
             image_keys, text_keys, key_ids = self.queue.candidates(*keys)
-            teacher_i2t = similarity(image_key, text_keys, temperature)
-            teacher_t2i = similarity(text_key, image_keys, temperature)
+            momentum_i2t = similarity(image_key, text_keys, temperature)
+            momentum_t2i = similarity(text_key, image_keys, temperature)
         i2t, t2i = similarity(image, text_keys, temperature), similarity(text, image_keys, temperature)
-        logits = Similarities(i2t, t2i, teacher_i2t, teacher_t2i)
+        logits = Similarities(i2t, t2i, momentum_i2t, momentum_t2i)
         return Contrast(logits, ids[:, None] == key_ids[None], processes.own, keys)
 
     @torch.no_grad()
@@ -237,7 +237,7 @@ class Retrieval(DistilledTask):
             "positive_similarity": Term.over(right * temperature),
             "other_similarity": other_similarity(logits, others, temperature),
         }
-        if self.teacher is not None:
+        if self.momentum_encoder is not None:
             measures["alpha"] = Term.over(right.new_full((1,), alpha))
         if outputs.negatives is not None and outputs.match_logits is not None:
             measures["negative_similarity"] = negative_similarity(logits, *outputs.negatives, temperature)

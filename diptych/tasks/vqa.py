@@ -36,7 +36,7 @@ from diptych.nn.heads import classifier
 from diptych.nn.packed import PackedSequences
 from diptych.schema import Recipe, Released, SpecialIds, VqaClosedSetConfig, VqaDecoderConfig
 from diptych.task import Model
-from diptych.tasks.distilled import HeadConfig, TaughtTask
+from diptych.tasks.distilled import DistilledHeadTask, HeadConfig
 from diptych.types import Batch, Joint, Losses, OutputPositions, Progress, QuestionBatch, Term, Texts, expect, to_device
 
 CANDIDATES_PER_CALL = 512
@@ -63,7 +63,7 @@ def ask(model: Model, batch: Batch) -> QuestionStates:
     return QuestionStates(joint.hidden, joint.mask)
 
 
-class QuestionAnswering(TaughtTask):
+class QuestionAnswering(DistilledHeadTask):
     """Visual question answering, whatever the head."""
 
     record = Question
@@ -241,7 +241,7 @@ class VqaDecoding(QuestionAnswering):
     )  # fmt: skip
 
     head: AnswerDecoder
-    teacher_head: AnswerDecoder | None
+    momentum_head: AnswerDecoder | None
     config: VqaDecoderConfig
 
     @classmethod
@@ -288,13 +288,13 @@ class VqaDecoding(QuestionAnswering):
         # Each question is fused once; its N answers, in all R words, read it by cross-attention.
         logits, labels, answer = self.word_logits(self.model, self.head, questions, answers, answer_of)
         # Pseudo-targets: the momentum copy's distribution of every next word.
-        teacher_logits = None
-        if alpha and self.teacher is not None and self.teacher_head is not None:
+        momentum_logits = None
+        if alpha and self.momentum_encoder is not None and self.momentum_head is not None:
             with torch.no_grad():
-                parts = self.teacher, self.teacher_head
-                teacher_logits, _, _ = self.word_logits(*parts, questions, answers, answer_of)
+                parts = self.momentum_encoder, self.momentum_head
+                momentum_logits, _, _ = self.word_logits(*parts, questions, answers, answer_of)
         # The loss of an answer is the sum over its words; answers count by the share of people who gave them.
-        losses = answer_losses(logits, labels, answer, len(answers), teacher_logits, alpha)
+        losses = answer_losses(logits, labels, answer, len(answers), momentum_logits, alpha)
         measures = {
             "word_accuracy": Term.over((logits.detach().argmax(1) == labels).float()),
             "alpha": Term.over(losses.new_full((1,), alpha)),
@@ -500,7 +500,7 @@ class VqaClosedSet(QuestionAnswering):
         start = super().adapt(state, origin)
         if isinstance(origin.task, VqaClosedSetConfig) and origin.task.answers == self.config.answers:
             return start
-        return {name: value for name, value in start.items() if name.startswith(("model.", "teacher."))}
+        return {name: value for name, value in start.items() if name.startswith(("model.", "momentum_encoder."))}
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Raises ValueError for a batch without scores, or with scores of another set of answers."""
@@ -510,16 +510,16 @@ class VqaClosedSet(QuestionAnswering):
         alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits = self.logits(questions)
         # Pseudo-targets: the momentum copy's probability of each answer.
-        teacher_logits = None
-        if alpha and self.teacher is not None and self.teacher_head is not None:
+        momentum_logits = None
+        if alpha and self.momentum_encoder is not None and self.momentum_head is not None:
             with torch.no_grad():
-                teacher_logits = self.teacher_head(fuse_questions(self.teacher, questions).pooled)
+                momentum_logits = self.momentum_head(fuse_questions(self.momentum_encoder, questions).pooled)
         measures = {
             "answer_score": closed_set_score(logits, questions.scores),
             "alpha": Term.over(logits.new_full((1,), alpha)),
         }
         # Binary cross-entropy of each answer by itself with how right it is, in 0..1 (VLMo §4).
-        loss = closed_set_loss(logits, questions.scores, teacher_logits, alpha)
+        loss = closed_set_loss(logits, questions.scores, momentum_logits, alpha)
         return Losses.weighted(measures=measures, answer=(1.0, loss))
 
     def logits(self, batch: Batch) -> Float[Tensor, "B A"]:

@@ -20,11 +20,11 @@ from diptych.serialize import from_dict
 from diptych.task import Task
 
 START = "start.json"
-STUDENTS = {"teacher": "model", "teacher_head": "head"}
+STUDENTS = {"momentum_encoder": "model", "momentum_head": "head"}
 """The student of each momentum copy, by the first part of their names."""
 TEXT = "text"
 """The part of a model whose weights depend on the tokenizer."""
-OPTIONAL = ("teacher.", "head.", "teacher_head.")
+OPTIONAL = ("momentum_encoder.", "head.", "momentum_head.")
 """What a checkpoint may hold and a task may not need: a task may have no momentum encoder, or a smaller one, and has a
 head of its own."""
 
@@ -86,7 +86,9 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
     untrained = [name for name in stored if _within(name, fresh_parts)]
     adapted = task.adapt({name: value for name, value in stored.items() if name not in untrained}, recipe)
     loaded = {name: value for name, value in adapted.items() if name in own or not name.startswith(OPTIONAL)}
-    others = [name for name in stored if not name.startswith(("model.", "teacher."))]  # `adapt` may leave them out
+    others = [
+        name for name in stored if not name.startswith(("model.", "momentum_encoder."))
+    ]  # `adapt` may leave them out
 
     students = {name: _student_name(name) for name in own if name not in loaded}
     copied = {name: loaded[student] for name, student in students.items() if student in loaded}
@@ -143,7 +145,9 @@ def _is_optional(name: str, fresh_parts: Iterable[str]) -> bool:
 def _within(name: str, fresh_parts: Iterable[str]) -> bool:
     """Whether a weight of the student or the momentum encoder lies in one of these parts of the model."""
     owner, _, part = name.partition(".")
-    return owner in ("model", "teacher") and any(part == fresh or part.startswith(f"{fresh}.") for fresh in fresh_parts)
+    return owner in ("model", "momentum_encoder") and any(
+        part == fresh or part.startswith(f"{fresh}.") for fresh in fresh_parts
+    )
 
 
 def _student_name(name: str) -> str:

@@ -21,8 +21,8 @@ from diptych.data.heatmap import BAR
 from diptych.losses.masked_lm import IGNORED
 from diptych.predict import Predictor, load
 from diptych.predict.explain import explain, gather_words, match_config
+from diptych.predict.pseudo_targets import MomentumEncoder
 from diptych.predict.routing import expert_ways
-from diptych.predict.teaching import Teacher
 from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.tasks.grounding import phrase_maps
 from diptych.tasks.pretraining import Draws
@@ -79,12 +79,12 @@ def test_maps_of_words_are_drawn_on_one_scale(pretrained: Predictor, picture: Pa
     assert len({one.tobytes() for one in drawn}) > 1
 
 
-# --------------------------------------------------------------------------- the teacher
+# --------------------------------------------------------------------------- the momentum encoder
 
 
-def test_the_teacher_predicts_what_it_predicts_in_training(families: list[Path], picture: Path) -> None:
+def test_the_momentum_encoder_predicts_what_it_predicts_in_training(families: list[Path], picture: Path) -> None:
     student = load(families[0], device="cpu")
-    (said,) = Teacher.beside(student).words(picture, TEXT, "fox", k=3)
+    (said,) = MomentumEncoder.beside(student).words(picture, TEXT, "fox", k=3)
     assert (said.before, said.label, said.after) == ("a red", "fox", "left of a car")
     task = catalog.build_task(student.recipe, student.tokenizer)
     assert isinstance(task, AlbefPretraining)
@@ -96,17 +96,17 @@ def test_the_teacher_predicts_what_it_predicts_in_training(families: list[Path],
     draws = Draws(masked, labels, torch.rand(2, 2))
     made, _ = traced(task.eval(), Batch(pixels, texts, torch.tensor([0, 1])), draws=draws)
     assert made.momentum_word_logits is not None
-    for logits, guesses in ((made.momentum_word_logits, said.teacher), (made.word_logits, said.student)):
+    for logits, guesses in ((made.momentum_word_logits, said.momentum_encoder), (made.word_logits, said.student)):
         best = logits[0].softmax(0).topk(3)
         assert [word for word, _ in guesses] == [WORDS.token(number) for number in best.indices.tolist()]
         assert [share for _, share in guesses] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
-def test_the_teachers_texts_are_ordered_by_its_own_similarity(families: list[Path], picture: Path) -> None:
+def test_the_momentum_encoders_texts_are_ordered_by_its_own_similarity(families: list[Path], picture: Path) -> None:
     student = load(families[0], device="cpu")
-    teacher = Teacher.beside(student)
-    found = teacher.texts(picture, TEXTS, k=4)
-    network = teacher.network
+    momentum_encoder = MomentumEncoder.beside(student)
+    found = momentum_encoder.texts(picture, TEXTS, k=4)
+    network = momentum_encoder.network
     with torch.no_grad():
         image = network.embed_image(network.image_state(student.transform(Image.open(picture))[None]))["main"]
         text: Tensor = network.embed_text(network.text_state(student.texts(TEXTS)))["main"]
@@ -115,12 +115,12 @@ def test_the_teachers_texts_are_ordered_by_its_own_similarity(families: list[Pat
     assert [share for _, share in found] == sorted((share for _, share in found), reverse=True)
 
 
-def test_a_missing_word_and_a_model_without_a_teacher_are_errors(families: list[Path], picture: Path) -> None:
-    teacher = Teacher.beside(load(families[0], device="cpu"))
+def test_a_missing_word_and_a_model_without_a_momentum_encoder_are_errors(families: list[Path], picture: Path) -> None:
+    momentum_encoder = MomentumEncoder.beside(load(families[0], device="cpu"))
     with pytest.raises(ValueError, match=r"'boat' is no word of the text: hide one of a, red, fox"):
-        teacher.words(picture, TEXT, "boat")
+        momentum_encoder.words(picture, TEXT, "boat")
     with pytest.raises(ValueError, match=r"only ALBEF's pre-training keeps one"):
-        Teacher.beside(load(families[1], device="cpu"))
+        MomentumEncoder.beside(load(families[1], device="cpu"))
 
 
 # --------------------------------------------------------------------------- experts

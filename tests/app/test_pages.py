@@ -43,7 +43,7 @@ def test_models_of_both_systems_can_be_chosen_and_say_how_good_they_are(visitor:
 
 
 def test_a_measured_model_says_what_its_evaluation_says(visitor: Visitor) -> None:
-    page = visitor.open("teacher")
+    page = visitor.open("pseudo-targets")
     quality = page.locator(".quality").inner_text()
     assert "/albef" in quality
     assert f"{MEASURED['text_to_image.recall@1']} % of captions" in quality
@@ -95,15 +95,15 @@ def test_closed_and_open_answers_stand_beside_each_other(visitor: Visitor) -> No
     assert sorted(opened.locator("li span").all_inner_texts()) == ["a boat", "two dogs"]
 
 
-def test_the_teacher_stands_beside_the_label(visitor: Visitor) -> None:
-    page = visitor.open("teacher")
+def test_the_momentum_encoder_stands_beside_the_label(visitor: Visitor) -> None:
+    page = visitor.open("pseudo-targets")
     page.locator("button.example").nth(2).click()
     answer = visitor.answer()
     assert answer.locator("mark").all_inner_texts() == ["boat"]
-    assert answer.locator("h4").all_inner_texts() == ["Student", "Teacher"]
+    assert answer.locator("h4").all_inner_texts() == ["Model", "Momentum encoder"]
     page.get_by_label("Word to hide").fill("")
-    page.get_by_role("button", name="Ask the teacher").click()
-    page.locator(".hidden-word").nth(1).wait_for()
+    page.get_by_role("button", name="Show the pseudo-targets").click()
+    page.locator(".masked-word").nth(1).wait_for()
     assert answer.locator("mark").all_inner_texts() == ["a", "boat"]
 
 
@@ -180,7 +180,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("ask", "diptych train vlmo_tiny_vqa"),
         ("entail", "diptych train vlmo_tiny_entailment"),
         ("compare", "diptych train vlmo_tiny_nlvr2"),
-        ("teacher", "diptych train albef_tiny"),
+        ("pseudo-targets", "diptych train albef_tiny"),
     ],
 )
 def test_a_page_without_its_model_says_what_to_train(visitor: Visitor, bare: App, name: str, solution: str) -> None:

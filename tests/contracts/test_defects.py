@@ -150,11 +150,11 @@ def test_2_queue_entries_of_unknown_pictures_stay_negatives() -> None:
     assert torch.equal(traced(task, batch, LATER)[0].ignored[:, 4:], torch.zeros(4, 3).bool())
 
 
-# --------------------------------------------------------------------------- 3: the teacher, the draw
+# --------------------------------------------------------------------------- 3: the momentum encoder, the draw
 
 
 @pytest.mark.parametrize("released", [False, True], ids=["repaired", "released"])
-def test_3_the_teacher_has_dropout_only_as_released(released: bool) -> None:
+def test_3_the_momentum_encoder_has_dropout_only_as_released(released: bool) -> None:
     task, batch = tiny.pretraining(model={"dropout": 0.5}, momentum_encoder_dropout=released), tiny.batch()
     task.eval().train()
     first, second = traced(task, batch, LATER)[0], traced(task, batch, LATER)[0]
@@ -166,7 +166,7 @@ def test_3_the_teacher_has_dropout_only_as_released(released: bool) -> None:
     assert torch.equal(first.queue_entries[1], second.queue_entries[1])
 
 
-def test_3_the_teacher_moves_in_place_to_the_released_values() -> None:
+def test_3_the_momentum_encoder_moves_in_place_to_the_released_values() -> None:
     student = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
     ours = momentum_copy(student)
     released = momentum_copy(student)

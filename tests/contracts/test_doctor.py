@@ -251,7 +251,7 @@ def test_a_run_from_nothing_is_wrong_where_the_paper_starts_from_something(
         ("vlmo_tiny_language", {}, ["blocks.*.attention", "text"], "wrong"),
         ("albef_base", {}, ["text.layers.*.cross", "word_head", "match_head"], "fine"),
         ("albef_base", {}, ["vision", "word_head"], "wrong"),
-        ("albef_base_vqa", {"head": 60, "teacher_head": 60}, [], "fine"),
+        ("albef_base_vqa", {"head": 60, "momentum_head": 60}, [], "fine"),
     ],
 )
 def test_an_encoder_that_began_random_is_named(

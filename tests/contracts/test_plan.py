@@ -75,7 +75,7 @@ SAID = [f"{name}={value}" for name, value in MICRO.items()]
 def test_the_verb_prints_memory_time_and_where_its_numbers_come_from(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "albef_tiny", *SAID, "--devices", "2xA100-40G", "--price", "2"]) == 0
     said = capsys.readouterr().out
-    for words in ("image encoder", "teacher", "optimiser", "queue", "Bottleneck", "data sheet", "assumed"):
+    for words in ("image encoder", "momentum encoder", "optimiser", "queue", "Bottleneck", "data sheet", "assumed"):
         assert words in said
     assert "Training: 2,000 steps" in said
     assert "Cost:" in said
@@ -132,7 +132,7 @@ def test_what_is_proposed_trains_with_as_many_pairs_a_step() -> None:
 
 def test_fsdp_cuts_what_lasts_into_equal_parts_and_ddp_does_not() -> None:
     whole, cut = (planned(devices="4xT4", run__parallel=kind) for kind in ("ddp", "fsdp"))
-    for name in ("weights", "gradients", "optimiser", "teacher"):
+    for name in ("weights", "gradients", "optimiser", "momentum encoder"):
         assert cut.memory[name] == whole.memory[name] // 4
     assert cut.memory["activations"] == whole.memory["activations"]
     assert "gathered weights" in cut.memory
@@ -144,7 +144,7 @@ def test_pieces_compute_encoders_and_fusion_again_and_hold_one_piece_at_a_time()
     again = {part.name: part.recompute for part in cut.parts}
     forward = {part.name: part.forward for part in cut.parts}
     assert again["image encoder"] == forward["image encoder"] > 0
-    assert again["teacher"] == 0
+    assert again["momentum encoder"] == 0
 
 
 def test_checkpointing_keeps_less_and_computes_blocks_again() -> None:
@@ -154,7 +154,7 @@ def test_checkpointing_keeps_less_and_computes_blocks_again() -> None:
     assert 0.5 * image.forward < image.recompute < image.forward  # the stem is no block
 
 
-def test_beginnings_without_fusion_and_teacher_shorten_the_training() -> None:
+def test_beginnings_without_fusion_and_momentum_encoder_shorten_the_training() -> None:
     late, never = planned(task__fuse_start=1900), planned()
     assert late.step == never.step
     assert late.total_seconds is not None

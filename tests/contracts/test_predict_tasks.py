@@ -537,7 +537,9 @@ def test_a_lazily_opened_broken_picture_is_said(model: Callable[[str], Predictor
 
 
 @pytest.mark.parametrize("kind", ["entailment", "nlvr2", "closed", "decoder"])
-def test_a_loaded_head_has_no_teacher_and_moves_no_random_numbers(run: Callable[[str], Path], kind: str) -> None:
+def test_a_loaded_head_has_no_momentum_encoder_and_moves_no_random_numbers(
+    run: Callable[[str], Path], kind: str
+) -> None:
     folder = run(kind)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -546,8 +548,8 @@ def test_a_loaded_head_has_no_teacher_and_moves_no_random_numbers(run: Callable[
     assert torch.equal(torch.rand(3), expected)
     task: Any = predictor.task
     assert type(task) is TASKS[type(TASK_CONFIGS[kind])]
-    assert task.teacher is None
-    assert task.teacher_head is None
+    assert task.momentum_encoder is None
+    assert task.momentum_head is None
     assert task.model is predictor.model
     assert not predictor.task.training if predictor.task else False
     assert predictor.recipe.task == (TASK_CONFIGS[kind])

@@ -234,14 +234,14 @@ def test_each_kind_is_recognised_in_each_variant_and_its_student_loaded_whole(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_momentum_copies_the_teacher_is_the_student(
+def test_without_momentum_copies_the_momentum_encoder_is_the_student(
     golden_albef: Path, released: Callable[..., Path], kind: str
 ) -> None:
     assembled = assemble([released(kind, change=without("_m."))], options(golden_albef))
-    teacher = [name for name in assembled.weights if name.startswith("teacher")]
-    assert bool(teacher) == (kind != "pretrain_nlvr")
-    for name in teacher:
-        student = name.replace("teacher_head.", "head.").replace("teacher.", "model.")
+    momentum_encoder = [name for name in assembled.weights if name.startswith("momentum_")]
+    assert bool(momentum_encoder) == (kind != "pretrain_nlvr")
+    for name in momentum_encoder:
+        student = name.replace("momentum_head.", "head.").replace("momentum_encoder.", "model.")
         assert torch.equal(assembled.weights[name], assembled.weights[student]), name
         assert "copy of the student" in assembled.report.missing[name]
 
@@ -310,7 +310,7 @@ def test_every_tensor_is_accounted_for(golden_albef: Path, released: Callable[..
     [
         (lambda state: state.update(extra=torch.ones(1)), "1 tensors of the checkpoint are not known: extra"),
         (without("blocks.1.mlp.fc1.bias"), r"lacks 2 tensors .*model\.vision\.blocks\.1\.fc1\.bias"),
-        (without("visual_encoder_m"), r"lacks \d+ tensors that it should have: teacher\.vision"),
+        (without("visual_encoder_m"), r"lacks \d+ tensors that it should have: momentum_encoder\.vision"),
         (without("image_queue"), r"lacks \d+ tensors that it should have: queue\.image"),
         (without("text_encoder.encoder.layer.0.attention.self.key.bias"), "lacks a part of"),
         (lambda state: state.update({"visual_encoder.norm.bias": torch.ones(5)}), r"vision\.norm\.bias is \(5,\)"),
@@ -381,7 +381,7 @@ def test_a_converted_folder_starts_a_run(golden_albef: Path, released: Callable[
     task = build_task(recipe, assembled.tokenizer)
     start_from(task, tmp_path / "run", assembled.tokenizer)
     for name, tensor in task.state_dict().items():
-        if name.startswith(("model.", "teacher.")):
+        if name.startswith(("model.", "momentum_encoder.")):
             assert torch.equal(tensor, assembled.weights[name]), name
 
 
@@ -440,7 +440,7 @@ def test_positions_are_resized_to_the_wanted_image(
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     wanted = torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)], dim=1)
     assert torch.equal(assembled.weights["model.vision.embedding.positions"], wanted)
-    assert assembled.weights["teacher.vision.embedding.positions"].shape == wanted.shape
+    assert assembled.weights["momentum_encoder.vision.embedding.positions"].shape == wanted.shape
     assert f"from {old} × {old} to {new} × {new} patches" in str(assembled)
     assert diptych.load(tmp_path / "run", device="cpu").recipe.model.vision.image_size == new * patch
 
@@ -667,8 +667,8 @@ def test_a_vit_and_a_bert_together_start_a_run(golden_albef: Path, tmp_path: Pat
 
     assert isinstance(from_dict(checkpoint.recipe).task, AlbefPretrainConfig)
     for name, tensor in checkpoint.weights().items():
-        if name.startswith("teacher."):
-            assert torch.equal(tensor, checkpoint.weights()[name.replace("teacher.", "model.", 1)])
+        if name.startswith("momentum_encoder."):
+            assert torch.equal(tensor, checkpoint.weights()[name.replace("momentum_encoder.", "model.", 1)])
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_the_base_recipes_have_the_released_settings(
 def test_vlmos_recipes_have_the_released_settings(
     name: str, task: type, lr: float, head_lr: float, run: tuple[int | None, int, int], size: int
 ) -> None:
-    """REFERENCE's second table. Retrieval is a dual encoder's; no task has a teacher."""
+    """REFERENCE's second table. Retrieval is a dual encoder's; no task has a momentum encoder."""
     recipe = find_recipe(f"vlmo_{name}")
     assert type(recipe.task) is task
     assert (recipe.optim.lr, recipe.optim.head_lr, recipe.optim.accumulate) == (lr, head_lr, 1)

@@ -23,9 +23,9 @@ from diptych.apps.report import (
     ReportData,
     collect,
     negative_examples,
+    pseudo_target_examples,
     query_examples,
     render,
-    teacher_examples,
     write_report,
 )
 from diptych.apps.report.charts import MOST_POINTS, thin, ticks
@@ -36,11 +36,11 @@ from diptych.apps.report.data import (
     ExampleGroup,
     GivenAnswer,
     NegativeExample,
+    PseudoTargetExample,
     QueryExample,
     QueryResult,
     Series,
     TaskEvaluation,
-    TeacherExample,
     TextGuess,
     WordGuess,
 )
@@ -155,8 +155,8 @@ def everything(text: str) -> ReportData:
         examples=Examples(
             queries=(QueryExample(text, shown, 1, 4, painted(2), 9),),
             negatives=(NegativeExample(painted(1), text, text, 0.31, painted(2), 0.27, 64),),
-            teacher=(
-                TeacherExample(
+            pseudo_targets=(
+                PseudoTargetExample(
                     painted(1),
                     text,
                     text,
@@ -417,10 +417,10 @@ def small_batch() -> tuple[Batch, list[Image.Image], AlbefInspection]:
         negative_image_probability=torch.tensor([0.5, 0.25, 0.125]),
         masked=TokenPositions(torch.tensor([1, 1, 1, 0]), torch.tensor([2, 6, 3, 3])),
         labels=torch.tensor([DOG, CAR, padded[1, 3], FOX]),
-        teacher_words=torch.tensor([[FOX, DOG], [CAR, RED], [RED, CAR], [DOG, FOX]]),
-        teacher_word_probabilities=torch.tensor([[0.5, 0.25], [0.5, 0.125], [0.5, 0.25], [0.75, 0.125]]),
-        teacher_texts=torch.tensor([[1, 0], [1, 2], [0, 1]]),
-        teacher_text_probabilities=torch.tensor([[0.5, 0.25], [0.5, 0.25], [0.5, 0.25]]),
+        momentum_words=torch.tensor([[FOX, DOG], [CAR, RED], [RED, CAR], [DOG, FOX]]),
+        momentum_word_probabilities=torch.tensor([[0.5, 0.25], [0.5, 0.125], [0.5, 0.25], [0.75, 0.125]]),
+        momentum_texts=torch.tensor([[1, 0], [1, 2], [0, 1]]),
+        momentum_text_probabilities=torch.tensor([[0.5, 0.25], [0.5, 0.25], [0.5, 0.25]]),
     )
     return batch, pictures, seen
 
@@ -444,9 +444,9 @@ def test_negatives_are_shown_with_the_pair_they_were_drawn_for() -> None:
     assert first.batch == 3
 
 
-def test_the_teachers_words_stand_at_the_place_of_the_hidden_one() -> None:
+def test_the_momentum_encoders_words_stand_at_the_place_of_the_hidden_one() -> None:
     batch, _, seen = small_batch()
-    first, second = teacher_examples(seen, batch, TOKENIZER, "albef", clean=[None, "a dog", None])
+    first, second = pseudo_target_examples(seen, batch, TOKENIZER, "albef", clean=[None, "a dog", None])
     assert first.words == (WordGuess("a red", "fox", "", (("dog", 0.75), ("fox", 0.125))),)
     assert first.texts == (TextGuess("a dog left of a car", 0.5, False), TextGuess("a red fox", 0.25, True))
     assert second.words[:2] == (
@@ -524,20 +524,20 @@ def test_a_look_into_real_pretraining_gives_examples() -> None:
     task = AlbefPretraining(Albef(config), AlbefPretrainConfig(queue_size=4, mask_probability=0.9), ids)
     seen = task.inspect(batch, Progress(step=0, epoch=0.0), guesses=3)
     negatives = negative_examples(seen, batch, TOKENIZER, "albef")
-    teacher = teacher_examples(seen, batch, TOKENIZER, "albef", clean=[None] * 3)
+    pseudo_targets = pseudo_target_examples(seen, batch, TOKENIZER, "albef", clean=[None] * 3)
     captions = [TOKENIZER.decode(one) for one in batch.texts.input_ids.tolist()]
     assert [one.caption for one in negatives] == captions
     assert all(one.negative_caption != one.caption for one in negatives)
-    assert teacher
-    for lesson in teacher:
+    assert pseudo_targets
+    for lesson in pseudo_targets:
         assert {guess.text for guess in lesson.texts} == set(captions)
         assert sum(guess.probability for guess in lesson.texts) == pytest.approx(1)
         for word in lesson.words:
             assert " ".join(filter(None, (word.before, word.label, word.after))) in (lesson.caption, "fox ##s")
-    Page(render(ReportData("a run", (), (), examples=Examples(negatives=negatives, teacher=teacher))))
+    Page(render(ReportData("a run", (), (), examples=Examples(negatives=negatives, pseudo_targets=pseudo_targets))))
 
 
-def test_a_look_into_pretraining_without_a_teacher_gives_the_negatives() -> None:
+def test_a_look_into_pretraining_without_a_momentum_encoder_gives_the_negatives() -> None:
     batch, _, _ = small_batch()
     config = VlmoConfig(
         image_size=4, patch_size=2, width=8, depth=2, heads=2, fusion_start=1, max_positions=16,

@@ -39,13 +39,13 @@ PRETRAINING = AlbefPretrainConfig(queue_size=4)
 DECODER = DecoderConfig(layers=2, heads=2, intermediate=16, norm="pre", dropout=0.0)
 FRESH: list[tuple[TaskConfig, set[str]]] = [
     (RetrievalConfig(queue_size=4), {"queue"}),
-    (EntailmentConfig(), {"head", "teacher_head"}),
+    (EntailmentConfig(), {"head", "momentum_head"}),
     (EntailmentConfig(alpha=0.0), {"head"}),
     (VqaDecoderConfig(DECODER), set()),
     (VqaDecoderConfig(DECODER, alpha=0.0), set()),
-    (VqaClosedSetConfig(("yes", "no"), alpha=0.4), {"head", "teacher_head"}),
+    (VqaClosedSetConfig(("yes", "no"), alpha=0.4), {"head", "momentum_head"}),
     (TextAssignmentConfig(), {"head"}),
-    (Nlvr2Config(), {"head", "teacher_head"}),
+    (Nlvr2Config(), {"head", "momentum_head"}),
 ]
 """Each fine-tuning task, with the parts of it that pre-training does not have."""
 LARGER = ("fc1.weight", "fc1.bias", "fc2.weight")
@@ -71,7 +71,7 @@ def build(seed: int, config: Recipe) -> Task:
     task = TASKS[type(config.task)](MODELS[type(config.model)](config.model), config.task, SpecialIds(0, 1, 2, 3, 4))
     with torch.no_grad():
         for name, weight in task.named_parameters():
-            if name.startswith(("model.", "teacher.")):
+            if name.startswith(("model.", "momentum_encoder.")):
                 weight.add_(torch.randn_like(weight))
     return task
 
@@ -102,9 +102,9 @@ def pretrained() -> dict[str, Tensor]:
 def origin(name: str, doubled: bool) -> str:
     """Returns the pre-trained weight that a weight starts from, by the paper (§5) and the released `loading_maps`."""
     owner, _, part = name.partition(".")
-    student = "teacher" if owner.startswith("teacher") else "model"
+    student = "momentum_encoder" if owner.startswith("momentum_") else "model"
     pieces = part.split(".")
-    if owner in ("model", "teacher"):
+    if owner in ("model", "momentum_encoder"):
         if doubled and part.startswith("text.layers."):
             pieces[2] = "01122"[int(pieces[2])]
         return ".".join([student, *pieces])
@@ -131,8 +131,10 @@ def test_every_task_starts_from_the_pre_trained_weights(run: Path, config: TaskC
 def test_another_pre_training_takes_over_student_and_momentum_encoder_but_not_the_queue(run: Path) -> None:
     old, new = pretrained(), build(2, recipe(replace(PRETRAINING, queue_size=6)))
     started = start_from(new, run, WORDS)
-    taken = {name: value for name, value in new.state_dict().items() if name.startswith(("model.", "teacher."))}
-    assert taken.keys() == {name for name in old if name.startswith(("model.", "teacher."))}
+    taken = {
+        name: value for name, value in new.state_dict().items() if name.startswith(("model.", "momentum_encoder."))
+    }
+    assert taken.keys() == {name for name in old if name.startswith(("model.", "momentum_encoder."))}
     assert all(torch.equal(value, old[name]) for name, value in taken.items())
     assert {name.partition(".")[0] for name in (*started.fresh, *started.dropped)} == {"queue"}
 
@@ -142,11 +144,11 @@ def test_cross_attention_of_a_decoder_is_fresh_where_pictures_are_wider(tmp_path
     path = save(tmp_path, wide, values(build(1, wide)))
     task = build(2, replace(wide, task=VqaDecoderConfig(DECODER)))
     started, state = start_from(task, path, WORDS), task.state_dict()
-    heads = {f"{owner}.layers.{layer}.cross.kv" for owner in ("head", "teacher_head") for layer in range(2)}
+    heads = {f"{owner}.layers.{layer}.cross.kv" for owner in ("head", "momentum_head") for layer in range(2)}
     assert {name.rpartition(".")[0] for name in started.fresh} == heads
     for name in started.fresh:
         if name.startswith("head."):
-            assert torch.equal(state[name], state[f"teacher_{name}"])
+            assert torch.equal(state[name], state[f"momentum_{name}"])
 
 
 def test_positions_are_resized_to_the_size_of_the_pictures(run: Path) -> None:
@@ -154,7 +156,7 @@ def test_positions_are_resized_to_the_size_of_the_pictures(run: Path) -> None:
     task, old = build(2, config), pretrained()
     started = start_from(task, run, WORDS)
     name = "vision.embedding.positions"
-    assert started.resized == (f"model.{name}", f"teacher.{name}")
+    assert started.resized == (f"model.{name}", f"momentum_encoder.{name}")
     for resized in started.resized:
         assert torch.equal(task.state_dict()[resized], resize_positions(old[resized], 4))
 
@@ -165,12 +167,12 @@ def test_the_report_says_what_became_of_each_part(run: Path) -> None:
     parts = {name: len(model.get_submodule(name).state_dict()) for name in ("word_head", "image_proj", "text_proj")}
     assert lines[0].endswith("step-00000005")
     unused = sum(parts.values()) + 2 + 1 + len(model.text.text_norm.state_dict())  # and match_head, temp
-    assert lines[1] == f"  loaded: model ({student}), teacher ({student - unused})"
-    assert lines[2] == "  fresh: head (4), teacher_head (4)"
+    assert lines[1] == f"  loaded: model ({student}), momentum_encoder ({student - unused})"
+    assert lines[2] == "  fresh: head (4), momentum_head (4)"
     dropped = dict(part.rstrip(")").split(" (") for part in lines[3].removeprefix("  dropped: ").split(", "))
     assert len(lines) == 4
-    teacher = {f"teacher.{name}": str(count) for name, count in parts.items()}
-    assert dropped == teacher | {"teacher.text.text_norm": "2", "queue": "5"}
+    momentum_encoder = {f"momentum_encoder.{name}": str(count) for name, count in parts.items()}
+    assert dropped == momentum_encoder | {"momentum_encoder.text.text_norm": "2", "queue": "5"}
 
 
 def test_the_report_names_what_a_published_file_did_not_bring(tmp_path: Path) -> None:
@@ -195,9 +197,11 @@ def chained(folder: Path, first: TaskConfig, second: TaskConfig) -> tuple[dict[s
 def test_a_momentum_encoder_that_is_not_stored_starts_as_the_student(tmp_path: Path) -> None:
     old, task, started = chained(tmp_path, TextAssignmentConfig(), Nlvr2Config())
     state = task.state_dict()
-    teacher = [name for name in state if name.startswith("teacher.")]
-    assert list(started.copied) == teacher
-    assert all(torch.equal(state[name], old[name.replace("teacher.", "model.", 1)]) for name in teacher)
+    momentum_encoder = [name for name in state if name.startswith("momentum_encoder.")]
+    assert list(started.copied) == momentum_encoder
+    assert all(
+        torch.equal(state[name], old[name.replace("momentum_encoder.", "model.", 1)]) for name in momentum_encoder
+    )
     assert {"head.weight", "head.bias"} <= set(started.dropped)
 
 
@@ -205,16 +209,16 @@ def test_a_momentum_encoder_that_lacks_a_part_takes_the_students(tmp_path: Path)
     old, task, started = chained(tmp_path, EntailmentConfig(), RetrievalConfig(queue_size=4))
     state = task.state_dict()
     assert {name.split(".")[1] for name in started.copied} == {"image_proj", "text_proj", "text"}
-    assert all(torch.equal(state[name], old[name.replace("teacher.", "model.", 1)]) for name in started.copied)
-    assert torch.equal(state["teacher.vision.norm.weight"], old["teacher.vision.norm.weight"])
+    assert all(torch.equal(state[name], old[name.replace("momentum_encoder.", "model.", 1)]) for name in started.copied)
+    assert torch.equal(state["momentum_encoder.vision.norm.weight"], old["momentum_encoder.vision.norm.weight"])
 
 
 def test_a_head_comes_from_the_same_task_and_its_momentum_copy_is_a_copy_of_it(tmp_path: Path) -> None:
     old, task, started = chained(tmp_path, EntailmentConfig(alpha=0.0), EntailmentConfig())
     state = task.state_dict()
-    heads = [name for name in state if name.startswith(("head.", "teacher_head."))]
+    heads = [name for name in state if name.startswith(("head.", "momentum_head."))]
     assert not started.fresh
-    assert all(torch.equal(state[name], old[name.removeprefix("teacher_")]) for name in heads)
+    assert all(torch.equal(state[name], old[name.removeprefix("momentum_")]) for name in heads)
 
 
 def test_a_decoder_that_is_stored_goes_before_fusion_layers(tmp_path: Path) -> None:
@@ -231,14 +235,14 @@ def test_a_classifier_of_other_answers_is_not_taken_over(tmp_path: Path, answers
 def test_a_head_of_another_task_is_not_taken_over_though_it_fits(tmp_path: Path) -> None:
     """Its first layer fits, and its second does not."""
     old, task, started = chained(tmp_path, EntailmentConfig(), Nlvr2Config())
-    assert {name.partition(".")[0] for name in started.fresh} == {"head", "teacher_head"}
+    assert {name.partition(".")[0] for name in started.fresh} == {"head", "momentum_head"}
     assert not torch.equal(task.state_dict()["head.0.weight"], old["head.0.weight"])
 
 
 def test_a_decoder_of_another_size_than_the_fusion_layers_starts_where_shapes_agree_and_says_so(run: Path) -> None:
     larger = VqaDecoderConfig(replace(DECODER, intermediate=32))
     started = start_from(build(2, recipe(larger)), run, WORDS)
-    resized = {f"{head}.layers.{n}.{name}" for head in ("head", "teacher_head") for n in (0, 1) for name in LARGER}
+    resized = {f"{head}.layers.{n}.{name}" for head in ("head", "momentum_head") for n in (0, 1) for name in LARGER}
     assert set(started.fresh) == resized
     assert "fresh: head.layers.0.fc1 (2), head.layers.0.fc2.weight (1)" in str(started)
 

@@ -53,7 +53,9 @@ def evaluated(run: Path, checkpoint: str = "step-00000001") -> dict[str, Any]:
 
 @pytest.mark.parametrize("system", ["albef", "vlmo"])
 @pytest.mark.parametrize("kind", ["pretraining", "entailment", "nlvr2", "decoder"])
-def test_weights_come_back_bit_for_bit_without_teacher_and_queue(tmp_path: Path, kind: str, system: str) -> None:
+def test_weights_come_back_bit_for_bit_without_momentum_encoder_and_queue(
+    tmp_path: Path, kind: str, system: str
+) -> None:
     run = save_run(tmp_path / "run", kind, system)
     folder = export_folder(run, tmp_path / "out")
     stored = store.load_from(run).weights()
@@ -84,11 +86,11 @@ def test_training_starts_from_an_exported_folder_as_from_the_run(run: Path, tmp_
     start_from(task, export_folder(run, tmp_path / "out"), WORDS)
     stored = store.load_from(run).weights()
     for name, value in task.state_dict().items():
-        student = name.replace("teacher_head.", "head.").replace("teacher.", "model.")
+        student = name.replace("momentum_head.", "head.").replace("momentum_encoder.", "model.")
         assert torch.equal(value, stored[student])
 
 
-def test_a_headed_model_is_opened_for_evaluation_without_its_teacher(run: Path, tmp_path: Path) -> None:
+def test_a_headed_model_is_opened_for_evaluation_without_its_momentum_encoder(run: Path, tmp_path: Path) -> None:
     opened = open_task(export_folder(run, tmp_path / "out"))
     own = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(value, own[name]) for name, value in opened.task.state_dict().items() if name in own)

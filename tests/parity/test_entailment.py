@@ -20,7 +20,7 @@ from tests.parity.golden import Golden, albef_config, check_number, load_publish
 
 START = Progress(step=0, epoch=0.0)
 CASES = ("a04", "a00", "hard")
-"""With the teacher's targets, with weight 0 for them (the ramp's start), and built without distillation."""
+"""With the momentum encoder's targets, with weight 0 for them (the ramp's start), and built without distillation."""
 
 
 def build(folder: Path, case: str = "a04", keep_padding: bool = True) -> Entailment:
@@ -34,7 +34,9 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True) -> Entailm
     model = padded(Albef(albef_config(folder)), keep_padding)
     task = Entailment(model, config)
     own = tuple(f"model.{part}" for part in model.parts_unused_by())
-    load_published(task, folder, "ve", PUBLISHED_ENTAILMENT, own, without=("teacher",) if case == "hard" else ())
+    load_published(
+        task, folder, "ve", PUBLISHED_ENTAILMENT, own, without=("momentum_encoder",) if case == "hard" else ()
+    )
     return task
 
 
@@ -78,11 +80,11 @@ def fused_rows_are_the_released_ones(golden: Golden) -> None:
     golden.check("a04.fused", model.fuse(texts, images, here, here, "all").hidden)
 
 
-def the_teacher_moves_and_then_answers_as_released(golden: Golden) -> None:
+def the_momentum_encoder_moves_and_then_answers_as_released(golden: Golden) -> None:
     task, _ = step(golden, "a04")
-    golden.check("a04.logits_m", task.teacher_logits(batch_of(golden)))
-    moved = {f"teacher_head.{name}": weight for name, weight in task.teacher_head.named_parameters()}
-    moved |= {f"teacher.{name}": weight for name, weight in task.teacher.named_parameters()}
+    golden.check("a04.logits_m", task.momentum_logits(batch_of(golden)))
+    moved = {f"momentum_head.{name}": weight for name, weight in task.momentum_head.named_parameters()}
+    moved |= {f"momentum_encoder.{name}": weight for name, weight in task.momentum_encoder.named_parameters()}
     published = to_published(moved, PUBLISHED_ENTAILMENT)
     for key in golden.keys("a04.after."):
         golden.check(key, published[key.removeprefix("a04.after.")])
@@ -99,7 +101,7 @@ COMPARISONS = (
     losses_are_the_released_ones,
     logits_are_the_released_ones,
     fused_rows_are_the_released_ones,
-    the_teacher_moves_and_then_answers_as_released,
+    the_momentum_encoder_moves_and_then_answers_as_released,
     gradients_are_the_released_ones,
 )
 

@@ -26,7 +26,7 @@ PADDING = pytest.mark.parametrize("keep_padding", [True, False])
 def build(folder: Path, keep_padding: bool) -> Albef:
     """The retrieval model, which grounding uses, in the folder's stored state; it has no word prediction."""
     model = padded(Albef(albef_config(folder)), keep_padding)
-    own, without = ("model.word_head.",), ("teacher.", "queue.")
+    own, without = ("model.word_head.",), ("momentum_encoder.", "queue.")
     load_published(nn.ModuleDict({"model": model}), folder, "retrieval", PUBLISHED_RETRIEVAL, own, without)
     return model.eval()
 

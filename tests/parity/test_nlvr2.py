@@ -24,7 +24,7 @@ from tests.parity.golden import Golden, albef_config, check_number, load_publish
 
 START = Progress(step=0, epoch=0.0)
 CASES = ("a04", "a00", "hard")
-"""With the teacher's targets, with weight 0 for them (the ramp's start), and built without distillation."""
+"""With the momentum encoder's targets, with weight 0 for them (the ramp's start), and built without distillation."""
 
 
 def sizes_of(folder: Path) -> dict[str, Any]:
@@ -47,7 +47,9 @@ def build_nlvr2(folder: Path, case: str = "a04", keep_padding: bool = True) -> N
     model = padded(Albef(config_of(folder)), keep_padding)
     assert len(model.text.layers) == sizes["nlvr_num_hidden_layers"]
     task, own = Nlvr2(model, config), tuple(f"model.{part}" for part in model.parts_unused_by())
-    load_published(task, folder, "nlvr", published_nlvr2(model.config), own, ("teacher",) if case == "hard" else ())
+    load_published(
+        task, folder, "nlvr", published_nlvr2(model.config), own, ("momentum_encoder",) if case == "hard" else ()
+    )
     return task
 
 
@@ -126,9 +128,9 @@ def nlvr2_fused_rows_are_the_released_ones(golden: Golden) -> None:
     golden.check("a04.fused", model.fuse(model.text_state(pairs.texts), images, here, index, "all").hidden)
 
 
-def nlvr2_teacher_moves_and_then_answers_as_released(golden: Golden) -> None:
+def nlvr2_momentum_encoder_moves_and_then_answers_as_released(golden: Golden) -> None:
     task, _ = step_nlvr2(golden, "a04")
-    golden.check("a04.logits_m", task.teacher_logits(pairs_of(golden)))
+    golden.check("a04.logits_m", task.momentum_logits(pairs_of(golden)))
 
 
 def nlvr2_gradients_are_the_released_ones(golden: Golden) -> None:
@@ -185,7 +187,7 @@ COMPARISONS: dict[str, tuple[Callable[[Golden], None], ...]] = {
         nlvr2_losses_are_the_released_ones,
         nlvr2_logits_are_the_released_ones,
         nlvr2_fused_rows_are_the_released_ones,
-        nlvr2_teacher_moves_and_then_answers_as_released,
+        nlvr2_momentum_encoder_moves_and_then_answers_as_released,
         nlvr2_gradients_are_the_released_ones,
     ),
     "pretrain_nlvr": (

@@ -80,7 +80,7 @@ def test_features_are_the_released_ones(golden: Golden, case: tuple[str, AlbefPr
     name, task, made, _ = case
     batch, draws = batch_of(golden), draws_of(golden)
     length = batch.texts.input_ids.shape[1]
-    for mark, model in (("", task.model), ("_m", task.teacher)):
+    for mark, model in (("", task.model), ("_m", task.momentum_encoder)):
         with torch.no_grad():
             images, texts = model.image_state(batch.pixels), model.text_state(batch.texts)
             golden.check(f"{name}.image_embeds{mark}", images.tokens)
@@ -166,7 +166,9 @@ def test_gradient_norms_are_the_released_ones(golden: Golden, term: str, keep_pa
 def test_momentum_parameters_move_as_released(golden: Golden) -> None:
     task = build(golden.folder)
     task.before_step()
-    published = to_published({f"teacher.{n}": p for n, p in task.teacher.named_parameters()}, PUBLISHED_PRETRAINING)
+    published = to_published(
+        {f"momentum_encoder.{n}": p for n, p in task.momentum_encoder.named_parameters()}, PUBLISHED_PRETRAINING
+    )
     for key in golden.keys("a04.after."):
         if "queue" not in key:
             golden.check(key, published[key.removeprefix("a04.after.")])
@@ -176,7 +178,7 @@ def test_momentum_parameters_move_as_released(golden: Golden) -> None:
         check_number(name, published[name].double().norm().item(), norm)
 
 
-def test_the_queue_takes_the_teachers_features_and_wraps(golden: Golden) -> None:
+def test_the_queue_takes_the_momentum_encoders_features_and_wraps(golden: Golden) -> None:
     task = build(golden.folder)
     for name, image in (("a04", "in.image"), ("second", "in2.image")):
         batch = batch_of(golden, image)
@@ -240,7 +242,7 @@ def test_valid_rows_do_not_need_padding(golden: Golden) -> None:
     task, batch = build(golden.folder, keep_padding=False), batch_of(golden)
     task.before_step()
     mask = batch.texts.attention_mask
-    for mark, model in (("", task.model), ("_m", task.teacher)):
+    for mark, model in (("", task.model), ("_m", task.momentum_encoder)):
         texts = model.text_state(batch.texts)
         key = f"a04.text_embeds{mark}"
         assert (texts.hidden - golden[key][mask]).abs().max() <= golden.limit(key)

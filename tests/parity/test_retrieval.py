@@ -21,7 +21,7 @@ from diptych.types import Batch, Losses, Texts
 from tests.parity.golden import Golden, albef_config, check_number, load_published, padded
 
 CASES = ("a04", "a00", "hard")
-"""With the teacher's targets, with weight 0 for them, and built without distillation."""
+"""With the momentum encoder's targets, with weight 0 for them, and built without distillation."""
 
 
 def sizes(folder: Path) -> dict[str, Any]:
@@ -100,11 +100,11 @@ def contrast_and_targets_are_the_released_ones(golden: Golden) -> None:
     for name in ("a04", "a00"):
         *_, made, _, alpha = case_of(name, golden)
         contrast = made.contrast
-        for key, teacher in (
+        for key, momentum_encoder in (
             ("i2t", contrast.logits.momentum_image_to_text),
             ("t2i", contrast.logits.momentum_text_to_image),
         ):
-            golden.check(f"{name}.sim_{key}_targets", itc_targets(teacher, contrast.positives, alpha))
+            golden.check(f"{name}.sim_{key}_targets", itc_targets(momentum_encoder, contrast.positives, alpha))
         if name == "a04":
             golden.check("a04.sim_i2t", contrast.logits.image_to_text)
             golden.check("a04.sim_t2i", contrast.logits.text_to_image)

@@ -39,7 +39,7 @@ from tests.parity.golden import (
 
 START = Progress(step=0, epoch=0.0)
 CASES = ("a04", "a00", "hard")
-"""With the teacher's targets, with weight 0 for them (the ramp's start), and built without distillation."""
+"""With the momentum encoder's targets, with weight 0 for them (the ramp's start), and built without distillation."""
 
 
 def read_json(folder: Path, name: str) -> Any:
@@ -67,7 +67,7 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True, **changes:
     albef = padded(Albef(model), keep_padding)
     task = VqaDecoding(albef, dataclasses.replace(config, **changes), special_ids(folder), RELEASED)
     own = tuple(f"model.{part}" for part in albef.parts_unused_by("fuse"))
-    load_published(task, folder, "vqa", PUBLISHED_VQA, own, without=("teacher",) if case == "hard" else ())
+    load_published(task, folder, "vqa", PUBLISHED_VQA, own, without=("momentum_encoder",) if case == "hard" else ())
     return task
 
 
@@ -120,8 +120,8 @@ def losses_are_the_released_ones(golden: Golden, keep_padding: bool = True) -> N
         batch, alpha = batch_of(golden), alpha_at(START.epoch, task.config.alpha, task.config.alpha_ramp)
         find = partial(task.word_logits, batch=batch, answers=batch.answers, answer_of=batch.answer_of)
         logits, labels, answer = find(task.model, task.head)
-        teacher = None if task.teacher is None else find(task.teacher, task.teacher_head)[0]
-        each = answer_losses(logits, labels, answer, len(batch.answers), teacher, alpha)
+        momentum_encoder = None if task.momentum_encoder is None else find(task.momentum_encoder, task.momentum_head)[0]
+        each = answer_losses(logits, labels, answer, len(batch.answers), momentum_encoder, alpha)
         golden.check(f"{case}.answer_loss", each)
 
 
@@ -132,7 +132,7 @@ def states_and_word_scores_are_the_released_ones(golden: Golden) -> None:
     golden.check("a04.question_states", ask(task.model, batch).hidden)
     check_real_rows(golden, "a04.decoder_logits", logits_everywhere(task.model, task.head, batch), real)
     within = real[:, : golden["a04.logits_m"].shape[1]]
-    ours = logits_everywhere(task.teacher, task.teacher_head, batch)
+    ours = logits_everywhere(task.momentum_encoder, task.momentum_head, batch)
     grid = ours.new_zeros(*real.shape, ours.shape[1])
     grid[real] = ours
     check_real_rows(golden, "a04.logits_m", grid[:, : within.shape[1]][within], within)
@@ -237,7 +237,7 @@ def test_the_decoder_starts_from_the_parts_that_the_released_one_starts_from(gol
     config = albef_config(golden_albef)
     wide = dataclasses.replace(config, vision=dataclasses.replace(config.vision, width=config.text.width))
     started = start_of_answer_decoder(ours, wide)
-    wanted = {name for name in build(golden_albef).state_dict() if name.startswith(("head.", "teacher_head."))}
+    wanted = {name for name in build(golden_albef).state_dict() if name.startswith(("head.", "momentum_head."))}
     assert set(started) == wanted
     published = to_published(started, PUBLISHED_VQA)
     unfit = set(published) - set(to_published(start_of_answer_decoder(ours, config), PUBLISHED_VQA))

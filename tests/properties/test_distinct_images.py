@@ -67,7 +67,7 @@ def test_what_learns_encodes_every_picture(system: dict[str, Any], monkeypatch: 
     seen = count_encoded(monkeypatch, task.model)
     task.eval().logits(batch)
     with torch.no_grad():
-        task.train().logits(batch)  # as a teacher with dropout
+        task.train().logits(batch)  # as a momentum encoder with dropout
     assert seen == [4, 4]
 
 

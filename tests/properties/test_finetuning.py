@@ -22,7 +22,7 @@ from diptych.types import Batch, Joint, LabelledBatch, OutputPositions, Progress
 from tests import tiny
 
 LATER = Progress(step=3, epoch=2.0, seed=5)
-"""After the teacher has been let in."""
+"""After the momentum encoder has been let in."""
 TASKS: dict[str, Callable[..., Any]] = {"retrieval": tiny.retrieval, "entailment": tiny.entailment}
 IDS = (10, 11, 10, 13)
 """Samples 0 and 2 are of one picture; picture 11 waits in the queue too."""
@@ -48,7 +48,7 @@ def test_exactly_what_the_loss_reaches_trains(make: Callable[..., Any], system: 
     task(batch(), LATER).total.backward()
     assert all((weight.grad is not None) == weight.requires_grad for weight in task.parameters())
     trainable = {name for name, weight in task.named_parameters() if weight.requires_grad}
-    assert not [name for name in trainable if name.startswith("teacher")]
+    assert not [name for name in trainable if name.startswith("momentum_")]
     task.zero_grad()
     task.model.requires_grad_(True)
     task(batch(), LATER).total.backward()
@@ -66,28 +66,28 @@ def test_a_forward_changes_nothing_and_each_hook_only_its_own(make: Callable[...
     carry: list[Any] = []
     assert moved(lambda: carry.append(task(batch(), LATER).carry)) == set()
     assert moved(lambda: task.predict(batch())) == set()
-    teachers = {name for name, _ in task.named_children() if name.startswith("teacher")}
-    assert moved(task.before_step) == teachers
+    momentum_encoders = {name for name, _ in task.named_children() if name.startswith("momentum_")}
+    assert moved(task.before_step) == momentum_encoders
     assert moved(lambda: task.after_step(carry[0])) == ({"queue"} if isinstance(task, Retrieval) else set())
 
 
-def test_the_teacher_moves_by_its_momentum(make: Callable[..., Any]) -> None:
+def test_the_momentum_encoder_moves_by_its_momentum(make: Callable[..., Any]) -> None:
     task = make(momentum=0.9)
     student = dict(task.model.named_parameters())
-    before = {name: weight.clone() for name, weight in task.teacher.named_parameters()}
+    before = {name: weight.clone() for name, weight in task.momentum_encoder.named_parameters()}
     task.before_step()
-    for name, weight in task.teacher.named_parameters():
+    for name, weight in task.momentum_encoder.named_parameters():
         torch.testing.assert_close(weight, 0.9 * before[name] + 0.1 * student[name], msg=name)
 
 
 @pytest.mark.parametrize("released", [False, True], ids=["repaired", "released"])
-def test_the_teacher_has_dropout_only_as_released(make: Callable[..., Any], released: bool) -> None:
+def test_the_momentum_encoder_has_dropout_only_as_released(make: Callable[..., Any], released: bool) -> None:
     task = make(model={"dropout": 0.5}, momentum_encoder_dropout=released)
 
     def asked() -> Tensor:
         if isinstance(task, Retrieval):
             return task.run(batch(), tiny.uniform(2, 4)).contrast.keys[1]
-        return task.teacher_logits(batch())
+        return task.momentum_logits(batch())
 
     assert torch.equal(asked(), asked()) is not released
     task.eval()
@@ -179,25 +179,25 @@ def test_a_text_draws_its_image_and_an_image_its_text() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_the_contrast_is_cross_entropy_to_labels_and_teacher(alpha: float) -> None:
+def test_the_contrast_is_cross_entropy_to_labels_and_momentum_encoder(alpha: float) -> None:
     task = tiny.retrieval(alpha=alpha)
     contrast = contrast_of(task)
     losses = task(batch(ids=IDS), LATER)
     expected = 0.0
-    for logits, teacher in (
+    for logits, momentum_encoder in (
         (contrast.logits.image_to_text, contrast.logits.momentum_image_to_text),
         (contrast.logits.text_to_image, contrast.logits.momentum_text_to_image),
     ):
-        targets = (1 - alpha) * contrast.positives + alpha * teacher.softmax(1)
+        targets = (1 - alpha) * contrast.positives + alpha * momentum_encoder.softmax(1)
         expected += F.cross_entropy(logits, targets).item() / 2  # torch's own, with probabilities as targets
     assert losses.terms["itc"][1].mean.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_keys_are_the_teachers_also_without_its_targets() -> None:
+def test_keys_are_the_momentum_encoders_also_without_its_targets() -> None:
     task = tiny.retrieval(alpha=0.0)
     with torch.no_grad():
         before = task(batch(), LATER).terms["itc"][1].mean
-        tiny.shake(task.teacher, 9)
+        tiny.shake(task.momentum_encoder, 9)
         assert not torch.isclose(task(batch(), LATER).terms["itc"][1].mean, before)
 
 
@@ -226,16 +226,16 @@ def test_without_a_queue_the_batch_is_all_there_is() -> None:
 # --------------------------------------------------------------------------- entailment
 
 
-def test_without_distillation_there_is_no_teacher_and_plain_cross_entropy() -> None:
+def test_without_distillation_there_is_no_momentum_encoder_and_plain_cross_entropy() -> None:
     task, one = tiny.entailment(alpha=0.0), batch()
-    assert not [name for name in task.state_dict() if name.startswith("teacher")]
+    assert not [name for name in task.state_dict() if name.startswith("momentum_")]
     task.before_step()
     torch.testing.assert_close(task(one, LATER).total, F.cross_entropy(task.logits(one), one.labels))
 
 
-def test_with_distillation_the_teachers_classes_count_by_alpha() -> None:
+def test_with_distillation_the_momentum_encoders_classes_count_by_alpha() -> None:
     task, one = tiny.entailment(alpha=0.3), batch()
-    labels = 0.7 * F.one_hot(one.labels, len(CLASSES)) + 0.3 * task.teacher_logits(one).softmax(1)
+    labels = 0.7 * F.one_hot(one.labels, len(CLASSES)) + 0.3 * task.momentum_logits(one).softmax(1)
     torch.testing.assert_close(task(one, LATER).total, F.cross_entropy(task.logits(one), labels))
 
 
@@ -257,13 +257,13 @@ def test_pairs_without_labels_are_refused_in_words() -> None:
 @pytest.mark.parametrize("cut", [(12,), (1, 11), (5, 0, 7)], ids=str)
 @pytest.mark.parametrize("alpha", [None, 0.4])
 def test_class_losses_add_up_over_any_cut(cut: Sequence[int], alpha: float | None) -> None:
-    logits, teacher, labels = tiny.uniform(12, 3) * 4, tiny.uniform(12, 3, seed=1) * 4, torch.arange(12) % 3
+    logits, momentum_encoder, labels = tiny.uniform(12, 3) * 4, tiny.uniform(12, 3, seed=1) * 4, torch.arange(12) % 3
 
     def loss(ours: Tensor, theirs: Tensor, answers: Tensor) -> Term:
         return class_loss(ours, answers) if alpha is None else class_loss(ours, answers, theirs, alpha)
 
-    whole = loss(logits, teacher, labels)
-    parts = [loss(*piece) for piece in zip(*(x.split(cut) for x in (logits, teacher, labels)), strict=True)]
+    whole = loss(logits, momentum_encoder, labels)
+    parts = [loss(*piece) for piece in zip(*(x.split(cut) for x in (logits, momentum_encoder, labels)), strict=True)]
     torch.testing.assert_close(torch.stack([part.sum for part in parts]).sum(), whole.sum)
     assert sum(part.count.item() for part in parts) == whole.count.item() == 12
 
@@ -288,7 +288,7 @@ def test_a_dual_encoder_contrasts_its_own_batch_and_fuses_nothing(
     torch.testing.assert_close(losses.total, (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2)
     assert set(losses.terms) == {"itc"}
     assert losses.carry is None
-    assert task.teacher is None
+    assert task.momentum_encoder is None
     losses.total.backward()
     assert all((weight.grad is not None) == weight.requires_grad for weight in task.parameters())
     frozen = {name for name, weight in task.named_parameters() if not weight.requires_grad}

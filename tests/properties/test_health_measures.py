@@ -26,7 +26,7 @@ def measured(task: Task, ids: tuple[int, ...] = (10, 11, 12, 13)) -> dict[str, f
 
 def collapse(task: Task) -> None:
     """All pictures and texts are mapped to one point."""
-    for model in (task.model, getattr(task, "teacher", None)):
+    for model in (task.model, getattr(task, "momentum_encoder", None)):
         for name in ("image_proj", "text_proj"):
             if model is not None and isinstance(found := getattr(model, name), nn.Linear):
                 nn.init.zeros_(found.weight)
@@ -69,9 +69,9 @@ def test_masked_false_negatives_do_not_count_as_pairs_that_do_not_belong_togethe
         image = task.model.embed_image(task.model.image_state(batch.pixels))["main"]
         text = task.model.embed_text(task.model.text_state(batch.texts))["main"]
         if name == "albef":
-            task.before_step()  # keys are the teacher's
-            key_image = task.teacher.embed_image(task.teacher.image_state(batch.pixels))["main"]
-            key_text = task.teacher.embed_text(task.teacher.text_state(batch.texts))["main"]
+            task.before_step()  # keys are the momentum encoder's
+            key_image = task.momentum_encoder.embed_image(task.momentum_encoder.image_state(batch.pixels))["main"]
+            key_text = task.momentum_encoder.embed_text(task.momentum_encoder.text_state(batch.texts))["main"]
         else:
             key_image, key_text = image, text
     cosines = [

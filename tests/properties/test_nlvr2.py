@@ -22,7 +22,7 @@ IMAGE_INDEX = torch.tensor([[2, 0, 1], [0, 2, 2], [2, 4, 0], [2, 2, 4], [4, 1, 2
 """Image 3 is in no row, image 2 is both first and second, in the fourth row twice."""
 LISTED = TokenPositions(torch.tensor([4, 0, 1, 1, 3]), torch.tensor([2, 0, 8, 3, 6]))
 LATER = Progress(step=3, epoch=2.0, seed=5)
-"""After the teacher has been let in."""
+"""After the momentum encoder has been let in."""
 
 
 def pixels() -> Tensor:
@@ -161,9 +161,11 @@ def test_a_plain_model_starts_a_repeated_one_layer_by_layer(model: Albef) -> Non
 
 
 def test_names_with_a_prefix_are_repeated_too_and_a_repeated_state_is_left_alone(model: Albef) -> None:
-    plain = {f"teacher.{n}": t for n, t in Albef(replace(model.config, images_per_text=1)).state_dict().items()}
+    plain = {
+        f"momentum_encoder.{n}": t for n, t in Albef(replace(model.config, images_per_text=1)).state_dict().items()
+    }
     repeated = repeat_fusion_layers(plain, model.config)
-    assert set(repeated) == {f"teacher.{name}" for name in model.state_dict()}
+    assert set(repeated) == {f"momentum_encoder.{name}" for name in model.state_dict()}
     again = repeat_fusion_layers(repeated, model.config)
     assert set(again) == set(repeated)
     assert all(again[name] is tensor for name, tensor in repeated.items())
@@ -223,16 +225,16 @@ def test_exactly_what_the_loss_reaches_trains(kind: str, system: dict[str, Any])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_the_loss_is_the_labels_and_the_teachers_share(alpha: float) -> None:
+def test_the_loss_is_the_labels_and_the_momentum_encoders_share(alpha: float) -> None:
     task, pairs = tiny.nlvr2(alpha=alpha), tiny.picture_pairs(tiny.batch())
     logits = task.logits(pairs).log_softmax(1)
     expected = (1 - alpha) * -logits[torch.arange(4), pairs.labels].mean()
     if alpha:
-        expected = expected - alpha * (task.teacher_logits(pairs).softmax(1) * logits).sum(1).mean()
-        assert not torch.allclose(task.teacher_logits(pairs), task.logits(pairs), atol=1e-3)
+        expected = expected - alpha * (task.momentum_logits(pairs).softmax(1) * logits).sum(1).mean()
+        assert not torch.allclose(task.momentum_logits(pairs), task.logits(pairs), atol=1e-3)
     else:
-        assert task.teacher is None
-        assert not [name for name in task.state_dict() if name.startswith("teacher")]
+        assert task.momentum_encoder is None
+        assert not [name for name in task.state_dict() if name.startswith("momentum_")]
     losses = task(pairs, LATER)
     same(losses.total, expected)
     half = task(pairs, replace(LATER, epoch=0.5))
@@ -241,21 +243,21 @@ def test_the_loss_is_the_labels_and_the_teachers_share(alpha: float) -> None:
     assert losses.measures["accuracy"].mean.item() == pytest.approx(hits)
 
 
-def test_the_teacher_follows_once_a_step_and_is_never_trained() -> None:
+def test_the_momentum_encoder_follows_once_a_step_and_is_never_trained() -> None:
     task = tiny.nlvr2(momentum=0.9)
-    assert task.teacher is not None
+    assert task.momentum_encoder is not None
     before = {name: weight.clone() for name, weight in task.state_dict().items()}
     task.before_step()
     assert {name for name, weight in task.state_dict().items() if not torch.equal(weight, before[name])} == {
-        name for name in before if name.startswith("teacher")
+        name for name in before if name.startswith("momentum_")
     }
     for name, old in before.items():
-        if name.startswith("teacher"):
-            student = before[name.replace("teacher_head.", "head.").replace("teacher.", "model.")]
+        if name.startswith("momentum_"):
+            student = before[name.replace("momentum_head.", "head.").replace("momentum_encoder.", "model.")]
             torch.testing.assert_close(task.state_dict()[name], 0.9 * old + 0.1 * student)
-    assert not any(w.requires_grad for part in (task.teacher, task.teacher_head) for w in part.parameters())
-    assert not task.train().teacher.training
-    assert tiny.nlvr2(momentum_encoder_dropout=True).train().teacher.training
+    assert not any(w.requires_grad for part in (task.momentum_encoder, task.momentum_head) for w in part.parameters())
+    assert not task.train().momentum_encoder.training
+    assert tiny.nlvr2(momentum_encoder_dropout=True).train().momentum_encoder.training
 
 
 @pytest.mark.parametrize("system", tiny.MODELS, ids=str)

@@ -53,13 +53,13 @@ def real(name: str, pairs: int) -> tuple[Task, object]:
 @pytest.mark.parametrize("name", MICRO)
 def test_parameters_and_their_bytes_are_those_of_the_real_task(name: str) -> None:
     task, _ = real(name, 4)
-    own = {key: value for key, value in task.named_parameters() if not key.startswith("teacher")}
+    own = {key: value for key, value in task.named_parameters() if not key.startswith("momentum_")}
     found = planned(name).weights
     assert found.parameters == sum(value.numel() for value in own.values())
     assert found.trained == sum(value.numel() for value in own.values() if value.requires_grad)
     assert found.gradients == found.optimizer // 2 == 4 * found.trained
     stored = sum(value.nbytes for value in {**dict(task.named_parameters()), **dict(task.named_buffers())}.values())
-    assert found.weights + found.teacher + found.queue == stored
+    assert found.weights + found.momentum_encoder + found.queue == stored
 
 
 @pytest.mark.parametrize("name", MICRO)

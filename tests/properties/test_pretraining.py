@@ -20,7 +20,7 @@ from diptych.types import Batch, Progress, Term, Texts
 from tests import tiny
 
 LATER = Progress(step=3, epoch=2.0, seed=5)
-"""After the teacher has been let in."""
+"""After the momentum encoder has been let in."""
 
 Build = Callable[..., Any]
 ALBEF: dict[str, Build] = {
@@ -67,7 +67,7 @@ def test_a_term_left_out_freezes_exactly_what_it_alone_reaches(weights: dict[str
     assert trainable == reached
     assert set(losses.terms) == {name for name, weight in weights.items() if weight}
     frozen = {name for name, weight in task.named_parameters() if not weight.requires_grad}
-    assert frozen == {name for name, _ in task.named_parameters() if name.startswith("teacher.")}
+    assert frozen == {name for name, _ in task.named_parameters() if name.startswith("momentum_encoder.")}
 
 
 @EACH
@@ -149,7 +149,7 @@ def test_a_forward_changes_nothing(build: Build) -> None:
     task(batch, LATER).total.backward()
     task.inspect(batch, LATER)
     assert task.training
-    assert all(part.training == (name != "teacher") for name, part in task.named_children())
+    assert all(part.training == (name != "momentum_encoder") for name, part in task.named_children())
     after = task.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -181,19 +181,19 @@ def test_only_the_two_hooks_move_state_and_each_its_own() -> None:
 
     carry = task(batch, LATER).carry
     assert not any(part.requires_grad for part in carry)
-    assert moved(task.before_step) == {"teacher"}
+    assert moved(task.before_step) == {"momentum_encoder"}
     assert moved(lambda: task.after_step(carry)) == {"queue"}
     assert task.queue.ids.tolist() == [13, 101, 102, 10, 11, 12]
 
 
-def test_words_of_the_teacher_are_computed_only_where_they_count() -> None:
+def test_words_of_the_momentum_encoder_are_computed_only_where_they_count() -> None:
     task, batch = tiny.pretraining(alpha_mlm=0.0), tiny.batch()
     calls = []
-    task.teacher.word_head.register_forward_hook(lambda *_: calls.append(1))
+    task.momentum_encoder.word_head.register_forward_hook(lambda *_: calls.append(1))
     task(batch, LATER)
     assert not calls
     tiny_task = tiny.pretraining()
-    tiny_task.teacher.word_head.register_forward_hook(lambda *_: calls.append(1))
+    tiny_task.momentum_encoder.word_head.register_forward_hook(lambda *_: calls.append(1))
     tiny_task(batch, Progress(step=0, epoch=0.0))
     assert not calls
     tiny_task(batch, LATER)
@@ -215,13 +215,15 @@ def test_until_fuse_start_only_the_contrast_trains(build: Build) -> None:
 
 
 @pytest.mark.parametrize("fuse_start", [0, 100])
-def test_until_teacher_start_the_student_is_its_own_teacher(fuse_start: int) -> None:
+def test_until_momentum_start_the_model_is_its_own_momentum_encoder(fuse_start: int) -> None:
     task, batch = tiny.pretraining(momentum_start=4, fuse_start=fuse_start), tiny.batch()
     same = tiny.pretraining(alpha_itc=0.0, alpha_mlm=0.0, fuse_start=fuse_start)
-    student = {name: weight for name, weight in same.model.state_dict().items() if name in same.teacher.state_dict()}
-    same.teacher.load_state_dict(student)
+    student = {
+        name: weight for name, weight in same.model.state_dict().items() if name in same.momentum_encoder.state_dict()
+    }
+    same.momentum_encoder.load_state_dict(student)
     asked: list[int] = []
-    task.teacher.vision.register_forward_hook(lambda *_: asked.append(1))
+    task.momentum_encoder.vision.register_forward_hook(lambda *_: asked.append(1))
     losses, reference = task(batch, LATER), same(batch, LATER)
     torch.testing.assert_close(losses.total, reference.total)
     losses.total.backward()
@@ -237,7 +239,7 @@ def test_until_teacher_start_the_student_is_its_own_teacher(fuse_start: int) -> 
     assert set(batch.image_ids.tolist()) <= set(task.queue.ids.tolist())
 
 
-def test_the_teachers_share_rises_from_teacher_start() -> None:
+def test_the_weight_of_pseudo_targets_rises_from_momentum_start() -> None:
     task, batch = tiny.pretraining(momentum_start=10, alpha_ramp=2.0), tiny.batch()
 
     def alpha(step: int) -> float:
@@ -252,8 +254,8 @@ def added(terms: list[Term]) -> Term:
 
 @pytest.mark.parametrize("cut", [(12,), (1, 11), (5, 0, 7), (3, 3, 3, 3)], ids=str)
 def test_matching_and_word_losses_add_up_over_any_cut(cut: tuple[int, ...]) -> None:
-    logits, teacher, labels = tiny.uniform(12, 9) * 4, tiny.uniform(12, 9, seed=1) * 4, torch.arange(12) % 9
-    pieces = list(zip(logits.split(cut), teacher.split(cut), labels.split(cut), strict=True))
+    logits, momentum_encoder, labels = tiny.uniform(12, 9) * 4, tiny.uniform(12, 9, seed=1) * 4, torch.arange(12) % 9
+    pieces = list(zip(logits.split(cut), momentum_encoder.split(cut), labels.split(cut), strict=True))
 
     def mixed(ours: Tensor, theirs: Tensor, answers: Tensor) -> Term:
         return mixed_word_loss(masked_lm_loss(ours, answers), ours, theirs, 0.4)
@@ -263,7 +265,7 @@ def test_matching_and_word_losses_add_up_over_any_cut(cut: tuple[int, ...]) -> N
         "mlm": lambda ours, _, answers: masked_lm_loss(ours, answers),
         "mixed": mixed,
     }.items():
-        whole, parts = loss(logits, teacher, labels), added([loss(*piece) for piece in pieces])
+        whole, parts = loss(logits, momentum_encoder, labels), added([loss(*piece) for piece in pieces])
         assert (parts.count.item(), whole.count.item()) == (12, 12), name
         torch.testing.assert_close(parts.sum, whole.sum)
         torch.testing.assert_close(parts.mean, whole.mean)

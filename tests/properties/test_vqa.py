@@ -24,7 +24,7 @@ from diptych.types import Progress, QuestionBatch, Texts
 from tests import tiny
 
 START, LATER = Progress(step=0, epoch=0.0), Progress(step=3, epoch=2.0, seed=5)
-"""Before and after the teacher has been let in."""
+"""Before and after the momentum encoder has been let in."""
 CANDIDATES = tiny.answers((3, 4, 3, 6, 5, 3, 4, 3), seed=3)
 TASKS = {"decoding": tiny.vqa_decoding, "closed_set": tiny.vqa_closed_set}
 
@@ -280,18 +280,18 @@ def test_what_trains_is_exactly_what_the_loss_reaches(kind: str, model: dict[str
     task(asked_of(), LATER).total.backward()
     reached = {name for name, weight in task.named_parameters() if weight.grad is not None}
     assert trainable == reached
-    assert not any(name.startswith("teacher") for name in trainable)
+    assert not any(name.startswith("momentum_") for name in trainable)
     assert not [name for name in trainable if not task.get_parameter(name).grad.any()]
     assert {name.split(".")[0] for name in trainable} == {"model", "head"}
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_teacher_is_there_only_where_it_counts(kind: str) -> None:
+def test_the_momentum_encoder_is_there_only_where_it_counts(kind: str) -> None:
     task, batch = TASKS[kind](alpha=0.4), asked_of()
     alone = TASKS[kind](alpha=0.0)
-    assert not any(name.startswith("teacher") for name in alone.state_dict())
+    assert not any(name.startswith("momentum_") for name in alone.state_dict())
     calls: list[int] = []
-    task.teacher_head.register_forward_hook(lambda *_: calls.append(1))
+    task.momentum_head.register_forward_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(task(batch, START).total, alone(batch, LATER).total)
     assert not calls
     assert (task(batch, LATER).total - alone(batch, LATER).total).abs() > 1e-3
@@ -300,7 +300,7 @@ def test_the_teacher_is_there_only_where_it_counts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_only_before_step_moves_state_and_only_the_teachers(kind: str) -> None:
+def test_only_before_step_moves_state_and_only_momentum_copies(kind: str) -> None:
     task, batch = TASKS[kind](alpha=0.4, momentum=0.75, model={"dropout": 0.1}), asked_of()
     before = {name: value.clone() for name, value in task.state_dict().items()}
     task(batch, LATER).total.backward()
@@ -310,20 +310,20 @@ def test_only_before_step_moves_state_and_only_the_teachers(kind: str) -> None:
     after = task.state_dict()
     for name, old in before.items():
         new = old
-        if name.startswith("teacher"):
-            student = before[name.replace("teacher_head.", "head.").replace("teacher.", "model.")]
+        if name.startswith("momentum_"):
+            student = before[name.replace("momentum_head.", "head.").replace("momentum_encoder.", "model.")]
             new = 0.75 * old + 0.25 * student
         torch.testing.assert_close(after[name], new, msg=name)
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_teacher_has_dropout_only_as_released(kind: str) -> None:
+def test_the_momentum_encoder_has_dropout_only_as_released(kind: str) -> None:
     for released in (False, True):
         task = TASKS[kind](alpha=0.4, momentum_encoder_dropout=released)
-        modes = [part.training for part in (task.teacher, task.teacher_head)]
+        modes = [part.training for part in (task.momentum_encoder, task.momentum_head)]
         assert modes == [released, released]
         task.eval()
-        assert not any(part.training for part in (task.teacher, task.teacher_head))
+        assert not any(part.training for part in (task.momentum_encoder, task.momentum_head))
 
 
 def test_the_loss_is_the_weighted_sum_of_answers_over_questions() -> None:
@@ -335,22 +335,26 @@ def test_the_loss_is_the_weighted_sum_of_answers_over_questions() -> None:
     assert task(batch, LATER).total.item() == pytest.approx(expected / len(batch), rel=1e-5)
 
 
-def test_a_word_is_learnt_from_label_and_teacher_in_the_shares_of_alpha() -> None:
-    logits, teacher = tiny.uniform(6, 9) * 4, tiny.uniform(6, 9, seed=1) * 4
+def test_a_word_is_learnt_from_label_and_momentum_encoder_in_the_shares_of_alpha() -> None:
+    logits, momentum_encoder = tiny.uniform(6, 9) * 4, tiny.uniform(6, 9, seed=1) * 4
     labels, answer = torch.arange(6), torch.tensor([0, 0, 2, 2, 2, 1])
-    targets = 0.7 * F.one_hot(labels, 9) + 0.3 * teacher.softmax(1)
+    targets = 0.7 * F.one_hot(labels, 9) + 0.3 * momentum_encoder.softmax(1)
     words = torch.stack([-(target * row.log_softmax(0)).sum() for target, row in zip(targets, logits, strict=True)])
     expected = torch.stack([words[:2].sum(), words[5], words[2:5].sum(), torch.zeros(())])
-    torch.testing.assert_close(answer_losses(logits, labels, answer, 4, teacher, 0.3), expected)
+    torch.testing.assert_close(answer_losses(logits, labels, answer, 4, momentum_encoder, 0.3), expected)
 
 
 def test_the_closed_sets_loss_is_mean_cross_entropy_times_the_number_of_answers() -> None:
-    """As VLMo states it; with a teacher, its probabilities are mixed into the scores."""
-    logits, scores, teacher = tiny.uniform(3, 5) * 4 - 2, tiny.uniform(3, 5, seed=1), tiny.uniform(3, 5, seed=2) * 4
+    """As VLMo states it; with a momentum encoder, its probabilities are mixed into the scores."""
+    logits, scores, momentum_encoder = (
+        tiny.uniform(3, 5) * 4 - 2,
+        tiny.uniform(3, 5, seed=1),
+        tiny.uniform(3, 5, seed=2) * 4,
+    )
     plain = F.binary_cross_entropy(logits.sigmoid(), scores) * 5
     torch.testing.assert_close(closed_set_loss(logits, scores).mean, plain)
-    mixed = F.binary_cross_entropy(logits.sigmoid(), 0.6 * scores + 0.4 * teacher.sigmoid()) * 5
-    torch.testing.assert_close(closed_set_loss(logits, scores, teacher, 0.4).mean, mixed)
+    mixed = F.binary_cross_entropy(logits.sigmoid(), 0.6 * scores + 0.4 * momentum_encoder.sigmoid()) * 5
+    torch.testing.assert_close(closed_set_loss(logits, scores, momentum_encoder, 0.4).mean, mixed)
 
 
 @pytest.mark.parametrize("kind", TASKS)

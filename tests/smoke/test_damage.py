@@ -177,7 +177,7 @@ def test_the_doctor_reads_what_training_wrote(whole: Path, capsys: pytest.Captur
     assert "time is spent waiting for data" in findings["loader"]["what"]
     start = json.loads((whole / "start.json").read_text())
     assert (start["from"], start["untrained"], start["borrowed"]) == (None, [], [])
-    assert start["fresh"].keys() == {"model", "teacher", "queue"}
+    assert start["fresh"].keys() == {"model", "momentum_encoder", "queue"}
 
 
 def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> None:

@@ -25,10 +25,10 @@ import gradio as gr
 from diptych.apps.app.fields import MOST_BYTES
 from diptych.apps.app.form import lay_out
 from diptych.apps.app.look import FAVICON, STYLE, TITLE, theme
-from diptych.apps.app.pages import ask, compare, entail, experts, locate, match, search, teacher
+from diptych.apps.app.pages import ask, compare, entail, experts, locate, match, pseudo_targets, search
 from diptych.apps.app.site import Site
 
-PAGES = (search, match, ask, entail, compare, locate, teacher, experts)
+PAGES = (search, match, ask, entail, compare, locate, pseudo_targets, experts)
 """The pages, in the order of their links."""
 WAITING = 32
 """Number of questions that may wait for the models. Further visitors are asked to try again later."""

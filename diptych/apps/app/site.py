@@ -1,4 +1,4 @@
-"""Holds what the pages share: models, example pictures, momentum teachers, and collections to search."""
+"""Holds what the pages share: models, example pictures, momentum encoders, and collections to search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diptych.apps.app.collection import Collection, open_collections
 from diptych.apps.app.examples import Album, Captioned, album_of, thing_of
 from diptych.apps.app.form import Example
 from diptych.predict import ModelPool
-from diptych.predict.teaching import Teacher
+from diptych.predict.pseudo_targets import MomentumEncoder
 
 OFFERED = 4
 """Number of examples on a page."""
@@ -23,7 +23,7 @@ class Site:
 
     pool: ModelPool
     album: Album
-    teachers: Mapping[str, Teacher]
+    momentum_encoders: Mapping[str, MomentumEncoder]
     """By the model's name."""
     collections: Mapping[str, Collection]
     """By the model's name."""
@@ -35,9 +35,11 @@ class Site:
         """Raises ValueError for runs, pictures or an index that cannot be loaded."""
         pool = ModelPool.load(runs, device)
         album = album_of([Path(run) for run in runs], images)
-        pretrained = [model for model in pool.models if catalog.task_class(model.predictor.recipe.task).keeps_teacher]
-        teachers = {model.name: Teacher.beside(model.predictor) for model in pretrained}
-        return cls(pool, album, teachers, open_collections(pool, album, index))
+        pretrained = [
+            model for model in pool.models if catalog.task_class(model.predictor.recipe.task).keeps_momentum_encoder
+        ]
+        momentum_encoders = {model.name: MomentumEncoder.beside(model.predictor) for model in pretrained}
+        return cls(pool, album, momentum_encoders, open_collections(pool, album, index))
 
     def missing(self, ability: str) -> str | None:
         """Says why none of the models has an ability, and what to train. None if one has it."""

@@ -50,7 +50,7 @@ def _from_weights(recipe: Recipe, start: dict[str, object]) -> Finding:
 
 def _encoders(parts: Iterable[str]) -> list[str]:
     """Lists those parts of the model that are encoders or belong to one, without the momentum encoder."""
-    names = [part.removeprefix("model.") for part in parts if not part.startswith("teacher")]
+    names = [part.removeprefix("model.") for part in parts if not part.startswith("momentum_")]
     return [name for name in names if name.split(".")[0] in ENCODERS and not LATER & set(name.split("."))]
 
 

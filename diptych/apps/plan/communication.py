@@ -30,13 +30,13 @@ def ddp(gradients: int, processes: int) -> int:
     return all_reduce(gradients, processes)
 
 
-def fsdp(weights: int, gradients: int, teacher: int, processes: int, pieces: int = 1) -> int:
+def fsdp(weights: int, gradients: int, momentum_encoder: int, processes: int, pieces: int = 1) -> int:
     """Counts the bytes to gather weights forward and backward, and to reduce-scatter gradients.
 
     The momentum encoder is gathered once. A step in several pieces computes encoders and fusion twice for each piece.
     """
     forwards = 1 if pieces == 1 else 2
-    gathered = (1 + forwards) * all_gather(weights, processes) + all_gather(teacher, processes)
+    gathered = (1 + forwards) * all_gather(weights, processes) + all_gather(momentum_encoder, processes)
     return pieces * (gathered + reduce_scatter(gradients, processes))
 
 

@@ -56,7 +56,7 @@ class Weights:
     trained: int
     weights: int
     """Bytes of all parameters and buffers but those of momentum encoder and queue. All following fields are bytes."""
-    teacher: int
+    momentum_encoder: int
     queue: int
     gradients: int
     optimizer: int
@@ -242,18 +242,18 @@ def queued(task: Task) -> int:
 def weigh(task: Task) -> Weights:
     """Counts the bytes that stay from step to step."""
     queue = [buffer for part in task.modules() if isinstance(part, FeatureQueue) for buffer in part.buffers()]
-    teacher = [value for name, value in task.named_parameters() if name.startswith("teacher")]
-    student = [value for name, value in task.named_parameters() if not name.startswith("teacher")]
+    momentum_encoder = [value for name, value in task.named_parameters() if name.startswith("momentum_")]
+    student = [value for name, value in task.named_parameters() if not name.startswith("momentum_")]
     trained = [value for value in student if value.requires_grad]
     queued = {id(buffer) for buffer in queue}
     buffers = [buffer for buffer in task.buffers() if id(buffer) not in queued]
     blocks = {name: _nbytes(part.parameters()) for name, part in task.named_modules() if isinstance(part, Block)}
-    student_blocks = [size for name, size in blocks.items() if not name.startswith("teacher")]
+    student_blocks = [size for name, size in blocks.items() if not name.startswith("momentum_")]
     return Weights(
         parameters=sum(value.numel() for value in student),
         trained=sum(value.numel() for value in trained),
         weights=_nbytes(student) + _nbytes(buffers),
-        teacher=_nbytes(teacher),
+        momentum_encoder=_nbytes(momentum_encoder),
         queue=_nbytes(queue),
         gradients=_nbytes(trained),
         optimizer=2 * _nbytes(trained),

@@ -13,7 +13,7 @@ def exchanged(recipe: Recipe, counted: Counted, processes: int, pairs: int, toke
         return {}
     weights, pieces = counted.weights, recipe.optim.accumulate
     if recipe.run.parallel == "fsdp":
-        shared = communication.fsdp(weights.weights, weights.gradients, weights.teacher, processes, pieces)
+        shared = communication.fsdp(weights.weights, weights.gradients, weights.momentum_encoder, processes, pieces)
         sent = {"weights and gradients (fsdp)": shared}
     else:
         sent = {"gradients (ddp)": communication.ddp(weights.gradients, processes)}

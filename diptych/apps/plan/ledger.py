@@ -1,7 +1,7 @@
 """A ledger of a simulated step: operations by part and phase, and the memory that is alive at each moment.
 
-Parts have names that users know: image encoder, text encoder, fusion, word head, teacher … Each call of a model's
-contract belongs to a part, and a backward operation belongs to the part of its forward.
+Parts have names that users know: image encoder, text encoder, fusion, word head, momentum encoder … Each call of a
+model's contract belongs to a part, and a backward operation belongs to the part of its forward.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CALLS = {
 }  # fmt: skip
 """Part of each call of a model."""
 CHILDREN = {"head": "task head", "tokenizer": "visual tokenizer"}
-"""Parts that are networks of a task beside its model. Names that begin with `teacher` are the momentum encoder."""
+"""Parts that are networks of a task beside its model. Names that begin with `momentum_` are momentum copies."""
 COUNTERS = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU).flop_registry
 FREE = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "lift_fresh"))
 """Operations that neither read nor write numbers."""
@@ -218,8 +218,8 @@ class Ledger:
     def watch(self, task: nn.Module) -> None:
         """Wraps the calls of a task, so that each enters its part."""
         for name, child in task.named_children():
-            if name.startswith("teacher"):
-                self._watch_calls(child, dict.fromkeys([*CALLS, "forward"], "teacher"))
+            if name.startswith("momentum_"):
+                self._watch_calls(child, dict.fromkeys([*CALLS, "forward"], "momentum encoder"))
             elif name == "model":
                 self._watch_calls(child, CALLS)
             elif name in CHILDREN:
@@ -233,7 +233,9 @@ class Ledger:
     def _watch_calls(self, module: nn.Module, calls: dict[str, str]) -> None:
         for call, part in calls.items():
             if (original := getattr(module, call, None)) is not None:
-                setattr(module, call, self._watched(original, part, call.endswith("_state") and part != "teacher"))
+                setattr(
+                    module, call, self._watched(original, part, call.endswith("_state") and part != "momentum encoder")
+                )
 
     def _watched(self, call: Callable[..., Any], part: str, is_state: bool) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ def memory_of(recipe: Recipe, counted: Counted, fleet: Fleet, pairs: int, tokens
         "weights": weights.weights // cut,
         "gradients": gradients // cut,
         "optimiser": weights.optimizer // cut,
-        "teacher": weights.teacher // cut,
+        "momentum encoder": weights.momentum_encoder // cut,
         "queue": weights.queue,
         "pictures and texts": pieces * _input_bytes(recipe, pairs, tokens),
         "activations": alive + (pieces - 1) * counted.states(pairs),

@@ -140,7 +140,11 @@ def assemble(recipe: Recipe, wish: Wish, counted: Counted, rates: Rates, tokens:
         pairs=pairs,
         pieces=pieces,
         tokens=tokens,
-        parameters={"in all": weights.parameters, "trained": weights.trained, "of the teacher": weights.teacher // 4},
+        parameters={
+            "in all": weights.parameters,
+            "trained": weights.trained,
+            "of the momentum encoder": weights.momentum_encoder // 4,
+        },
         memory=memory,
         total=sum(memory.values()),
         capacity=fleet.card.memory if fleet.card else memory_here(recipe),
@@ -148,7 +152,7 @@ def assemble(recipe: Recipe, wish: Wish, counted: Counted, rates: Rates, tokens:
         seconds=seconds,
         step=step,
         exchanged=sent,
-        checkpoint=weights.weights + weights.teacher + weights.queue + weights.optimizer,
+        checkpoint=weights.weights + weights.momentum_encoder + weights.queue + weights.optimizer,
         checkpoint_every=recipe.run.checkpoint_every * step,
         pictures=pairs * pieces / step,
         steps=steps,
@@ -169,7 +173,7 @@ def parts_of(recipe: Recipe, counted: Counted, rates: Rates, pairs: int, process
     flops: dict[tuple[str, Phase], int] = {}
     seconds: dict[str, float] = {}
     for (part, phase, name), total in counted.sums(pairs, processes * pairs * pieces).items():
-        again = 2 if pieces > 1 and phase == "forward" and part not in ("teacher", LOSSES, CONTRAST) else 1
+        again = 2 if pieces > 1 and phase == "forward" and part not in ("momentum encoder", LOSSES, CONTRAST) else 1
         flops[part, phase] = flops.get((part, phase), 0) + pieces * total.flops
         if again == 2:
             flops[part, "recompute"] = flops.get((part, "recompute"), 0) + pieces * total.flops
@@ -194,11 +198,11 @@ def _seconds(
     computing = sum(part.seconds for part in parts)
     products = sum(part.forward + part.backward + part.recompute for part in parts) / rates.products
     weights, cut = counted.weights, wish.fleet.count if recipe.run.parallel == "fsdp" else 1
-    moved = ((ADAM + NORM) * weights.trained + AVERAGE * weights.teacher // 4) // cut
+    moved = ((ADAM + NORM) * weights.trained + AVERAGE * weights.momentum_encoder // 4) // cut
     seconds = {
         "matrix products": min(products, computing),
         "other operations": max(0.0, computing - products),
-        "optimiser and teacher": moved / rates.traffic_at(12 << 20),
+        "optimiser and momentum encoder": moved / rates.traffic_at(12 << 20),
     }
     if sent:
         link = _link(wish)

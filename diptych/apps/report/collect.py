@@ -131,14 +131,14 @@ CHARTS = (
         "high as the first, all features are the same.",
     ),
     ChartSpec(
-        "The momentum teacher",
+        "The momentum encoder",
         "0 to 1",
         {
             "measures.teacher_label_probability": "probability of the label",
             "measures.alpha": "weight of the pseudo-targets (ramp of α)",
         },
-        "The probability that the teacher gives the label among all candidates, and the weight α of its pseudo-targets "
-        "(ALBEF §3.3).",
+        "The probability that the momentum encoder gives the label among all candidates, and the weight α of its "
+        "pseudo-targets (ALBEF §3.3).",
     ),
     ChartSpec(
         "False negatives",

@@ -82,7 +82,7 @@ class NegativeExample:
 
 @dataclass(frozen=True)
 class WordGuess:
-    """A masked word, and the pseudo-target of the momentum teacher in its place."""
+    """A masked word, and the pseudo-target of the momentum encoder in its place."""
 
     before: str
     label: str
@@ -93,7 +93,7 @@ class WordGuess:
 
 @dataclass(frozen=True)
 class TextGuess:
-    """A caption and the probability that the momentum teacher gives it for a picture."""
+    """A caption and the probability that the momentum encoder gives it for a picture."""
 
     text: str
     probability: float
@@ -102,8 +102,8 @@ class TextGuess:
 
 
 @dataclass(frozen=True)
-class TeacherExample:
-    """The pseudo-targets of the momentum teacher for one training pair."""
+class PseudoTargetExample:
+    """The pseudo-targets of the momentum encoder for one training pair."""
 
     picture: Image
     caption: str
@@ -119,7 +119,7 @@ class Examples:
 
     queries: tuple[QueryExample, ...] = ()
     negatives: tuple[NegativeExample, ...] = ()
-    teacher: tuple[TeacherExample, ...] = ()
+    pseudo_targets: tuple[PseudoTargetExample, ...] = ()
 
 
 @dataclass(frozen=True)

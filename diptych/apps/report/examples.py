@@ -11,7 +11,14 @@ from jaxtyping import Int
 from PIL.Image import Image
 from torch import Tensor
 
-from diptych.apps.report.data import NegativeExample, QueryExample, QueryResult, TeacherExample, TextGuess, WordGuess
+from diptych.apps.report.data import (
+    NegativeExample,
+    PseudoTargetExample,
+    QueryExample,
+    QueryResult,
+    TextGuess,
+    WordGuess,
+)
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Normalise
@@ -72,14 +79,14 @@ def negative_examples(
     )
 
 
-def teacher_examples(
+def pseudo_target_examples(
     inspection: AlbefInspection,
     batch: Batch,
     tokenizer: Tokenizer,
     normalise: Normalise,
     clean: Sequence[str | None],
     count: int = 8,
-) -> tuple[TeacherExample, ...]:
+) -> tuple[PseudoTargetExample, ...]:
     """Shows the first `count` pairs of a batch that have a masked word, with their pseudo-targets.
 
     `clean[b]` is the caption without the noise put into it, None where there is none.
@@ -89,7 +96,7 @@ def teacher_examples(
     for row, pair in enumerate(inspection.masked.pair.tolist()):
         rows.setdefault(pair, []).append(row)
     return tuple(
-        TeacherExample(
+        PseudoTargetExample(
             picture=to_picture(batch.pixels[b], normalise),
             caption=texts[b],
             clean=clean[b],
@@ -97,7 +104,9 @@ def teacher_examples(
             texts=tuple(
                 TextGuess(texts[other], probability, other == b)
                 for other, probability in zip(
-                    inspection.teacher_texts[b].tolist(), inspection.teacher_text_probabilities[b].tolist(), strict=True
+                    inspection.momentum_texts[b].tolist(),
+                    inspection.momentum_text_probabilities[b].tolist(),
+                    strict=True,
                 )
             ),
         )
@@ -108,7 +117,7 @@ def teacher_examples(
 def _word(inspection: AlbefInspection, batch: Batch, tokenizer: Tokenizer, row: int) -> WordGuess:
     ids = batch.texts.input_ids[inspection.masked.pair[row]].tolist()
     place = int(inspection.masked.position[row])
-    words, probabilities = inspection.teacher_words[row].tolist(), inspection.teacher_word_probabilities[row].tolist()
+    words, probabilities = inspection.momentum_words[row].tolist(), inspection.momentum_word_probabilities[row].tolist()
     return WordGuess(
         before=tokenizer.decode(ids[:place]),
         label=tokenizer.token(int(inspection.labels[row])),

@@ -14,11 +14,11 @@ from diptych.apps.report import (
     collect,
     describe_evaluation,
     negative_examples,
+    pseudo_target_examples,
     query_examples,
-    teacher_examples,
     write_report,
 )
-from diptych.apps.report.data import NegativeExample, TeacherExample
+from diptych.apps.report.data import NegativeExample, PseudoTargetExample
 from diptych.data.dataset import PairDataset, pictures_of
 from diptych.data.loader import evaluation_batch
 from diptych.data.record import AnyRecord
@@ -43,8 +43,8 @@ def write(evaluated: EvaluatedRetrieval) -> Path:
         split.captions, split.image_of_text, ranking.ranks, ranking.contrastive_ranks, ranking.reranked,
         split.pictures.__getitem__, len(split.pictures),
     )  # fmt: skip
-    negatives, teacher = _pretraining_examples(evaluated)
-    examples = Examples(queries, negatives, teacher)
+    negatives, pseudo_targets = _pretraining_examples(evaluated)
+    examples = Examples(queries, negatives, pseudo_targets)
     folder = evaluated.folder
     data = collect(folder, evaluation=evaluated.to_json(), ceiling=evaluated.ceiling, examples=examples)
     return write_report(folder, data)
@@ -52,7 +52,7 @@ def write(evaluated: EvaluatedRetrieval) -> Path:
 
 def _pretraining_examples(
     evaluated: EvaluatedRetrieval, size: int = 64
-) -> tuple[tuple[NegativeExample, ...], tuple[TeacherExample, ...]]:
+) -> tuple[tuple[NegativeExample, ...], tuple[PseudoTargetExample, ...]]:
     """Shows hard negatives and pseudo-targets of the first training pairs. Both are empty after other trainings."""
     predictor = evaluated.predictor
     recipe, tokenizer = predictor.recipe, predictor.tokenizer
@@ -73,7 +73,7 @@ def _pretraining_examples(
     if not isinstance(inspection, AlbefInspection):
         return negatives, ()
     clean = [record.clean[0] if record.clean else None for record in fetched.records]
-    return negatives, teacher_examples(inspection, fetched.batch, tokenizer, normalise, clean)
+    return negatives, pseudo_target_examples(inspection, fetched.batch, tokenizer, normalise, clean)
 
 
 def write_task_evaluation(evaluated: EvaluatedTask) -> Path:

@@ -36,27 +36,27 @@ class HiddenPiece:
     label: str
     after: str
     student: Guesses
-    teacher: Guesses
+    momentum_encoder: Guesses
 
 
 @dataclass(frozen=True)
-class Teacher:
+class MomentumEncoder:
     """A pre-trained ALBEF with its momentum encoder."""
 
     student: Predictor
     network: Albef
 
     @classmethod
-    def beside(cls, student: Predictor) -> Teacher:
+    def beside(cls, student: Predictor) -> MomentumEncoder:
         """Loads the momentum encoder from the model's own checkpoint. Raises ValueError if it has none."""
-        if not catalog.task_class(student.recipe.task).keeps_teacher:
-            raise ValueError(f"{student.origin} holds no teacher: only ALBEF's pre-training keeps one")
+        if not catalog.task_class(student.recipe.task).keeps_momentum_encoder:
+            raise ValueError(f"{student.origin} holds no momentum encoder: only ALBEF's pre-training keeps one")
         checkpoint = store.load_from(student.origin)
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
             task = catalog.build_task(student.recipe, student.tokenizer)
         store.load_into(task, checkpoint.weights(), checkpoint.folder)
-        assert isinstance(task.teacher, Albef)
-        return cls(student, task.teacher.to(student.device).eval())
+        assert isinstance(task.momentum_encoder, Albef)
+        return cls(student, task.momentum_encoder.to(student.device).eval())
 
     def words(self, picture: Picture, text: str, word: str | None = None, k: int = 5) -> tuple[HiddenPiece, ...]:
         """Predicts a masked word of the text, or each of its words in turn, by both encoders.
@@ -80,12 +80,14 @@ class Teacher:
         pairs = [row for row, places in enumerate(words) for _ in places]
         rows = TokenPositions(torch.tensor(pairs), torch.tensor([place for places in words for place in places]))
         batch = Texts(hidden, texts.attention_mask.repeat(len(words), 1))
-        student, teacher = (self._guess(model, picture, batch, rows, k) for model in (self.student.model, self.network))
+        student, momentum_encoder = (
+            self._guess(model, picture, batch, rows, k) for model in (self.student.model, self.network)
+        )
         spans = [places for places in words for _ in places]
         return tuple(
             HiddenPiece(
                 tokenizer.decode(ids[: span[0]]), tokenizer.token(ids[place]), tokenizer.decode(ids[span[-1] + 1 :]),
-                student[row], teacher[row],
+                student[row], momentum_encoder[row],
             )
             for row, (place, span) in enumerate(zip(rows.position.tolist(), spans, strict=True))
         )  # fmt: skip
