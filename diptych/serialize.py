@@ -34,8 +34,8 @@ from diptych.schema import (
 
 Config = TypeVar("Config")
 ADDED: dict[str, type[AddedTaskConfig]] = {}
-"""Configurations of tasks that are not the library's, by their names, where `diptych.catalog.add_task` puts them. Only
-then can a stored recipe with one be read."""
+"""Configs of tasks that are not the library's, by their names. A stored recipe with such a task can be read once
+`diptych.catalog.add_task` has entered its config here (examples/captioning.py)."""
 KIND = "kind"
 """If a field may be one of several configs, this entry of its JSON names it. Without the entry it is the first one."""
 
