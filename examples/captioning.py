@@ -75,10 +75,9 @@ class Captioning(Task):
         """Fuses each picture with [CLS] [MASK] … [MASK]: the states that the decoder reads."""
         ids = torch.full((len(batch), 1 + self.config.longest), self.special.mask, device=batch.pixels.device)
         ids[:, 0] = self.special.cls
-        masked = self.model.text_state(Texts(ids, torch.ones_like(ids, dtype=torch.bool), rng_keys))
+        texts = self.model.text_state(Texts(ids, torch.ones_like(ids, dtype=torch.bool), rng_keys))
         here = torch.arange(len(batch), device=ids.device)
-        images = self.model.image_state(batch.pixels, rng_keys=batch.rng_keys)
-        joint = self.model.fuse(masked, images, here, here, positions="all")
+        joint = self.model.fuse(texts, self.model.image_state(batch.pixels, rng_keys=batch.rng_keys), here, here, "all")
         return QuestionStates(joint.hidden, joint.mask)
 
     def word_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

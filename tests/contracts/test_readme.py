@@ -183,7 +183,7 @@ def test_every_command_runs_in_the_order_of_the_pages(walked: Path, capsys: pyte
         "Visual-token accuracy",
         "Always the commonest",
         "Perplexity of the codes",
-        "Perplexity of a hidden",
+        "Perplexity of a masked",
     ):
         assert measure in stages[0], measure
 

@@ -300,7 +300,7 @@ def test_a_run_is_measured_by_accuracy_and_perplexity_of_hidden_words(trained: P
 
 def test_a_run_has_a_report(trained: Path) -> None:
     page = report(trained).read_text()
-    for text in ("Masked language modelling", "Perplexity of a hidden word", "[MASK]", "hidden words (MLM)"):
+    for text in ("Masked language modelling", "Perplexity of a masked word", "[MASK]", "masked words (MLM)"):
         assert text in page
 
 
