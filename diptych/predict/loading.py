@@ -20,7 +20,7 @@ from diptych.schema import Recipe
 from diptych.serialize import from_dict
 from diptych.task import Model
 
-TEACHING = ("momentum_encoder", "queue")
+TEACHING = ("momentum_", "queue")
 """Parts of a task that only training needs; exported checkpoints come without them."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 

@@ -67,7 +67,7 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True, **changes:
     albef = padded(Albef(model), keep_padding)
     task = VqaDecoding(albef, dataclasses.replace(config, **changes), special_ids(folder), RELEASED)
     own = tuple(f"model.{part}" for part in albef.parts_unused_by("fuse"))
-    load_published(task, folder, "vqa", PUBLISHED_VQA, own, without=("momentum_encoder",) if case == "hard" else ())
+    load_published(task, folder, "vqa", PUBLISHED_VQA, own, without=("momentum_",) if case == "hard" else ())
     return task
 
 
