@@ -92,7 +92,7 @@ def test_a_broken_link_and_a_missing_heading_are_found(
 def test_the_reference_shows_what_is_public_with_all_that_it_says(build: ModuleType) -> None:
     text = build.reference("diptych.train.optim")
     assert "build_optimizer(module: nn.Module, config: OptimConfig, parts: " in text
-    assert "AdamW in one fused kernel" in text
+    assert "Builds AdamW as one fused kernel" in text
     assert "_released" not in text
     assert "```text\n>>> top_k(torch.tensor" in build.reference("diptych.search.index")
 
