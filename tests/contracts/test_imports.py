@@ -1,4 +1,4 @@
-"""Imports point down the rooms of the state only, and never sideways."""
+"""Imports point down the floors only, and never sideways."""
 
 from __future__ import annotations
 
