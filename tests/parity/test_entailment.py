@@ -34,9 +34,7 @@ def build(folder: Path, case: str = "a04", keep_padding: bool = True) -> Entailm
     model = padded(Albef(albef_config(folder)), keep_padding)
     task = Entailment(model, config)
     own = tuple(f"model.{part}" for part in model.parts_unused_by())
-    load_published(
-        task, folder, "ve", PUBLISHED_ENTAILMENT, own, without=("momentum_",) if case == "hard" else ()
-    )
+    load_published(task, folder, "ve", PUBLISHED_ENTAILMENT, own, without=("momentum_",) if case == "hard" else ())
     return task
 
 

@@ -47,9 +47,7 @@ def build_nlvr2(folder: Path, case: str = "a04", keep_padding: bool = True) -> N
     model = padded(Albef(config_of(folder)), keep_padding)
     assert len(model.text.layers) == sizes["nlvr_num_hidden_layers"]
     task, own = Nlvr2(model, config), tuple(f"model.{part}" for part in model.parts_unused_by())
-    load_published(
-        task, folder, "nlvr", published_nlvr2(model.config), own, ("momentum_",) if case == "hard" else ()
-    )
+    load_published(task, folder, "nlvr", published_nlvr2(model.config), own, ("momentum_",) if case == "hard" else ())
     return task
 
 

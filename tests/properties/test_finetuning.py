@@ -334,7 +334,7 @@ class Bags(Model):
     """The smallest model that keeps the contract: means of pixels and words, fused by a product."""
 
     embed_dim = 4
-    parts = {  # noqa: RUF012
+    call_parts = {  # noqa: RUF012
         "embed_image": ("image_proj",),
         "embed_text": ("text_proj",),
         "temperature": ("scale",),

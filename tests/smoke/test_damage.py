@@ -169,7 +169,7 @@ def test_the_doctor_reads_what_training_wrote(whole: Path, capsys: pytest.Captur
     with suppress(SystemExit):  # a loader of such small steps may well be called slow
         main(["doctor", str(whole), "--json"])
     findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
-    assert findings["start"]["what"] == "from nothing, as this model is made for"
+    assert findings["start"]["what"] == "the run started from random weights, which this model is built for"
     assert findings["records"]["level"] == "fine", "every step had all its pairs, accumulated ones too"
     assert findings["features"]["level"] == "unknown", "twelve steps are too few"
     assert "do not belong together" in findings["features"]["what"]
@@ -187,4 +187,4 @@ def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> N
     clock = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(datetime|date|now)\b|getmtime|st_[acm]time")
     sources = {path: path.read_text() for path in Path(diptych.__file__).parent.rglob("*.py")}
     names = {path.name for path, text in sources.items() if clock.search(text)}
-    assert names == {"texts.py", "index.py", "kept.py", "items.py", "states.py"}
+    assert names == {"texts.py", "index.py", "cache.py", "items.py", "states.py"}
