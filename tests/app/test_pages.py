@@ -101,7 +101,7 @@ def test_the_momentum_encoder_stands_beside_the_label(visitor: Visitor) -> None:
     answer = visitor.answer()
     assert answer.locator("mark").all_inner_texts() == ["boat"]
     assert answer.locator("h4").all_inner_texts() == ["Model", "Momentum encoder"]
-    page.get_by_label("Word to hide").fill("")
+    page.get_by_label("Word to mask").fill("")
     page.get_by_role("button", name="Show the pseudo-targets").click()
     page.locator(".masked-word").nth(1).wait_for()
     assert answer.locator("mark").all_inner_texts() == ["a", "boat"]
