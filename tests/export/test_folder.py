@@ -308,8 +308,8 @@ def test_a_missing_or_wrong_token_and_a_missing_network_are_errors(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say where to"),
-        (["--onnx", "--push", "a/b"], "say where with --to"),
+        ([], "give a target: --to FOLDER, --push OWNER/NAME, or both"),
+        (["--onnx", "--push", "a/b"], "--onnx writes files: give their folder as --to FOLDER"),
         (["--to", "x", "--private"], "--private is for --push"),
         (["--to", "x", "--onnx", "--license", "mit"], "--license is for the model card"),
     ],
