@@ -51,7 +51,6 @@ from diptych.tasks.pretraining import (
     matching_measures,
     negative_similarity,
     repeated_pictures,
-    without_zero_weights,
     word_measures,
 )
 from diptych.types import Batch, Losses, Progress, Term, Texts, TokenPositions
@@ -207,9 +206,10 @@ class AlbefPretraining(DistilledTask):
                 negative_weights=weights, negatives=negatives, masked=masked, labels=labels,
                 match_logits=match_logits, word_logits=word_logits, momentum_word_logits=momentum_word_logits,
             ))  # fmt: skip
-        # 6. The sum of the three; the paper's weights are 1.
+        # 6. The sum of the three; the paper's weights are 1, and a loss of weight 0 is left out.
         terms = {"itc": (config.itc, itc), "itm": (config.itm, itm), "mlm": (config.mlm, mlm)}
-        return Losses.weighted(measures=measures, carry=carry, **without_zero_weights(terms))  # ALBEF Eq. 5
+        trained = {name: term for name, term in terms.items() if term[0]}
+        return Losses.weighted(measures=measures, carry=carry, **trained)  # ALBEF Eq. 5
 
     def _phase(self, progress: Progress, traced: bool) -> tuple[bool, bool, float]:
         """Returns whether the momentum encoder is used, whether fusion trains, and how far α has risen, 0 to 1.

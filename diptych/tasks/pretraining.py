@@ -7,7 +7,6 @@ V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -133,11 +132,6 @@ def fuse_pairs(
     joint = model.fuse(texts, images, text_index, image_index, masked)
     match_logits = model.match_logits(joint)[:judged] if judged else None
     return match_logits, None if joint.hidden is None else model.word_logits(joint.hidden).float()
-
-
-def without_zero_weights(terms: Mapping[str, tuple[float, Term]]) -> dict[str, tuple[float, Term]]:
-    """Leaves out the terms whose weight is 0, which train nothing."""
-    return {name: term for name, term in terms.items() if term[0]}
 
 
 # --------------------------------------------------------------------------- measures, logged beside the losses
