@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from diptych.apps.report.of_run import report
+from diptych.apps.report.run import report
 from PIL import Image
 
 import diptych
