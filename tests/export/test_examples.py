@@ -14,11 +14,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from diptych.apps.report.run import report
 from PIL import Image
 
 import diptych
 from diptych import serialize
+from diptych.apps.report.run import report
 from diptych.catalog import TASKS, add_task, build_task
 from diptych.predict import ModelPool, load
 from diptych.run import open_task
