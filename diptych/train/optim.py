@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diptych.nn.blocks import Block
 from diptych.nn.mome import FeedForward
 from diptych.nn.relative import RelativePositions
 from diptych.schema import WARMUP_UNIT, DecayRule, OptimConfig, Released, ScheduleConfig
+from diptych.train.muon import MuonAndAdamW
+
+FUSED = {"qkv": 3, "kv": 2}
+"""Projections that are stored as one weight, and how many they are."""
 
 
 def decays(module: nn.Module, rule: DecayRule) -> dict[str, bool]:
@@ -60,20 +65,43 @@ def parameter_groups(
     rule: DecayRule,
     head_lr: float = 1.0,
     parts: Mapping[str, Tensor] | None = None,
+    muon: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups the trainable parameters by weight decay, and the head apart if it has a learning rate of its own.
 
     `rate` of a group multiplies the learning rate. `parts` are this process's parts of the parameters by name, if
-    parameters are sharded. Raises ValueError if every parameter is frozen.
+    parameters are sharded. With `muon`, matrices inside blocks have groups of their own, with `muon_pieces`. Raises
+    ValueError if every parameter is frozen, and if such a matrix is sharded.
     """
     rules = decays(module, rule)
     if not rules:
         raise ValueError("nothing to train: every parameter is frozen")
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    pieces = matrices_in_blocks(module) if muon else {}
+    groups: dict[tuple[float, float, int], list[Tensor]] = {}
     for name, decayed in rules.items():
         rate_and_decay = (head_lr if in_head(name) else 1.0, weight_decay if decayed else 0.0)
-        groups.setdefault(rate_and_decay, []).append(parts[name] if parts else module.get_parameter(name))
-    return [{"params": members, "weight_decay": decay, "rate": rate} for (rate, decay), members in groups.items()]
+        members = groups.setdefault((*rate_and_decay, pieces.get(name, 0)), [])
+        members.append(parts[name] if parts else module.get_parameter(name))
+        if name in pieces and members[-1].shape != module.get_parameter(name).shape:
+            raise ValueError("optim.kind=muon needs whole matrices in each process: set run.parallel=ddp")
+    return [
+        {"params": members, "weight_decay": decay, "rate": rate} | ({"muon_pieces": count} if count else {})
+        for (rate, decay, count), members in groups.items()
+    ]
+
+
+def matrices_in_blocks(module: nn.Module) -> dict[str, int]:
+    """Names the weights of linear layers inside blocks, which Muon trains, with the number of matrices in each.
+
+    A weight that holds the projections to queries, keys and values is three matrices, one to keys and values two.
+    """
+    names: dict[str, int] = {}
+    for above, block in module.named_modules():
+        if isinstance(block, Block):
+            for name, layer in block.named_modules():
+                if isinstance(layer, nn.Linear):
+                    names[f"{above}.{name}.weight"] = FUSED.get(name.rpartition(".")[2], 1)
+    return names
 
 
 def build_optimizer(
@@ -82,11 +110,16 @@ def build_optimizer(
     parts: Mapping[str, Tensor] | None = None,
     released: Released = Released(),
 ) -> torch.optim.Optimizer:
-    """Builds AdamW as one fused kernel, or VLMo's AdamW if `released.adam_decays_after_update`.
+    """Builds AdamW as one fused kernel, Muon beside it, or VLMo's AdamW if `released.adam_decays_after_update`.
 
     The loop sets the learning rate before each step. `parts` is as for `parameter_groups`.
     """
-    groups = parameter_groups(module, config.weight_decay, released.decay, config.head_lr, parts)
+    muon = config.kind == "muon"
+    groups = parameter_groups(module, config.weight_decay, released.decay, config.head_lr, parts, muon)
+    if muon and released.adam_decays_after_update:
+        raise ValueError("released.adam_decays_after_update is about AdamW alone: set optim.kind=adamw")
+    if muon:
+        return MuonAndAdamW(groups, config.lr, config.betas, config.eps)
     if released.adam_decays_after_update:
         return ReleasedAdam(groups, config.lr, config.betas, config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
