@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests import checks
+
+checks.install()
+
 GOLDEN = Path(__file__).parent / "golden"
 
 TOGETHER = ("tests/app", "tests/serve")
