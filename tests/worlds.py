@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import torch.multiprocessing as mp
 Work = Callable[[int, int], Any]
 """What a process does, told its rank and how many there are; a function of a module, so that processes find it."""
 
+PRELOADED = ["diptych.run", "tests.tiny"]
+"""What a server process imports once, of which the processes of all worlds are forks."""
+
 
 def run_world(size: int, work: Work, folder: Path) -> list[Any]:
     """What each of `size` processes gives, by rank. A world of one is this process, without a process group."""
     if size == 1:
         return [work(0, 1)]
-    mp.spawn(_process, (size, work, folder), nprocs=size)
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    mp.start_processes(_process, (size, work, folder), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 

@@ -16,7 +16,7 @@ from diptych.cli.main import VERBS, main
 from diptych.recipes.override import override, parse_assignments
 from diptych.run import training
 from diptych.schema import Recipe
-from tests.contracts.test_readme import SHALLOW, SHRUNK, WALKED, save_photos
+from tests.contracts.test_readme import WALKED, save_photos, small
 from tests.runs import save_family
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +31,8 @@ of their own parts."""
 READ_ON = {Path(page).name for page in WALKED if page.startswith("docs/")}
 """Pages that go on from the README: test_readme.py runs their commands after the README's."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+PROCESSES = "--processes"
+"""Starts that many processes: two show as much as more, and tests/index/test_vectors.py says what they do."""
 LINES: dict[str, Callable[[int], dict[str, Any]]] = {
     "claims": lambda n: {"image": f"photos/{n}.png", "hypothesis": "a red car", "label": "neutral"},
     "questions": lambda n: {"image": f"photos/{n}.png", "question": "what is it?", "answers": ["car", "car", "boat"]},
@@ -42,6 +44,12 @@ LINES: dict[str, Callable[[int], dict[str, Any]]] = {
     },
 }  # fmt: skip
 """A line of each task's file; no picture is in two."""
+
+
+def of_two(command: list[str]) -> list[str]:
+    """Lets two processes do what a page gives to more."""
+    before = [None, *command]
+    return ["2" if before[place] == PROCESSES else word for place, word in enumerate(command)]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -101,8 +109,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     train = training._train
 
     def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
-        fewer = [SHALLOW.get(type(part), {}) for part in (recipe.model, recipe.task)]
-        return train(override(recipe, SHRUNK | fewer[0] | fewer[1] | {"init_from": None}), *arguments, **named)
+        return train(override(small(recipe), {"init_from": None}), *arguments, **named)
 
     monkeypatch.setattr(training, "_train", train_small)
     return tmp_path
@@ -119,4 +126,4 @@ def test_every_block_runs_in_its_order(page: Path, reader: Path, capsys: pytest.
         for command in commands(code) if not language else ():
             if any(SERVER in word for word in command):
                 continue
-            assert main(command) == 0, f"{command}: {capsys.readouterr().err}"
+            assert main(of_two(command)) == 0, f"{command}: {capsys.readouterr().err}"

@@ -59,6 +59,8 @@ SHALLOW: dict[type, dict[str, int]] = {
     VqaDecoderConfig: {"task.decoder.layers": 1},
 }
 """Few layers, by the type of a recipe's model and task."""
+BATCH = 16
+"""Pairs of a batch, where a page does not give another number than the recipe."""
 BASE = "albef_base"
 """Recipes of this size are parsed, not run."""
 ABLATE = "ablate"
@@ -127,6 +129,14 @@ def save_claims(file: Path) -> None:
     file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
 
 
+def small(recipe: Recipe) -> Recipe:
+    """Shrinks a training that a page shows."""
+    fewer = [SHALLOW.get(type(part), {}) for part in (recipe.model, recipe.task)]
+    given = recipe.run.batch_size != find_recipe(recipe.name).run.batch_size
+    batch = {} if given else {"run.batch_size": BATCH}
+    return override(recipe, SHRUNK | batch | fewer[0] | fewer[1])
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which a reader did `make demo`, with small trainings."""
@@ -136,8 +146,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     train = training._train
 
     def train_small(recipe: Recipe, *arguments: Any, **named: Any) -> Path:
-        fewer = [SHALLOW.get(type(part), {}) for part in (recipe.model, recipe.task)]
-        return train(override(recipe, SHRUNK | fewer[0] | fewer[1]), *arguments, **named)
+        return train(small(recipe), *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)

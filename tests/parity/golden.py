@@ -85,9 +85,12 @@ def run_alone(*arguments: str) -> str:
     return done.stdout
 
 
-def judged_alone(file: str, folder: Path) -> bool:
-    """Whether tests are spread over processes, of which none sees all comparisons: `file` is then run again in one."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+def judged_alone(file: str, folder: Path, golden: Golden) -> bool:
+    """Whether `file` was run again in one process, because the tests of it that ran in this one miss tensors.
+
+    That is so where processes share the tests of a file, and none of them sees all comparisons.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ or set(golden.tensors) == golden.used:
         return False
     run_alone(f"--golden-albef={folder.resolve()}", file)
     return True

@@ -105,7 +105,7 @@ def test_a_phrase_on_its_own_has_the_released_map_without_the_dilution(golden: G
 
 def test_every_stored_tensor_of_grounding_is_compared(golden: Golden, golden_albef: Path) -> None:
     """Judges the comparisons above; on its own it has none. Spread over processes, they are run again in one."""
-    if judged_alone(__file__, golden_albef):
+    if judged_alone(__file__, golden_albef, golden):
         return
     if not any(key.startswith("itc") for key in golden.used) or not any(key.startswith("itm") for key in golden.used):
         pytest.skip("the comparisons above did not run")

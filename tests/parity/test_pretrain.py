@@ -255,7 +255,7 @@ def test_valid_rows_do_not_need_padding(golden: Golden) -> None:
 
 def test_every_stored_tensor_of_pretraining_is_compared(golden: Golden, golden_albef: Path) -> None:
     """Judges the comparisons above; on its own it has none. Spread over processes, they are run again in one."""
-    if judged_alone(__file__, golden_albef):
+    if judged_alone(__file__, golden_albef, golden):
         return
     if len(golden.used) < 50:
         pytest.skip("the comparisons above did not run")

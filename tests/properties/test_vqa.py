@@ -16,6 +16,7 @@ from diptych.data.record import Question
 from diptych.data.tokenizer import SPECIAL as SPECIAL_PIECES
 from diptych.data.tokenizer import Tokenizer
 from diptych.losses.answers import answer_losses, closed_set_loss
+from diptych.nn.decoder import QuestionStates
 from diptych.nn.packed import PackedSequences
 from diptych.serialize import typed
 from diptych.tasks import vqa
@@ -100,24 +101,24 @@ def written(found: Generated, b: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def following(task: VqaDecoding, batch: QuestionBatch, beginning: list[int]) -> Tensor:
-    """log P of the word behind a beginning, read anew from its first token; `batch` holds one question."""
+def following(task: VqaDecoding, asked: QuestionStates, beginning: list[int]) -> Tensor:
+    """log P of the word behind a beginning, read anew from its first token; `asked` is of one question."""
     ids = torch.tensor(beginning)
-    hidden, _ = task.head(ids, PackedSequences(torch.tensor([len(ids)])), ask(task.model, batch), torch.tensor([0]))
+    hidden, _ = task.head(ids, PackedSequences(torch.tensor([len(ids)])), asked, torch.tensor([0]))
     return F.log_softmax(task.head.word_logits(hidden[-1]), dim=0)
 
 
 def log_probability(task: VqaDecoding, batch: QuestionBatch, answer: list[int]) -> float:
     """Of an answer with its [SEP], word by word."""
-    whole = [tiny.SPECIAL.cls, *answer]
-    return sum(following(task, batch, whole[:place])[whole[place]].item() for place in range(1, len(whole)))
+    whole, asked = [tiny.SPECIAL.cls, *answer], ask(task.model, batch)
+    return sum(following(task, asked, whole[:place])[whole[place]].item() for place in range(1, len(whole)))
 
 
 def plainly(task: VqaDecoding, batch: QuestionBatch) -> list[int]:
     """Greedy decoding as one would write it down."""
-    special, answer = tiny.SPECIAL, list[int]()
+    special, answer, asked = tiny.SPECIAL, list[int](), ask(task.model, batch)
     while special.sep not in answer:
-        words = following(task, batch, [special.cls, *answer])
+        words = following(task, asked, [special.cls, *answer])
         words[[special.pad, special.unk, special.cls, special.mask]] = -torch.inf
         if not answer:
             words[special.sep] = -torch.inf
@@ -186,10 +187,11 @@ def test_beams_find_what_a_search_of_that_width_finds() -> None:
     found = task.generate(batch, beams=width)
     for b in range(len(batch)):
         kept: list[tuple[float, list[int]]] = [(0.0, [])]
+        asked = ask(task.model, only(batch, b))
         for place in range(task.config.max_answer_tokens):
             grown = [(total, answer) for total, answer in kept if answer[-1:] == [special.sep]]
             for total, answer in [one for one in kept if one not in grown]:
-                words = following(task, only(batch, b), [special.cls, *answer])
+                words = following(task, asked, [special.cls, *answer])
                 last = place == task.config.max_answer_tokens - 1
                 allowed = [special.sep] if last else [*[special.sep] * (place > 0), *range(5, tiny.VOCABULARY)]
                 grown += [(total + words[word].item(), [*answer, word]) for word in allowed]
@@ -216,7 +218,7 @@ def test_scores_are_what_their_names_say() -> None:
         for place, ids in enumerate(CANDIDATES.input_ids.tolist()):
             answer = ids[1 : ids.index(special.sep) + 1]
             likelihood = log_probability(task, only(batch, b), answer)
-            first = following(task, only(batch, b), [special.cls])[answer[0]].item()
+            first = following(task, ask(task.model, only(batch, b)), [special.cls])[answer[0]].item()
             wanted = {"likelihood": likelihood, "mean": likelihood / len(answer), "released": likelihood + first}
             for name, ranked in found.items():
                 score = ranked.score[b][ranked.index[b] == place].item()
@@ -231,7 +233,7 @@ def test_the_k_likeliest_first_words_are_scored_whole_and_ties_keep_the_lists_or
     twice = Texts(*(torch.cat([part, part]) for part in (CANDIDATES.input_ids, CANDIDATES.attention_mask)))
     ranked = task.rank(batch, CANDIDATES, k)
     for b in range(len(batch)):
-        first = following(task, only(batch, b), [tiny.SPECIAL.cls])[CANDIDATES.input_ids[:, 1]]
+        first = following(task, ask(task.model, only(batch, b)), [tiny.SPECIAL.cls])[CANDIDATES.input_ids[:, 1]]
         assert set(ranked.index[b].tolist()) == set(first.topk(k).indices.tolist())
     doubled = task.rank(batch, twice, 2 * k)
     assert torch.equal(doubled.index[:, 0::2], ranked.index)
