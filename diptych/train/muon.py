@@ -95,6 +95,7 @@ def orthogonalised(
     """Brings the singular values of each matrix to about 1 by Newton–Schulz iterations of fifth degree."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(torch.bfloat16 if bf16 else torch.float32)
+    x = x.contiguous()  # on CPUs, bfloat16 products into a transposed buffer take minutes
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)  # no singular value above 1
     through_gram = not bf16 and 2 * x.shape[2] > 3 * x.shape[1]
     x = (_iterated_gram if through_gram else _iterated)(x, coefficients, steps)
