@@ -131,6 +131,13 @@ def test_what_is_proposed_trains_with_as_many_pairs_a_step() -> None:
         assert changed.run.batch_size * changed.optim.accumulate == recipe.run.batch_size
 
 
+def test_fsdp_is_not_proposed_to_muon_which_it_would_refuse() -> None:
+    recipe = find_recipe("albef_base")
+    for kind, proposed in (("adamw", True), ("muon", False)):
+        changes = [line for line, _ in alternatives(override(recipe, {"optim.kind": kind}), find_fleet("8xT4"))]
+        assert ("run.parallel=fsdp" in changes) == proposed
+
+
 def test_fsdp_cuts_what_lasts_into_equal_parts_and_ddp_does_not() -> None:
     whole, cut = (planned(devices="4xT4", run__parallel=kind) for kind in ("ddp", "fsdp"))
     for name in ("weights", "gradients", "optimiser", "momentum encoder"):

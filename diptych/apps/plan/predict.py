@@ -315,7 +315,7 @@ def alternatives(recipe: Recipe, fleet: Fleet) -> list[tuple[str, Recipe]]:
     run, optim = recipe.run, recipe.optim
     saving = {"run.activation_checkpointing=true": replace(recipe, run=replace(run, activation_checkpointing=True))}
     recipes = [] if run.activation_checkpointing else list(saving.items())
-    if fleet.count > 1 and run.parallel == "ddp":
+    if fleet.count > 1 and run.parallel == "ddp" and optim.kind == "adamw":  # Muon needs whole matrices
         recipes.append(("run.parallel=fsdp", replace(recipe, run=replace(run, parallel="fsdp"))))
     pieces = 2
     while run.batch_size % (pieces * fleet.count) == 0 and pieces <= 64:
