@@ -19,6 +19,7 @@ PARTS = {
     "questions": ["benchmarks.questions"],
     "vlmo": ["benchmarks.vlmo", "pretrain"],
     "vlmo-embed": ["benchmarks.vlmo", "embed"],
+    "optim": ["benchmarks.optim"],
     "scenes": ["benchmarks.scenes"],
     "loader": ["benchmarks.loader"],
     "scaling": ["benchmarks.scaling"],

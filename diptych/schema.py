@@ -881,7 +881,7 @@ class OptimConfig:
 
     kind: Literal["adamw", "muon"] = "adamw"
     """`adamw` for all parameters, as in both papers, or `muon` for the matrices inside blocks and AdamW for the others.
-    Muon takes fewer steps from random weights and more time a step (docs/decisions.md). It needs `run.parallel=ddp`."""
+    Muon takes fewer steps from random weights and more time a step (docs/training.md). It needs `run.parallel=ddp`."""
     lr: float = 1e-4
     """Largest learning rate, at the end of the warm-up (ALBEF §3.5: 1e-4)."""
     weight_decay: float = 0.02

@@ -2,7 +2,7 @@
 
     checkpoints/step-00000500/
         weights.safetensors     the task's state: student, momentum encoder, queue
-        optimizer.safetensors   AdamW's moments by parameter name
+        optimizer.safetensors   the optimiser's moments by parameter name
                                 (where they are sharded, each process writes a file of its own: -00001-of-00004)
         state.json              step, epoch, counters, versions
         recipe.json             the resolved recipe

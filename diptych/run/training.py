@@ -22,6 +22,7 @@ from diptych.task import Task
 from diptych.train import loop
 from diptych.train.distributed import World, joined
 from diptych.train.freeze import freeze
+from diptych.train.optim import check_optimizer
 from diptych.train.start import Start, borrow, record_start, start_from
 from diptych.train.state import check_folder
 
@@ -44,6 +45,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     world.on_first(lambda: check_folder(folder, resume))
     check_lengths(recipe)
+    check_optimizer(recipe)
     kind = catalog.task_class(recipe.task)
     begun = resume and store.latest(folder / "checkpoints") is not None
     # Complete the recipe by what other runs and the training data determine.

@@ -78,7 +78,7 @@ def train(
         require_tensorboard()
     parallel = ParallelTask.of(task, recipe, world)
     parameters = parallel.parameters()
-    optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released)
+    optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released, recipe.run.precision)
     store = RunStore(folder, recipe, parallel, parameters, optimizer, loader.ledger, save_tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     with sole_user(folder) if world.first else nullcontext(), watched(world, recipe.run.timeout) as watch:

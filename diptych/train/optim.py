@@ -1,4 +1,4 @@
-"""Builds the optimiser: which parameters decay, AdamW in two orders, and the learning rate at every step."""
+"""Builds the optimiser: which parameters decay, AdamW in two orders, Muon, and the learning rate at every step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from diptych.nn.blocks import Block
 from diptych.nn.mome import FeedForward
 from diptych.nn.relative import RelativePositions
-from diptych.schema import WARMUP_UNIT, DecayRule, OptimConfig, Released, ScheduleConfig
-from diptych.train.muon import MuonAndAdamW
+from diptych.schema import WARMUP_UNIT, DecayRule, OptimConfig, Recipe, Released, RunConfig, ScheduleConfig
+from diptych.train.muon import MOMENTUM, MuonAndAdamW
 
 FUSED = {"qkv": 3, "kv": 2}
 """Projections that are stored as one weight, and how many they are."""
+NEEDS_WHOLE = "optim.kind=muon needs whole matrices in each process: set run.parallel=ddp"
+ADAMW_ALONE = "released.adam_decays_after_update is about AdamW alone: set optim.kind=adamw"
+
+
+def check_optimizer(recipe: Recipe) -> None:
+    """Raises ValueError for settings that exclude each other, so that a run stops before any data is read."""
+    if recipe.optim.kind == "muon" and recipe.run.parallel == "fsdp":
+        raise ValueError(NEEDS_WHOLE)
+    if recipe.optim.kind == "muon" and recipe.released.adam_decays_after_update:
+        raise ValueError(ADAMW_ALONE)
 
 
 def decays(module: nn.Module, rule: DecayRule) -> dict[str, bool]:
@@ -71,7 +81,7 @@ def parameter_groups(
 
     `rate` of a group multiplies the learning rate. `parts` are this process's parts of the parameters by name, if
     parameters are sharded. With `muon`, matrices inside blocks have groups of their own, with `muon_pieces`. Raises
-    ValueError if every parameter is frozen, and if such a matrix is sharded.
+    ValueError if every parameter is frozen, or such a matrix sharded.
     """
     rules = decays(module, rule)
     if not rules:
@@ -83,7 +93,7 @@ def parameter_groups(
         members = groups.setdefault((*rate_and_decay, pieces.get(name, 0)), [])
         members.append(parts[name] if parts else module.get_parameter(name))
         if name in pieces and members[-1].shape != module.get_parameter(name).shape:
-            raise ValueError("optim.kind=muon needs whole matrices in each process: set run.parallel=ddp")
+            raise ValueError(NEEDS_WHOLE)
     return [
         {"params": members, "weight_decay": decay, "rate": rate} | ({"muon_pieces": count} if count else {})
         for (rate, decay, count), members in groups.items()
@@ -109,17 +119,19 @@ def build_optimizer(
     config: OptimConfig,
     parts: Mapping[str, Tensor] | None = None,
     released: Released = Released(),
+    precision: str = RunConfig.precision,
 ) -> torch.optim.Optimizer:
     """Builds AdamW as one fused kernel, Muon beside it, or VLMo's AdamW if `released.adam_decays_after_update`.
 
-    The loop sets the learning rate before each step. `parts` is as for `parameter_groups`.
+    The loop sets the learning rate before each step. `parts` is as for `parameter_groups`, `precision` is
+    `run.precision`.
     """
     muon = config.kind == "muon"
     groups = parameter_groups(module, config.weight_decay, released.decay, config.head_lr, parts, muon)
     if muon and released.adam_decays_after_update:
-        raise ValueError("released.adam_decays_after_update is about AdamW alone: set optim.kind=adamw")
+        raise ValueError(ADAMW_ALONE)
     if muon:
-        return MuonAndAdamW(groups, config.lr, config.betas, config.eps)
+        return MuonAndAdamW(groups, config.lr, config.betas, config.eps, bf16=precision == "bf16")
     if released.adam_decays_after_update:
         return ReleasedAdam(groups, config.lr, config.betas, config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
@@ -233,7 +245,8 @@ def optimizer_state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Opt
 def load_optimizer_state(
     parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]
 ) -> None:
-    """Loads what `optimizer_state` returned. Raises ValueError if a name or a shape does not fit the parameters."""
+    """Loads what `optimizer_state` returned. Raises ValueError if names, shapes or `optim.kind` do not fit."""
+    by_muon = {id(one) for group in optimizer.param_groups if "muon_pieces" in group for one in group["params"]}
     for key, value in stored.items():
         kind, _, name = key.partition("/")
         if name not in parameters:
@@ -243,4 +256,10 @@ def load_optimizer_state(
         parameter = parameters[name]
         if value.ndim and value.shape != parameter.shape:
             raise ValueError(f"the stored optimiser's {name} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+        if (kind == MOMENTUM) != (id(parameter) in by_muon):
+            stored_kind, other = ("muon", "adamw") if kind == MOMENTUM else ("adamw", "muon")
+            raise ValueError(
+                f"the stored optimiser trained {name} with optim.kind={stored_kind}, and this one has {other}: go on "
+                "with the stored kind, or start a new run from these weights with init_from"
+            )
         optimizer.state[parameter][kind] = value.to(parameter.device, copy=True)

@@ -100,6 +100,7 @@ def test_without_a_price_there_is_no_cost_and_json_holds_the_whole_plan(capsys: 
         (["--efficiency", "1.5"], "--efficiency is a share"),
         (["--price", "0"], "--price must be above 0"),
         (["--tokens", "0"], "--tokens must be at least 1"),
+        (["optim.kind=muon", "run.parallel=fsdp"], "optim.kind=muon needs whole matrices in each process"),
         (["optim.accumulate=2", "run.batch_size=4", "--check", "1"], "leave optim.accumulate at 1"),
     ],
 )
@@ -128,6 +129,13 @@ def test_what_is_proposed_trains_with_as_many_pairs_a_step() -> None:
     recipe = find_recipe("albef_base")
     for _, changed in alternatives(recipe, find_fleet("8xT4")):
         assert changed.run.batch_size * changed.optim.accumulate == recipe.run.batch_size
+
+
+def test_fsdp_is_not_proposed_to_muon_which_it_would_refuse() -> None:
+    recipe = find_recipe("albef_base")
+    for kind, proposed in (("adamw", True), ("muon", False)):
+        changes = [line for line, _ in alternatives(override(recipe, {"optim.kind": kind}), find_fleet("8xT4"))]
+        assert ("run.parallel=fsdp" in changes) == proposed
 
 
 def test_fsdp_cuts_what_lasts_into_equal_parts_and_ddp_does_not() -> None:
@@ -160,6 +168,12 @@ def test_beginnings_without_fusion_and_momentum_encoder_shorten_the_training() -
     assert late.total_seconds is not None
     assert never.total_seconds is not None
     assert late.total_seconds < never.total_seconds
+
+
+def test_muon_needs_less_memory_for_its_state_and_more_time_than_adamw() -> None:
+    adamw, muon = planned(), planned(optim__kind="muon")
+    assert 0.5 < muon.memory["optimiser"] / adamw.memory["optimiser"] < 0.8
+    assert muon.seconds["optimiser and momentum encoder"] > adamw.seconds["optimiser and momentum encoder"]
 
 
 def test_planned_memory_is_that_of_a_process_that_takes_the_step() -> None:

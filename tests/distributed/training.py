@@ -167,6 +167,8 @@ def everything(rank: int, size: int) -> dict[tuple[str, str], Steps]:
     torch.set_num_threads(1)
     ways = {1: ALONE, 2: WAYS, 4: {way: changes for way, changes in WAYS.items() if "in pieces" in way}}[size]
     results = {(name, way): steps(name, rank, size, changes) for name in TASKS for way, changes in ways.items()}
+    if size < 4:
+        results["vlmo", "muon"] = steps("vlmo", rank, size, {"optim.kind": "muon", "optim.accumulate": size})
     if size == 2:
         for name in TASKS:
             results[name, "unequal shares"] = steps(name, rank, size, {}, shares=CUT_FIRST)

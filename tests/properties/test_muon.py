@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from diptych.nn.blocks import Block
+from diptych.recipes.albef import albef_tiny
+from diptych.recipes.override import override
+from diptych.run import train
 from diptych.schema import OptimConfig, Released
-from diptych.train.muon import BatchedMuon, orthogonalised
+from diptych.train.muon import MOMENTUM, BatchedMuon, _iterated, _iterated_gram, orthogonalised
 from diptych.train.optim import build_optimizer, load_optimizer_state, matrices_in_blocks, optimizer_state
 from diptych.types import Progress
 from tests import tiny
@@ -41,11 +46,27 @@ def test_it_trains_the_linear_weights_inside_blocks_and_nothing_else(build: Any)
         assert pieces == {"qkv": 3, "kv": 2}.get(layer, 1)
 
 
+NEWTON_SCHULZ: Any = ((3.4445, -4.775, 2.0315), 5, 1e-7)
+
+
 def test_its_updates_have_singular_values_about_one() -> None:
-    matrices = torch.randn(4, 24, 40, generator=torch.Generator().manual_seed(0))
-    for shape in (matrices, matrices.mT):
-        values = torch.linalg.svdvals(orthogonalised(shape, (3.4445, -4.775, 2.0315), 5, 1e-7))
-        assert 0.5 < values.min() < values.max() < 1.5
+    for height, width in ((24, 24), (24, 32), (24, 96)):
+        matrices = torch.randn(4, height, width, generator=torch.Generator().manual_seed(0))
+        for shape, bf16 in ((matrices, False), (matrices.mT, False), (matrices, True)):
+            values = torch.linalg.svdvals(orthogonalised(shape, *NEWTON_SCHULZ, bf16=bf16))
+            assert values.max() < 1.5
+            assert values.min() > (0.5 if width > height else 0.1), "a square matrix may have a value near zero"
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_the_iterated_gram_matrix_gives_what_the_iterated_matrix_gives(width: int) -> None:
+    """Singular values span six decades, so that errors of the smallest would show."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(3, n, 16, generator=generator))[0] for n in (16, width))
+    matrices = left * torch.logspace(0, -6, 16) @ right.mT
+    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True)
+    ours, plain = (iterated(matrices, *NEWTON_SCHULZ[:2]) for iterated in (_iterated_gram, _iterated))
+    assert (ours - plain).norm() < 1e-3 * plain.norm()
 
 
 def test_its_step_is_that_of_torch() -> None:
@@ -111,6 +132,44 @@ def test_its_stored_state_goes_on_to_the_same_bits() -> None:
     load_optimizer_state(named(again), resumed, stored)
     assert all(map(torch.equal, steps(again, resumed, range(2, 4)), expected))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in task.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_the_state_of_one_kind_is_refused_by_the_other(kind: Any) -> None:
+    task = tiny.pretraining()
+    named = {name: value for name, value in task.named_parameters() if value.requires_grad}
+    ours, other = (replace(MUON, kind=one) for one in (kind, {"muon": "adamw", "adamw": "muon"}[kind]))
+    optimizer = build_optimizer(task, ours)
+    steps(task, optimizer, range(1))
+    stored = optimizer_state(named, optimizer)
+    with pytest.raises(ValueError, match=rf"with optim\.kind={kind}, and this one has {other.kind}: go on with"):
+        load_optimizer_state(named, build_optimizer(task, other), stored)
+
+
+def test_settings_that_exclude_muon_stop_a_run_before_its_data_is_opened(tmp_path: Path) -> None:
+    nowhere = {"data.source": "jsonl", "data.path": str(tmp_path / "missing"), "optim.kind": "muon"}
+    for field, message in (
+        ("run.parallel", r"optim\.kind=muon needs whole matrices.*set run\.parallel=ddp"),
+        ("released.adam_decays_after_update", r"about AdamW alone: set optim\.kind=adamw"),
+    ):
+        value = "fsdp" if field == "run.parallel" else True
+        with pytest.raises(ValueError, match=message):
+            train(override(albef_tiny(), {**nowhere, field: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_matrices_stay_and_have_no_state_and_bf16_keeps_state_and_weights_in_fp32() -> None:
+    task = tiny.pretraining()
+    frozen = next(name for name in matrices_in_blocks(task) if task.get_parameter(name).requires_grad)
+    before = task.get_parameter(frozen).requires_grad_(False).clone()
+    optimizer = build_optimizer(task, MUON, precision="bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        steps(task, optimizer, range(1))
+    assert torch.equal(task.get_parameter(frozen), before)
+    assert all(weight is not task.get_parameter(frozen) for weight in optimizer.state)
+    moments = [state[MOMENTUM] for state in optimizer.state.values() if MOMENTUM in state]
+    assert moments
+    assert {value.dtype for value in [*moments, *task.parameters()]} == {torch.float32}
 
 
 def test_the_learning_rate_of_the_loop_reaches_both_parts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,6 +16,7 @@ from diptych.recipes.override import override
 from diptych.schema import AlbefConfig, Recipe
 from diptych.task import Task
 from diptych.train.flops import counted
+from diptych.train.optim import build_optimizer, optimizer_state
 from diptych.types import Progress
 
 TOKENS, STEP = 9, 10**9
@@ -127,6 +129,22 @@ def test_the_peak_of_a_larger_step_follows_from_small_ones(name: str) -> None:
     for together in (False, True):
         small, direct = (sum(planned(name, pairs).peak(64, all_gradients=together)) for pairs in (16, 64))
         assert small == pytest.approx(direct, rel=0.05)  # words are hidden by chance
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_muon_has_one_moment_for_its_matrices_and_its_products_are_counted(name: str) -> None:
+    task, _ = real(name, 4)
+    parameters = {key: value for key, value in task.named_parameters() if value.requires_grad}
+    optimizer = build_optimizer(task, replace(recipe(name).optim, kind="muon"))
+    for value in parameters.values():
+        value.grad = torch.randn_like(value)
+    flops, _ = counted(optimizer.step)
+    found = count(override(recipe(name), {"optim.kind": "muon"}), 4, TOKENS, STEP)
+    state = optimizer_state(parameters, optimizer).items()
+    assert found.weights.optimizer == sum(value.nbytes for key, value in state if not key.startswith("step/"))
+    assert found.weights.optimizer < planned(name).weights.optimizer
+    assert found.muon is not None
+    assert sum(total.flops for total in found.muon.sums.values()) == flops > 0
 
 
 def test_every_recipe_of_another_kind_can_be_counted() -> None:

@@ -1,9 +1,10 @@
 """A process that trains on request and can be killed at any moment: `python -m tests.smoke.killable`.
 
-It imports and warms up once, then forks for each request, one JSON line `{"folder", "resume", "kill_at"}` on stdin. The
-child kills itself with SIGKILL when Python has entered or left its `kill_at`-th function: so a kill falls anywhere, in
-a step, in a validation, in the writing of a checkpoint or of a log line, and a test can repeat it. The answer is a line
-`{"status", "moments"}`: the exit status, -9 for a kill, and how many such moments the whole run had.
+It imports and warms up once, then forks for each request, one JSON line `{"folder", "resume", "kill_at", "kind"}` on
+stdin. `kind` is the recipe's `optim.kind`. The child kills itself with SIGKILL when Python has entered or left its
+`kill_at`-th function: so a kill falls anywhere, in a step, in a validation, in the writing of a checkpoint or of a log
+line, and a test can repeat it. The answer is a line `{"status", "moments"}`: the exit status, -9 for a kill, and how
+many such moments the whole run had.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ OVERRIDES = {
 
 
 RECIPE = override(find_recipe("albef_tiny"), OVERRIDES)
+RECIPES = {kind: override(RECIPE, {"optim.kind": kind}) for kind in ("adamw", "muon")}
 
 
 def count_moments(kill_at: int | None) -> Callable[[], int]:
@@ -58,7 +60,7 @@ def count_moments(kill_at: int | None) -> Callable[[], int]:
 
 def child(request: dict[str, Any], answer: int) -> None:
     moments = count_moments(request["kill_at"])
-    train(RECIPE, Path(request["folder"]), resume=request["resume"])
+    train(RECIPES[request["kind"]], Path(request["folder"]), resume=request["resume"])
     sys.setprofile(None)
     os.write(answer, str(moments()).encode())
 

@@ -28,8 +28,10 @@ class Trainer:
         command = [sys.executable, "-m", "tests.smoke.killable"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def train(self, folder: Path, resume: bool = False, kill_at: int | None = None) -> dict[str, int]:
-        request = {"folder": str(folder), "resume": resume, "kill_at": kill_at}
+    def train(
+        self, folder: Path, resume: bool = False, kill_at: int | None = None, kind: str = "adamw"
+    ) -> dict[str, int]:
+        request = {"folder": str(folder), "resume": resume, "kill_at": kill_at, "kind": kind}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -85,3 +87,14 @@ def test_killed_anywhere_and_resumed_is_bit_identical(trainer: Trainer, tmp_path
         assert result(folder) == expected, f"chain {chain}: killed with checkpoints {kills[-len(STRETCHES) :]}"
     assert len(kills) >= 20
     assert len(set(kills)) > 3, f"the kills did not fall all over the run: {kills}"
+
+
+def test_muon_killed_after_a_checkpoint_and_resumed_is_bit_identical(trainer: Trainer, tmp_path: Path) -> None:
+    whole = trainer.train(tmp_path / "whole", kind="muon")
+    folder = tmp_path / "killed"
+    assert trainer.train(folder, kill_at=int(0.8 * whole["moments"]), kind="muon")["status"] == KILLED
+    assert store.latest(folder / "checkpoints") is not None
+    assert trainer.train(folder, resume=True, kind="muon")["status"] == 0
+    assert result(folder) == result(tmp_path / "whole")
+    stored = store.load_from(folder).optimizer()
+    assert {name.partition("/")[0] for name in stored} == {"momentum_buffer", "step", "exp_avg", "exp_avg_sq"}

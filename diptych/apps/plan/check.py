@@ -91,7 +91,7 @@ def real_step(recipe: Recipe, tokens: int) -> tuple[Task, Callable[[], None]]:
     _fill_queues(task)
     parallel = ParallelTask.of(task, recipe, World())
     parameters = parallel.parameters()
-    optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released)
+    optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released, recipe.run.precision)
     pictures = 2 if catalog.record_kind(recipe.task) is PairStatement else 1
     pixels = torch.randn(pictures, size, 3, side, side).unbind()
     batch = to_device(make_batch(recipe, pixels, tokens, words), device)

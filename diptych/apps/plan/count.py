@@ -7,7 +7,7 @@ compares every pair with every candidate. Two sizes determine the slope and the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,8 @@ from diptych.schema import Recipe, VlmoConfig
 from diptych.task import Task
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
+from diptych.train.muon import MOMENTUM, BatchedMuon
+from diptych.train.optim import parameter_groups
 from diptych.train.parallel import ParallelTask
 from diptych.types import (
     AnyBatch,
@@ -60,11 +62,13 @@ class Weights:
     queue: int
     gradients: int
     optimizer: int
-    """Adam's two moments."""
+    """Adam's two moments, or Muon's one."""
     largest_block: int
     """The largest of the blocks, which FSDP gathers one at a time."""
     root: int
     """Weights that belong to no block."""
+    by_muon: int = 0
+    """Parameters, not bytes, that Muon trains."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Counted:
     sizes: tuple[int, int]
     small: Ledger
     large: Ledger
+    muon: Ledger | None = None
+    """Muon's step, if the recipe has one, but for its additions in place."""
 
     def sums(self, pairs: int, candidates: int | None = None) -> dict[Key, Sum]:
         """Computes the operations of a step. `candidates` for the contrast, beside the queue, default to `pairs`."""
@@ -140,7 +146,10 @@ def count(recipe: Recipe, pairs: int, tokens: int, step: int) -> Counted:
             pixels = torch.empty(2, size, 3, recipe.model.image_size, recipe.model.image_size)
         batch = make_batch(recipe, pixels.unbind(), tokens, words)
         ledgers.append(counted_step(recipe, task.train(), fakes, batch, step))
-    return Counted(weigh(task), sizes, *ledgers)
+    if recipe.optim.kind == "adamw":
+        return Counted(weigh(task), sizes, *ledgers)
+    matrices = muon_groups(task)
+    return Counted(weigh(task, matrices), sizes, *ledgers, counted_muon(matrices, fakes, recipe.run.precision))
 
 
 def pretended_task(recipe: Recipe, words: Tokenizer, fakes: Fakes) -> Task:
@@ -180,6 +189,28 @@ def counted_step(recipe: Recipe, task: Task, fakes: Fakes, batch: AnyBatch, step
     progress = Progress(step, float(step), recipe.run.seed)
     with Pretended(fakes, ledger.on_operation):
         forward_backward(ParallelTask(task), batch, progress, recipe.run)
+    return ledger
+
+
+def muon_groups(task: Task) -> list[dict[str, Any]]:
+    """Groups the weights that Muon trains."""
+    groups = parameter_groups(task, weight_decay=0.0, rule="repaired", muon=True)
+    return [group for group in groups if "muon_pieces" in group]
+
+
+def counted_muon(groups: list[dict[str, Any]], fakes: Fakes, precision: str) -> Ledger:
+    """Simulates a step of Muon. torch reports no result of additions in place (`_foreach_…_`), so they do not count."""
+    ledger = Ledger(0, 0)
+    muon = BatchedMuon(groups, bf16=precision == "bf16")
+    with fakes:
+        for group in groups:
+            for weight in group["params"]:
+                weight.grad = torch.empty_like(weight)
+                muon.state[weight][MOMENTUM] = torch.empty_like(weight)
+                for tensor in (weight, weight.grad, muon.state[weight][MOMENTUM]):
+                    ledger.known_tensor(tensor)
+    with Pretended(fakes, ledger.on_operation):
+        muon.step()
     return ledger
 
 
@@ -239,8 +270,8 @@ def queued(task: Task) -> int:
     return sum(part.size for part in task.modules() if isinstance(part, FeatureQueue))
 
 
-def weigh(task: Task) -> Weights:
-    """Counts the bytes that stay from step to step."""
+def weigh(task: Task, by_muon: Sequence[Mapping[str, Any]] = ()) -> Weights:
+    """Counts the bytes that stay from step to step. `by_muon` are the groups that Muon trains."""
     queue = [buffer for part in task.modules() if isinstance(part, FeatureQueue) for buffer in part.buffers()]
     momentum_encoder = [value for name, value in task.named_parameters() if name.startswith("momentum_")]
     student = [value for name, value in task.named_parameters() if not name.startswith("momentum_")]
@@ -248,6 +279,7 @@ def weigh(task: Task) -> Weights:
     queued = {id(buffer) for buffer in queue}
     buffers = [buffer for buffer in task.buffers() if id(buffer) not in queued]
     blocks = {name: _nbytes(part.parameters()) for name, part in task.named_modules() if isinstance(part, Block)}
+    matrices = [weight for group in by_muon for weight in group["params"]]
     student_blocks = [size for name, size in blocks.items() if not name.startswith("momentum_")]
     return Weights(
         parameters=sum(value.numel() for value in student),
@@ -256,9 +288,10 @@ def weigh(task: Task) -> Weights:
         momentum_encoder=_nbytes(momentum_encoder),
         queue=_nbytes(queue),
         gradients=_nbytes(trained),
-        optimizer=2 * _nbytes(trained),
+        optimizer=2 * _nbytes(trained) - _nbytes(matrices),
         largest_block=max(blocks.values(), default=0),
         root=_nbytes(student) - sum(student_blocks),
+        by_muon=sum(weight.numel() for weight in matrices),
     )
 
 

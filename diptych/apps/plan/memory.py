@@ -30,6 +30,9 @@ def memory_of(recipe: Recipe, counted: Counted, fleet: Fleet, pairs: int, tokens
         "activations": alive + (pieces - 1) * counted.states(pairs),
         "gathered from others": _gathered_bytes(recipe, pairs * pieces, processes, tokens),
     }
+    if counted.muon:  # After the backward pass, when activations are gone, all gradients and Muon's products are there.
+        beyond = weights.gradients + counted.muon.moments[0].total - gradients - memory["activations"]
+        memory["Muon's products"] = max(0, beyond)
     if cut > 1:  # FSDP keeps the root gathered, and one block at a time with its gradient
         memory["gathered weights"] = weights.root + 2 * weights.largest_block
     return {name: size for name, size in memory.items() if size}

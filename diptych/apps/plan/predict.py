@@ -16,9 +16,12 @@ from diptych.apps.plan.memory import memory_here, memory_of
 from diptych.apps.plan.rates import Rates, measured, of_card
 from diptych.device import find_device
 from diptych.schema import AlbefConfig, Recipe, VlmoConfig
+from diptych.train.optim import check_optimizer
 
 ADAM = 28
 """Bytes that AdamW moves for a parameter: weight, gradient and both moments read, all but the gradient written."""
+MUON = 32
+"""Bytes that Muon's additions in place move for a parameter. Its products and their bytes are counted."""
 NORM, AVERAGE = 4, 12
 """Bytes for a parameter to compute the gradient's norm, and to update the momentum encoder from the model."""
 AFTER = 10**9
@@ -99,6 +102,7 @@ class Plan:
 
 def plan(recipe: Recipe, wish: Wish) -> Plan:
     """Plans a recipe. Raises ValueError for a batch that devices cannot share, or an unknown network."""
+    check_optimizer(recipe)
     recipe, fleet = plannable(recipe), wish.fleet
     pairs = _share(recipe, fleet)
     _network(fleet, wish)
@@ -198,11 +202,14 @@ def _seconds(
     computing = sum(part.seconds for part in parts)
     products = sum(part.forward + part.backward + part.recompute for part in parts) / rates.products
     weights, cut = counted.weights, wish.fleet.count if recipe.run.parallel == "fsdp" else 1
-    moved = ((ADAM + NORM) * weights.trained + AVERAGE * weights.momentum_encoder // 4) // cut
+    moved = (ADAM + NORM) * weights.trained + (MUON - ADAM) * weights.by_muon
+    moved = (moved + AVERAGE * weights.momentum_encoder // 4) // cut
+    muon = counted.muon.sums.items() if counted.muon else ()
     seconds = {
         "matrix products": min(products, computing),
         "other operations": max(0.0, computing - products),
-        "optimiser and momentum encoder": moved / rates.traffic_at(12 << 20),
+        "optimiser and momentum encoder": moved / rates.traffic_at(12 << 20)
+        + sum(rates.seconds(name, total) for (_, _, name), total in muon),
     }
     if sent:
         link = _link(wish)
@@ -308,7 +315,7 @@ def alternatives(recipe: Recipe, fleet: Fleet) -> list[tuple[str, Recipe]]:
     run, optim = recipe.run, recipe.optim
     saving = {"run.activation_checkpointing=true": replace(recipe, run=replace(run, activation_checkpointing=True))}
     recipes = [] if run.activation_checkpointing else list(saving.items())
-    if fleet.count > 1 and run.parallel == "ddp":
+    if fleet.count > 1 and run.parallel == "ddp" and optim.kind == "adamw":  # Muon needs whole matrices
         recipes.append(("run.parallel=fsdp", replace(recipe, run=replace(run, parallel="fsdp"))))
     pieces = 2
     while run.batch_size % (pieces * fleet.count) == 0 and pieces <= 64:
