@@ -880,8 +880,9 @@ class OptimConfig:
     """Configures the optimiser. Which parameters decay, and in which order: `released.decay` and its neighbours."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """`adamw` for all parameters, as in both papers, or `muon` for the matrices inside blocks and AdamW for the others.
-    Muon takes fewer steps from random weights and more time a step (docs/training.md). It needs `run.parallel=ddp`."""
+    """`adamw` for all parameters, as in both papers, or `muon` for the matrices between hidden states and AdamW for the
+    others. From random weights Muon takes fewer steps, each of which takes longer (docs/training.md). It needs
+    `run.parallel=ddp`."""
     lr: float = 1e-4
     """Largest learning rate, at the end of the warm-up (ALBEF §3.5: 1e-4)."""
     weight_decay: float = 0.02

@@ -1,4 +1,4 @@
-"""Muon for the matrices inside blocks, AdamW for all else, as one optimiser.
+"""Muon for the matrices between hidden states, AdamW for all else, as one optimiser.
 
 Muon moves a matrix by its momentum with all singular values brought to about 1 (Jordan et al., 2024), so that every
 direction of a layer learns, and not only the few that dominate the gradient. It suits weights that multiply hidden
@@ -57,8 +57,14 @@ class BatchedMuon(torch.optim.Muon):
     """
 
     def __init__(self, groups: list[dict[str, Any]], bf16: bool = False, **settings: Any) -> None:
-        """Takes parameter groups with `muon_pieces`, and torch's settings. `bf16` is about CPUs; GPUs always use it."""
-        super().__init__(groups, **settings)
+        """Takes parameter groups with `muon_pieces`, and torch's settings. `bf16` is about CPUs; GPUs always use it.
+
+        torch's constructor refuses kernels of convolutions, which are matrices here, so groups are added afterwards.
+        """
+        super().__init__([torch.empty(0, 0)], **settings)
+        self.param_groups.clear()
+        for group in groups:
+            self.add_param_group(group)
         self.bf16 = bf16
 
     @torch.no_grad()
@@ -76,10 +82,11 @@ class BatchedMuon(torch.optim.Muon):
                 ahead = torch._foreach_lerp(  # Nesterov's look-ahead
                     [gradients[place] for place in places], [momenta[place] for place in places], group["momentum"]
                 )
-                # Fused projections are matrices of their own: [n, pieces · A, B] → [n · pieces, A, B].
+                # Kernels are matrices, [n, A, C, h, w] → [n, A, C · h · w], and fused projections are matrices of their
+                # own, [n, pieces · A, B] → [n · pieces, A, B].
                 stacked = torch.stack(ahead)
                 del ahead
-                pieces = stacked.unflatten(1, (group["muon_pieces"], -1)).flatten(0, 1)
+                pieces = stacked.flatten(2).unflatten(1, (group["muon_pieces"], -1)).flatten(0, 1)
                 size = group["lr"] * RMS * math.sqrt(max(pieces.shape[1:]))
                 updates = orthogonalised(pieces, *settings, bf16=self.bf16 or pieces.is_cuda).reshape(stacked.shape)
                 torch._foreach_add_([weights[place] for place in places], list(updates.unbind()), alpha=-size)

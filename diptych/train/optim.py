@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.nn.blocks import Block
+from diptych.nn.embeddings import ImageEmbedding
 from diptych.nn.mome import FeedForward
 from diptych.nn.relative import RelativePositions
 from diptych.schema import WARMUP_UNIT, DecayRule, OptimConfig, Recipe, Released, RunConfig, ScheduleConfig
@@ -17,6 +18,10 @@ from diptych.train.muon import MOMENTUM, MuonAndAdamW
 
 FUSED = {"qkv": 3, "kv": 2}
 """Projections that are stored as one weight, and how many they are."""
+PROJECTION = ("image_proj", "text_proj")
+"""The ends of the names of layers that project a class token to the shared embedding space."""
+PIXEL = 3
+"""Numbers that a pixel has."""
 NEEDS_WHOLE = "optim.kind=muon needs whole matrices in each process: set run.parallel=ddp"
 ADAMW_ALONE = "released.adam_decays_after_update is about AdamW alone: set optim.kind=adamw"
 
@@ -80,13 +85,13 @@ def parameter_groups(
     """Groups the trainable parameters by weight decay, and the head apart if it has a learning rate of its own.
 
     `rate` of a group multiplies the learning rate. `parts` are this process's parts of the parameters by name, if
-    parameters are sharded. With `muon`, matrices inside blocks have groups of their own, with `muon_pieces`. Raises
-    ValueError if every parameter is frozen, or such a matrix sharded.
+    parameters are sharded. With `muon`, the weights of `muon_matrices` have groups of their own, with `muon_pieces`.
+    Raises ValueError if every parameter is frozen, or such a matrix sharded.
     """
     rules = decays(module, rule)
     if not rules:
         raise ValueError("nothing to train: every parameter is frozen")
-    pieces = matrices_in_blocks(module) if muon else {}
+    pieces = muon_matrices(module) if muon else {}
     groups: dict[tuple[float, float, int], list[Tensor]] = {}
     for name, decayed in rules.items():
         rate_and_decay = (head_lr if in_head(name) else 1.0, weight_decay if decayed else 0.0)
@@ -100,16 +105,20 @@ def parameter_groups(
     ]
 
 
-def matrices_in_blocks(module: nn.Module) -> dict[str, int]:
-    """Names the weights of linear layers inside blocks, which Muon trains, with the number of matrices in each.
+def muon_matrices(module: nn.Module) -> dict[str, int]:
+    """Names the weights that Muon trains, with the number of matrices in each.
 
-    A weight that holds the projections to queries, keys and values is three matrices, one to keys and values two.
+    They map hidden states to hidden states: linear layers inside blocks, convolutions of an image stem behind the one
+    that reads pixels, and projections to the shared embedding space. A weight that holds the projections to queries,
+    keys and values is three matrices, one to keys and values two. A kernel is a matrix [out, in · height · width].
     """
     names: dict[str, int] = {}
-    for above, block in module.named_modules():
-        if isinstance(block, Block):
-            for name, layer in block.named_modules():
-                if isinstance(layer, nn.Linear):
+    for above, part in module.named_modules():
+        if above.endswith(PROJECTION) and isinstance(part, nn.Linear):
+            names[f"{above}.weight"] = 1
+        if isinstance(part, Block | ImageEmbedding):
+            for name, layer in part.named_modules():
+                if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.in_channels != PIXEL):
                     names[f"{above}.{name}.weight"] = FUSED.get(name.rpartition(".")[2], 1)
     return names
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.train.optim import matrices_in_blocks
+from diptych.train.optim import muon_matrices
 from tests.distributed.training import ALONE, TASKS, WAYS, Steps, everything
 from tests.worlds import run_world
 
@@ -53,7 +53,7 @@ def test_losses_gradients_and_weights_do_not_depend_on_the_cut(
 def test_muon_takes_the_same_step_on_two_processes_in_pieces(worlds: dict[int, World]) -> None:
     """Compares to a tenth of a step: the root mean square of Muon's update is a fifth of the learning rate, 1e-3."""
     alone, adamw = worlds[1][0]["vlmo", "muon"], worlds[1][0]["vlmo", "alone"]
-    matrices = matrices_in_blocks(TASKS["vlmo"]())
+    matrices = muon_matrices(TASKS["vlmo"]())
     assert any((alone.weights[name] - adamw.weights[name]).abs().max() > 1e-4 for name in matrices)
     for process in worlds[2]:
         result = process["vlmo", "muon"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.nn.blocks import Block
 from diptych.recipes.albef import albef_tiny
 from diptych.recipes.override import override
 from diptych.run import train
 from diptych.schema import OptimConfig, Released
 from diptych.train.muon import MOMENTUM, BatchedMuon, _iterated, _iterated_gram, orthogonalised
-from diptych.train.optim import build_optimizer, load_optimizer_state, matrices_in_blocks, optimizer_state
+from diptych.train.optim import build_optimizer, load_optimizer_state, muon_matrices, optimizer_state
 from diptych.types import Progress
 from tests import tiny
 
@@ -24,26 +24,42 @@ LATER = Progress(step=3, epoch=2.0, seed=5)
 MUON = OptimConfig(lr=0.02, weight_decay=0.1, kind="muon")
 
 
+HIDDEN = re.compile(
+    r"model\.(\w+\.)?(blocks|layers)\.\d+\..*\.?(qkv|kv|q|out|fc1|fc2)\.weight"
+    r"|model\.(vision\.embedding|image)\.proj\.[1-9]\d*\.weight"  # 0 reads pixels
+    r"|model\.(vl_)?(image|text)_proj\.weight"
+)
+"""Names of the matrices between hidden states. Vectors are excluded by their shape."""
+
+
 @pytest.mark.parametrize("build", [tiny.pretraining, tiny.vlmo_pretraining])
-def test_it_trains_the_linear_weights_inside_blocks_and_nothing_else(build: Any) -> None:
-    task = build()
-    inside = {
-        id(layer.weight): (above, name)
-        for above, block in task.named_modules()
-        if isinstance(block, Block)
-        for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear)
-    }
+def test_it_trains_the_matrices_between_hidden_states_and_nothing_else(build: Any) -> None:
+    task = build(model={"stem": "conv"})
+    names = {id(weight): name for name, weight in task.named_parameters() if weight.requires_grad}
     groups = build_optimizer(task, MUON).param_groups
     by_muon = {
-        id(weight): group["muon_pieces"] for group in groups if "muon_pieces" in group for weight in group["params"]
+        names[id(weight)]: group["muon_pieces"]
+        for group in groups
+        if "muon_pieces" in group
+        for weight in group["params"]
     }
-    trained = {id(weight) for weight in task.parameters() if weight.requires_grad}
-    assert by_muon.keys() == inside.keys() & trained
-    assert {id(weight) for group in groups for weight in group["params"]} == trained
-    for number, pieces in by_muon.items():
-        layer = inside[number][1].rpartition(".")[2]
-        assert pieces == {"qkv": 3, "kv": 2}.get(layer, 1)
+    matrices = {name for name in names.values() if task.get_parameter(name).ndim > 1}
+    assert by_muon.keys() == {name for name in matrices if HIDDEN.fullmatch(name)}
+    assert any(task.get_parameter(name).ndim == 4 for name in by_muon)
+    assert {id(weight) for group in groups for weight in group["params"]} == names.keys()
+    for name, pieces in by_muon.items():
+        assert pieces == {"qkv": 3, "kv": 2}.get(name.split(".")[-2], 1)
+
+
+def test_kernels_are_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = nn.Parameter(torch.randn(8, 4, 3, 3, generator=generator))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(kernel.shape, generator=generator)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    for weight in (kernel, matrix):
+        BatchedMuon([{"params": [weight], "muon_pieces": 1}], lr=0.1).step()
+    assert torch.equal(kernel.flatten(1), matrix)
 
 
 NEWTON_SCHULZ: Any = ((3.4445, -4.775, 2.0315), 5, 1e-7)
@@ -160,7 +176,7 @@ def test_settings_that_exclude_muon_stop_a_run_before_its_data_is_opened(tmp_pat
 
 def test_frozen_matrices_stay_and_have_no_state_and_bf16_keeps_state_and_weights_in_fp32() -> None:
     task = tiny.pretraining()
-    frozen = next(name for name in matrices_in_blocks(task) if task.get_parameter(name).requires_grad)
+    frozen = next(name for name in muon_matrices(task) if task.get_parameter(name).requires_grad)
     before = task.get_parameter(frozen).requires_grad_(False).clone()
     optimizer = build_optimizer(task, MUON, precision="bf16")
     with torch.autocast("cpu", torch.bfloat16):
@@ -185,7 +201,7 @@ def test_the_learning_rate_of_the_loop_reaches_both_parts() -> None:
 def test_sharded_matrices_and_the_released_order_are_refused() -> None:
     task = tiny.pretraining()
     halves = {
-        name: value.detach().flatten()[::2] if name in matrices_in_blocks(task) else value
+        name: value.detach().flatten()[::2] if name in muon_matrices(task) else value
         for name, value in task.named_parameters()
     }
     with pytest.raises(ValueError, match=r"optim\.kind=muon needs whole matrices.*run\.parallel=ddp"):

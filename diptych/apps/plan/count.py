@@ -146,10 +146,11 @@ def count(recipe: Recipe, pairs: int, tokens: int, step: int) -> Counted:
             pixels = torch.empty(2, size, 3, recipe.model.image_size, recipe.model.image_size)
         batch = make_batch(recipe, pixels.unbind(), tokens, words)
         ledgers.append(counted_step(recipe, task.train(), fakes, batch, step))
+    small, large = ledgers
     if recipe.optim.kind == "adamw":
-        return Counted(weigh(task), sizes, *ledgers)
+        return Counted(weigh(task), sizes, small, large)
     matrices = muon_groups(task)
-    return Counted(weigh(task, matrices), sizes, *ledgers, counted_muon(matrices, fakes, recipe.run.precision))
+    return Counted(weigh(task, matrices), sizes, small, large, counted_muon(matrices, fakes, recipe.run.precision))
 
 
 def pretended_task(recipe: Recipe, words: Tokenizer, fakes: Fakes) -> Task:
