@@ -188,7 +188,9 @@ class AlbefPretraining(DistilledTask):
         )
         itc = distilled_contrastive_loss(similarities, positives.float(), alpha_itc)
         measures = self._contrast_measures(similarities, positives, same_image, ramp) | true_texts_measure(true)
-        carry = (*entries, claims) if uses_momentum else None  # `after_step` puts them into the queue
+        carry = None
+        if uses_momentum:  # `after_step` puts the entries into the queue
+            carry = entries if claims is None else (*entries, claims)
         if draws is None:
             return Losses.weighted(measures=measures, carry=carry, itc=(config.itc, itc))
 
@@ -285,7 +287,7 @@ class AlbefPretraining(DistilledTask):
         self.model.temp.clamp_(*self.config.temperature_bounds)
         move_towards(self.momentum_encoder, self.model, self.config.momentum)
 
-    def after_step(self, carry: tuple[Tensor, Tensor, Tensor, Claims | None] | None) -> None:
+    def after_step(self, carry: QueueEntries | tuple[Tensor, Tensor, Tensor, Claims] | None) -> None:
         """Puts the momentum features of the step into the queue, where they overwrite the oldest ones."""
         if carry is not None:
             self.queue.push(*carry)

@@ -6,21 +6,28 @@ import itertools
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from diptych.catalog import build_task
 from diptych.data.collate import identity_number
 from diptych.data.loader import PairLoader, evaluation_batches
 from diptych.data.phrases import draw_part, known_of, parts_of, said_by
 from diptych.data.record import Record
 from diptych.data.sources.scenes import open_scenes
 from diptych.data.tokenizer import Tokenizer
+from diptych.evaluate.nouns import evaluate_nouns, noun_measures
 from diptych.losses.contrastive import known_true
+from diptych.metrics.roc import roc_areas
 from diptych.nn.queue import FeatureQueue
+from diptych.predict.loading import make_predictor
+from diptych.recipes.albef import albef_tiny
 from diptych.schema import DataConfig, ScenesConfig
+from diptych.synthetic.evaluation import noun_queries
 from diptych.synthetic.generator import Scene
 from diptych.types import KNOWN, NO_CLAIM, SAID, Batch, Claims, Progress, Term
 from tests import tiny
@@ -221,8 +228,7 @@ def test_true_texts_are_found_by_their_numbers() -> None:
     made = claims(TEXTS, SHOWN)
     assert torch.equal(known_true(made.said, made.known), TRUE)
     assert TRUE.sum() == 9
-    empty = claims([], []).said.reshape(0, SAID), made.known
-    assert known_true(*empty).shape == (0, 4)
+    assert known_true(made.said[:0], made.known).shape == (0, 4)
     assert not known_true(torch.full((2, SAID), NO_CLAIM), made.known).any()
 
 
@@ -317,3 +323,48 @@ def test_two_batches_give_a_queue_its_newest_claims() -> None:
         features, rows = torch.zeros(2, 2), pushed[:, None]
         queue.push(features, features, pushed, Claims(rows.expand(-1, SAID), rows.expand(-1, KNOWN)))
     assert queue.said[:, 0].tolist() == queue.known[:, -1].tolist() == queue.ids.tolist() == [4, 2, 3]
+
+
+# --------------------------------------------------------------------------- search by a single noun
+
+
+def test_noun_queries_say_which_scenes_show_each_noun() -> None:
+    found = [SCENES.scene(index) for index in range(40)]
+    queries = noun_queries(found, SCENES.config)
+    assert len(queries.texts) == len(set(queries.texts)) > 100
+    for text, shown in zip(queries.texts, queries.shown_TN, strict=True):
+        ((name, count, size),) = READER.read(text).things
+        assert (count, size) == (1, "")
+        assert [name in scene.counts for scene in found] == shown.tolist()
+
+
+def test_measures_of_nouns_are_those_counted_by_hand() -> None:
+    shown = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    scores = torch.tensor([[0.9, 0.2, 0.5, 0.1], [0.8, 0.3, 0.3, 0.2], [0.1, 0.4, 0.2, 0.1]])
+    measures = noun_measures(scores, shown)
+    assert measures["right_first"] == 50.0
+    # Noun 0: 0.9 beats both others, 0.2 beats one of two. Noun 1: 0.3 ties with one, beats one, loses to one.
+    assert measures["roc_area"] == pytest.approx((3 / 4 + 1.5 / 3) / 2)
+    assert measures["best_shown"] == pytest.approx((0.9 + 0.8) / 2)
+    assert measures["best_not_shown"] == pytest.approx((0.5 + 0.8 + 0.4) / 3)
+    assert measures["presence_area"] == pytest.approx((3 + 2.5) / 6)
+
+
+@pytest.mark.parametrize("relevant", [[True, True], [False, False]])
+def test_an_area_needs_right_and_wrong_candidates(relevant: list[bool]) -> None:
+    with pytest.raises(ValueError, match="needs a relevant and an irrelevant candidate"):
+        roc_areas(torch.tensor([[0.1, 0.2]]), torch.tensor([relevant]))
+
+
+def test_a_model_with_random_weights_finds_nouns_by_chance() -> None:
+    recipe = albef_tiny()
+    recipe = replace(recipe, data=replace(recipe.data, scenes=ScenesConfig(evaluation_count=20)))
+    tokenizer = Tokenizer.train(["a fox and a dog on a green background"], 100)
+    task = build_task(recipe, tokenizer)
+    predictor = make_predictor(recipe, tokenizer, task.state_dict(), Path("random"), device="cpu")
+    measures = evaluate_nouns(predictor, scenes=20, split="validation")
+    assert measures["scenes"] == 20
+    assert measures["nouns"] + measures["nouns_not_shown"] > 100
+    assert measures["similarity.roc_area"] == pytest.approx(0.5, abs=0.15)
+    assert measures["match.roc_area"] == pytest.approx(0.5, abs=0.15)
+    assert measures["chance.right_first"] < 20
