@@ -241,7 +241,7 @@ class Contrast:
     """Whether other captions of the same picture are no negatives, unless `Released` keeps them. False where they count
     as positives."""
     ignores_true_texts: bool = False
-    """Whether batches must say which texts are true of which images (`ignore_true_texts` of the task)."""
+    """Whether texts that are known to be true of an image are no negatives of it (`ignore_true_texts` of the task)."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +279,11 @@ class TaskFacts:
     def contrast(self) -> Contrast | None:
         """How the task contrasts pictures with texts; None if it does not."""
         return None
+
+    @property
+    def needs_claims(self) -> bool:
+        """Whether training batches must say which texts are known to be true of which images."""
+        return self.contrast is not None and self.contrast.ignores_true_texts
 
     @property
     def guesses(self) -> tuple[Guess, ...]:

@@ -83,7 +83,7 @@ class Batch:
     rng_keys: Int[Tensor, "B"] | None = None
     """RNG key of each image, for dropout, as `Texts.rng_keys`."""
     claims: Claims | None = None
-    """By which texts are known to be true of other images. None in evaluation, and for tasks with other texts."""
+    """By which texts are known to be true of other images. None where the task does not need them."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

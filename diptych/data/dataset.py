@@ -26,7 +26,7 @@ from diptych.data.collate import (
     collate_texts,
 )
 from diptych.data.order import Key
-from diptych.data.phrases import check_shares, draw_part, known_of, said_by
+from diptych.data.phrases import check_shares, claims_of, draw_part
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     AnyRecord,
@@ -102,8 +102,7 @@ class PairDataset(Dataset[Sample]):
         if isinstance(record, Record) and (self.claims or self.config.partial_captions or self.config.single_phrases):
             part = draw_part(record, text, self.config, random.Random(seed_of(self.seed, "part", epoch, index)))
             text = part.text
-            if self.claims:
-                claims = said_by(part, self.config.max_words), known_of(record, part, self.config.max_words)
+            claims = claims_of(record, part, self.config.max_words) if self.claims else None
         cleaned = clean_text(text, record, self.config.max_words)
         if record.texts and not cleaned:
             raise BadRecord(record.id, f"{record.text_name} empty")

@@ -53,12 +53,17 @@ def _spans(caption: str) -> Iterator[tuple[int, int]]:
         start = following
 
 
+def parts_in(record: Record, caption: str) -> tuple[Part, ...]:
+    """Returns the caption and its shorter runs, from the source if it knows them."""
+    return (record.truth.parts() if record.truth else ()) or parts_of(caption)
+
+
 def draw_part(record: Record, caption: str, config: DataConfig, rng: random.Random) -> Part:
     """Draws whether the whole caption, a run of its phrases or a single phrase is shown, and which one.
 
     All runs are equally likely, and so are all phrases. A caption of one phrase stays whole.
     """
-    whole, *shorter = _parts(record, caption)
+    whole, *shorter = parts_in(record, caption)
     chance = rng.random()
     if chance < config.single_phrases:
         shorter = [part for part in shorter if len(part.phrases) == 1]
@@ -67,20 +72,19 @@ def draw_part(record: Record, caption: str, config: DataConfig, rng: random.Rand
     return rng.choice(shorter) if shorter else whole
 
 
-def _parts(record: Record, caption: str) -> tuple[Part, ...]:
-    """Returns the caption and its shorter runs, from the source if it knows them."""
-    return (record.truth.parts() if record.truth else ()) or parts_of(caption)
-
-
 def said_by(part: Part, max_words: int) -> tuple[str, ...]:
     """Returns what a text says, cleaned up: its phrases, or the text as one claim if these are more than `SAID`."""
     phrases = part.phrases if 0 < len(part.phrases) <= SAID else (part.text,)
     return tuple(clean_caption(phrase, max_words) for phrase in phrases)
 
 
-def known_of(record: Record, part: Part, max_words: int) -> tuple[str, ...]:
-    """Returns what is known to be true of a record's picture: what the `part` says, then its captions and phrases."""
+def claims_of(record: Record, part: Part, max_words: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns what the part of a caption says, and what is known of its picture.
+
+    That is what the part says, then what the source knows, then what all captions say.
+    """
+    said = said_by(part, max_words)
     shown = (clean_caption(phrase, max_words) for phrase in (record.truth.shown() if record.truth else ()))
-    wholes = (_parts(record, caption)[0] for caption in record.captions)
+    wholes = (parts_in(record, caption)[0] for caption in record.captions)
     told = (phrase for whole in wholes for phrase in said_by(whole, max_words))
-    return tuple(dict.fromkeys((*said_by(part, max_words), *shown, *told)))
+    return said, tuple(dict.fromkeys((*said, *shown, *told)))

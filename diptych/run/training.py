@@ -58,10 +58,10 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     if recipe.freeze:
         print(f"frozen: {freeze(task, recipe.freeze)}")
     size, run = recipe.model.image_size, recipe.run
-    claims = recipe.task.contrast is not None and recipe.task.contrast.ignores_true_texts
     loader = PairLoader(
         source, tokenizer, recipe.data, size, run.batch_size * recipe.optim.accumulate, run.seed,
-        kind.closed_set(recipe.task), rank=world.rank, size=world.size, released=recipe.released, claims=claims,
+        kind.closed_set(recipe.task), rank=world.rank, size=world.size, released=recipe.released,
+        claims=recipe.task.needs_claims,
     )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
     if started and world.first:

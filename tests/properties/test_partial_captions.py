@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from diptych.catalog import build_task
 from diptych.data.collate import identity_number
 from diptych.data.loader import PairLoader, evaluation_batches
-from diptych.data.phrases import draw_part, known_of, parts_of, said_by
+from diptych.data.phrases import claims_of, draw_part, parts_of, said_by
 from diptych.data.record import Record
 from diptych.data.sources.scenes import open_scenes
 from diptych.data.tokenizer import Tokenizer
@@ -192,7 +191,7 @@ def test_evaluations_show_whole_captions() -> None:
         source, tokenizer, replace(config, partial_captions=0.0, single_phrases=0.0), SIZE, 20
     )
     assert torch.equal(found.batch.texts.input_ids, whole.batch.texts.input_ids)
-    assert found.batch.claims is None
+    assert torch.equal(found.batch.claims.said, whole.batch.claims.said)
 
 
 # --------------------------------------------------------------------------- what is known to be true
@@ -200,22 +199,19 @@ def test_evaluations_show_whole_captions() -> None:
 
 def test_a_text_is_true_of_an_image_if_all_its_phrases_are_known() -> None:
     record = Record("r", None, ("a fox, a dog", "two cats while it rains"), "i")
-    known = {*known_of(record, parts_of("a fox, a dog")[0], 30)}
+    known = {*claims_of(record, parts_of("a fox, a dog")[0], 30)[1]}
     for text, is_true in {
         "a dog and a fox": True, "A FOX!": True, "it rains": True, "a fox with two cats": True,
         "a fox and a cat": False, "a fox a dog": False, "rains": False,
     }.items():  # fmt: skip
         assert ({*said(text)} <= known) is is_true, text
     assert said("a, b, c, d, e") == ("a b c d e",)
-    assert "a b c d e" in known_of(Record("r", None, ("a, b, c, d, e",), "i"), parts_of("a")[0], 30)
+    assert claims_of(Record("r", None, ("a, b, c, d, e",), "i"), parts_of("a")[0], 30) == (("a",), ("a", "a b c d e"))
 
 
 def claims(texts: list[str], known: list[list[str]]) -> Claims:
-    def rows(claimed: list[list[str]], width: int) -> Tensor:
-        numbers = [[identity_number(claim) for claim in row] for row in claimed]
-        return torch.tensor([row + [NO_CLAIM] * (width - len(row)) for row in numbers])
-
-    return Claims(rows([list(said(text)) for text in texts], SAID), rows(known, KNOWN))
+    said_by_texts = [[identity_number(claim) for claim in said(text)] for text in texts]
+    return tiny.claims(said_by_texts, [[identity_number(claim) for claim in row] for row in known])
 
 
 TEXTS = ["a fox", "a dog and a fox", "a cat", "a fox"]
