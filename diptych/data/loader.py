@@ -26,8 +26,7 @@ from diptych.data.cleanup import clean_text
 from diptych.data.collate import Sample, collate, collate_pictures, collate_texts
 from diptych.data.dataset import Loaded, PairDataset, pictures_of
 from diptych.data.order import Key, Order, Ordered, Shuffled, check_processes
-from diptych.data.phrases import claims_of, parts_in
-from diptych.data.record import AnyRecord, BadRecord, Question, Record, Referring, Source, TaskSource
+from diptych.data.record import AnyRecord, BadRecord, Question, Referring, Source, TaskSource
 from diptych.data.skips import SkipLedger, list_errors
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
@@ -200,7 +199,6 @@ def evaluation_batch(
                 image_id=record.image_ids[0] if pixels else "",
                 record=record.id,
                 second_pixels=pixels[1] if len(pixels) > 1 else None,
-                claims=_claims(record, config) if isinstance(record, Record) else None,
             )
         )
     if samples[0].pixels is None:
@@ -212,11 +210,6 @@ def evaluation_batch(
         return batch
     second = [sample.second_pixels for sample in samples if sample.second_pixels is not None]
     return PicturePairs(**vars(batch), second_pixels=torch.stack(second))
-
-
-def _claims(record: Record, config: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    whole, *_ = parts_in(record, record.captions[0])
-    return claims_of(record, whole, config.max_words)
 
 
 def _evaluation_ids(record: AnyRecord, tokenizer: Tokenizer, config: DataConfig) -> list[int]:
