@@ -240,6 +240,8 @@ class Contrast:
     masks_false_negatives: bool = False
     """Whether other captions of the same picture are no negatives, unless `Released` keeps them. False where they count
     as positives."""
+    ignores_true_texts: bool = False
+    """Whether texts that are known to be true of an image are no negatives of it (`ignore_true_texts` of the task)."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,11 @@ class TaskFacts:
     def contrast(self) -> Contrast | None:
         """How the task contrasts pictures with texts; None if it does not."""
         return None
+
+    @property
+    def needs_claims(self) -> bool:
+        """Whether training batches must say which texts are known to be true of which images."""
+        return self.contrast is not None and self.contrast.ignores_true_texts
 
     @property
     def guesses(self) -> tuple[Guess, ...]:
@@ -327,12 +334,16 @@ class AlbefPretrainConfig(TaskFacts):
     negatives: Literal["all", "own"] = "all"
     """Whether ITM draws negatives from the gathered batches of `all` processes, so that the number of processes changes
     nothing, or from each process's `own` batch as the released code does, which sends less."""
+    ignore_true_texts: bool = False
+    """Whether a text that is known to be true of another pair's image is no negative of that image, in ITC (the queue
+    included) and in ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short captions)."""
 
     @property
     def contrast(self) -> Contrast:
         return Contrast(
             self.queue_size, "momentum", negatives=self.negatives, fuses=bool(self.itm),
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
+            ignores_true_texts=self.ignore_true_texts,
         )  # fmt: skip
 
     @property
@@ -429,12 +440,16 @@ class VlmoPretrainConfig(TaskFacts):
     block's V-FFN (`vision`) or L-FFN (`language`)."""
     fuse_start: int = 0
     """Optimiser steps during which only ITC trains. VLMo: 0."""
+    ignore_true_texts: bool = False
+    """Whether a text that is known to be true of another pair's image is no negative of that image, in ITC and in
+    ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short captions)."""
 
     @property
     def contrast(self) -> Contrast:
         return Contrast(
             branches=2 if self.itc_branches == "both" else 1, negatives=self.negatives, fuses=bool(self.itm),
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
+            ignores_true_texts=self.ignore_true_texts,
         )  # fmt: skip
 
     @property
@@ -826,6 +841,12 @@ class DataConfig:
     """Longest text in tokens in an evaluation. The released ALBEF: 30."""
     max_words: int = 30
     """Number of words that the clean-up keeps of a caption. The released ALBEF: 30."""
+    partial_captions: float = 0.0
+    """Share of training captions of which only a part is shown: a run of their phrases, which end at commas,
+    semicolons, *and*, *or*, *but*, *while* and *with* (docs/data.md). Evaluations show whole captions."""
+    single_phrases: float = 0.0
+    """Share of training captions of which a single phrase is shown, such as "a fox". The others, 1 minus both shares,
+    are shown whole."""
     blank_images: bool = False
     """Whether every image is shown as plain grey, in training and evaluation, to measure what texts alone give away."""
     bad_share: float = 0.01

@@ -48,6 +48,28 @@ class Texts:
         return Texts(self.input_ids[rows], self.attention_mask[rows], rng_keys)
 
 
+NO_CLAIM = -1
+"""Fills up rows of claims. It is the number of no claim."""
+
+
+SAID, KNOWN = 4, 16
+"""Widths of a batch's claims: the most that a text says, and that is known of an image. Beyond that, less is known."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the texts of a batch say, and what is known of its images, as numbers of claims. The first claim is real.
+
+    Text b is known to be true of image k if everything in `said[b]` is in `known[k]`. Everything that text b says is
+    known of its own image.
+    """
+
+    said: Int[Tensor, "B F"]
+    """F = SAID."""
+    known: Int[Tensor, "B H"]
+    """H = KNOWN."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Image-text pairs: sample b is the image pixels[b] with the text texts[b]."""
@@ -60,6 +82,8 @@ class Batch:
     """Names of the records, for messages."""
     rng_keys: Int[Tensor, "B"] | None = None
     """RNG key of each image, for dropout, as `Texts.rng_keys`."""
+    claims: Claims | None = None
+    """By which texts are known to be true of other images. None where the task does not need them."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

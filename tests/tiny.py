@@ -38,7 +38,17 @@ from diptych.tasks.retrieval import Retrieval
 from diptych.tasks.vlmo_pretraining import VlmoPretraining
 from diptych.tasks.vqa import VqaClosedSet, VqaDecoding
 from diptych.train.freeze import freeze
-from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, QuestionBatch, Texts
+from diptych.types import (
+    KNOWN,
+    NO_CLAIM,
+    SAID,
+    Batch,
+    Claims,
+    LabelledBatch,
+    LabelledPicturePairs,
+    QuestionBatch,
+    Texts,
+)
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4, continuing=(30, 31, 32, 33, 34, 35, 36, 37, 38, 39))
 SIDE, PATCHES, VOCABULARY, POSITIONS = 16, 16, 40, 12
@@ -129,7 +139,8 @@ def pretraining(seed: int = 0, model: dict[str, Any] | None = None, **changes: A
     shake(task.momentum_encoder, seed + 1)
     if config.queue_size:
         image, text = nn.functional.normalize(uniform(2, 3, 8, seed=seed) - 0.5, dim=-1)
-        task.queue.push(image, text, torch.tensor([100, 101, 102]))
+        queued = claims([[1], [2], [1, 2]], [[1], [2, 3], [1, 2]]) if config.ignore_true_texts else None
+        task.queue.push(image, text, torch.tensor([100, 101, 102]), queued)
     return task
 
 
@@ -193,6 +204,12 @@ def _shaken_heads(task: Any, seed: int) -> Any:
         if part is not None:
             shake(part, seed + 1)
     return task
+
+
+def claims(said: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -> Claims:
+    """Fills the numbers of what each text says, and of what is known of each image, up to a batch's claims."""
+    widths = ((said, SAID), (known, KNOWN))
+    return Claims(*(torch.tensor([[*row, *[NO_CLAIM] * (width - len(row))] for row in rows]) for rows, width in widths))
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:

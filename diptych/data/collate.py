@@ -13,7 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.types import Batch, LabelledBatch, LabelledPicturePairs, PictureBatch, QuestionBatch, TextBatch, Texts
+from diptych.types import (
+    KNOWN,
+    NO_CLAIM,
+    SAID,
+    Batch,
+    Claims,
+    LabelledBatch,
+    LabelledPicturePairs,
+    PictureBatch,
+    QuestionBatch,
+    TextBatch,
+    Texts,
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,27 @@ class Sample:
     """The weight of each answer."""
     scores: tuple[float, ...] = ()
     """The score of each answer of a closed set."""
+    claims: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    """What a caption says, and what is known of its picture: at least that."""
 
 
 def identity_number(image_id: str) -> int:
     """Hashes a picture's identity to 63 bits. The number is the same in every process and on every machine."""
     digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def collate_claims(samples: Sequence[Sample]) -> Claims | None:
+    """Numbers the claims of each sample's text and picture. Returns None if a sample has none."""
+    said: list[list[int]] = []
+    known: list[list[int]] = []
+    for sample in samples:
+        if sample.claims is None:
+            return None
+        for rows, claims, width in zip((said, known), sample.claims, (SAID, KNOWN), strict=True):
+            numbers = [identity_number(claim) for claim in claims[:width]]
+            rows.append(numbers + [NO_CLAIM] * (width - len(numbers)))
+    return Claims(torch.tensor(said), torch.tensor(known))
 
 
 def pad_texts(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Texts:
@@ -65,6 +92,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         texts=pad_texts([sample.input_ids for sample in samples], pad_id),
         image_ids=torch.tensor([identity_number(sample.image_id) for sample in samples], dtype=torch.long),
         records=tuple(sample.record for sample in samples),
+        claims=collate_claims(samples),
     )
 
 

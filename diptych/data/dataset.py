@@ -1,7 +1,7 @@
 """Turns records into training samples and batches of samples.
 
-A sample is a pure function of (seed, epoch, index): its caption, its crop, and whether it is flipped. The class of the
-records decides what a sample holds and how samples become a batch (`KINDS`).
+A sample is a pure function of (seed, epoch, index): its caption or a part of it, its crop, and whether it is flipped.
+The class of the records decides what a sample holds and how samples become a batch (`KINDS`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from diptych.data.collate import (
     collate_texts,
 )
 from diptych.data.order import Key
+from diptych.data.phrases import check_shares, claims_of, draw_part
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     AnyRecord,
@@ -43,6 +44,7 @@ from diptych.data.record import (
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform
 from diptych.schema import DataConfig
+from diptych.seeds import seed_of
 from diptych.types import AnyBatch
 
 BLANK = Image.new("RGB", (64, 64), (128, 128, 128))
@@ -72,14 +74,21 @@ class PairDataset(Dataset[Sample]):
         config: DataConfig,
         seed: int,
         answers: Sequence[str] = (),
+        claims: bool = False,
     ) -> None:
-        """With a closed set of `answers`, questions get the scores of that set instead of the annotators' answers."""
+        """With a closed set of `answers`, questions get the scores of that set instead of the annotators' answers.
+        With `claims`, batches of captions say what is known to be true of their pictures.
+
+        Raises ValueError for shares of captions that are not shares of one whole.
+        """
+        check_shares(config)
         self.source = source
         self.transform = transform
         self.tokenizer = tokenizer
         self.config = config
         self.seed = seed
         self.answers = tuple(answers)
+        self.claims = claims
 
     def __getitem__(self, key: Key) -> Sample:
         """Makes one sample. Raises BadRecord."""
@@ -89,6 +98,11 @@ class PairDataset(Dataset[Sample]):
     def _sample(self, record: AnyRecord, epoch: int, index: int) -> Sample:
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
         text = rng.choice(record.texts) if record.texts else ""
+        claims = None
+        if isinstance(record, Record) and (self.claims or self.config.partial_captions or self.config.single_phrases):
+            part = draw_part(record, text, self.config, random.Random(seed_of(self.seed, "part", epoch, index)))
+            text = part.text
+            claims = claims_of(record, part, self.config.max_words) if self.claims else None
         cleaned = clean_text(text, record, self.config.max_words)
         if record.texts and not cleaned:
             raise BadRecord(record.id, f"{record.text_name} empty")
@@ -99,6 +113,7 @@ class PairDataset(Dataset[Sample]):
             image_id=record.image_ids[0] if views else "",
             record=record.id,
             second_pixels=views[1] if len(views) > 1 else None,
+            claims=claims,
         )
         complete, _ = KINDS[type(record)]
         return complete(sample, record, self)

@@ -56,9 +56,10 @@ class PairLoader:
         rank: int = 0,
         size: int = 1,
         released: Released = Released(),
+        claims: bool = False,
     ) -> None:
         """`batch_size` counts the pairs of all `size` processes together. Process `rank` gets an equal part, in order.
-        `answers` is passed on to `PairDataset`.
+        `answers` and `claims` are passed on to `PairDataset`.
 
         Raises ValueError if the source cannot fill a batch, or if a batch cannot be divided among the processes.
         """
@@ -72,7 +73,7 @@ class PairLoader:
                 f" lower run.batch_size (to {max(1, len(source) // 2)}, say) or give more data"
             )
         transform = TrainTransform(config, image_size, released)
-        self.dataset = PairDataset(source, transform, tokenizer, config, seed, answers)
+        self.dataset = PairDataset(source, transform, tokenizer, config, seed, answers, claims)
         self.rank = rank
         order = source.order if isinstance(source, Ordered) else partial(Shuffled, len(source))
         self.order: Order = order(batch_size, seed, size)

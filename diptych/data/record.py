@@ -33,6 +33,28 @@ class _OnePicture:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Holds a part of a caption, or the whole."""
+
+    text: str
+    phrases: tuple[str, ...]
+    """What it says, phrase by phrase. The text is true of every picture of which all its phrases are."""
+
+
+@runtime_checkable
+class Truth(Protocol):
+    """Answers what the source of a record knows of its picture and of its only caption. It is asked only if needed."""
+
+    def parts(self) -> tuple[Part, ...]:
+        """Returns the caption, then the shorter texts that it can be cut to; none to have it cut by its words."""
+        ...
+
+    def shown(self) -> tuple[str, ...]:
+        """Returns phrases that are true of the picture, beside those of its caption."""
+        ...
+
+
+@dataclass(frozen=True)
 class Record(_OnePicture):
     """Holds a picture with its captions, for pre-training and retrieval."""
 
@@ -46,6 +68,8 @@ class Record(_OnePicture):
     """Identity of the picture. Records with the same picture have the same `image_id`."""
     clean: tuple[str, ...] = ()
     """The captions before noise was added to `captions`. Empty where no noise was added."""
+    truth: Truth | None = None
+    """What the source knows of the caption and the picture. None if it knows no more than the captions themselves."""
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.nn.gather import Processes
-from diptych.types import Term
+from diptych.types import NO_CLAIM, Term
 
 IGNORED_LOGIT = -1e9
 """The logit of an ignored candidate: its softmax is 0, but unlike −inf it is finite, so that 0 times it is not NaN."""
@@ -67,15 +67,16 @@ def in_batch_contrast(
     text: Float[Tensor, "B E"],
     temperature: Float[Tensor, ""],
     processes: Processes,
-    ignored: Bool[Tensor, "Q K"] | None = None,
+    ignored: tuple[Bool[Tensor, "Q K"], Bool[Tensor, "Q K"]] | tuple[None, None] = (None, None),
 ) -> Logits:
     """Compares the pairs of this process with the K pairs of all processes (VLMo §3.3), without the `ignored` ones.
 
+    These are the texts to ignore for each image, and the images to ignore for each text.
     Q = B pairs are compared; in the released code (`processes.own_first`) each process compares all, Q = K.
     """
     image_to_text = similarity(processes.queries(image), processes.gather(text), temperature)
     text_to_image = similarity(processes.queries(text), processes.gather(image), temperature)
-    return Logits(ignore(image_to_text, ignored), ignore(text_to_image, ignored))
+    return Logits(ignore(image_to_text, ignored[0]), ignore(text_to_image, ignored[1]))
 
 
 def own_pairs(processes: Processes, device: torch.device) -> Bool[Tensor, "Q K"]:
@@ -95,6 +96,18 @@ def others_of_same_image(
 ) -> Bool[Tensor, "Q K"]:
     """Marks candidates that show the picture of a pair under another caption. They would be false negatives."""
     return (ids[:, None] == key_ids[None]) & ~positives
+
+
+@torch.no_grad()
+def known_true(said: Int[Tensor, "Q F"], known: Int[Tensor, "K H"]) -> Bool[Tensor, "Q K"]:
+    """Marks for each text the images that it is known to describe: everything that it says is known of the image."""
+    true = (said[:, :1] != NO_CLAIM).expand(-1, len(known))
+    for claim in said.T:
+        stated = claim[:, None] == NO_CLAIM  # nothing is stated here
+        for column in known.T:
+            stated = stated | (claim[:, None] == column[None])
+        true = true & stated
+    return true
 
 
 @dataclass(frozen=True)

@@ -37,17 +37,18 @@ def negative_weights(
 
 @torch.no_grad()
 def both_negative_weights(
-    logits: Logits, positives: Bool[Tensor, "B K"], after_softmax: bool = False, hard: bool = True
-) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+    logits: Logits, images: Bool[Tensor, "B K"], texts: Bool[Tensor, "B K"], after_softmax: bool = False,
+    hard: bool = True,
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:  # fmt: skip
     """Computes the sampling weights of images for each text, then of texts for each image.
 
-    Without `hard` all negatives are equally likely. Rows and candidates beyond the shape of `positives`, such as those
-    of a queue, are left out.
+    `images` of each text and `texts` of each image are no negatives. Without `hard` all negatives are equally likely.
+    Rows and candidates beyond the shape of these, such as those of a queue, are left out.
     """
-    rows, candidates = positives.shape
+    rows, candidates = images.shape
     scale = 1.0 if hard else 0.0
     for_text, for_image = (x[:rows, :candidates] * scale for x in (logits.text_to_image, logits.image_to_text))
-    return negative_weights(for_text, positives, after_softmax), negative_weights(for_image, positives, after_softmax)
+    return negative_weights(for_text, images, after_softmax), negative_weights(for_image, texts, after_softmax)
 
 
 def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:

@@ -18,7 +18,8 @@ from diptych import catalog
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
 from diptych.data.loader import EvaluationBatch, Item, check_readable, evaluation_batches, items_at
-from diptych.data.record import BadRecord, Picture, Source
+from diptych.data.phrases import check_shares
+from diptych.data.record import TASK_NAMES, BadRecord, Picture, Record, Source
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Recipe, Split
@@ -68,6 +69,17 @@ def check_lengths(recipe: Recipe) -> None:
                 f"data.{name}={length}: the model has positions for texts of {longest} tokens. "
                 f"Set data.{name}={longest} or less, so that longer ones are cut, or build it with more positions"
             )
+
+
+def check_partial(recipe: Recipe) -> None:
+    """Raises ValueError if parts of captions should be shown where texts are no captions, or in impossible shares."""
+    check_shares(recipe.data)
+    kind = catalog.record_kind(recipe.task)
+    if kind is not Record and (recipe.data.partial_captions or recipe.data.single_phrases):
+        raise ValueError(
+            "data.partial_captions and data.single_phrases show parts of captions, but this task learns from "
+            f"{TASK_NAMES[kind]}, which must stay whole: set both to 0"
+        )
 
 
 def batches_of(

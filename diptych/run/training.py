@@ -14,7 +14,7 @@ from diptych.data.record import AnyRecord, Picture, Question
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.device import find_device
 from diptych.launched import restarted
-from diptych.run.splits import AnySource, check_lengths, open_split, with_answers
+from diptych.run.splits import AnySource, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
 from diptych.serialize import from_dict
@@ -46,6 +46,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     world.on_first(lambda: check_folder(folder, resume))
     check_lengths(recipe)
     check_optimizer(recipe)
+    check_partial(recipe)
     kind = catalog.task_class(recipe.task)
     begun = resume and store.latest(folder / "checkpoints") is not None
     # Complete the recipe by what other runs and the training data determine.
@@ -63,6 +64,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     loader = PairLoader(
         source, tokenizer, recipe.data, size, run.batch_size * recipe.optim.accumulate, run.seed,
         kind.closed_set(recipe.task), rank=world.rank, size=world.size, released=recipe.released,
+        claims=recipe.task.needs_claims,
     )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
     if started and world.first:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from itertools import combinations
 from random import Random
 
 from diptych.schema import ScenesConfig
@@ -149,6 +150,44 @@ def _mention(members: tuple[SceneObject, ...], with_size: bool) -> _Mention:
     return _Mention(members, size if size != "medium" and with_size else None)
 
 
+def caption_parts(caption: Caption, scene: Scene) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns the caption of a scene, and the shorter texts that state some of its facts, each with its phrases.
+
+    The shorter texts are each noun phrase by itself, the lists of consecutive ones, and each relation of two.
+    """
+    things = [_phrase(fact, scene) for fact in caption.facts if isinstance(fact, PresenceFact)]
+    phrase_of = dict(zip(caption.names, things, strict=True))
+    relations = [
+        (f"{phrase_of[fact.subject]} {PHRASES[fact.relation][0]} {phrase_of[fact.other]}", fact)
+        for fact in caption.facts
+        if isinstance(fact, RelationFact)
+    ]
+    colours = [background_phrase(fact.background) for fact in caption.facts if isinstance(fact, BackgroundFact)]
+    whole = caption.text, (*things, *(text for text, _ in relations), *colours)
+    lists = [things[first:last] for first, last in combinations(range(len(things) + 1), 2)]
+    parts = [(_listed(phrases), tuple(phrases)) for phrases in lists]
+    parts += [(text, (phrase_of[fact.subject], phrase_of[fact.other], text)) for text, fact in relations]
+    return whole, *((text, phrases) for text, phrases in parts if text != caption.text)
+
+
+def true_phrases(scene: Scene) -> tuple[str, ...]:
+    """Returns the noun phrases that are true of a scene (with every count and size), and that of its background.
+
+    A scene with two foxes shows "a fox", too.
+    """
+    facts: list[PresenceFact] = []
+    for name, members in scene.kinds.items():
+        sizes = [item.size for item in members if item.size != "medium"]
+        facts += [PresenceFact(name, count) for count in range(1, len(members) + 1)]
+        facts += [PresenceFact(name, sizes[: place + 1].count(size), size) for place, size in enumerate(sizes)]
+    facts.sort(key=lambda fact: fact.size is not None)
+    return background_phrase(scene.background), *(_phrase(fact, scene) for fact in facts)
+
+
+def _phrase(fact: PresenceFact, scene: Scene) -> str:
+    return scene.kinds[fact.name][0].noun.phrase(fact.count, fact.size or "")
+
+
 def background_phrase(colour: str) -> str:
     """Returns `a green background`, for example."""
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
@@ -225,5 +264,8 @@ def _list_text(mentions: list[_Mention], random: Random) -> str:
 
 
 def _enumerated(mentions: list[_Mention]) -> str:
-    phrases = [mention.phrase for mention in mentions]
+    return _listed([mention.phrase for mention in mentions])
+
+
+def _listed(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"

@@ -16,7 +16,9 @@ import numpy as np
 
 from diptych.schema import ScenesConfig, Split
 from diptych.synthetic.captions import Caption, describe, fullest, name_list
+from diptych.synthetic.claims import alike
 from diptych.synthetic.generator import Scene, make_scene, stream
+from diptych.synthetic.sprites import sprite_set
 
 _WORDINGS = 8
 """The number of captions that are tried for a scene before the fullest one."""
@@ -93,6 +95,25 @@ def _unique_caption(builder: _Builder, scene: Scene, config: ScenesConfig) -> Ca
         drawn = (describe(scene, random, config, complete=True) for _ in range(_WORDINGS))
         candidates = chain(drawn, [fullest(scene, config)])
     return next((caption for caption in candidates if not builder.true_of(caption)), None)
+
+
+@dataclass(frozen=True)
+class NounQueries:
+    """Holds a query for each noun of the sprites, T in all, such as `a fox`, and which of N scenes show it."""
+
+    texts: tuple[str, ...]
+    shown_TN: np.ndarray
+    """A noun that can mean the same as one in the scene counts as shown."""
+
+
+def noun_queries(scenes: Sequence[Scene], config: ScenesConfig) -> NounQueries:
+    """Makes a query of each noun that the configured sprites have, in the order of the sprites."""
+    nouns = list(dict.fromkeys(sprite.noun for sprite in sprite_set(config).sprites))
+    shown_TN = [
+        [any(noun.singular == kind or alike(noun.singular, kind, config) for kind in scene.kinds) for scene in scenes]
+        for noun in nouns
+    ]
+    return NounQueries(tuple(noun.phrase(1) for noun in nouns), np.array(shown_TN, dtype=bool))
 
 
 def noun_set_ceiling(scenes: Sequence[Scene], captions: Sequence[Caption]) -> dict[str, float]:

@@ -43,17 +43,21 @@ from diptych.tasks.pretraining import (
     Draws,
     Negatives,
     NegativeWeights,
+    TrueTexts,
     check_fuse_start,
+    compared_claims,
     contrast_measures,
     draw_hard_negatives,
     fuse_pairs,
     hard_negative_weights,
+    ignored_both_ways,
     matching_measures,
     negative_similarity,
     repeated_pictures,
+    true_texts_measure,
     word_measures,
 )
-from diptych.types import Batch, Losses, Progress, Term, Texts, TokenPositions
+from diptych.types import KNOWN, SAID, Batch, Claims, Losses, Progress, Term, Texts, TokenPositions
 
 TEACHER = 1
 """Stream of the momentum encoder's dropout draws, which are drawn apart from those of the trained model."""
@@ -123,7 +127,8 @@ class AlbefPretraining(DistilledTask):
         check_fuse_start(config)
         self.model, self.config, self.special, self.released = model, config, special, released
         self.momentum_encoder = momentum_copy(model, without=("match_head", "temp"))
-        self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
+        claims = (SAID, KNOWN) if config.ignore_true_texts else None
+        self.queue = FeatureQueue(config.queue_size, model.config.embed_dim, claims)
         model.freeze(model.parts_unused_by(*self.trained(config)))
         self.train()
 
@@ -168,22 +173,30 @@ class AlbefPretraining(DistilledTask):
         positives = F.one_hot(processes.places(candidate_ids.device), len(candidate_ids)).bool()  # [B, K]
         same_image = others_of_same_image(batch.image_ids, candidate_ids, positives)  # without the positive [B, K]
         ignored = same_image & (not released.keep_false_negatives)
+        # With ignore_true_texts, texts that are known to be true of an image are ignored, too.
+        true = claims = None
+        if config.ignore_true_texts:
+            own_claims, claims = compared_claims(batch, processes)
+            true = TrueTexts.of(own_claims, self.queue.claims(claims), positives)
+        ignored_texts, ignored_images = ignored_both_ways(ignored, true)  # of each image, of each text: [B, K]
         tau = model.temperature()
         similarities = Similarities(
-            ignore(similarity(image, candidate_texts, tau), ignored),  # s(I, T) / τ [B, K]
-            ignore(similarity(text, candidate_images, tau), ignored),  # s(T, I) / τ [B, K]
-            ignore(similarity(momentum_image, candidate_texts, tau.detach()), ignored),  # s'(I, T) / τ [B, K]
-            ignore(similarity(momentum_text, candidate_images, tau.detach()), ignored),  # s'(T, I) / τ [B, K]
+            ignore(similarity(image, candidate_texts, tau), ignored_texts),  # s(I, T) / τ [B, K]
+            ignore(similarity(text, candidate_images, tau), ignored_images),  # s(T, I) / τ [B, K]
+            ignore(similarity(momentum_image, candidate_texts, tau.detach()), ignored_texts),  # s'(I, T) / τ [B, K]
+            ignore(similarity(momentum_text, candidate_images, tau.detach()), ignored_images),  # s'(T, I) / τ [B, K]
         )
         itc = distilled_contrastive_loss(similarities, positives.float(), alpha_itc)
-        measures = self._contrast_measures(similarities, positives, same_image, ramp)
-        carry = entries if uses_momentum else None  # `after_step` puts them into the queue
+        measures = self._contrast_measures(similarities, positives, same_image, ramp) | true_texts_measure(true)
+        carry = None
+        if uses_momentum:  # `after_step` puts the entries into the queue
+            carry = entries if claims is None else (*entries, claims)
         if draws is None:
             return Losses.weighted(measures=measures, carry=carry, itc=(config.itc, itc))
 
         # 4. Hard negatives (§3.2): for each text an image and for each image a text, drawn with the probabilities of
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
-        weights = hard_negative_weights(similarities, positives, ignored, processes, config, released)  # 2 × [B, G]
+        weights = hard_negative_weights(similarities, positives, ignored, processes, config, released, true)  # 2×[B, G]
         negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
         image_state, text_state, local = self._fetch_negatives(image_state, text_state, negatives, processes)
 
@@ -274,7 +287,7 @@ class AlbefPretraining(DistilledTask):
         self.model.temp.clamp_(*self.config.temperature_bounds)
         move_towards(self.momentum_encoder, self.model, self.config.momentum)
 
-    def after_step(self, carry: QueueEntries | None) -> None:
+    def after_step(self, carry: QueueEntries | tuple[Tensor, Tensor, Tensor, Claims] | None) -> None:
         """Puts the momentum features of the step into the queue, where they overwrite the oldest ones."""
         if carry is not None:
             self.queue.push(*carry)

@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.losses.contrastive import IGNORED_LOGIT, Logits, information_bound
+from diptych.losses.contrastive import IGNORED_LOGIT, Logits, information_bound, known_true
 from diptych.losses.masked_lm import masked_tokens
 from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_pairs
 from diptych.nn.counter_rng import derived
 from diptych.nn.gather import Processes
 from diptych.schema import AlbefPretrainConfig, Released, VlmoPretrainConfig
 from diptych.task import Model
-from diptych.types import Term, Texts, TokenPositions
+from diptych.types import Batch, Claims, Term, Texts, TokenPositions
 
 MASKED = 0
 """Number that sets the dropout draws of a masked text apart from those of the text itself."""
@@ -81,21 +81,66 @@ def check_fuse_start(config: PretrainConfig) -> None:
         raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
 
 
+@dataclass(frozen=True)
+class TrueTexts:
+    """Marks which texts are known to be true of which images, beside their own (`task.ignore_true_texts`)."""
+
+    texts: Bool[Tensor, "Q K"]
+    """For each image, the texts that are true of it."""
+    images: Bool[Tensor, "Q K"]
+    """For each text, the images that it is true of."""
+
+    @classmethod
+    def of(cls, claims: Claims, candidates: Claims, positives: Bool[Tensor, "Q K"]) -> TrueTexts:
+        """Compares what is claimed of Q pairs with what is claimed of K candidates."""
+        texts = known_true(candidates.said, claims.known).T
+        return cls(texts & ~positives, known_true(claims.said, candidates.known) & ~positives)
+
+
+def ignored_both_ways(
+    ignored: Bool[Tensor, "Q K"], true: TrueTexts | None
+) -> tuple[Bool[Tensor, "Q K"], Bool[Tensor, "Q K"]]:
+    """Returns the texts to ignore for each image, and the images to ignore for each text."""
+    return (ignored, ignored) if true is None else (ignored | true.texts, ignored | true.images)
+
+
+def compared_claims(batch: Batch, processes: Processes) -> tuple[Claims, Claims]:
+    """Returns the claims of the pairs that this process compares, and those of the pairs of all processes.
+
+    Raises ValueError for a batch without claims.
+    """
+    if batch.claims is None:
+        raise ValueError("task.ignore_true_texts=true needs a batch with claims: load it with PairLoader(claims=True)")
+    said, known = processes.compared(batch.claims.said), processes.compared(batch.claims.known)
+    return Claims(said[0], known[0]), Claims(said[1], known[1])
+
+
 def hard_negative_weights(
     similarities: Logits, positives: Bool[Tensor, "Q K"], ignored: Bool[Tensor, "Q K"], processes: Processes,
-    config: PretrainConfig, released: Released,
+    config: PretrainConfig, released: Released, true: TrueTexts | None = None,
 ) -> NegativeWeights:  # fmt: skip
     """Computes the sampling weights of ITM's negatives: ITC's softmax over the batch, without what is no negative.
 
-    Candidates are the pairs of all processes, or with `negatives="own"` those of this process; a queue's are not.
-    Raises ValueError where a pair has no negative.
+    Candidates are the pairs of all processes, or with `negatives="own"` those of this process; a queue's are not. Where
+    every candidate of a pair is a true text, it is drawn from these, with equal chances. Raises ValueError where a pair
+    has no negative.
     """
-    own = positives[: processes.rows, : processes.total]
-    excluded = own | ignored[: processes.rows, : processes.total]
+    batch = slice(processes.rows), slice(processes.total)
+    own = positives[batch]
+    excluded = own | ignored[batch]
     if config.negatives == "own":
         excluded = excluded | ~own.any(dim=0)
+    images = texts = excluded
+    if true is not None:
+        images, texts = (_unless_all(excluded, each[batch]) for each in (true.images, true.texts))
     after_softmax = released.negatives_mask_after_softmax
-    return both_negative_weights(similarities, excluded, after_softmax, config.hard_negatives)
+    return both_negative_weights(similarities, images, texts, after_softmax, config.hard_negatives)
+
+
+def _unless_all(excluded: Bool[Tensor, "B G"], true: Bool[Tensor, "B G"]) -> Bool[Tensor, "B G"]:
+    """Excludes true texts too, but not in rows of which nothing would be left."""
+    both = excluded | true
+    return both & ~both.all(1, keepdim=True) | excluded
 
 
 def draw_hard_negatives(weights: NegativeWeights, draws: Draws) -> Negatives:
@@ -135,6 +180,12 @@ def fuse_pairs(
 
 
 # --------------------------------------------------------------------------- measures, logged beside the losses
+
+
+@torch.no_grad()
+def true_texts_measure(true: TrueTexts | None) -> dict[str, Term]:
+    """Measures the share of pairs among whose candidates a text or an image is ignored as true, if any are."""
+    return {} if true is None else {"true_texts": Term.over((true.texts | true.images).any(1).float())}
 
 
 @torch.no_grad()

@@ -214,7 +214,7 @@ class Retrieval(DistilledTask):
     def negative_weights(self, contrast: Contrast) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
         """Computes the weights by which negative images and negative texts are drawn within the batch (ALBEF §3.2)."""
         same, after_softmax = contrast.same[:, contrast.own], self.released.negatives_mask_after_softmax
-        return both_negative_weights(contrast.within_batch, same, after_softmax)
+        return both_negative_weights(contrast.within_batch, same, same, after_softmax)
 
     def losses(self, outputs: Forward, batch: Batch, alpha: float) -> Losses:
         """Sums the terms of one forward pass; `alpha` is the weight of the pseudo-targets."""

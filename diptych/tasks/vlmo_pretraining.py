@@ -39,14 +39,18 @@ from diptych.tasks.pretraining import (
     Draws,
     Negatives,
     NegativeWeights,
+    TrueTexts,
     check_fuse_start,
+    compared_claims,
     contrast_measures,
     draw_hard_negatives,
     fuse_pairs,
     hard_negative_weights,
+    ignored_both_ways,
     matching_measures,
     negative_similarity,
     repeated_pictures,
+    true_texts_measure,
     word_measures,
 )
 from diptych.types import Batch, Losses, Progress, Term
@@ -123,7 +127,7 @@ class VlmoPretraining(Task):
         trains_itm, trains_mlm = fuses and config.itm > 0, fuses and config.mlm > 0
         branches = self.branches(config)  # none where ITC has weight 0
         similarities: dict[Branch, Logits] = {}
-        positives = ignored = weights = negatives = labels = match_logits = word_logits = None
+        positives = ignored = true = weights = negatives = labels = match_logits = word_logits = None
         terms, measures = dict[str, tuple[float, Term]](), dict[str, Term]()
 
         # 1. Input (§3.1): patch embeddings of each image; token embeddings of the B captions, then of the same captions
@@ -144,11 +148,15 @@ class VlmoPretraining(Task):
                 positives = own_pairs(processes, batch.image_ids.device)  # [Q, G]
                 same_image = others_of_same_image(*processes.compared(batch.image_ids), positives)  # [Q, G]
                 ignored = same_image & (not self.released.keep_false_negatives)
+                # With ignore_true_texts, texts that are known to be true of an image are ignored, too.
+                if config.ignore_true_texts:
+                    true = TrueTexts.of(*compared_claims(batch, processes), positives)
+                both = ignored_both_ways(ignored, true)  # texts of each image, images of each text: 2 × [Q, G]
                 for branch in compared:
                     tau = model.temperature(branch)
-                    logits = in_batch_contrast(image[branch], text[branch], tau, processes, ignored)  # both ways [Q, G]
+                    logits = in_batch_contrast(image[branch], text[branch], tau, processes, both)  # both ways [Q, G]
                     similarities[branch] = logits
-            measures |= self._contrast_measures(similarities, positives, same_image)
+            measures |= self._contrast_measures(similarities, positives, same_image) | true_texts_measure(true)
             if branches:
                 terms["itc"] = (config.itc, mean_of_branches(similarities, positives))
 
@@ -156,7 +164,9 @@ class VlmoPretraining(Task):
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
         if draws and trains_itm and positives is not None and ignored is not None:
             branch, logits = next(iter(similarities.items()))  # "main" wherever it is trained
-            weights = hard_negative_weights(logits, positives, ignored, processes, config, self.released)  # 2 × [B, G]
+            weights = hard_negative_weights(  # 2 × [B, G]
+                logits, positives, ignored, processes, config, self.released, true
+            )
             negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
             measures["negative_similarity"] = negative_similarity(logits, *negatives, model.temperature(branch))
 

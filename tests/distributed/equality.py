@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.train.distributed import World, global_losses, loss_share
-from diptych.types import Batch, Progress, Texts
+from diptych.types import Batch, Claims, Progress, Texts
 from tests import tiny
 from tests.traces import traced
 from tests.worlds import mean_gradients
@@ -18,6 +18,10 @@ LENGTHS = (5, 9, 3, 7, 12, 4, 6, 2)
 """Lengths of the texts in the global batch. The longest one differs between the shares."""
 IDS = (10, 11, 12, 13, 10, 15, 12, 17)
 """Image ids of the global batch. Some images return with another caption in another share."""
+CLAIMS = tiny.claims(
+    [[1], [2], [1, 2], [1], [3], [4], [5], [3]], [[1], [1, 2], [1, 2], [1, 3], [3, 2], [4], [5], [3, 1]]
+)
+"""What the texts of the global batch say, and what is known of its images: some texts are true of other images."""
 PROGRESS = Progress(step=3, epoch=2.0, seed=5)
 
 CASES: dict[str, dict[str, Any]] = {
@@ -31,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one word in eight texts": {"mask_probability": 0.001, "whole_words": False},
     "easy negatives": {"hard_negatives": False},
     "false negatives": {"keep_false_negatives": True},
+    "known true texts": {"ignore_true_texts": True},
     "align first": {"fuse_start": 10},
 }
 """Changes of the task that leave its results independent of the number of processes."""
@@ -56,7 +61,8 @@ def share_of(rank: int, size: int) -> Batch:
     rows = slice(rank * each, (rank + 1) * each)
     width = max(LENGTHS[rows])
     texts = Texts(whole.texts.input_ids[rows, :width], whole.texts.attention_mask[rows, :width])
-    return Batch(whole.pixels[rows], texts, whole.image_ids[rows])
+    claims = Claims(CLAIMS.said[rows], CLAIMS.known[rows])
+    return Batch(whole.pixels[rows], texts, whole.image_ids[rows], claims=claims)
 
 
 def step(rank: int, size: int, changes: dict[str, Any]) -> StepResult:

@@ -31,9 +31,9 @@ from diptych.train.optim import build_optimizer
 from diptych.train.parallel import ParallelTask
 from diptych.train.state import Plan, RunState
 from diptych.train.watch import Watch
-from diptych.types import Batch, PictureBatch, TextBatch, Texts
+from diptych.types import Batch, Claims, PictureBatch, TextBatch, Texts
 from tests import tiny
-from tests.distributed.equality import IDS, LENGTHS
+from tests.distributed.equality import CLAIMS, IDS, LENGTHS
 
 STEPS = 2
 CUT_FIRST = (6, 2)
@@ -59,6 +59,7 @@ def visual_tokenizer() -> VisualTokenizerTraining:
 TASKS: dict[str, Any] = {
     "albef": lambda: tiny.pretraining(model={"dropout": 0.2}),
     "albef, uniform negatives": lambda: tiny.pretraining(hard_negatives=False, keep_false_negatives=True),
+    "albef, known true texts": lambda: tiny.pretraining(ignore_true_texts=True),
     "albef, align first": lambda: tiny.pretraining(fuse_start=10, momentum_start=1),
     "vlmo": lambda: tiny.vlmo_pretraining(model={"dropout": 0.2, "drop_path": 0.3}),
     "language stage": lambda: tiny.language_stage(model={"dropout": 0.2, "drop_path": 0.3}),
@@ -104,7 +105,8 @@ def rows_of(task: Task, rows: slice) -> Any:
         return PictureBatch(pixels[rows], whole.image_ids[rows])
     if type(task).__name__ == "LanguageStage":
         return TextBatch(texts)
-    return Batch(whole.pixels[rows], texts, whole.image_ids[rows])
+    claims = Claims(CLAIMS.said[rows], CLAIMS.known[rows])
+    return Batch(whole.pixels[rows], texts, whole.image_ids[rows], claims=claims)
 
 
 def recipe_of(changes: dict[str, Any]) -> Recipe:

@@ -62,7 +62,10 @@ def step_flops(folder: Path, steps: int) -> float:
     answers = catalog.task_class(recipe.task).closed_set(recipe.task)
     source, size, run = open_split(recipe, "train"), recipe.model.image_size, recipe.run
     pairs = run.batch_size * recipe.optim.accumulate
-    loader = PairLoader(source, opened.tokenizer, data, size, pairs, run.seed, answers, released=recipe.released)
+    loader = PairLoader(
+        source, opened.tokenizer, data, size, pairs, run.seed, answers, released=recipe.released,
+        claims=recipe.task.needs_claims,
+    )  # fmt: skip
     total, parallel = 0, ParallelTask(task)
     places = sorted({int(steps * (turn + 0.5) / COUNTED) for turn in range(COUNTED)})
     for step in places:

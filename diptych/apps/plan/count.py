@@ -32,8 +32,11 @@ from diptych.train.muon import MOMENTUM, BatchedMuon
 from diptych.train.optim import parameter_groups
 from diptych.train.parallel import ParallelTask
 from diptych.types import (
+    KNOWN,
+    SAID,
     AnyBatch,
     Batch,
+    Claims,
     LabelledBatch,
     LabelledPicturePairs,
     PictureBatch,
@@ -263,7 +266,10 @@ def make_batch(recipe: Recipe, pixels: Sequence[Tensor], tokens: int, words: Tok
         return QuestionBatch(
             pixels[0], texts, numbers, answers=answer_texts, answer_of=numbers, weights=torch.ones(size)
         )
-    return Batch(pixels[0], texts, numbers)
+    claims = None
+    if task.needs_claims:
+        claims = Claims(numbers[:, None].expand(-1, SAID), numbers[:, None].expand(-1, KNOWN))
+    return Batch(pixels[0], texts, numbers, claims=claims)
 
 
 def queued(task: Task) -> int:

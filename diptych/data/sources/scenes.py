@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from diptych.data.record import BadRecord, Record
+from diptych.data.record import BadRecord, Part, Record
 from diptych.schema import DataConfig, ScenesConfig, Split
-from diptych.synthetic.captions import Caption, describe, name_list
+from diptych.synthetic.captions import Caption, caption_parts, describe, name_list, true_phrases
 from diptych.synthetic.evaluation import EvaluationSet, evaluation_set
 from diptych.synthetic.generator import Box, Scene, check, make_scene, render, stream
 from diptych.synthetic.noise import add_boilerplate, drop_words
@@ -16,6 +16,26 @@ from diptych.synthetic.sprites import sprite_set
 
 _CAPTION, _NOISE = 1, 2
 """Purposes of the random streams (`generator.stream`). Purpose 0 is the scene itself."""
+
+
+@dataclass(frozen=True)
+class SceneTruth:
+    """Knows the facts of a scene and of its caption."""
+
+    scene: Scene
+    caption: Caption | None
+    """None for a noisy caption, which is cut by its words."""
+    language: str
+
+    def parts(self) -> tuple[Part, ...]:
+        """Returns the caption and the well-formed texts that state some of its facts; none for a list of names."""
+        if self.caption is None or self.language != "en":
+            return ()
+        return tuple(Part(text, phrases) for text, phrases in caption_parts(self.caption, self.scene))
+
+    def shown(self) -> tuple[str, ...]:
+        """Returns the noun phrases that are true of the scene, and its background; names in other languages."""
+        return true_phrases(self.scene) if self.language == "en" else tuple(self.scene.kinds)
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,8 @@ class Scenes:
 
     def record(self, index: int) -> Record:
         scene = self.scene(index)
-        clean = self.caption(index).text if self.split != "train" else self._describe(scene).text
+        caption = self.caption(index) if self.split != "train" else self._describe(scene)
+        clean = caption.text
         text = self._noisy(clean, index) if self.split == "train" and self.config.noise else clean
         return Record(
             id=f"scenes/{self.split}/{index}",
@@ -60,6 +81,7 @@ class Scenes:
             captions=(text,),
             image_id=f"scenes/{self.split}/{self.config.seed}/{scene.index}",
             clean=(clean,) if text != clean else (),
+            truth=SceneTruth(scene, caption if text == clean else None, self.config.language),
         )
 
     def picture(self, record: Record) -> Image.Image:
