@@ -900,10 +900,6 @@ class TokenizerConfig:
 class OptimConfig:
     """Configures the optimiser. Which parameters decay, and in which order: `released.decay` and its neighbours."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """`adamw` for all parameters, as in both papers, or `muon` for the matrices between hidden states and AdamW for the
-    others. From random weights Muon takes fewer steps, each of which takes longer (docs/training.md). It needs
-    `run.parallel=ddp`."""
     lr: float = 1e-4
     """Largest learning rate, at the end of the warm-up (ALBEF §3.5: 1e-4)."""
     weight_decay: float = 0.02
@@ -919,6 +915,10 @@ class OptimConfig:
     each other's negatives. They save memory, and each is computed again in the backward pass."""
     head_lr: float = 1.0
     """Factor on the learning rate of a task's head, which starts from random weights. VLMo's VQA: 20."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`adamw` for all parameters, as in both papers, or `muon` for the matrices between hidden states and AdamW for the
+    others. From random weights Muon takes fewer steps, each of which takes longer (docs/training.md). It needs
+    `run.parallel=ddp`."""
 
 
 @dataclass(frozen=True)
