@@ -16,46 +16,50 @@ BINS = 15
 """Bins of the expected calibration error (Guo et al. 2017, §2, who use 15)."""
 STEPS = 100
 """The most Newton steps of a fit, which takes about ten."""
+SMALL = 1e-9
+"""Newton's method ends with a step of this size."""
 RIDGE = 1e-6
 """Weight of the squared coefficients, which keeps a fit finite that data would let grow without limit."""
 
 
-def fit_logistic(features: Float[Tensor, "N F"], labels: Bool[Tensor, "N"]) -> tuple[float, ...]:
-    """Fits P(right) = sigmoid(w · features + b) by maximum likelihood, and returns the F weights, then b.
+def fit_logistic(
+    features: Float[Tensor, "N F"], labels: Bool[Tensor, "N"], weights: Float[Tensor, "N"] | None = None
+) -> tuple[float, ...]:
+    """Fits P(right) = sigmoid(w · features + b) by maximum likelihood, and returns the F entries of w, then b.
 
     With one feature this is Platt scaling (Platt 1999). As there, the targets of R right and W wrong answers are
-    (R + 1) / (R + 2) and 1 / (W + 2), not 1 and 0, so that a few answers never give certainty. The likelihood is
-    concave; Newton's method finds its maximum, halving a step that would go down. Raises ValueError for no answers.
+    (R + 1) / (R + 2) and 1 / (W + 2), not 1 and 0, so that a few answers never give certainty. An answer of weight n
+    counts like n answers. The likelihood is concave; Newton's method finds its maximum, halving a step that would go
+    down. Raises ValueError unless there are right and wrong answers.
 
     >>> scores = torch.tensor([[-1.0], [-1.0], [-1.0], [1.0], [1.0], [1.0]]).repeat(1000, 1)
     >>> labels = torch.tensor([False, False, True, False, True, True]).repeat(1000)
     >>> [round(value, 2) + 0.0 for value in fit_logistic(scores, labels)]  # log 2: two right for a wrong one at score 1
     [0.69, 0.0]
     """
-    if len(labels) == 0:
-        raise ValueError("nothing to calibrate on: there is no scored answer")
+    if labels.all() or not labels.any():
+        raise ValueError("calibration needs right and wrong answers, and here all are the same")
     x = torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
-    right = int(labels.sum())
-    targets = torch.where(labels, (right + 1) / (right + 2), 1 / (len(labels) - right + 2)).double()
-    weights = x.new_zeros(x.shape[1])
+    times = torch.ones_like(x[:, 0]) if weights is None else weights.double()
+    right, wrong = float(times[labels].sum()), float(times[~labels].sum())
+    targets = torch.where(labels, (right + 1) / (right + 2), 1 / (wrong + 2)).double()
+    fit = x.new_zeros(x.shape[1])
 
-    def loss(candidate: Tensor) -> Tensor:
-        logits = x @ candidate
-        likelihood = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-        return likelihood + RIDGE / 2 * candidate.square().sum()
+    def loss(fit: Tensor) -> Tensor:
+        likelihood = torch.nn.functional.binary_cross_entropy_with_logits(x @ fit, targets, times, reduction="sum")
+        return likelihood + RIDGE / 2 * fit.square().sum()
 
     for _ in range(STEPS):
-        p = torch.sigmoid(x @ weights)
-        gradient = x.T @ (p - targets) + RIDGE * weights
-        curvature = (x * (p * (1 - p))[:, None]).T @ x + RIDGE * torch.eye(len(weights), dtype=x.dtype)
+        p = torch.sigmoid(x @ fit)
+        gradient = x.T @ (times * (p - targets)) + RIDGE * fit
+        curvature = (x * (times * p * (1 - p))[:, None]).T @ x + RIDGE * torch.eye(len(fit), dtype=x.dtype)
         step = torch.linalg.solve(curvature, gradient)
-        before = loss(weights)
-        while not bool(loss(weights - step) <= before) and float(step.abs().max()) > 1e-12:
+        while not bool(loss(fit - step) <= loss(fit)) and float(step.abs().max()) > SMALL:
             step = step / 2
-        weights = weights - step
-        if float(step.abs().max()) < 1e-9:
+        fit = fit - step
+        if float(step.abs().max()) <= SMALL:
             break
-    return tuple(weights.tolist())
+    return tuple(fit.tolist())
 
 
 @dataclass(frozen=True)

@@ -140,16 +140,16 @@ class Predictor:
         return _softmax(self._encoded_logits(images, texts))
 
     def match_hits(self, images: State, texts: Strings) -> Float[Tensor, "N M"]:
-        """Computes, of pictures that `encode` has encoded, the probability that each is right for each text it was
-        found for, or the other way round. It is that of `match_encoded` if the model is not calibrated."""
-        return self._of_hits(self._encoded_logits(images, texts))
+        """Computes the probability that each picture, which `encode` has encoded, is a right hit of a search by each
+        text. Without calibration it is that of `match_encoded`."""
+        return self._of_hits(self._encoded_logits(images, texts), texts)
 
-    def min_match(self, least: float | None, rerank: bool) -> MinMatch:
+    def min_match(self, least: float | None, rerank: bool, of_texts: bool = False) -> MinMatch:
         """Settles the least probability of a match with which a search shows a hit.
 
-        None is that of the calibration, and leaves nothing out without calibration or re-ranking. Raises ValueError for
-        a number outside 0..1, and for one above 0 without re-ranking, since only the fusion encoder gives a match
-        probability.
+        None is that of the calibration, and leaves nothing out without calibration or re-ranking. A search for texts
+        by a picture (`of_texts`) is never calibrated. Raises ValueError for a number outside 0..1, and for one above 0
+        without re-ranking, since only the fusion encoder gives a match probability.
         """
         if least is not None and not 0 <= least <= 1:
             raise ValueError(f"the least match is a probability from 0 to 1, not {least:g}")
@@ -158,9 +158,10 @@ class Predictor:
                 f"a least match of {least:g} needs re-ranking, since only the fusion encoder gives the probability of "
                 "a match: re-rank, or leave the least match out"
             )
+        calibration = self.calibration if rerank and not of_texts else None
         if least is None:
-            least = self.calibration.min_match if self.calibration is not None and rerank else 0.0
-        return MinMatch(least, self.calibration is not None)
+            least = 0.0 if calibration is None else calibration.min_match
+        return MinMatch(least, calibration is not None)
 
     def rank(
         self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None, min_match: float | None = None
@@ -346,7 +347,7 @@ class Predictor:
         matches: list[float | None] = [None] * len(candidates)
         if rerank:
             logits = self._pair_logits([pictures[place] for place in candidates], text)
-            matches = self._of_hits(logits)[:, 0].tolist()
+            matches = self._of_hits(logits, text)[:, 0].tolist()
         hits = [
             Hit(place, picture_name(pictures[place], place), similarity, match)
             for place, similarity, match in zip(candidates, near.scores[0].tolist(), matches, strict=True)
@@ -494,11 +495,12 @@ class Predictor:
             logits[call] = match_logits(self.model, text_state, images, text[call], image[call], self.device)
         return logits
 
-    def _of_hits(self, logits: Float[Tensor, "N M 2"]) -> Float[Tensor, "N M"]:
+    def _of_hits(self, logits: Float[Tensor, "N M 2"], texts: Strings) -> Float[Tensor, "N M"]:
         """Computes the probability that hits are right or, without calibration, ITM's own."""
         if self.calibration is None:
             return _softmax(logits)
-        return self.calibration.probability(logits[..., 1] - logits[..., 0])
+        tokens = self.texts(texts).attention_mask.sum(dim=1)
+        return self.calibration.probability(logits[..., 1] - logits[..., 0], tokens)
 
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size

@@ -41,8 +41,8 @@ class MinMatch:
         if self.calibrated or not self.least:
             return None
         return (
-            "the match probabilities of this model are not calibrated, so they say little of how likely a hit is "
-            "right: diptych evaluate RUN calibrates them"
+            "these match probabilities are not calibrated, so they say little of how likely a hit is right "
+            "(diptych evaluate RUN calibrates searches for pictures by words)"
         )
 
 

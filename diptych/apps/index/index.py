@@ -93,7 +93,7 @@ class Index:
         """
         text = query if isinstance(query, str) else None
         self._check(text, k, of, rerank)
-        limit = self.predictor.min_match(min_match, rerank)
+        limit = self.predictor.min_match(min_match, rerank, of_texts=of == "text")
         vectors = self.predictor.embed_images(query) if text is None else self.predictor.embed_texts(text)
         candidates = max(k, self.predictor.recipe.evaluation.rerank) if rerank else k
         near = nearest(self._store, of, vectors[0].numpy().astype(np.float32), candidates)
@@ -132,7 +132,7 @@ class Index:
             return self.predictor.match_hits(states, query)[:, 0].tolist()
         texts = [item.content for item in items]
         state = self.states.get([query]) if isinstance(query, Path) else self.predictor.encode(query)
-        return self.predictor.match_hits(state, texts)[0].tolist()
+        return self.predictor.match_encoded(state, texts)[0].tolist()
 
     def _hit(self, item: Item, similarity: float, match: float | None) -> IndexHit:
         if item.kind == "picture":
