@@ -159,17 +159,16 @@ def fit_calibration(hits: Sequence[Hits]) -> MatchCalibration:
 
 
 def _least_match(probabilities: Sequence[Float[Tensor, "N"]], hits: Sequence[Hits]) -> float:
-    """Finds the probability at which the smaller of two shares is largest: of right hits kept, of empty answers where
-    nothing is right."""
+    """Finds the probability at which the smaller of two shares is largest: of right hits that are kept, and of searches
+    without a right answer that return nothing. If several do equally well, it takes the middle of them."""
     levels = torch.linspace(0, 1, 1001)
-    pairs = [
-        torch.stack([
-            (values[kind.right][:, None] >= levels).double().mean(dim=0),
-            (values[kind.best_wrong][:, None] < levels).double().mean(dim=0),
-        ])
-        for values, kind in zip(probabilities, hits, strict=True)
-    ]  # fmt: skip
-    return round(float(levels[torch.stack(pairs).mean(dim=0).amin(dim=0).argmax()]), 3)
+    kept, nothing = torch.zeros(2, len(levels), dtype=torch.double)
+    for values, kind in zip(probabilities, hits, strict=True):
+        kept += (values[kind.right][:, None] >= levels).double().mean(dim=0) / len(hits)
+        nothing += (values[kind.best_wrong][:, None] < levels).double().mean(dim=0) / len(hits)
+    smaller = torch.minimum(kept, nothing)
+    best = levels[smaller >= smaller.max() - 1e-9]
+    return round(float(best[0] + best[-1]) / 2, 3)
 
 
 def measure_calibration(calibration: MatchCalibration, hits: Hits) -> CalibrationResult:

@@ -48,9 +48,10 @@ class MatchCalibration:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> MatchCalibration:
+    def from_json(cls, stored: Any) -> MatchCalibration:
         """Reads what `to_json` gave. Raises ValueError for missing or unknown entries, or such as are no number."""
         names = [field.name for field in fields(cls)]
-        if stored.keys() != {*names} or not all(isinstance(value, int | float) for value in stored.values()):
+        values = stored.values() if isinstance(stored, Mapping) and stored.keys() == {*names} else [None]
+        if not all(isinstance(value, int | float) for value in values):
             raise ValueError(f"it does not hold the numbers {', '.join(names)} and nothing else")
         return cls(**stored)

@@ -93,6 +93,7 @@ def test_the_least_match_keeps_right_hits_and_leaves_wrong_searches_empty() -> N
     assert calibration.slope > 0
     assert calibration.length < 0
     assert (calibration.queries, calibration.pictures) == (50, 50)
+    assert 0.3 < calibration.min_match < 0.7, "the middle of all that do it"
     for kind in kinds:
         measured = measure_calibration(calibration, kind)
         assert (measured.kept, measured.nothing) == (100, 100)
