@@ -164,14 +164,14 @@ class Predictor:
         return MinMatch(least, calibration is not None)
 
     def rank(
-        self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None, min_match: float | None = None
+        self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None, min_match: float | None = 0.0
     ) -> tuple[Hit, ...]:
-        """Finds the k pictures that fit the text best, the best first; none if none fits.
+        """Finds the k pictures that fit the text best, the best first.
 
         Similarity decides. With `rerank`, the most similar pictures (`evaluation.rerank` of the recipe, at least k) are
         then ordered by the probability of a match. None follows the recipe, in which `evaluation.rerank` 0 means no.
-        Pictures that match with less than `min_match` are left out. None is the least match of the model's calibration;
-        without calibration nothing is left out (`Predictor.min_match`).
+        Pictures that match with less than `min_match` are left out, so that there may be none. By default all are kept,
+        and None is the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
         """
         return self.rank_readable(text, as_pictures(images).items, k, rerank, None, min_match).hits
 
@@ -333,7 +333,10 @@ class Predictor:
         skipped: list[BadRecord] | None,
         min_match: float | None = None,
     ) -> Ranking:
-        """Ranks as `rank` does and counts the readable pictures. Others go to `skipped`; without it they raise."""
+        """Ranks as `rank` does and counts the readable pictures. Others go to `skipped`; without it they raise.
+
+        By default it leaves out pictures below the least match of the model's calibration.
+        """
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one picture")
         rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank

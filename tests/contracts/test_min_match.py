@@ -74,13 +74,13 @@ def test_hits_below_the_least_match_are_left_out(model: Predictor, photos: Path)
     everything = model.rank(TEXTS[0], files(photos), rerank=True)
     second = everything[1].match
     assert second is not None
-    assert len(everything) == len(files(photos)), "without calibration nothing is left out"
+    assert model.rank(TEXTS[0], files(photos), rerank=True, min_match=None) == everything, "it is not calibrated"
     assert model.rank(TEXTS[0], files(photos), rerank=True, min_match=second) == everything[:2]
-    assert len(replace(model, calibration=HOPEFUL).rank(TEXTS[0], files(photos), rerank=True)) == 4
+    assert len(replace(model, calibration=HOPEFUL).rank(TEXTS[0], files(photos), rerank=True, min_match=None)) == 4
     doubting = replace(model, calibration=DOUBTFUL)
-    assert doubting.rank(TEXTS[0], files(photos), rerank=True) == (), "its own least match is 0.5"
-    assert len(doubting.rank(TEXTS[0], files(photos), rerank=True, min_match=0.0)) == 4
-    assert len(doubting.rank(TEXTS[0], files(photos), rerank=False)) == 4, "similarity knows no match"
+    assert doubting.rank(TEXTS[0], files(photos), rerank=True, min_match=None) == (), "its own least match is 0.5"
+    assert len(doubting.rank(TEXTS[0], files(photos), rerank=True)) == 4, "whoever wants an order gets it"
+    assert len(doubting.rank(TEXTS[0], files(photos), rerank=False, min_match=None)) == 4, "similarity knows no match"
 
 
 def test_a_least_match_that_means_nothing_is_refused(model: Predictor, photos: Path) -> None:
