@@ -158,7 +158,7 @@ def fit_calibration(hits: Sequence[Hits]) -> MatchCalibration:
     return MatchCalibration(slope, length, bias, least, queries, pictures)
 
 
-def _least_match(probabilities: Sequence[Float[Tensor, "N"]], hits: Sequence[Hits]) -> float:
+def _least_match(probabilities: Sequence[Tensor], hits: Sequence[Hits]) -> float:
     """Finds the probability at which the smaller of two shares is largest: of right hits that are kept, and of searches
     without a right answer that return nothing. If several do equally well, it takes the middle of them."""
     levels = torch.linspace(0, 1, 1001)
