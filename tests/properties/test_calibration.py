@@ -110,6 +110,6 @@ def test_logits_that_prefer_wrong_hits_are_not_calibrated() -> None:
 def test_a_calibration_is_read_back_and_nothing_else_is() -> None:
     calibration = MatchCalibration(1.5, -2.0, 0.25, 0.125, 100, 50)
     assert MatchCalibration.from_json(calibration.to_json()) == calibration
-    for wrong in ({}, calibration.to_json() | {"slope": "1"}, calibration.to_json() | {"more": 1}):
+    for wrong in ([], {}, calibration.to_json() | {"slope": "1"}, calibration.to_json() | {"more": 1}):
         with pytest.raises(ValueError, match="slope, length, bias"):
             MatchCalibration.from_json(wrong)
