@@ -4,6 +4,7 @@
         weights.safetensors     the task's state: student, momentum encoder, queue
         optimizer.safetensors   the optimiser's moments by parameter name
                                 (where they are sharded, each process writes a file of its own: -00001-of-00004)
+        calibration.json        added by `diptych evaluate`, and not in the manifest (`save_calibration`)
         state.json              step, epoch, counters, versions
         recipe.json             the resolved recipe
         tokenizer/              the tokenizer's own files
@@ -42,6 +43,7 @@ DAMAGED = "damaged-"
 MANIFEST = "manifest.json"
 SHARED_WEIGHTS = "model.safetensors"
 """The weights of a checkpoint that is shared. By this name the Hugging Face Hub finds a model's size."""
+CALIBRATION = "calibration.json"
 LISTED = ("state.json", "recipe.json")
 """Files that every manifest lists."""
 
@@ -158,6 +160,15 @@ class Checkpoint:
         return _all_of(self.stored("optimizer"))
 
     @property
+    def calibration(self) -> dict[str, Any] | None:
+        """Reads how match logits become probabilities; None if `save_calibration` has not stored it.
+
+        Raises CheckpointError for a damaged file.
+        """
+        file = self.folder / CALIBRATION
+        return _json(file) if file.is_file() else None
+
+    @property
     def tokenizer(self) -> Path:
         """The folder that holds the tokenizer."""
         return self.folder / "tokenizer"
@@ -223,6 +234,18 @@ def save_shared(folder: Path, content: CheckpointState) -> None:
     assert not content.sharded
     written = {SHARED_WEIGHTS: save_tensors(content.weights, folder / SHARED_WEIGHTS, {"format": "pt"})}
     _write_description(folder, replace(content, state={**content.state, "shared": True}), written)
+
+
+def save_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
+    """Adds to a checkpoint how its match logits become probabilities, whole or not at all.
+
+    It is found by an evaluation after the checkpoint was written, and may be found anew. So it is not in the manifest,
+    and versions that know nothing of it read the checkpoint all the same.
+    """
+    unfinished = folder / f"{TEMPORARY}{CALIBRATION}"
+    unfinished.write_text(json.dumps(calibration, indent=1))
+    flush(unfinished)
+    unfinished.replace(folder / CALIBRATION)
 
 
 class _RefusedError(Exception):

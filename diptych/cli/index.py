@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.cli.search import MIN_MATCH, probability
+
 if TYPE_CHECKING:
     from diptych.apps.index import BuildReport
     from diptych.predict import Predictor
@@ -43,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--image", type=Path, metavar="FILE", help="a picture to look for, in place of words")
     search.add_argument("--of", default="picture", choices=["picture", "text"], help="what to find (default: picture)")
     search.add_argument("--rerank", action="store_true", help="re-rank the best by the fusion encoder")
+    search.add_argument("--min-match", type=probability, metavar="P", help=f"with --rerank, {MIN_MATCH}")
     search.add_argument("--top", type=int, default=10, metavar="N", help="how many to show (default: 10)")
     for verb in (add, search):
         verb.add_argument("--model", metavar="RUN", help="the model that made the index, if it has been moved")
@@ -88,7 +91,7 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError("give a query: words, or a picture with --image FILE")
     opened = index.open_index(options.place, _model(options))
     query = options.image if options.words is None else options.words
-    print(opened.search(query, options.top, options.of, options.rerank))
+    print(opened.search(query, options.top, options.of, options.rerank, options.min_match))
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -6,6 +6,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+MIN_MATCH = (
+    "leave out what matches with a lower probability, from 0 (keep all) to 1 or in percent, as in 0.5 or 50%% "
+    "(default: what diptych evaluate found for this model; without that, 0)"
+)
+
+
+def probability(text: str) -> float:
+    """Reads a probability: 0.5 or 50%. Whether it is one, `Predictor.min_match` checks.
+
+    >>> probability("0.5"), probability("50%")
+    (0.5, 0.5)
+    """
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych search", description="Rank the pictures in a folder by a text.")
@@ -13,9 +27,11 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("text", help='what to look for, as in "a fox left of a red car"')
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder, with its subfolders")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
+    parser.add_argument("--min-match", type=probability, metavar="P", help=MIN_MATCH)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     options = parser.parse_args(arguments)
 
     from diptych import predict
 
-    print(predict.search_folder(predict.load(options.run, options.device), options.text, options.images, k=options.top))
+    model = predict.load(options.run, options.device)
+    print(predict.search_folder(model, options.text, options.images, options.top, min_match=options.min_match))

@@ -4,6 +4,7 @@ Retrieval is measured over a whole split at once (`evaluate_retrieval`), the oth
 (`evaluate_task`).
 """
 
+from diptych.evaluate.calibration import CalibrationResult
 from diptych.evaluate.retrieval import (
     DIRECTIONS,
     OnProgress,
@@ -16,6 +17,7 @@ from diptych.metrics.task_evaluation import Decision, TaskEvaluation
 
 __all__ = [
     "DIRECTIONS",
+    "CalibrationResult",
     "Decision",
     "OnProgress",
     "RetrievalResult",

@@ -105,9 +105,9 @@ def evaluate_retrieval(
     if twice and iter(pixels) is pixels:
         raise ValueError("pictures are needed twice: give a list of batches or a loader, not a generator")
     with evaluating(model):
-        text_vectors, text_states = _encode_texts(model, texts, config.batch_size, device, twice, on_progress)
+        text_vectors, text_states = encode_texts(model, texts, config.batch_size, device, twice, on_progress)
         keep = config.keep_bytes if twice else 0
-        image_vectors, image_states = _encode_images(model, pixels, device, keep, on_progress)
+        image_vectors, image_states = encode_images(model, pixels, device, keep, on_progress)
         owner = _owners(image_of_text, len(image_vectors), len(text_vectors))
         to_text, to_image = CosineIndex(text_vectors), CosineIndex(image_vectors)
         ranks = _contrastive_ranks(to_text, to_image, owner)
@@ -142,8 +142,8 @@ def contrastive_recall(
 ) -> dict[str, float]:
     """Measures the recalls in percent of the first stage alone, for validation; named as in `retrieval_metrics`."""
     with evaluating(model):
-        text_vectors, _ = _encode_texts(model, texts, batch_size, device, False, None)
-        image_vectors, _ = _encode_images(model, pixels, device, 0, None)
+        text_vectors, _ = encode_texts(model, texts, batch_size, device, False, None)
+        image_vectors, _ = encode_images(model, pixels, device, 0, None)
     owner = _owners(image_of_text, len(image_vectors), len(text_vectors))
     ranks = _contrastive_ranks(CosineIndex(text_vectors), CosineIndex(image_vectors), owner)
     return retrieval_metrics(dict(zip(DIRECTIONS, ranks, strict=True)))
@@ -152,7 +152,7 @@ def contrastive_recall(
 # --------------------------------------------------------------------------- encoding
 
 
-def _encode_texts(
+def encode_texts(
     model: PairModel,
     texts: Texts,
     batch_size: int,
@@ -176,7 +176,7 @@ def _encode_texts(
     return torch.cat(vectors), type(states[0]).cat(states) if keep else None
 
 
-def _encode_images(
+def encode_images(
     model: PairModel,
     pixels: Iterable[Tensor],
     device: torch.device | str,

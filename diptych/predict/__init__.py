@@ -10,18 +10,20 @@ from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, un
 from diptych.predict.loading import is_own, load, make_predictor
 from diptych.predict.model_pool import ModelPool, PooledModel
 from diptych.predict.predictor import Predictor
-from diptych.predict.results import Hit, Located
+from diptych.predict.results import Hit, Located, MinMatch, Ranking
 
 __all__ = [
     "Answer",
     "Choice",
     "Hit",
     "Located",
+    "MinMatch",
     "ModelPool",
     "Picture",
     "Pictures",
     "PooledModel",
     "Predictor",
+    "Ranking",
     "SearchResult",
     "Strings",
     "is_own",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diptych.data.files import files_below
@@ -10,12 +10,12 @@ from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
 from diptych.predict.inputs import unknown_words
 from diptych.predict.predictor import Predictor
-from diptych.predict.results import Hit
+from diptych.predict.results import EVERYTHING, Hit, MinMatch
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best pictures of a folder for a query; `print` shows them as a table."""
+    """The best pictures of a folder for a query; `print` shows them as a table, or says that there are none."""
 
     query: str
     folder: Path
@@ -25,13 +25,21 @@ class SearchResult:
     skipped: tuple[BadRecord, ...]
     unknown_words: tuple[str, ...]
     """Words of the query for which the tokenizer has no pieces."""
+    min_match: MinMatch = EVERYTHING
+    """Pictures that match with less were left out."""
+    best_match: float | None = None
+    """The highest probability of a match, whether that picture is among the hits or not."""
 
     def __str__(self) -> str:
         lines = [f'"{self.query}" among {self.searched} pictures in {self.folder}', ""]
-        lines.append("      match  similarity  picture")
+        lines.append(
+            "      match  similarity  picture" if self.hits else self.min_match.nothing("picture", self.best_match)
+        )
         for place, hit in enumerate(self.hits, start=1):
             match = "–" if hit.match is None else f"{100 * hit.match:.1f} %"
             lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {hit.name}")
+        if self.min_match.note:
+            lines += ["", self.min_match.note]
         if self.unknown_words:
             lines += ["", f"words the model cannot read: {', '.join(self.unknown_words)}"]
         if self.skipped:
@@ -40,11 +48,17 @@ class SearchResult:
 
 
 def search_folder(
-    predictor: Predictor, query: str, folder: str | Path, k: int = 10, rerank: bool | None = None
+    predictor: Predictor,
+    query: str,
+    folder: str | Path,
+    k: int = 10,
+    rerank: bool | None = None,
+    min_match: float | None = None,
 ) -> SearchResult:
     """Finds the k pictures in and below `folder` that fit the query best, by `Predictor.rank`.
 
-    Pictures that cannot be read are named in the result. Raises ValueError if there is nothing to search.
+    There may be no hit, because pictures that match with less than `min_match` are left out. Pictures that cannot be
+    read are named in the result. Raises ValueError if there is nothing to search.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -53,10 +67,11 @@ def search_folder(
     if not files:
         raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
     skipped: list[BadRecord] = []
-    hits, searched = predictor.rank_readable(query, files, k, rerank, skipped)
-    if not hits:
+    ranking = predictor.rank_readable(query, files, k, rerank, skipped, min_match)
+    if not ranking.searched:
         raise ValueError(f"none of the {len(files)} pictures in {folder} can be read; the first: {skipped[0]}")
-    named = tuple(
-        Hit(hit.index, files[hit.index].relative_to(folder).as_posix(), hit.similarity, hit.match) for hit in hits
+    named = tuple(replace(hit, name=files[hit.index].relative_to(folder).as_posix()) for hit in ranking.hits)
+    unknown = unknown_words(query, predictor.tokenizer)
+    return SearchResult(
+        query, folder, named, ranking.searched, tuple(skipped), unknown, ranking.min_match, ranking.best_match
     )
-    return SearchResult(query, folder, named, searched, tuple(skipped), unknown_words(query, predictor.tokenizer))

@@ -17,6 +17,7 @@ from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
 from diptych.predict.predictor import Predictor
 from diptych.schema import Recipe
+from diptych.search.calibration import MatchCalibration
 from diptych.serialize import from_dict
 from diptych.task import Model
 
@@ -42,7 +43,18 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         checkpoint.folder,
         checkpoint.state.get("fresh", ()),
         device,
+        _calibration(checkpoint),
     )
+
+
+def _calibration(checkpoint: store.Checkpoint) -> MatchCalibration | None:
+    """Reads the calibration of a checkpoint, if it has one. Raises CheckpointError for a damaged one."""
+    try:
+        stored = checkpoint.calibration
+        return None if stored is None else MatchCalibration.from_json(stored)
+    except ValueError as error:
+        file, reason = checkpoint.folder / store.CALIBRATION, str(error).removesuffix(store.ADVICE)
+        raise store.CheckpointError(f"{file} is damaged ({reason}): remove it, and evaluate the run anew") from error
 
 
 def is_own(path: str | Path) -> bool:
@@ -60,6 +72,7 @@ def make_predictor(
     origin: Path,
     fresh: Collection[str] = (),
     device: str = "auto",
+    calibration: MatchCalibration | None = None,
 ) -> Predictor:
     """Builds the model, and the task's head if it has one, and loads their share of the task's `weights`.
 
@@ -92,6 +105,7 @@ def make_predictor(
         device=place,
         origin=origin,
         untrained=frozenset((*fresh, *model.parts_unused_by(*kind.trained(recipe.task)))),
+        calibration=calibration,
     )
 
 

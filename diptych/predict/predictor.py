@@ -37,8 +37,9 @@ from diptych.predict.inputs import (
     picture_name,
     prepare_texts,
 )
-from diptych.predict.results import Hit, Located
+from diptych.predict.results import Hit, Located, MinMatch, Ranking
 from diptych.schema import Recipe
+from diptych.search.calibration import MatchCalibration
 from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import match_logits, plan_calls
@@ -79,6 +80,8 @@ class Predictor:
     untrained: frozenset[str] = frozenset()
     """Parts of the model whose weights were not trained with these encoders: random ones that a published file lacked,
     and those that fine-tuning for another task left behind."""
+    calibration: MatchCalibration | None = None
+    """How match logits become the probability that a hit of a search is right; None before `diptych evaluate`."""
 
     # ------------------------------------------------------------------ pictures and texts
 
@@ -103,28 +106,24 @@ class Predictor:
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Computes the probability that picture n and text m belong together, by the fusion encoder, for every pair."""
-        self._require(*OF_PAIRS)
-        pictures, words = as_pictures(images).items, self.texts(texts)
-        with evaluating(self.model):
-            text_state = self._text_state(words)
-            return torch.cat([self._match(self._encode(batch), words, text_state) for batch in self._batches(pictures)])
+        return _softmax(self._pair_logits(images, texts))
 
     def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
         """Matches some pairs only. A pair is the place of a picture and of a text; pairs are in ascending order."""
         self._require(*OF_PAIRS)
         pictures, words = as_pictures(images).items, self.texts(texts)
         image, text = torch.tensor(pairs).T
-        start, probabilities = 0, []
+        start, logits = 0, []
         with evaluating(self.model):
             text_state = self._text_state(words)
             for batch in self._batches(pictures):
                 here = (image >= start) & (image < start + len(batch))
                 if here.any():
-                    probabilities.append(
-                        self._match_some(self._encode(batch), words, text_state, image[here] - start, text[here])
+                    logits.append(
+                        self._some_logits(self._encode(batch), words, text_state, image[here] - start, text[here])
                     )
                 start += len(batch)
-        return torch.cat(probabilities)
+        return _softmax(torch.cat(logits))
 
     def encode(self, images: Pictures) -> State:
         """Computes what can be kept of pictures for `match_encoded`: ALBEF's encoded tokens, VLMo's embedded patches.
@@ -138,20 +137,43 @@ class Predictor:
 
     def match_encoded(self, images: State, texts: Strings) -> Float[Tensor, "N M"]:
         """Matches pictures that `encode` has encoded."""
-        self._require(*OF_PAIRS)
-        words, size = self.texts(texts), self.recipe.evaluation.batch_size
-        with evaluating(self.model):
-            text_state = self._text_state(words)
-            parts = torch.arange(len(images), device=self.device).split(size)
-            return torch.cat([self._match(images[part], words, text_state) for part in parts])
+        return _softmax(self._encoded_logits(images, texts))
 
-    def rank(self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None) -> tuple[Hit, ...]:
+    def match_hits(self, images: State, texts: Strings) -> Float[Tensor, "N M"]:
+        """Computes the probability that each picture, which `encode` has encoded, is a right hit of a search by each
+        text. Without calibration it is that of `match_encoded`."""
+        return self._of_hits(self._encoded_logits(images, texts), texts)
+
+    def min_match(self, least: float | None, rerank: bool, of_texts: bool = False) -> MinMatch:
+        """Settles the least probability of a match with which a search shows a hit.
+
+        None is that of the calibration, and leaves nothing out without calibration or re-ranking. A search for texts
+        by a picture (`of_texts`) is never calibrated. Raises ValueError for a number outside 0..1, and for one above 0
+        without re-ranking, since only the fusion encoder gives a match probability.
+        """
+        if least is not None and not 0 <= least <= 1:
+            raise ValueError(f"the least match is a probability from 0 to 1, not {least:g}")
+        if least and not rerank:
+            raise ValueError(
+                f"a least match of {least:g} needs re-ranking, since only the fusion encoder gives the probability of "
+                "a match: re-rank, or leave the least match out"
+            )
+        calibration = self.calibration if rerank and not of_texts else None
+        if least is None:
+            least = 0.0 if calibration is None else calibration.min_match
+        return MinMatch(least, calibration is not None)
+
+    def rank(
+        self, text: str, images: Pictures, k: int = 10, rerank: bool | None = None, min_match: float | None = 0.0
+    ) -> tuple[Hit, ...]:
         """Finds the k pictures that fit the text best, the best first.
 
         Similarity decides. With `rerank`, the most similar pictures (`evaluation.rerank` of the recipe, at least k) are
         then ordered by the probability of a match. None follows the recipe, in which `evaluation.rerank` 0 means no.
+        Pictures that match with less than `min_match` are left out, so that there may be none. By default all are kept,
+        and None is the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
         """
-        return self.rank_readable(text, as_pictures(images).items, k, rerank, None)[0]
+        return self.rank_readable(text, as_pictures(images).items, k, rerank, None, min_match).hits
 
     # A text is a sequence of texts too, so that mypy sees an overlap: the first signature that fits is meant.
     @overload
@@ -303,27 +325,40 @@ class Predictor:
         return prepare_texts(as_strings(texts).items, self.tokenizer, self.recipe.data)
 
     def rank_readable(
-        self, text: str, pictures: Sequence[Picture], k: int, rerank: bool | None, skipped: list[BadRecord] | None
-    ) -> tuple[tuple[Hit, ...], int]:
-        """Ranks as `rank` does and counts the readable pictures. Others go to `skipped`; without it they raise."""
+        self,
+        text: str,
+        pictures: Sequence[Picture],
+        k: int,
+        rerank: bool | None,
+        skipped: list[BadRecord] | None,
+        min_match: float | None = None,
+    ) -> Ranking:
+        """Ranks as `rank` does and counts the readable pictures. Others go to `skipped`; without it they raise.
+
+        By default it leaves out pictures below the least match of the model's calibration.
+        """
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one picture")
         rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank
+        limit = self.min_match(min_match, rerank)
         query = self.embed_texts(text)
         places, vectors = self._embed(pictures, skipped)
         if not places:
-            return (), 0
+            return Ranking((), 0, limit, None)
         near = CosineIndex(vectors).search(query, max(k, self.recipe.evaluation.rerank) if rerank else k)
         candidates = [places[i] for i in near.indices[0].tolist()]
         matches: list[float | None] = [None] * len(candidates)
         if rerank:
-            matches = self.match([pictures[place] for place in candidates], text)[:, 0].tolist()
+            logits = self._pair_logits([pictures[place] for place in candidates], text)
+            matches = self._of_hits(logits, text)[:, 0].tolist()
         hits = [
             Hit(place, picture_name(pictures[place], place), similarity, match)
             for place, similarity, match in zip(candidates, near.scores[0].tolist(), matches, strict=True)
         ]
         # A stable sort: without a match, and among equal ones, the order of similarity stays.
-        return tuple(sorted(hits, key=lambda hit: -(hit.match or 0.0))[:k]), len(places)
+        hits.sort(key=lambda hit: -(hit.match or 0.0))
+        shown = tuple(hit for hit in hits[:k] if hit.match is None or hit.match >= limit.least)
+        return Ranking(shown, len(places), limit, hits[0].match)
 
     # ------------------------------------------------------------------ trained or not
 
@@ -428,22 +463,47 @@ class Predictor:
         pixels = torch.stack([self.transform(open_any(picture)) for picture in pictures])
         return self.model.image_state(pixels.to(self.device))
 
-    def _match(self, images: State, words: Texts, text_state: Any) -> Float[Tensor, "N M"]:
-        """Computes the probabilities of every pair of some pictures and all texts."""
+    def _pair_logits(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M 2"]:
+        """Computes the match logits of every pair, a batch of pictures at a time."""
+        self._require(*OF_PAIRS)
+        pictures, words = as_pictures(images).items, self.texts(texts)
+        with evaluating(self.model):
+            text_state = self._text_state(words)
+            return torch.cat(
+                [self._all_logits(self._encode(batch), words, text_state) for batch in self._batches(pictures)]
+            )
+
+    def _encoded_logits(self, images: State, texts: Strings) -> Float[Tensor, "N M 2"]:
+        """Computes the match logits of every pair of texts with pictures that `encode` has encoded."""
+        self._require(*OF_PAIRS)
+        words, size = self.texts(texts), self.recipe.evaluation.batch_size
+        with evaluating(self.model):
+            text_state = self._text_state(words)
+            parts = torch.arange(len(images), device=self.device).split(size)
+            return torch.cat([self._all_logits(images[part], words, text_state) for part in parts])
+
+    def _all_logits(self, images: State, words: Texts, text_state: Any) -> Float[Tensor, "N M 2"]:
+        """Computes the match logits of every pair of some pictures and all texts."""
         image = torch.arange(len(images)).repeat_interleave(len(words))
         text = torch.arange(len(words)).repeat(len(images))
-        return self._match_some(images, words, text_state, image, text).view(len(images), len(words))
+        return self._some_logits(images, words, text_state, image, text).view(len(images), len(words), 2)
 
-    def _match_some(
+    def _some_logits(
         self, images: State, words: Texts, text_state: Any, image: Int[Tensor, "P"], text: Int[Tensor, "P"]
-    ) -> Float[Tensor, "P"]:
-        """Computes the probabilities of pairs in ascending order of their pictures."""
-        scores = torch.empty(len(image))
+    ) -> Float[Tensor, "P 2"]:
+        """Computes the match logits of pairs in ascending order of their pictures."""
+        logits = torch.empty(len(image), 2)
         rows = words.attention_mask.sum(dim=1)[text] + self.model.fused_image_tokens
         for call in plan_calls(image, rows, self.recipe.evaluation.tokens_per_call):
-            both = match_logits(self.model, text_state, images, text[call], image[call], self.device)
-            scores[call] = both.softmax(dim=1)[:, 1]
-        return scores
+            logits[call] = match_logits(self.model, text_state, images, text[call], image[call], self.device)
+        return logits
+
+    def _of_hits(self, logits: Float[Tensor, "N M 2"], texts: Strings) -> Float[Tensor, "N M"]:
+        """Computes the probability that hits are right or, without calibration, ITM's own."""
+        if self.calibration is None:
+            return _softmax(logits)
+        tokens = self.texts(texts).attention_mask.sum(dim=1)
+        return self.calibration.probability(logits[..., 1] - logits[..., 0], tokens)
 
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size
@@ -472,6 +532,11 @@ def _signature(ability: Ability) -> inspect.Signature:
     names = [*(picture.name for picture in ability.pictures), *([ability.text.name] if ability.text else ())]
     options = [inspect.Parameter(option.name, kind, default=option.default) for option in ability.options]
     return inspect.Signature([*(inspect.Parameter(name, kind) for name in names), *options])
+
+
+def _softmax(logits: Float[Tensor, "*P 2"]) -> Float[Tensor, "*P"]:
+    """Computes ITM's own probability of a match."""
+    return logits.softmax(dim=-1)[..., 1]
 
 
 def _option(option: Option, value: Any) -> Any:

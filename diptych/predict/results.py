@@ -18,6 +18,43 @@ from diptych.predict.inputs import Picture, open_any
 
 
 @dataclass(frozen=True)
+class MinMatch:
+    """The least probability of a match with which a search shows a hit."""
+
+    least: float
+    """In 0..1; 0 leaves nothing out."""
+    calibrated: bool
+    """Whether the probabilities say how likely a hit is right. Otherwise they are ITM's own, which do not."""
+
+    def nothing(self, kind: str, best: float | None) -> str:
+        """Says that no hit reaches it, and how far the best one came.
+
+        >>> MinMatch(0.5, calibrated=True).nothing("picture", 0.12)
+        'no picture matches with at least 50 %; the best has 12 %'
+        """
+        reached = "" if best is None else f"; the best has {_percent(best)}"
+        return f"no {kind} matches with at least {_percent(self.least)}{reached}"
+
+    @property
+    def note(self) -> str | None:
+        """Warns of probabilities that are not calibrated, where they leave something out."""
+        if self.calibrated or not self.least:
+            return None
+        return (
+            "these match probabilities are not calibrated, so they say little of how likely a hit is right "
+            "(diptych evaluate RUN calibrates searches for pictures by words)"
+        )
+
+
+EVERYTHING = MinMatch(0.0, calibrated=False)
+"""Leaves nothing out."""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+@dataclass(frozen=True)
 class Hit:
     """A picture that a search found."""
 
@@ -27,10 +64,23 @@ class Hit:
     similarity: float
     """Cosine of picture and text, in -1..1."""
     match: float | None
-    """Probability that they belong together, by the fusion encoder; None without re-ranking."""
+    """Probability that the hit is right, by the fusion encoder, if the model is calibrated; otherwise ITM's softmax.
+    None without re-ranking."""
 
     def __str__(self) -> str:
         return self.name if self.match is None else f"{self.name} {self.match:.1%}"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best pictures of a search, the best first."""
+
+    hits: tuple[Hit, ...]
+    searched: int
+    """Number of pictures that could be read."""
+    min_match: MinMatch
+    best_match: float | None
+    """The highest probability of a match, whether that hit is shown or not; None without re-ranking."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,12 @@ from diptych.data.record import AnyRecord
 from diptych.data.sources.scenes import Scenes
 from diptych.data.tokenizer import Tokenizer
 from diptych.device import find_device
-from diptych.evaluate import OnProgress, RetrievalResult, evaluate_retrieval, evaluate_task
+from diptych.evaluate import CalibrationResult, OnProgress, RetrievalResult, evaluate_retrieval, evaluate_task
 from diptych.metrics.task_evaluation import TaskEvaluation
 from diptych.predict import Predictor, load
 from diptych.predict.loading import TEACHING
 from diptych.recipes.override import override
+from diptych.run import calibration
 from diptych.run.splits import (
     AnySource,
     RetrievalSplit,
@@ -107,6 +108,9 @@ class EvaluatedRetrieval:
     result: RetrievalResult
     ceiling: dict[str, float]
     """Recalls of a matcher that knows only the set of nouns; empty for data other than scenes."""
+    calibration: tuple[CalibrationResult, ...] = ()
+    """How well the probabilities of hits fit, by kind of query; empty without calibration, and for the split that it
+    was fitted on."""
     split_name: Split = "test"
     changes: Changes = field(default_factory=dict)
 
@@ -118,15 +122,22 @@ class EvaluatedRetrieval:
     def to_json(self) -> dict[str, Any]:
         ceiling = {f"nouns_only.{name}": value for name, value in self.ceiling.items()}
         origin = {"checkpoint": self.predictor.origin.name, "split": self.split_name}
-        return origin | _changed(self.changes) | self.result.to_json() | ceiling
+        calibrated = calibration.to_json(self.predictor.calibration, self.calibration)
+        return origin | _changed(self.changes) | self.result.to_json() | ceiling | calibrated
 
 
 def evaluate_as_retrieval(path: Path, split: Split = "test", changes: Changes | None = None) -> EvaluatedRetrieval:
-    """Measures a run's best checkpoint, or the checkpoint given, as retrieval, and writes the files of `evaluate`."""
+    """Measures a run's best checkpoint, or the checkpoint given, as retrieval, and writes the files of `evaluate`.
+
+    Before that it calibrates the matches of searches (`run.calibration`). An evaluation with `changes` keeps the
+    calibration that is stored, and measures it on the other data.
+    """
     changes = changes or {}
     predictor = load(path)
-    predictor = replace(predictor, recipe=changed(predictor.recipe, changes))
-    recipe = predictor.recipe
+    recipe = changed(predictor.recipe, changes)
+    if not (changes and predictor.calibration):
+        predictor = calibration.calibrate(predictor)
+    predictor = replace(predictor, recipe=recipe)
     source = open_split(recipe, split)
     read = read_retrieval(recipe, source, predictor.tokenizer)
     with RichProgress(transient=True) as bars:
@@ -138,7 +149,10 @@ def evaluate_as_retrieval(path: Path, split: Split = "test", changes: Changes | 
     if isinstance(source, Scenes):
         shares = noun_set_ceiling(source.evaluation.scenes, source.evaluation.captions)
         ceiling = {name: 100 * share for name, share in shares.items()}
-    evaluated = EvaluatedRetrieval(_folder_of(predictor.origin), predictor, read, result, ceiling, split, changes)
+    measured = calibration.measure(predictor, source, read, result) if split != "validation" else ()
+    evaluated = EvaluatedRetrieval(
+        _folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes
+    )
     evaluated.written[0].write_text(json.dumps(evaluated.to_json(), indent=1))
     return evaluated
 

@@ -29,13 +29,16 @@ class Reranked:
     """Cosine similarity, descending."""
     match: Float[Tensor, "Q K"] | None
     """The logit of a match, which alone decides the final order; None without a second stage."""
+    log_odds: Float[Tensor, "Q K"] | None = None
+    """The logit of a match less that of no match, from which calibration computes a probability; None likewise."""
 
     def ordered(self) -> Reranked:
         """Sorts by match logit, the best first; equal ones stay in the order of the first stage."""
         if self.match is None:
             return self
         match, order = self.match.sort(dim=1, descending=True, stable=True)
-        return Reranked(self.candidates.gather(1, order), self.similarity.gather(1, order), match)
+        odds = None if self.log_odds is None else self.log_odds.gather(1, order)
+        return Reranked(self.candidates.gather(1, order), self.similarity.gather(1, order), match, odds)
 
     def dense(self, candidates: int) -> Float[Tensor, "Q N"]:
         """Spreads the match logits over a table of all candidates, with `UNSELECTED` for the others."""
@@ -68,7 +71,7 @@ def rerank(
     count = len(text_lengths)
     keys, places = _union(to_text, to_image, count)
     image, text = keys // count, keys % count
-    logits = torch.empty(len(keys))
+    logits = torch.empty(2, len(keys))  # of a match, and less those of no match
     start = 0
     for state in images:
         bounds = torch.tensor([start * count, (start + len(state)) * count])
@@ -77,10 +80,11 @@ def rerank(
         for call in plan_calls(image[first:last], rows, tokens_per_call):
             pairs = call + first
             both = match_logits(model, texts, state, text[pairs], image[pairs] - start, device)
-            logits[pairs] = both[:, 1]  # as released: the raw logit of class 1, whatever class 0 has
+            logits[0, pairs] = both[:, 1]  # as released: the raw logit of class 1, whatever class 0 has
+            logits[1, pairs] = both[:, 1] - both[:, 0]
         start += len(state)
     assert start == len(to_text.indices), f"{len(to_text.indices)} images have candidates, {start} came"
-    scores = logits[places].split([to_text.indices.numel(), to_image.indices.numel()])
+    scores = logits[:, places].split([to_text.indices.numel(), to_image.indices.numel()], dim=1)
     return _with_match(to_text, scores[0]), _with_match(to_image, scores[1])
 
 
@@ -134,6 +138,7 @@ def _union(to_text: Neighbours, to_image: Neighbours, texts: int) -> tuple[Int[T
     return torch.cat([from_image.flatten(), from_text.flatten()]).unique(return_inverse=True)
 
 
-def _with_match(neighbours: Neighbours, match: Float[Tensor, "p"]) -> Reranked:
+def _with_match(neighbours: Neighbours, logits: Float[Tensor, "2 p"]) -> Reranked:
     indices = neighbours.indices.cpu()
-    return Reranked(indices, neighbours.scores.cpu(), match.view(indices.shape))
+    match, odds = logits.reshape(2, *indices.shape)
+    return Reranked(indices, neighbours.scores.cpu(), match, odds)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diptych import catalog
 from diptych.apps.app import examples, quality
-from diptych.apps.app.fields import PictureField, TextField, read_picture
+from diptych.apps.app.fields import PercentField, PictureField, TextField, read_picture
+from diptych.apps.app.pages import search
 from diptych.apps.app.site import Site
 from diptych.apps.index import build_index
 from diptych.checkpoints import store
@@ -23,6 +24,7 @@ from diptych.predict import Predictor, load
 from diptych.predict.explain import explain, gather_words, match_config
 from diptych.predict.pseudo_targets import MomentumEncoder
 from diptych.predict.routing import expert_ways
+from diptych.search.calibration import MatchCalibration
 from diptych.tasks.albef_pretraining import AlbefPretraining
 from diptych.tasks.grounding import phrase_maps
 from diptych.tasks.pretraining import Draws
@@ -187,6 +189,29 @@ def test_an_index_is_searched_by_its_own_model_only(families: list[Path], tmp_pa
     assert found.searched == 5
     with pytest.raises(ValueError, match="index"):
         Site.load(families[1:], index=str(tmp_path / "index"), device="cpu")
+
+
+def test_the_search_page_says_that_nothing_fits(families: list[Path]) -> None:
+    site = Site.load(families[:1], device="cpu")
+    name = families[0].as_posix()
+    collections = {name: site.collections[name]}
+    model = collections[name].model
+    shown = search.answer(collections, model, "a boat", None)
+    assert "Nothing fits" not in shown
+    assert "not calibrated" not in shown, "nothing was left out"
+    assert "not calibrated" in search.answer(collections, model, "a boat", None, 1e-6)
+    index = collections[name].index
+    index.predictor = replace(index.predictor, calibration=MatchCalibration(0.01, 0.0, -3.0, 0.5, 10, 10))
+    assert "No picture matches with at least 50 %; the best has" in search.answer(collections, model, "a boat", None)
+    assert "Nothing fits" not in search.answer(collections, model, "a boat", None, 0.0)
+
+
+def test_a_least_match_is_a_percentage_or_empty() -> None:
+    field = PercentField("Least match, in %")
+    assert [field.read(sent) for sent in ("", None, " 50 ", "12,5%", "0")] == [None, None, 0.5, 0.125, 0.0]
+    for wrong in ("many", "101", "-1", "nan"):
+        with pytest.raises(ValueError, match="a number from 0 to 100"):
+            field.read(wrong)
 
 
 def test_fields_name_missing_and_excessive_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

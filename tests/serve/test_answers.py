@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from diptych.apps.index import open_index
 from diptych.predict import ModelPool
+from diptych.search.calibration import MatchCalibration
 from tests.serve.server_state import Running, encoded, picture, requests, strict_json
 
 CLOSE = 1e-5
@@ -173,3 +175,25 @@ def test_the_page_and_the_description_name_every_status_and_no_other_host(served
                     "ErrorResponse"
                 )
     assert json.dumps(described).count("HTTPValidationError") == 0
+
+
+def test_a_search_that_finds_nothing_is_answered(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"text": "a boat", "k": 3, "rerank": True}
+    before = served.post("/v1/search", body).json()
+    assert (len(before["hits"]), before["min_match"], before["calibrated"]) == (3, 0, False)
+    assert before["best_match"] == before["hits"][0]["match"]
+    doubtful = MatchCalibration(0.01, 0.0, -3.0, 0.5, 10, 10)
+    index = served.state.index
+    monkeypatch.setattr(index, "predictor", replace(index.predictor, calibration=doubtful))
+    answer = served.post("/v1/search", body)
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["hits"], found["min_match"], found["calibrated"]) == ([], 0.5, True)
+    assert 0.03 < found["best_match"] < 0.07
+    shown = served.post("/v1/search", body | {"min_match": 0.0}).json()["hits"]
+    assert [hit["id"] for hit in shown] == [hit["id"] for hit in before["hits"]]
+    assert shown[0]["match"] == found["best_match"]
+    assert len(served.post("/v1/search", {"text": "a boat", "k": 3}).json()["hits"]) == 3, "similarity alone"
+    refused = served.post("/v1/search", {"text": "a boat", "min_match": 0.5})
+    assert refused.status_code == 422
+    assert "min_match needs rerank" in refused.json()["error"]["message"]

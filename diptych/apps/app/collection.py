@@ -31,20 +31,27 @@ class Collection:
     def index(self) -> Index:
         return self.opened or index_of(self.album, self.model)
 
-    def search(self, query: str | Image.Image, k: int) -> tuple[SearchResults, SearchResults | None]:
-        """Finds pictures by similarity and, for a text, also re-ranked. Raises ValueError."""
+    def search(
+        self, query: str | Image.Image, k: int, min_match: float | None = None
+    ) -> tuple[SearchResults, SearchResults | None]:
+        """Finds pictures by similarity and, for a text, also re-ranked, without those that match with less than
+        `min_match`. Raises ValueError."""
         if isinstance(query, str):
-            return self._both_orders(query, k, "picture")
+            return self._both_orders(query, k, "picture", min_match)
         return self.index.search(query, k), None
 
-    def captions(self, picture: Image.Image, k: int) -> tuple[SearchResults, SearchResults | None] | None:
+    def captions(
+        self, picture: Image.Image, k: int, min_match: float | None = None
+    ) -> tuple[SearchResults, SearchResults | None] | None:
         """Finds texts for a picture, by similarity and re-ranked. None if the index holds no texts."""
-        return self._both_orders(picture, k, "text") if self.index.counts.get("text") else None
+        return self._both_orders(picture, k, "text", min_match) if self.index.counts.get("text") else None
 
-    def _both_orders(self, query: str | Image.Image, k: int, of: Kind) -> tuple[SearchResults, SearchResults | None]:
+    def _both_orders(
+        self, query: str | Image.Image, k: int, of: Kind, min_match: float | None
+    ) -> tuple[SearchResults, SearchResults | None]:
         """Searches by similarity and, if the model has a match head, re-ranked."""
         can_match = self.model.predictor.missing("match") is None
-        reranked = self.index.search(query, k, of=of, rerank=True) if can_match else None
+        reranked = self.index.search(query, k, of=of, rerank=True, min_match=min_match) if can_match else None
         return self.index.search(query, k, of=of), reranked
 
 

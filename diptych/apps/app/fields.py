@@ -71,6 +71,30 @@ class TextField:
         return text
 
 
+@dataclass(frozen=True)
+class PercentField:
+    """A share in percent, which may be left empty."""
+
+    label: str
+    placeholder: str = ""
+
+    def make(self) -> gr.components.Component:
+        return gr.Textbox(label=self.label, placeholder=self.placeholder, max_length=10, lines=1)
+
+    def read(self, sent: Any) -> float | None:
+        """Returns a number in 0..1, or None for an empty field."""
+        text = str(sent or "").strip().removesuffix("%").strip()
+        if not text:
+            return None
+        try:
+            share = float(text.replace(",", ".")) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise ValueError(f"{self.label}: write a number from 0 to 100, or leave it empty")
+        return share
+
+
 def read_picture(path: Path, name: str) -> Image.Image:
     """Opens the picture in a file. Raises ValueError for too many bytes or pixels, and for a file that is no picture.
 

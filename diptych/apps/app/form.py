@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from diptych.apps.app.fields import Field, PictureField, read_picture
+from diptych.apps.app.fields import Field, PictureField, TextField, read_picture
 from diptych.apps.app.quality import quality
 from diptych.apps.app.render import message, render
 from diptych.predict import PooledModel
@@ -171,7 +171,7 @@ def _fill_in(form: Form, example: Example) -> Callable[..., list[Any]]:
         except (ValueError, OSError) as error:
             return [*(gr.skip() for _ in example.values), message("That did not work", str(error))]
         inputs = [
-            "" if value is None and not isinstance(field, PictureField) else value
+            "" if value is None and isinstance(field, TextField) else value
             for field, value in zip(form.fields, values, strict=True)
         ]
         return [*values, answer_or_message(lambda: form.answer(*_chosen_models(form, sent), *inputs))]

@@ -185,7 +185,7 @@ class Score:
 
 def scores(results: Mapping[str, Any]) -> list[Score]:
     """Returns the measured scores, without chance levels, references and counts."""
-    other = ("chance.", "references.", "nouns_only.", "classes.", "changed")
+    other = ("chance.", "references.", "nouns_only.", "classes.", "changed", "calibration.min_match")
     return [
         Score(name, value, results.get(f"{name}.interval") or results.get(f"{name.partition('.')[0]}.interval"),
               results.get(f"chance.{name.removeprefix('contrastive.')}"))
@@ -207,6 +207,10 @@ def in_words(name: str) -> str:
         ("image_to_text.", "picture → text "),
         ("text_to_image.", "text → picture "),
         ("rerank_gain.", "gain by re-ranking, points of "),
+        ("calibration.", "search by "),
+        (".error", ": calibration error"),
+        (".kept", ": right hits that the least match keeps"),
+        (".nothing", ": searches without a right hit that show nothing"),
     ):
         name = name.replace(part, words)
     return name.replace("_", " ") + suffix

@@ -8,6 +8,7 @@
     tokenizer/           as in a checkpoint
     manifest.json        size and sha256 of the four above
     eval.json            the evaluation of the checkpoint, if there is one
+    calibration.json     how its match logits become probabilities, if it was evaluated
 
 `diptych.load`, `init_from` and `diptych evaluate` accept the folder like a checkpoint. Momentum encoder, queue and
 optimiser are left out: only training needs them, and they make up most of a checkpoint.
@@ -54,6 +55,8 @@ def export_folder(source: Source, folder: str | Path, license: str = "unknown") 
         store.save_shared(unfinished, store.CheckpointState(weights_of(predictor), {}, state, recipe, save))
         if evaluation.results is not None:
             _write_json(unfinished / "eval.json", evaluation.results)
+        if predictor.calibration is not None:
+            store.save_calibration(unfinished, predictor.calibration.to_json())
         _write_json(unfinished / "config.json", _config(predictor.recipe))
         (unfinished / "README.md").write_text(model_card(predictor, evaluation, license), encoding="utf-8")
         if folder.exists():  # it is empty, see above

@@ -71,19 +71,29 @@ class Index:
             return methods[0]
         return "; ".join(f"{kind}s: {method}" for kind, method in zip(kinds, methods, strict=True))
 
-    def search(self, query: str | Picture, k: int = 10, of: Kind = "picture", rerank: bool = False) -> SearchResults:
+    def search(
+        self,
+        query: str | Picture,
+        k: int = 10,
+        of: Kind = "picture",
+        rerank: bool = False,
+        min_match: float | None = None,
+    ) -> SearchResults:
         """Finds the k pictures, or texts, that fit a text or a picture best.
 
         A `str` is a text; the file of a picture is a `Path`. Hits are ordered by similarity. With `rerank` the most
         similar ones (`evaluation.rerank` of the recipe, at least k) are ordered by the match probability of a text
         with pictures or of a picture with texts. Re-ranked pictures are encoded once, as long as their states fit into
-        `evaluation.keep_bytes`.
+        `evaluation.keep_bytes`. Re-ranked items that match with less than `min_match` are left out, and there may be no
+        hit. None is the least match of the model's calibration; without calibration nothing is left out.
 
         Raises ValueError for k below 1, for a text without words, for re-ranking texts by a text or pictures by a
-        picture, for a kind that the index does not hold, and, when re-ranking, for a picture file that is missing.
+        picture, for a `min_match` above 0 without re-ranking, for a kind that the index does not hold, and, when
+        re-ranking, for a picture file that is missing.
         """
         text = query if isinstance(query, str) else None
         self._check(text, k, of, rerank)
+        limit = self.predictor.min_match(min_match, rerank, of_texts=of == "text")
         vectors = self.predictor.embed_images(query) if text is None else self.predictor.embed_texts(text)
         candidates = max(k, self.predictor.recipe.evaluation.rerank) if rerank else k
         near = nearest(self._store, of, vectors[0].numpy().astype(np.float32), candidates)
@@ -97,7 +107,11 @@ class Index:
             hits.sort(key=lambda hit: -(hit.match or 0.0))
         unknown = () if text is None else unknown_words(text, self.predictor.tokenizer)
         name = str(query) if isinstance(query, str | Path) else "a picture"
-        return SearchResults(name, tuple(hits[:k]), self._store.count(of), self._store.search_method(of), unknown)
+        shown = tuple(hit for hit in hits[:k] if hit.match is None or hit.match >= limit.least)
+        best = hits[0].match if hits else None
+        return SearchResults(
+            name, shown, self._store.count(of), self._store.search_method(of), unknown, of, limit, best
+        )
 
     def _check(self, text: str | None, k: int, of: Kind, rerank: bool) -> None:
         if of not in KINDS:
@@ -115,7 +129,7 @@ class Index:
     def _matches(self, query: str | Picture, items: Sequence[Item]) -> list[float]:
         if isinstance(query, str):
             states = self.states.get([self._store.description.file(item) for item in items])
-            return self.predictor.match_encoded(states, query)[:, 0].tolist()
+            return self.predictor.match_hits(states, query)[:, 0].tolist()
         texts = [item.content for item in items]
         state = self.states.get([query]) if isinstance(query, Path) else self.predictor.encode(query)
         return self.predictor.match_encoded(state, texts)[0].tolist()

@@ -9,6 +9,7 @@ from pathlib import Path
 from diptych.apps.index.identity import SHORT
 from diptych.apps.index.items import Kind
 from diptych.data.record import BadRecord
+from diptych.predict.results import EVERYTHING, MinMatch
 
 TEXT_WIDTH = 60
 """Characters of a text that a table shows."""
@@ -29,7 +30,8 @@ class IndexHit:
     similarity: float
     """Cosine of its vector and the query's, in -1..1."""
     match: float | None
-    """Probability by the fusion encoder that query and hit belong together; None without re-ranking."""
+    """Probability that the hit is right, by the fusion encoder, if the model is calibrated; otherwise ITM's softmax.
+    None without re-ranking."""
 
     def __str__(self) -> str:
         return self.label if self.match is None else f"{self.label} {self.match:.1%}"
@@ -54,14 +56,26 @@ class SearchResults:
     """How the nearest vectors were found, as in "exact, 1,000 vectors"."""
     unknown_words: tuple[str, ...] = ()
     """Words of the query that the tokenizer has no pieces for."""
+    of: Kind = "picture"
+    """What was searched."""
+    min_match: MinMatch = EVERYTHING
+    """Items that match with less were left out."""
+    best_match: float | None = None
+    """The highest probability of a match, whether that item is among the hits or not; None without re-ranking."""
+
+    @property
+    def nothing(self) -> str | None:
+        """Says that nothing matches; None if there are hits."""
+        return None if self.hits else self.min_match.nothing(self.of, self.best_match)
 
     def __str__(self) -> str:
-        kind = "text" if self.hits and self.hits[0].kind == "text" else "picture"
-        title = f'"{self.query}" among {self.searched:,} {kind}s ({self.search_method})'
-        lines = [title, "", f"      match  similarity  {kind}"]
+        title = f'"{self.query}" among {self.searched:,} {self.of}s ({self.search_method})'
+        lines = [title, "", self.nothing or f"      match  similarity  {self.of}"]
         for place, hit in enumerate(self.hits, start=1):
             match = "–" if hit.match is None else f"{100 * hit.match:.1f} %"
             lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {hit.label}")
+        if self.min_match.note:
+            lines += ["", self.min_match.note]
         if self.unknown_words:
             lines += ["", f"words the model cannot read: {', '.join(self.unknown_words)}"]
         return "\n".join(lines)

@@ -41,6 +41,15 @@ def axes(chart: Chart) -> dict[str, Any]:
     return {"curves": curves, "x": x, "y": y, "along": along, "down": down, "points": points, "numbers": numbers}
 
 
+def reliability_points(bins: Sequence[Sequence[float]]) -> str:
+    """Computes the points of a reliability plot from bins of (count, mean probability, share that is right).
+
+    >>> reliability_points([(10, 0.25, 0.5), (10, 0.75, 1.0)])
+    '25.00,50.00 75.00,0.00'
+    """
+    return " ".join(f"{100 * probability:.2f},{100 - 100 * right:.2f}" for _, probability, right in bins)
+
+
 def thin(series: Series) -> Series:
     """Averages neighbours until at most MOST_POINTS points are left. The last point stays as it is."""
     size = math.ceil(len(series.steps) / MOST_POINTS)

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diptych import __version__
-from diptych.apps.report.charts import axes
+from diptych.apps.report.charts import axes, reliability_points
 from diptych.apps.report.data import Chart, ReportData
 from diptych.apps.report.html import MARK, Html, picture
 from diptych.apps.report.numbers import duration, number, operations, percent
@@ -59,6 +59,15 @@ def gain_verdict(low: float, high: float) -> str:
     return "below 0" if high < 0 else "inside the noise"
 
 
+def calibrated_kinds(evaluation: Mapping[str, Any]) -> list[str]:
+    """Lists the kinds of queries for which the calibration of hits was measured.
+
+    >>> calibrated_kinds({"calibration.min_match": 0.5, "calibration.captions.error": 1.2})
+    ['captions']
+    """
+    return [name.split(".")[1] for name in evaluation if name.startswith("calibration.") and name.endswith(".error")]
+
+
 def flat(recipe: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     """Lists all fields of a recipe by their dotted names. Long lists are cut.
 
@@ -97,6 +106,8 @@ def _environment() -> Environment:
         "draw": draw,
         "flat": flat,
         "gain_verdict": gain_verdict,
+        "calibrated_kinds": calibrated_kinds,
+        "reliability_points": reliability_points,
     }
     return environment
 

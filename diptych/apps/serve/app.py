@@ -280,7 +280,7 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
     inputs = await state.prepare(state.preparer.pictures_and_texts, model.predictor, pictures, texts, "picture", "text")
     try:
         results = await state.batcher.submit(
-            calls.Search(state.index, body.k, body.of, body.rerank), inputs, request.state.expected
+            calls.Search(state.index, body.k, body.of, body.rerank, body.min_match), inputs, request.state.expected
         )
     except ValueError as error:  # the request was checked, so this concerns the index and may name its files
         raise RuntimeError("the index could not be searched") from error
@@ -291,6 +291,9 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
     return schemas.SearchResponse(
         model=model.name,
         hits=hits,
+        min_match=results.min_match.least,
+        best_match=results.best_match,
+        calibrated=results.min_match.calibrated,
         searched=results.searched,
         how=results.search_method,
         unknown_words=list(results.unknown_words),

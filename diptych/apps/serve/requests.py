@@ -136,6 +136,7 @@ class Search:
     k: int
     of: str
     rerank: bool
+    min_match: float | None = None
     ability: ClassVar[str] = "search"
 
     def rows(self, inputs: Inputs) -> int:
@@ -143,7 +144,7 @@ class Search:
 
     def __call__(self, inputs: Sequence[Inputs]) -> list[Any]:
         return [
-            self.index.search((request.texts or request.pictures)[0], self.k, self.of, self.rerank)
+            self.index.search((request.texts or request.pictures)[0], self.k, self.of, self.rerank, self.min_match)
             for request in inputs
         ]
 

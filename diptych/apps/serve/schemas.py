@@ -95,11 +95,18 @@ class SearchRequest(Request):
     k: int = Field(10, ge=1, le=1_000, description="The largest number of hits.")
     of: Literal["picture", "text"] = Field("picture", description="The kind of hits.")
     rerank: bool = Field(False, description="Order the most similar hits by match probability, which is slower.")
+    min_match: Probability | None = Field(
+        None,
+        description="With rerank, leave out hits of a lower match probability, so that there may be none. null takes "
+        "what the model's calibration found best, and leaves nothing out without calibration or rerank.",
+    )
 
     @model_validator(mode="after")
     def _either(self) -> SearchRequest:
         if (self.text is None) == (self.picture is None):
             raise ValueError("give either a text or a picture to search by")
+        if self.min_match and not self.rerank:
+            raise ValueError("min_match needs rerank, since only re-ranking gives the probability of a match")
         return self
 
 
@@ -109,12 +116,19 @@ class FoundItem(Response):
     text: str | None = Field(description="The text of a text; null for pictures.")
     similarity: Number = Field(description="Cosine similarity in -1..1.")
     match: Probability | None = Field(
-        description="Probability that query and hit belong together; null without rerank."
+        description="Probability that the hit is right, if calibrated; null without rerank."
     )
 
 
 class SearchResponse(ModelResponse):
-    hits: list[FoundItem] = Field(description="The best first.")
+    hits: list[FoundItem] = Field(description="The best first; empty if nothing matches with at least min_match.")
+    min_match: Probability = Field(description="Hits of a lower match probability were left out; 0 leaves none out.")
+    best_match: Probability | None = Field(
+        description="The highest match probability, whether that hit was left out or not; null without rerank."
+    )
+    calibrated: bool = Field(
+        description="Whether match probabilities say how likely a hit is right (diptych evaluate calibrates a model)."
+    )
     searched: int = Field(description="Number of pictures, or texts, that were searched.")
     how: str = Field(description="The search method in words, as in: exact, 1,000 vectors.")
     unknown_words: list[str] = Field(description="Words of the text that the model's vocabulary lacks.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from PIL import Image
 
 from diptych.apps.app.collection import Collection
-from diptych.apps.app.fields import PictureField, TextField
+from diptych.apps.app.fields import PercentField, PictureField, TextField
 from diptych.apps.app.form import Example, Form, Page
 from diptych.apps.app.render import render
 from diptych.apps.app.site import Site
@@ -34,38 +34,49 @@ NOTHING = "there are no pictures to search in: name a folder (--images DIR) or a
 def form(site: Site) -> Form:
     models = [model for model in site.pool.able("embed") if model.name in site.collections]
     models.sort(key=lambda model: model.predictor.missing("match") is not None)  # those that can re-rank first
-    words = [Example(caption, (caption, None)) for caption in site.album.captions[1:4]]
-    pictures = [Example("Pictures like this one", (None, entry.picture)) for entry in site.album.pictures[:1]]
+    words = [Example(caption, (caption, None, None)) for caption in site.album.captions[1:4]]
+    pictures = [Example("Pictures like this one", (None, entry.picture, None)) for entry in site.album.pictures[:1]]
     return Form(
         PAGE,
         {"Model": models},
         (
             TextField("Words", "a whale to the left of a crab", optional=True),
             PictureField("Or a picture", optional=True),
+            PercentField("Least match, in %", "empty: what the model was calibrated to; 0 shows all"),
         ),
         "Search",
-        lambda model, words, picture: answer(site.collections, model, words, picture),
+        lambda model, words, picture, least: answer(site.collections, model, words, picture, least),
         "The pictures found will appear here, in two orders side by side.",
         (*words, *pictures),
         None if models else site.missing("embed") or NOTHING,
     )
 
 
-def answer(collections: Mapping[str, Collection], model: PooledModel, words: str, picture: Image.Image | None) -> str:
+def answer(
+    collections: Mapping[str, Collection],
+    model: PooledModel,
+    words: str,
+    picture: Image.Image | None,
+    min_match: float | None = None,
+) -> str:
+    """Shows both orders side by side. Re-ranked hits that match with less than `min_match` are left out."""
     collection = collections[model.name]
     if words and picture is not None:
         raise ValueError("both words and a picture: clear one of them, and search by the other")
     query = words or picture
     if query is None:
         raise ValueError("nothing to search for yet: write some words, give a picture, or click an example")
-    by_similarity, reranked = collection.search(query, SHOWN)
+    by_similarity, reranked = collection.search(query, SHOWN, min_match)
+    captions = None if picture is None else collection.captions(picture, SHOWN, min_match)
+    if min_match and reranked is None and (captions is None or captions[1] is None):
+        raise ValueError("a least match needs re-ranking, which is not possible here: leave it empty")
     return render(
         "search",
         models=[model],
         words=words,
         by_similarity=by_similarity,
         reranked=reranked,
-        captions=None if picture is None else collection.captions(picture, SHOWN),
+        captions=captions,
         open_pictures=open_pictures,
         score=score,
         THUMBNAIL=THUMBNAIL,

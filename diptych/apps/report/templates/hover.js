@@ -1,5 +1,5 @@
 // Shows the values of a chart's curves at the step nearest to the pointer.
-for (const chart of document.querySelectorAll(".chart")) {
+for (const chart of document.querySelectorAll(".chart:not(.reliability)")) {
   const { range, series } = JSON.parse(chart.querySelector("script").textContent);
   const field = chart.querySelector(".field"), cursor = chart.querySelector(".cursor"), tip = chart.querySelector(".tip");
   const nearest = (steps, step) => steps.reduce((best, candidate, i) => Math.abs(candidate - step) < Math.abs(steps[best] - step) ? i : best, 0);
