@@ -6,7 +6,7 @@ There is one record class per task. `diptych/data/entries.py` reads and writes r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
@@ -68,7 +68,7 @@ class Record(_OnePicture):
     """Identity of the picture. Records with the same picture have the same `image_id`."""
     clean: tuple[str, ...] = ()
     """The captions before noise was added to `captions`. Empty where no noise was added."""
-    truth: Truth | None = None
+    truth: Truth | None = field(default=None, compare=False)
     """What the source knows of the caption and the picture. None if it knows no more than the captions themselves."""
 
     @property

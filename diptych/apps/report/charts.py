@@ -41,7 +41,7 @@ def axes(chart: Chart) -> dict[str, Any]:
     return {"curves": curves, "x": x, "y": y, "along": along, "down": down, "points": points, "numbers": numbers}
 
 
-def reliability_points(bins: Sequence[Sequence[float]]) -> str:
+def reliability_points(bins: Sequence[Sequence[float | int]]) -> str:
     """Computes the points of a reliability plot from bins of (count, mean probability, share that is right).
 
     >>> reliability_points([(10, 0.25, 0.5), (10, 0.75, 1.0)])
