@@ -1004,6 +1004,10 @@ class EvaluationConfig:
     tokens_per_call: int = 4_096
     """Largest number of tokens in a call of the fusion encoder over all its pairs: text tokens, and in VLMo image
     tokens too. It bounds the memory of re-ranking."""
+    score: Literal["match", "sum"] = "match"
+    """What orders re-ranked candidates: ITM's `match` logit alone, as in ALBEF, or the `sum` of ITM's log odds and of
+    similarity / temperature, by which a fusion encoder that has trained for minutes adds to the similarity instead of
+    replacing it (docs/decisions.md 94)."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from diptych.schema import EvaluationConfig
 from diptych.search.calibration import MatchCalibration
 from diptych.search.contract import PairModel, State, evaluating
 from diptych.search.index import CosineIndex, Neighbours
-from diptych.search.rerank import Reranked, rerank
+from diptych.search.rerank import Reranked, rerank, sum_temperature
 from diptych.types import Texts
 
 SHOWN = 10
@@ -111,7 +111,8 @@ def _hits_of(
     near = CosineIndex(vectors).search(text_vectors, config.rerank)
     none = Neighbours(torch.empty(len(vectors), 0, dtype=torch.long), torch.empty(len(vectors), 0))
     tokens = queries.texts.attention_mask.sum(dim=1).cpu()
-    _, scored = rerank(model, text_states, tokens, images, none, near, config.tokens_per_call, device)
+    temperature = sum_temperature(model, config)
+    _, scored = rerank(model, text_states, tokens, images, none, near, config.tokens_per_call, device, temperature)
     return best_hits(queries.kind, scored, queries.right.gather(1, scored.candidates), tokens, len(vectors))
 
 

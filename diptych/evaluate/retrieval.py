@@ -20,7 +20,7 @@ from diptych.metrics.recall import LEVELS, chance_recall, recall, retrieval_metr
 from diptych.schema import EvaluationConfig
 from diptych.search.contract import PairModel, State, evaluating
 from diptych.search.index import CosineIndex, Neighbours
-from diptych.search.rerank import Reranked, rerank
+from diptych.search.rerank import Reranked, rerank, sum_temperature
 from diptych.types import Texts, to_device
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -123,6 +123,7 @@ def evaluate_retrieval(
             *near,
             config.tokens_per_call,
             device,
+            sum_temperature(model, config),
         )
     return _result(ranks, scored, owner, config.bootstrap, seed)
 
@@ -247,8 +248,8 @@ def _contrastive_ranks(to_text: CosineIndex, to_image: CosineIndex, owner: Int[T
 
 
 def _final_ranks(scored: Reranked, relevant: Tensor, contrastive: Int[Tensor, "Q"]) -> Int[Tensor, "Q"]:
-    """Computes the ranks after re-ranking: by match logit among the candidates or, without a right answer among them,
-    the rank of the first stage, which is then at least K."""
+    """Computes the ranks after re-ranking: by the second stage among the candidates or, without a right answer among
+    them, the rank of the first stage, which is then at least K."""
     if scored.match is None:
         return contrastive
     reached = relevant.any(dim=1)

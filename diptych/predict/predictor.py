@@ -42,7 +42,7 @@ from diptych.schema import Recipe
 from diptych.search.calibration import MatchCalibration
 from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
-from diptych.search.rerank import match_logits, plan_calls
+from diptych.search.rerank import match_logits, plan_calls, sum_temperature
 from diptych.task import Model, Task
 from diptych.tasks.grounding import boxes_config, find_box, phrase_maps
 from diptych.types import Texts, to_device
@@ -139,10 +139,15 @@ class Predictor:
         """Matches pictures that `encode` has encoded."""
         return _softmax(self._encoded_logits(images, texts))
 
-    def match_hits(self, images: State, texts: Strings) -> Float[Tensor, "N M"]:
-        """Computes the probability that each picture, which `encode` has encoded, is a right hit of a search by each
-        text. Without calibration it is that of `match_encoded`."""
-        return self._of_hits(self._encoded_logits(images, texts), texts)
+    def score_hits(
+        self, images: State, texts: Strings, similarity: Float[Tensor, "N M"], of_texts: bool = False
+    ) -> tuple[Float[Tensor, "N M"], Float[Tensor, "N M"]]:
+        """Scores pictures, which `encode` has encoded, as hits of a search by texts, or the reverse (`of_texts`).
+
+        Returns the probability that the hit is right, which is that of `match_encoded` without calibration and for
+        `of_texts`, and the score that orders hits (`evaluation.score`).
+        """
+        return self._score(self._encoded_logits(images, texts), texts, similarity, calibrated=not of_texts)
 
     def min_match(self, least: float | None, rerank: bool, of_texts: bool = False) -> MinMatch:
         """Settles the least probability of a match with which a search shows a hit.
@@ -348,15 +353,16 @@ class Predictor:
         near = CosineIndex(vectors).search(query, max(k, self.recipe.evaluation.rerank) if rerank else k)
         candidates = [places[i] for i in near.indices[0].tolist()]
         matches: list[float | None] = [None] * len(candidates)
+        order = list(range(len(candidates)))
         if rerank:
             logits = self._pair_logits([pictures[place] for place in candidates], text)
-            matches = self._of_hits(logits, text)[:, 0].tolist()
+            probability, score = self._score(logits, text, near.scores[0][:, None])
+            matches, order = probability[:, 0].tolist(), score[:, 0].argsort(descending=True, stable=True).tolist()
+        similarities = near.scores[0].tolist()
         hits = [
-            Hit(place, picture_name(pictures[place], place), similarity, match)
-            for place, similarity, match in zip(candidates, near.scores[0].tolist(), matches, strict=True)
+            Hit(candidates[i], picture_name(pictures[candidates[i]], candidates[i]), similarities[i], matches[i])
+            for i in order
         ]
-        # A stable sort: without a match, and among equal ones, the order of similarity stays.
-        hits.sort(key=lambda hit: -(hit.match or 0.0))
         shown = tuple(hit for hit in hits[:k] if hit.match is None or hit.match >= limit.least)
         return Ranking(shown, len(places), limit, hits[0].match)
 
@@ -498,12 +504,21 @@ class Predictor:
             logits[call] = match_logits(self.model, text_state, images, text[call], image[call], self.device)
         return logits
 
-    def _of_hits(self, logits: Float[Tensor, "N M 2"], texts: Strings) -> Float[Tensor, "N M"]:
-        """Computes the probability that hits are right or, without calibration, ITM's own."""
-        if self.calibration is None:
-            return _softmax(logits)
+    def _score(
+        self,
+        logits: Float[Tensor, "N M 2"],
+        texts: Strings,
+        similarity: Float[Tensor, "N M"],
+        calibrated: bool = True,
+    ) -> tuple[Float[Tensor, "N M"], Float[Tensor, "N M"]]:
+        """Computes the probability that hits are right or, without calibration, ITM's own, and what orders them."""
+        odds = logits[..., 1] - logits[..., 0]
+        if temperature := sum_temperature(self.model, self.recipe.evaluation):
+            odds = odds + similarity / temperature
+        if self.calibration is None or not calibrated:
+            return _softmax(logits), odds
         tokens = self.texts(texts).attention_mask.sum(dim=1)
-        return self.calibration.probability(logits[..., 1] - logits[..., 0], tokens)
+        return self.calibration.probability(odds, tokens), odds
 
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size

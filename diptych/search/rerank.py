@@ -1,4 +1,4 @@
-"""Re-ranks retrieval: similarity picks each query's candidates, the fusion encoder's match logit orders them.
+"""Re-ranks retrieval: similarity picks each query's candidates, the fusion encoder orders them.
 
 I images, T texts, Q queries, N candidates in all, K candidates of a query, P pairs.
 """
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diptych.schema import EvaluationConfig
 from diptych.search.contract import PairModel, State
 from diptych.search.index import Neighbours
 
@@ -28,12 +29,14 @@ class Reranked:
     similarity: Float[Tensor, "Q K"]
     """Cosine similarity, descending."""
     match: Float[Tensor, "Q K"] | None
-    """The logit of a match, which alone decides the final order; None without a second stage."""
+    """What alone decides the final order: the logit of a match, or `log_odds` if similarity counts too
+    (`evaluation.score`). None without a second stage."""
     log_odds: Float[Tensor, "Q K"] | None = None
-    """The logit of a match less that of no match, from which calibration computes a probability; None likewise."""
+    """The logit of a match less that of no match, plus similarity / temperature if similarity counts too. Calibration
+    computes a probability from it. None without a second stage."""
 
     def ordered(self) -> Reranked:
-        """Sorts by match logit, the best first; equal ones stay in the order of the first stage."""
+        """Sorts by `match`, the best first; equal ones stay in the order of the first stage."""
         if self.match is None:
             return self
         match, order = self.match.sort(dim=1, descending=True, stable=True)
@@ -57,8 +60,11 @@ def rerank(
     to_image: Neighbours,
     tokens_per_call: int = 4_096,
     device: torch.device | str = "cpu",
+    temperature: float | None = None,
 ) -> tuple[Reranked, Reranked]:
     """Computes the match logits of the candidates of both directions: (image → text, text → image).
+
+    With a `temperature`, similarity / temperature is added to the log odds of a match, and the sum decides the order.
 
     A pair that occurs in both directions is fused once. The pairs of an image go into as few calls as memory allows, so
     that they share what the model computes for an image (ALBEF: the keys and values of cross-attention).
@@ -85,7 +91,12 @@ def rerank(
         start += len(state)
     assert start == len(to_text.indices), f"{len(to_text.indices)} images have candidates, {start} came"
     scores = logits[:, places].split([to_text.indices.numel(), to_image.indices.numel()], dim=1)
-    return _with_match(to_text, scores[0]), _with_match(to_image, scores[1])
+    return _with_match(to_text, scores[0], temperature), _with_match(to_image, scores[1], temperature)
+
+
+def sum_temperature(model: PairModel, config: EvaluationConfig) -> float | None:
+    """Returns the temperature by which similarities are divided in `evaluation.score=sum`, else None."""
+    return model.temperature().item() if config.score == "sum" else None
 
 
 def match_logits(
@@ -138,7 +149,9 @@ def _union(to_text: Neighbours, to_image: Neighbours, texts: int) -> tuple[Int[T
     return torch.cat([from_image.flatten(), from_text.flatten()]).unique(return_inverse=True)
 
 
-def _with_match(neighbours: Neighbours, logits: Float[Tensor, "2 p"]) -> Reranked:
-    indices = neighbours.indices.cpu()
+def _with_match(neighbours: Neighbours, logits: Float[Tensor, "2 p"], temperature: float | None) -> Reranked:
+    indices, similarity = neighbours.indices.cpu(), neighbours.scores.cpu()
     match, odds = logits.reshape(2, *indices.shape)
-    return Reranked(indices, neighbours.scores.cpu(), match, odds)
+    if temperature is not None:
+        match = odds = odds + similarity / temperature
+    return Reranked(indices, similarity, match, odds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.models.albef import Albef
 from diptych.predict import Predictor, load, search_folder
+from diptych.recipes.override import override
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -133,6 +135,22 @@ def test_rank_orders_the_nearest_by_probability(predictor: Predictor) -> None:
     plain = predictor.rank(text, images, k=3, rerank=False)
     assert [hit.index for hit in plain] == nearest[:3]
     assert all(hit.match is None for hit in plain)
+
+
+def test_rank_orders_by_the_sum_of_log_odds_and_similarity_if_the_recipe_says_so(run: Path) -> None:
+    predictor = load(run, device="cpu")
+    predictor = replace(predictor, recipe=override(predictor.recipe, {"evaluation.score": "sum"}))
+    images, text = [painted(seed) for seed in range(9)], CAPTIONS[0]
+    similarity = predictor.embed_images(images) @ predictor.embed_texts(text)[0]
+    tau = predictor.model.temperature().item()
+    chance = [probability(image, text, predictor.tokenizer) for image in images]
+    score = {place: math.log(p / (1 - p)) + similarity[place].item() / tau for place, p in enumerate(chance)}
+    nearest = similarity.argsort(descending=True)[:4].tolist()
+    expected = sorted(nearest, key=score.__getitem__, reverse=True)[:3]
+    assert expected != sorted(nearest, key=chance.__getitem__, reverse=True)[:3], "the case tells both scores apart"
+    hits = predictor.rank(text, images, k=3)
+    assert [hit.index for hit in hits] == expected
+    assert [hit.match for hit in hits] == pytest.approx([chance[hit.index] for hit in hits], abs=1e-5)
 
 
 def test_a_folder_with_broken_pictures_is_searched_and_they_are_named(predictor: Predictor, folder: Path) -> None:

@@ -86,6 +86,9 @@ class FakeModel(nn.Module):
         self.calls.append(Call([tuple(row) for row in rows.tolist()], len(images)))
         return Joint(pooled=rows, hidden=None)
 
+    def temperature(self) -> torch.Tensor:
+        return torch.tensor(0.05)
+
     def match_logits(self, joint: Joint) -> torch.Tensor:
         text, image = joint.pooled.split(WIDTH, dim=1)
         logit = (text * image.roll(1, dims=1)).sum(dim=1) % 17 - 8
@@ -128,14 +131,16 @@ def brute_force(case: Case, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tables
 
 
-def two_stage(case: Case, k: int, budget: int, batch: int, model: FakeModel | None = None):
+def two_stage(
+    case: Case, k: int, budget: int, batch: int, model: FakeModel | None = None, temperature: float | None = None
+):
     model = (model or FakeModel()).eval()
     texts = model.text_state(case.texts)
     images = [model.image_state(pixels) for pixels in case.batches(batch)]
     to_text, to_image = CosineIndex(texts.values), CosineIndex(Vectors.cat(images).values)
     lengths = case.texts.attention_mask.sum(1)
     found = to_text.search(to_image.vectors, k), to_image.search(to_text.vectors, k)
-    return rerank(model, texts, lengths, images, *found, tokens_per_call=budget)
+    return rerank(model, texts, lengths, images, *found, tokens_per_call=budget, temperature=temperature)
 
 
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 200), st.integers(1, 8))
@@ -146,6 +151,17 @@ def test_reranking_gives_the_scores_of_every_pair_alone(seed: int, k: int, budge
     expected = brute_force(case, k)
     assert to_text.dense(len(case.owner)).equal(expected[0])
     assert to_image.dense(len(case.pixels)).equal(expected[1])
+
+
+def test_the_sum_adds_similarity_by_temperature_to_the_log_odds_and_orders_by_it() -> None:
+    case = make_case()
+    for alone, both in zip(two_stage(case, 5, 100, 3), two_stage(case, 5, 100, 3, temperature=0.05), strict=True):
+        assert torch.equal(both.candidates, alone.candidates)
+        torch.testing.assert_close(both.match, 2 * alone.match + both.similarity / 0.05)  # the fake's logits are ∓ x
+        assert torch.equal(both.match, both.log_odds)
+        ordered = both.ordered()
+        assert (ordered.match.diff(dim=1) <= 0).all()
+        assert not torch.equal(ordered.candidates, alone.ordered().candidates)
 
 
 def test_more_candidates_asked_for_than_there_are_means_all_of_them() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from diptych.apps.index.items import KINDS, Item, Kind
@@ -98,13 +99,12 @@ class Index:
         candidates = max(k, self.predictor.recipe.evaluation.rerank) if rerank else k
         near = nearest(self._store, of, vectors[0].numpy().astype(np.float32), candidates)
         items = self._store.items([id for id, _ in near])
-        matches: Sequence[float | None] = self._matches(query, items) if rerank and items else [None] * len(items)
-        hits = [
-            self._hit(item, similarity, match)
-            for item, (_, similarity), match in zip(items, near, matches, strict=True)
-        ]
-        if rerank:  # the sort is stable: equal matches stay in the order of similarity
-            hits.sort(key=lambda hit: -(hit.match or 0.0))
+        similarities = [similarity for _, similarity in near]
+        matches: Sequence[float | None] = [None] * len(items)
+        order = list(range(len(items)))
+        if rerank and items:
+            matches, order = self._reranked(query, items, similarities)
+        hits = [self._hit(items[i], similarities[i], matches[i]) for i in order]
         unknown = () if text is None else unknown_words(text, self.predictor.tokenizer)
         name = str(query) if isinstance(query, str | Path) else "a picture"
         shown = tuple(hit for hit in hits[:k] if hit.match is None or hit.match >= limit.least)
@@ -126,13 +126,18 @@ class Index:
                 f"re-ranking matches pictures with texts: a {query} is re-ranked among {target}s (of={target})"
             )
 
-    def _matches(self, query: str | Picture, items: Sequence[Item]) -> list[float]:
+    def _reranked(
+        self, query: str | Picture, items: Sequence[Item], similarities: Sequence[float]
+    ) -> tuple[list[float], list[int]]:
+        """Computes the match probability of each item, and the items' order: the best first, stable."""
         if isinstance(query, str):
             states = self.states.get([self._store.description.file(item) for item in items])
-            return self.predictor.match_hits(states, query)[:, 0].tolist()
-        texts = [item.content for item in items]
-        state = self.states.get([query]) if isinstance(query, Path) else self.predictor.encode(query)
-        return self.predictor.match_encoded(state, texts)[0].tolist()
+            match, score = self.predictor.score_hits(states, query, torch.tensor(similarities)[:, None])
+        else:
+            texts = [item.content for item in items]
+            state = self.states.get([query]) if isinstance(query, Path) else self.predictor.encode(query)
+            match, score = self.predictor.score_hits(state, texts, torch.tensor(similarities)[None], of_texts=True)
+        return match.flatten().tolist(), score.flatten().argsort(descending=True, stable=True).tolist()
 
     def _hit(self, item: Item, similarity: float, match: float | None) -> IndexHit:
         if item.kind == "picture":
