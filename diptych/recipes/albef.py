@@ -40,8 +40,8 @@ def albef_base() -> Recipe:
 TINY_TASK = AlbefPretrainConfig(
     queue_size=1024,
     momentum=0.98,
-    fuse_start=450,
-    momentum_start=1500,
+    fuse_start=200,
+    momentum_start=700,
     alpha_ramp=0.2,
     mask_probability=0.4,
 )
@@ -58,7 +58,7 @@ def albef_tiny() -> Recipe:
     return Recipe(
         name="albef_tiny",
         model=AlbefConfig(
-            vision=VisionConfig(image_size=64, patch_size=16, width=128, depth=4, heads=4, stem="conv"),
+            vision=VisionConfig(image_size=64, patch_size=8, width=128, depth=3, heads=4, stem="conv"),
             text=TextConfig(
                 vocab_size=2000, width=128, layers=4, fusion_start=2, heads=4, intermediate=512, norm="pre", dropout=0.0
             ),
@@ -68,10 +68,10 @@ def albef_tiny() -> Recipe:
         # Every scene is new, and captions tell places and sizes, so nothing is augmented.
         data=DataConfig(source="scenes", crop=(1.0, 1.0), flip=0.0, randaugment=(0, 0)),
         tokenizer=TokenizerConfig(size=2000),
-        optim=OptimConfig(lr=6e-4),
-        schedule=ScheduleConfig(warmup_steps=800, warmup_lr=1e-5, min_lr=1e-5),
-        run=RunConfig(steps=2000, batch_size=64, log_every=25, validate_every=250, checkpoint_every=250),
-        evaluation=EvaluationConfig(rerank=64),
+        optim=OptimConfig(lr=1.8e-3, kind="muon"),
+        schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
+        run=RunConfig(steps=1100, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
+        evaluation=EvaluationConfig(rerank=64, score="sum"),
     )
 
 
@@ -89,7 +89,7 @@ def albef_small() -> Recipe:
         tiny,
         name="albef_small",
         model=AlbefConfig(
-            vision=replace(tiny.model.vision, image_size=128, width=256, depth=6),
+            vision=replace(tiny.model.vision, image_size=128, patch_size=16, width=256, depth=6),
             text=replace(tiny.model.text, vocab_size=8000, width=256, layers=6, fusion_start=3, intermediate=1024),
             embed_dim=128,
         ),

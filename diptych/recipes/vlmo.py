@@ -77,7 +77,7 @@ def vlmo_large() -> Recipe:
     )
 
 
-TINY_TASK = VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=1500)
+TINY_TASK = VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=400)
 """Aligns by one branch, then fuses: docs/decisions.md 52."""
 
 
@@ -100,8 +100,8 @@ def vlmo_tiny() -> Recipe:
         ),
         task=TINY_TASK,
         tokenizer=replace(tiny.tokenizer, separator=True),
-        schedule=replace(tiny.schedule, warmup_steps=400),
-        run=replace(tiny.run, steps=2000, validate_every=200, checkpoint_every=200),
+        schedule=replace(tiny.schedule, warmup_steps=200),
+        run=replace(tiny.run, steps=1100),
         init_from="runs/vlmo_tiny_language",
     )  # fmt: skip
 
@@ -122,6 +122,7 @@ def vlmo_small() -> Recipe:
         task=replace(TINY_TASK, fuse_start=1000),
         data=DataConfig(source="scenes", scenes=ScenesConfig(size=128)),
         tokenizer=replace(tiny.tokenizer, size=8000),
+        optim=OptimConfig(lr=6e-4),
         schedule=replace(tiny.schedule, warmup_steps=2000),
         run=RunConfig(epochs=10, batch_size=128),
         evaluation=EvaluationConfig(),
