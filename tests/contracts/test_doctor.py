@@ -37,7 +37,8 @@ EVERY = 25
 
 def pairs() -> Recipe:
     """Gives a recipe with all losses that trains long enough to be judged."""
-    return override(find_recipe("vlmo_tiny"), {"task.fuse_start": 500, "init_from": "runs/language"})
+    changes = {"task.fuse_start": 500, "init_from": "runs/language", "run.steps": 2000, "schedule.warmup_steps": 400}
+    return override(find_recipe("vlmo_tiny"), changes)
 
 
 def line(recipe: Recipe, step: int) -> Line:
