@@ -323,9 +323,14 @@ def assert_means(stored: Json, changes: Json) -> None:
         assert at(again, today) == meant
 
 
+RETUNED = ("albef_tiny", "vlmo_tiny")
+"""Beginnings of the names of the demos' recipes, which learn differently since (docs/decisions.md 95)."""
+
+
 @pytest.mark.parametrize("name", CATALOG)
 def test_a_stored_recipe_of_the_catalog_is_the_catalogs(name: str) -> None:
-    assert from_dict(CATALOG[name]) == find_recipe(name)
+    retuned = name.startswith(RETUNED) and name != "vlmo_tiny_retrieval"  # whose fields are all its own
+    assert (from_dict(CATALOG[name]) == find_recipe(name)) != retuned
     assert_means(CATALOG[name], {})
 
 

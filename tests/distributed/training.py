@@ -111,7 +111,7 @@ def rows_of(task: Task, rows: slice) -> Any:
 
 def recipe_of(changes: dict[str, Any]) -> Recipe:
     base = {"run.steps": 10, "run.batch_size": 8, "run.seed": 5, "optim.lr": 1e-3, "optim.clip": 5.0}
-    return override(albef_tiny(), {**base, "schedule.warmup_steps": 0, **changes})
+    return override(albef_tiny(), {**base, "optim.kind": "adamw", "schedule.warmup_steps": 0, **changes})
 
 
 def steps(name: str, rank: int, size: int, changes: dict[str, Any], shares: tuple[int, ...] | None = None) -> Steps:

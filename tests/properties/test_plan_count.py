@@ -22,10 +22,12 @@ from diptych.types import Progress
 TOKENS, STEP = 9, 10**9
 MICRO = {
     "albef_tiny": {
-        "model.vision.depth": 2, "model.vision.stem": "patch", "model.text.layers": 2, "model.text.fusion_start": 1,
-        "tokenizer.size": 300, "task.queue_size": 64,
+        "model.vision.depth": 2, "model.vision.stem": "patch", "model.vision.patch_size": 16, "model.text.layers": 2,
+        "model.text.fusion_start": 1, "tokenizer.size": 300, "task.queue_size": 64, "optim.kind": "adamw",
     },
-    "vlmo_tiny": {"model.depth": 2, "model.fusion_start": 1, "model.stem": "patch", "tokenizer.size": 300},
+    "vlmo_tiny": {
+        "model.depth": 2, "model.fusion_start": 1, "model.stem": "patch", "tokenizer.size": 300, "optim.kind": "adamw",
+    },
 }  # fmt: skip
 
 

@@ -31,6 +31,8 @@ OVERRIDES = {
     "data.scenes": {"sprites": "shapes", "size": 32, "count": 40, "evaluation_count": 16},
     "tokenizer.size": 150,
     "optim.accumulate": 2,
+    "optim.kind": "adamw",
+    "optim.lr": 6e-4,
     "schedule.warmup_steps": 5,
     "run": {
         "steps": 12, "batch_size": 6, "log_every": 1, "checkpoint_every": 4, "validate_every": 5,
