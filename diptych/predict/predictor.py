@@ -42,7 +42,7 @@ from diptych.schema import Recipe
 from diptych.search.calibration import MatchCalibration
 from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
-from diptych.search.rerank import match_logits, plan_calls, sum_temperature
+from diptych.search.rerank import evidence, match_logits, plan_calls, sum_temperature
 from diptych.task import Model, Task
 from diptych.tasks.grounding import boxes_config, find_box, phrase_maps
 from diptych.types import Texts, to_device
@@ -174,9 +174,9 @@ class Predictor:
         """Finds the k pictures that fit the text best, the best first.
 
         Similarity decides. With `rerank`, the most similar pictures (`evaluation.rerank` of the recipe, at least k) are
-        then ordered by the probability of a match. None follows the recipe, in which `evaluation.rerank` 0 means no.
-        Pictures that match with less than `min_match` are left out, so that there may be none. By default all are kept,
-        and None is the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
+        then ordered by the recipe's `evaluation.score`. None follows the recipe, in which `evaluation.rerank` 0 means
+        no. Pictures that match with less than `min_match` are left out, so that there may be none. By default all are
+        kept, and None is the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
         """
         return self.rank_readable(text, as_pictures(images).items, k, rerank, None, min_match).hits
 
@@ -512,9 +512,8 @@ class Predictor:
         calibrated: bool = True,
     ) -> tuple[Float[Tensor, "N M"], Float[Tensor, "N M"]]:
         """Computes the probability that hits are right or, without calibration, ITM's own, and what orders them."""
-        odds = logits[..., 1] - logits[..., 0]
-        if temperature := sum_temperature(self.model, self.recipe.evaluation):
-            odds = odds + similarity / temperature
+        temperature = sum_temperature(self.model, self.recipe.evaluation)
+        odds = evidence(logits[..., 1] - logits[..., 0], similarity, temperature)
         if self.calibration is None or not calibrated:
             return _softmax(logits), odds
         tokens = self.texts(texts).attention_mask.sum(dim=1)

@@ -94,6 +94,13 @@ def rerank(
     return _with_match(to_text, scores[0], temperature), _with_match(to_image, scores[1], temperature)
 
 
+def evidence(
+    log_odds: Float[Tensor, "..."], similarity: Float[Tensor, "..."], temperature: float | None
+) -> Float[Tensor, "..."]:
+    """Adds similarity / temperature to the log odds of a match, unless the temperature is None."""
+    return log_odds if temperature is None else log_odds + similarity / temperature
+
+
 def sum_temperature(model: PairModel, config: EvaluationConfig) -> float | None:
     """Returns the temperature by which similarities are divided in `evaluation.score=sum`, else None."""
     return model.temperature().item() if config.score == "sum" else None
@@ -153,5 +160,5 @@ def _with_match(neighbours: Neighbours, logits: Float[Tensor, "2 p"], temperatur
     indices, similarity = neighbours.indices.cpu(), neighbours.scores.cpu()
     match, odds = logits.reshape(2, *indices.shape)
     if temperature is not None:
-        match = odds = odds + similarity / temperature
+        match = odds = evidence(odds, similarity, temperature)
     return Reranked(indices, similarity, match, odds)

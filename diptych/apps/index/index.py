@@ -83,10 +83,10 @@ class Index:
         """Finds the k pictures, or texts, that fit a text or a picture best.
 
         A `str` is a text; the file of a picture is a `Path`. Hits are ordered by similarity. With `rerank` the most
-        similar ones (`evaluation.rerank` of the recipe, at least k) are ordered by the match probability of a text
-        with pictures or of a picture with texts. Re-ranked pictures are encoded once, as long as their states fit into
-        `evaluation.keep_bytes`. Re-ranked items that match with less than `min_match` are left out, and there may be no
-        hit. None is the least match of the model's calibration; without calibration nothing is left out.
+        similar ones (`evaluation.rerank` of the recipe, at least k) are ordered by the recipe's `evaluation.score` of a
+        text with pictures or of a picture with texts. Re-ranked pictures are encoded once, as long as their states fit
+        into `evaluation.keep_bytes`. Re-ranked items that match with less than `min_match` are left out, and there may
+        be no hit. None is the least match of the model's calibration; without calibration nothing is left out.
 
         Raises ValueError for k below 1, for a text without words, for re-ranking texts by a text or pictures by a
         picture, for a `min_match` above 0 without re-ranking, for a kind that the index does not hold, and, when
