@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import diptych
 from diptych.evaluate.nouns import evaluate_nouns
+from diptych.predict import Predictor
+from diptych.schema import Split
+
+Evaluate = Callable[[Predictor, int, Split], dict[str, float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.nouns", description="Measure search by a single noun.")
+    compare("python -m benchmarks.nouns", "Measure search by a single noun.", evaluate_nouns, scenes=200)
+
+
+def compare(program: str, purpose: str, evaluate: Evaluate, scenes: int) -> None:
+    """Reads runs from the command line and prints a table of what `evaluate` measures, with a column for each run."""
+    parser = argparse.ArgumentParser(program, description=purpose)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run, checkpoint or exported folder")
-    parser.add_argument("--scenes", type=int, default=200, help="number of scenes to search (200)")
+    parser.add_argument("--scenes", type=int, default=scenes, help=f"number of scenes ({scenes})")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--json", action="store_true", help="print one JSON object per run instead of the table")
     options = parser.parse_args()
-    found = {run: evaluate_nouns(diptych.load(run), options.scenes, options.split) for run in options.runs}
+    found = {run: evaluate(diptych.load(run), options.scenes, options.split) for run in options.runs}
     if options.json:
         print("\n".join(json.dumps({"run": run, **measures}) for run, measures in found.items()))
         return

@@ -1,12 +1,13 @@
 """Explains a match of a picture and a text by a heat map of every word.
 
-h × w patches.
+L tokens of a text, h × w patches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +21,11 @@ from diptych.predict.inputs import Picture, open_any
 from diptych.predict.predictor import Predictor
 from diptych.schema import GroundingConfig
 from diptych.search.contract import evaluating
-from diptych.tasks.grounding import boxes_config, phrase_maps
-from diptych.types import to_device
+from diptych.task import Model
+from diptych.tasks.grounding import boxes_config, patch_grid, phrase_maps
+from diptych.types import Texts, to_device
+
+Maps = Literal["attention", "grad_cam"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class WordMap:
 
     word: str
     heat: Float[np.ndarray, "h w"]
-    """The evidence of each patch for the match through this word: 0 or more, summed over the pieces of the word."""
+    """How much this word has to do with each patch: 0 or more, summed over the pieces of the word."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +46,8 @@ class Explained:
     """Probability that they belong together, by the fusion encoder."""
     words: tuple[WordMap, ...]
     """The words in order, as the model reads them."""
-    layer: int
-    """The fusion layer whose attention the maps are made from."""
+    layers: tuple[int, ...]
+    """The fusion layers whose attention the maps are made from."""
     picture: Picture = field(repr=False)
 
     def draw(self, side: int | None = None) -> tuple[Image.Image, ...]:
@@ -58,25 +62,56 @@ class Explained:
         return f"{self.text}: {self.match:.1%}"
 
 
-def explain(predictor: Predictor, picture: Picture, text: str) -> Explained:
-    """Computes the probability of a match, and for every word Grad-CAM of the match by a fusion layer's attention.
+def explain(predictor: Predictor, picture: Picture, text: str, maps: Maps = "attention") -> Explained:
+    """Computes the probability of a match, and a heat map of every word of the text.
 
+    `maps` says what a word's map shows:
+
+    - `attention`: the attention from the word to the patches, as far as it exceeds the mean of all tokens. It tells
+      what this word looks at more than the others do.
+    - `grad_cam`: Grad-CAM of the match with respect to one layer's attention, as in ALBEF §6.4 and in grounding: which
+      patches support the match through this word.
+
+    `python -m benchmarks.pointing` measures how often both point at the thing that a word names.
     Raises ValueError for a model without a trained match head, a text without words, and no picture.
     """
     if why := predictor.missing("match"):
         raise ValueError(why)
-    texts, config = predictor.texts(text), match_config(predictor)
-    with evaluating(predictor.model):
-        pixels = predictor.transform(open_any(picture))[None].to(predictor.device)
-        averages_padding = predictor.recipe.released.heat_map_averages_padding
-        maps = phrase_maps(predictor.model, pixels, to_device(texts, predictor.device), config, None, averages_padding)
-    assert maps.tokens is not None, "mode itm gives a map for every token"
-    words = gather_words(texts.input_ids[0].tolist(), maps.tokens[0].cpu(), predictor.tokenizer)
-    return Explained(text, float(maps.fit[0]), words, config.layer, picture)
+    texts, model = to_device(predictor.texts(text), predictor.device), predictor.model
+    pixels = predictor.transform(open_any(picture))[None].to(predictor.device)
+    with evaluating(model):
+        if maps == "attention":
+            layers = tuple(model.map_layers)
+            tokens, match = attention_maps(model, pixels, texts, layers)
+        else:
+            config = match_config(predictor)
+            layers = (config.layer,)
+            found = phrase_maps(model, pixels, texts, config)
+            assert found.tokens is not None, "mode itm gives a map for every token"
+            tokens, match = found.tokens[0], float(found.fit[0])
+    words = gather_words(texts.input_ids[0].tolist(), tokens.cpu(), predictor.tokenizer)
+    return Explained(text, match, words, layers, picture)
+
+
+@torch.no_grad()
+def attention_maps(
+    model: Model, pixels: Float[Tensor, "1 3 _ _"], texts: Texts, layers: Sequence[int]
+) -> tuple[Float[Tensor, "L h w"], float]:
+    """Returns the map of each token of one text, and the probability that it belongs to the image.
+
+    Attention is averaged over heads and summed over `layers`. All tokens look at whatever is there; the mean of all
+    tokens, [CLS] and [SEP] included, is that part, and what is left above it is the token's own.
+    """
+    first = torch.zeros(1, dtype=torch.long, device=pixels.device)
+    joint = model.fuse(model.text_state(texts), model.image_state(pixels), first, first, maps=tuple(layers))
+    attention = sum((joint.maps[layer][0].float().mean(0) for layer in layers), torch.zeros(()))  # [L, patches]
+    own = (attention - attention.mean(0)).clamp(min=0)  # a single text has no padding
+    match = model.match_logits(joint).float().softmax(1)[0, 1]
+    return patch_grid(own, pixels), float(match)
 
 
 def match_config(predictor: Predictor) -> GroundingConfig:
-    """Returns the settings of maps: those of boxes, but always with the fusion encoder."""
+    """Returns the settings of Grad-CAM: those of boxes, but always with the fusion encoder."""
     config = boxes_config(predictor.recipe, predictor.model)
     if config.mode == "itm":
         return config

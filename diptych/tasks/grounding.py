@@ -229,14 +229,19 @@ def phrase_maps(
     find = _fusion_maps if config.mode == "itm" else _encoder_maps
     with _frozen(model):
         heat, score, fit = find(model, pixels, texts, config.layer, image_index)
-    rows = round((heat.shape[-1] * pixels.shape[-2] / pixels.shape[-1]) ** 0.5)
-    tokens = heat.unflatten(-1, (rows, -1))
+    tokens = patch_grid(heat, pixels)
     if config.mode == "itc":
         return PhraseMaps(tokens[:, 0], None, score, fit)
     length = texts.attention_mask.shape[1]
     tokens = torch.cat([tokens, tokens.new_zeros(phrases, length - tokens.shape[1], *tokens.shape[2:])], dim=1)
     counts = tokens.new_full((phrases,), length) if averages_padding else texts.attention_mask.sum(1)
     return PhraseMaps(tokens.sum(1) / counts[:, None, None], tokens, score, fit)
+
+
+def patch_grid(heat: Float[Tensor, "*M patches"], pixels: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "*M h w"]:
+    """Arranges values of the patches, row by row, as a grid of the images' proportions."""
+    rows = round((heat.shape[-1] * pixels.shape[-2] / pixels.shape[-1]) ** 0.5)
+    return heat.unflatten(-1, (rows, -1))
 
 
 @contextmanager

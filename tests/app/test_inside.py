@@ -50,7 +50,7 @@ def picture(families: list[Path]) -> Path:
 
 
 def test_a_words_map_sums_those_of_its_pieces_and_the_match_is_the_models(pretrained: Predictor, picture: Path) -> None:
-    found = explain(pretrained, picture, f"{TEXT} xa")
+    found = explain(pretrained, picture, f"{TEXT} xa", maps="grad_cam")
     assert [one.word for one in found.words][:7] == TEXT.split()
     assert found.match == pytest.approx(pretrained.match(picture, f"{TEXT} xa").item(), abs=1e-5)
     texts = pretrained.texts(f"{TEXT} xa")
@@ -60,6 +60,21 @@ def test_a_words_map_sums_those_of_its_pieces_and_the_match_is_the_models(pretra
     own = [number not in WORDS.special_ids or number == WORDS.unk_id for number in texts.input_ids[0].tolist()]
     whole = sum(torch.from_numpy(one.heat) for one in found.words)
     torch.testing.assert_close(whole, maps.tokens[0][torch.tensor(own)].sum(0))
+
+
+def test_a_words_attention_is_what_exceeds_the_mean_of_all_tokens(pretrained: Predictor, picture: Path) -> None:
+    found, model, texts = explain(pretrained, picture, TEXT), pretrained.model, pretrained.texts(TEXT)
+    assert found.match == pytest.approx(pretrained.match(picture, TEXT).item(), abs=1e-5)
+    assert found.layers == tuple(model.map_layers)
+    pixels, first = pretrained.transform(Image.open(picture))[None], torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        joint = model.fuse(model.text_state(texts), model.image_state(pixels), first, first, maps=found.layers)
+    attention = torch.stack([joint.maps[layer][0] for layer in found.layers]).mean(1).sum(0)  # [L, patches]
+    fox = texts.input_ids[0].tolist().index(WORDS.encode(["fox"])[0][1])
+    own = (attention[fox] - attention.mean(0)).clamp(min=0).reshape(found.words[0].heat.shape)
+    (heat,) = [torch.from_numpy(one.heat) for one in found.words if one.word == "fox"]
+    torch.testing.assert_close(heat, own)
+    assert heat.max() > 0
 
 
 def test_pieces_of_a_word_are_one_word() -> None:
