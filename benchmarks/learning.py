@@ -15,6 +15,7 @@ from typing import Any
 
 import diptych
 from diptych.evaluate.nouns import evaluate_nouns
+from diptych.evaluate.pointing import evaluate_pointing
 from diptych.train.state import stored_recipe
 
 FINAL = {"albef_tiny": "", "vlmo_tiny": "contrastive."}
@@ -38,7 +39,8 @@ def measure(run: Path) -> dict[str, Any]:
     def recall(prefix: str, k: int) -> list[float]:
         return [measured[f"{prefix}{way}.recall@{k}"] for way in BOTH]
 
-    nouns = evaluate_nouns(diptych.load(run))
+    predictor = diptych.load(run)
+    nouns, pointing = evaluate_nouns(predictor), evaluate_pointing(predictor)
     return {
         "recipe": recipe.name,
         "start": "stages" if recipe.init_from else "random weights",
@@ -51,6 +53,7 @@ def measure(run: Path) -> dict[str, Any]:
         "recall@1 re-ranked": recall("", 1),
         "one noun, a right image first": {key: nouns[f"{key}.right_first"] for key in ("similarity", "match")},
         "one noun, area under the curve": {key: nouns[f"{key}.roc_area"] for key in ("similarity", "match")},
+        "pointing game": {key: round(value, 1) for key, value in pointing.items()},
     }
 
 
