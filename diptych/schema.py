@@ -792,6 +792,10 @@ class ScenesConfig:
 
 
 Normalise = Literal["albef", "vlmo"]
+MemberNames = Literal["first_dot", "last_dot"]
+"""The part of their names by which members of a tar shard belong together."""
+SampleNames = Literal["auto", "first_dot", "last_dot"]
+"""The same as a setting, with a choice by looking at the names."""
 
 
 @dataclass(frozen=True)
@@ -876,6 +880,15 @@ class DataConfig:
     normalise: Normalise = "albef"
     """How pixels are normalised: by mean and deviation of natural images (`albef`), or to -1..1 (`vlmo`). A model must
     see images as it was trained on them."""
+    image_column: str | None = None
+    """Name of the column or key of a table that holds images or their paths; none chooses it by the values and says
+    so."""
+    caption_column: str | None = None
+    """Name of the column or key of a table that holds captions, or several with commas between; none chooses it by the
+    values and says so."""
+    sample_names: SampleNames = "auto"
+    """How the names of a tar shard's members form samples: `first_dot` groups names that agree up to their first dot
+    (WebDataset), `last_dot` up to their last one (img2dataset), `auto` takes what leaves more samples whole."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.record import BadRecord
+
+LOOKED_AT_BYTES = 1 << 16
+"""This many bytes of a file are looked at to tell its encoding and the form of its lines."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -90,7 +94,11 @@ def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yields the position in bytes, the number (from 1) and the content of each non-empty line."""
+    """Yields the position in bytes, the number (from 1) and the content of each non-empty line.
+
+    Raises ValueError if the file is UTF-16 or has no line feeds.
+    """
+    check_lines(file)
     start = 0
     with file.open("rb") as stream:  # read as bytes, so that one broken line does not spoil the others
         for number, line in enumerate(stream, start=1):
@@ -99,9 +107,23 @@ def lines_of(file: Path) -> Iterator[tuple[int, int, bytes]]:
             start += len(line)
 
 
-def line_content(line: bytes, number: int) -> bytes:
-    """Strips white space from a line, and from the first line the byte order mark that some editors write."""
-    return (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
+def line_content(line: bytes, number: int, ends: bytes | None = None) -> bytes:
+    """Strips white space, or else the bytes `ends`, from a line, and from the first line the byte order mark that some
+    editors write."""
+    return (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip(ends)
+
+
+def check_lines(file: Path) -> None:
+    """Raises ValueError if a file of lines is UTF-16, or if its lines end as on the first Macs.
+
+    Neither can be cut into lines byte by byte.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(LOOKED_AT_BYTES)
+    if b"\0" in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{file} is {_encoding(head)}. Save it as UTF-8")
+    if b"\r" in head.strip() and b"\n" not in head:
+        raise ValueError(f"the lines of {file} end with CR alone, as on the first Macs. Save it with LF or CR LF")
 
 
 def parsed(content: bytes, name: str) -> Any:
@@ -112,9 +134,23 @@ def parsed(content: bytes, name: str) -> Any:
         raise BadRecord(name, "line is not JSON", str(error)) from None
 
 
-def decoded(content: bytes, name: str) -> str:
-    """Decodes a line as UTF-8. Raises BadRecord."""
+def decoded(content: bytes, name: str, subject: str = "line") -> str:
+    """Decodes a line, or another `subject`, as UTF-8 with or without a byte order mark.
+
+    Raises BadRecord, which says what the bytes look like. Zero bytes are valid UTF-8, but only texts in UTF-16 have
+    them.
+    """
     try:
-        return content.decode()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRecord(name, "line is not UTF-8", str(error)) from None
+        raise BadRecord(name, f"{subject} is not UTF-8", f"it looks like {_encoding(content)}; {error}") from None
+    if "\0" in text:
+        raise BadRecord(name, f"{subject} is not UTF-8", f"it looks like {_encoding(content)}")
+    return text
+
+
+def _encoding(content: bytes) -> str:
+    """Says which encoding bytes that are not UTF-8 seem to have."""
+    if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16, as PowerShell and Excel write it"
+    return "cp1252 or another encoding of one byte a letter, as Windows programs write it"

@@ -5,7 +5,7 @@ There is one record class per task. `diptych/data/entries.py` reads and writes r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -195,6 +195,8 @@ class PlainText:
 
 AnyRecord = Picture | Record | Entailment | Question | PairStatement | Referring | PlainText
 R = TypeVar("R", bound=AnyRecord)
+LOOKED_AT = 100
+"""The task of a source is that of its first readable record, which must be among this many."""
 TASK_NAMES: dict[type, str] = {
     Picture: "pictures alone",
     Record: "captions",
@@ -214,6 +216,16 @@ def with_images(record: Any, images: Sequence[Any]) -> Any:
     if isinstance(record, PairStatement):
         return replace(record, images=(images[0], images[1]))
     return replace(record, image=images[0])
+
+
+def with_image_ids(record: Any, names: Mapping[str, str]) -> Any:
+    """Returns the record with new identities for the pictures whose identity is a key of `names`."""
+    if isinstance(record, PlainText):
+        return record
+    if isinstance(record, PairStatement):
+        first, second = (names.get(name, name) for name in record.image_ids)
+        return replace(record, image_ids=(first, second))
+    return replace(record, image_id=names.get(record.image_id, record.image_id))
 
 
 class BadRecord(ValueError):
@@ -267,7 +279,12 @@ class TaskSource(Protocol[R]):
 
 
 def check_kind(source: Source | TaskSource[Any], kind: type, name: str) -> None:
-    """Raises ValueError unless the source holds records of class `kind`. `name` says what the source is."""
-    if len(source) and not isinstance(source.record(0), kind):
-        held = TASK_NAMES[type(source.record(0))]
-        raise ValueError(f"{name} holds {held}; this task needs {TASK_NAMES[kind]}")
+    """Raises ValueError unless the first readable record is of class `kind`. `name` says what the source is."""
+    for index in range(min(LOOKED_AT, len(source))):
+        try:
+            held = type(source.record(index))
+        except BadRecord:  # which is counted when it is its turn
+            continue
+        if held is not kind:
+            raise ValueError(f"{name} holds {TASK_NAMES[held]}; this task needs {TASK_NAMES[kind]}")
+        return

@@ -92,7 +92,8 @@ def validate(listings: Mapping[Split, SourceListing], config: DataConfig, open_p
     opened = _OpenedPictures({}, {}) if open_pictures else None
     checks = tuple(_check(split, listing, config, opened) for split, listing in listings.items())
     errors = [error for check in checks for error in _errors(check)]
-    notes = [note for check in checks for note in _notes(check, config)]
+    notes = [note for listing in listings.values() for note in listing.notes]
+    notes += [note for check in checks for note in _notes(check, config)]
     for first, second in combinations(SPLITS, 2):
         texts_alone = _has_texts_alone(listings[first]) and _has_texts_alone(listings[second])
         if texts_alone:
@@ -138,7 +139,7 @@ class _OpenedPictures:
 def _check(split: Split, listing: SourceListing, config: DataConfig, opened: _OpenedPictures | None) -> SplitCheck:
     records: Sequence[AnyRecord] = listing.records
     broken = [error for record in records if (error := opened.error_of(record))] if opened else []
-    total = len(records) + len(listing.skipped)
+    total = len(records) + sum(error.count for error in listing.skipped)
     ledger = SkipLedger(config.bad_share if split == "train" else 0.0, total, [*listing.skipped, *broken])
     return SplitCheck(
         split=split,
@@ -236,8 +237,11 @@ def _counts(check: SplitCheck) -> Iterator[str]:
     pictures = f"{check.pictures} pictures, " * (check.kind is not PlainText)
     yield f"{check.split}: {check.records} records ({task}), {pictures}{check.texts} texts"
     if check.bad:
-        reasons = Counter(error.reason for error in check.bad).most_common()
-        yield f"  {len(check.bad)} cannot be used: {', '.join(f'{count} × {reason}' for reason, count in reasons)}"
+        reasons: Counter[str] = Counter()
+        for error in check.bad:
+            reasons[error.reason] += error.count
+        counts = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+        yield f"  {_lost(check)} cannot be used: {counts}"
         yield "\n".join(f"  {line}" for line in list_errors(check.bad).splitlines())
     if check.labels:
         total = sum(check.labels.values())
@@ -246,13 +250,18 @@ def _counts(check: SplitCheck) -> Iterator[str]:
         yield "  " + ", ".join(f"{label} {count / total:.1%}" for label, count in most) + rest
 
 
+def _lost(check: SplitCheck) -> int:
+    """Counts the records that cannot be used. An error may stand for many."""
+    return sum(error.count for error in check.bad)
+
+
 def _errors(check: SplitCheck) -> Iterator[str]:
     split = check.split
     if not check.records and split != "test":
         yield f"the {split} split has no record that can be used"
-    if len(check.bad) > check.allowed:
+    if _lost(check) > check.allowed:
         rule = "data.bad_share allows" if split == "train" else "evaluation tolerates"
-        yield f"{split}: {_counted(len(check.bad), 'record')} cannot be used; {rule} {check.allowed}"
+        yield f"{split}: {_counted(_lost(check), 'record')} cannot be used; {rule} {check.allowed}"
     if check.unlabelled:
         lack = "an answer to learn" if check.kind is Question else "a box to measure by"
         yield f"{split}: {_counted(check.unlabelled, 'record')} without {lack}"

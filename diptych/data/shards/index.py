@@ -1,10 +1,11 @@
 """Indexes tar shards: says where each sample is. An index is built once and kept in a file, with 20 bytes per sample.
 
-A sample is a run of members that share their name up to its first dot, as in the WebDataset layout: one or two
-pictures, and a `.txt` or `.json` that describes them. An index file consists of one line of JSON, padded to a multiple
-of eight bytes, and four arrays of n numbers. The first two hold the position (8 bytes) and the length (4 bytes) of each
-sample. The other two are sorted by a hash of the picture's identity, by which splits are drawn: the hash (4 bytes) and
-the number of its sample (4 bytes).
+A sample is a run of members that share their name up to its first dot, as in the WebDataset layout, or up to its last
+one (diptych/data/shards/naming.py): one or two pictures, and a `.txt` or `.json` that describes them.
+
+An index file consists of one line of JSON, padded to a multiple of eight bytes, and four arrays of n numbers. The first
+two hold the position (8 bytes) and the length (4 bytes) of each sample. The other two are sorted by a hash of the
+picture's identity, by which splits are drawn: the hash (4 bytes) and the number of its sample (4 bytes).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,8 +25,10 @@ from jaxtyping import UInt
 
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
+from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.splits import draw_number
 from diptych.data.tar import tar_members
+from diptych.schema import MemberNames, SampleNames
 
 FORMAT = "diptych shard index 1"
 BYTES_A_SAMPLE = 20
@@ -64,6 +68,10 @@ class ShardIndex:
     """The sample that each hash belongs to."""
     lost: tuple[BadRecord, ...] = ()
     """The parts of the shard that are no usable sample, and why."""
+    naming: MemberNames = "first_dot"
+    """The rule by which members form samples."""
+    chosen: bool = True
+    """Whether the rule was chosen by looking at the names, instead of by the user."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -86,12 +94,19 @@ class ShardIndex:
     def with_stamp(self, stamp: Stamp) -> ShardIndex:
         """Copies the index into memory, as the index of a copy of the shard in the state `stamp`."""
         starts, sizes, draws, samples = (column.copy() for column in self.columns)
-        return ShardIndex(stamp, starts, sizes, draws, samples, self.lost)
+        return ShardIndex(stamp, starts, sizes, draws, samples, self.lost, self.naming, self.chosen)
+
+    def fits(self, names: SampleNames) -> bool:
+        """Returns whether its samples are those of a rule, or were formed by looking if that is asked for."""
+        return self.chosen if names == "auto" else self.naming == names
 
     def write(self, file: Path) -> None:
         """Writes the index file. A failed attempt leaves no file. Raises OSError."""
-        lost = [[error.record, error.reason, error.detail] for error in self.lost]
-        head = {"format": FORMAT, "bytes": self.stamp.size, "tag": self.stamp.tag, "count": len(self), "lost": lost}
+        lost = [[error.record, error.reason, error.detail, error.count] for error in self.lost]
+        head = {
+            "format": FORMAT, "bytes": self.stamp.size, "tag": self.stamp.tag, "count": len(self), "lost": lost,
+            "naming": self.naming, "chosen": self.chosen,
+        }  # fmt: skip
         line = json.dumps(head).encode()
         line += b" " * (-(len(line) + 1) % 8) + b"\n"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +140,10 @@ def read_index(file: Path) -> ShardIndex | None:
             columns[name] = content[place:stop].view(kind)
             place = stop
         lost = tuple(BadRecord(*error) for error in head["lost"])
-        return ShardIndex(Stamp(int(head["bytes"]), str(head["tag"])), **columns, lost=lost)
+        # Earlier versions knew the first dot only.
+        naming, chosen = head.get("naming", "first_dot"), bool(head.get("chosen", True))
+        stamp = Stamp(int(head["bytes"]), str(head["tag"]))
+        return ShardIndex(stamp, **columns, lost=lost, naming=naming, chosen=chosen)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -135,32 +153,57 @@ def read_index(file: Path) -> ShardIndex | None:
 
 @dataclass
 class _Sample:
-    """Gathers what is known about a sample while its members are read."""
+    """Gathers the members of a sample that stand together."""
 
     key: str
-    start: int
-    stop: int = 0
-    has_picture: bool = False
-    json: tarfile.TarInfo | None = None
+    members: list[tarfile.TarInfo] = field(default_factory=list)
 
-    def add(self, member: tarfile.TarInfo) -> None:
-        suffix = Path(member.name).suffix.lower()
-        self.stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        self.has_picture |= suffix in SUFFIXES
-        if suffix == ".json":
-            self.json = member
+    @property
+    def start(self) -> int:
+        return self.members[0].offset
+
+    @property
+    def stop(self) -> int:
+        last = self.members[-1]
+        return last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+    @property
+    def has_picture(self) -> bool:
+        return bool(self._suffixes & SUFFIXES)
+
+    @property
+    def has_text(self) -> bool:
+        return not self._suffixes.isdisjoint(TEXT_SUFFIXES)
+
+    @property
+    def json(self) -> tarfile.TarInfo | None:
+        return next((member for member in self.members if _suffix(member) == ".json"), None)
+
+    @property
+    def _suffixes(self) -> set[str]:
+        return set(map(_suffix, self.members))
 
 
-def build_index(file: Path, name: str, stamp: Stamp) -> ShardIndex:
+def _suffix(member: tarfile.TarInfo) -> str:
+    return Path(member.name).suffix.lower()
+
+
+def build_index(file: Path, name: str, stamp: Stamp, names: SampleNames = "auto") -> ShardIndex:
     """Builds the index of a shard in one pass from header to header. `name` is the shard's name in messages.
 
-    If the shard is broken, the samples before the break are used, and the rest is named in `lost`. Raises OSError if
-    the shard cannot be opened.
+    If the shard is broken, the samples before the break are used, and the rest is named in `lost`. Samples whose
+    members do not stand together cannot be read as one block, and are counted there too. Raises OSError if the shard
+    cannot be opened.
     """
     rows = array("Q")
     lost: list[BadRecord] = []
+    members = _members(file, name, lost)
+    naming, _ = choose_naming((member.name for member in members), names, "first_dot")
+    samples = _together(_samples(members, naming), name, lost)
+    if lost and lost[0].reason == "shard broken" and samples and samples[-1].stop > file.stat().st_size:
+        samples.pop()  # the shard ends within this sample
     with file.open("rb") as stream:
-        for sample in _samples(file, name, lost):
+        for sample in samples:
             if not sample.has_picture:
                 lost.append(BadRecord(f"{name}/{sample.key}", "picture missing", "no member of it is a picture"))
             elif sample.stop - sample.start > LARGEST_SAMPLE:
@@ -177,36 +220,46 @@ def build_index(file: Path, name: str, stamp: Stamp) -> ShardIndex:
         draws[order].astype(np.uint32),
         order.astype(np.uint32),
         tuple(lost),
+        naming,
+        chosen=names == "auto",
     )
 
 
-def _samples(file: Path, name: str, lost: list[BadRecord]) -> Iterator[_Sample]:
-    """Yields the samples of a shard. Adds an error to `lost` if the shard is broken."""
-    sample: _Sample | None = None
+def _members(file: Path, name: str, lost: list[BadRecord]) -> list[tarfile.TarInfo]:
+    """Returns the members of a shard. Adds an error to `lost` if the shard is broken."""
+    members: list[tarfile.TarInfo] = []
     try:
-        for member in tar_members(file):
-            key = key_of(member.name)
-            if sample is None or sample.key != key:
-                if sample is not None:
-                    yield sample
-                sample = _Sample(key, member.offset)
-            sample.add(member)
+        members.extend(tar_members(file))
     except (tarfile.TarError, EOFError) as error:
         lost.append(BadRecord(name, "shard broken", str(error)))
-        if sample is not None and sample.stop > file.stat().st_size:  # the shard ends within this sample
-            return
-    if sample is not None:
-        yield sample
+    return members
 
 
-def key_of(member: str) -> str:
-    """Returns a member's path up to the first dot of its name, by which WebDataset groups members into samples.
+def _samples(members: Iterable[tarfile.TarInfo], naming: MemberNames) -> list[_Sample]:
+    """Groups neighbours of one key into samples. A key whose members do not stand together occurs several times."""
+    samples: list[_Sample] = []
+    for member in members:
+        key = key_of(member.name, naming)
+        if not samples or samples[-1].key != key:
+            samples.append(_Sample(key))
+        samples[-1].members.append(member)
+    return samples
 
-    >>> key_of("00000/000000017.left.jpg")
-    '00000/000000017'
-    """
-    folder, slash, name = member.rpartition("/")
-    return folder + slash + name.partition(".")[0]
+
+def _together(samples: list[_Sample], name: str, lost: list[BadRecord]) -> list[_Sample]:
+    """Leaves out the samples whose members do not stand together, and adds an error to `lost` that counts them."""
+    with_texts = any(sample.has_text for sample in samples)
+    times = Counter(sample.key for sample in samples)
+    apart = {
+        sample.key: None
+        for sample in samples
+        if times[sample.key] > 1 and not (sample.has_picture and (sample.has_text or not with_texts))
+    }
+    if apart:
+        way_out = "pack it anew with `tar --sort=name`, or read it with data.source=img2dataset"
+        detail = f"the members of {len(apart)} samples do not stand together, such as those of {next(iter(apart))}"
+        lost.append(BadRecord(name, "members apart", f"{detail}: {way_out}", len(apart)))
+    return [sample for sample in samples if sample.key not in apart]
 
 
 def _identity(stream: BinaryIO, sample: _Sample) -> str:

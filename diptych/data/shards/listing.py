@@ -19,7 +19,7 @@ from diptych.data.shards.cache import ShardCache, locked
 from diptych.data.shards.index import ShardIndex, Stamp, build_index, read_index
 from diptych.data.shards.remote import fetch, is_remote, persistently, remote_names, say, stamp_of
 from diptych.data.workers import each_in_parallel, processors
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, SampleNames
 
 LAYOUT = "data.source=shards reads tar shards: their paths or addresses, patterns of these, or folders of them"
 SUFFIX = ".index"
@@ -50,6 +50,8 @@ class ShardStatus:
     lost: BadRecord | None = None
     note: str = ""
     """A message for the user."""
+    by_last_dot: bool = False
+    """Whether members form samples by their names up to the last dot."""
 
     @property
     def needs_index(self) -> bool:
@@ -153,42 +155,51 @@ def open_shards_of(config: DataConfig) -> list[ShardStatus]:
     remote = any(map(is_remote, names))
     if not remote and not any(Path(name).is_file() for name in names):
         raise ValueError(f"no shard {', '.join(names[:3])}: {LAYOUT}")
-    look = partial(_look, cache=cache, folder=folder)
+    look = partial(_look, cache=cache, folder=folder, rule=config.sample_names)
     statuses = {status.name: status for status in each_in_parallel(look, names, FETCHERS if remote else 1)}
     if unindexed := [name for name in names if statuses[name].needs_index]:
         with locked(folder / "index.lock"):  # one process of the machine builds the indices, the others then find them
-            statuses |= {status.name: status for status in _index_all(unindexed, cache, folder)}
+            statuses |= {status.name: status for status in _index_all(unindexed, cache, folder, config.sample_names)}
     for status in statuses.values():
         if status.note:
             say(status.note)
+    if config.sample_names == "auto" and (count := sum(status.by_last_dot for status in statuses.values())):
+        say(
+            f"in {count} of {len(names)} shards, members belong together whose names agree up to the last dot, because"
+            " that leaves more samples whole than the first dot does (data.sample_names)"
+        )
     return [statuses[name] for name in names]
 
 
-def _index_all(names: list[str], cache: ShardCache, folder: Path) -> Iterator[ShardStatus]:
+def _index_all(names: list[str], cache: ShardCache, folder: Path, rule: SampleNames) -> Iterator[ShardStatus]:
     """Builds the indices of shards, in parallel if there is enough to do."""
     remote = any(map(is_remote, names))
     worth_processes = remote or sum(Path(name).stat().st_size for name in names) >= WORTH
     processes = max(processors(), FETCHERS if remote else 1) if worth_processes else 1
-    index = partial(_index, cache=cache, folder=folder)
+    index = partial(_index, cache=cache, folder=folder, rule=rule)
     for number, status in enumerate(each_in_parallel(index, names, min(processes, len(names))), start=1):
         if number % SAID_EVERY == 0:
             say(f"{number} of {len(names)} shards indexed")
         yield status
 
 
-def _look(name: str, cache: ShardCache, folder: Path) -> ShardStatus:
-    """Looks for a shard and for the index of its present state.
+def _look(name: str, cache: ShardCache, folder: Path, rule: SampleNames) -> ShardStatus:
+    """Looks for a shard and for the index of its present state, made by a rule for the names of samples.
 
     A missing shard keeps its place as long as it has an index, so that the order of the other shards does not change.
     Its samples are reported when they are read.
     """
     indices = ((file, read_index(file)) for file in _index_files(name, folder))
-    places = [ShardLocation(name, file, index.stamp) for file, index in indices if index is not None]
+    fitting = [(file, index) for file, index in indices if index is not None and index.fits(rule)]
+    places = [ShardLocation(name, file, index.stamp) for file, index in fitting]
     try:
         stamp = _stamp(name, cache)
     except BadRecord as error:
         return ShardStatus(name, places[0], note=str(error)) if places else ShardStatus(name, lost=error)
-    return next((ShardStatus(name, place) for place in places if place.stamp == stamp), ShardStatus(name))
+    for place, (_, index) in zip(places, fitting, strict=True):
+        if place.stamp == stamp:
+            return ShardStatus(name, place, by_last_dot=index.naming == "last_dot")
+    return ShardStatus(name)
 
 
 def _stamp(name: str, cache: ShardCache) -> Stamp:
@@ -201,34 +212,36 @@ def _stamp(name: str, cache: ShardCache) -> Stamp:
         raise BadRecord(name, "shard missing", error.strerror or str(error)) from None
 
 
-def _index(name: str, cache: ShardCache, folder: Path) -> ShardStatus:
+def _index(name: str, cache: ShardCache, folder: Path, rule: SampleNames) -> ShardStatus:
     """Builds the index of a shard, unless another process has done so in the meantime."""
-    status = _look(name, cache, folder)
+    status = _look(name, cache, folder, rule)
     if not status.needs_index:
         return status
     try:
-        return _build(name, cache, folder)
+        return _build(name, cache, folder, rule)
     except BadRecord as error:
         return ShardStatus(name, lost=error)
     except OSError as error:
         return ShardStatus(name, lost=BadRecord(name, "shard unreadable", error.strerror or str(error)))
 
 
-def _build(name: str, cache: ShardCache, folder: Path) -> ShardStatus:
+def _build(name: str, cache: ShardCache, folder: Path, rule: SampleNames) -> ShardStatus:
     """Builds the index of a shard. Raises BadRecord, OSError, or ValueError if the index cannot be written anywhere."""
     files, stamp = _index_files(name, folder), _stamp(name, cache)
-    changed = any(read_index(file) is not None for file in files)
+    changed = any((old := read_index(file)) is not None and old.stamp != stamp for file in files)
     note = f"{name} has changed: its index is built anew" if changed else ""
-    index = _published_index(name, stamp, cache) if is_remote(name) else build_index(Path(name), name, stamp)
-    if index is None:
-        index = _fetched_index(name, stamp, cache)
+    if is_remote(name):
+        index = _published_index(name, stamp, cache, rule) or _fetched_index(name, stamp, cache, rule)
+    else:
+        index = build_index(Path(name), name, stamp, rule)
     for file in files:
         try:
             index.write(file)
         except OSError as error:
             failure = error
             continue
-        return ShardStatus(name, ShardLocation(name, file, stamp), note=note)
+        place = ShardLocation(name, file, stamp)
+        return ShardStatus(name, place, note=note, by_last_dot=index.naming == "last_dot")
     raise ValueError(f"the index of {name} can be written to none of {', '.join(map(str, files))}: {failure}")
 
 
@@ -239,8 +252,11 @@ def _index_files(name: str, folder: Path) -> tuple[Path, ...]:
     return (cached,) if is_remote(name) else (Path(name + SUFFIX), cached)
 
 
-def _published_index(url: str, stamp: Stamp, cache: ShardCache) -> ShardIndex | None:
-    """Fetches the index that lies beside a shard at its address. Returns None unless it fits the shard's length."""
+def _published_index(url: str, stamp: Stamp, cache: ShardCache, rule: SampleNames) -> ShardIndex | None:
+    """Fetches the index that lies beside a shard at its address.
+
+    Returns None unless it fits the shard's length and the rule for the names of samples.
+    """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "index"
         try:
@@ -249,15 +265,15 @@ def _published_index(url: str, stamp: Stamp, cache: ShardCache) -> ShardIndex | 
         except (OSError, HTTPException):
             return None
         index = read_index(file)
-        if index is None or index.stamp.size != stamp.size:
+        if index is None or index.stamp.size != stamp.size or not index.fits(rule):
             return None
         return index.with_stamp(stamp)
 
 
-def _fetched_index(url: str, stamp: Stamp, cache: ShardCache) -> ShardIndex:
+def _fetched_index(url: str, stamp: Stamp, cache: ShardCache, rule: SampleNames) -> ShardIndex:
     """Fetches a shard into the cache and builds its index."""
     shard = cache.open(url, stamp)
     try:
-        return build_index(cache.file(url, stamp), url, stamp)
+        return build_index(cache.file(url, stamp), url, stamp, rule)
     finally:
         os.close(shard)

@@ -16,6 +16,7 @@ from diptych.data.shards.cache import CHANGED, ShardCache
 from diptych.data.shards.index import ShardIndex, Stamp, read_index
 from diptych.data.shards.listing import ShardLocation
 from diptych.data.shards.remote import is_remote
+from diptych.schema import MemberNames
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,11 @@ class OpenShard:
         if len(content) != size:
             raise BadRecord(f"{self.name}@{start}", CHANGED, "it is shorter now")
         return content
+
+    @property
+    def naming(self) -> MemberNames:
+        """The rule by which members form samples."""
+        return self.index.naming
 
     def sample(self, number: int) -> tuple[int, bytes]:
         """Returns the position and the bytes of a sample of the split. Raises BadRecord."""

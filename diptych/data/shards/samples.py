@@ -17,9 +17,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from diptych.data.entries import from_entry, name_of, text_of
+from diptych.data.files import decoded
 from diptych.data.pictures import SUFFIXES, part_of
 from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, Record, with_images
-from diptych.data.shards.index import key_of
+from diptych.data.shards.naming import TEXT_SUFFIXES, key_of
+from diptych.schema import MemberNames
 
 TASK_KEYS = ("image", "images", "captions", "hypothesis", "question", "statement", "phrase")
 """Keys that mark a `.json` member as an entry of ours. img2dataset's metadata may have `caption` too."""
@@ -35,8 +37,11 @@ class Members:
     texts: dict[str, bytes]
 
 
-def members_of(block: bytes, shard: str, start: int) -> Members:
-    """Reads the members of a sample from its bytes, which begin at `start` of a shard. Raises BadRecord."""
+def members_of(block: bytes, shard: str, start: int, naming: MemberNames = "first_dot") -> Members:
+    """Reads the members of a sample from its bytes, which begin at `start` of a shard.
+
+    Raises BadRecord, also if two members would be the text of the sample.
+    """
     pictures: dict[str, str] = {}
     texts: dict[str, bytes] = {}
     name = f"{shard}@{start}"
@@ -47,8 +52,11 @@ def members_of(block: bytes, shard: str, start: int) -> Members:
                 if suffix in SUFFIXES:
                     pictures[member.name] = part_of(shard, start + member.offset_data, member.size)
                 elif member.isreg():
+                    if suffix in TEXT_SUFFIXES and suffix in texts:
+                        detail = f"it has several members {suffix}: remove the shard's .index, or set data.sample_names"
+                        raise BadRecord(name, "sample ambiguous", detail)
                     texts[suffix] = block[member.offset_data : member.offset_data + member.size]
-                name = f"{shard}/{key_of(member.name)}"
+                name = f"{shard}/{key_of(member.name, naming)}"
     except tarfile.TarError as error:
         raise BadRecord(name, "shard broken", str(error)) from None
     return Members(name, pictures, texts)
@@ -65,12 +73,27 @@ def record_of(members: Members, pictures_alone: bool = False) -> AnyRecord:
         texts: dict[str, Callable[[], bytes]] = {
             suffix[1:]: partial(bytes, content) for suffix, content in members.texts.items()
         }
-        sample = Img2datasetSample(next(iter(members.pictures.values())), texts)
+        sample = Img2datasetSample([members.pictures[_picture_name(members)]], texts)
         return read_img2dataset_sample(sample, members.name)
-    entry = {"image": next(iter(members.pictures)), "id": members.name, **entry}
+    if "image" not in entry and "images" not in entry:
+        entry = {"image": _picture_name(members), **entry}
+    entry = {"id": members.name, **entry}
     if "image_id" not in entry and "images" not in entry:
         entry["image_id"] = members.name
     return _with_positions(from_entry(entry, members.name), members)
+
+
+def _picture_name(members: Members) -> str:
+    """Returns the name of the picture that the text of a sample describes: its only one, or the one named as it is.
+
+    A segmentation `17.seg.png` may stand beside `17.jpg`. Raises BadRecord if several pictures could be meant.
+    """
+    names = list(members.pictures)
+    plain = [name for name in names if members.name.endswith("/" + str(PurePosixPath(name).with_suffix("")))]
+    if len(names) > 1 and len(plain) != 1:
+        detail = f"its text may describe any of {', '.join(names)}: name one as `image` in a .json"
+        raise BadRecord(members.name, "sample ambiguous", detail)
+    return names[0] if len(names) == 1 else plain[0]
 
 
 def _picture(members: Members, entry: Mapping[str, Any]) -> Picture:
@@ -111,38 +134,34 @@ def _with_positions(record: AnyRecord, members: Members) -> AnyRecord:
 class Img2datasetSample:
     """Holds the parts of a sample of img2dataset: its picture's path and functions that read its texts, by suffix."""
 
-    picture: str | None = None
+    pictures: list[str] = field(default_factory=list)
+    """One path, unless a picture was not fetched or the sample is ambiguous."""
     texts: dict[str, Callable[[], bytes]] = field(default_factory=dict)
 
 
 def read_img2dataset_sample(sample: Img2datasetSample, name: str) -> Record:
     """Returns the record of a sample. Raises BadRecord."""
     metadata = _metadata(sample, name)
-    if sample.picture is None:
+    if not sample.pictures:
         raise BadRecord(name, "picture missing", str(metadata.get("error_message") or "not fetched"))
+    if len(sample.pictures) > 1:
+        raise BadRecord(name, "sample ambiguous", f"its text may describe any of {', '.join(sample.pictures)}")
     if "txt" in sample.texts:
-        caption = _decoded(sample.texts["txt"](), name)
+        caption = decoded(sample.texts["txt"](), name, "text")
     elif metadata.get("caption") is not None:
         caption = text_of(metadata, "caption", name)
     else:
         raise BadRecord(name, "caption missing")
-    return Record(name, sample.picture, (caption,), name_of(metadata, "url", name) or name)
+    return Record(name, sample.pictures[0], (caption,), name_of(metadata, "url", name) or name)
 
 
 def _metadata(sample: Img2datasetSample, name: str) -> dict[str, Any]:
     if "json" not in sample.texts:
         return {}
     try:
-        metadata = json.loads(_decoded(sample.texts["json"](), name))
+        metadata = json.loads(decoded(sample.texts["json"](), name, "text"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise BadRecord(name, "metadata is not JSON", str(error)) from None
     if not isinstance(metadata, dict):
         raise BadRecord(name, "metadata is not JSON", "not an object")
     return metadata
-
-
-def _decoded(content: bytes, name: str) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise BadRecord(name, "text is not UTF-8", str(error)) from None

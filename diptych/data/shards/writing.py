@@ -135,7 +135,7 @@ def _write(splits: Mapping[Split, SplitSource], folder: Path, job: Job) -> Writt
             indexed = len(members) > 1  # shards of texts without pictures have no index
     if indexed:
         state = Stamp.of(file.stat())
-        build_index(file, str(file), state).write(Path(f"{file}{SUFFIX}"))
+        build_index(file, str(file), state, "first_dot").write(Path(f"{file}{SUFFIX}"))
     shard = WrittenShard(job.name, count, file.stat().st_size, tuple(left_out))
     _write_json(folder / UNFINISHED / f"{job.name}.json", asdict(shard))
     return shard

@@ -3,6 +3,9 @@
 A picture file is named after its row, counted from 0. It may have leading zeros and lie in any folder: `17.jpg`,
 `000000017.jpg`. Downloaders also append the CRC-32 of the address: `17_3632233996`. Many addresses are dead; rows
 without a picture are skipped and counted.
+
+A header row, which some guides tell people to add, is recognised and not counted. Nothing but the number pairs a
+picture that has no CRC-32 with its row, so everything that hints at a shift is refused or noted.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diptych.data.files import existing, files_below
+from diptych.data.columns import is_address, is_header_name
+from diptych.data.files import decoded, existing, files_below, line_content
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord, Record
 from diptych.data.sources.listing import SourceListing
@@ -24,15 +28,26 @@ _NAME = re.compile(r"(\d+)(?:_(\d+))?")
 
 
 def read_conceptual(path: str, config: DataConfig) -> SourceListing:
-    """Reads all rows. Pictures lie below `config.root` or else below the file's folder. Raises ValueError."""
+    """Reads all rows. Pictures lie below `config.root` or else below the file's folder.
+
+    Raises ValueError, also if the numbers of the pictures cannot be those of the rows.
+    """
     file = existing(path, LAYOUT)
     root = Path(config.root or file.parent)
-    read = partial(_read, pictures=_pictures(root))
+    pictures = _pictures(root)
+    read = partial(_read, pictures=pictures)
     listing = SourceListing()
+    header, rows = 0, 0
     with file.open("rb") as stream:
-        for number, line in enumerate(stream):
-            row = line.rstrip(b"\r\n")
-            listing.add((number, row), f"{path}:{number + 1}", root, config.max_words, read)
+        for number, line in enumerate(stream, start=1):
+            row = line_content(line, number, b"\r\n")
+            if number == 1 and _is_header(row, path):
+                header = 1
+                continue
+            listing.add((rows, row), f"{path}:{number}", root, config.max_words, read)
+            rows += 1
+    _check_numbers(pictures, rows, header, path)
+    listing.notes += _notes(listing, pictures, header, path)
     return listing
 
 
@@ -60,11 +75,62 @@ def _read(numbered: Any, name: str, pictures: dict[int, Path]) -> Record:
 
 def _columns(row: bytes, name: str) -> tuple[str, str]:
     """Splits a row into caption and address. Raises BadRecord."""
-    try:
-        columns = row.decode().split("\t")
-    except UnicodeDecodeError as error:
-        raise BadRecord(name, "line is not UTF-8", str(error)) from None
+    columns = decoded(row, name).split("\t")
     if len(columns) != 2:
         raise BadRecord(name, "row wrong", f"{len(columns)} columns, not a caption and an address")
     first, second = columns
-    return (second, first) if first.startswith(("http://", "https://")) else (first, second)
+    if is_address(first) == is_address(second):
+        number = "two addresses" if is_address(first) else "no address"
+        raise BadRecord(name, "row wrong", f"{number}, not a caption and an address: {first[:40]!r}, {second[:40]!r}")
+    return (second, first) if is_address(first) else (first, second)
+
+
+# --------------------------------------------------------------------------- pairing by number
+
+
+def _is_header(row: bytes, path: str) -> bool:
+    """Returns whether the first row names the columns.
+
+    Raises ValueError if that cannot be told: counting a header as row 0 would give every picture its neighbour's
+    caption.
+    """
+    columns = row.decode(errors="replace").split("\t")
+    if len(columns) != 2 or any(map(is_address, columns)):
+        return False
+    if not any(map(is_header_name, columns)):
+        raise ValueError(
+            f"{path}:1: the first row ({columns[0][:40]!r}, {columns[1][:40]!r}) has no address. Remove it if it names"
+            " the columns, or else complete it: pictures are paired with rows by number, and one row too many gives"
+            " each picture its neighbour's caption"
+        )
+    return True
+
+
+def _check_numbers(pictures: dict[int, Path], rows: int, header: int, path: str) -> None:
+    """Raises ValueError if the pictures are counted from 1, or the header was counted when they were fetched."""
+    if 0 not in pictures and max(pictures, default=-1) == rows:
+        counted = "the header row was counted" if header else "counting began at 1"
+        raise ValueError(
+            f"{path} has {rows} rows, counted from 0, but {pictures[rows]} has the number {rows} and no picture has 0:"
+            f" {counted} when they were fetched. Each picture would get its neighbour's caption; rename the pictures"
+        )
+
+
+def _notes(listing: SourceListing, pictures: dict[int, Path], header: int, path: str) -> list[str]:
+    notes = [f"{path}: the first row names the columns and is not counted"] if header else []
+    unproven = [
+        record for record in listing.records if (match := _NAME.fullmatch(Path(record.image).stem)) and not match[2]
+    ]
+    if unproven:
+        first = unproven[0]
+        notes.append(
+            f"{path}: {len(unproven)} pictures are paired with rows by their number alone, which nothing can check:"
+            f' {first.image} is taken for "{first.captions[0][:60]}" ({first.id}). Look at it, or use `data show`'
+        )
+        broken = [error for error in listing.skipped if error.reason in ("row wrong", "line is not UTF-8")]
+        if broken:
+            notes.append(
+                f"{path}: from {broken[0].record} on, the pairs are wrong if the program that fetched the pictures"
+                " left out or joined rows that are broken"
+            )
+    return notes

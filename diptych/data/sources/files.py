@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
 from PIL import Image
 
+from diptych.data.columns import kind_of
 from diptych.data.pictures import open_picture
-from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, R, Referring
+from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, R, Record, Referring
+from diptych.data.shards.remote import say
 from diptych.data.skips import list_errors
 from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import draw_number, held_out_count, own_path
@@ -56,18 +58,21 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
     `validation_path` and `test_path` decide where they are set, and otherwise the layout's own splits if it has any.
     Such splits tolerate no bad entry. Otherwise `config.held_out` of the pictures of `path` make up each of the two
     splits. A hash of each picture's identity decides which, so all records of a picture fall into one split, whatever
-    the order of the file and the seed. A drawn split leaves out pictures that cannot be read and lists them in
+    the order of the file and the seed. A layout that has splits of its own, but none for validation, gets a drawn one.
+    A drawn split leaves out pictures that cannot be read and lists them in
     `skipped`.
     """
     path = own_path(config, split)
     if path is not None:
-        return _complete(read(path).of_split(split), path, split)
+        return _complete(_checked(read(path), path).of_split(split), path, split)
     path = _training_path(config)
-    listing = read(path)
-    if listing.splits and split != "train":
+    listing = _checked(read(path), path)
+    if listing.splits and split not in ("train", *_undivided(listing)):
         return _complete(listing.of_split(split), path, split)
     records = _divided(listing, config, split)
     if split == "train":
+        for note in records.notes:
+            say(note)
         boxed = bool(records.records) and isinstance(records.records[0], Referring)  # boxes count unscaled pixels
         side = None if boxed else TRAINING_SIDE
         source: FileSource[Any] = FileSource(tuple(records.records), tuple(records.skipped), least_side=side)
@@ -80,10 +85,10 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
 
 def read_splits(read: Callable[[str, DataConfig], SourceListing], config: DataConfig) -> dict[Split, SourceListing]:
     """Reads all splits of a layout, divided as by `open_split`, each with its bad entries. Raises ValueError."""
-    listing = read(_training_path(config), config)
+    listing = _checked(read(_training_path(config), config), _training_path(config))
     paths = {split: own_path(config, split) for split in SPLITS}
     return {
-        split: _divided(listing, config, split) if path is None else read(path, config).of_split(split)
+        split: _divided(listing, config, split) if path is None else _checked(read(path, config), path).of_split(split)
         for split, path in paths.items()
     }
 
@@ -94,13 +99,33 @@ def _training_path(config: DataConfig) -> str:
     return config.path
 
 
+def _checked(listing: SourceListing, path: str) -> SourceListing:
+    """Returns the listing. Raises ValueError if most of its captions are paths or addresses."""
+    captions = [text for record in listing.records if isinstance(record, Record) for text in record.captions]
+    wrong = [text for text in captions if kind_of(text) in ("path", "address") and " " not in text.strip()]
+    if len(wrong) > len(captions) / 2:
+        raise ValueError(
+            f"{path}: {len(wrong)} of {len(captions)} captions are no texts but paths or addresses, such as"
+            f" {wrong[0][:60]!r}. Its columns or keys are not those that were read"
+        )
+    return listing
+
+
+def _undivided(listing: SourceListing) -> tuple[Split, ...]:
+    """Returns the splits that are drawn although the layout has splits of its own: validation, if it has none."""
+    return () if "validation" in listing.splits.values() else ("validation",)
+
+
 def _divided(listing: SourceListing, config: DataConfig, split: Split) -> SourceListing:
     """Returns the records of `config.path` that belong to a split."""
-    if listing.splits:
+    if listing.splits and split not in ("train", *_undivided(listing)):
         return listing.of_split(split)
-    held_out = _held_out(listing, config)
-    records = [record for record in listing.records if held_out.get(_identities(record)[0], "train") == split]
-    return SourceListing(records, listing.skipped) if split == "train" else SourceListing(records, drawn=True)
+    pool = listing.of_split("train")
+    held_out = _held_out(pool, config, _undivided(listing) if listing.splits else SPLITS)
+    records = [record for record in pool.records if held_out.get(_identities(record)[0], "train") == split]
+    if split == "train":
+        return SourceListing(records, pool.skipped, notes=listing.notes)
+    return SourceListing(records, drawn=True)
 
 
 def _complete(listing: SourceListing, path: str, split: Split) -> FileSource[Any]:
@@ -115,15 +140,15 @@ def _complete(listing: SourceListing, path: str, split: Split) -> FileSource[Any
     return FileSource(tuple(listing.records))
 
 
-def _held_out(listing: SourceListing, config: DataConfig) -> dict[str, Split]:
-    """Draws the pictures that training must not see. Returns the split of each."""
+def _held_out(listing: SourceListing, config: DataConfig, drawn: Collection[Split]) -> dict[str, Split]:
+    """Draws the pictures of the splits `drawn`, which training must not see. Returns the split of each."""
     group_of = _groups(listing.records)
     groups = sorted(set(group_of.values()), key=lambda group: (draw_number(group), group))
     count = held_out_count(len(groups), config.held_out)
     split_of: dict[str, Split] = {}
-    if config.validation_path is None:
+    if config.validation_path is None and "validation" in drawn:
         split_of |= dict.fromkeys(groups[:count], "validation")
-    if config.test_path is None:
+    if config.test_path is None and "test" in drawn:
         split_of |= dict.fromkeys(groups[count : 2 * count], "test")
     return {picture: split_of[group] for picture, group in group_of.items() if group in split_of}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from diptych.data.files import files_below
+from diptych.data.files import decoded, files_below
 from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
 from diptych.data.sources.jsonl import read_lines
@@ -74,8 +74,6 @@ def _first_line(file: Path, name: str) -> str:
     """Reads the first line of a text file. Raises BadRecord, which names the picture, if it is not UTF-8."""
     try:
         with file.open("rb") as stream:
-            return stream.readline(LONGEST_LINE).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadRecord(name, "text is not UTF-8", file.name) from None
+            return decoded(stream.readline(LONGEST_LINE), name, "text")
     except OSError as error:
         raise BadRecord(name, "text unreadable", str(error)) from None

@@ -16,10 +16,11 @@ from diptych.data.files import files_below
 from diptych.data.pictures import SUFFIXES, part_of
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import LARGEST_TEXT
+from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.shards.samples import Img2datasetSample, read_img2dataset_sample
 from diptych.data.sources.listing import SourceListing
 from diptych.data.tar import tar_members
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, SampleNames
 
 LAYOUT = "data.source=img2dataset reads a folder of img2dataset's output, or one of its tar shards"
 
@@ -38,7 +39,7 @@ def read_img2dataset(path: str, config: DataConfig) -> SourceListing:
         raise ValueError(f"no folder or file {place}: {LAYOUT}")
     listing = SourceListing()
     for shard in shards:
-        for name, sample in shard_samples(shard, root, listing):
+        for name, sample in shard_samples(shard, root, listing, config.sample_names):
             listing.add(sample, name, root, config.max_words, read_img2dataset_sample)
     if place.is_dir():
         for name, sample in _folder_samples(root):
@@ -46,19 +47,27 @@ def read_img2dataset(path: str, config: DataConfig) -> SourceListing:
     return listing
 
 
-def shard_samples(shard: Path, root: Path, listing: SourceListing) -> Iterator[tuple[str, Img2datasetSample]]:
+def shard_samples(
+    shard: Path, root: Path, listing: SourceListing, names: SampleNames
+) -> Iterator[tuple[str, Img2datasetSample]]:
     """Yields the samples of a tar file in its order. Pictures are not read; only their positions are noted.
 
-    If the shard is broken, `listing` gets the error, and the samples before the break are used.
+    `names` says how the names of members form samples, and `listing` gets a note if that makes a difference. If the
+    shard is broken, `listing` gets the error, and the samples before the break are used.
     """
     samples: dict[str, Img2datasetSample] = {}
+    members: list[tarfile.TarInfo] = []
     try:
-        for member in tar_members(shard):
-            place = part_of(shard.resolve(), member.offset_data, member.size)
-            text = partial(_read_text, shard, member.offset_data, min(member.size, LARGEST_TEXT))
-            _collect(samples, member.name, place, text)
+        members.extend(tar_members(shard))
     except (tarfile.TarError, OSError, EOFError) as error:
         listing.skip(BadRecord(str(shard), "shard broken", str(error)))
+    naming, note = choose_naming((member.name for member in members), names, "last_dot")
+    if note:
+        listing.notes.append(f"{shard}: {note}")
+    for member in members:
+        place = part_of(shard.resolve(), member.offset_data, member.size)
+        text = partial(_read_text, shard, member.offset_data, min(member.size, LARGEST_TEXT))
+        _collect(samples, member.name, key_of(member.name, naming), place, text)
     yield from ((f"{shard.relative_to(root).as_posix()}/{key}", sample) for key, sample in samples.items())
 
 
@@ -67,7 +76,8 @@ def _folder_samples(root: Path) -> Iterator[tuple[str, Img2datasetSample]]:
     samples: dict[str, Img2datasetSample] = {}
     for file in files_below(root):
         if not file.name.endswith("_stats.json"):
-            _collect(samples, file.as_posix(), file.as_posix(), partial(_read_text, root / file, 0, LARGEST_TEXT))
+            name = file.as_posix()
+            _collect(samples, name, key_of(name, "last_dot"), name, partial(_read_text, root / file, 0, LARGEST_TEXT))
     yield from samples.items()
 
 
@@ -77,11 +87,10 @@ def _read_text(file: Path, start: int, size: int) -> bytes:
         return stream.read(size)
 
 
-def _collect(samples: dict[str, Img2datasetSample], name: str, place: str, text: Callable[[], bytes]) -> None:
-    """Adds a file to its sample, which is named after the file's path without the suffix."""
-    path = PurePosixPath(name)
-    suffix = path.suffix.lower()
+def _collect(samples: dict[str, Img2datasetSample], name: str, key: str, place: str, text: Callable[[], bytes]) -> None:
+    """Adds a file called `name` to the sample called `key`."""
+    suffix = PurePosixPath(name).suffix.lower()
     if suffix in SUFFIXES:
-        samples.setdefault(str(path.with_suffix("")), Img2datasetSample()).picture = place
-    elif suffix in (".txt", ".json"):
-        samples.setdefault(str(path.with_suffix("")), Img2datasetSample()).texts[suffix[1:]] = text
+        samples.setdefault(key, Img2datasetSample()).pictures.append(place)
+    elif suffix in TEXT_SUFFIXES:
+        samples.setdefault(key, Img2datasetSample()).texts[suffix[1:]] = text

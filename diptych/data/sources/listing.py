@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.cleanup import clean_text
-from diptych.data.entries import from_entry
+from diptych.data.entries import from_entry, plain_path
 from diptych.data.files import split_paths
 from diptych.data.pictures import file_of
-from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, with_images
+from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, with_image_ids, with_images
 from diptych.schema import DataConfig, Split
 
 
@@ -31,6 +31,8 @@ class SourceListing:
     """If the layout has its own splits: the split of each record, by its id, and of each skipped entry, by its name."""
     drawn: bool = False
     """Whether this evaluation split was drawn from the training data, because no path was set for it."""
+    notes: list[str] = field(default_factory=list)
+    """What was found out about the files by looking, such as which columns hold pictures, for their user to check."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,6 +80,7 @@ class SourceListing:
                 self._append(record, split)
         for skipped in other.skipped:
             self.skip(skipped, other.splits.get(skipped.record))
+        self.notes += other.notes
 
     def skip(self, error: BadRecord, split: Split | None = None) -> None:
         """Notes an entry that cannot be used, and its split if the layout says it."""
@@ -95,6 +98,7 @@ class SourceListing:
         return SourceListing(
             [record for record in self.records if self.splits.get(record.id) == split],
             [error for error in self.skipped if self.splits.get(error.record, "train") == split],
+            notes=self.notes if split == "train" else [],
         )
 
     def _append(self, record: AnyRecord, split: Split | None) -> None:
@@ -119,7 +123,7 @@ def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[
 
     Raises BadRecord if a picture is missing or no text is left.
     """
-    paths = [str(root / image) for image in record.images]
+    record, paths = _with_slashes(record, root)
     usable = [number for number, text in enumerate(record.texts) if clean_text(text, record, max_words)]
     if not usable and not isinstance(record, Picture):
         raise BadRecord(name, f"{record.text_name} empty", paths[0] if paths else "")
@@ -137,6 +141,21 @@ def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[
     captions = tuple(record.captions[number] for number in usable)
     clean = tuple(record.clean[number] for number in usable) if record.clean else ()
     return replace(record, captions=captions, clean=clean), empty
+
+
+def _with_slashes(record: AnyRecord, root: Path) -> tuple[AnyRecord, list[str]]:
+    """Returns the record with the paths of its pictures below `root`.
+
+    Lists written on Windows separate folders by backslashes, which are also letters of a name elsewhere. They are
+    replaced where only that leads to a file.
+    """
+    paths = [str(root / image) for image in record.images]
+    for number, image in enumerate(record.images):
+        slashed = str(root / image.replace("\\", "/"))
+        if "\\" in image and not os.path.isfile(paths[number]) and os.path.isfile(slashed):  # noqa: PTH113
+            paths[number] = slashed
+            record = with_image_ids(record, {plain_path(image): plain_path(image.replace("\\", "/"))})
+    return record, paths
 
 
 def each(read: Callable[[str, DataConfig], SourceListing]) -> Callable[[str, DataConfig], SourceListing]:

@@ -40,10 +40,11 @@ def read_pictures(path: str, config: DataConfig) -> SourceListing:
 
 
 def _add_shard(shard: Path, root: Path, listing: SourceListing, config: DataConfig) -> None:
-    for name, sample in shard_samples(shard, root, listing):
-        if sample.picture is not None:
-            listing.add(sample, name, root, config.max_words, _of_sample)
+    for name, sample in shard_samples(shard, root, listing, config.sample_names):
+        for number, picture in enumerate(sample.pictures, start=1):
+            own_name = name if number == 1 else f"{name}, picture {number}"
+            listing.add(picture, own_name, root, config.max_words, _of_place)
 
 
-def _of_sample(sample: Any, name: str) -> Picture:
-    return Picture(name, sample.picture, name)
+def _of_place(place: Any, name: str) -> Picture:
+    return Picture(name, place, name)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from diptych.data.columns import is_address
 from diptych.data.entries import text_of
 from diptych.data.files import existing, json_object, list_of, split_paths
 from diptych.data.record import BadRecord, Record
@@ -31,11 +32,20 @@ def read_sbu(paths: str, config: DataConfig) -> SourceListing:
         columns = [_lines(existing(file, LAYOUT)) for file in files]
     if len(columns[0]) != len(columns[1]):
         raise ValueError(f"{paths}: {len(columns[0])} addresses, but {len(columns[1])} captions")
+    _check_columns(columns[0], columns[1], paths)
     listing = SourceListing()
     root = Path(config.root or Path(files[0]).parent)
     for index, pair in enumerate(zip(*columns, strict=True)):
         listing.add(pair, f"{files[0]}[{index}]", root, config.max_words, _read)
     return listing
+
+
+def _check_columns(addresses: list[Any], captions: list[Any], paths: str) -> None:
+    """Raises ValueError unless one column holds addresses and the other texts. They are paired by position alone."""
+    for column, right, what in ((addresses, True, "addresses"), (captions, False, "captions")):
+        fitting = sum(isinstance(value, str) and is_address(value) == right for value in column)
+        if fitting < len(column) / 2:
+            raise ValueError(f"{paths}: only {fitting} of {len(column)} {what} are {what}: {LAYOUT}")
 
 
 def _lines(file: Path) -> list[Any]:

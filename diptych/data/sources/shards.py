@@ -17,7 +17,7 @@ from PIL import Image
 
 from diptych.data.order import Lanes
 from diptych.data.pictures import open_picture, place_of
-from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Referring
+from diptych.data.record import LOOKED_AT, TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Referring
 from diptych.data.shards.cache import CHANGED
 from diptych.data.shards.index import DRAWS, read_index
 from diptych.data.shards.listing import ShardLocation, ShardStatus, open_shards_of, shard_cache
@@ -34,8 +34,6 @@ from diptych.schema import SPLITS, DataConfig, Split
 MOST_DRAWN = 5_000
 """The size of a drawn evaluation split, which is that of COCO's usual test split. All of its samples are read once when
 the split is opened, and broken ones are left out."""
-LOOKED_AT = 100
-"""The task is that of the first readable sample, which must be among this many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ class ShardSource:
         except BadRecord as error:  # the whole shard is lost: each of its records gets a name, so that each is counted
             raise BadRecord(f"{self.shards.places[number].name}#{within}", error.reason, error.detail) from None
         try:
-            record = record_of(members_of(block, shard.name, start), self.kind is Picture)
+            record = record_of(members_of(block, shard.name, start, shard.naming), self.kind is Picture)
         except BadRecord as error:
             reason = CHANGED if error.reason == "shard broken" else error.reason
             raise BadRecord(error.record, reason, error.detail) from None

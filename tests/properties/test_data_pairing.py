@@ -1,0 +1,237 @@
+"""Tests that nothing is paired by position or by name without a check, and that what could be meant twice is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diptych.catalog import open_source, read_splits
+from diptych.data.record import BadRecord, Picture
+from diptych.data.shards.index import Stamp, build_index, read_index
+from diptych.data.sources.conceptual import read_conceptual
+from diptych.data.sources.folder import read_folder
+from diptych.data.sources.img2dataset import read_img2dataset
+from diptych.data.sources.jsonl import read_jsonl
+from diptych.data.sources.sbu import read_sbu
+from diptych.data.validate import validate
+from diptych.schema import DataConfig
+from tests.layouts import lines, picture, write
+from tests.shards import jpeg, pair, tar
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+
+
+def config(**changes: Any) -> DataConfig:
+    return DataConfig(**{"held_out": 0.0, "workers": 0, "lanes": 1, **changes})
+
+
+# --------------------------------------------------------------------------- rows and numbered pictures
+
+
+def conceptual(folder: Path, first: str, count: int = 6, begin: int = 0) -> Path:
+    """A TSV with a first line of its own, and pictures that are numbered from `begin`."""
+    for number in range(count):
+        picture(folder / f"images/{number + begin}.jpg", number)
+    rows = [f"caption {number}\thttp://example.org/{number}.jpg" for number in range(count)]
+    return write(folder / "list.tsv", first + "\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("first", ["", "caption\turl\n", "\ufeffCaption\tURL\n", "alt_text\timage_url\r\n"])
+def test_a_header_row_is_not_counted_as_a_row(tmp_path: Path, first: str) -> None:
+    listing = read_conceptual(str(conceptual(tmp_path, first)), config())
+    assert [(Path(record.image).stem, record.captions) for record in listing.records] == [
+        (str(number), (f"caption {number}",)) for number in range(6)
+    ]
+    assert listing.skipped == []
+    assert any("by their number alone" in note for note in listing.notes)
+    assert any("names the columns" in note for note in listing.notes) == bool(first)
+
+
+def test_a_first_row_that_may_be_either_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"list\.tsv:1: the first row .* has no address\. Remove it if it names"):
+        read_conceptual(str(conceptual(tmp_path, "Bildtext\tOrt\n")), config())
+
+
+@pytest.mark.parametrize(("first", "why"), [("caption\turl\n", "the header row was counted"), ("", "began at 1")])
+def test_pictures_that_are_counted_from_one_are_refused(tmp_path: Path, first: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"no picture has 0: .*{why}"):
+        read_conceptual(str(conceptual(tmp_path, first, begin=1)), config())
+
+
+def test_a_row_without_exactly_one_address_is_no_pair(tmp_path: Path) -> None:
+    file = conceptual(tmp_path, "", count=3)
+    file.write_text(file.read_text() + "1.jpg#0\ta fox\nhttp://a/1.jpg\thttp://a/2.jpg\n")
+    listing = read_conceptual(str(file), config())
+    assert [(error.reason, error.detail.partition(",")[0]) for error in listing.skipped] == [
+        ("row wrong", "no address"),
+        ("row wrong", "two addresses"),
+    ]
+    assert any("list.tsv:4 on, the pairs are wrong if" in note for note in listing.notes)
+
+
+def test_columns_of_sbu_that_are_exchanged_are_refused(tmp_path: Path) -> None:
+    urls = write(tmp_path / "urls.txt", "http://a/1.jpg\nhttp://a/2.jpg\n")
+    captions = write(tmp_path / "captions.txt", "a fox\na dog\n")
+    with pytest.raises(ValueError, match="only 0 of 2 addresses are addresses"):
+        read_sbu(f"{captions},{urls}", config())
+    with pytest.raises(ValueError, match="only 0 of 2 captions are captions"):
+        read_sbu(f"{urls},{urls}", config())
+
+
+@pytest.mark.parametrize("caption", ["{}.jpg", "http://example.org/{}"])
+def test_captions_that_are_paths_or_addresses_are_refused(tmp_path: Path, caption: str) -> None:
+    for number in range(4):
+        picture(tmp_path / f"{number}.jpg")
+    entries: list[object] = [{"image": f"{number}.jpg", "caption": caption.format(number)} for number in range(4)]
+    settings = config(source="jsonl", path=str(lines(tmp_path / "list.jsonl", entries)))
+    with pytest.raises(ValueError, match="4 of 4 captions are no texts but paths or addresses"):
+        open_source(settings, "train")
+    with pytest.raises(ValueError, match="4 of 4 captions are no texts but paths or addresses"):
+        read_splits(settings)
+
+
+# --------------------------------------------------------------------------- names of members
+
+
+def versions(count: int) -> list[tuple[str, bytes]]:
+    """Samples a0.v1, a0.v2, a1.v1 and so on, of which the number is their shade and in their text."""
+    members = []
+    for number in range(count):
+        key = f"a{number // 2}.v{number % 2 + 1}"
+        members += [(f"{key}.png", jpeg(number)), (f"{key}.txt", f"number {number}".encode())]
+    return members
+
+
+def shown(source: Any) -> list[tuple[str, int]]:
+    """The caption of each record and the shade of its picture."""
+    records = [source.record(index) for index in range(len(source))]
+    return [(record.captions[0], source.picture(record).getpixel((3, 3))[0]) for record in records]
+
+
+@pytest.mark.parametrize("layout", ["shards", "img2dataset"])
+def test_names_with_dots_are_split_where_samples_stay_whole(
+    tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar(tmp_path / "versions.tar", versions(8))
+    tar(tmp_path / "views.tar", [
+        (f"{number}.{name}", content)
+        for number in range(3)
+        for name, content in (("rgb.jpg", jpeg(number)), ("txt", f"number {number}".encode()))
+    ])  # fmt: skip
+    settings = config(source=layout, path=str(tmp_path / "versions.tar"))
+    assert shown(open_source(settings, "train")) == [(f"number {number}", number) for number in range(8)]
+    assert "up to the last dot" in capsys.readouterr().err
+    settings = config(source=layout, path=str(tmp_path / "views.tar"))
+    assert shown(open_source(settings, "train")) == [(f"number {number}", number) for number in range(3)]
+
+
+def test_the_field_decides_instead_and_an_index_by_another_rule_is_not_used(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", versions(8))
+    settings = config(source="shards", path=str(tmp_path / "a.tar"))
+    assert len(open_source(settings, "train")) == 8
+    by_first = config(source="shards", path=str(tmp_path / "a.tar"), sample_names="first_dot")
+    source = open_source(by_first, "train")
+    assert len(source) == 4
+    with pytest.raises(BadRecord, match="sample ambiguous"):
+        source.record(0)
+    index = read_index(tmp_path / "a.tar.index")
+    assert index is not None
+    assert (index.naming, index.chosen) == ("first_dot", False)
+    assert len(open_source(settings, "train")) == 8
+
+
+def test_an_index_of_an_earlier_version_gives_no_wrong_text(tmp_path: Path) -> None:
+    file = tar(tmp_path / "a.tar", versions(4))
+    index = build_index(file, str(file), Stamp.of(file.stat()), "first_dot")
+    index.write(tmp_path / "a.tar.index")
+    place = tmp_path / "a.tar.index"
+    head, rest = place.read_bytes().split(b"\n", 1)
+    old = {key: value for key, value in json.loads(head).items() if key not in ("naming", "chosen")}
+    place.write_bytes(json.dumps(old).encode().ljust(len(head)) + b"\n" + rest)
+    source = open_source(config(source="shards", path=str(file), bad_share=1.0), "train")
+    assert len(source) == 2
+    with pytest.raises(BadRecord, match=r"sample ambiguous \(it has several members \.txt: remove the shard's \.index"):
+        source.record(0)
+
+
+def test_of_two_pictures_the_one_that_is_named_as_the_text_is_described(tmp_path: Path) -> None:
+    def sample(key: str, *names: str) -> list[tuple[str, bytes]]:
+        pictures = [(f"{key}.{name}", jpeg(place)) for place, name in enumerate(names)]
+        return [*pictures, (f"{key}.txt", b"a fox")]
+
+    tar(
+        tmp_path / "a.tar", [*sample("1", "seg.png", "jpg"), *sample("2", "jpg", "png"), *sample("3", "a.jpg", "b.jpg")]
+    )
+    source = open_source(config(source="shards", path=str(tmp_path / "a.tar")), "train")
+    assert source.picture(source.record(0)).getpixel((3, 3)) == (1, 1, 1)
+    for index in (1, 2):
+        with pytest.raises(BadRecord, match="sample ambiguous"):
+            source.record(index)
+    listing = read_img2dataset(str(tar(tmp_path / "b.tar", sample("2", "jpg", "png"))), config())
+    assert [error.reason for error in listing.skipped] == ["sample ambiguous"]
+    both = open_source(config(source="pictures", path=str(tmp_path / "b.tar")), "train", Picture)
+    assert len(both) == 2
+
+
+def test_pictures_without_texts_are_all_read(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [member for member in versions(8) if member[0].endswith(".png")])
+    assert len(open_source(config(source="shards", path=str(tmp_path / "a.tar")), "train", Picture)) == 8
+
+
+def test_members_that_do_not_stand_together_are_named_once_with_the_way_out(tmp_path: Path) -> None:
+    members = [member for number in range(30) for member in pair(number)]
+    apart = sorted(members[:60], key=lambda member: member[0].rpartition(".")[2])
+    file = tar(tmp_path / "a.tar", [*apart, *members[60:]])
+    settings = config(source="shards", path=str(file))
+    source = open_source(settings, "train")
+    assert len(source) == 10
+    (error,) = source.skipped
+    assert (error.reason, error.count) == ("members apart", 20)
+    assert "tar --sort=name" in error.detail
+    check = validate(read_splits(settings), settings)
+    assert not check.ready
+    assert "20 × members apart" in check.text()
+    assert len(read_img2dataset(str(file), config()).records) == 30
+
+
+# --------------------------------------------------------------------------- texts of other systems
+
+
+def test_backslashes_of_windows_lead_to_their_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "photos/a.jpg")
+    entries: list[object] = [{"image": "photos\\a.jpg", "caption": "a fox"}, {"image": "photos\\b.jpg", "caption": "b"}]
+    listing = read_jsonl(str(lines(tmp_path / "list.jsonl", entries)), config())
+    assert [(record.image, record.image_id) for record in listing.records] == [
+        (str(tmp_path / "photos/a.jpg"), "photos/a.jpg")
+    ]
+    assert [error.reason for error in listing.skipped] == ["picture missing"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_texts_in_utf_16_are_named_and_never_read_as_letters_with_zeros(tmp_path: Path, encoding: str) -> None:
+    picture(tmp_path / "photos/a.jpg")
+    (tmp_path / "photos/a.txt").write_bytes("a fox\r\n".encode(encoding))
+    (error,) = read_folder(str(tmp_path / "photos"), config()).skipped
+    assert error.reason == "text is not UTF-8"
+    assert "UTF-16" in error.detail
+    (tmp_path / "list.jsonl").write_bytes('{"image": "photos/a.jpg", "caption": "a fox"}\r\n'.encode(encoding))
+    with pytest.raises(ValueError, match=r"list\.jsonl is UTF-16, .*Save it as UTF-8"):
+        read_jsonl(str(tmp_path / "list.jsonl"), config())
+
+
+def test_other_encodings_and_ends_of_lines_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_bytes("ein Gebäude".encode("cp1252"))
+    (error,) = read_folder(str(tmp_path), config()).skipped
+    assert error.reason == "text is not UTF-8"
+    assert "cp1252" in error.detail
+    file = write(tmp_path / "list.jsonl", "")
+    file.write_bytes(b'{"image": "a.jpg", "caption": "a"}\r{"image": "a.jpg", "caption": "b"}\r')
+    with pytest.raises(ValueError, match="end with CR alone"):
+        read_jsonl(str(file), config())
