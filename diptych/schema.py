@@ -242,6 +242,8 @@ class Contrast:
     as positives."""
     ignores_true_texts: bool = False
     """Whether texts that are known to be true of an image are no negatives of it (`ignore_true_texts` of the task)."""
+    offers_true_texts: bool = False
+    """Whether the task has the field `ignore_true_texts`."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,7 @@ class AlbefPretrainConfig(TaskFacts):
         return Contrast(
             self.queue_size, "momentum", negatives=self.negatives, fuses=bool(self.itm),
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
-            ignores_true_texts=self.ignore_true_texts,
+            ignores_true_texts=self.ignore_true_texts, offers_true_texts=True,
         )  # fmt: skip
 
     @property
@@ -449,7 +451,7 @@ class VlmoPretrainConfig(TaskFacts):
         return Contrast(
             branches=2 if self.itc_branches == "both" else 1, negatives=self.negatives, fuses=bool(self.itm),
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
-            ignores_true_texts=self.ignore_true_texts,
+            ignores_true_texts=self.ignore_true_texts, offers_true_texts=True,
         )  # fmt: skip
 
     @property

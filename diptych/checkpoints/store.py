@@ -310,10 +310,11 @@ def prune(parent: Path, newest: int) -> None:
 def _all(parent: Path) -> list[Path]:
     """Lists the checkpoints in the order of their steps."""
     present = (folder for folder in parent.glob(f"{PREFIX}*") if STEP.fullmatch(folder.name) and folder.is_dir())
-    return sorted(present, key=_step)
+    return sorted(present, key=step_of)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """Returns the step that the name of a checkpoint's folder says."""
     return int(folder.name.removeprefix(PREFIX))
 
 
@@ -333,7 +334,7 @@ def _by_measure(parent: Path) -> list[Path]:
 
     def sort_key(folder: Path) -> tuple[float, int]:
         measure = _measure(folder)
-        return (float("inf"), -_step(folder)) if measure is None else (-measure, _step(folder))
+        return (float("inf"), -step_of(folder)) if measure is None else (-measure, step_of(folder))
 
     return sorted(_all(parent), key=sort_key)
 
@@ -391,7 +392,7 @@ def set_aside(damaged: Iterable[Damage], instead: Path) -> None:
     for damage in damaged:
         kept = _free(damage.folder.with_name(f"{DAMAGED}{damage.folder.name}"))
         damage.folder.replace(kept)
-        lost = _step(damage.folder) - _step(instead)
+        lost = step_of(damage.folder) - step_of(instead)
         _warn(
             f"{damage.reason}\n  going on from {instead} instead: {lost} steps are lost and done again;"
             f" the damaged checkpoint is kept as {kept}"

@@ -14,6 +14,7 @@ from diptych.data.record import AnyRecord, Picture, Question
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.device import find_device
 from diptych.launched import restarted
+from diptych.run.known_data import describe, note_data
 from diptych.run.splits import AnySource, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
@@ -48,7 +49,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     check_optimizer(recipe)
     check_partial(recipe)
     kind = catalog.task_class(recipe.task)
-    begun = resume and store.latest(folder / "checkpoints") is not None
+    begun = store.latest(folder / "checkpoints") if resume else None
     # Complete the recipe by what other runs and the training data determine.
     if not begun:
         recipe = kind.resolved(recipe)
@@ -67,8 +68,10 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
         claims=recipe.task.needs_claims,
     )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
-    if started and world.first:
-        record_start(folder, task, *started)
+    if world.first:
+        if started:
+            record_start(folder, task, *started)
+        note_data(folder, describe(recipe, source, tokenizer), recipe, step=store.step_of(begun) if begun else 0)
     loop.train(
         task, loader, recipe, folder,
         validation=validation, save_tokenizer=tokenizer.save, resume=resume, world=world,
