@@ -880,6 +880,12 @@ class DataConfig:
     see images as it was trained on them."""
 
 
+DATA_PLACES = ("path", "root", "validation_path", "test_path", "mix", "cache")
+"""Fields of `DataConfig` that say where data lie. A run can go on when they have moved."""
+RESUMABLE = tuple(f"data.{name}" for name in (*DATA_PLACES, "cache_bytes", "workers", "timeout", "retries"))
+"""Fields that resuming may change, because the same data from elsewhere give the same bits."""
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Configures the WordPiece tokenizer."""

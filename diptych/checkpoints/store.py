@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from diptych.checkpoints.files import fingerprint, flush, save_tensors
 from diptych.checkpoints.renames import current_name
+from diptych.schema import DATA_PLACES
 
 PREFIX = "step-"
 STEP = re.compile(rf"{PREFIX}\d+")
@@ -453,7 +454,22 @@ def load(folder: Path) -> Checkpoint:
     state = _json(folder / "state.json")
     if "fresh" in state:  # parts of the model, by name
         state["fresh"] = [current_name(part) for part in state["fresh"]]
-    return Checkpoint(folder, state, _json(folder / "recipe.json"))
+    return Checkpoint(folder, state, _with_places(_json(folder / "recipe.json"), folder))
+
+
+def _with_places(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Takes from the recipe of the run that a checkpoint belongs to where the data lie now (`diptych resume`)."""
+    run = folder.parent.parent / "recipe.json"
+    if folder.parent.name != "checkpoints" or not run.is_file():
+        return recipe
+    try:
+        current = _json(run).get("data", {})
+    except CheckpointError:  # the checkpoint is whole without it
+        return recipe
+    return {
+        **recipe,
+        "data": {**recipe.get("data", {}), **{key: current[key] for key in DATA_PLACES if key in current}},
+    }
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -469,7 +485,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as part of a checkpoint ({error}){ADVICE}") from error
     return content

@@ -7,21 +7,15 @@ digests that tell whether data are still the same. It imports no torch.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from diptych.data.cleanup import clean_text
-from diptych.data.pictures import file_of
-from diptych.data.record import AnyRecord, BadRecord, Question, Source, TaskSource
+from diptych.data.record import AnyRecord, Question
 from diptych.data.tokenizer import Tokenizer
 
-SIZED = 200
-"""Picture files whose sizes enter the digest, evenly spread over the records."""
 MOST_TEXTS = 100_000
 """The most records whose texts are counted, and the most texts that a vocabulary is tried on, evenly spread."""
 FEW = 0.01
@@ -134,9 +128,6 @@ def is_other_script(text: str) -> bool:
     return 2 * sum(letter > "\u02af" for letter in letters) > len(letters)
 
 
-# --------------------------------------------------------------------------- the data of a run
-
-
 @dataclass(frozen=True)
 class DataProfile:
     """The training data of a run, as its `data.json` keeps them."""
@@ -174,58 +165,3 @@ class DataProfile:
             said += ["other texts or labels"] * (self.text_digest != now.text_digest)
             said += ["other pictures"] * (self.picture_digest != now.picture_digest)
         return said
-
-
-def profile_source(
-    source: Source | TaskSource[Any], indices: Sequence[int], place: str, max_words: int, tokenizer: Tokenizer | None
-) -> DataProfile:
-    """Describes an opened source by its records at `indices`."""
-    records = list(_readable(source, indices))
-    texts, pictures = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    for number, record in enumerate(records):
-        _add(texts, (*record.texts, *_labels(record)))
-        files = [image for image in record.images if isinstance(image, str)]
-        _add(pictures, map(_own_name, files))
-        if number % max(1, len(records) // SIZED) == 0:
-            _add(pictures, map(_size, files))
-    return DataProfile(
-        place=place,
-        records=len(source),
-        skipped=sum(error.count for error in source.skipped),
-        read=len(indices),
-        text_digest=texts.hexdigest(),
-        picture_digest=pictures.hexdigest(),
-        texts=profile_texts(records[:: max(1, len(records) // MOST_TEXTS)], max_words, tokenizer),
-    )
-
-
-def _readable(source: Source | TaskSource[Any], indices: Iterable[int]) -> Iterator[AnyRecord]:
-    for index in indices:
-        try:
-            yield source.record(index)
-        except BadRecord:  # training counts and names it
-            continue
-
-
-def _add(digest: Any, parts: Iterable[str]) -> None:
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\x1f")
-    digest.update(b"\x1e")
-
-
-def _labels(record: AnyRecord) -> list[str]:
-    """Returns what is to be learnt of a record beside its texts."""
-    labels = (getattr(record, name, None) for name in ("label", "answers", "weights", "box"))
-    return [str(label) for label in labels if label is not None]
-
-
-def _own_name(image: str) -> str:
-    """Returns the part of a picture's path that stays when a folder is moved."""
-    return os.path.basename(image)  # noqa: PTH119 — a million Path objects take seconds
-
-
-def _size(image: str) -> str:
-    try:
-        return str(Path(file_of(image)).stat().st_size)
-    except (OSError, ValueError):
-        return "missing"
