@@ -242,6 +242,8 @@ class Contrast:
     as positives."""
     ignores_true_texts: bool = False
     """Whether texts that are known to be true of an image are no negatives of it (`ignore_true_texts` of the task)."""
+    offers_true_texts: bool = False
+    """Whether the task has the field `ignore_true_texts`."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,7 @@ class AlbefPretrainConfig(TaskFacts):
         return Contrast(
             self.queue_size, "momentum", negatives=self.negatives, fuses=bool(self.itm),
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
-            ignores_true_texts=self.ignore_true_texts,
+            ignores_true_texts=self.ignore_true_texts, offers_true_texts=True,
         )  # fmt: skip
 
     @property
@@ -449,7 +451,7 @@ class VlmoPretrainConfig(TaskFacts):
         return Contrast(
             branches=2 if self.itc_branches == "both" else 1, negatives=self.negatives, fuses=bool(self.itm),
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
-            ignores_true_texts=self.ignore_true_texts,
+            ignores_true_texts=self.ignore_true_texts, offers_true_texts=True,
         )  # fmt: skip
 
     @property
@@ -889,6 +891,12 @@ class DataConfig:
     sample_names: SampleNames = "auto"
     """How the names of a tar shard's members form samples: `first_dot` groups names that agree up to their first dot
     (WebDataset), `last_dot` up to their last one (img2dataset), `auto` takes what leaves more samples whole."""
+
+
+DATA_PLACES = ("path", "root", "validation_path", "test_path", "mix", "cache")
+"""Fields of `DataConfig` that say where data lie. A run can go on when they have moved."""
+RESUMABLE = tuple(f"data.{name}" for name in (*DATA_PLACES, "cache_bytes", "workers", "timeout", "retries"))
+"""Fields that resuming may change, because the same data from elsewhere give the same bits."""
 
 
 @dataclass(frozen=True)

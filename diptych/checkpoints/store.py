@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from diptych.checkpoints.files import fingerprint, flush, save_tensors
 from diptych.checkpoints.renames import current_name
+from diptych.schema import DATA_PLACES
 
 PREFIX = "step-"
 STEP = re.compile(rf"{PREFIX}\d+")
@@ -310,10 +311,11 @@ def prune(parent: Path, newest: int) -> None:
 def _all(parent: Path) -> list[Path]:
     """Lists the checkpoints in the order of their steps."""
     present = (folder for folder in parent.glob(f"{PREFIX}*") if STEP.fullmatch(folder.name) and folder.is_dir())
-    return sorted(present, key=_step)
+    return sorted(present, key=step_of)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """Returns the step that the name of a checkpoint's folder says."""
     return int(folder.name.removeprefix(PREFIX))
 
 
@@ -333,7 +335,7 @@ def _by_measure(parent: Path) -> list[Path]:
 
     def sort_key(folder: Path) -> tuple[float, int]:
         measure = _measure(folder)
-        return (float("inf"), -_step(folder)) if measure is None else (-measure, _step(folder))
+        return (float("inf"), -step_of(folder)) if measure is None else (-measure, step_of(folder))
 
     return sorted(_all(parent), key=sort_key)
 
@@ -391,7 +393,7 @@ def set_aside(damaged: Iterable[Damage], instead: Path) -> None:
     for damage in damaged:
         kept = _free(damage.folder.with_name(f"{DAMAGED}{damage.folder.name}"))
         damage.folder.replace(kept)
-        lost = _step(damage.folder) - _step(instead)
+        lost = step_of(damage.folder) - step_of(instead)
         _warn(
             f"{damage.reason}\n  going on from {instead} instead: {lost} steps are lost and done again;"
             f" the damaged checkpoint is kept as {kept}"
@@ -452,7 +454,22 @@ def load(folder: Path) -> Checkpoint:
     state = _json(folder / "state.json")
     if "fresh" in state:  # parts of the model, by name
         state["fresh"] = [current_name(part) for part in state["fresh"]]
-    return Checkpoint(folder, state, _json(folder / "recipe.json"))
+    return Checkpoint(folder, state, _with_places(_json(folder / "recipe.json"), folder))
+
+
+def _with_places(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Takes from the recipe of the run that a checkpoint belongs to where the data lie now (`diptych resume`)."""
+    run = folder.parent.parent / "recipe.json"
+    if folder.parent.name != "checkpoints" or not run.is_file():
+        return recipe
+    try:
+        current = _json(run).get("data", {})
+    except CheckpointError:  # the checkpoint is whole without it
+        return recipe
+    return {
+        **recipe,
+        "data": {**recipe.get("data", {}), **{key: current[key] for key in DATA_PLACES if key in current}},
+    }
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -468,7 +485,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as part of a checkpoint ({error}){ADVICE}") from error
     return content

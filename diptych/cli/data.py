@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diptych.data.shards.writing import SplitSource
     from diptych.data.sources.listing import SourceListing
+    from diptych.data.tokenizer import Tokenizer
     from diptych.schema import DataConfig, Split
 
 TASKS = {
@@ -35,6 +36,11 @@ def run(arguments: Sequence[str]) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="validate|convert|shard|show")
     validate = _verb(
         verbs, "validate", "list missing and broken records; the exit status tells whether training can start"
+    )
+    validate.add_argument(
+        "--vocabulary",
+        metavar="PATH",
+        help="vocab.txt, its folder or a run, to count the words that it does not know ([UNK])",
     )
     validate.add_argument("--fast", action="store_true", help="check that pictures exist, without opening them")
     convert = _verb(verbs, "convert", "write a JSONL file for each split")
@@ -99,10 +105,21 @@ def _validate(options: argparse.Namespace) -> None:
     from diptych.data.validate import validate
 
     config, parts = _read(options)
-    check = validate(parts, config, open_pictures=not options.fast)
+    tokenizer = _tokenizer(options.vocabulary) if options.vocabulary else None
+    check = validate(parts, config, not options.fast, tokenizer)
     print(check.text())
     if not check.ready:
         sys.exit(NOT_READY)
+
+
+def _tokenizer(place: str) -> Tokenizer:
+    """Loads the vocabulary of a file or folder, or that of a run's checkpoint. Raises ValueError."""
+    from diptych.checkpoints.store import load_from
+    from diptych.data.tokenizer import Tokenizer
+
+    path = Path(place)
+    is_run = any((path / name).exists() for name in ("checkpoints", "manifest.json"))
+    return Tokenizer.load(load_from(path).tokenizer) if is_run else Tokenizer.from_vocabulary(path)
 
 
 def _convert(options: argparse.Namespace) -> None:

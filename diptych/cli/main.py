@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from diptych import __version__
+from diptych.console import escape_output
 
 VERBS = {
     "demo": ("diptych.cli.demo", "compose pictures, train, evaluate, report: minutes on a CPU"),
@@ -43,6 +44,7 @@ USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status. A user's mistake is one line on stderr; DIPTYCH_DEBUG=1 shows where."""
+    escape_output()
     verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if verb in ("-h", "--help", "help"):

@@ -29,7 +29,10 @@ def answer_vocabulary(questions: Iterable[Question], size: int) -> tuple[str, ..
         for answer, weight in question.targets:
             counts[answer] += weight
     if not counts or size < 1:
-        raise ValueError(f"cannot choose {size} frequent answers: the training questions have {len(counts)}")
+        raise ValueError(
+            f"cannot choose {size} frequent answers: the training questions have {len(counts)}. "
+            'Give each question its answers, as in {"image": …, "question": …, "answers": ["red", "red", "blue"]}'
+        )
     return tuple(sorted(counts, key=lambda answer: (-round(counts[answer], 6), answer))[:size])
 
 

@@ -40,6 +40,7 @@ from diptych.data.record import (
     Referring,
     Source,
     TaskSource,
+    has_word,
 )
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform
@@ -104,7 +105,7 @@ class PairDataset(Dataset[Sample]):
             text = part.text
             claims = claims_of(record, part, self.config.max_words) if self.claims else None
         cleaned = clean_text(text, record, self.config.max_words)
-        if record.texts and not cleaned:
+        if record.texts and not has_word(cleaned):
             raise BadRecord(record.id, f"{record.text_name} empty")
         views = [self.transform(picture, text, rng) for picture in pictures_of(self.source, record, self.config)]
         sample = Sample(
@@ -166,10 +167,10 @@ def _with_truth(sample: Sample, record: PairStatement, dataset: PairDataset) -> 
 def _with_answers(sample: Sample, record: Question, dataset: PairDataset) -> Sample:
     """Adds the answers to generate, or the scores of a closed set, which are all 0 if it has none of the answers.
 
-    Raises BadRecord for a question without answers, and for an answer to generate that has no words.
+    Raises BadRecord for a question without an answer that holds a word.
     """
-    if not record.answers:
-        raise BadRecord(record.id, "answer missing")
+    if not record.targets:
+        raise BadRecord(record.id, "answer empty" if record.answers else "answer missing")
     if dataset.answers:
         return replace(sample, scores=tuple(score_row(soft_scores(record), dataset.answers)))
     answers, weights = zip(*record.targets, strict=True)

@@ -4,14 +4,16 @@ The keys of an object are the fields of its record. The key of the text says whi
 
     {"id": "…", "image": "relative/path.jpg", "captions": ["…"], "image_id": "…", "clean": ["…"]}
     {"id": "…", "image": "…", "hypothesis": "…", "label": "neutral", "image_id": "…"}
-    {"id": "…", "image": "…", "question": "…", "answers": ["red", "red", "blue"], "weights": [1.0], "image_id": "…"}
+    {"id": "…", "image": "…", "question": "…", "answers": ["red", "red", "blue"], "weights": [1, 1, 1], "image_id": "…"}
     {"id": "…", "images": ["left.png", "right.png"], "statement": "…", "label": true, "image_ids": ["…", "…"],
      "group": "…"}
     {"id": "…", "image": "…", "phrase": "…", "box": [x, y, width, height], "proposals": [[x, y, width, height]],
      "image_id": "…", "ref_id": "…", "part": "testA"}
     {"id": "…", "text": "…"}
 
-`caption` with one string may stand for `captions`. `id` defaults to `FILE:LINE` and `image_id` to the image path.
+`caption` with one string may stand for `captions`, `answer` for `answers` and `bbox` for `box`. An answer may be a
+number, or an object {"answer": "red"}, as VQA v2 and VizWiz write it. `id` defaults to `FILE:LINE` and
+`image_id` to the image path.
 `picture_from_entry` reads pictures alone, and ignores all texts. It is a separate function, because otherwise a line
 without a text is a mistake.
 """
@@ -105,7 +107,7 @@ def _entailment(entry: Mapping[str, Any], name: str) -> Entailment:
 
 
 def _question(entry: Mapping[str, Any], name: str) -> Question:
-    answers = texts_of(entry, "answers", name) if "answers" in entry else ()
+    answers = answers_of(entry, name)
     weights = entry.get("weights", ())
     if not isinstance(weights, Sequence) or not all(_positive(weight) for weight in weights):
         raise BadRecord(name, "wrong type", "`weights` must be a list of numbers above 0")
@@ -135,12 +137,13 @@ def _referring(entry: Mapping[str, Any], name: str) -> Referring:
     proposals = entry.get("proposals", ())
     if not isinstance(proposals, Sequence) or isinstance(proposals, str):
         raise BadRecord(name, "wrong type", "`proposals` must be a list of boxes")
+    box = entry.get("box", entry.get("bbox"))
     return Referring(
         id=_id(entry, name),
         image=text_of(entry, "image", name),
         phrase=text_of(entry, "phrase", name),
         image_id=_image_id(entry, name),
-        box=None if entry.get("box") is None else box_of(entry["box"], name),
+        box=None if box is None else box_of(box, name),
         proposals=tuple(box_of(box, name) for box in proposals),
         ref_id=name_of(entry, "ref_id", name) or "",
         part=name_of(entry, "part", name) or "",
@@ -186,6 +189,27 @@ def texts_of(entry: Mapping[str, Any], key: str, name: str) -> tuple[str, ...]:
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise BadRecord(name, "wrong type", f"`{key}` must be a text or a list of texts")
     return tuple(_unicode(text, name) for text in texts)
+
+
+def answers_of(entry: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Returns the answers under `answers` or `answer`; none if neither key is there. Raises BadRecord.
+
+    Each is a text, a number or, as VQA v2 and VizWiz write them, an object that holds one under `answer`.
+
+    >>> answers_of({"answers": ["two", 2, {"answer": "2", "answer_confidence": "yes"}]}, "a.jsonl:1")
+    ('two', '2', '2')
+    """
+    key = "answers" if "answers" in entry else "answer"
+    value = entry.get(key)
+    if value is None:
+        return ()
+    listed = value if isinstance(value, list | tuple) else [value]
+    answers = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in listed]
+    if not all(isinstance(answer, str) or _number(answer) for answer in answers):
+        raise BadRecord(
+            name, "wrong type", f'`{key}` must be a text, a number, {{"answer": …}}, or a list of such answers'
+        )
+    return tuple(_unicode(answer if isinstance(answer, str) else f"{answer:.12g}", name) for answer in answers)
 
 
 def name_of(entry: Mapping[str, Any], key: str, name: str) -> str | None:

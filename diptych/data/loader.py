@@ -26,7 +26,7 @@ from diptych.data.cleanup import clean_text
 from diptych.data.collate import Sample, collate, collate_pictures, collate_texts
 from diptych.data.dataset import Loaded, PairDataset, pictures_of
 from diptych.data.order import Key, Order, Ordered, Shuffled, check_processes
-from diptych.data.record import AnyRecord, BadRecord, Question, Referring, Source, TaskSource
+from diptych.data.record import AnyRecord, BadRecord, Question, Referring, Source, TaskSource, has_word
 from diptych.data.skips import SkipLedger, list_errors
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
@@ -219,7 +219,7 @@ def _evaluation_ids(record: AnyRecord, tokenizer: Tokenizer, config: DataConfig)
     """
     is_question = isinstance(record, Question)
     text = clean_text(record.texts[0], record, LONGEST_QUESTION if is_question else config.max_words)
-    if not text:
+    if not has_word(text):
         raise ValueError(f"{record.id}: {record.text_name} empty")
     return tokenizer.encode([text], None if is_question else config.max_tokens_evaluation)[0]
 

@@ -123,6 +123,15 @@ def open_picture(
         raise BadRecord(record_id, reason, f"{type(error).__name__}: {error}") from None
 
 
+def picture_size(path: str) -> tuple[int, int]:
+    """Reads the width and height of an upright picture from its header. Raises OSError if it is no picture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(_content(path), formats=_formats()) as image:
+            turned = _turn(image) in _SIDEWAYS
+            return (image.height, image.width) if turned else image.size
+
+
 def _check_file(path: str) -> None:
     try:
         file = Path(file_of(path))
@@ -210,3 +219,5 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_TURNS[turn] for turn in (5, 6, 7, 8)}
+"""The transpositions that exchange width and height."""

@@ -5,6 +5,7 @@ There is one record class per task. `diptych/data/entries.py` reads and writes r
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -15,6 +16,17 @@ Box = tuple[float, float, float, float]
 """x, y, width and height in pixels of the whole picture, counted from its upper left corner."""
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
 """The labels of visual entailment, in the order of their class numbers."""
+
+
+def has_word(text: str) -> bool:
+    """Returns whether a text holds a character that a tokenizer sees.
+
+    White space, control and format characters, such as a zero-width space, and accents without a letter are none.
+
+    >>> has_word("red"), has_word("?"), has_word(" \u200b")
+    (True, True, False)
+    """
+    return any(letter.isalnum() or (unicodedata.category(letter)[0] in "PS" and letter != "\ufffd") for letter in text)
 
 
 class _OnePicture:
@@ -110,10 +122,15 @@ class Question(_OnePicture):
 
     @property
     def targets(self) -> tuple[tuple[str, float], ...]:
-        """Each different answer once, in order of first appearance, with its weight or its share of the annotators."""
+        """Each different answer once, in order of first appearance, with its weight or its share of the annotators.
+
+        Answers without a word are left out: nothing can be learnt from them, and no model may choose them.
+        """
         share = self.weights or (1 / max(1, len(self.answers)),) * len(self.answers)
         weighted: dict[str, float] = {}
         for answer, weight in zip(self.answers, share, strict=True):
+            if not has_word(answer):
+                continue
             weighted[answer] = weighted.get(answer, 0.0) + weight
         return tuple(weighted.items())
 

@@ -1,16 +1,21 @@
-"""Checks data before training: missing pictures, texts, ids, leaks between splits and the balance of labels."""
+"""Checks data before training: missing pictures, texts, ids, leaks between splits, boxes and the balance of labels.
+
+Whatever is counted or derived, is so from the records that can be used.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from diptych.data.boxes import BoxCheck, boxes_of
 from diptych.data.cleanup import clean_text
-from diptych.data.pictures import open_picture, picture_bytes
+from diptych.data.pictures import open_picture, picture_bytes, picture_size
+from diptych.data.profile import TextProfile, is_other_script, profile_texts
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     TASK_NAMES,
@@ -20,11 +25,14 @@ from diptych.data.record import (
     PairStatement,
     PlainText,
     Question,
+    Record,
     Referring,
+    has_word,
 )
 from diptych.data.skips import SkipLedger, list_errors
 from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import draw_number
+from diptych.data.tokenizer import Tokenizer
 from diptych.schema import SPLITS, DataConfig, Split
 
 CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
@@ -33,6 +41,8 @@ LIKELIEST = 5
 """The balance of labels shows this many of the most frequent ones."""
 NAMED = 5
 """A line names this many examples."""
+OTHER_SCRIPTS = 0.01
+"""A note is given if more than this share of the records has texts in another script than Latin."""
 LOPSIDED = 2.0
 """A note is given if the most frequent class is more than this many times as frequent as the rarest."""
 
@@ -59,6 +69,13 @@ class SplitCheck:
     """The number of records with each label, or with each answer for questions."""
     unlabelled: int
     """The number of training questions without an answer, or of evaluation phrases without a box."""
+    profile: TextProfile
+    """How many pictures share how few texts, and how much of the texts the vocabulary does not know."""
+    other_scripts: int
+    """The number of records with texts that are mostly not in Latin script."""
+    blank_answers: tuple[str, ...]
+    """The ids of questions with answers that hold no word, which are left out, beside others."""
+    boxes: BoxCheck
 
 
 @dataclass(frozen=True)
@@ -83,14 +100,19 @@ class Check:
         return "\n".join([*lines, verdict])
 
 
-def validate(listings: Mapping[Split, SourceListing], config: DataConfig, open_pictures: bool = True) -> Check:
+def validate(
+    listings: Mapping[Split, SourceListing],
+    config: DataConfig,
+    open_pictures: bool = True,
+    tokenizer: Tokenizer | None = None,
+) -> Check:
     """Checks the splits that `read_splits` read.
 
     With `open_pictures`, every picture is decoded, and copies of a picture under other names are found as well.
-    Otherwise only missing files are.
+    Otherwise only missing files are. With a `tokenizer`, the words that its vocabulary does not know are counted.
     """
-    opened = _OpenedPictures({}, {}) if open_pictures else None
-    checks = tuple(_check(split, listing, config, opened) for split, listing in listings.items())
+    opened = _OpenedPictures({}, {}, {}) if open_pictures else None
+    checks = tuple(_check(split, listing, config, opened, tokenizer) for split, listing in listings.items())
     errors = [error for check in checks for error in _errors(check)]
     notes = [note for listing in listings.values() for note in listing.notes]
     notes += [note for check in checks for note in _notes(check, config)]
@@ -112,10 +134,14 @@ def validate(listings: Mapping[Split, SourceListing], config: DataConfig, open_p
 
 @dataclass(frozen=True)
 class _OpenedPictures:
-    """Remembers the outcome of opening each picture, by path: its error, or a hash of its content."""
+    """Remembers the outcome of opening each picture, by path: its error, or a hash of its content.
+
+    Of pictures with boxes it also remembers width and height.
+    """
 
     broken: dict[str, BadRecord]
     hashes: dict[str, bytes]
+    sizes: dict[str, tuple[int, int]]
 
     def error_of(self, record: AnyRecord) -> BadRecord | None:
         """Opens a record's pictures and returns the first error, under the record's name."""
@@ -125,6 +151,8 @@ class _OpenedPictures:
             if path in self.broken:
                 error = self.broken[path]
                 return BadRecord(record.id, error.reason, error.detail)
+        if boxes_of(record) and record.images[0] not in self.sizes:
+            self.sizes[record.images[0]] = picture_size(record.images[0])
         return None
 
     def _open(self, path: str, name: str) -> None:
@@ -136,25 +164,53 @@ class _OpenedPictures:
         self.hashes[path] = hashlib.blake2b(picture_bytes(path), digest_size=16).digest()
 
 
-def _check(split: Split, listing: SourceListing, config: DataConfig, opened: _OpenedPictures | None) -> SplitCheck:
+def _check(
+    split: Split,
+    listing: SourceListing,
+    config: DataConfig,
+    opened: _OpenedPictures | None,
+    tokenizer: Tokenizer | None,
+) -> SplitCheck:
     records: Sequence[AnyRecord] = listing.records
-    broken = [error for record in records if (error := opened.error_of(record))] if opened else []
+    errors = enumerate(map(opened.error_of, records) if opened else ())
+    broken = {number: error for number, error in errors if error}
+
+    def usable() -> Iterator[AnyRecord]:
+        """Yields the records again and again, since streamed ones are not held in memory."""
+        return (record for number, record in enumerate(records) if number not in broken)
+
     total = len(records) + sum(error.count for error in listing.skipped)
-    ledger = SkipLedger(config.bad_share if split == "train" else 0.0, total, [*listing.skipped, *broken])
+    ledger = SkipLedger(config.bad_share if split == "train" else 0.0, total, [*listing.skipped, *broken.values()])
     return SplitCheck(
         split=split,
         kind=type(records[0]) if records else object,
         records=len(records) - len(broken),
-        pictures=len({image_id for record in records for image_id in record.image_ids}),
-        texts=sum(len(record.texts) for record in records),
+        pictures=len({image_id for record in usable() for image_id in record.image_ids}),
+        texts=sum(len(record.texts) for record in usable()),
         bad=tuple(ledger.bad.values()),
         # A drawn split leaves out pictures that cannot be read, so any number of them is tolerated.
         allowed=total if listing.drawn else ledger.allowed,
-        long=tuple(record.id for record in records if _is_long(record, config.max_words)),
-        repeated=tuple(_repeated(records)),
-        labels=Counter(label for record in records for label in _labels(record)),
-        unlabelled=sum(_lacks_label(record, split) for record in records),
+        long=tuple(record.id for record in usable() if _is_long(record, config.max_words)),
+        repeated=tuple(_repeated(usable())),
+        labels=Counter(label for record in usable() for label in _labels(record)),
+        unlabelled=sum(_lacks_label(record, split) for record in usable()),
+        profile=profile_texts(usable(), config.max_words, tokenizer),
+        other_scripts=0 if tokenizer else sum(any(map(is_other_script, record.texts)) for record in usable()),
+        blank_answers=tuple(record.id for record in usable() if _has_blank_answer(record)),
+        boxes=_boxes(usable, opened),
     )
+
+
+def _boxes(usable: Callable[[], Iterator[AnyRecord]], opened: _OpenedPictures | None) -> BoxCheck:
+    check = BoxCheck()
+    for record in usable():
+        if isinstance(record, Referring):
+            check.add(record, opened.sizes.get(record.image) if opened else None)
+    return check
+
+
+def _has_blank_answer(record: AnyRecord) -> bool:
+    return isinstance(record, Question) and not all(map(has_word, record.answers))
 
 
 def _is_long(record: AnyRecord, max_words: int) -> bool:
@@ -281,6 +337,22 @@ def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
     if check.repeated:
         records = _counted(len(check.repeated), "record")
         yield f"{split}: {records} saying what another one says: {_some(check.repeated)}"
+    if check.blank_answers:
+        records = _counted(len(check.blank_answers), "question")
+        yield f"{split}: {records} with an answer without a word, which is left out: {_some(check.blank_answers)}"
+    if unknown := check.profile.unknown_words():
+        yield f"{split}: {unknown}"
+    if check.other_scripts > OTHER_SCRIPTS * check.records:
+        yield (
+            f"{split}: {_counted(check.other_scripts, 'record')} with texts in another script than Latin, of which "
+            "English vocabularies know little: learn one from the texts, or name the vocabulary of the training with "
+            "--vocabulary, to have the words counted that it does not know"
+        )
+    if split == "train" and check.kind in (Record, Referring) and (repeated := check.profile.repetition()):
+        way_out = "" if check.profile.same_for_all else "; task.ignore_true_texts=true takes these from the negatives"
+        yield f"{split}: {repeated}{way_out}"
+    for note in check.boxes.notes():
+        yield f"{split}: {note}"
     shares = [check.labels.get(label, 0) for label in CLASSES.get(check.kind, ()) if split == "train"]
     if shares and max(shares) > LOPSIDED * min(shares):
         yield f"{split}: the labels are out of balance: {dict(check.labels)}"

@@ -55,6 +55,19 @@ def chance_recall(relevant: Int[Tensor, "Q"], candidates: int, k: int) -> float:
     return 100.0 * _hit_probability(torch.full_like(relevant, k), relevant, candidates - relevant).mean().item()
 
 
+def chance_mean_recall(image_of_text: Int[Tensor, "T"], images: int, levels: Sequence[int] = LEVELS) -> float:
+    """Computes the `mean_recall` in percent of a random order of both images and texts.
+
+    >>> round(chance_mean_recall(torch.tensor([0, 1, 2, 3]), images=4, levels=(1,)), 9)
+    25.0
+    """
+    texts_of = torch.bincount(image_of_text, minlength=images)
+    one_image = torch.ones_like(image_of_text)
+    by_image = [chance_recall(texts_of, len(image_of_text), k) for k in levels]
+    by_text = [chance_recall(one_image, images, k) for k in levels]
+    return sum(by_image + by_text) / (2 * len(levels))
+
+
 def _hit_probability(
     slots: Int[Tensor, "Q"], relevant: Int[Tensor, "Q"], irrelevant: Int[Tensor, "Q"]
 ) -> Float[Tensor, "Q"]:

@@ -71,7 +71,7 @@ class TaskEvaluation:
 def has_label(record: AnyRecord) -> bool:
     """Tells whether the record holds the right answer."""
     if isinstance(record, Question):
-        return bool(record.answers)
+        return bool(record.targets)
     return not isinstance(record, Referring) or record.box is not None
 
 

@@ -32,7 +32,9 @@ def convert(files: Sequence[Path | str], folder: Path, options: Options) -> Asse
     recipe, save_tokenizer = to_dict(assembled.recipe), assembled.tokenizer.save
     content = store.CheckpointState(assembled.weights, {}, state, recipe, save_tokenizer)
     store.save_checkpoint(folder / "checkpoints", 0, content)
-    (folder / "conversion.json").write_text(json.dumps(asdict(assembled.report), indent=1, ensure_ascii=False))
+    (folder / "conversion.json").write_text(
+        json.dumps(asdict(assembled.report), indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     return assembled
 
 

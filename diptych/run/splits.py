@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diptych import catalog
+from diptych.console import say
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
 from diptych.data.loader import EvaluationBatch, Item, check_readable, evaluation_batches, items_at
@@ -41,11 +42,11 @@ def open_split(recipe: Recipe, split: Split) -> AnySource:
 def _print_skipped(split: str, skipped: Sequence[BadRecord], shown: int = 5) -> None:
     if not skipped:
         return
-    print(f"left out of the {split} data, {len(skipped)} in all:")
+    say(f"left out of the {split} data, {len(skipped)} in all:")
     for error in skipped[:shown]:
-        print(f"  {error}")
+        say(f"  {error}")
     if len(skipped) > shown:
-        print(f"  and {len(skipped) - shown} more")
+        say(f"  and {len(skipped) - shown} more")
 
 
 def with_answers(recipe: Recipe, source: AnySource) -> Recipe:

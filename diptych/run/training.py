@@ -8,12 +8,15 @@ from pathlib import Path
 
 from diptych import catalog
 from diptych.checkpoints import store
+from diptych.console import say
 from diptych.data.cleanup import clean_text
+from diptych.data.files import split_paths
 from diptych.data.loader import PairLoader
 from diptych.data.record import AnyRecord, Picture, Question
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.device import find_device
 from diptych.launched import restarted
+from diptych.run.known_data import describe, note_data
 from diptych.run.splits import AnySource, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
@@ -48,18 +51,18 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     check_optimizer(recipe)
     check_partial(recipe)
     kind = catalog.task_class(recipe.task)
-    begun = resume and store.latest(folder / "checkpoints") is not None
+    begun = store.latest(folder / "checkpoints") if resume else None
     # Complete the recipe by what other runs and the training data determine.
     if not begun:
         recipe = kind.resolved(recipe)
-    source = open_split(recipe, "train")
+    source = _open_training(recipe, folder, resume)
     recipe = with_answers(recipe, source)
     # Build the task and give it its starting weights.
     tokenizer = _first_tokenizer(recipe, source, folder)
     task = catalog.build_task(recipe, tokenizer).to(find_device(recipe.run.device))
     started = None if begun else _start(task, recipe, tokenizer)
     if recipe.freeze:
-        print(f"frozen: {freeze(task, recipe.freeze)}")
+        say(f"frozen: {freeze(task, recipe.freeze)}")
     size, run = recipe.model.image_size, recipe.run
     loader = PairLoader(
         source, tokenizer, recipe.data, size, run.batch_size * recipe.optim.accumulate, run.seed,
@@ -67,8 +70,10 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
         claims=recipe.task.needs_claims,
     )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
-    if started and world.first:
-        record_start(folder, task, *started)
+    if world.first:
+        if started:
+            record_start(folder, task, *started)
+        note_data(folder, describe(recipe, source, tokenizer), recipe, step=store.step_of(begun) if begun else 0)
     loop.train(
         task, loader, recipe, folder,
         validation=validation, save_tokenizer=tokenizer.save, resume=resume, world=world,
@@ -76,13 +81,26 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     return folder
 
 
+def _open_training(recipe: Recipe, folder: Path, resume: bool) -> AnySource:
+    """Opens the training data. Raises ValueError, which says how to name data that have moved."""
+    try:
+        return open_split(recipe, "train")
+    except (ValueError, OSError) as error:
+        missing = [path for path in split_paths(recipe.data.path or "") if not Path(path).exists()]
+        if not resume or not missing:
+            raise
+        raise ValueError(
+            f"{error}. If the data have moved, say where they are: diptych resume {folder} data.path=NEW"
+        ) from error
+
+
 def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> tuple[Start | None, str]:
     """Loads the weights of other runs, prints their origin, and returns it."""
     if borrowed := borrow(task):
-        print(borrowed)
+        say(borrowed)
     start = start_from(task, recipe.init_from, tokenizer) if recipe.init_from else None
     if start:
-        print(f"starting from {start}")
+        say(f"starting from {start}")
     return start, borrowed
 
 

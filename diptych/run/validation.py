@@ -6,11 +6,13 @@ from diptych import catalog
 from diptych.data.tokenizer import Tokenizer
 from diptych.device import find_device
 from diptych.evaluate import contrastive_recall, evaluate_task
+from diptych.metrics.recall import chance_mean_recall
 from diptych.metrics.task_evaluation import MAIN, has_label
 from diptych.run.splits import batches_of, open_split, ranks_pairs, read_retrieval
 from diptych.schema import Recipe
 from diptych.task import Model, Task
 from diptych.train import loop
+from diptych.train.log import CHANCE
 
 MAXIMISED = "mean_recall"
 """The measure of contrastive recall that decides which checkpoint is best."""
@@ -27,11 +29,12 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
     if ranks_pairs(recipe):
         split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
         split.pictures.check()
+        guess = {CHANCE: chance_mean_recall(split.image_of_text, len(split.pictures))}
         device, model = find_device(recipe.run.device), task.model
         assert isinstance(model, Model), "only models are measured as retrieval"
 
         def recall() -> dict[str, float]:
-            return contrastive_recall(model, split.pictures, split.texts, split.image_of_text, device=device)
+            return contrastive_recall(model, split.pictures, split.texts, split.image_of_text, device=device) | guess
 
         return loop.Validation(recall, MAXIMISED)
 
@@ -41,7 +44,9 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Va
 
     def measure(count: int = items) -> dict[str, float]:
         evaluation = evaluate_task(task, batches_of(recipe, source, tokenizer, count), tokenizer, resamples=1)
-        return {name: score.value for name, score in evaluation.scores.items()} | dict(evaluation.figures)
+        guesses = [reference.value for reference in evaluation.references.values()]
+        chance = {CHANCE: max(guesses)} if guesses else {}
+        return {name: score.value for name, score in evaluation.scores.items()} | dict(evaluation.figures) | chance
 
     if catalog.task_class(recipe.task).fails_early:
         measure(1)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from diptych.data.answers import SHORTEST, answer_vocabulary, encode_answers
 from diptych.data.collate import pad_texts
 from diptych.data.loader import EvaluationBatch
-from diptych.data.record import Question
+from diptych.data.record import Question, has_word
 from diptych.data.submissions import write_vqa
 from diptych.data.tokenizer import Tokenizer
 from diptych.facts import COMMONEST, Ability, Answer, Argument, Option, Submission, TaskReport
@@ -310,6 +310,13 @@ class VqaDecoding(QuestionAnswering):
         ids, labels, packed = _next_words(answers)
         hidden, _ = head(ids, packed, ask(model, batch), answer_of)
         return head.word_logits(hidden), labels, packed.sequence_ids
+
+    @classmethod
+    def filled(cls, config: Any, records: Callable[[], Iterable[Question]]) -> Any:
+        """Raises ValueError at once for a listed answer that no model could write, and not at the first validation."""
+        if config.inference == "rank" and (empty := [answer for answer in config.answers if not has_word(answer)]):
+            raise ValueError(f"task.answers holds {empty[0]!r}, which is no answer: it holds no word. Take it out")
+        return super().filled(config, records)
 
     # ------------------------------------------------------------------ ranking a list
 

@@ -3,7 +3,8 @@
 Every line of `metrics.jsonl` has `step`, `epoch`, and `pairs` and `seconds`, both counted from the start of the run.
 A training line adds `lr` and means since the line before: `pairs_per_second`, `waiting` (the share of the time, 0..1,
 that the loop waited for its next batch), `gradient_norm`, `loss`, `losses: {name: …}` (each without its weight) and
-`measures: {name: …}`. A validation line adds `validation: {name: …}`.
+`measures: {name: …}`. A validation line adds `validation: {name: …}`, where `chance` is what a
+guesser would get of the measure that decides which checkpoint is best.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from diptych.schema import RunConfig
 from diptych.train.state import Plan, RunState
 from diptych.types import Losses, Term
 
+CHANCE = "chance"
+"""The name of what a guesser would get of the measure that decides which checkpoint is best."""
 PLAIN_SECONDS = 15.0
 """The least time between two printed lines where no terminal can show a bar."""
 DRAW_SECONDS = 0.2
@@ -126,7 +129,8 @@ class RunLog:
         """Writes a validation's line, and prints the measure that decides which checkpoint is kept."""
         self._write(state, {"validation": dict(measures)})
         best = ", the best so far" if state.improved else ""
-        self.say(f"step {state.step}: {maximised} {measures[maximised]:.4g}{best}")
+        guess = f" (guessing gets {measures[CHANCE]:.4g})" if CHANCE in measures else ""
+        self.say(f"step {state.step}: {maximised} {measures[maximised]:.4g}{guess}{best}")
 
     def say(self, text: str) -> None:
         self.display.say(text)

@@ -94,7 +94,7 @@ def train(
                 log.step(report, state)
                 if validation and plan.validates(state.step):
                     began = time.monotonic()
-                    measures = measure(parallel, validation)
+                    measures = measured(validation, store, state, plan.epoch(state.step), log)
                     state = state.after_validation(measures[validation.maximise], time.monotonic() - began)
                     log.validation(measures, validation.maximise, state)
                 if plan.saves(state) or report.stopped:
@@ -177,11 +177,37 @@ def keyed(batch: AnyBatch, progress: Progress) -> AnyBatch:
     return batch if isinstance(batch, TextBatch) else replace(batch, rng_keys=keys)
 
 
+def measured(
+    validation: Validation, store: RunStore, state: RunState, epoch: float, log: RunLog | SilentLog
+) -> Mapping[str, float]:
+    """Measures, and where that fails saves a checkpoint before the error ends the run: no step of training is lost."""
+    try:
+        return measure(store.parallel, validation)
+    except Exception:
+        store.save(state, epoch)
+        store.settle()
+        log.say(f"the validation of step {state.step} failed; the training up to this step is saved")
+        raise
+
+
 def measure(parallel: ParallelTask, validation: Validation) -> Mapping[str, float]:
-    """Measures with the task in evaluation mode. Every process measures, and all return what the first one did."""
+    """Measures with the task in evaluation mode. Every process measures, and all return what the first one did.
+
+    Where the measurement fails in one process, all raise.
+    """
+    world = parallel.world
     parallel.task.eval()
     try:
         with torch.no_grad(), parallel.unsharded():
-            return parallel.world.broadcast(validation.measure())
+            measures: Mapping[str, float] = {}
+            failure: Exception | None = None
+            try:
+                measures = validation.measure()
+            except Exception as error:
+                failure = error
+            messages = [message for message in world.gather(failure and str(failure)) if message is not None]
+            if messages:
+                raise failure or ValueError(messages[0])
+            return world.broadcast(measures)
     finally:
         parallel.task.train()

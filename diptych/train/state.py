@@ -24,7 +24,7 @@ from diptych.checkpoints import store
 from diptych.data.record import BadRecord
 from diptych.data.skips import SkipLedger
 from diptych.nn.shards import own_part
-from diptych.schema import Recipe
+from diptych.schema import RESUMABLE, Recipe
 from diptych.serialize import from_dict, to_dict
 from diptych.train.distributed import World
 from diptych.train.optim import load_optimizer_state, optimizer_state
@@ -155,10 +155,18 @@ class RunStore:
         if not resume:
             _write_json(self.folder / "recipe.json", recipe)
             return None
-        if differing := _differences(to_dict(stored_recipe(self.folder)), recipe):
+        stored = stored_recipe(self.folder)
+        differing = _differences(to_dict(stored), recipe)
+        if settled := [name for name in differing if name not in RESUMABLE]:
             raise ValueError(
-                f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(differing)}"
+                f"{self.folder} was begun with another recipe; resuming cannot change {', '.join(settled)}"
             )
+        if _mixed(stored) != _mixed(self.recipe):
+            raise ValueError(
+                f"{self.folder} was begun with another mix: resuming changes only path and root of its parts"
+            )
+        if differing:
+            _write_json(self.folder / "recipe.json", recipe)
         newest, damaged = store.newest_whole(self.checkpoints)
         if newest is not None:
             store.set_aside(damaged, newest.folder)
@@ -255,7 +263,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def stored_recipe(folder: Path) -> Recipe:
     """Reads the recipe of a run from its folder."""
-    return from_dict(json.loads((folder / "recipe.json").read_text()))
+    return from_dict(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -272,6 +280,11 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(content, indent=1))
     unfinished.replace(path)
+
+
+def _mixed(recipe: Recipe) -> list[tuple[str, float]]:
+    """Returns what matters of a mix wherever its parts lie."""
+    return [(part.source, part.weight) for part in recipe.data.mix]
 
 
 def _differences(recipe: Any, other: Any, name: str = "") -> list[str]:

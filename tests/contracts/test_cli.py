@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import diptych
 from diptych.catalog import find_recipe
 from diptych.cli.main import VERBS, main
+from diptych.console import say
 from diptych.recipes.override import override, parse_assignments
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +31,7 @@ def test_help_imports_no_verb_no_catalog_and_nothing_heavy() -> None:
         "heavy = {'torch', 'numpy', 'jsonargparse', 'rich', 'PIL'} & set(sys.modules);"
         "print(status, sorted(own), heavy)"
     )
-    assert run.stdout.splitlines()[-1] == "0 ['diptych', 'diptych.cli', 'diptych.cli.main'] set()"
+    assert run.stdout.splitlines()[-1] == "0 ['diptych', 'diptych.cli', 'diptych.cli.main', 'diptych.console'] set()"
     assert all(verb in run.stdout for verb in VERBS)
 
 
@@ -83,3 +86,27 @@ def test_recipes_lists_every_field_as_train_takes_it(capsys: pytest.CaptureFixtu
     fields = [line for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"[a-z_.]+=.*", line)]
     recipe = find_recipe("albef_tiny")
     assert override(recipe, parse_assignments(fields)) == find_recipe("albef_base")
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "cp1252:strict"])
+def test_output_escapes_what_a_console_cannot_show(encoding: str, tmp_path: Path) -> None:
+    """Help, captions and file names hold characters that such consoles lack, and none of them may end a command."""
+    (tmp_path / "红.jpg").write_bytes(b"no picture")
+    (tmp_path / "红.txt").write_text("红色圆形", encoding="utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    for arguments, shown in (
+        (["--help"], "diptych VERB"),
+        (["data", "validate", "folder", str(tmp_path)], "\\u7ea2.jpg"),
+    ):
+        command = [sys.executable, "-m", "diptych", *arguments]
+        run = subprocess.run(command, capture_output=True, check=False, timeout=120, env=environment)
+        assert shown in run.stdout.decode(encoding.partition(":")[0]), run.stderr
+        assert b"Error" not in run.stderr
+
+
+def test_the_library_escapes_too_where_its_caller_has_set_up_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))
+    say("starting from 红")
+    sys.stdout.flush()
+    assert written.getvalue() == b"starting from \\u7ea2\n"

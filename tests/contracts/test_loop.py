@@ -255,6 +255,22 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tmp_path: Path) -
     assert again == last, "a run out of patience stays ended"
 
 
+def test_a_validation_that_fails_ends_the_run_after_its_training_is_saved(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> Mapping[str, float]:
+        raise RuntimeError("no memory left")
+
+    config = recipe(run__steps=6, run__validate_every=4, run__checkpoint_every=100)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        train(Toy(), Loader(), config, tmp_path / "run", validation=Validation(broken, "recall"))
+    assert "the validation of step 4 failed; the training up to this step is saved" in capfd.readouterr().err
+    (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert kept.name == "step-00000004"
+    whole = Validation(measures([0.5]), "recall")
+    assert train(Toy(), Loader(), config, tmp_path / "run", validation=whole, resume=True).name == "step-00000006"
+
+
 def test_the_end_is_validated_and_the_task_is_in_evaluation_mode_meanwhile(tmp_path: Path) -> None:
     task, modes = Toy(), []
     task.hook = lambda progress: modes.append(task.training)

@@ -17,6 +17,7 @@ from diptych.data.convert import write_splits
 from diptych.data.sources.files import open_layout, read_splits
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.sources.listing import SourceListing
+from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.validate import Check, validate
 from diptych.schema import SPLITS, DataConfig, Split
 
@@ -185,6 +186,84 @@ def test_an_empty_split_keeps_training_from_starting_unless_it_is_the_test(tmp_p
     report = check(config)
     assert report.ready
     assert report.notes == ("the test split is empty: the trained model cannot be measured on it",)
+
+
+def test_what_cannot_be_used_is_counted_nowhere_else(tmp_path: Path) -> None:
+    """All pictures of neutral hypotheses are broken, so the model would never learn what is neutral."""
+    train = entailments(tmp_path, "train", 30)
+    for entry in train[1::3]:
+        (tmp_path / entry["image"]).write_bytes(b"no picture")
+    report = check(split_files(tmp_path, train=train))
+    assert "train: no record is labelled neutral" in report.errors
+    assert report.splits[0].labels == {"contradiction": 10, "entailment": 10}
+    assert (report.splits[0].pictures, report.splits[0].texts) == (20, 20)
+
+
+def test_questions_without_a_word_of_an_answer_are_refused_and_blanks_beside_words_noted(tmp_path: Path) -> None:
+    train = [
+        {
+            "id": f"q{number}",
+            "image": picture(tmp_path / f"q{number}.png", number),
+            "question": "Who?",
+            "answers": answers,
+        }
+        for number, answers in enumerate(
+            [["me"], ["you", " "], [""], ["\u200b", "\u200b"], ["me"], ["me"], ["me"], ["me"]]
+        )
+    ]
+    report = check(split_files(tmp_path, train=train))
+    assert [error.reason for error in report.splits[0].bad] == ["answer empty"] * 2
+    assert report.splits[0].labels == {"me": 5, "you": 1}
+    assert "train: 1 question with an answer without a word, which is left out: q1" in report.notes
+
+
+def captioned(folder: Path, captions: list[str]) -> DataConfig:
+    train = [
+        {"image": picture(folder / f"c{number}.png", number), "caption": text} for number, text in enumerate(captions)
+    ]
+    return split_files(folder, train=train)
+
+
+def test_many_pictures_with_few_texts_are_noted(tmp_path: Path) -> None:
+    notes = check(captioned(tmp_path, ["A cat."] * 10 + ["a dog"] * 10)).notes
+    assert (
+        "train: 20 pictures share 2 different texts, such as 'a cat' (10 pictures): 47.4% of the pairs of different "
+        "pictures have the same text; task.ignore_true_texts=true takes these from the negatives"
+    ) in notes
+    (note,) = (note for note in check(captioned(tmp_path, ["a cat"] * 5)).notes if "pictures" in note)
+    assert note.startswith("train: all 5 pictures have the same text ('a cat')")
+    assert not check(captioned(tmp_path, [f"cat number {number}" for number in range(9)])).notes
+
+
+def test_words_that_a_vocabulary_does_not_know_are_counted(tmp_path: Path) -> None:
+    config = captioned(tmp_path, ["红色圆形", "绿色圆形", "a cat"])
+    (note,) = (note for note in check(config).notes if note.startswith("train"))
+    assert "2 records with texts in another script than Latin" in note
+    known = Tokenizer([*SPECIAL, "a", "cat"])
+    parts = read_splits(read_jsonl, config)
+    (note,) = (note for note in validate(parts, config, tokenizer=known).notes if note.startswith("train"))
+    assert "the vocabulary does not know 80.0% of the word pieces ([UNK]), as in '红色圆形'" in note
+
+
+def boxed(folder: Path, boxes: list[list[float]]) -> tuple[str, ...]:
+    """Returns what is noted about the boxes of phrases, which are in pictures of 6 × 4 pixels."""
+    train = [
+        {"image": picture(folder / f"b{number}.png", number), "phrase": f"thing {number}", "bbox": box}
+        for number, box in enumerate(boxes)
+    ]
+    return tuple(note for note in check(split_files(folder, train=train)).notes if "box" in note)
+
+
+def test_boxes_that_are_not_meant_as_written_are_noted(tmp_path: Path) -> None:
+    assert boxed(tmp_path, [[0, 0, 6, 4], [3, 2, 3, 2]]) == ()
+    (corners,) = boxed(tmp_path, [[3, 2, 6, 4], [0, 0, 2, 2]])
+    assert corners.startswith("train: 1 of 2 boxes leave their picture, such as [3, 2, 6, 4] in the 6 × 4 pixels of ")
+    assert "all would fit as two corners" in corners
+    (outside,) = boxed(tmp_path, [[0, 0, 6, 4], [90, 90, 2, 2]])
+    assert "1 of 2 boxes leave" in outside
+    assert "corners" not in outside
+    (shares,) = boxed(tmp_path, [[0.5, 0.5, 0.2, 0.2]])
+    assert "within 0..1" in shares
 
 
 # --------------------------------------------------------------------------- conversion and samples

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych.data.answers import answer_vocabulary
 from diptych.data.collate import identity_number
 from diptych.data.dataset import KINDS, PairDataset
 from diptych.data.loader import Loaded, PairLoader
@@ -278,7 +279,8 @@ def test_a_closed_set_gets_rows_of_scores_in_its_order() -> None:
     [
         ((), (), "r0: answer missing"),
         ((), CLOSED, "r0: answer missing"),
-        (("yes", " "), (), r"r0: answer unusable \(' ' is no answer: it holds no word\)"),
+        (("", " \u200b"), (), "r0: answer empty"),
+        (("", " \u200b"), CLOSED, "r0: answer empty"),
     ],
 )
 def test_a_question_that_teaches_nothing_is_a_bad_record(
@@ -290,9 +292,18 @@ def test_a_question_that_teaches_nothing_is_a_bad_record(
         dataset[0, 0]
 
 
+def test_an_answer_without_a_word_is_left_out_and_the_others_are_learnt() -> None:
+    """Nobody can learn to write it, and no list of candidates may hold it (ALBEF issue 40)."""
+    blank = replace(PEOPLE, answers=("yes", "", "\u200b", "no"))
+    assert blank.targets == (("yes", 0.25), ("no", 0.25))
+    assert len(batch_of(blank).answers.input_ids) == 2
+    assert answer_vocabulary([blank, replace(PEOPLE, answers=("", " "))], 9) == ("no", "yes")
+
+
 @pytest.mark.parametrize(
     ("record", "name"),
     [
+        (replace(HYPOTHESIS, hypothesis="\u200b"), "hypothesis"),
         (replace(HYPOTHESIS, hypothesis="!?"), "hypothesis"),
         (replace(PEOPLE, question="?"), "question"),
         (replace(STATEMENT, statement="..."), "statement"),

@@ -22,6 +22,7 @@ from diptych import catalog
 from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.compare.compute import record_compute
 from diptych.apps.report.stages import COMPUTE
+from diptych.console import end_of, escape_output
 from diptych.recipes.override import override
 from diptych.run import evaluate, train
 from diptych.schema import Recipe
@@ -110,7 +111,7 @@ def train_all(runs: tuple[Run, ...], jobs: int) -> dict[Path, str]:
                 run, process = running.pop(sentinel)
                 process.join()
                 if process.exitcode or not run.done:
-                    failed[run.folder] = f"the end of {run.log}:\n{run.log.read_text()[-SHOWN:].rstrip()}"
+                    failed[run.folder] = f"the end of {run.log}:\n{end_of(run.log, SHOWN)}"
                 print(f"{run.folder}: {'failed' if run.folder in failed else 'done'}", flush=True)
     finally:
         for _, process in running.values():
@@ -146,6 +147,7 @@ def _in_process(run: Run, threads: int) -> None:
     with run.log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    escape_output()
     torch.set_num_threads(threads)
     try:
         carry_out(run)

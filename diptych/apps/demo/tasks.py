@@ -20,6 +20,7 @@ from diptych.apps.demo.systems import Demonstration, TaskRun
 from diptych.apps.report.numbers import columns
 from diptych.apps.report.run import report
 from diptych.checkpoints import store
+from diptych.console import end_of, escape_output
 from diptych.metrics.intervals import Interval
 from diptych.run import train
 from diptych.schema import Recipe
@@ -114,7 +115,7 @@ def _blind_beside(demonstration: Demonstration, run: TaskRun) -> Iterator[None]:
         twin.join()
         torch.set_num_threads(threads)
     if twin.exitcode:
-        raise ValueError(f"{name} on blank pictures failed; the end of {log}:\n{log.read_text()[-2000:]}")
+        raise ValueError(f"{name} on blank pictures failed; the end of {log}:\n{end_of(log, 2000)}")
 
 
 def _run_blind(demonstration: Demonstration, run: TaskRun, threads: int, log: Path) -> None:
@@ -122,6 +123,7 @@ def _run_blind(demonstration: Demonstration, run: TaskRun, threads: int, log: Pa
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    escape_output()
     torch.set_num_threads(threads)
     try:
         _run(demonstration, run, blank=True)

@@ -3,12 +3,13 @@
 beginning.py   checks the start weights
 learning.py    checks loss, features, temperature, false negatives, validation
 envelope.py    compares the loss with recorded runs of the same recipe
+data.py        checks the texts that the run learns from
 machinery.py   checks gradients, records, loader, checkpoints
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
-from diptych.apps.doctor import beginning, learning, machinery
+from diptych.apps.doctor import beginning, data, learning, machinery
 from diptych.apps.doctor.envelope import Envelope, envelope, known, record
 from diptych.apps.doctor.finding import Diagnosis, Finding
 from diptych.apps.doctor.run import Run, read_run
@@ -17,6 +18,7 @@ __all__ = ["CHECKS", "Diagnosis", "Envelope", "Finding", "Run", "examine", "know
 
 CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     beginning.start,
+    data.texts,
     learning.chance,
     learning.course,
     learning.features,

@@ -34,6 +34,8 @@ HALF = 0.5
 """Share of pairs with masked negatives above which it is a note."""
 FALLEN = 0.8
 """Share of its best value below which a validation counts as fallen."""
+HARDLY_BETTER = 1.05
+"""Multiple of what a guesser gets up to which the best validation counts as hardly better, which is a note."""
 STALE = 5
 """Number of validations without an improvement from which on it is a note."""
 
@@ -243,17 +245,33 @@ def validation(run: Run) -> Iterator[Finding]:
     for name in ("validation.mean_recall", "validation.accuracy"):
         values = [(int(line["step"]), line[name]) for line in run.validations if name in line]
         if values:
-            yield _validated(name.removeprefix("validation."), values)
+            guess = run.validations[-1].get("validation.chance")
+            yield _validated(name.removeprefix("validation."), values, guess, run.settled())
             return
     why = "there is no validation yet" if run.recipe.run.validate_every else "run.validate_every=0 turns it off"
     yield Finding("validation", "unknown", why)
 
 
-def _validated(name: str, values: list[tuple[int, float]]) -> Finding:
+def _validated(name: str, values: list[tuple[int, float]], guess: float | None, settled: bool) -> Finding:
+    """Judges a measure by its course, and by `guess`, what a guesser would get; earlier versions did not log it."""
     step, best = max(values, key=lambda point: point[1])
     last = values[-1][1]
     since = sum(later > step for later, _ in values)
     known = f"{name} is {last:.1f} %, and was best with {best:.1f} % at step {step:,}"
+    if guess is not None:
+        known += f"; guessing gets {guess:.1f} %"
+        if best <= guess:
+            return Finding(
+                "validation",
+                "wrong" if settled else "unknown",
+                f"{known}: the run is no better than guessing" + ("" if settled else ", but it is too early to tell"),
+                "see `texts`, `features` and the losses here; where guessing gets this much, also validate on more "
+                "records",
+            )
+        if best <= HARDLY_BETTER * guess:
+            return Finding(
+                "validation", "note", f"{known}: the run is hardly better than guessing", "train longer, on more data"
+            )
     if last < FALLEN * best:
         return Finding(
             "validation",

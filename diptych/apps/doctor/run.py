@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diptych.logged import read_metrics
+from diptych.logged import read_data, read_metrics
 from diptych.schema import Recipe
 from diptych.serialize import from_dict
 
@@ -38,6 +38,8 @@ class Run:
     """Content of `start.json` (train/start.py); None for runs of earlier versions, which did not write it."""
     state: dict[str, Any]
     """Content of `state.json` of the newest checkpoint; empty without a checkpoint."""
+    data: tuple[dict[str, Any], ...] = ()
+    """Content of `data.json` (run/known_data.py); empty for runs of earlier versions."""
 
     @property
     def step(self) -> int:
@@ -104,6 +106,7 @@ def read_run(folder: Path) -> Run:
         validations=validations,
         start=_json(folder / "start.json"),
         state=_newest_state(folder) or {},
+        data=tuple(read_data(folder)),
     )
 
 

@@ -15,7 +15,17 @@ from diptych.data.cleanup import clean_text
 from diptych.data.entries import from_entry, plain_path
 from diptych.data.files import split_paths
 from diptych.data.pictures import file_of
-from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, with_image_ids, with_images
+from diptych.data.record import (
+    TASK_NAMES,
+    AnyRecord,
+    BadRecord,
+    Picture,
+    Question,
+    Record,
+    has_word,
+    with_image_ids,
+    with_images,
+)
 from diptych.schema import DataConfig, Split
 
 
@@ -121,12 +131,14 @@ class SourceListing:
 def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[AnyRecord, list[BadRecord]]:
     """Puts `root` before the record's picture paths and removes its empty captions, which are returned as errors.
 
-    Raises BadRecord if a picture is missing or no text is left.
+    Raises BadRecord if a picture is missing, no text is left, or none of a question's answers holds a word.
     """
     record, paths = _with_slashes(record, root)
-    usable = [number for number, text in enumerate(record.texts) if clean_text(text, record, max_words)]
+    usable = [number for number, text in enumerate(record.texts) if has_word(clean_text(text, record, max_words))]
     if not usable and not isinstance(record, Picture):
         raise BadRecord(name, f"{record.text_name} empty", paths[0] if paths else "")
+    if isinstance(record, Question) and record.answers and not record.targets:
+        raise BadRecord(name, "answer empty", paths[0])
     for path in paths:
         if "\0" in path or not os.path.isfile(file_of(path)):  # noqa: PTH113 — a million Path.is_file take seconds
             raise BadRecord(name, "picture missing", path)
