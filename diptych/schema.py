@@ -876,6 +876,9 @@ class DataConfig:
     normalise: Normalise = "albef"
     """How pixels are normalised: by mean and deviation of natural images (`albef`), or to -1..1 (`vlmo`). A model must
     see images as it was trained on them."""
+    largest_pixels: int = 100_000_000
+    """Largest number of pixels of an image. Larger ones are unreadable records, refused before they are decoded: a
+    decoded image takes 4 to 16 bytes per pixel."""
 
 
 @dataclass(frozen=True)

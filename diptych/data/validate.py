@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from diptych.data.cleanup import clean_text
-from diptych.data.pictures import open_picture, picture_bytes
+from diptych.data.pictures import open_picture, picture_digest
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     TASK_NAMES,
@@ -89,10 +88,11 @@ def validate(listings: Mapping[Split, SourceListing], config: DataConfig, open_p
     With `open_pictures`, every picture is decoded, and copies of a picture under other names are found as well.
     Otherwise only missing files are.
     """
-    opened = _OpenedPictures({}, {}) if open_pictures else None
+    opened = _OpenedPictures({}, {}, config.largest_pixels) if open_pictures else None
     checks = tuple(_check(split, listing, config, opened) for split, listing in listings.items())
     errors = [error for check in checks for error in _errors(check)]
-    notes = [note for check in checks for note in _notes(check, config)]
+    notes = [f"{split}: {listing.passed_over}" for split, listing in listings.items() if listing.passed_over]
+    notes += [note for check in checks for note in _notes(check, config)]
     for first, second in combinations(SPLITS, 2):
         texts_alone = _has_texts_alone(listings[first]) and _has_texts_alone(listings[second])
         if texts_alone:
@@ -115,6 +115,7 @@ class _OpenedPictures:
 
     broken: dict[str, BadRecord]
     hashes: dict[str, bytes]
+    largest_pixels: int
 
     def error_of(self, record: AnyRecord) -> BadRecord | None:
         """Opens a record's pictures and returns the first error, under the record's name."""
@@ -128,11 +129,12 @@ class _OpenedPictures:
 
     def _open(self, path: str, name: str) -> None:
         try:
-            open_picture(path, name, least_side=64)  # a scaled JPEG is still read to its end, several times faster
+            # A scaled JPEG is still read to its end, several times faster.
+            open_picture(path, name, 64, self.largest_pixels)
         except BadRecord as error:
             self.broken[path] = error
             return
-        self.hashes[path] = hashlib.blake2b(picture_bytes(path), digest_size=16).digest()
+        self.hashes[path] = picture_digest(path)
 
 
 def _check(split: Split, listing: SourceListing, config: DataConfig, opened: _OpenedPictures | None) -> SplitCheck:

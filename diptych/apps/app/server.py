@@ -85,6 +85,8 @@ def serve(
     """Loads the models and serves their pages until the process is stopped. Raises ValueError for bad arguments."""
     port = free_port(host, port)  # before loading, which takes minutes
     site = Site.load(runs, images, index, device)
+    if site.album.passed_over:
+        print(f"{site.album.folder}: {site.album.passed_over}", file=sys.stderr)
     blocks = build(site)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # exits normally, so that uploads are deleted
     print(f"{len(site.pool.models)} models at {start(blocks, host, port)} (Ctrl-C stops)", flush=True)

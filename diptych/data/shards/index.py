@@ -13,15 +13,15 @@ import json
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt
 
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import PassedOver, is_hidden, is_picture
 from diptych.data.record import BadRecord
 from diptych.data.splits import draw_number
 from diptych.data.tar import tar_members
@@ -64,6 +64,8 @@ class ShardIndex:
     """The sample that each hash belongs to."""
     lost: tuple[BadRecord, ...] = ()
     """The parts of the shard that are no usable sample, and why."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """The number of members that look like pictures and are not read as such, by their reasons."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -86,12 +88,14 @@ class ShardIndex:
     def with_stamp(self, stamp: Stamp) -> ShardIndex:
         """Copies the index into memory, as the index of a copy of the shard in the state `stamp`."""
         starts, sizes, draws, samples = (column.copy() for column in self.columns)
-        return ShardIndex(stamp, starts, sizes, draws, samples, self.lost)
+        return ShardIndex(stamp, starts, sizes, draws, samples, self.lost, self.passed_over)
 
     def write(self, file: Path) -> None:
         """Writes the index file. A failed attempt leaves no file. Raises OSError."""
         lost = [[error.record, error.reason, error.detail] for error in self.lost]
         head = {"format": FORMAT, "bytes": self.stamp.size, "tag": self.stamp.tag, "count": len(self), "lost": lost}
+        if self.passed_over:
+            head["passed_over"] = dict(self.passed_over)
         line = json.dumps(head).encode()
         line += b" " * (-(len(line) + 1) % 8) + b"\n"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +129,10 @@ def read_index(file: Path) -> ShardIndex | None:
             columns[name] = content[place:stop].view(kind)
             place = stop
         lost = tuple(BadRecord(*error) for error in head["lost"])
-        return ShardIndex(Stamp(int(head["bytes"]), str(head["tag"])), **columns, lost=lost)
-    except (OSError, ValueError, KeyError, TypeError):
+        passed_over = {str(reason): int(count) for reason, count in head.get("passed_over", {}).items()}
+        stamp = Stamp(int(head["bytes"]), str(head["tag"]))
+        return ShardIndex(stamp, **columns, lost=lost, passed_over=passed_over)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -141,12 +147,14 @@ class _Sample:
     start: int
     stop: int = 0
     has_picture: bool = False
+    passed_over: bool = False
+    """Whether a member looks like a picture and is not read as such."""
     json: tarfile.TarInfo | None = None
 
     def add(self, member: tarfile.TarInfo) -> None:
         suffix = Path(member.name).suffix.lower()
         self.stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        self.has_picture |= suffix in SUFFIXES
+        self.has_picture |= is_picture(member.name)
         if suffix == ".json":
             self.json = member
 
@@ -159,8 +167,11 @@ def build_index(file: Path, name: str, stamp: Stamp) -> ShardIndex:
     """
     rows = array("Q")
     lost: list[BadRecord] = []
+    seen = PassedOver()
     with file.open("rb") as stream:
-        for sample in _samples(file, name, lost):
+        for sample in _samples(file, name, lost, seen):
+            if not sample.has_picture and sample.passed_over:
+                continue
             if not sample.has_picture:
                 lost.append(BadRecord(f"{name}/{sample.key}", "picture missing", "no member of it is a picture"))
             elif sample.stop - sample.start > LARGEST_SAMPLE:
@@ -177,20 +188,28 @@ def build_index(file: Path, name: str, stamp: Stamp) -> ShardIndex:
         draws[order].astype(np.uint32),
         order.astype(np.uint32),
         tuple(lost),
+        dict(seen.counts),
     )
 
 
-def _samples(file: Path, name: str, lost: list[BadRecord]) -> Iterator[_Sample]:
-    """Yields the samples of a shard. Adds an error to `lost` if the shard is broken."""
+def _samples(file: Path, name: str, lost: list[BadRecord], seen: PassedOver) -> Iterator[_Sample]:
+    """Yields the samples of a shard. Adds an error to `lost` if the shard is broken.
+
+    Hidden members belong to no sample. `seen` counts those that look like pictures and are not read as such.
+    """
     sample: _Sample | None = None
     try:
         for member in tar_members(file):
+            passed_over = seen.note(member.name)
+            if is_hidden(member.name):
+                continue
             key = key_of(member.name)
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
                 sample = _Sample(key, member.offset)
             sample.add(member)
+            sample.passed_over |= passed_over
     except (tarfile.TarError, EOFError) as error:
         lost.append(BadRecord(name, "shard broken", str(error)))
         if sample is not None and sample.stop > file.stat().st_size:  # the shard ends within this sample

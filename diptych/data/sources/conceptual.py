@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.files import existing, files_below
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import is_picture
 from diptych.data.record import BadRecord, Record
 from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
@@ -40,7 +40,7 @@ def _pictures(root: Path) -> dict[int, Path]:
     """Returns the first file that is named after each row."""
     named: dict[int, Path] = {}
     for file in files_below(root):
-        if (match := _NAME.fullmatch(file.stem)) and file.suffix.lower() in SUFFIXES | {""}:
+        if (match := _NAME.fullmatch(file.stem)) and (not file.suffix or is_picture(file)):
             named.setdefault(int(match[1]), file)
     return named
 

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from diptych.data.files import files_below
-from diptych.data.pictures import SUFFIXES, part_of
+from diptych.data.picture_kinds import PassedOver, is_picture
+from diptych.data.pictures import part_of
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import LARGEST_TEXT
 from diptych.data.shards.samples import Img2datasetSample, read_img2dataset_sample
@@ -41,7 +42,7 @@ def read_img2dataset(path: str, config: DataConfig) -> SourceListing:
         for name, sample in shard_samples(shard, root, listing):
             listing.add(sample, name, root, config.max_words, read_img2dataset_sample)
     if place.is_dir():
-        for name, sample in _folder_samples(root):
+        for name, sample in _folder_samples(root, listing):
             listing.add(sample, name, root, config.max_words, read_img2dataset_sample)
     return listing
 
@@ -52,23 +53,35 @@ def shard_samples(shard: Path, root: Path, listing: SourceListing) -> Iterator[t
     If the shard is broken, `listing` gets the error, and the samples before the break are used.
     """
     samples: dict[str, Img2datasetSample] = {}
+    seen = PassedOver()
     try:
         for member in tar_members(shard):
             place = part_of(shard.resolve(), member.offset_data, member.size)
             text = partial(_read_text, shard, member.offset_data, min(member.size, LARGEST_TEXT))
-            _collect(samples, member.name, place, text)
+            if not seen.note(member.name):
+                _collect(samples, member.name, place, text)
     except (tarfile.TarError, OSError, EOFError) as error:
         listing.skip(BadRecord(str(shard), "shard broken", str(error)))
-    yield from ((f"{shard.relative_to(root).as_posix()}/{key}", sample) for key, sample in samples.items())
+    listing.passed_over.join(seen)
+    for key, sample in samples.items():
+        if not _passed_over(key, sample, seen):
+            yield f"{shard.relative_to(root).as_posix()}/{key}", sample
 
 
-def _folder_samples(root: Path) -> Iterator[tuple[str, Img2datasetSample]]:
+def _folder_samples(root: Path, listing: SourceListing) -> Iterator[tuple[str, Img2datasetSample]]:
     """Yields the samples that are plain files, in the order of names."""
     samples: dict[str, Img2datasetSample] = {}
-    for file in files_below(root):
+    seen = PassedOver()
+    for file in files_below(root, seen):
         if not file.name.endswith("_stats.json"):
             _collect(samples, file.as_posix(), file.as_posix(), partial(_read_text, root / file, 0, LARGEST_TEXT))
-    yield from samples.items()
+    listing.passed_over.join(seen)
+    yield from ((key, sample) for key, sample in samples.items() if not _passed_over(key, sample, seen))
+
+
+def _passed_over(key: str, sample: Img2datasetSample, seen: PassedOver) -> bool:
+    """Returns whether a sample has no picture because its picture is of a kind that is not read."""
+    return sample.picture is None and key in seen.stems
 
 
 def _read_text(file: Path, start: int, size: int) -> bytes:
@@ -81,7 +94,7 @@ def _collect(samples: dict[str, Img2datasetSample], name: str, place: str, text:
     """Adds a file to its sample, which is named after the file's path without the suffix."""
     path = PurePosixPath(name)
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if is_picture(name):
         samples.setdefault(str(path.with_suffix("")), Img2datasetSample()).picture = place
     elif suffix in (".txt", ".json"):
         samples.setdefault(str(path.with_suffix("")), Img2datasetSample()).texts[suffix[1:]] = text

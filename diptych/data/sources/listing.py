@@ -14,6 +14,7 @@ from typing import Any
 from diptych.data.cleanup import clean_text
 from diptych.data.entries import from_entry
 from diptych.data.files import split_paths
+from diptych.data.picture_kinds import PassedOver
 from diptych.data.pictures import file_of
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, with_images
 from diptych.schema import DataConfig, Split
@@ -31,6 +32,8 @@ class SourceListing:
     """If the layout has its own splits: the split of each record, by its id, and of each skipped entry, by its name."""
     drawn: bool = False
     """Whether this evaluation split was drawn from the training data, because no path was set for it."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """The files that look like pictures and are not read as such."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,6 +81,7 @@ class SourceListing:
                 self._append(record, split)
         for skipped in other.skipped:
             self.skip(skipped, other.splits.get(skipped.record))
+        self.passed_over.join(other.passed_over)
 
     def skip(self, error: BadRecord, split: Split | None = None) -> None:
         """Notes an entry that cannot be used, and its split if the layout says it."""
@@ -95,6 +99,7 @@ class SourceListing:
         return SourceListing(
             [record for record in self.records if self.splits.get(record.id) == split],
             [error for error in self.skipped if self.splits.get(error.record, "train") == split],
+            passed_over=self.passed_over if split == "train" else PassedOver(),
         )
 
     def _append(self, record: AnyRecord, split: Split | None) -> None:
