@@ -213,6 +213,19 @@ def _too_large(size: str, most_pixels: int | None, limit: str) -> _Refused:
     return _Refused("picture too large", f"{size} pixels; {limit} allows {most_pixels:,}")
 
 
+def upright_within(image: Image.Image, record_id: str, most_pixels: int | None, limit: str) -> Image.Image:
+    """Decodes a picture that the user has opened, as `open_picture` decodes its file.
+
+    Raises BadRecord, which names `record_id`.
+    """
+    with _named(record_id):
+        check_size(image, most_pixels, limit)
+        stream = getattr(image, "fp", None) if getattr(image, "tile", None) else None  # no tile: it is decoded
+        if stream is not None and not stream.closed and stream.seekable():
+            check_pieces(image, stream, most_pixels)
+        return upright(image)
+
+
 def _decoded(image: Image.Image, draft: tuple[int, int] | None) -> Image.Image:
     """Decodes an opened picture as `upright` does, if possible at a smaller scale, but not below the size `draft`."""
     if draft is not None and image.format == "JPEG":
