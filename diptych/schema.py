@@ -891,6 +891,9 @@ class DataConfig:
     sample_names: SampleNames = "auto"
     """How the names of a tar shard's members form samples: `first_dot` groups names that agree up to their first dot
     (WebDataset), `last_dot` up to their last one (img2dataset), `auto` takes what leaves more samples whole."""
+    largest_pixels: int = 100_000_000
+    """Largest number of pixels of an image. Larger ones are unreadable records, refused before they are decoded: a
+    decoded image takes 4 to 16 bytes per pixel."""
 
 
 DATA_PLACES = ("path", "root", "validation_path", "test_path", "mix", "cache")

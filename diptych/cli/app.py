@@ -26,6 +26,13 @@ def run(arguments: Sequence[str]) -> None:
         "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    parser.add_argument(
+        "--largest-pixels",
+        type=int,
+        default=100_000_000,
+        metavar="N",
+        help="refuse larger pictures (default: 100000000)",
+    )
     options = parser.parse_args(arguments)
 
     try:
@@ -33,4 +40,6 @@ def run(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"the web app needs {error.name}: pip install 'diptych[app]'") from error
 
-    serve(options.runs, options.images, options.index, options.host, options.port, options.device)
+    serve(
+        options.runs, options.images, options.index, options.host, options.port, options.device, options.largest_pixels
+    )

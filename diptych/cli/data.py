@@ -66,6 +66,13 @@ def _verb(
     parser.add_argument("--root", help="folder that relative picture paths start from (default: that of the file)")
     parser.add_argument("--validation", metavar="PATH", help="file of the validation split, if it has one")
     parser.add_argument("--test", metavar="PATH", help="file of the test split, if it has one")
+    parser.add_argument(
+        "--largest-pixels",
+        type=int,
+        default=100_000_000,
+        metavar="N",
+        help="refuse larger pictures (default: 100000000)",
+    )
     return parser
 
 
@@ -90,7 +97,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
 
     return DataConfig(
         source=options.layout, path=options.path, root=options.root,
-        validation_path=options.validation, test_path=options.test,
+        validation_path=options.validation, test_path=options.test, largest_pixels=options.largest_pixels,
     )  # fmt: skip
 
 
@@ -158,11 +165,15 @@ def _parts(config: DataConfig, task: str) -> dict[Split, SplitSource]:
         return {split: SplitSource(open_source(config, split, kind), made=True) for split in SPLITS}
     if task != "captions":
         raise ValueError(f"--task {task} is for scenes: {config.source} says itself what it holds")
-    return {split: SplitSource(found) for split, found in read_splits(replace(config, held_out=0.0)).items()}
+    return {
+        split: SplitSource(found, largest_pixels=config.largest_pixels)
+        for split, found in read_splits(replace(config, held_out=0.0)).items()
+    }
 
 
 def _show(options: argparse.Namespace) -> None:
     from diptych.apps.report.samples import write_samples
 
-    _, parts = _read(options)
-    print(write_samples(parts, options.to, f"{options.layout}: {options.path}", options.count, options.seed))
+    config, parts = _read(options)
+    title = f"{options.layout}: {options.path}"
+    print(write_samples(parts, options.to, title, options.count, options.seed, config.largest_pixels))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.cli.search import add_largest_pixels
 from diptych.launched import processes, rank
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="a file to write: .npy or .parquet")
     parser.add_argument("--processes", type=int, metavar="N", help="share the work among N processes (default: 1)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    add_largest_pixels(parser)
     options = parser.parse_args(arguments)
     if options.processes is None:
         _embed(options)
@@ -44,7 +46,7 @@ def _embed(options: argparse.Namespace) -> None:
 
     vectors.check_target(options.to)
     say = _progress if rank() == 0 else None
-    model = load(options.run, options.device)
+    model = load(options.run, options.device, options.largest_pixels)
     _tell(vectors.embed_source(options.source, options.to, model, rank(), processes(), progress=say))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.cli.search import MIN_MATCH, probability
+from diptych.cli.search import MIN_MATCH, add_largest_pixels, probability
 
 if TYPE_CHECKING:
     from diptych.apps.index import BuildReport
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--model", metavar="RUN", help="the model that made the index, if it has been moved")
     for verb in (build, add, search):
         verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+        add_largest_pixels(verb)
     info = verbs.add_parser("info", description="Describe an index.")
     info.add_argument("place", metavar="PLACE", help=PLACE)
     return parser
@@ -61,7 +62,7 @@ def _build(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
     place = options.at or _beside(options.source)
-    model = predict.load(options.model, options.device)
+    model = predict.load(options.model, options.device, options.largest_pixels)
     _tell(index.build_index(place, options.source, model, options.kind, progress=_progress))
 
 
@@ -106,12 +107,12 @@ def _model(options: argparse.Namespace) -> Predictor:
     from diptych.apps import index
 
     if options.model:
-        return predict.load(options.model, options.device)
+        return predict.load(options.model, options.device, options.largest_pixels)
     checkpoint = index.index_info(options.place).checkpoint
     if not Path(checkpoint).exists():
         gone = f"the model of {options.place} was {checkpoint}, which does not exist"
         raise ValueError(f"{gone}: name it with --model RUN")
-    return predict.load(checkpoint, options.device)
+    return predict.load(checkpoint, options.device, options.largest_pixels)
 
 
 def _tell(built: BuildReport) -> None:

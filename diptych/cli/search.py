@@ -21,6 +21,16 @@ def probability(text: str) -> float:
     return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
 
 
+def add_largest_pixels(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that admits larger pictures."""
+    parser.add_argument(
+        "--largest-pixels",
+        type=int,
+        metavar="N",
+        help="refuse larger pictures (default: the model's, mostly 100000000)",
+    )
+
+
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych search", description="Rank the pictures in a folder by a text.")
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
@@ -29,9 +39,10 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
     parser.add_argument("--min-match", type=probability, metavar="P", help=MIN_MATCH)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    add_largest_pixels(parser)
     options = parser.parse_args(arguments)
 
     from diptych import predict
 
-    model = predict.load(options.run, options.device)
+    model = predict.load(options.run, options.device, options.largest_pixels)
     print(predict.search_folder(model, options.text, options.images, options.top, min_match=options.min_match))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import HEIF_SUFFIXES, SUFFIXES
 
 Kind = Literal["embedded", "path", "address", "text", "number", "empty", "other"]
 """What a value is: a picture itself, a picture's path, a web address, a text, a number, nothing, or anything else."""
@@ -61,7 +61,7 @@ def is_path(text: str) -> bool:
     (True, False, True)
     """
     name = PurePosixPath(uncounted(text.strip()).replace("\\", "/")).name
-    return PurePosixPath(name).suffix.lower() in SUFFIXES and "\n" not in text and not is_address(text)
+    return _looks_like_picture(name) and "\n" not in text and not is_address(text)
 
 
 def uncounted(path: str) -> str:
@@ -71,7 +71,11 @@ def uncounted(path: str) -> str:
     '1000092795.jpg'
     """
     match = _COUNTED_PATH.fullmatch(path)
-    return match[1] if match and PurePosixPath(match[1]).suffix.lower() in SUFFIXES else path
+    return match[1] if match and _looks_like_picture(match[1]) else path
+
+
+def _looks_like_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES | HEIF_SUFFIXES
 
 
 def is_header_name(cell: str) -> bool:

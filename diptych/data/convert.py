@@ -14,7 +14,8 @@ from itertools import count
 from pathlib import Path
 
 from diptych.data.entries import to_entry
-from diptych.data.pictures import SUFFIXES, part_of, picture_bytes
+from diptych.data.picture_kinds import SUFFIXES
+from diptych.data.pictures import part_of, picture_bytes
 from diptych.data.record import AnyRecord, PlainText, with_images
 from diptych.data.skips import list_errors
 from diptych.data.sources.listing import SourceListing

@@ -12,19 +12,40 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diptych.data.picture_kinds import HEAD, LINKED_FOLDER, PassedOver
 from diptych.data.record import BadRecord
 
 LOOKED_AT_BYTES = 1 << 16
 """This many bytes of a file are looked at to tell its encoding and the form of its lines."""
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yields every file below `folder`, relative to it, in the order of names. Hidden files are left out."""
+def files_below(folder: Path, seen: PassedOver | None = None) -> Iterator[Path]:
+    """Yields every file below `folder`, relative to it, in the order of names. Hidden files are left out.
+
+    `seen` counts the files that look like pictures and are not read as such, and the links to folders, which are not
+    followed because they may lead in circles.
+    """
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in sorted(names):
+            file = (Path(place) / name).relative_to(folder)
+            if seen is not None:
+                seen.note(file, b"" if "." in name else _head(folder / file))
             if not name.startswith("."):
-                yield (Path(place) / name).relative_to(folder)
+                yield file
+        if seen is not None:
+            seen.add(LINKED_FOLDER, sum((Path(place) / name).is_symlink() for name in folders))
+
+
+def _head(file: Path) -> bytes:
+    """Reads the beginning of a file. What cannot be read, or is no regular file, has none."""
+    try:
+        if not file.is_file():
+            return b""
+        with file.open("rb") as stream:
+            return stream.read(HEAD)
+    except OSError:
+        return b""
 
 
 def split_paths(paths: str) -> list[str]:

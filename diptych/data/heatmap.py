@@ -21,6 +21,10 @@ OPACITY = 0.6
 FOUND, EXPECTED = (255, 255, 255), (255, 96, 0)
 """The colours that outline the model's box and the right box. The scale does not have them."""
 BAR, MEDIUM_GREY = 14, 128
+DRAWN = 1_024
+"""Largest side of a drawing in pixels unless another is asked for. A drawing is meant for looking at."""
+BAND = 1 << 20
+"""Number of pixels that are coloured at once. A pixel takes about 100 bytes meanwhile."""
 
 
 def enlarge(heat: Float[Tensor, "h w"], size: tuple[int, int]) -> Float[Tensor, "H W"]:
@@ -59,18 +63,32 @@ def heat_picture(
 
     Raises ValueError for a map that is not finite, and for a `hottest` that is not above 0.
     """
-    values = enlarge(heat, image.size).cpu().numpy().astype(np.float64)
+    values = enlarge(heat, image.size).cpu().numpy()
     if hottest is not None and not hottest > 0:
         raise ValueError(f"hottest is {hottest}: the heat of the last colour lies above 0")
     top = max(float(values.max()), 0.0) if hottest is None else hottest
     page = Image.new("RGB", (image.width, image.height + BAR))
-    share = values / top if top else np.zeros_like(values)
-    page.paste(_blend(np.asarray(image.convert("L")), share), (0, 0))
+    rows = max(1, BAND // image.width)
+    for start in range(0, image.height, rows):
+        band = values[start : start + rows].astype(np.float64)
+        grey = np.asarray(image.crop((0, start, image.width, start + len(band))).convert("L"))
+        page.paste(_blend(grey, band / top if top else np.zeros_like(band)), (0, start))
     for outlined, colour in ((expected, EXPECTED), (box, FOUND)):
         if outlined is not None:
             _outline(page, image.size, outlined, colour)
     page.paste(_bar(image.width, top), (0, image.height))
     return page
+
+
+def scaled_box(box: Box, size: tuple[int, int], drawn: tuple[int, int]) -> Box:
+    """Returns a box in pixels of a picture of `size` in those of the same picture at the size `drawn`.
+
+    >>> scaled_box((10.0, 20.0, 30.0, 40.0), (100, 200), (50, 100))
+    (5.0, 10.0, 15.0, 20.0)
+    """
+    x, y, width, height = box
+    across, down = drawn[0] / size[0], drawn[1] / size[1]
+    return x * across, y * down, width * across, height * down
 
 
 def _blend(grey: UInt8[np.ndarray, "H W"], share: Float[np.ndarray, "H W"]) -> Image.Image:

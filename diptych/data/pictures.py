@@ -2,32 +2,44 @@
 
 Pictures are turned upright as their EXIF data says, transparent parts are put on white, 16-bit pictures are scaled to
 8 bits, and of animations the first frame is used. Only the formats below are tried, because others would pass the file
-to external programs.
+to external programs. HEIC is read if pillow-heif is installed.
+
+One rule bounds memory at every door (training, search, app, server): a picture of more than `most_pixels` is refused
+before anything is decoded, and so is a file whose pieces are larger than its header says (picture_sizes.py). Decoded,
+Pillow holds at most four bytes for each pixel. Pictures are converted in blocks, so that a conversion adds only its
+result.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from diptych.data.picture_kinds import HEAD, reads_heif, told_by_content
+from diptych.data.picture_sizes import piece_sizes
 from diptych.data.record import BadRecord
 
 LARGEST_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded, because a small file can ask for any amount of memory."""
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .avif .jp2".split()  # noqa: SIM905
-)
-"""Files with these suffixes, in lower case, are taken for pictures."""
+"""The default of the limit on pixels. Larger pictures are refused before they are decoded, because a small file can ask
+for any amount of memory."""
+LIMIT = "data.largest_pixels"
+"""The setting that a message names beside the limit."""
+LARGEST_PIECE = 4096 * 4096
+"""Pixels of a tile or coded frame that a smaller picture may have. Usual tiles have at most a million."""
+BLOCK = 1 << 22
+"""Pixels that are converted at once."""
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
 _PART = re.compile(r"(.*\.tar)@(\d+)\+(\d+)", re.DOTALL)
 
@@ -62,20 +74,34 @@ def file_of(path: str) -> str:
     return part[1] if part else path
 
 
-def _content(path: str) -> Path | io.BytesIO:
-    """Returns the path of a file, or the bytes of a part of a shard. Raises OSError."""
-    part = _PART.fullmatch(path)
-    if part is None:
-        return Path(path)
-    with Path(part[1]).open("rb") as stream:
-        stream.seek(int(part[2]))
-        return io.BytesIO(stream.read(int(part[3])))
+@contextmanager
+def _stream(path: str | bytes) -> Iterator[IO[bytes]]:
+    """Opens a picture's bytes: a file, a part of a shard, or bytes that are there. Raises OSError."""
+    part = _PART.fullmatch(path) if isinstance(path, str) else None
+    if isinstance(path, bytes):
+        yield io.BytesIO(path)
+    elif part is None:
+        with Path(path).open("rb") as stream:
+            yield stream
+    else:
+        with Path(part[1]).open("rb") as stream:
+            start, size = int(part[2]), int(part[3])
+            if start + size > stream.seek(0, io.SEEK_END):
+                raise OSError(f"{part[1]} ends before byte {start + size}")
+            stream.seek(start)
+            yield io.BytesIO(stream.read(size))
 
 
 def picture_bytes(path: str) -> bytes:
     """Reads a picture as it is stored, in its own file or in a shard. Raises OSError."""
-    content = _content(path)
-    return content.getvalue() if isinstance(content, io.BytesIO) else content.read_bytes()
+    with _stream(path) as stream:
+        return stream.read()
+
+
+def picture_digest(path: str) -> bytes:
+    """Hashes a picture as it is stored, without reading it whole into memory. Raises OSError."""
+    with _stream(path) as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def suffix_of(content: bytes) -> str:
@@ -84,7 +110,7 @@ def suffix_of(content: bytes) -> str:
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             kind = (image.format or "").lower()
-    return {"jpeg": ".jpg", "mpo": ".jpg", "jpeg2000": ".jp2"}.get(kind, f".{kind}")
+    return {"jpeg": ".jpg", "mpo": ".jpg", "jpeg2000": ".jp2", "heif": ".heic"}.get(kind, f".{kind}")
 
 
 class _Refused(Exception):
@@ -92,28 +118,57 @@ class _Refused(Exception):
 
 
 def open_picture(
-    path: str | Path | bytes, record_id: str, least_side: int | None = None, most_pixels: int = LARGEST_PIXELS
+    path: str | Path | bytes,
+    record_id: str,
+    least_side: int | None = None,
+    most_pixels: int | None = LARGEST_PIXELS,
+    limit: str = LIMIT,
+    refused: Collection[str] = (),
 ) -> Image.Image:
     """Decodes the RGB picture of a file, of a part of a tar shard (`part_of`), or of the bytes of a file.
 
-    Raises BadRecord, which names `record_id`. A picture of more than `most_pixels` is refused before it is decoded.
+    A picture of more than `most_pixels` is refused before it is decoded, and the message names `limit`, the setting
+    that raises it. None admits any number. `refused` names formats of FORMATS that are not decoded: JPEG 2000 takes
+    several seconds where others take a tenth.
+
     With `least_side`, a large JPEG may be decoded at a half, a quarter or an eighth of its size, which is several times
     faster, as long as no side falls below `least_side`. The scaled pixels differ slightly, so evaluation does not use
     it.
+
+    Raises BadRecord, which names `record_id`.
     """
+    draft = None if least_side is None else (least_side, least_side)
+    with _named(record_id), _checked(path, most_pixels, limit, refused) as image:
+        return _decoded(image, draft)
+
+
+def open_small(
+    path: str | Path | bytes, record_id: str, side: int, most_pixels: int | None = LARGEST_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Opens a picture to be looked at, scaled down to `side` if it is larger, and returns its full size as well.
+
+    Refuses as `open_picture` does.
+    """
+    with _named(record_id), _checked(path, most_pixels, LIMIT, ()) as image:
+        width, height = image.size
+        scale = min(1.0, side / max(width, height))
+        # Twice the size that is needed, so that a JPEG's coarse scaling does not show.
+        picture = _decoded(image, (max(1, round(2 * scale * width)), max(1, round(2 * scale * height))))
+        picture.thumbnail((side, side))
+        return picture, (height, width) if _turn(image) in _QUARTER_TURNS else (width, height)
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """Reads the width and height of an upright picture from its header. Raises BadRecord."""
+    with _named(path), _checked(path, None, LIMIT, ()) as image:
+        return (image.height, image.width) if _turn(image) in _QUARTER_TURNS else image.size
+
+
+@contextmanager
+def _named(record_id: str) -> Iterator[None]:
+    """Turns every error of opening a picture into a BadRecord."""
     try:
-        if not isinstance(path, bytes):
-            _check_file(str(path))
-        elif not path:
-            raise _Refused("picture empty")
-        with _opened(path if isinstance(path, bytes) else str(path)) as image:
-            if image.width * image.height > most_pixels:
-                raise _Refused("picture too large", f"{image.width} × {image.height}")
-            if least_side is not None and image.format == "JPEG":
-                image.draft(None, (least_side, least_side))
-            image.load()
-            turn = _turn(image)
-            return to_rgb(image) if turn is None else to_rgb(image).transpose(turn)
+        yield
     except _Refused as refused:
         raise BadRecord(record_id, *refused.args) from None
     # Decoders can raise any error on broken bytes, and no file may end the training with a traceback.
@@ -123,13 +178,81 @@ def open_picture(
         raise BadRecord(record_id, reason, f"{type(error).__name__}: {error}") from None
 
 
-def picture_size(path: str) -> tuple[int, int]:
-    """Reads the width and height of an upright picture from its header. Raises OSError if it is no picture."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(_content(path), formats=_formats()) as image:
-            turned = _turn(image) in _SIDEWAYS
-            return (image.height, image.width) if turned else image.size
+@contextmanager
+def _checked(
+    path: str | Path | bytes, most_pixels: int | None, limit: str, refused: Collection[str]
+) -> Iterator[Image.Image]:
+    """Opens a picture whose size is admitted. Raises _Refused."""
+    if not isinstance(path, bytes):
+        _check_file(str(path))
+    elif not path:
+        raise _Refused("picture empty")
+    with _opened(path if isinstance(path, bytes) else str(path), most_pixels, limit) as (image, stream):
+        if image.format in refused:
+            raise _Refused("format not accepted", f"{image.format}: send JPEG or PNG")
+        check_size(image, most_pixels, limit)
+        check_pieces(image, stream, most_pixels)
+        yield image
+
+
+def check_size(image: Image.Image, most_pixels: int | None, limit: str = LIMIT) -> None:
+    """Raises _Refused for a picture of more than `most_pixels`."""
+    if most_pixels is not None and image.width * image.height > most_pixels:
+        raise _too_large(f"{image.width} × {image.height}", most_pixels, limit)
+
+
+def check_pieces(image: Image.Image, stream: IO[bytes], most_pixels: int | None) -> None:
+    """Raises _Refused if a piece that must be unpacked as a whole is far larger than the picture. Moves nothing."""
+    place = stream.tell()
+    most = max(
+        LARGEST_PIECE if most_pixels is None else min(LARGEST_PIECE, most_pixels), 2 * image.width * image.height
+    )
+    try:
+        for piece in piece_sizes(image, stream):
+            if piece.width * piece.height > most:
+                raise _Refused("picture too large", f"{image.width} × {image.height} by its header, and {piece}")
+    finally:
+        stream.seek(place)
+
+
+def _too_large(size: str, most_pixels: int | None, limit: str) -> _Refused:
+    return _Refused("picture too large", f"{size} pixels; {limit} allows {most_pixels:,}")
+
+
+def upright_within(image: Image.Image, record_id: str, most_pixels: int | None, limit: str) -> Image.Image:
+    """Decodes a picture that the user has opened, as `open_picture` decodes its file.
+
+    Raises BadRecord, which names `record_id`.
+    """
+    with _named(record_id):
+        check_size(image, most_pixels, limit)
+        stream = getattr(image, "fp", None) if getattr(image, "tile", None) else None  # no tile: it is decoded
+        if stream is not None and not stream.closed and stream.seekable():
+            check_pieces(image, stream, most_pixels)
+        return upright(image)
+
+
+def _decoded(image: Image.Image, draft: tuple[int, int] | None) -> Image.Image:
+    """Decodes an opened picture as `upright` does, if possible at a smaller scale, but not below the size `draft`."""
+    if draft is not None and image.format == "JPEG":
+        image.draft(None, draft)
+    return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decodes a picture of any mode, and turns it as its EXIF data says. Raises _Refused.
+
+    The result has pixels only. Metadata would turn it once more at the next door.
+    """
+    image.load()
+    turn = _turn(image)
+    picture = to_rgb(image)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    elif picture is image:
+        picture = image._new(image.im)  # without a copy of the pixels
+    picture.info = {}
+    return picture
 
 
 def _check_file(path: str) -> None:
@@ -145,61 +268,100 @@ def _check_file(path: str) -> None:
 
 
 @contextmanager
-def _opened(path: str | bytes) -> Iterator[Image.Image]:
-    """Opens a picture, which reads its header and decodes nothing."""
-    content = io.BytesIO(path) if isinstance(path, bytes) else _content(path)
-    with warnings.catch_warnings():
+def _opened(
+    path: str | bytes, most_pixels: int | None = LARGEST_PIXELS, limit: str = LIMIT
+) -> Iterator[tuple[Image.Image, IO[bytes]]]:
+    """Opens a picture, which reads its header and decodes nothing, and its bytes."""
+    with warnings.catch_warnings(), _stream(path) as stream:
         warnings.simplefilter("ignore")  # the limit on pixels is ours, and notes on odd metadata help nobody here
+        _raise_pillows_limit(most_pixels)
         try:
-            image = Image.open(content, formats=_formats())
+            image = Image.open(stream, formats=_formats())
         except UnidentifiedImageError:
             name = "" if isinstance(path, bytes) else f"{path}: "
-            raise _Refused("not a picture", f"{name}none of the formats that Pillow reads") from None
+            stream.seek(0)
+            content = told_by_content(stream.read(HEAD)) or "none of the formats that Pillow reads"
+            raise _Refused("not a picture", f"{name}{content}") from None
         except Image.DecompressionBombError as error:
-            raise _Refused("picture too large", str(error)) from None
+            pixels = re.search(r"\d+", str(error))
+            raise _too_large(f"{int(pixels[0]):,}" if pixels else "far more", most_pixels, limit) from None
         with image:
-            yield image
+            yield image, stream
+
+
+def _raise_pillows_limit(most_pixels: int | None) -> None:
+    """Lets Pillow open what the user allows: it refuses twice its own limit, for the whole process."""
+    if most_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most_pixels // 2 + 1)
 
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     Image.init()
+    if reads_heif():
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts a picture of any mode to RGB. Puts transparency on white and scales more than 8 bits down.
 
-    Raises _Refused.
+    An RGB picture is returned itself. Raises _Refused.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        return _eight_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
         page = Image.new("RGB", image.size, (255, 255, 255))
-        page.paste(layer, mask=layer.getchannel("A"))
+        for box in _blocks(image.size):
+            layer = image.crop(box).convert("RGBA")
+            page.paste(layer, box, mask=layer.getchannel("A"))
         return page
     try:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError:
         raise _Refused("colours not supported", image.mode) from None
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
+def _blocks(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Cuts a picture into boxes of at most BLOCK pixels."""
+    width = min(size[0], BLOCK)
+    height = max(1, BLOCK // width)
+    for top in range(0, size[1], height):
+        for left in range(0, size[0], width):
+            yield left, top, min(left + width, size[0]), min(top + height, size[1])
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
     """Scales grey values of 16 or 32 bits or in floating point to bytes.
 
     White is 1 or 255 for floating-point values up to these, and otherwise 65535. Larger values are scaled by the
     largest one, since nothing in the file says what white is.
     """
-    grey = np.clip(np.nan_to_num(values.astype(np.float64)), 0, None)
-    top = float(grey.max(initial=0.0))
-    if values.dtype.kind == "f" and top <= 1:
+    boxes = list(_blocks(image.size))
+    page = Image.new("L", image.size)
+    if image.mode.startswith("I;16"):
+        shades = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
+        for box in boxes:
+            page.paste(Image.fromarray(shades[np.asarray(image.crop(box))]), box)
+        return page
+    top = max(float(_grey(image, box).max(initial=0.0)) for box in boxes)
+    if image.mode == "F" and top <= 1:
         white = 1.0
-    elif values.dtype.kind == "f" and top <= 255:
+    elif image.mode == "F" and top <= 255:
         white = 255.0
     else:
         white = max(top, 65535.0)
-    return np.rint(grey * (255 / white)).astype(np.uint8)
+    for box in boxes:
+        page.paste(Image.fromarray(np.rint(_grey(image, box) * (255 / white)).astype(np.uint8)), box)
+    return page
+
+
+def _grey(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Returns the values of a part of a picture, from 0 upwards."""
+    values: np.ndarray = np.clip(np.nan_to_num(np.asarray(image.crop(box)).astype(np.float64)), 0, None)
+    return values
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -219,5 +381,5 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = {_TURNS[turn] for turn in (5, 6, 7, 8)}
-"""The transpositions that exchange width and height."""
+_QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
+"""Those that exchange width and height."""

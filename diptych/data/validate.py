@@ -5,7 +5,6 @@ Whatever is counted or derived, is so from the records that can be used.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from diptych.data.boxes import BoxCheck, boxes_of
 from diptych.data.cleanup import clean_text
-from diptych.data.pictures import open_picture, picture_bytes, picture_size
+from diptych.data.pictures import open_picture, picture_digest, picture_size
 from diptych.data.profile import TextProfile, is_other_script, profile_texts
 from diptych.data.record import (
     ENTAILMENT_LABELS,
@@ -111,10 +110,11 @@ def validate(
     With `open_pictures`, every picture is decoded, and copies of a picture under other names are found as well.
     Otherwise only missing files are. With a `tokenizer`, the words that its vocabulary does not know are counted.
     """
-    opened = _OpenedPictures({}, {}, {}) if open_pictures else None
+    opened = _OpenedPictures({}, {}, {}, config.largest_pixels) if open_pictures else None
     checks = tuple(_check(split, listing, config, opened, tokenizer) for split, listing in listings.items())
     errors = [error for check in checks for error in _errors(check)]
     notes = [note for listing in listings.values() for note in listing.notes]
+    notes += [f"{split}: {listing.passed_over}" for split, listing in listings.items() if listing.passed_over]
     notes += [note for check in checks for note in _notes(check, config)]
     for first, second in combinations(SPLITS, 2):
         texts_alone = _has_texts_alone(listings[first]) and _has_texts_alone(listings[second])
@@ -142,6 +142,7 @@ class _OpenedPictures:
     broken: dict[str, BadRecord]
     hashes: dict[str, bytes]
     sizes: dict[str, tuple[int, int]]
+    largest_pixels: int
 
     def error_of(self, record: AnyRecord) -> BadRecord | None:
         """Opens a record's pictures and returns the first error, under the record's name."""
@@ -157,11 +158,12 @@ class _OpenedPictures:
 
     def _open(self, path: str, name: str) -> None:
         try:
-            open_picture(path, name, least_side=64)  # a scaled JPEG is still read to its end, several times faster
+            # A scaled JPEG is still read to its end, several times faster.
+            open_picture(path, name, 64, self.largest_pixels)
         except BadRecord as error:
             self.broken[path] = error
             return
-        self.hashes[path] = hashlib.blake2b(picture_bytes(path), digest_size=16).digest()
+        self.hashes[path] = picture_digest(path)
 
 
 def _check(

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.heatmap import BAR, enlarge, heat_picture
+from diptych.data.heatmap import BAR, DRAWN, enlarge, heat_picture
 from diptych.data.tokenizer import CONTINUES, Tokenizer
-from diptych.predict.inputs import Picture, open_any
+from diptych.predict.inputs import Picture, open_to_draw
 from diptych.predict.predictor import Predictor
 from diptych.schema import GroundingConfig
 from diptych.search.contract import evaluating
@@ -51,8 +51,11 @@ class Explained:
     picture: Picture = field(repr=False)
 
     def draw(self, side: int | None = None) -> tuple[Image.Image, ...]:
-        """Draws each word's map over the picture in grey, on one scale. Pictures smaller than `side` are enlarged."""
-        image = enlarged(open_any(self.picture), side)
+        """Draws each word's map over the picture in grey, on one scale.
+
+        The longer side is `side`, also of a smaller picture. None draws a picture at its own size, at most `DRAWN`.
+        """
+        image = enlarged(open_to_draw(self.picture, DRAWN if side is None else side)[0], side)
         heats = [torch.from_numpy(word.heat) for word in self.words]
         top = max((float(enlarge(heat, image.size).max()) for heat in heats), default=0.0)
         drawn = [heat_picture(image, heat, hottest=top if top > 0 else None) for heat in heats]
@@ -78,7 +81,7 @@ def explain(predictor: Predictor, picture: Picture, text: str, maps: Maps = "att
     if why := predictor.missing("match"):
         raise ValueError(why)
     texts, model = to_device(predictor.texts(text), predictor.device), predictor.model
-    pixels = predictor.transform(open_any(picture))[None].to(predictor.device)
+    pixels = predictor.transform(predictor.open(picture))[None].to(predictor.device)
     with evaluating(model):
         if maps == "attention":
             layers = tuple(model.map_layers)

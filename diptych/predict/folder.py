@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diptych.data.files import files_below
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.record import BadRecord
 from diptych.predict.inputs import unknown_words
 from diptych.predict.predictor import Predictor
@@ -29,6 +29,8 @@ class SearchResult:
     """Pictures that match with less were left out."""
     best_match: float | None = None
     """The highest probability of a match, whether that picture is among the hits or not."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """The files that look like pictures and are not read as such."""
 
     def __str__(self) -> str:
         lines = [f'"{self.query}" among {self.searched} pictures in {self.folder}', ""]
@@ -44,6 +46,8 @@ class SearchResult:
             lines += ["", f"words the model cannot read: {', '.join(self.unknown_words)}"]
         if self.skipped:
             lines += ["", f"{len(self.skipped)} could not be read:", *(f"  {error}" for error in self.skipped)]
+        if self.passed_over:
+            lines += ["", str(self.passed_over)]
         return "\n".join(lines)
 
 
@@ -63,9 +67,10 @@ def search_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds pictures")
-    files = [folder / file for file in files_below(folder) if file.suffix.lower() in SUFFIXES]
+    seen = PassedOver()
+    files = [folder / file for file in files_below(folder, seen) if is_picture(file)]
     if not files:
-        raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}{seen.after}")
     skipped: list[BadRecord] = []
     ranking = predictor.rank_readable(query, files, k, rerank, skipped, min_match)
     if not ranking.searched:
@@ -73,5 +78,5 @@ def search_folder(
     named = tuple(replace(hit, name=files[hit.index].relative_to(folder).as_posix()) for hit in ranking.hits)
     unknown = unknown_words(query, predictor.tokenizer)
     return SearchResult(
-        query, folder, named, ranking.searched, tuple(skipped), unknown, ranking.min_match, ranking.best_match
+        query, folder, named, ranking.searched, tuple(skipped), unknown, ranking.min_match, ranking.best_match, seen
     )

@@ -6,30 +6,43 @@ one only if all inputs are.
 
 from __future__ import annotations
 
+import binascii
 import math
+import os
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
-from diptych.data.pictures import open_picture, to_rgb
-from diptych.data.record import Box
+from diptych.data.pictures import LARGEST_PIXELS, open_picture, open_small, upright_within
+from diptych.data.record import BadRecord, Box
 from diptych.data.tokenizer import Tokenizer
 from diptych.schema import DataConfig
 from diptych.types import Texts
 
-Picture = str | Path | Image.Image | np.ndarray
-"""A file, a Pillow image, or an array of bytes [H, W, 3] or [H, W]."""
+Picture = str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | torch.Tensor
+"""A file's path, its bytes, a file object, a data URL, a Pillow image, or an array or tensor of bytes: [H, W, 3],
+[H, W, 4], [H, W] or, for tensors as torchvision reads them, [3, H, W], [4, H, W] or [1, H, W]."""
 Pictures = Picture | Sequence[Picture]
 Strings = str | Sequence[str]
 Boxes = Sequence[Sequence[float | int]] | np.ndarray
 """Boxes as x, y, width, height in pixels of the picture."""
 Item = TypeVar("Item")
+TAKEN = (
+    "give a file's path, its bytes, a file object, a data URL, a Pillow image, or an array or tensor of uint8, "
+    "[H, W, 3] or [H, W]"
+)
+DATA_URL = "data:"
+LIMIT = "largest_pixels"
+"""The argument of `diptych.load`, and as `--largest-pixels` the option of commands, that admits larger pictures."""
+_SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -59,11 +72,47 @@ def count_results(*inputs: Inputs[Any]) -> int:
     return len(lists[0].items) if lists else 1
 
 
-def as_pictures(pictures: Pictures) -> Inputs[Picture]:
-    """Takes one or many pictures. Raises ValueError for an empty list."""
-    if isinstance(pictures, str | Path | Image.Image | np.ndarray):
-        return Inputs("pictures", [pictures], single=True)
-    return _listed("pictures", pictures)
+def as_pictures(pictures: Any) -> Inputs[Picture]:
+    """Takes one or many pictures. File objects are read at once, because a result may open its picture again.
+
+    An array or tensor of four dimensions is a list of pictures, and so is an array of paths. Raises ValueError for an
+    empty list, and for a value that is no picture, with its place.
+    """
+    batch = isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim == 4
+    paths = isinstance(pictures, np.ndarray) and pictures.ndim == 1 and pictures.dtype.kind in "OU"
+    if not (batch or paths) and (isinstance(pictures, _SINGLE) or hasattr(pictures, "read")):
+        return Inputs("pictures", [_taken(pictures, "the picture")], single=True)
+    if pictures is None or isinstance(pictures, float | dict):
+        raise ValueError(_no_picture(pictures, "the picture"))
+    listed = _listed("pictures", pictures)
+    return Inputs(
+        "pictures", [_taken(item, picture_name(item, place)) for place, item in enumerate(listed.items)], single=False
+    )
+
+
+def _taken(picture: Any, name: str) -> Picture:
+    """Returns a picture that can be opened as often as needed. Raises ValueError for a value that is no picture."""
+    if hasattr(picture, "read") and not isinstance(picture, os.PathLike):
+        try:
+            if picture.seekable():
+                picture.seek(0)
+            content = picture.read()
+        except (AttributeError, OSError, ValueError) as error:
+            raise ValueError(f"{name}: the file object cannot be read: {error}") from None
+        if not isinstance(content, bytes):
+            raise ValueError(f"{name}: a file object of text is no picture: open the file with mode 'rb'")
+        return content
+    if not isinstance(picture, _SINGLE):
+        raise ValueError(_no_picture(picture, name))
+    return picture  # type: ignore[return-value]
+
+
+def _no_picture(value: Any, name: str) -> str:
+    if isinstance(value, dict):
+        keys = ", ".join(map(repr, list(value)[:4]))
+        return f"{name} is a dict with {keys}, no picture: give the value of one of them"
+    what = "None" if value is None else "NaN" if isinstance(value, float) and math.isnan(value) else None
+    return f"{name} is {what or f'of type {type(value).__name__}'}, no picture: {TAKEN}"
 
 
 def as_strings(texts: Strings, name: str = "texts") -> Inputs[str]:
@@ -121,28 +170,76 @@ def _box(values: Any) -> Box:
     return x, y, width, height
 
 
-def open_any(picture: Picture) -> Image.Image:
-    """Opens an RGB picture. Raises BadRecord for a file that is no picture, ValueError for any other such value."""
-    if isinstance(picture, str | Path):
-        return open_picture(picture, str(picture))
-    if isinstance(picture, np.ndarray):
-        colours = picture.ndim == 3 and picture.shape[2] in (3, 4)
-        if picture.dtype != np.uint8 or not (colours or picture.ndim == 2) or not picture.size:
-            raise ValueError(
-                f"an array of {picture.dtype} {list(picture.shape)} is no picture: give uint8, [H, W, 3] or [H, W]"
-            )
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise ValueError(f"a {type(picture).__name__} is no picture: give a file's path, a Pillow image or an array")
+def open_any(picture: Any, most_pixels: int | None = LARGEST_PIXELS) -> Image.Image:
+    """Opens an upright RGB picture. The same picture gives the same pixels in every form.
+
+    Raises BadRecord for a file that is no picture or has more than `most_pixels`, ValueError for any other such value.
+    """
+    picture = _taken(picture, "the picture")
+    content = _content(picture)
+    if content is not None:
+        return open_picture(content, picture_name(picture), most_pixels=most_pixels, limit=LIMIT)
+    image = picture if isinstance(picture, Image.Image) else _from_array(picture)
     try:
-        return to_rgb(picture)
-    except Exception as error:  # Pillow decodes late, and raises whatever broken bytes lead it to
-        raise ValueError(f"the picture that was given cannot be read: {error}") from error
+        return upright_within(image, "the picture", most_pixels, LIMIT)
+    except BadRecord as bad:  # Pillow decodes late, and raises whatever broken bytes lead it to
+        raise ValueError(f"the picture that was given cannot be read: {bad.reason} ({bad.detail})") from None
 
 
-def picture_name(picture: Picture, place: int) -> str:
+def open_to_draw(picture: Any, side: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """Opens a picture that was opened before, at most `side` pixels large, and returns its full size as well."""
+    picture = _taken(picture, "the picture")
+    content = _content(picture)
+    if content is not None and side is not None:
+        return open_small(content, picture_name(picture), side, most_pixels=None)
+    image = open_any(picture, most_pixels=None)
+    size = image.size
+    if side is not None and max(size) > side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    return image, size
+
+
+def _content(picture: Picture) -> str | Path | bytes | None:
+    """Returns the path or the bytes of a picture that is a file. Raises BadRecord for a broken data URL."""
+    if isinstance(picture, bytearray | memoryview):
+        return bytes(picture)
+    if isinstance(picture, str) and picture.startswith(DATA_URL):
+        head, comma, body = picture.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise BadRecord("data URL", "not a picture", "it does not begin with data:image/…;base64,")
+        try:
+            return b64decode("".join(body.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadRecord("data URL", "not a picture", f"its base64 is broken: {error}") from None
+    if isinstance(picture, str) and picture.startswith(("http://", "https://")):
+        raise BadRecord(picture, "not a picture", "addresses are not fetched: download it, and give the file")
+    if isinstance(picture, bytes | str):
+        return picture
+    return Path(picture) if isinstance(picture, os.PathLike) else None
+
+
+def _from_array(picture: Any) -> Image.Image:
+    """Makes an image of an array or a tensor of bytes. Raises ValueError for other arrays."""
+    array = picture.detach().cpu().numpy() if isinstance(picture, torch.Tensor) else np.asarray(picture)
+    channels_first = isinstance(picture, torch.Tensor) and array.ndim == 3 and array.shape[0] in (1, 3, 4)
+    if channels_first:
+        array = array.transpose(1, 2, 0)
+    colours = array.ndim == 3 and array.shape[2] in (1, 3, 4)
+    if array.dtype != np.uint8 or not (colours or array.ndim == 2) or not array.size:
+        scale = "; scale floating-point values in 0..1 by 255" if array.dtype.kind == "f" else ""
+        kind = "a tensor" if isinstance(picture, torch.Tensor) else "an array"
+        raise ValueError(
+            f"{kind} of {array.dtype} {list(picture.shape)} is no picture: give uint8, [H, W, 3] or [H, W]{scale}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+
+
+def picture_name(picture: Any, place: int | None = None) -> str:
     """Names a picture by its path or, if it is no file, by its place in the list."""
-    return str(picture) if isinstance(picture, str | Path) else f"picture {place}"
+    if isinstance(picture, str | os.PathLike) and not str(picture).startswith(DATA_URL):
+        return str(picture)
+    return "the picture" if place is None else f"picture {place}"
 
 
 def prepare_texts(texts: Sequence[str], tokenizer: Tokenizer, config: DataConfig) -> Texts:

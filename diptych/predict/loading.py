@@ -26,18 +26,24 @@ TEACHING = ("momentum_", "queue")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def load(path: str | Path, device: str = "auto") -> Predictor:
+def load(path: str | Path, device: str = "auto", largest_pixels: int | None = None) -> Predictor:
     """Loads the model of a run (its best checkpoint, otherwise its latest) or of a checkpoint folder, ready to use.
 
     A path that does not exist and looks like `owner/name` is taken for a checkpoint folder on the Hugging Face Hub, as
     `diptych export RUN --push` puts them there. It is fetched once, into the Hub's cache. A task's head is loaded too;
-    its momentum encoder and its queue are not.
+    its momentum encoder and its queue are not. `largest_pixels` replaces the recipe's
+    `data.largest_pixels`, above which pictures are refused.
 
     Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
     """
     checkpoint = store.load_from(_folder(path))
+    recipe = from_dict(checkpoint.recipe)
+    if largest_pixels is not None:
+        if largest_pixels < 1:
+            raise ValueError(f"largest_pixels is {largest_pixels}: a picture has at least one pixel")
+        recipe = replace(recipe, data=replace(recipe.data, largest_pixels=largest_pixels))
     return make_predictor(
-        from_dict(checkpoint.recipe),
+        recipe,
         Tokenizer.load(checkpoint.tokenizer),
         checkpoint.weights(),
         checkpoint.folder,

@@ -32,7 +32,7 @@ class ModelPool:
     """The models in the order of the runs, each run before those that were fine-tuned below it."""
 
     @classmethod
-    def load(cls, runs: Sequence[str | Path], device: str = "auto") -> ModelPool:
+    def load(cls, runs: Sequence[str | Path], device: str = "auto", largest_pixels: int | None = None) -> ModelPool:
         """Loads each run, checkpoint folder or Hub name, and the runs in its `tasks` folder, where demos put them.
 
         Raises ValueError for no runs, for a run given twice, and for whatever `diptych.load` refuses.
@@ -42,7 +42,9 @@ class ModelPool:
         names = [name for run in runs for name in (Path(run).as_posix(), *_task_runs(Path(run)))]
         if doubled := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"{doubled} is given twice (a run brings those in its tasks folder)")
-        return cls(tuple(PooledModel(name, load(name, device), _evaluation(Path(name))) for name in names))
+        return cls(
+            tuple(PooledModel(name, load(name, device, largest_pixels), _evaluation(Path(name))) for name in names)
+        )
 
     def able(self, ability: str) -> tuple[PooledModel, ...]:
         """Returns the models that have the ability (a name of `catalog.abilities()`), those trained for it first."""

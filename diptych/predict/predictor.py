@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,6 +85,13 @@ class Predictor:
     """How match logits become the probability that a hit of a search is right; None before `diptych evaluate`."""
 
     # ------------------------------------------------------------------ pictures and texts
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Opens an upright RGB picture of at most `data.largest_pixels`, in any form that calls take.
+
+        Raises BadRecord for a file that is no picture or too large, ValueError for any other such value.
+        """
+        return open_any(picture, self.recipe.data.largest_pixels)
 
     def embed_images(self, images: Pictures) -> Float[Tensor, "N E"]:
         """Computes normalised vectors of pictures, comparable with those of texts."""
@@ -311,7 +319,7 @@ class Predictor:
         with evaluating(self.model):
             for rows in self._rows(images, phrases, offered):
                 # Each picture of the batch is opened and encoded once.
-                opened = {place: open_any(images.items[place]) for place in {images.place(row) for row in rows}}
+                opened = {place: self.open(images.items[place]) for place in {images.place(row) for row in rows}}
                 pixels = torch.stack([self.transform(picture) for picture in opened.values()])
                 order = {place: number for number, place in enumerate(opened)}
                 image_index = torch.tensor([order[images.place(row)] for row in rows])
@@ -434,7 +442,7 @@ class Predictor:
     def _pixels(self, images: Inputs[Picture], rows: range) -> list[Float[Tensor, "3 H W"]]:
         """Reads the pixels of each row; each picture is opened once."""
         places = [images.place(row) for row in rows]
-        pixels = {place: self.transform(open_any(images.items[place])) for place in dict.fromkeys(places)}
+        pixels = {place: self.transform(self.open(images.items[place])) for place in dict.fromkeys(places)}
         return [pixels[place] for place in places]
 
     def _embed(
@@ -448,7 +456,7 @@ class Predictor:
                 pixels: list[Tensor] = []
                 for place, picture in enumerate(batch, start * self.recipe.evaluation.batch_size):
                     try:
-                        pixels.append(self.transform(open_any(picture)))
+                        pixels.append(self.transform(self.open(picture)))
                         places.append(place)
                     except BadRecord as error:
                         if skipped is None:
@@ -466,7 +474,7 @@ class Predictor:
         return type(states[0]).cat(states)
 
     def _encode(self, pictures: Sequence[Picture]) -> Any:
-        pixels = torch.stack([self.transform(open_any(picture)) for picture in pictures])
+        pixels = torch.stack([self.transform(self.open(picture)) for picture in pictures])
         return self.model.image_state(pixels.to(self.device))
 
     def _pair_logits(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M 2"]:

@@ -19,7 +19,7 @@ from diptych import catalog
 from diptych.checkpoints import store
 from diptych.data.tokenizer import CONTINUES, Tokenizer
 from diptych.models.albef import Albef
-from diptych.predict.inputs import Picture, open_any
+from diptych.predict.inputs import Picture
 from diptych.predict.predictor import Predictor
 from diptych.search.contract import evaluating
 from diptych.types import Texts, TokenPositions, to_device
@@ -116,7 +116,7 @@ class MomentumEncoder:
         )
 
     def _pixels(self, picture: Picture) -> Float[Tensor, "1 3 H W"]:
-        return self.student.transform(open_any(picture))[None].to(self.student.device)
+        return self.student.transform(self.student.open(picture))[None].to(self.student.device)
 
     def _guess(self, model: object, picture: Picture, texts: Texts, rows: TokenPositions, k: int) -> list[Guesses]:
         """Predicts the k likeliest pieces at each position."""

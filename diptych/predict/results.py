@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from diptych.data.heatmap import heat_picture
+from diptych.data.heatmap import DRAWN, heat_picture, scaled_box
 from diptych.data.record import Box
-from diptych.predict.inputs import Picture, open_any
+from diptych.predict.inputs import Picture, open_to_draw
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,14 @@ class Located:
     picture: Picture = field(repr=False)
     """The picture as it was given."""
 
-    def draw(self) -> Image.Image:
-        """Draws heat map and box over the picture in grey, above a bar of the colours. Opens the picture again."""
-        return heat_picture(open_any(self.picture), torch.from_numpy(self.heat), self.box)
+    def draw(self, side: int | None = DRAWN) -> Image.Image:
+        """Draws heat map and box over the picture in grey, above a bar of the colours. Opens the picture again.
+
+        A larger picture is scaled down to `side` pixels before it is drawn on. None draws at full size, which takes
+        seconds and a gigabyte for the pictures of a good phone.
+        """
+        image, size = open_to_draw(self.picture, side)
+        return heat_picture(image, torch.from_numpy(self.heat), scaled_box(self.box, size, image.size))
 
     def __str__(self) -> str:
         x, y, width, height = self.box

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diptych.models.vlmo import Vlmo
 from diptych.nn.mome import MoMEBlock
-from diptych.predict.inputs import Picture, open_any
+from diptych.predict.inputs import Picture
 from diptych.predict.predictor import Predictor
 from diptych.search.contract import evaluating
 from diptych.task import Model
@@ -64,7 +64,7 @@ def expert_ways(predictor: Predictor, picture: Picture, text: str) -> tuple[Way,
     texts = to_device(predictor.texts(text), predictor.device)
     words = tuple(predictor.tokenizer.token(number) for number in texts.input_ids[0].tolist())
     with evaluating(model):
-        images = model.image_state(predictor.transform(open_any(picture))[None].to(predictor.device))
+        images = model.image_state(predictor.transform(predictor.open(picture))[None].to(predictor.device))
         state = model.text_state(texts)
         tokens = images.patches.shape[1]
         patches = ("[CLS]", *(f"patch {number}" for number in range(1, tokens)))

@@ -36,6 +36,8 @@ def open_split(recipe: Recipe, split: Split) -> AnySource:
     """Opens the records of the recipe's task. Prints the names of entries that could not become a record."""
     source: AnySource = catalog.open_source(recipe.data, split, catalog.record_kind(recipe.task))
     _print_skipped(split, source.skipped)
+    if split == "train" and (seen := getattr(source, "passed_over", None)):  # sources of files only have it
+        print(f"the {split} data: {seen}")
     return source
 
 

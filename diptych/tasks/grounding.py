@@ -10,6 +10,7 @@ in pixels of the picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.data.heatmap import enlarge
+from diptych.data.heatmap import enlarge, scaled_box
 from diptych.data.loader import EvaluationBatch
 from diptych.data.record import Box, Referring
 from diptych.data.tokenizer import Tokenizer
@@ -32,6 +33,9 @@ from diptych.schema import GroundingConfig, GroundingTrainingConfig, Recipe, Ret
 from diptych.task import Model
 from diptych.tasks.retrieval import Retrieval
 from diptych.types import Batch, Texts
+
+LARGEST_MAP = 1 << 22
+"""Number of pixels to which a map is enlarged at most. No picture of the published data sets has as many."""
 
 # --------------------------------------------------------------------------- the task
 
@@ -334,12 +338,18 @@ def find_box(
     of equals. The released code takes the first best of those that score above 0; if none does it breaks, while this
     function still takes the best (docs/released_code.md, defect 10).
 
+    A map is enlarged to at most LARGEST_MAP pixels. Boxes on larger pictures, such as a phone's, are found on a smaller
+    one of the same shape, whose pixels are still far finer than the map's patches.
+
     Raises ValueError for a map that is not finite and for proposals without an area.
     """
-    grown = enlarge(heat, size).cpu().numpy().astype(np.float64)
+    scale = min(1.0, math.sqrt(LARGEST_MAP / (size[0] * size[1])))
+    small = max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+    grown = enlarge(heat, small).cpu().numpy().astype(np.float64)
     if not proposals:
-        return box_of_map(grown, config.threshold)
-    return proposals[int(proposal_scores(grown, np.array(proposals, np.float64), config.alpha).argmax())]
+        return scaled_box(box_of_map(grown, config.threshold), small, size)
+    offered = np.array([scaled_box(box, size, small) for box in proposals], np.float64)
+    return proposals[int(proposal_scores(grown, offered, config.alpha).argmax())]
 
 
 def proposal_scores(

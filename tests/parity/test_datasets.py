@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from diptych.data.cleanup import clean_caption, clean_question
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import SUFFIXES
 from diptych.data.record import ENTAILMENT_LABELS, AnyRecord, Entailment, PairStatement, Question, Record, Referring
 from diptych.data.sources.albef import read_albef
 from diptych.data.sources.listing import SourceListing, each

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diptych.data.files import files_below
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.sources.folder import CAPTIONS_FILE
 
 FOLDER = "pictures"
@@ -30,6 +30,8 @@ class Album:
 
     folder: Path | None
     pictures: tuple[Captioned, ...] = ()
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """The files that look like pictures and are not read as such."""
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -42,11 +44,12 @@ class Album:
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}: name one that holds pictures")
         captions = _captions(folder)
-        files = [file for file in files_below(folder) if file.suffix.lower() in SUFFIXES]
+        seen = PassedOver()
+        files = [file for file in files_below(folder, seen) if is_picture(file)]
         if not files:
-            raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+            raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}{seen.after}")
         pictures = [Captioned(folder / file, captions.get(file.as_posix())) for file in files]
-        return cls(folder, tuple(sorted(pictures, key=lambda entry: entry.caption is None)))
+        return cls(folder, tuple(sorted(pictures, key=lambda entry: entry.caption is None)), seen)
 
 
 THING = re.compile(

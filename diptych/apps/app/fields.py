@@ -13,12 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import gradio as gr
 from PIL import Image
 
-from diptych.data.pictures import open_picture
+from diptych.data.pictures import LARGEST_PIXELS, open_picture
 
 MOST_BYTES = 20 * 2**20
 """Largest size of an uploaded file."""
-MOST_PIXELS = 50_000_000
-"""Largest uploaded picture, as of the best phone cameras. Decoded, it takes 150 MB."""
 MOST_LETTERS = 2_000
 """Longest text. Models read far less of it."""
 
@@ -38,6 +36,7 @@ class Field(Protocol):
 class PictureField:
     label: str = "Picture"
     optional: bool = False
+    largest_pixels: int = LARGEST_PIXELS
 
     def make(self) -> gr.components.Component:
         return gr.Image(
@@ -50,7 +49,7 @@ class PictureField:
             if self.optional:
                 return None
             raise ValueError(f"no {self.label.lower()} yet: drop one on its frame, or click an example")
-        return read_picture(Path(sent["path"]), str(sent.get("orig_name") or self.label))
+        return read_picture(Path(sent["path"]), str(sent.get("orig_name") or self.label), self.largest_pixels)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class PercentField:
         return share
 
 
-def read_picture(path: Path, name: str) -> Image.Image:
+def read_picture(path: Path, name: str, largest_pixels: int = LARGEST_PIXELS) -> Image.Image:
     """Opens the picture in a file. Raises ValueError for too many bytes or pixels, and for a file that is no picture.
 
     Messages show `name` instead of the path, which belongs to the server.
@@ -103,4 +102,4 @@ def read_picture(path: Path, name: str) -> Image.Image:
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ValueError(f"{name} has {size / 2**20:.0f} MiB: give a picture of at most {MOST_BYTES // 2**20} MiB")
-    return open_picture(path.read_bytes(), name, most_pixels=MOST_PIXELS)
+    return open_picture(path.read_bytes(), name, most_pixels=largest_pixels, limit="--largest-pixels")

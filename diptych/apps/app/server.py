@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ if "GRADIO_TEMP_DIR" not in os.environ:
 
 import gradio as gr
 
-from diptych.apps.app.fields import MOST_BYTES
-from diptych.apps.app.form import lay_out
+from diptych.apps.app.fields import MOST_BYTES, PictureField
+from diptych.apps.app.form import Form, lay_out
 from diptych.apps.app.look import FAVICON, STYLE, TITLE, theme
 from diptych.apps.app.pages import ask, compare, entail, experts, locate, match, pseudo_targets, search
 from diptych.apps.app.site import Site
+from diptych.data.pictures import LARGEST_PIXELS
 
 PAGES = (search, match, ask, entail, compare, locate, pseudo_targets, experts)
 """The pages, in the order of their links."""
@@ -38,7 +40,7 @@ KEPT = (600, 3600)
 
 def build(site: Site) -> gr.Blocks:
     """Builds all pages of a site."""
-    forms = [module.form(site) for module in PAGES]
+    forms = [_limited(module.form(site), site.largest_pixels) for module in PAGES]
     pages = [form.page for form in forms]
     first, *others = forms
     with gr.Blocks(title="diptych", analytics_enabled=False, delete_cache=KEPT) as blocks:
@@ -49,6 +51,15 @@ def build(site: Site) -> gr.Blocks:
             gr.Navbar(visible=False)
             lay_out(form, pages)
     return blocks.queue(default_concurrency_limit=1, max_size=WAITING)
+
+
+def _limited(form: Form, largest_pixels: int) -> Form:
+    """Gives the picture fields of a form the site's limit."""
+    fields = (
+        replace(field, largest_pixels=largest_pixels) if isinstance(field, PictureField) else field
+        for field in form.fields
+    )
+    return replace(form, fields=tuple(fields))
 
 
 def start(blocks: gr.Blocks, host: str, port: int) -> str:
@@ -80,11 +91,19 @@ def free_port(host: str, port: int = 0) -> int:
 
 
 def serve(
-    runs: Sequence[str | Path], images: Path | None, index: str | None, host: str, port: int, device: str = "auto"
+    runs: Sequence[str | Path],
+    images: Path | None,
+    index: str | None,
+    host: str,
+    port: int,
+    device: str = "auto",
+    largest_pixels: int = LARGEST_PIXELS,
 ) -> None:
     """Loads the models and serves their pages until the process is stopped. Raises ValueError for bad arguments."""
     port = free_port(host, port)  # before loading, which takes minutes
-    site = Site.load(runs, images, index, device)
+    site = Site.load(runs, images, index, device, largest_pixels)
+    if site.album.passed_over:
+        print(f"{site.album.folder}: {site.album.passed_over}", file=sys.stderr)
     blocks = build(site)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # exits normally, so that uploads are deleted
     print(f"{len(site.pool.models)} models at {start(blocks, host, port)} (Ctrl-C stops)", flush=True)

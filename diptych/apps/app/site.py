@@ -10,6 +10,7 @@ from diptych import catalog
 from diptych.apps.app.collection import Collection, open_collections
 from diptych.apps.app.examples import Album, Captioned, album_of, thing_of
 from diptych.apps.app.form import Example
+from diptych.data.pictures import LARGEST_PIXELS
 from diptych.predict import ModelPool
 from diptych.predict.pseudo_targets import MomentumEncoder
 
@@ -27,19 +28,26 @@ class Site:
     """By the model's name."""
     collections: Mapping[str, Collection]
     """By the model's name."""
+    largest_pixels: int = LARGEST_PIXELS
+    """Larger uploads are refused."""
 
     @classmethod
     def load(
-        cls, runs: Sequence[str | Path], images: Path | None = None, index: str | None = None, device: str = "auto"
+        cls,
+        runs: Sequence[str | Path],
+        images: Path | None = None,
+        index: str | None = None,
+        device: str = "auto",
+        largest_pixels: int = LARGEST_PIXELS,
     ) -> Site:
         """Raises ValueError for runs, pictures or an index that cannot be loaded."""
-        pool = ModelPool.load(runs, device)
+        pool = ModelPool.load(runs, device, largest_pixels)
         album = album_of([Path(run) for run in runs], images)
         pretrained = [
             model for model in pool.models if catalog.task_class(model.predictor.recipe.task).keeps_momentum_encoder
         ]
         momentum_encoders = {model.name: MomentumEncoder.beside(model.predictor) for model in pretrained}
-        return cls(pool, album, momentum_encoders, open_collections(pool, album, index))
+        return cls(pool, album, momentum_encoders, open_collections(pool, album, index), largest_pixels)
 
     def missing(self, ability: str) -> str | None:
         """Says why none of the models has an ability, and what to train. None if one has it."""

@@ -49,7 +49,7 @@ def build_index(
             old = None
         description = old or IndexDescription(model, predictor.model.embed_dim, kind, ())
         report = _fill(writer, location, description, source, predictor, progress, anew=old is None)
-    return replace(report, notes=notes)
+    return replace(report, notes=(*notes, *report.notes))
 
 
 def add_to_index(
@@ -94,6 +94,7 @@ def _fill(
     """Embeds the items that are not stored yet, and commits them."""
     description, number = description.with_root(_root(source))
     items = read_items(source, description.roots[number].prefix, number)
+    notes = (str(items.passed_over),) if items.passed_over else ()
     writer.begin(description, anew)
     writer.drop_unwanted({item.id: item for item in items.items})
     missing = [
@@ -115,11 +116,12 @@ def _fill(
             progress(kept + added, len(items.items))
     if not (added or kept):
         raise ValueError(f"none of the {len(items.items)} pictures can be read; the first: {skipped[0]}")
-    writer.commit(skipped)
+    # A server keeps no list of what was skipped; a folder shows the line in `info`.
+    writer.commit([*skipped, *(BadRecord(str(items.root), note) for note in notes)])
     store = place.open()
     counts = {kind: store.count(kind) for kind in KINDS}
     methods = {kind: store.search_method(kind) for kind in KINDS}
-    return BuildReport(place.name, added, kept, tuple(skipped), counts, methods)
+    return BuildReport(place.name, added, kept, tuple(skipped), counts, methods, notes)
 
 
 def _root(source: ItemSource) -> Path:

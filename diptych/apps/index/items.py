@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 from diptych.data.cleanup import clean_caption
 from diptych.data.entries import from_entry, name_of, picture_from_entry, plain_path
 from diptych.data.files import files_below, json_lines
-from diptych.data.pictures import SUFFIXES, file_of
+from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
+from diptych.data.pictures import file_of
 from diptych.data.record import BadRecord, PlainText
 
 Kind = Literal["picture", "text"]
@@ -45,6 +46,8 @@ class SourceItems:
     items: list[Item]
     skipped: list[BadRecord] = field(default_factory=list)
     """Invalid lines, missing pictures, texts without words, and repeated ids."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """The files of a folder that look like pictures and are not read as such."""
 
     def file(self, item: Item) -> Path:
         """Returns the file of a picture."""
@@ -80,8 +83,8 @@ def read_items(source: ItemSource, prefix: str = "", number: int = 0) -> SourceI
             if path.is_dir()
             else "a line is an object with an `image` or a text"
         )
-        raise ValueError(f"nothing to embed in {path}: {expected}{first}")
-    return SourceItems(reader.root, list(reader.items.values()), reader.skipped)
+        raise ValueError(f"nothing to embed in {path}: {expected}{first}{reader.passed_over.after}")
+    return SourceItems(reader.root, list(reader.items.values()), reader.skipped, reader.passed_over)
 
 
 class _SourceReader:
@@ -91,10 +94,11 @@ class _SourceReader:
         self.root, self.prefix, self.number = root, prefix, number
         self.items: dict[str, Item] = {}
         self.skipped: list[BadRecord] = []
+        self.passed_over = PassedOver()
 
     def read_folder(self) -> None:
-        for file in files_below(self.root):
-            if file.suffix.lower() in SUFFIXES:
+        for file in files_below(self.root, self.passed_over):
+            if is_picture(file):
                 self._add_picture(self.prefix + file.as_posix(), file.as_posix(), file.as_posix())
 
     def read_jsonl(self, path: Path) -> None:

@@ -67,9 +67,10 @@ def embed_source(
     if reason := predictor.missing("embed"):
         raise ValueError(reason)
     job = _EmbeddingJob(to, read_items(source), ModelIdentity.of(predictor), part_size)
+    seen = (str(job.source.passed_over),) if job.source.passed_over else ()
     if job.done():
-        return job.report(waiting=0, notes=(f"{to} is of this source and model already",))
-    notes = job.begin()
+        return job.report(waiting=0, notes=(f"{to} is of this source and model already", *seen))
+    notes = (*job.begin(), *seen)
     share = range(rank, job.parts, processes)
     for count, number in enumerate(share, start=1):
         if not job.part(number).exists() and not job.done():  # the process that joins removes the parts

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from diptych.apps.report.html import LARGEST
 from diptych.apps.report.page import fill, write_whole
-from diptych.data.pictures import open_picture
+from diptych.data.heatmap import scaled_box
+from diptych.data.pictures import LARGEST_PIXELS, open_small
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
 from diptych.data.sources.listing import SourceListing
 from diptych.schema import Split
@@ -26,6 +27,7 @@ class Sample:
     """A record as the page shows it."""
 
     record: AnyRecord
+    largest_pixels: int = LARGEST_PIXELS
 
     @property
     def pictures(self) -> Iterator[tuple[Image.Image | None, str]]:
@@ -33,7 +35,8 @@ class Sample:
         name = next(iter(self.record.texts), self.record.id)
         for path in self.record.images:
             try:
-                yield _with_boxes(open_picture(path, self.record.id), self.record), name
+                small, size = open_small(path, self.record.id, LARGEST, self.largest_pixels)
+                yield _with_boxes(small, size, self.record), name
             except BadRecord as error:
                 yield None, f"{error.reason}: {error.detail}"
 
@@ -54,21 +57,30 @@ class Sample:
                 return ""
 
 
-def write_samples(parts: Mapping[Split, SourceListing], file: Path, title: str, count: int, seed: int) -> Path:
+def write_samples(
+    parts: Mapping[Split, SourceListing],
+    file: Path,
+    title: str,
+    count: int,
+    seed: int,
+    largest_pixels: int = LARGEST_PIXELS,
+) -> Path:
     """Writes a page with `count` records of each split, drawn by `seed`, whole or not at all. Returns its path."""
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1")
-    return write_whole(file, render(parts, title, count, seed))
+    return write_whole(file, render(parts, title, count, seed, largest_pixels))
 
 
-def render(parts: Mapping[Split, SourceListing], title: str, count: int, seed: int) -> str:
+def render(
+    parts: Mapping[Split, SourceListing], title: str, count: int, seed: int, largest_pixels: int = LARGEST_PIXELS
+) -> str:
     """Renders the page of samples. Raises ValueError where no split has a record."""
     splits = {split: found.records for split, found in parts.items() if found.records}
     if not splits:
         raise ValueError(f"{title} holds no record to show")
     samples = {
         split: [
-            Sample(records[place])
+            Sample(records[place], largest_pixels)
             for place in sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
         ]
         for split, records in splits.items()
@@ -78,14 +90,13 @@ def render(parts: Mapping[Split, SourceListing], title: str, count: int, seed: i
     return fill("samples.html.j2", title=title, sections=sections, splits=splits, samples=samples, kinds=kinds)
 
 
-def _with_boxes(image: Image.Image, record: AnyRecord) -> Image.Image:
-    """Draws the box and the first proposals of a phrase on the picture, at the size at which it is shown."""
+def _with_boxes(small: Image.Image, size: tuple[int, int], record: AnyRecord) -> Image.Image:
+    """Draws the box and the first proposals of a phrase on a picture that was scaled down from `size`."""
     if not isinstance(record, Referring):
-        return image
-    scale = min(1.0, LARGEST / max(image.size))
-    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        return small
     draw = ImageDraw.Draw(small)
     boxes = [(box, PROPOSAL) for box in record.proposals[:MOST_PROPOSALS]]
-    for (x, y, width, height), colour in [*boxes, *([(record.box, BOX)] if record.box else [])]:
-        draw.rectangle([x * scale, y * scale, (x + width) * scale, (y + height) * scale], outline=colour, width=2)
+    for box, colour in [*boxes, *([(record.box, BOX)] if record.box else [])]:
+        x, y, width, height = scaled_box(box, size, small.size)
+        draw.rectangle([x, y, x + width, y + height], outline=colour, width=2)
     return small

@@ -15,7 +15,7 @@ import os
 import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import UInt
 
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import PassedOver, is_hidden, is_picture, passed_over
 from diptych.data.record import BadRecord
 from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.splits import draw_number
@@ -72,6 +72,8 @@ class ShardIndex:
     """The rule by which members form samples."""
     chosen: bool = True
     """Whether the rule was chosen by looking at the names, instead of by the user."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """The number of members that look like pictures and are not read as such, by their reasons."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -94,7 +96,9 @@ class ShardIndex:
     def with_stamp(self, stamp: Stamp) -> ShardIndex:
         """Copies the index into memory, as the index of a copy of the shard in the state `stamp`."""
         starts, sizes, draws, samples = (column.copy() for column in self.columns)
-        return ShardIndex(stamp, starts, sizes, draws, samples, self.lost, self.naming, self.chosen)
+        return ShardIndex(
+            stamp, starts, sizes, draws, samples, self.lost, self.naming, self.chosen, self.passed_over
+        )
 
     def fits(self, names: SampleNames) -> bool:
         """Returns whether its samples are those of a rule, or were formed by looking if that is asked for."""
@@ -105,7 +109,7 @@ class ShardIndex:
         lost = [[error.record, error.reason, error.detail, error.count] for error in self.lost]
         head = {
             "format": FORMAT, "bytes": self.stamp.size, "tag": self.stamp.tag, "count": len(self), "lost": lost,
-            "naming": self.naming, "chosen": self.chosen,
+            "naming": self.naming, "chosen": self.chosen, "passed_over": dict(self.passed_over),
         }  # fmt: skip
         line = json.dumps(head).encode()
         line += b" " * (-(len(line) + 1) % 8) + b"\n"
@@ -142,9 +146,10 @@ def read_index(file: Path) -> ShardIndex | None:
         lost = tuple(BadRecord(*error) for error in head["lost"])
         # Earlier versions knew the first dot only.
         naming, chosen = head.get("naming", "first_dot"), bool(head.get("chosen", True))
+        passed_over = {str(reason): int(count) for reason, count in head.get("passed_over", {}).items()}
         stamp = Stamp(int(head["bytes"]), str(head["tag"]))
-        return ShardIndex(stamp, **columns, lost=lost, naming=naming, chosen=chosen)
-    except (OSError, ValueError, KeyError, TypeError):
+        return ShardIndex(stamp, **columns, lost=lost, naming=naming, chosen=chosen, passed_over=passed_over)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -169,7 +174,12 @@ class _Sample:
 
     @property
     def has_picture(self) -> bool:
-        return bool(self._suffixes & SUFFIXES)
+        return any(is_picture(member.name) for member in self.members)
+
+    @property
+    def passed_over(self) -> bool:
+        """Whether a member looks like a picture and is not read as such."""
+        return any(passed_over(member.name) for member in self.members)
 
     @property
     def has_text(self) -> bool:
@@ -197,13 +207,16 @@ def build_index(file: Path, name: str, stamp: Stamp, names: SampleNames = "auto"
     """
     rows = array("Q")
     lost: list[BadRecord] = []
-    members = _members(file, name, lost)
+    seen = PassedOver()
+    members = _members(file, name, lost, seen)
     naming, _ = choose_naming((member.name for member in members), names, "first_dot")
     samples = _together(_samples(members, naming), name, lost)
     if lost and lost[0].reason == "shard broken" and samples and samples[-1].stop > file.stat().st_size:
         samples.pop()  # the shard ends within this sample
     with file.open("rb") as stream:
         for sample in samples:
+            if not sample.has_picture and sample.passed_over:
+                continue
             if not sample.has_picture:
                 lost.append(BadRecord(f"{name}/{sample.key}", "picture missing", "no member of it is a picture"))
             elif sample.stop - sample.start > LARGEST_SAMPLE:
@@ -222,14 +235,21 @@ def build_index(file: Path, name: str, stamp: Stamp, names: SampleNames = "auto"
         tuple(lost),
         naming,
         chosen=names == "auto",
+        passed_over=dict(seen.counts),
     )
 
 
-def _members(file: Path, name: str, lost: list[BadRecord]) -> list[tarfile.TarInfo]:
-    """Returns the members of a shard. Adds an error to `lost` if the shard is broken."""
+def _members(file: Path, name: str, lost: list[BadRecord], seen: PassedOver) -> list[tarfile.TarInfo]:
+    """Returns the members of a shard that are not hidden. Adds an error to `lost` if the shard is broken.
+
+    `seen` counts those that look like pictures and are not read as such.
+    """
     members: list[tarfile.TarInfo] = []
     try:
-        members.extend(tar_members(file))
+        for member in tar_members(file):
+            seen.note(member.name)
+            if not is_hidden(member.name):
+                members.append(member)
     except (tarfile.TarError, EOFError) as error:
         lost.append(BadRecord(name, "shard broken", str(error)))
     return members

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import is_picture
 from diptych.schema import MemberNames, SampleNames
 
 TEXT_SUFFIXES = (".txt", ".json")
@@ -55,7 +55,7 @@ def _whole(names: list[str], naming: MemberNames) -> int:
     texts: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         key, suffix = key_of(name, naming), PurePosixPath(name).suffix.lower()
-        if suffix in SUFFIXES:
+        if is_picture(name):
             pictures[key] += 1
         elif suffix in TEXT_SUFFIXES:
             texts[key].append(suffix)

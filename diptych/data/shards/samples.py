@@ -18,7 +18,8 @@ from typing import Any
 
 from diptych.data.entries import from_entry, name_of, text_of
 from diptych.data.files import decoded
-from diptych.data.pictures import SUFFIXES, part_of
+from diptych.data.picture_kinds import is_hidden, is_picture
+from diptych.data.pictures import part_of
 from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, Record, with_images
 from diptych.data.shards.naming import TEXT_SUFFIXES, key_of
 from diptych.schema import MemberNames
@@ -48,8 +49,10 @@ def members_of(block: bytes, shard: str, start: int, naming: MemberNames = "firs
     try:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as archive:
             for member in archive:
+                if is_hidden(member.name):
+                    continue
                 suffix = PurePosixPath(member.name).suffix.lower()
-                if suffix in SUFFIXES:
+                if is_picture(member.name):
                     pictures[member.name] = part_of(shard, start + member.offset_data, member.size)
                 elif member.isreg():
                     if suffix in TEXT_SUFFIXES and suffix in texts:

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from diptych.data.entries import to_entry
-from diptych.data.pictures import open_picture, picture_bytes, suffix_of
+from diptych.data.pictures import LARGEST_PIXELS, open_picture, picture_bytes, suffix_of
 from diptych.data.record import BadRecord, PlainText, Record, TaskSource, with_images
 from diptych.data.shards.cache import locked
 from diptych.data.shards.index import Stamp, build_index
@@ -46,6 +46,8 @@ class SplitSource:
     """Has `record(index)` and `skipped`, and `pictures(record)` if the pictures are made."""
     made: bool = False
     """Whether the pictures are made by the source instead of lying in files."""
+    largest_pixels: int = LARGEST_PIXELS
+    """Larger pictures are left out."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -146,7 +148,7 @@ def _members(split: SplitSource, index: int) -> Iterator[tuple[str, bytes]]:
     record = split.source.record(index)
     key = f"{index:09}"
     if not isinstance(record, PlainText):
-        contents = [_picture_content(picture, record.id) for picture in _pictures(split, record)]
+        contents = [_picture_content(picture, record.id, split.largest_pixels) for picture in _pictures(split, record)]
         places = [""] if len(contents) == 1 else [f".{number}" for number in range(len(contents))]
         names = [f"{key}{place}{suffix_of(content)}" for place, content in zip(places, contents, strict=True)]
         yield from zip(names, contents, strict=True)
@@ -165,7 +167,7 @@ def _pictures(split: SplitSource, record: Any) -> tuple[Any, ...]:
     return (split.source.picture(record),)
 
 
-def _picture_content(picture: Image.Image | str, record_id: str) -> bytes:
+def _picture_content(picture: Image.Image | str, record_id: str, largest_pixels: int) -> bytes:
     """Returns the bytes of a picture. Raises BadRecord unless it can be decoded."""
     if isinstance(picture, Image.Image):
         stream = io.BytesIO()
@@ -175,7 +177,7 @@ def _picture_content(picture: Image.Image | str, record_id: str) -> bytes:
         content = picture_bytes(picture)
     except OSError as error:
         raise BadRecord(record_id, "picture missing", str(error)) from None
-    open_picture(content, record_id, least_side=64)
+    open_picture(content, record_id, 64, largest_pixels)
     return content
 
 

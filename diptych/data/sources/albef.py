@@ -17,7 +17,7 @@ from typing import Any
 
 from diptych.data.entries import from_entry, label_of, name_of, object_of, plain_path, text_of, texts_of, truth_of
 from diptych.data.files import json_list
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import is_picture
 from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
 from diptych.data.sources.listing import SourceListing
 from diptych.data.sources.visual_genome import ANSWER_WEIGHT
@@ -68,7 +68,7 @@ def _question(entry: Mapping[str, Any], name: str) -> Question:
 
 def _entailment(entry: Mapping[str, Any], name: str) -> Entailment:
     image = text_of(entry, "image", name)
-    path = image if Path(image).suffix.lower() in SUFFIXES else f"{image}.jpg"
+    path = image if is_picture(image) else f"{image}.jpg"
     sentence, label = text_of(entry, "sentence", name), label_of(entry, "label", name)
     return Entailment(name, path, sentence, label, plain_path(path))
 

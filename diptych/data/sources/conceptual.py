@@ -18,7 +18,7 @@ from typing import Any
 
 from diptych.data.columns import is_address, is_header_name
 from diptych.data.files import decoded, existing, files_below, line_content
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import is_picture
 from diptych.data.record import BadRecord, Record
 from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
@@ -55,7 +55,7 @@ def _pictures(root: Path) -> dict[int, Path]:
     """Returns the first file that is named after each row."""
     named: dict[int, Path] = {}
     for file in files_below(root):
-        if (match := _NAME.fullmatch(file.stem)) and file.suffix.lower() in SUFFIXES | {""}:
+        if (match := _NAME.fullmatch(file.stem)) and (not file.suffix or is_picture(file)):
             named.setdefault(int(match[1]), file)
     return named
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 from PIL import Image
 
 from diptych.data.columns import kind_of
-from diptych.data.pictures import open_picture
+from diptych.data.picture_kinds import PassedOver
+from diptych.data.pictures import LARGEST_PIXELS, open_picture
 from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, R, Record, Referring
 from diptych.data.shards.remote import say
 from diptych.data.skips import list_errors
@@ -29,6 +30,10 @@ class FileSource(Generic[R]):
     skipped: tuple[BadRecord, ...] = ()
     least_side: int | None = None
     """If set, large JPEGs are decoded at a reduced scale, as long as no side falls below this."""
+    largest_pixels: int = LARGEST_PIXELS
+    """Larger pictures are refused."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """The files that look like pictures and are not read as such."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -41,7 +46,7 @@ class FileSource(Generic[R]):
         return self.pictures(record)[0]
 
     def pictures(self, record: R) -> tuple[Image.Image, ...]:
-        return tuple(open_picture(image, record.id, self.least_side) for image in record.images)
+        return tuple(open_picture(image, record.id, self.least_side, self.largest_pixels) for image in record.images)
 
 
 # --------------------------------------------------------------------------- splits
@@ -64,20 +69,22 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
     """
     path = own_path(config, split)
     if path is not None:
-        return _complete(_checked(read(path), path).of_split(split), path, split)
+        return _complete(_checked(read(path), path).of_split(split), path, split, config)
     path = _training_path(config)
     listing = _checked(read(path), path)
     if listing.splits and split not in ("train", *_undivided(listing)):
-        return _complete(listing.of_split(split), path, split)
+        return _complete(listing.of_split(split), path, split, config)
     records = _divided(listing, config, split)
     if split == "train":
         for note in records.notes:
             say(note)
         boxed = bool(records.records) and isinstance(records.records[0], Referring)  # boxes count unscaled pixels
         side = None if boxed else TRAINING_SIDE
-        source: FileSource[Any] = FileSource(tuple(records.records), tuple(records.skipped), least_side=side)
+        source: FileSource[Any] = FileSource(
+            tuple(records.records), tuple(records.skipped), side, config.largest_pixels, records.passed_over
+        )
     else:
-        source = _readable(records.records)
+        source = _readable(records.records, config.largest_pixels)
     if not source.records:
         raise ValueError(_why_empty(listing, source, config, split))
     return source
@@ -124,11 +131,11 @@ def _divided(listing: SourceListing, config: DataConfig, split: Split) -> Source
     held_out = _held_out(pool, config, _undivided(listing) if listing.splits else SPLITS)
     records = [record for record in pool.records if held_out.get(_identities(record)[0], "train") == split]
     if split == "train":
-        return SourceListing(records, pool.skipped, notes=listing.notes)
+        return SourceListing(records, pool.skipped, notes=listing.notes, passed_over=pool.passed_over)
     return SourceListing(records, drawn=True)
 
 
-def _complete(listing: SourceListing, path: str, split: Split) -> FileSource[Any]:
+def _complete(listing: SourceListing, path: str, split: Split, config: DataConfig) -> FileSource[Any]:
     """Opens a published evaluation split. Raises ValueError if any of its entries cannot be used."""
     if listing.skipped:
         raise ValueError(
@@ -137,7 +144,7 @@ def _complete(listing: SourceListing, path: str, split: Split) -> FileSource[Any
         )
     if not listing.records:
         raise ValueError(f"the {split} split in {path} holds no records")
-    return FileSource(tuple(listing.records))
+    return FileSource(tuple(listing.records), largest_pixels=config.largest_pixels, passed_over=listing.passed_over)
 
 
 def _held_out(listing: SourceListing, config: DataConfig, drawn: Collection[Split]) -> dict[str, Split]:
@@ -178,7 +185,7 @@ def _identities(record: AnyRecord) -> Sequence[str]:
     return record.image_ids or record.texts
 
 
-def _readable(records: Iterable[AnyRecord]) -> FileSource[Any]:
+def _readable(records: Iterable[AnyRecord], largest_pixels: int) -> FileSource[Any]:
     """Opens every picture once, and leaves out the records whose pictures cannot be read."""
     kept: list[AnyRecord] = []
     skipped: list[BadRecord] = []
@@ -186,19 +193,19 @@ def _readable(records: Iterable[AnyRecord]) -> FileSource[Any]:
     for record in records:
         try:
             for image in set(record.images) - sound:
-                open_picture(image, record.id, least_side=64)
+                open_picture(image, record.id, 64, largest_pixels)
                 sound.add(image)
             kept.append(record)
         except BadRecord as error:
             skipped.append(error)
-    return FileSource(tuple(kept), tuple(skipped))
+    return FileSource(tuple(kept), tuple(skipped), largest_pixels=largest_pixels)
 
 
 def _why_empty(listing: SourceListing, source: FileSource[Any], config: DataConfig, split: Split) -> str:
     bad = [*listing.skipped, *source.skipped] if split != "train" else listing.skipped
     reasons = f"\n{len(bad)} could not be used:\n{list_errors(bad)}" if bad else ""
     if not listing.records:
-        return f"{config.path} holds no usable record{reasons}"
+        return f"{config.path} holds no usable record{listing.passed_over.after}{reasons}"
     return (
         f"the {split} split is empty: of {len(listing.records)} records in {config.path},"
         f" data.held_out={config.held_out:g} leaves none for it. Give more pictures, another share, or"
@@ -218,7 +225,7 @@ def without_pictures(source: FileSource[Any]) -> FileSource[PlainText]:
     )
     if not texts:
         raise ValueError("this task needs texts, and the data has none: choose a data.source that does")
-    return FileSource(texts, source.skipped)
+    return FileSource(texts, source.skipped, passed_over=source.passed_over)
 
 
 def without_texts(source: FileSource[Any]) -> FileSource[Picture]:
@@ -229,4 +236,4 @@ def without_texts(source: FileSource[Any]) -> FileSource[Picture]:
             pictures.setdefault(image_id, Picture(record.id, image, image_id))
     if not pictures:
         raise ValueError("this task needs pictures, and the data has none: choose a data.source that does")
-    return FileSource(tuple(pictures.values()), source.skipped, source.least_side)
+    return replace(source, records=tuple(pictures.values()))

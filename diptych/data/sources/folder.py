@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from diptych.data.files import decoded, files_below
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import PassedOver, is_picture
 from diptych.data.record import BadRecord
 from diptych.data.sources.jsonl import read_lines
 from diptych.data.sources.listing import SourceListing
@@ -29,10 +29,14 @@ def read_folder(path: str, config: DataConfig) -> SourceListing:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: data.source=folder reads pictures with texts of the same name")
-    files = list(files_below(folder))
+    seen = PassedOver()
+    files = list(files_below(folder, seen))
     if (folder / CAPTIONS_FILE).is_file():
-        return _captioned(folder, files, config.max_words)
-    return _side_cars(folder, files, config.max_words)
+        listing = _captioned(folder, files, config.max_words)
+    else:
+        listing = _side_cars(folder, files, config.max_words, seen)
+    listing.passed_over.join(seen)
+    return listing
 
 
 def _captioned(folder: Path, files: list[Path], max_words: int) -> SourceListing:
@@ -41,16 +45,16 @@ def _captioned(folder: Path, files: list[Path], max_words: int) -> SourceListing
     named = {os.path.normpath(image) for record in listing.records for image in record.images}
     named |= {os.path.normpath(error.detail) for error in listing.skipped if error.reason.endswith(" empty")}
     for file in files:
-        if file.suffix.lower() in SUFFIXES and os.path.normpath(folder / file) not in named:
+        if is_picture(file) and os.path.normpath(folder / file) not in named:
             listing.skipped.append(BadRecord(file.as_posix(), "picture without text", f"not in {CAPTIONS_FILE}"))
     return listing
 
 
-def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing:
-    """Reads the text file beside each picture."""
+def _side_cars(folder: Path, files: list[Path], max_words: int, seen: PassedOver) -> SourceListing:
+    """Reads the text file beside each picture. A text beside a picture that is passed over lacks none."""
     listing = SourceListing()
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    pictures = [file for file in files if is_picture(file)]
     for picture in pictures:
         name = picture.as_posix()
         text = texts.get(picture.with_suffix(""))
@@ -65,7 +69,7 @@ def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing
         listing.add({"image": name, "caption": caption}, name, folder, max_words)
     owners = {picture.with_suffix("") for picture in pictures}
     for stem, text in texts.items():
-        if stem not in owners:
+        if stem not in owners and str(stem) not in seen.stems:
             listing.skipped.append(BadRecord(text.as_posix(), "text without picture"))
     return listing
 

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from diptych.data.files import files_below
-from diptych.data.pictures import SUFFIXES, part_of
+from diptych.data.picture_kinds import PassedOver, is_picture
+from diptych.data.pictures import part_of
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import LARGEST_TEXT
 from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
@@ -42,7 +43,7 @@ def read_img2dataset(path: str, config: DataConfig) -> SourceListing:
         for name, sample in shard_samples(shard, root, listing, config.sample_names):
             listing.add(sample, name, root, config.max_words, read_img2dataset_sample)
     if place.is_dir():
-        for name, sample in _folder_samples(root):
+        for name, sample in _folder_samples(root, listing):
             listing.add(sample, name, root, config.max_words, read_img2dataset_sample)
     return listing
 
@@ -57,8 +58,9 @@ def shard_samples(
     """
     samples: dict[str, Img2datasetSample] = {}
     members: list[tarfile.TarInfo] = []
+    seen = PassedOver()
     try:
-        members.extend(tar_members(shard))
+        members.extend(member for member in tar_members(shard) if not seen.note(member.name))
     except (tarfile.TarError, OSError, EOFError) as error:
         listing.skip(BadRecord(str(shard), "shard broken", str(error)))
     naming, note = choose_naming((member.name for member in members), names, "last_dot")
@@ -68,17 +70,27 @@ def shard_samples(
         place = part_of(shard.resolve(), member.offset_data, member.size)
         text = partial(_read_text, shard, member.offset_data, min(member.size, LARGEST_TEXT))
         _collect(samples, member.name, key_of(member.name, naming), place, text)
-    yield from ((f"{shard.relative_to(root).as_posix()}/{key}", sample) for key, sample in samples.items())
+    listing.passed_over.join(seen)
+    for key, sample in samples.items():
+        if not _passed_over(key, sample, seen):
+            yield f"{shard.relative_to(root).as_posix()}/{key}", sample
 
 
-def _folder_samples(root: Path) -> Iterator[tuple[str, Img2datasetSample]]:
+def _folder_samples(root: Path, listing: SourceListing) -> Iterator[tuple[str, Img2datasetSample]]:
     """Yields the samples that are plain files, in the order of names."""
     samples: dict[str, Img2datasetSample] = {}
-    for file in files_below(root):
+    seen = PassedOver()
+    for file in files_below(root, seen):
         if not file.name.endswith("_stats.json"):
             name = file.as_posix()
             _collect(samples, name, key_of(name, "last_dot"), name, partial(_read_text, root / file, 0, LARGEST_TEXT))
-    yield from samples.items()
+    listing.passed_over.join(seen)
+    yield from ((key, sample) for key, sample in samples.items() if not _passed_over(key, sample, seen))
+
+
+def _passed_over(key: str, sample: Img2datasetSample, seen: PassedOver) -> bool:
+    """Returns whether a sample has no picture because its picture is of a kind that is not read."""
+    return not sample.pictures and key in seen.stems
 
 
 def _read_text(file: Path, start: int, size: int) -> bytes:
@@ -90,7 +102,7 @@ def _read_text(file: Path, start: int, size: int) -> bytes:
 def _collect(samples: dict[str, Img2datasetSample], name: str, key: str, place: str, text: Callable[[], bytes]) -> None:
     """Adds a file called `name` to the sample called `key`."""
     suffix = PurePosixPath(name).suffix.lower()
-    if suffix in SUFFIXES:
+    if is_picture(name):
         samples.setdefault(key, Img2datasetSample()).pictures.append(place)
     elif suffix in TEXT_SUFFIXES:
         samples.setdefault(key, Img2datasetSample()).texts[suffix[1:]] = text

@@ -14,6 +14,7 @@ from typing import Any
 from diptych.data.cleanup import clean_text
 from diptych.data.entries import from_entry, plain_path
 from diptych.data.files import split_paths
+from diptych.data.picture_kinds import PassedOver
 from diptych.data.pictures import file_of
 from diptych.data.record import (
     TASK_NAMES,
@@ -43,6 +44,8 @@ class SourceListing:
     """Whether this evaluation split was drawn from the training data, because no path was set for it."""
     notes: list[str] = field(default_factory=list)
     """What was found out about the files by looking, such as which columns hold pictures, for their user to check."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """The files that look like pictures and are not read as such."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -91,6 +94,7 @@ class SourceListing:
         for skipped in other.skipped:
             self.skip(skipped, other.splits.get(skipped.record))
         self.notes += other.notes
+        self.passed_over.join(other.passed_over)
 
     def skip(self, error: BadRecord, split: Split | None = None) -> None:
         """Notes an entry that cannot be used, and its split if the layout says it."""
@@ -109,6 +113,7 @@ class SourceListing:
             [record for record in self.records if self.splits.get(record.id) == split],
             [error for error in self.skipped if self.splits.get(error.record, "train") == split],
             notes=self.notes if split == "train" else [],
+            passed_over=self.passed_over if split == "train" else PassedOver(),
         )
 
     def _append(self, record: AnyRecord, split: Split | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.data.order import Laned, MixedLanes
+from diptych.data.picture_kinds import PassedOver
 from diptych.data.record import AnyRecord, BadRecord, PairStatement, PlainText, TaskSource, with_images
 from diptych.schema import DataConfig, Split
 
@@ -41,6 +42,14 @@ class MixedSource:
             for name, source in zip(self.names, self.sources, strict=True)
             for error in source.skipped
         )
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """The files of all sources that look like pictures and are not read as such."""
+        joined = PassedOver()
+        for source in self.sources:
+            joined.join(getattr(source, "passed_over", PassedOver()))
+        return joined
 
     @cached_property
     def _ends(self) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from diptych.data.entries import picture_from_entry
 from diptych.data.files import files_below, json_lines
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import is_picture
 from diptych.data.record import Picture
 from diptych.data.sources.img2dataset import shard_samples
 from diptych.data.sources.listing import SourceListing
@@ -23,8 +23,8 @@ def read_pictures(path: str, config: DataConfig) -> SourceListing:
     """
     place, listing = Path(path), SourceListing()
     if place.is_dir():
-        for file in files_below(place):
-            if file.suffix.lower() in SUFFIXES:
+        for file in files_below(place, listing.passed_over):
+            if is_picture(file):
                 listing.add({"image": file.as_posix()}, file.as_posix(), place, config.max_words, picture_from_entry)
             elif file.suffix == ".tar":
                 _add_shard(place / file, place, listing, config)

@@ -7,7 +7,7 @@ its file. So memory does not grow with the number of samples (docs/data.md state
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -16,6 +16,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from diptych.data.order import Lanes
+from diptych.data.picture_kinds import PassedOver
 from diptych.data.pictures import open_picture, place_of
 from diptych.data.record import LOOKED_AT, TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Referring
 from diptych.data.shards.cache import CHANGED
@@ -49,6 +50,8 @@ class ShardSource:
     skipped: tuple[BadRecord, ...] = ()
     least_side: int | None = None
     """The side below which a JPEG is not scaled down while it is decoded, as for `open_picture`."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """The members that look like pictures and are not read as such."""
 
     @cached_property
     def _ends(self) -> Int[np.ndarray, "S"]:
@@ -89,7 +92,10 @@ class ShardSource:
 
     def pictures(self, record: Any) -> tuple[Image.Image, ...]:
         """Returns the pictures of a record. Raises BadRecord."""
-        return tuple(open_picture(self._bytes(image, record.id), record.id, self.least_side) for image in record.images)
+        most = self.config.largest_pixels
+        return tuple(
+            open_picture(self._bytes(image, record.id), record.id, self.least_side, most) for image in record.images
+        )
 
     def _bytes(self, image: str, record_id: str) -> bytes:
         name, start, size = place_of(image)
@@ -197,7 +203,8 @@ def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
                 lost.append(error)
         drawn = path is None and split != "train"
         samples = SelectedSamples(source, np.array(usable, np.int64))
-        listings[split] = SourceListing(samples, lost if drawn else [*source.skipped, *lost], drawn=drawn)
+        skipped, seen = (lost, PassedOver()) if drawn else ([*source.skipped, *lost], source.passed_over)
+        listings[split] = SourceListing(samples, skipped, drawn=drawn, passed_over=seen)
     return listings
 
 
@@ -214,35 +221,40 @@ def _range(config: DataConfig, split: Split) -> tuple[int, int]:
 
 
 def _source(config: DataConfig, low: int, high: int, kind: type[AnyRecord] | None) -> ShardSource:
-    places, counts, lost = _counted(open_shards_of(config), low, high)
+    places, counts, lost, seen = _counted(open_shards_of(config), low, high)
     limit = config.window * (config.lanes + 1)
-    source = ShardSource(OpenShards(places, low, high, shard_cache(config), limit), counts, config, kind, lost)
+    source = ShardSource(
+        OpenShards(places, low, high, shard_cache(config), limit), counts, config, kind, lost, passed_over=seen
+    )
     known = kind or (_kind(source) if len(source) else Record)
     return replace(source, kind=known, least_side=None if known is Referring else TRAINING_SIDE)
 
 
 def _counted(
     shards: Sequence[ShardStatus], low: int, high: int
-) -> tuple[tuple[ShardLocation, ...], np.ndarray, tuple[BadRecord, ...]]:
-    """Returns the usable shards, the number of samples that each has in a range of hashes, and what is lost.
+) -> tuple[tuple[ShardLocation, ...], np.ndarray, tuple[BadRecord, ...], PassedOver]:
+    """Returns the usable shards, the number of samples that each has in a range of hashes, what is lost, and what is
+    passed over.
 
     A shard that was never read counts as many lost samples as the other shards have on average.
     """
     places: list[ShardLocation] = []
     counts: list[int] = []
     lost: list[BadRecord] = []
+    seen = PassedOver()
     for shard in shards:
         index = read_index(shard.place.index) if shard.place else None
         if shard.place is not None and index is not None:
             places.append(shard.place)
             counts.append(index.count(low, high))
             lost += index.lost
+            seen.counts.update(index.passed_over)
     mean = max(1, round(sum(counts) / len(counts))) if counts else 1
     for shard in shards:
         if shard.lost is not None:
             error = shard.lost
             lost.append(BadRecord(error.record, error.reason, f"{error.detail}; as good as {mean} samples", mean))
-    return tuple(places), np.array(counts, np.int64), tuple(lost)
+    return tuple(places), np.array(counts, np.int64), tuple(lost), seen
 
 
 def _kind(source: ShardSource) -> type[AnyRecord]:

@@ -9,9 +9,10 @@ from diptych.apps.app.fields import PictureField, TextField
 from diptych.apps.app.form import Example, Form, Page
 from diptych.apps.app.render import SIDE, render
 from diptych.apps.app.site import Site
-from diptych.data.heatmap import BAR, heat_picture
+from diptych.data.heatmap import BAR, heat_picture, scaled_box
 from diptych.predict import Located, PooledModel
 from diptych.predict.explain import enlarged
+from diptych.predict.inputs import open_to_draw
 
 PAGE = Page(
     "locate",
@@ -48,10 +49,8 @@ def answer(model: PooledModel, picture: Image.Image, phrase: str) -> str:
 
 
 def draw(located: Located, picture: Image.Image) -> Image.Image:
-    """Draws the heat map and the box over the picture, enlarged so that their lines can be seen."""
-    image = enlarged(picture, SIDE)
-    x, y, width, height = located.box
-    scale_x, scale_y = image.width / picture.width, image.height / picture.height
-    box = (x * scale_x, y * scale_y, width * scale_x, height * scale_y)
+    """Draws the heat map and the box over the picture at the size that is shown, so that their lines can be seen."""
+    image = enlarged(open_to_draw(picture, SIDE)[0], SIDE)
+    box = scaled_box(located.box, picture.size, image.size)
     drawn = heat_picture(image, torch.from_numpy(located.heat), box)
     return drawn.crop((0, 0, drawn.width, drawn.height - BAR))

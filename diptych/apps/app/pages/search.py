@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from PIL import Image
 
@@ -13,7 +14,7 @@ from diptych.apps.app.render import render
 from diptych.apps.app.site import Site
 from diptych.apps.index import IndexHit, SearchResults
 from diptych.apps.report.numbers import percent
-from diptych.data.pictures import open_picture
+from diptych.data.pictures import open_small
 from diptych.data.record import BadRecord
 from diptych.predict import PooledModel
 
@@ -77,18 +78,18 @@ def answer(
         by_similarity=by_similarity,
         reranked=reranked,
         captions=captions,
-        open_pictures=open_pictures,
+        open_pictures=partial(open_pictures, largest_pixels=model.predictor.recipe.data.largest_pixels),
         score=score,
         THUMBNAIL=THUMBNAIL,
     )
 
 
-def open_pictures(results: SearchResults) -> Iterator[tuple[IndexHit, Image.Image | None, str]]:
-    """Opens the pictures of hits. A picture that cannot be opened any more is replaced by the reason."""
+def open_pictures(results: SearchResults, largest_pixels: int) -> Iterator[tuple[IndexHit, Image.Image | None, str]]:
+    """Opens the pictures of hits at the size that is shown. One that cannot be opened any more is replaced by why."""
     for hit in results.hits:
         assert hit.path is not None
         try:
-            yield hit, open_picture(hit.path, hit.path.name), ""
+            yield hit, open_small(hit.path, hit.path.name, THUMBNAIL, largest_pixels)[0], ""
         except BadRecord as error:
             yield hit, None, error.reason
 
