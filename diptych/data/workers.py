@@ -29,20 +29,21 @@ def begin_worker(parent: int, _: int = 0) -> None:
     that died of them would make the parent lose the step that it is saving.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.set_wakeup_fd(-1)  # the parent's, which a signal to this process must not wake
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone.
+def end_with(parent: int) -> None:
+    """Lets a thread end this process, without any of its own work, when its parent process is gone."""
 
-    torch also checks for that, but only between two batches. It never gets there if the trainer was killed while it
-    held a lock that both processes share.
-    """
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def processors() -> int:

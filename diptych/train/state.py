@@ -184,6 +184,12 @@ class RunStore:
         assert newest is not None
         return newest
 
+    def holds(self, step: int) -> bool:
+        """Whether the newest checkpoint is that of a step."""
+        self.settle()
+        newest = store.latest(self.checkpoints)
+        return newest is not None and newest.name == f"{store.PREFIX}{step:08d}"
+
     def skipped(self) -> SkipLedger:
         """Adds up the records that all processes have skipped. All must call this."""
         total = SkipLedger(self.ledger.limit_share, self.ledger.total)
