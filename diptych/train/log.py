@@ -25,6 +25,7 @@ from torch import Tensor
 from diptych.schema import RunConfig
 from diptych.train.state import Plan, RunState
 from diptych.types import Losses, Term
+from diptych.writing import write_text
 
 PLAIN_SECONDS = 15.0
 """The least time between two printed lines where no terminal can show a bar."""
@@ -210,9 +211,7 @@ def _drop_after(path: Path, step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         lines.append(line)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(lines))
-    unfinished.replace(path)
+    write_text(path, "".join(lines))
 
 
 def require_tensorboard() -> None:
