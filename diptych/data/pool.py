@@ -13,7 +13,6 @@ import io
 import os
 import pickle
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -30,7 +29,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from diptych.data.workers import START, begin_worker
+from diptych.data.workers import START, begin_worker, small_shared_memory
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -41,8 +40,6 @@ END_SECONDS = 3.0
 """The time that workers have to finish their jobs when the pool is closed. They are killed after that."""
 PIPE_BYTES = 1 << 20
 """Size of a pipe's buffer, the largest that Linux lets every user have."""
-SMALL = 64 << 20
-"""Bytes of free shared memory, as much as Docker gives, up to which messages mention it."""
 
 
 class PoolError(OSError):
@@ -259,14 +256,3 @@ def _ending(status: int | None) -> str:
         "SIGBUS": ", as where a file that it maps has been cut short, or /dev/shm is full",
     }
     return f"was ended by {name}{reasons.get(name, '')}"
-
-
-def small_shared_memory() -> str:
-    """Says how much shared memory is free, and how a container gets more, where it is little; else nothing."""
-    try:
-        free = shutil.disk_usage("/dev/shm").free
-    except OSError:
-        return ""
-    if free > SMALL:
-        return ""
-    return f". /dev/shm has {free >> 10} kB free; a container gets more by --shm-size=1g or --ipc=host"

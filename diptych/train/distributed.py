@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diptych.data.pool import small_shared_memory
+from diptych.data.workers import small_shared_memory
 from diptych.launched import local_rank, processes
 from diptych.schema import RunConfig
 from diptych.types import Losses, Term

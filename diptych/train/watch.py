@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from diptych.data.pool import small_shared_memory
+from diptych.data.workers import small_shared_memory
 from diptych.train.distributed import World
 from diptych.train.guard import StopSignals
 
