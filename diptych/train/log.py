@@ -25,7 +25,7 @@ from torch import Tensor
 from diptych.schema import RunConfig
 from diptych.train.state import Plan, RunState
 from diptych.types import Losses, Term
-from diptych.writing import write_text
+from diptych.writing import WriteError, write_text
 
 PLAIN_SECONDS = 15.0
 """The least time between two printed lines where no terminal can show a bar."""
@@ -95,7 +95,7 @@ class RunLog:
     def __init__(self, folder: Path, plan: Plan, state: RunState, config: RunConfig) -> None:
         self.path = folder / "metrics.jsonl"
         _drop_after(self.path, state.step)
-        self.file = self.path.open("a")
+        self.file = self.path.open("ab", buffering=0)  # a refused line is not written again when the file is closed
         self.curves = _curves(folder, state.step) if config.tensorboard else None
         self.plan = plan
         self.every = config.log_every
@@ -135,8 +135,12 @@ class RunLog:
     def _write(self, state: RunState, content: Mapping[str, Any]) -> dict[str, Any]:
         position = {"step": state.step, "epoch": self.plan.epoch(state.step)}
         line = {**position, "pairs": state.pairs, "seconds": round(state.seconds, 3), **content}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        remaining = f"{json.dumps(line)}\n".encode()
+        try:
+            while remaining:
+                remaining = remaining[self.file.write(remaining) :]
+        except OSError as error:
+            raise WriteError(self.path, error.strerror or str(error)) from error
         if self.curves:
             for name, value in content.items():
                 for key, number in value.items() if isinstance(value, dict) else [("", value)]:

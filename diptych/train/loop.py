@@ -103,9 +103,11 @@ def train(
                     state = state.after_validation(measures[validation.maximise], time.monotonic() - began)
                     log.validation(measures, validation.maximise, state)
                 if plan.saves(state) or report.stopped:
-                    store.save(state, plan.epoch(state.step))
+                    with watch.saving(state.step):
+                        store.save(state, plan.epoch(state.step))
                 if report.stopped and not plan.ended(state):
-                    store.settle()
+                    with watch.saving(state.step):
+                        store.settle()
                     log.say(f"{report.stopped.name}: step {state.step} is saved. Go on with: diptych resume {folder}")
                     raise SystemExit(128 + report.stopped)  # as shells do: 130 after Ctrl-C, 143 after SIGTERM
             log.say(f"{state.step} steps, {store.skipped().summary()}")

@@ -1,7 +1,8 @@
-"""Ends a run that waits too long for its data or for another process, and says what is missing.
+"""Ends a run that waits too long for its data, its disk or another process, and says what is missing.
 
 Otherwise all processes would wait for the one that hangs, and none could name it. A process alone waits for its data
-only. A thread does this, because the main thread may be blocked in a system call or in the exchange of tensors.
+and its disk only. A thread does this, because the main thread may be blocked in a system call or in the exchange of
+tensors.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Watch:
         """The step whose tensors are exchanged with the others; 0 outside of that."""
         self.awaited = 0
         """The step whose data is waited for; 0 while none is."""
+        self.saved = 0
+        """The step whose checkpoint is waited for; 0 while none is."""
         self.since = time.monotonic()
         self.longest = 0.0
         """Seconds of the longest step so far, with the wait for its data."""
@@ -77,9 +80,19 @@ class Watch:
         self._write("step", step)
 
     def left(self) -> None:
-        """Notes that the step is done. A validation or checkpoint that follows may take any time."""
+        """Notes that the step is done. A validation that follows may take any time."""
         self.longest = max(self.longest, time.monotonic() - self.since)
         self.reached = 0
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """Notes that this process waits for the disk, which has twice the time for a checkpoint."""
+        self.since = time.monotonic()
+        self.saved = step
+        try:
+            yield
+        finally:
+            self.saved = 0
 
     def _write(self, kind: str, number: int) -> None:
         if self.store is not None:
@@ -107,21 +120,23 @@ class Watch:
         beat = self.seconds / BEATS
         stopped: float | None = None
         while not self.ended.wait(min(beat, LOOK_SECONDS)):
-            now, awaited, step = time.monotonic(), self.awaited, self.reached
+            now, awaited, saved, reached = time.monotonic(), self.awaited, self.saved, self.reached
             signalled = self.stop.heard()
             if signalled and stopped is None:
                 stopped = now
-            if not awaited and (not step or self.world.size == 1):
+            if not (awaited or saved or (reached and self.world.size > 1)):
                 continue
             patience = max(STOP_SECONDS, 2 * self.longest)
-            if signalled and stopped is not None and now - max(stopped, self.since) > patience:
+            limit = 2 * self.seconds if saved else self.seconds
+            if signalled and stopped is not None and not saved and now - max(stopped, self.since) > patience:
                 fault, status = f"{signalled.name}, and no end of the wait for {patience:.0f} s", 128 + signalled
-            elif now - self.since > self.seconds + (GRACE_BEATS + 1) * beat:
-                lacking, status = "batch" if awaited else "step", EXIT_STATUS
-                fault = f"no {lacking} for {self.seconds:.0f} s (run.timeout)"
+            elif now - self.since > limit + (GRACE_BEATS + 1) * beat:
+                lacking, status = "batch" if awaited else "checkpoint" if saved else "step", EXIT_STATUS
+                fault = f"no {lacking} for {limit:.0f} s ({'twice ' if saved else ''}run.timeout)"
             else:
                 continue
-            print(f"diptych: {fault}, in step {awaited or step}: {self._waits_for(now)}", file=sys.stderr, flush=True)
+            step = awaited or saved or reached
+            print(f"diptych: {fault}, in step {step}: {self._waits_for(now)}", file=sys.stderr, flush=True)
             os._exit(status)
 
     def _waits_for(self, now: float) -> str:
@@ -132,6 +147,8 @@ class Watch:
                 f"the data{where} does not come. Look at its storage, or raise run.timeout to wait longer"
                 f"{small_shared_memory()}"
             )
+        if self.saved:
+            return "it is still being written. Look at the disk of the run's folder, and at the other processes"
         store_hangs = not self.heard or now - self.heard[-1][0] > GRACE_BEATS * self.seconds / BEATS
         before, last = ([], []) if store_hangs else (self.heard[0][1], self.heard[-1][1])
         return self.missing(self.reached, before, last, self.steps)

@@ -266,8 +266,8 @@ def test_among_several_processes_a_batch_has_some_time_to_arrive_after_a_signal(
         assert 0.3 <= time.monotonic() - began < 30
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, watch: Watch) -> int:
-    """Waits for the data of step 3 for ever, and returns the status with which the watch ends the process."""
+def judged(monkeypatch: pytest.MonkeyPatch, watch: Watch, step: int = 3) -> int:
+    """Waits for the data of a step for ever, and returns the status with which the watch ends the process."""
     statuses = SimpleQueue[int]()
 
     def leave(status: int) -> None:
@@ -275,7 +275,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, watch: Watch) -> int:
         watch.ended.set()
 
     monkeypatch.setattr("diptych.train.watch.os._exit", leave)
-    watch.awaits_data(3)
+    watch.awaits_data(step)
     return statuses.get(timeout=60)
 
 
@@ -284,6 +284,15 @@ def test_a_process_alone_whose_data_does_not_come_is_ended(
 ) -> None:
     assert judged(monkeypatch, Watch(World(), 0.4)) == 75
     assert "no batch for 0 s (run.timeout), in step 3: the data does not come. Look at its" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_never_written_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = Watch(World(), 0.3)
+    with watch.saving(4):
+        assert judged(monkeypatch, watch, step=0) == 75
+    assert "no checkpoint for 1 s (twice run.timeout), in step 4: it is still being written" in capsys.readouterr().err
 
 
 def test_a_signal_that_the_main_thread_cannot_answer_ends_the_wait(

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych.checkpoints import store
+from diptych.schema import Recipe
 from tests.distributed.warm import ALL, FAULTS, Fault, HungError, run, small
 from tests.smoke.test_resume import result
 
 DAMAGE = "damage checkpoint"
 STEPS = 24
-CHANGES = {"run__steps": STEPS, "run__parallel": "fsdp", "run__checkpoint_async": True, "run__timeout": 5.0}
+CHANGES = {"run__steps": STEPS, "run__parallel": "fsdp", "run__checkpoint_async": True}
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Tally:
     equal: int = 0
 
 
-def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
+def disturb(folder: Path, draw: random.Random, tally: Tally, recipe: Recipe) -> None:
     """Trains under one fault, and checks that the run can go on from what that leaves."""
     begun = (folder / "recipe.json").exists()
     newest = store.latest(folder / "checkpoints") if begun else None
@@ -60,13 +61,13 @@ def disturb(folder: Path, draw: random.Random, tally: Tally) -> None:
         assert newest is not None
         victim = draw.choice([path for path in newest.rglob("*") if path.is_file()])
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-        run(2, small(**CHANGES), folder, True)
+        run(2, recipe, folder, True)
         tally.lost.append(step - _before(folder, step))
         return
     at = draw.randrange(step, STEPS)
     # Nobody is left to notice that all are stopped or asleep.
     rank = draw.choice([0, 1] if what in ("stop", "sleep") else [0, 1, ALL])
-    run(2, small(**CHANGES), folder, begun, Fault(what, rank, at))
+    run(2, recipe, folder, begun, Fault(what, rank, at))
     saved = store.latest(folder / "checkpoints")
     reached = 0 if saved is None else int(saved.name.removeprefix(store.PREFIX))
     tally.lost.append(max(0, at - reached))
@@ -90,20 +91,25 @@ def main() -> int:
         "--keep", type=Path, default=Path(tempfile.gettempdir()) / "diptych-chaos", metavar="FOLDER",
         help="where runs that end otherwise are kept (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS",
+        help="run.timeout: longer than any step on this machine, with what else it does (default: 5)",
+    )  # fmt: skip
     options = parser.parse_args()
+    recipe = small(**CHANGES, run__timeout=options.timeout)
     for _ in range(options.load):
         _busy()
     draw, tally, began = random.Random(options.seed), Tally(), time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
-        assert run(2, small(**CHANGES), whole) == [0, 0], whole.with_suffix(".log").read_text()
+        assert run(2, recipe, whole) == [0, 0], whole.with_suffix(".log").read_text()
         expected, folder = result(whole), Path(place) / "disturbed"
         while sum(tally.faults.values()) < options.faults or folder.exists():
             try:
                 if sum(tally.faults.values()) < options.faults:
-                    disturb(folder, draw, tally)
+                    disturb(folder, draw, tally, recipe)
                     print(f"{sum(tally.faults.values())}: {list(tally.faults.items())}", file=sys.stderr)
-                elif (ended := run(2, small(**CHANGES), folder, (folder / "recipe.json").exists())) != [0, 0]:
+                elif (ended := run(2, recipe, folder, (folder / "recipe.json").exists())) != [0, 0]:
                     raise HungError(f"without a fault, the run ended with {ended}")
             except HungError as error:
                 print(f"after fault {sum(tally.faults.values())} ({tally.last}): {error}; {keep(folder, options)}")

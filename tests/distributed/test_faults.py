@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from diptych.checkpoints import store
+from tests.distributed.warm import ALL
 from tests.smoke.test_resume import KILLED, ROOT, result
 
 Run = Callable[..., tuple[list[int], str]]
@@ -109,6 +110,15 @@ def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_the_checkpoint
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "step-00000004", "step-00000005",
     ]  # fmt: skip
+    assert run(tmp_path / "run", changes=changes, resume=True)[0] == [0, 0]
+
+
+def test_a_disk_that_is_full_for_all_before_their_workers_start_ends_all(run: Run, tmp_path: Path) -> None:
+    """Shared memory consists of files, too: workers that hand batches over in it could not, and all would wait."""
+    changes = {"run__parallel": "fsdp"}
+    statuses, log = run(tmp_path / "run", changes=changes, fault=("fill disk", ALL, 0))
+    assert statuses == [2, 2]
+    assert "could not be written" in log
     assert run(tmp_path / "run", changes=changes, resume=True)[0] == [0, 0]
 
 
