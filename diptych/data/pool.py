@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import queue
+import select
 import signal
 import sys
 import threading
@@ -138,8 +139,11 @@ class _Worker:
         return result
 
     def ask_to_end(self) -> None:
-        with contextlib.suppress(OSError):
-            self.requests.send(None)
+        """Tells the worker to end, unless it has not even read what was sent to it before."""
+        _, writable, _ = select.select([], [self.requests], [], 0)
+        if writable:
+            with contextlib.suppress(OSError):
+                self.requests.send(None)
 
     def end(self, seconds: float) -> None:
         self.process.join(seconds)

@@ -74,6 +74,7 @@ class StopSignals:
         """Seconds from the signal until it breaks off the present wait; None where nothing is waited for."""
         self._pipe: tuple[int, int] | None = None
         """Receives the number of each signal at once, from Python's handler in C."""
+        self._reading = threading.Lock()
         self._old_wakeup = -1
         self._heard: signal.Signals | None = None
 
@@ -95,7 +96,8 @@ class StopSignals:
             signal.signal(number, handler)
         if self._pipe is not None:
             signal.set_wakeup_fd(self._old_wakeup)
-            pipe, self._pipe = self._pipe, None
+            with self._reading:
+                pipe, self._pipe = self._pipe, None
             for end in pipe:
                 os.close(end)
 
@@ -133,8 +135,8 @@ class StopSignals:
 
     def heard(self) -> signal.Signals | None:
         """Returns the signal that has come, even if the main thread could not answer it yet. Any thread may ask."""
-        with contextlib.suppress(OSError, TypeError):  # none has come, or the signals are not watched any more
-            for number in os.read(self._pipe[0], 100):  # type: ignore[index]
+        with self._reading, contextlib.suppress(BlockingIOError):  # none has come
+            for number in os.read(self._pipe[0], 100) if self._pipe else b"":
                 if number in STOPS:
                     self._heard = self._heard or signal.Signals(number)
         return self._heard
