@@ -2,7 +2,7 @@
 #
 #   make demo    generate pictures, train, evaluate, report: at most ten minutes on two cores
 #   make test    the whole test suite          make lint   ruff and mypy
-#   make chaos   fifty random faults over a small training on two processes
+#   make chaos   fifty random faults over a small training on two processes (ARGS="--seed 1 --load 2")
 #   make bench   speed beside a plain version  make docs   check links and examples, build the site
 #
 # PYTHON=python3.12 chooses the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes

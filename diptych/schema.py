@@ -985,7 +985,8 @@ class RunConfig:
     """How the processes that `torchrun` starts share a model: `ddp` keeps it whole in each, `fsdp` cuts weights,
     gradients, optimiser and momentum encoder into equal parts. Both compute the same."""
     timeout: float = 600.0
-    """Seconds without a step after which a run on several processes stops and names the one that hangs."""
+    """Seconds without a batch, or without a step of several processes, after which a run stops and says what it waits
+    for. A process that hangs is named. A checkpoint has twice the time."""
     activation_checkpointing: bool = False
     """Whether only the input of each block is kept and the block computed again in the backward pass, which needs less
     memory and a third more computation."""

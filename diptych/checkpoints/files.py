@@ -8,16 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diptych.writing import WriteError, flush
+
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> dict[str, Any]:
-    """Writes a safetensors file, flushes it to the disk and returns its fingerprint."""
-    save_file(_separate(tensors), path, metadata=metadata)
+    """Writes a safetensors file, flushes it to the disk and returns its fingerprint. Raises OSError."""
+    try:
+        save_file(_separate(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        raise WriteError(path, str(error)) from error
     path.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
     flush(path)
     return fingerprint(path)
+
+
+def save_torch(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a file with `torch.save`. Raises OSError."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer says which byte it did not expect, not what the disk said
+            cause = error.__context__ or error
+            raise WriteError(path, (isinstance(cause, OSError) and cause.strerror) or str(cause)) from error
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,12 +59,3 @@ def fingerprint(path: Path) -> dict[str, Any]:
     """Returns a file's size and sha256."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def flush(path: Path) -> None:
-    """Forces a file's content, or a folder's entries, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

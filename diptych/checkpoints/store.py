@@ -29,16 +29,17 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from diptych.checkpoints.files import fingerprint, flush, save_tensors
+from diptych.checkpoints.files import fingerprint, save_tensors
 from diptych.checkpoints.renames import current_name
 from diptych.schema import DATA_PLACES
+from diptych.writing import UNFINISHED, flush, write_text
 
 PREFIX = "step-"
 STEP = re.compile(rf"{PREFIX}\d+")
-TEMPORARY = ".unfinished-"
+TEMPORARY = UNFINISHED
 DAMAGED = "damaged-"
 """Begins the name of a damaged checkpoint that was set aside. Nothing loads or removes it."""
 MANIFEST = "manifest.json"
@@ -238,15 +239,12 @@ def save_shared(folder: Path, content: CheckpointState) -> None:
 
 
 def save_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
-    """Adds to a checkpoint how its match logits become probabilities, whole or not at all.
+    """Adds to a checkpoint how its match logits become probabilities, whole or not at all. Raises OSError.
 
     It is found by an evaluation after the checkpoint was written, and may be found anew. So it is not in the manifest,
     and versions that know nothing of it read the checkpoint all the same.
     """
-    unfinished = folder / f"{TEMPORARY}{CALIBRATION}"
-    unfinished.write_text(json.dumps(calibration, indent=1))
-    flush(unfinished)
-    unfinished.replace(folder / CALIBRATION)
+    write_text(folder / CALIBRATION, json.dumps(calibration, indent=1))
 
 
 class _RefusedError(Exception):
@@ -259,14 +257,14 @@ def _together(writers: Writers, work: Callable[[], Any] | None) -> list[Any]:
     error: Exception | None = None
     try:
         result = work() if work else None
-    except (OSError, SafetensorError, CheckpointError) as raised:
+    except (OSError, CheckpointError) as raised:
         error = raised
     outcomes = writers.gather((result, error))
     for _, failure in outcomes:
         if isinstance(failure, CheckpointError):
             raise failure
         if failure is not None:
-            raise _RefusedError(str(failure)) from failure
+            raise _RefusedError(getattr(failure, "reason", str(failure))) from failure
     return [result for result, _ in outcomes]
 
 

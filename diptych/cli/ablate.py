@@ -98,6 +98,7 @@ def _carry_out(grid: Grid, folder: Path, jobs: int) -> None:
         result = table.table(grid, folder, failed)
     except ValueError as error:
         raise ValueError("\n".join([*problems, str(error)])) from None
-    print(f"\n{table.as_markdown(result)}\n\nWritten:", *table.write(result, folder), sep="\n  ")
+    print(f"\n{table.as_markdown(result)}", flush=True)
+    print("\nWritten:", *table.write(result, folder), sep="\n  ")
     if problems:
         raise ValueError("\n".join([*problems, "run the same command again to retry the failed runs only"]))

@@ -38,10 +38,11 @@ def run(arguments: Sequence[str]) -> None:
         parser.error("give one run; only --record takes several")
 
     from diptych.apps import doctor
+    from diptych.writing import write_text
 
     if options.record:
         envelope = doctor.record([doctor.read_run(folder) for folder in options.runs])
-        options.to.write_text(json.dumps(envelope.to_json()) + "\n", encoding="utf-8")
+        write_text(options.to, json.dumps(envelope.to_json()) + "\n")
         print(f"{options.to}: {', '.join(envelope.bands)} of {envelope.recipe.name}, from {envelope.runs} run(s)")
         return
     examined = doctor.read_run(options.runs[0])

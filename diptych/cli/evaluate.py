@@ -40,11 +40,16 @@ def run(arguments: Sequence[str]) -> None:
     from diptych.recipes.override import parse_assignments
     from diptych.run import EvaluatedTask, evaluate
 
-    evaluated = evaluate(options.run, options.split, options.submission, parse_assignments(assignments))
+    evaluated = evaluate(options.run, options.split, options.submission, parse_assignments(assignments), write=False)
+    # They are printed first: what took hours to measure must not be lost because it cannot be written.
     if options.json:
-        print(json.dumps(evaluated.to_json(), indent=1))
+        print(json.dumps(evaluated.to_json(), indent=1), flush=True)
+    else:
+        text = as_text(evaluated) if isinstance(evaluated, EvaluatedTask) else summary(evaluated.to_json())
+        print(text, flush=True)
+    evaluated.write()
+    if options.json:
         return
-    print(as_text(evaluated) if isinstance(evaluated, EvaluatedTask) else summary(evaluated.to_json()))
     written = [*evaluated.written, *([options.submission] if options.submission else [])]
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
 

@@ -22,6 +22,7 @@ from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import PATH_SETTINGS
 from diptych.data.tar import add_member, whole_shard
 from diptych.schema import SPLITS, Split
+from diptych.writing import whole_file
 
 SHARD_BYTES = 10**9
 """A tar shard is closed before it grows beyond this."""
@@ -76,9 +77,8 @@ def _pack(pictures: Iterable[str], folder: Path, shard_bytes: int) -> dict[str, 
 
 def _write(records: Sequence[AnyRecord], file: Path, places: Mapping[str, str]) -> Path:
     """Writes records to a JSONL file, with picture paths that lead from its folder to the pictures' places."""
-    unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as stream:
+    with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8") as stream:
         for record in records:
             paths = [Path(os.path.relpath(places[image], file.parent)).as_posix() for image in record.images]
             stream.write(json.dumps(to_entry(with_images(record, paths)), ensure_ascii=False) + "\n")
-    return unfinished.replace(file)
+    return file

@@ -120,7 +120,7 @@ class PairDataset(Dataset[Sample]):
         return complete(sample, record, self)
 
     def __getitems__(self, keys: Sequence[Key]) -> Loaded:
-        """Makes a whole batch at once. torch's loader calls this if it exists, so that the workers collate."""
+        """Makes a whole batch at once, so that the workers collate."""
         samples: list[Sample] = []
         records: list[AnyRecord] = []
         skipped: list[BadRecord] = []

@@ -8,7 +8,6 @@ named; nothing replaces them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,18 +19,17 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from diptych.data.cleanup import clean_text
 from diptych.data.collate import Sample, collate, collate_pictures, collate_texts
 from diptych.data.dataset import Loaded, PairDataset, pictures_of
 from diptych.data.order import Key, Order, Ordered, Shuffled, check_processes
+from diptych.data.pool import OrderedPool
 from diptych.data.record import AnyRecord, BadRecord, Question, Referring, Source, TaskSource, has_word
 from diptych.data.skips import SkipLedger, list_errors
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
-from diptych.data.workers import START, begin_worker
-from diptych.schema import DataConfig, Released
+from diptych.schema import DataConfig, Released, RunConfig
 from diptych.types import PicturePairs
 
 LONGEST_QUESTION = 50
@@ -57,9 +55,11 @@ class PairLoader:
         size: int = 1,
         released: Released = Released(),
         claims: bool = False,
+        timeout: float = RunConfig.timeout,
     ) -> None:
         """`batch_size` counts the pairs of all `size` processes together. Process `rank` gets an equal part, in order.
-        `answers` and `claims` are passed on to `PairDataset`.
+        `answers` and `claims` are passed on to `PairDataset`. `timeout` is how many seconds to wait for a batch of the
+        workers.
 
         Raises ValueError if the source cannot fill a batch, or if a batch cannot be divided among the processes.
         """
@@ -79,6 +79,7 @@ class PairLoader:
         self.order: Order = order(batch_size, seed, size)
         self.seed = seed
         self.workers = config.workers
+        self.timeout = timeout
         lost = sum(error.count for error in source.skipped)
         self.ledger = SkipLedger(config.bad_share, len(source) + lost, source.skipped)
 
@@ -89,7 +90,8 @@ class PairLoader:
     def batches(self, start_step: int = 0) -> Iterator[Loaded]:
         """Yields the batches of steps `start_step`, `start_step` + 1 and so on, without end.
 
-        Closing or dropping the iterator ends the workers.
+        Closing or dropping the iterator ends the workers. Raises PoolError if one of them has ended, or if a batch
+        takes longer than `timeout`.
         """
         self.ledger.check()
         for loaded in self._fetch(start_step):
@@ -107,42 +109,15 @@ class PairLoader:
         if self.workers == 0:
             yield from map(self.dataset.__getitems__, self.keys(start_step))
             return
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=_Keys(self, start_step),
-            num_workers=self.workers,
-            prefetch_factor=2,
-            collate_fn=_as_is,
-            worker_init_fn=partial(begin_worker, os.getpid()),
-            multiprocessing_context=START,
-            # The loader has its own generator: it must not advance the global one, on which dropout depends.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        pool = OrderedPool(self.dataset.__getitems__, self.keys(start_step), self.workers)
         # At exit Python sends one SIGTERM to the remaining workers, which ignore it, and would wait for ever. The
         # finalizer runs before that, also in a process that multiprocessing started, where atexit runs too late.
-        iterators = [iter(loader)]
-        finalizer = Finalize(None, iterators.clear, exitpriority=0)
+        finalizer = Finalize(None, pool.close, exitpriority=0)
         try:
-            while True:
-                yield next(iterators[0])
+            yield from pool.results(self.timeout)
         finally:
             finalizer.cancel()
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Makes `PairLoader.keys` iterable more than once, as torch's loader requires."""
-
-    loader: PairLoader
-    start_step: int
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self.loader.keys(self.start_step)
-
-
-def _as_is(loaded: Any) -> Any:
-    """Replaces torch's collation, because the worker has collated already."""
-    return loaded
+            pool.close()
 
 
 # --------------------------------------------------------------------------- evaluation

@@ -12,17 +12,16 @@ A file is written whole or not at all; an older one of that name stays until the
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diptych.data.record import ENTAILMENT_LABELS
+from diptych.writing import write_text
 
 NAMED = 5
 """The number of offending ids of a kind that a message names."""
@@ -100,14 +99,7 @@ def _first(ids: Sequence[object]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        write_text(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise ValueError(f"{path} could not be written ({error})") from error
+        raise ValueError(str(error)) from error

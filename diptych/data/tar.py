@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from diptych.writing import whole_file
+
 UNFINISHED = ".part"
 """Suffix of a shard that is still being written."""
 
@@ -25,14 +27,12 @@ def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
 
 @contextmanager
 def whole_shard(file: Path) -> Iterator[tarfile.TarFile]:
-    """Opens a new tar file, which takes its name when the block ends without an error."""
-    part = file.with_suffix(UNFINISHED)
-    with part.open("wb") as stream:
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            yield archive
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    """Opens a new tar file, which takes its name when the block ends without an error. Raises WriteError."""
+    with (
+        whole_file(file, file.with_suffix(UNFINISHED)) as part,
+        tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        yield archive
 
 
 def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> int:

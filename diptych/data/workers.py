@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -21,6 +22,9 @@ START = "fork" if sys.platform == "linux" else None
 """How worker processes are started. A fork takes milliseconds and works from scripts without a `__main__` guard. It is
 safe here, because workers use one thread, no OpenMP and no GPU. Other platforms than Linux use their default."""
 
+SMALL = 64 << 20
+"""Bytes of free shared memory, as much as Docker gives, up to which messages mention it."""
+
 
 def begin_worker(parent: int, _: int = 0) -> None:
     """Makes this process ignore Ctrl-C and the first SIGTERM, and end when its parent process is gone.
@@ -29,20 +33,21 @@ def begin_worker(parent: int, _: int = 0) -> None:
     that died of them would make the parent lose the step that it is saving.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.set_wakeup_fd(-1)  # the parent's, which a signal to this process must not wake
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone.
+def end_with(parent: int) -> None:
+    """Lets a thread end this process, without any of its own work, when its parent process is gone."""
 
-    torch also checks for that, but only between two batches. It never gets there if the trainer was killed while it
-    held a lock that both processes share.
-    """
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def processors() -> int:
@@ -50,18 +55,27 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def small_shared_memory() -> str:
+    """Says how much shared memory is free, and how a container gets more, where it is little; else nothing."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return ""
+    if free > SMALL:
+        return ""
+    return f". /dev/shm has {free >> 10} kB free; a container gets more by --shm-size=1g or --ipc=host"
+
+
 def each_in_parallel(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[Result]:
     """Yields `work(job)` of each job, in the order in which they finish. One process means this process.
 
     Forked workers inherit `work`, so it need not be picklable there. Raises RuntimeError if a worker was killed; what
-    other workers have written stays.
+    other workers have written stays. Where shared memory has no room for the locks of processes, this one does all.
     """
-    if processes <= 1:
+    pool = _pool(work, processes) if processes > 1 else None
+    if pool is None:
         yield from map(work, jobs)
         return
-    pool = ProcessPoolExecutor(
-        processes, get_context(START), initializer=_begin_job, initargs=(os.getpid(), work)
-    )  # fmt: skip
     with pool:
         pending, remaining = set[Future[Result]](), iter(jobs)
         try:
@@ -78,6 +92,17 @@ def each_in_parallel(work: Callable[[Job], Result], jobs: Iterable[Job], process
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _pool(work: Callable[..., object], processes: int) -> ProcessPoolExecutor | None:
+    """Returns a pool of processes, or None, and says why, where shared memory is full."""
+    try:
+        return ProcessPoolExecutor(
+            processes, get_context(START), initializer=_begin_job, initargs=(os.getpid(), work)
+        )  # fmt: skip
+    except OSError as error:
+        print(f"one process works instead of {processes} ({error}){small_shared_memory()}", file=sys.stderr)
+        return None
 
 
 _WORK: list[Callable[..., object]] = []

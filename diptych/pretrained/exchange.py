@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 from diptych.checkpoints import store
 from diptych.checkpoints.convert import Report, absences, counts, from_published, to_published
+from diptych.checkpoints.files import save_tensors, save_torch
 from diptych.predict import Predictor, is_own, load, make_predictor
 from diptych.pretrained.assemble import Assembled, assemble, family_with
 from diptych.pretrained.family import Options
 from diptych.serialize import from_dict, to_dict
+from diptych.writing import UNFINISHED, is_free, whole_file
 
 
 def convert(files: Sequence[Path | str], folder: Path, options: Options) -> Assembled:
@@ -25,16 +24,15 @@ def convert(files: Sequence[Path | str], folder: Path, options: Options) -> Asse
     `conversion.json` in the folder says what became of each tensor. Raises ValueError for a folder that holds a run
     already, and where `assemble` does.
     """
-    if (folder / "checkpoints").exists() or (folder / "recipe.json").exists():
+    if not is_free(folder / "checkpoints") or (folder / "recipe.json").exists():
         raise ValueError(f"{folder} holds a run already: name another folder")
     assembled = assemble(files, options)
     state = {"step": 0, "epoch": 0.0, "measure": None, "fresh": fresh_parts(assembled.report)}
     recipe, save_tokenizer = to_dict(assembled.recipe), assembled.tokenizer.save
     content = store.CheckpointState(assembled.weights, {}, state, recipe, save_tokenizer)
-    store.save_checkpoint(folder / "checkpoints", 0, content)
-    (folder / "conversion.json").write_text(
-        json.dumps(asdict(assembled.report), indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    with whole_file(folder / "conversion.json") as unfinished:  # its name appears once the checkpoint is there
+        unfinished.write_text(json.dumps(asdict(assembled.report), indent=1, ensure_ascii=False), encoding="utf-8")
+        store.save_checkpoint(folder / "checkpoints", 0, content)
     return assembled
 
 
@@ -80,7 +78,8 @@ def export(run: Path, file: Path) -> dict[str, str]:
     """Writes a run's checkpoint in the released layout. Returns the tensors that have no place in it, and why.
 
     The file is a torch file with the entry `model`, as released, or a safetensors file if its name ends so. Raises
-    ValueError for a model that the released code cannot compute (another stem, other norms), and for an existing file.
+    ValueError for a model that the released code cannot compute (another stem, other norms), and for an existing file;
+    WriteError, with nothing written, if the disk refuses.
     """
     if file.exists():
         raise ValueError(f"{file} is there already: name another file")
@@ -98,10 +97,9 @@ def export(run: Path, file: Path) -> dict[str, str]:
         published, additions = family.complete(published, recipe)
     except ValueError as error:
         raise ValueError(f"{checkpoint.folder} has no released layout: {error}") from None
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    if file.suffix == ".safetensors":
-        save_file({name: tensor.clone() for name, tensor in published.items()}, unfinished)
-    else:
-        torch.save({"model": published}, unfinished)
-    unfinished.replace(file)
+    with whole_file(file, file.with_name(f"{UNFINISHED}{file.name}")) as unfinished:
+        if file.suffix == ".safetensors":
+            save_tensors(published, unfinished)
+        else:
+            save_torch({"model": published}, unfinished)
     return absences(weights, from_published(published, rules)[0], rules) | additions

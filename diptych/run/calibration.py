@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from diptych.checkpoints import store
 from diptych.data.collate import pad_texts
 from diptych.data.sources.scenes import Scenes
 from diptych.evaluate import RetrievalResult
@@ -34,7 +33,7 @@ CAPTIONS = "captions"
 
 
 def calibrate(predictor: Predictor) -> Predictor:
-    """Fits the probability of hits on the recipe's validation split, and stores it with the checkpoint.
+    """Fits the probability of hits on the recipe's validation split.
 
     Returns the predictor with that calibration, or without any, and prints why, where it is impossible: a recipe
     without a validation split, or a model whose matches are no better than chance. A model that does not re-rank has
@@ -54,7 +53,6 @@ def calibrate(predictor: Predictor) -> Predictor:
     except (ValueError, OSError) as error:
         print(f"the probabilities of matches are not calibrated: {error}", file=sys.stderr)
         return predictor
-    store.save_calibration(predictor.origin, calibration.to_json())
     return replace(predictor, calibration=calibration)
 
 

@@ -38,6 +38,7 @@ from diptych.schema import Recipe, Split
 from diptych.serialize import from_dict
 from diptych.synthetic.evaluation import noun_set_ceiling
 from diptych.task import Task
+from diptych.writing import write_text
 
 Changes = Mapping[str, Any]
 """Fields of a stored recipe by their dotted names, with the values that replace them in an evaluation."""
@@ -47,13 +48,15 @@ CHANGEABLE = (
 
 
 def evaluate(
-    path: Path, split: Split = "test", submission: Path | None = None, changes: Changes | None = None
-) -> EvaluatedRetrieval | EvaluatedTask:
+    path: Path, split: Split = "test", submission: Path | None = None, changes: Changes | None = None,
+    write: bool = True,
+) -> EvaluatedRetrieval | EvaluatedTask:  # fmt: skip
     """Measures a run's best checkpoint, or the checkpoint given, by its task's official measure.
 
     Writes `eval.json` into the run's folder and, for a task that is measured record by record, the prediction for each
     record as `predictions.jsonl`. The files of the validation split are called `eval-validation.json` and so on, those
-    of an evaluation with `changes` `eval-changed.json`. `submission` names a file for an evaluation server.
+    of an evaluation with `changes` `eval-changed.json`. `submission` names a file for an evaluation server. Without
+    `write` nothing is written before the result's own `write` is called.
 
     Raises ValueError, before anything is measured, for a submission that the task has no format for or that could not
     be complete.
@@ -63,11 +66,13 @@ def evaluate(
     recipe = changed(from_dict(checkpoint.recipe), changes)
     if submission is not None:
         check_submission(recipe, split, submission)
+    evaluated: EvaluatedRetrieval | EvaluatedTask
     if ranks_pairs(recipe):
-        return evaluate_as_retrieval(checkpoint.folder, split, changes)
-    evaluated = evaluate_by_record(checkpoint.folder, split, changes)
-    if submission is not None:
-        write_submission(recipe, submission, evaluated.result.decisions, list(evaluated.records))
+        evaluated = evaluate_as_retrieval(checkpoint.folder, split, changes, write=False)
+    else:
+        evaluated = replace(evaluate_by_record(checkpoint.folder, split, changes), submission=submission)
+    if write:
+        evaluated.write()
     return evaluated
 
 
@@ -113,11 +118,19 @@ class EvaluatedRetrieval:
     was fitted on."""
     split_name: Split = "test"
     changes: Changes = field(default_factory=dict)
+    calibrated: bool = False
+    """Whether the predictor's calibration was fitted by this evaluation, and is to be stored with the checkpoint."""
 
     @property
     def written(self) -> tuple[Path, ...]:
         """The files that hold the result."""
         return (self.folder / f"eval{_suffix(self.split_name, self.changes)}.json",)
+
+    def write(self) -> None:
+        """Writes the result, each file whole or not at all. Raises WriteError."""
+        if self.calibrated and self.predictor.calibration is not None:
+            store.save_calibration(self.predictor.origin, self.predictor.calibration.to_json())
+        write_text(self.written[0], json.dumps(self.to_json(), indent=1))
 
     def to_json(self) -> dict[str, Any]:
         ceiling = {f"nouns_only.{name}": value for name, value in self.ceiling.items()}
@@ -126,7 +139,9 @@ class EvaluatedRetrieval:
         return origin | _changed(self.changes) | self.result.to_json() | ceiling | calibrated
 
 
-def evaluate_as_retrieval(path: Path, split: Split = "test", changes: Changes | None = None) -> EvaluatedRetrieval:
+def evaluate_as_retrieval(
+    path: Path, split: Split = "test", changes: Changes | None = None, write: bool = True
+) -> EvaluatedRetrieval:
     """Measures a run's best checkpoint, or the checkpoint given, as retrieval, and writes the files of `evaluate`.
 
     Before that it calibrates the matches of searches (`run.calibration`). An evaluation with `changes` keeps the
@@ -135,7 +150,8 @@ def evaluate_as_retrieval(path: Path, split: Split = "test", changes: Changes | 
     changes = changes or {}
     predictor = load(path)
     recipe = changed(predictor.recipe, changes)
-    if not (changes and predictor.calibration):
+    fits = not (changes and predictor.calibration)
+    if fits:
         predictor = calibration.calibrate(predictor)
     predictor = replace(predictor, recipe=recipe)
     source = open_split(recipe, split)
@@ -151,9 +167,10 @@ def evaluate_as_retrieval(path: Path, split: Split = "test", changes: Changes | 
         ceiling = {name: 100 * share for name, share in shares.items()}
     measured = calibration.measure(predictor, source, read, result) if split != "validation" else ()
     evaluated = EvaluatedRetrieval(
-        _folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes
+        _folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes, fits
     )
-    evaluated.written[0].write_text(json.dumps(evaluated.to_json(), indent=1))
+    if write:
+        evaluated.write()
     return evaluated
 
 
@@ -217,12 +234,24 @@ class EvaluatedTask:
     records: Mapping[str, AnyRecord]
     """The records of the split by their ids, in order."""
     changes: Changes = field(default_factory=dict)
+    submission: Path | None = None
+    """The file for an evaluation server, if one is wanted."""
 
     @property
     def written(self) -> tuple[Path, ...]:
         """The files that hold the measures and the prediction for each record."""
         suffix = _suffix(self.split, self.changes)
         return self.opened.folder / f"eval{suffix}.json", self.opened.folder / f"predictions{suffix}.jsonl"
+
+    def write(self) -> None:
+        """Writes measures, predictions and submission, each file whole or not at all. Raises WriteError, and ValueError
+        for a submission that would not be accepted."""
+        measures, predictions = self.written
+        write_text(measures, json.dumps(self.to_json(), indent=1))
+        lines = (json.dumps(asdict(decision), ensure_ascii=False) for decision in self.result.decisions)
+        write_text(predictions, "".join(f"{line}\n" for line in lines))
+        if self.submission is not None:
+            write_submission(self.opened.recipe, self.submission, self.result.decisions, list(self.records))
 
     def to_json(self) -> dict[str, Any]:
         opened = self.opened
@@ -231,19 +260,14 @@ class EvaluatedTask:
 
 
 def evaluate_by_record(path: Path, split: Split = "test", changes: Changes | None = None) -> EvaluatedTask:
-    """Measures a run's best checkpoint, or the checkpoint given, by its task's own measure, and writes the files."""
+    """Measures a run's best checkpoint, or the checkpoint given, by its task's own measure. Writes nothing."""
     changes = changes or {}
     opened = open_task(path, changes)
     source = open_split(opened.recipe, split)
     records: dict[str, AnyRecord] = {}
     batches = _noted(batches_of(opened.recipe, source, opened.tokenizer), records)
     result = evaluate_task(opened.task, batches, opened.tokenizer, opened.recipe.evaluation.bootstrap)
-    evaluated = EvaluatedTask(opened, split, result, source, records, changes)
-    measures, predictions = evaluated.written
-    measures.write_text(json.dumps(evaluated.to_json(), indent=1))
-    lines = (json.dumps(asdict(decision), ensure_ascii=False) for decision in result.decisions)
-    predictions.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return evaluated
+    return EvaluatedTask(opened, split, result, source, records, changes)
 
 
 def _noted(batches: Iterable[EvaluationBatch], records: dict[str, AnyRecord]) -> Iterator[EvaluationBatch]:

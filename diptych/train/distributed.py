@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diptych.data.workers import small_shared_memory
 from diptych.launched import local_rank, processes
 from diptych.schema import RunConfig
 from diptych.types import Losses, Term
@@ -84,12 +85,16 @@ def joined(run: RunConfig) -> Iterator[World]:
     try:
         if dist.is_initialized() and dist.get_world_size() > 1:
             rank, size = dist.get_rank(), dist.get_world_size()
-            yield World(rank, size, background=World(rank, size, dist.new_group(backend="gloo")))
+            # Without a limit of its own, this group would wait half an hour. A disk may be slow: at least a minute.
+            limit = timedelta(seconds=max(60.0, 2 * run.timeout))
+            yield World(rank, size, background=World(rank, size, dist.new_group(backend="gloo", timeout=limit)))
         else:
             yield World()
     except RuntimeError as error:
         if opens_group and any(sign in str(error) for sign in LOST):
-            raise OSError(f"another process of this run is gone, and this one ends with it ({error})") from error
+            raise OSError(
+                f"another process of this run is gone, and this one ends with it ({error}){small_shared_memory()}"
+            ) from error
         raise
     finally:
         if opens_group:

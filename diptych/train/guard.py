@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from diptych.train.distributed import World
+from diptych.train.distributed import STOPS, World
 from diptych.types import AnyBatch
 
 
@@ -54,17 +56,37 @@ def sole_user(folder: Path) -> Iterator[None]:
         yield
 
 
+class StoppedWaiting(BaseException):
+    """A signal has ended the wait for a batch. It is no Exception, which code that reads data might catch."""
+
+
 class StopSignals:
-    """Notes the first Ctrl-C or SIGTERM, so that the step can be finished and saved. The second one stops at once."""
+    """Notes the first Ctrl-C or SIGTERM, so that the step can be finished and saved. The second one stops at once.
+
+    It also breaks off a wait for data (`breaking_off`). A main thread that is blocked in a system call or in C++ code
+    cannot answer, so that another thread can ask for the signal with `heard`.
+    """
 
     def __init__(self) -> None:
         self.caught: signal.Signals | None = None
         self._old_handlers: dict[signal.Signals, Any] = {}
+        self._grace: float | None = None
+        """Seconds from the signal until it breaks off the present wait; None where nothing is waited for."""
+        self._pipe: tuple[int, int] | None = None
+        """Receives the number of each signal at once, from Python's handler in C."""
+        self._reading = threading.Lock()
+        self._old_wakeup = -1
+        self._heard: signal.Signals | None = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python hands signals to no other thread
-            for number in (signal.SIGINT, signal.SIGTERM):
+            self._pipe = os.pipe()
+            for end in self._pipe:
+                os.set_blocking(end, False)
+            self._old_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            for number in STOPS:
                 self._old_handlers[number] = signal.signal(number, self._note)
+            self._old_handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._break_off)
         return self
 
     def __exit__(
@@ -72,11 +94,52 @@ class StopSignals:
     ) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._old_wakeup)
+            with self._reading:
+                pipe, self._pipe = self._pipe, None
+            for end in pipe:
+                os.close(end)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.caught is not None:
             raise KeyboardInterrupt
         self.caught = signal.Signals(number)
+        self._set_alarm()
+
+    @contextmanager
+    def breaking_off(self, grace: float) -> Iterator[None]:
+        """Lets a signal break off what this block waits for: `grace` seconds after it came, or at once for 0.
+
+        Raises StoppedWaiting then.
+        """
+        self._grace = grace
+        try:
+            self._set_alarm()
+            yield
+        finally:
+            self._grace = None
+            if self._old_handlers:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _set_alarm(self) -> None:
+        if self.caught is None or self._grace is None or not self._old_handlers:
+            return
+        if not self._grace:
+            raise StoppedWaiting
+        signal.setitimer(signal.ITIMER_REAL, self._grace)
+
+    def _break_off(self, number: int, frame: FrameType | None) -> None:
+        if self._grace is not None:
+            raise StoppedWaiting
+
+    def heard(self) -> signal.Signals | None:
+        """Returns the signal that has come, even if the main thread could not answer it yet. Any thread may ask."""
+        with self._reading, contextlib.suppress(BlockingIOError):  # none has come
+            for number in os.read(self._pipe[0], 100) if self._pipe else b"":
+                if number in STOPS:
+                    self._heard = self._heard or signal.Signals(number)
+        return self._heard
 
 
 def refuse(world: World, loss: Tensor, norm: Tensor, step: int, batch: AnyBatch) -> NoReturn:

@@ -26,6 +26,7 @@ from torch import Tensor
 from diptych.schema import RunConfig
 from diptych.train.state import Plan, RunState
 from diptych.types import Losses, Term
+from diptych.writing import WriteError, write_text
 
 CHANCE = "chance"
 """The name of what a guesser would get of the measure that decides which checkpoint is best."""
@@ -97,7 +98,7 @@ class RunLog:
     def __init__(self, folder: Path, plan: Plan, state: RunState, config: RunConfig) -> None:
         self.path = folder / "metrics.jsonl"
         _drop_after(self.path, state.step)
-        self.file = self.path.open("a")
+        self.file = self.path.open("ab", buffering=0)  # a refused line is not written again when the file is closed
         self.curves = _curves(folder, state.step) if config.tensorboard else None
         self.plan = plan
         self.every = config.log_every
@@ -138,8 +139,12 @@ class RunLog:
     def _write(self, state: RunState, content: Mapping[str, Any]) -> dict[str, Any]:
         position = {"step": state.step, "epoch": self.plan.epoch(state.step)}
         line = {**position, "pairs": state.pairs, "seconds": round(state.seconds, 3), **content}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        remaining = f"{json.dumps(line)}\n".encode()
+        try:
+            while remaining:
+                remaining = remaining[self.file.write(remaining) :]
+        except OSError as error:
+            raise WriteError(self.path, error.strerror or str(error)) from error
         if self.curves:
             for name, value in content.items():
                 for key, number in value.items() if isinstance(value, dict) else [("", value)]:
@@ -214,9 +219,7 @@ def _drop_after(path: Path, step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         lines.append(line)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(lines))
-    unfinished.replace(path)
+    write_text(path, "".join(lines))
 
 
 def require_tensorboard() -> None:

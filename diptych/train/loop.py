@@ -7,12 +7,13 @@ checkpoints.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,12 +26,12 @@ from diptych.schema import Recipe, RunConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.train.distributed import World, agree, global_losses, loss_share
-from diptych.train.guard import StopSignals, refuse, reproducible, sole_user
+from diptych.train.guard import StoppedWaiting, StopSignals, refuse, reproducible, sole_user
 from diptych.train.log import RunLog, SilentLog, StepReport, require_tensorboard
 from diptych.train.optim import build_optimizer, learning_rate
 from diptych.train.parallel import ParallelTask
 from diptych.train.state import Plan, RunState, RunStore
-from diptych.train.watch import Watch, watched
+from diptych.train.watch import STOP_GRACE, Watch, watched
 from diptych.types import AnyBatch, Losses, PictureBatch, Progress, TextBatch, to_device
 
 
@@ -69,8 +70,8 @@ def train(
     """Trains `task`, which is on its device already, and returns the last checkpoint.
 
     Raises ValueError for a folder that holds another run, a loss or gradient that is not finite (before it reaches the
-    weights), too many unreadable records, and a full disk. After Ctrl-C or SIGTERM it saves a checkpoint, prints how to
-    resume and raises SystemExit.
+    weights), too many unreadable records, and a full disk; OSError (PoolError) for data that does not come within
+    `run.timeout`. After Ctrl-C or SIGTERM it saves a checkpoint, prints how to resume and raises SystemExit.
     """
     world = world or World()
     plan = Plan.of(recipe, loader.steps_per_epoch)
@@ -81,15 +82,19 @@ def train(
     optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released, recipe.run.precision)
     store = RunStore(folder, recipe, parallel, parameters, optimizer, loader.ledger, save_tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    with sole_user(folder) if world.first else nullcontext(), watched(world, recipe.run.timeout) as watch:
+    stop = StopSignals()
+    with sole_user(folder) if world.first else nullcontext(), watched(world, recipe.run.timeout, stop) as watch:
         state = store.open(resume)
         batches = loader.batches(state.step)
         task.train()
         log = RunLog(folder, plan, state, recipe.run) if world.first else SilentLog()
-        with reproducible(recipe.run.threads), log, StopSignals() as stop, store:
+        with reproducible(recipe.run.threads), log, stop, store:
             stepper = Stepper(parallel, parameters, optimizer, plan, recipe, watch, stop)
             while not plan.ended(state):
-                report = stepper.step(batches, state)
+                try:
+                    report = stepper.step(batches, state)
+                except StoppedWaiting:
+                    stop_waiting(store, state, plan, stop)
                 state = state.after_step(report.pairs, report.seconds)
                 log.step(report, state)
                 if validation and plan.validates(state.step):
@@ -98,13 +103,36 @@ def train(
                     state = state.after_validation(measures[validation.maximise], time.monotonic() - began)
                     log.validation(measures, validation.maximise, state)
                 if plan.saves(state) or report.stopped:
-                    store.save(state, plan.epoch(state.step))
+                    with watch.saving(state.step):
+                        store.save(state, plan.epoch(state.step))
                 if report.stopped and not plan.ended(state):
-                    store.settle()
+                    with watch.saving(state.step):
+                        store.settle()
                     log.say(f"{report.stopped.name}: step {state.step} is saved. Go on with: diptych resume {folder}")
                     raise SystemExit(128 + report.stopped)  # as shells do: 130 after Ctrl-C, 143 after SIGTERM
             log.say(f"{state.step} steps, {store.skipped().summary()}")
     return store.newest()
+
+
+def stop_waiting(store: RunStore, state: RunState, plan: Plan, stop: StopSignals) -> NoReturn:
+    """Ends a run whose next batch a signal has made it give up, and prints how to go on. Raises SystemExit.
+
+    A process alone saves the steps that it has done. Several cannot: the others may have begun the step already, and
+    wait in it for this one.
+    """
+    assert stop.caught is not None
+    saved = f"goes on from its last checkpoint (this is process {store.world.rank})"
+    if store.world.size == 1:
+        if state.step and not store.holds(state.step):
+            store.save(state, plan.epoch(state.step))
+        store.settle()
+        saved = f"step {state.step} is saved" if state.step else "no step was done yet"
+    print(
+        f"{stop.caught.name} while waiting for the data of step {state.step + 1}: {saved}."
+        f" Go on with: diptych resume {store.folder}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    raise SystemExit(128 + stop.caught)
 
 
 @dataclass(frozen=True)
@@ -131,7 +159,10 @@ class Stepper:
         progress = Progress(state.step, plan.epoch(state.step), self.recipe.run.seed)
 
         waiting_since = time.monotonic()
-        batch = next(loaded).batch
+        self.watch.awaits_data(state.step + 1)
+        # Among several processes a signal first gives the batch time to arrive, so that all can finish the step.
+        with self.stop.breaking_off(STOP_GRACE if parallel.world.size > 1 else 0.0):
+            batch = next(loaded).batch
         waiting = time.monotonic() - waiting_since
         self.watch.arrived(state.step + 1)
 

@@ -7,7 +7,6 @@ RUN/start.json   `from`: the checkpoint, or null; `loaded`, `resized`, `copied`,
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
 from diptych.serialize import from_dict
 from diptych.task import Task
+from diptych.writing import write_text
 
 START = "start.json"
 STUDENTS = {"momentum_encoder": "model", "momentum_head": "head"}
@@ -115,10 +115,7 @@ def record_start(folder: Path, task: Task, start: Start | None, borrowed: str = 
         content: dict[str, Any] = {"from": None, "fresh": parts(names, names), "untrained": []}
     else:
         content = {"from": str(start.folder), **dict(start.by_parts()), "untrained": list(start.untrained)}
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"start.{os.getpid()}.unfinished"  # several processes may write the same file
-    unfinished.write_text(json.dumps({**content, "borrowed": borrowed.splitlines()}, indent=1))
-    unfinished.replace(folder / START)
+    write_text(folder / START, json.dumps({**content, "borrowed": borrowed.splitlines()}, indent=1))
 
 
 def borrow(task: Task) -> str:

@@ -29,6 +29,7 @@ from diptych.serialize import from_dict, to_dict
 from diptych.train.distributed import World
 from diptych.train.optim import load_optimizer_state, optimizer_state
 from diptych.train.parallel import ParallelTask
+from diptych.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class RunStore:
         check_folder(self.folder, resume)
         recipe = to_dict(self.recipe)
         if not resume:
-            _write_json(self.folder / "recipe.json", recipe)
+            write_text(self.folder / "recipe.json", json.dumps(recipe, indent=1))
             return None
         stored = stored_recipe(self.folder)
         differing = _differences(to_dict(stored), recipe)
@@ -166,7 +167,7 @@ class RunStore:
                 f"{self.folder} was begun with another mix: resuming changes only path and root of its parts"
             )
         if differing:
-            _write_json(self.folder / "recipe.json", recipe)
+            write_text(self.folder / "recipe.json", json.dumps(recipe, indent=1))
         newest, damaged = store.newest_whole(self.checkpoints)
         if newest is not None:
             store.set_aside(damaged, newest.folder)
@@ -191,6 +192,12 @@ class RunStore:
         newest = self.world.broadcast(store.latest(self.checkpoints))
         assert newest is not None
         return newest
+
+    def holds(self, step: int) -> bool:
+        """Whether the newest checkpoint is that of a step."""
+        self.settle()
+        newest = store.latest(self.checkpoints)
+        return newest is not None and newest.name == f"{store.PREFIX}{step:08d}"
 
     def skipped(self) -> SkipLedger:
         """Adds up the records that all processes have skipped. All must call this."""
@@ -273,13 +280,6 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} holds no run to resume: it has no recipe.json")
     if holds_run and not resume:
         raise ValueError(f"{folder} already holds a run: go on with `diptych resume {folder}`, or name another folder")
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(path)
 
 
 def _mixed(recipe: Recipe) -> list[tuple[str, float]]:

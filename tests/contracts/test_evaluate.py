@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from diptych.data.transforms import to_picture
 from diptych.recipes.override import override
 from diptych.run import train
 from diptych.run.splits import RetrievalSplit, read_retrieval
+from tests.disk import full_disk
 
 SHRUNK = {
     "model.vision.depth": 1,
@@ -83,6 +85,24 @@ def test_the_table_says_what_the_json_says(runs: Path, capsys: pytest.CaptureFix
     assert line.split() == ["Accuracy", f"{found['accuracy']:.1f}", f"{low:.1f}", "…", f"{high:.1f}", "of", "30"]
     assert f"{found['references.commonest']:.1f}" in table
     assert str(runs / "entailment" / "predictions.jsonl") in table
+
+
+@pytest.mark.parametrize("name", ["entailment", "retrieval"])
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_measures_that_cannot_be_written_are_printed(
+    runs: Path, tmp_path: Path, name: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(runs / name, tmp_path / "run"))
+    before = sorted(run.rglob("*"))
+    with full_disk():
+        assert main([command, str(run)]) == 2
+    said = capsys.readouterr()
+    assert "%" in said.out if command == "evaluate" else json.loads(said.out)["split"] == "test"
+    (line,) = said.err.splitlines()[-1:]
+    assert line.startswith(f"diptych: {run}")
+    assert line.endswith("could not be written (File too large)")
+    assert sorted(run.rglob("*")) == before
+    assert main([command, str(run)]) == 0
 
 
 def test_a_submission_is_what_was_predicted(runs: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ CORE = (
     ("checkpoints",),
     ("nn",),
     ("types",),
-    ("schema", "serialize", "seeds", "device", "cache", "launched", "logged", "console"),
+    ("schema", "serialize", "seeds", "device", "cache", "launched", "logged", "console", "writing"),
 )
 """The inner ring: what the papers are about. It imports nothing of the outer one, which stands above it."""
 FLOORS = (("__main__",), ("cli",), *(tuple(f"apps.{room}" for room in floor) for floor in APPS), *CORE)

@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from queue import SimpleQueue
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -26,9 +28,11 @@ from diptych.recipes.albef import albef_tiny
 from diptych.recipes.override import override
 from diptych.schema import Recipe
 from diptych.task import Task
-from diptych.train.guard import StopSignals, reproducible
+from diptych.train.distributed import World
+from diptych.train.guard import StoppedWaiting, StopSignals, reproducible
 from diptych.train.loop import Validation, train
 from diptych.train.optim import learning_rate
+from diptych.train.watch import Watch
 from diptych.types import Batch, Losses, Progress, Term, Texts
 
 PER_EPOCH = 4
@@ -218,6 +222,87 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     resumed = train(Toy(), Loader(), recipe(), folder, resume=True)
     assert all(torch.equal(weights(whole)[name], value) for name, value in weights(resumed).items())
     assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+class Late(Loader):
+    """Loads the batches up to `last`, and then hangs, as storage that has gone away makes a loader hang."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def batches(self, start_step: int) -> Iterator[Loaded]:
+        for number, loaded in enumerate(super().batches(start_step), start_step):
+            if number > self.last:
+                Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)
+            yield loaded
+
+
+@pytest.mark.parametrize(("last", "saved"), [(3, "step 4 is saved"), (1, "step 2 is saved"), (-1, "no step was done")])
+def test_a_signal_while_data_is_waited_for_saves_the_steps_done(
+    tmp_path: Path, last: int, saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(Toy(), Loader(), recipe(), tmp_path / "whole")
+    folder, config = tmp_path / "run", recipe(run__checkpoint_every=2)
+    with pytest.raises(SystemExit) as stop:
+        train(Toy(), Late(last), config, folder)
+    assert stop.value.code == 143
+    said = capsys.readouterr().err
+    assert f"SIGTERM while waiting for the data of step {last + 2}: {saved}" in said
+    assert f"Go on with: diptych resume {folder}" in said
+    resumed = train(Toy(), Loader(), config, folder, resume=True)
+    assert all(torch.equal(weights(whole)[name], value) for name, value in weights(resumed).items())
+
+
+def test_among_several_processes_a_batch_has_some_time_to_arrive_after_a_signal() -> None:
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with stop.breaking_off(grace=60.0):
+            pass
+        began = time.monotonic()
+        with pytest.raises(StoppedWaiting), stop.breaking_off(grace=0.3):
+            time.sleep(60)
+        assert 0.3 <= time.monotonic() - began < 30
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, watch: Watch, step: int = 3) -> int:
+    """Waits for the data of a step for ever, and returns the status with which the watch ends the process."""
+    statuses = SimpleQueue[int]()
+
+    def leave(status: int) -> None:
+        statuses.put(status)
+        watch.ended.set()
+
+    monkeypatch.setattr("diptych.train.watch.os._exit", leave)
+    watch.awaits_data(step)
+    return statuses.get(timeout=60)
+
+
+def test_a_process_alone_whose_data_does_not_come_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judged(monkeypatch, Watch(World(), 0.4)) == 75
+    assert "no batch for 0 s (run.timeout), in step 3: the data does not come. Look at its" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_never_written_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = Watch(World(), 0.3)
+    with watch.saving(4):
+        assert judged(monkeypatch, watch, step=0) == 75
+    assert "no checkpoint for 1 s (twice run.timeout), in step 4: it is still being written" in capsys.readouterr().err
+
+
+def test_a_signal_that_the_main_thread_cannot_answer_ends_the_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diptych.train.watch.STOP_SECONDS", 0.1)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert judged(monkeypatch, Watch(World(), 600.0, stop)) == 143
+    assert "SIGTERM, and no end of the wait for 0 s, in step 3: the data does not come" in capsys.readouterr().err
 
 
 def test_a_second_signal_stops_at_once() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -120,19 +119,10 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
-    """A limit on file sizes makes the operating system refuse, as it does when the disk is full."""
     first = store.save_checkpoint(tmp_path, 1, content(1))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(
-            CheckpointError, match=r"step 2 could not be written .*; the last whole one is .*step-00000001"
-        ):
-            store.save_checkpoint(tmp_path, 2, content(2, size=1_000_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
+    message = r"step 2 could not be written .*; the last whole one is .*step-00000001"
+    with full_disk(100_000), pytest.raises(CheckpointError, match=message):
+        store.save_checkpoint(tmp_path, 2, content(2, size=1_000_000))
     assert names(tmp_path) == [first.name]
     assert store.load(first).weights()["w"][0] == 1
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from diptych.checkpoints import store
+from tests.distributed.warm import ALL
 from tests.smoke.test_resume import KILLED, ROOT, result
 
 Run = Callable[..., tuple[list[int], str]]
@@ -111,6 +113,15 @@ def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_the_checkpoint
     assert run(tmp_path / "run", changes=changes, resume=True)[0] == [0, 0]
 
 
+def test_a_disk_that_is_full_for_all_before_their_workers_start_ends_all(run: Run, tmp_path: Path) -> None:
+    """Shared memory consists of files, too: workers that hand batches over in it could not, and all would wait."""
+    changes = {"run__parallel": "fsdp"}
+    statuses, log = run(tmp_path / "run", changes=changes, fault=("fill disk", ALL, 0))
+    assert statuses == [2, 2]
+    assert "could not be written" in log
+    assert run(tmp_path / "run", changes=changes, resume=True)[0] == [0, 0]
+
+
 def test_a_folder_that_holds_a_run_is_refused_by_all(run: Run, undisturbed: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -137,3 +148,35 @@ def test_torchrun_starts_a_killed_process_anew_and_the_run_ends_with_the_same_bi
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert (tmp_path / "killed").exists()
     assert result(folder) == result(undisturbed["ddp"])
+
+
+def test_trainers_and_their_workers_end_when_what_started_them_is_killed(tmp_path: Path) -> None:
+    script = f"""
+import os, threading, time
+from pathlib import Path
+from tests.distributed.warm import children_of, run, small
+
+def tell():
+    while True:
+        trainers = children_of(os.getpid())
+        workers = [worker for trainer in trainers for worker in children_of(trainer)]
+        if len(workers) == 4:
+            print(*trainers, *workers, flush=True)
+            return
+        time.sleep(0.05)
+
+threading.Thread(target=tell, daemon=True).start()
+run(2, small(run__steps=100_000, data__workers=2), Path({str(tmp_path / "run")!r}))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        processes = [Path(f"/proc/{number}") for number in process.stdout.readline().split()]
+        process.kill()
+    assert len(processes) == 6
+    deadline = time.monotonic() + 30
+    while any(place.exists() for place in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(place.exists() for place in processes)

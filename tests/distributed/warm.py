@@ -6,6 +6,7 @@ on request, each at the beginning of a step of one process.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from diptych.catalog import find_recipe
+from diptych.data.workers import end_with
 from diptych.recipes.override import override
 from diptych.run import train
 from diptych.schema import Recipe
@@ -29,6 +31,10 @@ from tests.smoke.killable import OVERRIDES
 
 PATIENCE, GRACE = 2.0, 5.0
 """Seconds after one process has failed until the others are asked to end, and until they are ended."""
+LIMIT = 600.0
+"""Seconds after which a run counts as hung, and is killed."""
+LEAVE = 10.0
+"""Seconds that workers have to end after their trainers."""
 EVEN: dict[str, Any] = {"run": {**OVERRIDES["run"], "batch_size": 4, "timeout": 5.0, "device": "cpu"}}
 
 
@@ -39,6 +45,8 @@ def small(**changes: Any) -> Recipe:
 
 
 ALL = -1
+PR_SET_CHILD_SUBREAPER = 36
+"""Of Linux's prctl.h."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +115,53 @@ def inject(fault: Fault) -> None:
 
 
 def run(size: int, recipe: Recipe, folder: Path, resume: bool = False, fault: Fault | None = None) -> list[int]:
-    """Trains and returns the exit statuses by rank, -9 for a kill. The output goes into `FOLDER.log`."""
+    """Trains and returns the exit statuses by rank, -9 for a kill. The output goes into `FOLDER.log`.
+
+    Raises HungError for a run that does not end, and for processes that it has left behind; they are killed.
+    """
+    adopt_orphans()
+    before = children_of(os.getpid())
+    try:
+        return _run(size, recipe, folder, resume, fault)
+    finally:
+        began = time.monotonic()
+        while (left := children_of(os.getpid()) - before) and time.monotonic() - began < LEAVE:
+            _reap(left)
+            time.sleep(0.02)
+        if left:
+            _signal(list(left), signal.SIGKILL)
+            raise HungError(f"{len(left)} processes of a run have not ended with it; see {folder.with_suffix('.log')}")
+
+
+class HungError(Exception):
+    """A run does not end, or some of its processes do not."""
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of its descendants whose own parents are gone, so that none is overlooked."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children_of(process: int) -> set[int]:
+    """Returns the processes whose parent is `process`."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    return {int(child) for file in lists for child in file.read_text().split()}
+
+
+def _reap(processes: set[int]) -> None:
+    for process in processes:
+        with suppress(ChildProcessError):
+            os.waitpid(process, os.WNOHANG)
+
+
+def _run(size: int, recipe: Recipe, folder: Path, resume: bool, fault: Fault | None) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     sys.stdout.flush()
     children = {_fork(rank, size, port, recipe, folder, resume, fault): rank for rank in range(size)}
     statuses: dict[int, int] = {}
-    failed: float | None = None
+    began, failed = time.monotonic(), None
     while len(statuses) < size:
         for process, rank in children.items():
             if rank not in statuses:
@@ -127,6 +174,8 @@ def run(size: int, recipe: Recipe, folder: Path, resume: bool = False, fault: Fa
         waited = 0.0 if failed is None else time.monotonic() - failed
         if waited > PATIENCE:
             _signal(left, signal.SIGTERM if waited < GRACE else signal.SIGKILL)
+        if time.monotonic() - began > LIMIT:
+            raise HungError(f"a run has not ended for {LIMIT:.0f} s; see {folder.with_suffix('.log')}")
         time.sleep(0.02)
     return [statuses[rank] for rank in range(size)]
 
@@ -140,11 +189,13 @@ def _signal(processes: list[int], number: signal.Signals) -> None:
 def _fork(
     rank: int, size: int, port: int, recipe: Recipe, folder: Path, resume: bool, fault: Fault | None
 ) -> int:  # fmt: skip
+    parent = os.getpid()
     process = os.fork()
     if process:
         return process
     status = 1
     try:
+        end_with(parent)
         log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)

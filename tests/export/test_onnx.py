@@ -37,6 +37,7 @@ from diptych.predict import Predictor, load, make_predictor, prepare_texts
 from diptych.schema import AlbefConfig, DataConfig, Nlvr2Config, Recipe, RetrievalConfig, TaskConfig, VlmoConfig
 from diptych.types import Texts
 from tests import tiny
+from tests.disk import full_disk
 from tests.runs import ANSWERS, WORDS, save_run
 
 ROOT = Path(__file__).parents[2]
@@ -295,6 +296,17 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name a new folder"):
         export_onnx(predictor, tmp_path)
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_full_disk_leaves_no_file_and_a_second_try_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = load(save_run(tmp_path / "run", "entailment"), "cpu")
+    monkeypatch.setattr(  # what is refused is the same, and quicker than real graphs
+        "diptych.apps.export.to_onnx._write", lambda graph, predictor, description, file: file.write_bytes(bytes(5000))
+    )
+    with full_disk(at=5500), pytest.raises(OSError, match=r"out could not be written \(File too large\)"):
+        export_onnx(predictor, tmp_path / "out")  # tokenizer.json is longer
+    assert [one.name for one in tmp_path.iterdir()] == ["run"]
+    assert "fusion.onnx" in {file.name for file in export_onnx(predictor, tmp_path / "out")}
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

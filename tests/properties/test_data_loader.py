@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +25,14 @@ from PIL import Image
 from diptych.data.dataset import PairDataset
 from diptych.data.loader import Loaded, PairLoader, evaluation_items
 from diptych.data.order import epoch_order
+from diptych.data.pool import PoolError, receive, send
 from diptych.data.record import BadRecord, Record
 from diptych.data.skips import SkipLedger
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform
+from diptych.data.workers import each_in_parallel, small_shared_memory
 from diptych.schema import DataConfig
+from tests.disk import full_disk
 
 SIZE = 16
 CONFIG = DataConfig(workers=0, bad_share=0.5)
@@ -285,16 +290,17 @@ def test_a_dataset_sent_to_another_process_makes_the_same_samples() -> None:
         assert again[key].input_ids == dataset[key].input_ids
 
 
-def test_workers_end_with_a_training_process_that_is_killed_while_it_holds_a_lock_that_they_share() -> None:
-    script = """
+@pytest.mark.parametrize("moment", ["while they wait for jobs", "while they hand over"])
+def test_workers_end_with_a_training_process_that_is_killed(moment: str) -> None:
+    """Each worker holds the trainer's ends of its siblings' pipes, so that a closed pipe alone would not tell them."""
+    size = 16 if moment == "while they wait for jobs" else 700  # pixels of 6 MB, which no pipe holds
+    script = f"""
 from tests.properties.test_data_loader import *
-import gc, multiprocessing.synchronize as shared
-batches = loader(MadeSource(16), DataConfig(workers=2)).batches()
+pairs = PairLoader(MadeSource(16), TOKENIZER, DataConfig(workers=2, randaugment=(0, 0)), {size}, 1, 3)
+batches = pairs.batches()
 next(batches)
 print(*(one.pid for one in multiprocessing.active_children()), flush=True)
-(done,) = {id(one): one for one in gc.get_objects() if isinstance(one, shared.Event)}.values()
-done._cond.acquire()
-time.sleep(0.2)  # the workers come to wait for it
+time.sleep(0.2)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     root = str(Path(__file__).parents[2])
@@ -309,6 +315,104 @@ os.kill(os.getpid(), signal.SIGKILL)
     while any(place.exists() for place in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(place.exists() for place in workers)
+
+
+def test_workers_hand_batches_over_where_there_is_no_shared_memory() -> None:
+    source, config = MadeSource(16), DataConfig(workers=2)
+    with full_disk(at=4096):  # a batch has 12 kB; workers inherit the limit
+        batches = take(loader(source, config), 3)
+    assert all(same(ours, theirs) for ours, theirs in zip(batches, take(loader(source), 3), strict=True))
+
+
+def test_a_message_keeps_the_types_and_bits_of_its_tensors() -> None:
+    reading, writing = get_context("fork").Pipe(duplex=False)
+    values = [
+        torch.randn(3, 5), torch.randn(4, 6).t(), torch.tensor(7), torch.empty(0, 3), torch.randn(2, 3) > 0,
+        torch.arange(5)[::2],
+    ]  # fmt: skip
+    send(writing, {"batch": values, "records": ("a", 1)})
+    writing.close()
+    received = receive(reading)
+    assert received["records"] == ("a", 1)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(received["batch"], values, strict=True))
+    assert [value.dtype for value in received["batch"]] == [value.dtype for value in values]
+    received["batch"][0] += 1  # it is memory of its own, which may be written to
+    with pytest.raises(EOFError):
+        receive(reading)
+
+
+def _waiting(**options: Any) -> tuple[Any, int]:
+    """Returns batches of which one has come and no further is under way, and the worker that makes them."""
+    before = set(_workers())
+    pairs = PairLoader(MadeSource(16), TOKENIZER, DataConfig(workers=1), SIZE, 4, 3, **options)
+    batches = pairs.batches()
+    next(batches)
+    (worker,) = set(_workers()) - before
+    return batches, worker
+
+
+def test_a_worker_that_hands_nothing_over_is_named_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, worker = _waiting(timeout=1.0)
+    os.kill(worker, signal.SIGSTOP)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=64 << 10))
+    with pytest.raises(PoolError) as error:
+        list(itertools.islice(batches, 8))  # two may have been on their way
+    message = str(error.value)
+    assert message.startswith(f"no batch for 1 s (run.timeout): worker 0 of the loader (process {worker}) is stopped")
+    assert "data.workers=0" in message
+    assert "/dev/shm has 64 kB free; a container gets more by --shm-size=1g" in message
+
+
+def test_jobs_are_done_where_shared_memory_has_no_room_for_locks(capsys: pytest.CaptureFixture[str]) -> None:
+    with full_disk():
+        assert list(each_in_parallel(abs, [-1, -2, -3], 2)) == [1, 2, 3]
+    assert "one process works instead of 2" in capsys.readouterr().err
+
+
+def test_where_shared_memory_is_plenty_messages_do_not_mention_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 30))
+    assert small_shared_memory() == ""
+
+
+def test_a_worker_that_is_killed_is_told_at_once() -> None:
+    batches, worker = _waiting()
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(PoolError, match=r"worker 0 .* was ended by SIGKILL, perhaps for want of memory: lower data\.w"):
+        list(itertools.islice(batches, 8))
+
+
+class Unreadable(Exception):
+    """Cannot be pickled, because its arguments are not those of its message."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+@dataclass(frozen=True)
+class FailingSource(MadeSource):
+    """Serves pictures whose file system is gone."""
+
+    error: Exception | None = None
+
+    def picture(self, record: Record) -> Image.Image:
+        assert self.error
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(5, "Input/output error", "r0.jpg"), OSError, r"Input/output error: 'r0.jpg'"),
+        (Unreadable(1, 2), RuntimeError, "Unreadable: 1 and 2"),
+    ],
+)
+def test_the_error_of_a_worker_is_raised_in_the_training_process(
+    error: Exception, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as raised:
+        take(loader(FailingSource(16, error=error), DataConfig(workers=1)), 1)
+    if kind is OSError:
+        assert "in picture" in raised.value.__notes__[0]
 
 
 def test_closing_the_batches_ends_the_workers() -> None:

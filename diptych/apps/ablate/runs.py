@@ -23,11 +23,13 @@ from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.compare.compute import record_compute
 from diptych.apps.report.stages import COMPUTE
 from diptych.console import end_of, escape_output
+from diptych.data.workers import end_with
 from diptych.recipes.override import override
 from diptych.run import evaluate, train
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
 from diptych.train.state import stored_recipe
+from diptych.writing import write_text
 
 SHOWN = 2_000
 """Number of characters that are shown from the end of a failed run's log."""
@@ -137,13 +139,14 @@ def _started(run: Run, jobs: int) -> BaseProcess:
     run.folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # It is no daemon, since its loader starts processes.
-    process = get_context("spawn").Process(target=_in_process, args=(run, threads), daemon=False)
+    process = get_context("spawn").Process(target=_in_process, args=(run, threads, os.getpid()), daemon=False)
     print(f"{run.folder}: {run.recipe.name}; its progress is in {run.log}", flush=True)
     process.start()
     return process
 
 
-def _in_process(run: Run, threads: int) -> None:
+def _in_process(run: Run, threads: int, parent: int) -> None:
+    end_with(parent)
     with run.log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -160,7 +163,7 @@ def carry_out(run: Run) -> None:
     begun = (run.folder / "recipe.json").is_file()
     if not begun:
         run.folder.mkdir(parents=True, exist_ok=True)
-        run.request.write_text(json.dumps(to_dict(run.recipe), indent=1))
+        write_text(run.request, json.dumps(to_dict(run.recipe), indent=1))
     # A run that has begun has added to its recipe, such as the answers in its data.
     train(stored_recipe(run.folder) if begun else run.recipe, run.folder, resume=begun)
     if run.measured:

@@ -16,6 +16,7 @@ from diptych.apps.report.compared import Score
 from diptych.apps.report.numbers import columns, duration, number
 from diptych.apps.report.stages import COMPUTE
 from diptych.metrics.intervals import Interval, seed_interval
+from diptych.writing import write_text
 
 Line = tuple[str, ...]
 
@@ -179,6 +180,6 @@ def _rows(head: Line, body: Sequence[Line]) -> list[str]:
 def write(table: Table, folder: Path) -> tuple[Path, Path]:
     """Writes `table.md` and `table.json` into the ablation's folder."""
     text, plain = folder / "table.md", folder / "table.json"
-    text.write_text(as_markdown(table) + "\n", encoding="utf-8")
-    plain.write_text(json.dumps(table.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(text, as_markdown(table) + "\n")
+    write_text(plain, json.dumps(table.to_json(), indent=1, ensure_ascii=False))
     return text, plain

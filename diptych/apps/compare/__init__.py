@@ -21,6 +21,7 @@ from diptych.data.record import Record
 from diptych.predict import Predictor, load
 from diptych.run.splits import ranks_pairs
 from diptych.train.state import stored_recipe
+from diptych.writing import write_text
 
 __all__ = ["Comparison", "as_text", "compare", "write"]
 
@@ -55,6 +56,5 @@ def _predictor(run: Path) -> Predictor | None:
 
 def write(comparison: Comparison, folder: Path) -> Path:
     """Writes `comparison.json` and `comparison.html` into the folder. Returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=1), encoding="utf-8")
+    write_text(folder / "comparison.json", json.dumps(comparison.to_json(), indent=1))
     return write_comparison(folder, comparison)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from diptych import catalog
-from diptych.apps.report.page import write_whole
 from diptych.apps.report.stages import COMPUTE, training_rate
 from diptych.checkpoints import store
 from diptych.data.loader import PairLoader
@@ -21,6 +20,7 @@ from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
 from diptych.train.parallel import ParallelTask
 from diptych.types import Progress
+from diptych.writing import write_text
 
 COUNTED = 8
 """Number of steps, evenly spread over a run, whose operations are counted. They differ, since a step's computation
@@ -29,7 +29,7 @@ depends on its number (`fuse_start`) and on the lengths of its texts."""
 
 def record_compute(folder: Path) -> Path:
     """Counts the computation of a finished run and writes it to `compute.json` in its folder. Returns that file."""
-    return write_whole(folder / COMPUTE, json.dumps(compute(folder), indent=1))
+    return write_text(folder / COMPUTE, json.dumps(compute(folder), indent=1))
 
 
 def compute(folder: Path) -> Mapping[str, Any]:

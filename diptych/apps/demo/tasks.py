@@ -21,11 +21,13 @@ from diptych.apps.report.numbers import columns
 from diptych.apps.report.run import report
 from diptych.checkpoints import store
 from diptych.console import end_of, escape_output
+from diptych.data.workers import end_with
 from diptych.metrics.intervals import Interval
 from diptych.run import train
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
 from diptych.train.state import stored_recipe
+from diptych.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def all_tasks(demonstration: Demonstration, blind: bool = True) -> list[Row]:
             _run(demonstration, run, blank=False)
     table = rows(demonstration)
     file = demonstration.folder / "tasks" / "table.json"
-    file.write_text(json.dumps([vars(row) for row in table], indent=1))
+    write_text(file, json.dumps([vars(row) for row in table], indent=1))
     print(f"\n{as_text(table)}\n\nThe same as JSON: {file}\nReports:")
     for run in demonstration.system.tasks:
         print(f"  {demonstration.task_folder(run) / 'report.html'}")
@@ -101,7 +103,8 @@ def _blind_beside(demonstration: Demonstration, run: TaskRun) -> Iterator[None]:
     log = place.with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     half = max(1, threads // 2)
-    twin = get_context("spawn").Process(target=_run_blind, args=(demonstration, run, half, log), daemon=False)
+    arguments = demonstration, run, half, log, os.getpid()
+    twin = get_context("spawn").Process(target=_run_blind, args=arguments, daemon=False)
     name = demonstration.system.task_recipe(run)
     print(f"\n{name} on blank pictures trains beside it in {place}; its progress is in {log}")
     twin.start()
@@ -118,8 +121,9 @@ def _blind_beside(demonstration: Demonstration, run: TaskRun) -> Iterator[None]:
         raise ValueError(f"{name} on blank pictures failed; the end of {log}:\n{end_of(log, 2000)}")
 
 
-def _run_blind(demonstration: Demonstration, run: TaskRun, threads: int, log: Path) -> None:
+def _run_blind(demonstration: Demonstration, run: TaskRun, threads: int, log: Path, parent: int) -> None:
     """Trains the run on blank pictures in the other process, whose output goes to a log."""
+    end_with(parent)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -17,7 +17,6 @@ optimiser are left out: only training needs them, and they make up most of a che
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from diptych.checkpoints import store
 from diptych.predict import Predictor, load
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
+from diptych.writing import is_free, whole_folder
 
 Source = Predictor | str | Path
 """A model in memory, a run, a checkpoint, an exported folder, or a name on the Hub."""
@@ -39,17 +39,13 @@ def export_folder(source: Source, folder: str | Path, license: str = "unknown") 
     """Writes a model into a new folder, atomically, and returns the folder.
 
     `license` is that of the weights, by the Hub's names (`apache-2.0`, `cc-by-4.0` …). Raises ValueError if the folder
-    is not empty, and if `diptych.load` cannot load the source.
+    is not empty, and if `diptych.load` cannot load the source; WriteError, with nothing written, if the disk refuses.
     """
     folder = Path(folder)
     require_new(folder)
     predictor = source if isinstance(source, Predictor) else load(source, "cpu")
     state, evaluation = _state(predictor), find_evaluation(predictor)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{store.TEMPORARY}{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
+    with whole_folder(folder) as unfinished:
         recipe = without_folders(to_dict(predictor.recipe))
         save = predictor.tokenizer.save
         store.save_shared(unfinished, store.CheckpointState(weights_of(predictor), {}, state, recipe, save))
@@ -59,17 +55,12 @@ def export_folder(source: Source, folder: str | Path, license: str = "unknown") 
             store.save_calibration(unfinished, predictor.calibration.to_json())
         _write_json(unfinished / "config.json", _config(predictor.recipe))
         (unfinished / "README.md").write_text(model_card(predictor, evaluation, license), encoding="utf-8")
-        if folder.exists():  # it is empty, see above
-            folder.rmdir()
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def require_new(folder: Path) -> None:
     """Raises ValueError for a path that exists, unless it is an empty folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise ValueError(f"{folder} already exists: name a new folder")
 
 

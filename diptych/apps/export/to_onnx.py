@@ -27,6 +27,7 @@ from diptych.data.transforms import STATISTICS
 from diptych.predict import Predictor
 from diptych.schema import Recipe
 from diptych.search.contract import evaluating
+from diptych.writing import whole_folder, write_text
 
 TEXT_SIDE = ("text_state", "attention_mask")
 
@@ -46,19 +47,20 @@ def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
 
     Batches may have any size, and texts any length up to the model's limit. A file has an output only if its weights
     were trained: `vectors` of the encoders, `match` of the fusion, and `logits` of a classifier. Returns the files.
-    Raises ValueError if the folder is not empty, and for a model without any such output.
+    Raises ValueError if the folder is not empty, and for a model without any such output; WriteError, with nothing
+    written, if the disk refuses.
     """
     folder = Path(folder)
     require_new(folder)
     _require_extra()
     parts = graphs(predictor)
     description = describe(predictor, parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, graph in parts.items():
-        _write(graph, predictor, description, folder / f"{name}.onnx")
-    _tokenizer(predictor).save(str(folder / "tokenizer.json"))
-    (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_readme(description), encoding="utf-8")
+    with whole_folder(folder) as unfinished:
+        for name, graph in parts.items():
+            _write(graph, predictor, description, unfinished / f"{name}.onnx")
+        write_text(unfinished / "tokenizer.json", _tokenizer(predictor).to_str(pretty=True))
+        write_text(unfinished / "model.json", json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+        write_text(unfinished / "README.md", _readme(description))
     return tuple(sorted(folder.iterdir()))
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from diptych.checkpoints.files import flush
 from diptych.data.record import BadRecord
+from diptych.writing import flush
 
 UNFINISHED = ".unfinished"
 """Suffix of a file while it is being written. Readers ignore such files."""

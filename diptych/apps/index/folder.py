@@ -33,8 +33,9 @@ from diptych.apps.index.files import UNFINISHED, sole_writer, write_json, write_
 from diptych.apps.index.items import KINDS, Item, Kind
 from diptych.apps.index.neighbours import Searcher, SearchSettings, require_faiss
 from diptych.apps.index.store import IndexDescription, no_index, unfinished_index
-from diptych.checkpoints.files import fingerprint, flush
+from diptych.checkpoints.files import fingerprint
 from diptych.data.record import BadRecord
+from diptych.writing import flush
 
 FORMAT = 1
 MANIFEST, BEGUN, SKIPPED, STAGED = "index.json", "begun.json", "skipped.jsonl", "staged"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.apps.report.data import Stage
-from diptych.apps.report.page import fill, write_whole
+from diptych.apps.report.page import fill
 from diptych.metrics.intervals import Interval
+from diptych.writing import write_text
 
 FILE = "comparison.html"
 
@@ -111,7 +112,7 @@ class Comparison:
 
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
     """Writes `folder/comparison.html`, whole or not at all, and returns its path."""
-    return write_whole(folder / FILE, render(comparison))
+    return write_text(folder / FILE, render(comparison))
 
 
 def render(comparison: Comparison) -> str:

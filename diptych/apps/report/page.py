@@ -14,6 +14,7 @@ from diptych.apps.report.charts import axes, reliability_points
 from diptych.apps.report.data import Chart, ReportData
 from diptych.apps.report.html import MARK, Html, picture
 from diptych.apps.report.numbers import duration, number, operations, percent
+from diptych.writing import write_text
 
 FILE = "report.html"
 LONGEST = 12
@@ -22,7 +23,7 @@ LONGEST = 12
 
 def write_report(folder: Path, data: ReportData) -> Path:
     """Writes `folder/report.html`, whole or not at all, and returns its path."""
-    return write_whole(folder / FILE, render(data))
+    return write_text(folder / FILE, render(data))
 
 
 def render(data: ReportData) -> str:
@@ -38,14 +39,6 @@ def fill(template: str, **values: object) -> Html:
 def draw(chart: Chart) -> Html:
     """Draws curves as inline SVG, with a legend, axes and, under the pointer, the values at a step."""
     return fill("chart.html.j2", chart=chart, **axes(chart))
-
-
-def write_whole(file: Path, content: str) -> Path:
-    """Writes a file whole or not at all. Returns its path."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    return unfinished.replace(file)
 
 
 def gain_verdict(low: float, high: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,22 @@ from diptych.device import find_device
 from diptych.run import EvaluatedRetrieval, EvaluatedTask, evaluate, open_task
 from diptych.tasks.albef_pretraining import AlbefInspection
 from diptych.types import Progress, to_device
+from diptych.writing import WriteError
 
 
 def report(folder: Path) -> Path:
-    """Measures a run on its test split and writes its `report.html` with examples. Returns the page."""
+    """Measures a run on its test split and writes its `report.html` with examples. Returns the page.
+
+    Prints the measures and raises WriteError where they cannot be written.
+    """
     collect(folder)  # raises before anything is measured
-    evaluated = evaluate(folder)
-    return write(evaluated) if isinstance(evaluated, EvaluatedRetrieval) else write_task_evaluation(evaluated)
+    evaluated = evaluate(folder, write=False)
+    try:
+        evaluated.write()
+        return write(evaluated) if isinstance(evaluated, EvaluatedRetrieval) else write_task_evaluation(evaluated)
+    except WriteError:
+        print(json.dumps(evaluated.to_json(), indent=1), flush=True)
+        raise
 
 
 def write(evaluated: EvaluatedRetrieval) -> Path:

@@ -10,12 +10,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from diptych.apps.report.html import LARGEST
-from diptych.apps.report.page import fill, write_whole
+from diptych.apps.report.page import fill
 from diptych.data.heatmap import scaled_box
 from diptych.data.pictures import LARGEST_PIXELS, open_small
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
 from diptych.data.sources.listing import SourceListing
 from diptych.schema import Split
+from diptych.writing import write_text
 
 MOST_ANSWERS = 5
 MOST_PROPOSALS = 20
@@ -68,7 +69,7 @@ def write_samples(
     """Writes a page with `count` records of each split, drawn by `seed`, whole or not at all. Returns its path."""
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1")
-    return write_whole(file, render(parts, title, count, seed, largest_pixels))
+    return write_text(file, render(parts, title, count, seed, largest_pixels))
 
 
 def render(

@@ -32,6 +32,7 @@ from diptych.data.splits import PATH_SETTINGS
 from diptych.data.tar import add_member, whole_shard
 from diptych.data.workers import each_in_parallel
 from diptych.schema import Split
+from diptych.writing import write_text
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"
@@ -245,9 +246,7 @@ def _pattern(folder: Path, split: Split, count: int) -> str:
 
 
 def _write_json(file: Path, content: Any) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    part.replace(file)
+    write_text(file, json.dumps(content, ensure_ascii=False, indent=1))
 
 
 def _read_json(file: Path) -> Any:
