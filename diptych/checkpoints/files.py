@@ -11,6 +11,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diptych.reading import open_regular
+
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> dict[str, Any]:
     """Writes a safetensors file, flushes it to the disk and returns its fingerprint."""
@@ -39,8 +41,8 @@ def _umask() -> int:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Returns a file's size and sha256."""
-    with path.open("rb") as file:
+    """Returns a file's size and sha256. Raises OSError, also for what is no regular file and might never end."""
+    with open_regular(path) as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 

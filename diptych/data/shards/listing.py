@@ -17,7 +17,7 @@ from diptych.data.files import files_below
 from diptych.data.record import BadRecord
 from diptych.data.shards.cache import ShardCache, locked
 from diptych.data.shards.index import ShardIndex, Stamp, build_index, read_index
-from diptych.data.shards.remote import fetch, is_remote, persistently, remote_names, say, stamp_of
+from diptych.data.shards.remote import check_protocol, fetch, is_remote, persistently, remote_names, say, stamp_of
 from diptych.data.workers import each_in_parallel, processors
 from diptych.schema import DataConfig
 
@@ -28,6 +28,10 @@ SAID_EVERY = 100
 """While shards are indexed, a message says the progress every so many shards."""
 WORTH = 1 << 26
 """Indexing this many bytes of shards is worth starting other processes."""
+MOST_SHARDS = 1_000_000
+"""A pattern names at most so many shards. LAION-5B has a quarter of that."""
+MOST_BRACES = 20
+"""Pairs of braces in a pattern."""
 FETCHERS = 8
 """At least this many processes look at remote shards, because they mostly wait for servers."""
 
@@ -79,8 +83,10 @@ def shard_cache(config: DataConfig) -> ShardCache:
 
 
 def shard_names(paths: str) -> list[str]:
-    """Returns every shard that `data.path` names, in order and each once. Raises ValueError if a pattern matches
-    none."""
+    """Returns every shard that `data.path` names, in order and each once.
+
+    Raises ValueError if a pattern matches none, and for an address whose protocol is not among those of `remote.KNOWN`.
+    """
     names = [name for part in split_list(paths) for pattern in spelled_out(part) for name in _matches(pattern)]
     return list(dict.fromkeys(names))
 
@@ -100,28 +106,38 @@ def spelled_out(path: str) -> Iterator[str]:
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """Expands braces as the shell does. Ranges keep their leading zeros.
+    """Expands braces as the shell does. Ranges keep their leading zeros. Raises ValueError for too many names.
 
     >>> list(braces("a/{08..10}-{x,y}.tar"))[:3]
     ['a/08-x.tar', 'a/08-y.tar', 'a/09-x.tar']
     """
+    if pattern.count("{") > MOST_BRACES:
+        raise ValueError(f"{pattern} has more than {MOST_BRACES} pairs of braces")
+    for count, name in enumerate(_expanded(pattern)):
+        if count >= MOST_SHARDS:
+            raise ValueError(f"{pattern} names more than {MOST_SHARDS:,} shards: name fewer")
+        yield name
+
+
+def _expanded(pattern: str) -> Iterator[str]:
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         yield pattern
         return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", match[1])
     if span is None:
         choices: Iterator[str] = iter(match[1].split(","))
     else:
         width = max(map(len, span.groups())) if any(end.startswith("0") for end in span.groups()) else 0
         choices = (f"{number:0{width}}" for number in range(int(span[1]), int(span[2]) + 1))
     for choice in choices:
-        yield from braces(pattern[: match.start()] + choice + pattern[match.end() :])
+        yield from _expanded(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
 def _matches(pattern: str) -> list[str]:
     """Returns the shards that a pattern without braces, a path or a folder names. Raises ValueError if it is none."""
     if is_remote(pattern):
+        check_protocol(pattern)
         return remote_names(pattern) if "*" in pattern else [pattern]
     place = Path(pattern.removeprefix("file://"))
     if place.is_dir():
