@@ -544,7 +544,7 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], origin: Path | s
     check_fit(module, {name: tuple(value.shape) for name, value in weights.items()}, origin)
     own = module.state_dict()
     faults = [
-        f"{name} is {str(value.dtype).removeprefix('torch.')}, the model's {str(own[name].dtype).removeprefix('torch.')}"
+        f"{name} is of {value.dtype}, the model's of {own[name].dtype}"
         for name, value in weights.items()
         if _kind(value.dtype) != _kind(own[name].dtype)
     ]

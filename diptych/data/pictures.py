@@ -8,6 +8,7 @@ to external programs.
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import warnings
@@ -20,7 +21,11 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from diptych.data.record import BadRecord
+from diptych.printable import brief
+from diptych.reading import HEAD, disguise, open_regular
 
+LARGEST_PART = 1 << 28
+"""Largest picture, in bytes, of a shard, as of a whole sample."""
 LARGEST_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded, because a small file can ask for any amount of memory."""
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -67,7 +72,10 @@ def _content(path: str) -> Path | io.BytesIO:
     part = _PART.fullmatch(path)
     if part is None:
         return Path(path)
-    with Path(part[1]).open("rb") as stream:
+    with open_regular(part[1]) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if len(part[2] + part[3]) > 40 or int(part[2]) + int(part[3]) > size or int(part[3]) > LARGEST_PART:
+            raise OSError(f"{part[1]} has no {brief(part[3])} bytes from {brief(part[2])} on")
         stream.seek(int(part[2]))
         return io.BytesIO(stream.read(int(part[3])))
 
@@ -145,11 +153,23 @@ def _opened(path: str | bytes) -> Iterator[Image.Image]:
             image = Image.open(content, formats=_formats())
         except UnidentifiedImageError:
             name = "" if isinstance(path, bytes) else f"{path}: "
-            raise _Refused("not a picture", f"{name}none of the formats that Pillow reads") from None
+            kind = disguise(_head(path))
+            raise _Refused("not a picture", f"{name}{kind or 'none of the formats that Pillow reads'}") from None
         except Image.DecompressionBombError as error:
             raise _Refused("picture too large", str(error)) from None
         with image:
             yield image
+
+
+def _head(path: str | bytes) -> bytes:
+    """Returns the first bytes of a picture."""
+    if isinstance(path, bytes):
+        return path[:HEAD]
+    content = _content(path)
+    if isinstance(content, io.BytesIO):
+        return content.getvalue()[:HEAD]
+    with content.open("rb") as stream:
+        return stream.read(HEAD)
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,7 @@ from diptych.data.record import (
 from diptych.data.skips import SkipLedger, list_errors
 from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import draw_number
+from diptych.printable import printable
 from diptych.schema import SPLITS, DataConfig, Split
 
 CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
@@ -80,7 +81,7 @@ class Check:
         lines += [f"note: {note}" for note in self.notes] + [f"error: {error}" for error in self.errors]
         count = len(self.errors)
         verdict = "training can start" if self.ready else f"training cannot start: {count} error{'s'[: count > 1]}"
-        return "\n".join([*lines, verdict])
+        return printable("\n".join([*lines, verdict]), lines=True)
 
 
 def validate(listings: Mapping[Split, SourceListing], config: DataConfig, open_pictures: bool = True) -> Check:

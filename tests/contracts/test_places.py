@@ -20,7 +20,7 @@ from diptych.places import PlaceError, StoredPlace
 from diptych.run import evaluate, train
 from diptych.schema import DataConfig, MixConfig, Recipe, RunConfig, TokenizerConfig
 from diptych.serialize import PLACES, field_types, from_dict, places_of, to_dict
-from tests.runs import recipe_of, save_run, TASK_CONFIGS
+from tests.runs import TASK_CONFIGS, recipe_of, save_run
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
 from diptych.data.splits import draw_number
 from diptych.data.tar import tar_members
+from diptych.reading import open_regular, parse_json
 
 FORMAT = "diptych shard index 1"
 BYTES_A_SAMPLE = 20
@@ -33,6 +34,8 @@ LARGEST_SAMPLE = 1 << 28
 """A sample is read as one block. A larger one, in bytes, is left out."""
 LARGEST_TEXT = 1 << 20
 """At most this many bytes of a caption or its metadata are read."""
+LARGEST_HEAD = 1 << 26
+"""Bytes of an index file's first line, which names what is lost."""
 DRAWS = 1 << 32
 """The number of different hashes."""
 
@@ -110,8 +113,8 @@ class ShardIndex:
 def read_index(file: Path) -> ShardIndex | None:
     """Reads an index file. Returns None if there is none that can be read."""
     try:
-        with file.open("rb") as stream:
-            head = json.loads(line := stream.readline())
+        with open_regular(file) as stream:
+            head = parse_json(line := stream.readline(LARGEST_HEAD))
             if head["format"] != FORMAT:
                 return None
             count, place = int(head["count"]), len(line)
@@ -124,9 +127,9 @@ def read_index(file: Path) -> ShardIndex | None:
             stop = place + count * np.dtype(kind).itemsize
             columns[name] = content[place:stop].view(kind)
             place = stop
-        lost = tuple(BadRecord(*error) for error in head["lost"])
+        lost = tuple(BadRecord(*map(str, error)) for error in head["lost"])
         return ShardIndex(Stamp(int(head["bytes"]), str(head["tag"])), **columns, lost=lost)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -218,11 +221,12 @@ def _identity(stream: BinaryIO, sample: _Sample) -> str:
         return sample.key
     stream.seek(sample.json.offset_data)
     try:
-        metadata = json.loads(stream.read(sample.json.size))
-    except (ValueError, RecursionError):
+        metadata = parse_json(stream.read(sample.json.size))
+    except ValueError:
         return sample.key
     if not isinstance(metadata, dict):
         return sample.key
     image_ids = metadata.get("image_ids")
     first = image_ids[0] if isinstance(image_ids, list) and image_ids else None
-    return str(first or metadata.get("image_id") or metadata.get("url") or sample.key)
+    identity = first or metadata.get("image_id") or metadata.get("url") or sample.key
+    return str(identity) if isinstance(identity, str | int | float) else sample.key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -32,6 +32,8 @@ MOST_SHARDS = 1_000_000
 """A pattern names at most so many shards. LAION-5B has a quarter of that."""
 MOST_BRACES = 20
 """Pairs of braces in a pattern."""
+BRACES = re.compile(r"\{([^{}]*)\}")
+LEADING_ZERO = re.compile(r"^0|\.\.0")
 FETCHERS = 8
 """At least this many processes look at remote shards, because they mostly wait for servers."""
 
@@ -111,27 +113,33 @@ def braces(pattern: str) -> Iterator[str]:
     >>> list(braces("a/{08..10}-{x,y}.tar"))[:3]
     ['a/08-x.tar', 'a/08-y.tar', 'a/09-x.tar']
     """
-    if pattern.count("{") > MOST_BRACES:
+    count, rest = 1, pattern
+    for _ in range(MOST_BRACES):
+        if (match := BRACES.search(rest)) is None:
+            break
+        count, rest = count * max(1, len(_choices(match[1]))), rest[: match.start()] + rest[match.end() :]
+    if count > MOST_SHARDS:
+        raise ValueError(f"{pattern} names {count:,} shards, more than {MOST_SHARDS:,}: name fewer")
+    if BRACES.search(rest):
         raise ValueError(f"{pattern} has more than {MOST_BRACES} pairs of braces")
-    for count, name in enumerate(_expanded(pattern)):
-        if count >= MOST_SHARDS:
-            raise ValueError(f"{pattern} names more than {MOST_SHARDS:,} shards: name fewer")
-        yield name
+    return _expanded(pattern)
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
+    match = BRACES.search(pattern)
     if match is None:
         yield pattern
         return
-    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", match[1])
-    if span is None:
-        choices: Iterator[str] = iter(match[1].split(","))
-    else:
-        width = max(map(len, span.groups())) if any(end.startswith("0") for end in span.groups()) else 0
-        choices = (f"{number:0{width}}" for number in range(int(span[1]), int(span[2]) + 1))
-    for choice in choices:
-        yield from _expanded(pattern[: match.start()] + choice + pattern[match.end() :])
+    width = max(map(len, match[1].split("..")))
+    for choice in _choices(match[1]):
+        name = choice if isinstance(choice, str) else f"{choice:0{width if re.search(LEADING_ZERO, match[1]) else 0}}"
+        yield from _expanded(pattern[: match.start()] + name + pattern[match.end() :])
+
+
+def _choices(inside: str) -> Sequence[str] | range:
+    """Returns what stands between braces: a range of numbers, or a list."""
+    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
+    return range(int(span[1]), int(span[2]) + 1) if span else inside.split(",")
 
 
 def _matches(pattern: str) -> list[str]:

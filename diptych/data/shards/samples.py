@@ -8,7 +8,6 @@ for img2dataset's, whose caption is in `.txt` and whose metadata is in `.json`.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,9 @@ from diptych.data.entries import from_entry, name_of, text_of
 from diptych.data.pictures import SUFFIXES, part_of
 from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, Record, with_images
 from diptych.data.shards.index import key_of
+from diptych.data.tar import members as tar_members_of
+from diptych.printable import brief
+from diptych.reading import parse_json
 
 TASK_KEYS = ("image", "images", "captions", "hypothesis", "question", "statement", "phrase")
 """Keys that mark a `.json` member as an entry of ours. img2dataset's metadata may have `caption` too."""
@@ -41,14 +43,13 @@ def members_of(block: bytes, shard: str, start: int) -> Members:
     texts: dict[str, bytes] = {}
     name = f"{shard}@{start}"
     try:
-        with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as archive:
-            for member in archive:
-                suffix = PurePosixPath(member.name).suffix.lower()
-                if suffix in SUFFIXES:
-                    pictures[member.name] = part_of(shard, start + member.offset_data, member.size)
-                elif member.isreg():
-                    texts[suffix] = block[member.offset_data : member.offset_data + member.size]
-                name = f"{shard}/{key_of(member.name)}"
+        for member in tar_members_of(io.BytesIO(block), len(block)):
+            suffix = PurePosixPath(member.name).suffix.lower()
+            if suffix in SUFFIXES:
+                pictures[member.name] = part_of(shard, start + member.offset_data, member.size)
+            else:
+                texts[suffix] = block[member.offset_data : member.offset_data + member.size]
+            name = f"{shard}/{key_of(member.name)}"
     except tarfile.TarError as error:
         raise BadRecord(name, "shard broken", str(error)) from None
     return Members(name, pictures, texts)
@@ -77,7 +78,12 @@ def _picture(members: Members, entry: Mapping[str, Any]) -> Picture:
     """Returns the first picture of a sample without its texts. An entry of ours gives it the name it has there."""
     name = entry.get("id") if "image" in entry else None
     identity = entry.get("image_id") or entry.get("url") or members.name
-    return Picture(str(name or members.name), next(iter(members.pictures.values())), str(identity))
+    return Picture(_short(name or members.name), next(iter(members.pictures.values())), _short(identity))
+
+
+def _short(name: Any) -> str:
+    """Returns a name as text. Anything may stand in a member."""
+    return name if isinstance(name, str) else brief(name)
 
 
 def _entry(members: Members) -> Mapping[str, Any] | None:
@@ -85,8 +91,8 @@ def _entry(members: Members) -> Mapping[str, Any] | None:
     if ".json" not in members.texts:
         return None
     try:
-        entry = json.loads(members.texts[".json"])
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(members.texts[".json"])
+    except ValueError as error:
         raise BadRecord(members.name, "metadata is not JSON", str(error)) from None
     if not isinstance(entry, dict):
         raise BadRecord(members.name, "metadata is not JSON", "not an object")
@@ -133,8 +139,10 @@ def _metadata(sample: Img2datasetSample, name: str) -> dict[str, Any]:
     if "json" not in sample.texts:
         return {}
     try:
-        metadata = json.loads(_decoded(sample.texts["json"](), name))
-    except (json.JSONDecodeError, RecursionError) as error:
+        metadata = parse_json(_decoded(sample.texts["json"](), name))
+    except BadRecord:
+        raise
+    except ValueError as error:
         raise BadRecord(name, "metadata is not JSON", str(error)) from None
     if not isinstance(metadata, dict):
         raise BadRecord(name, "metadata is not JSON", "not an object")
