@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO
 
 from diptych.reading import HEAD, disguise, open_regular
 
@@ -28,7 +28,7 @@ class _Header(tarfile.TarInfo):
     """A member's header, whose size is checked before anything is skipped or read by it."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0:  # it would lead back to where the reader has been
             raise tarfile.ReadError("a member of negative size")
@@ -47,7 +47,7 @@ def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("it does not end as tar files do")
 
 
-def members(stream: BinaryIO, size: int, start: int = 0) -> Iterator[tarfile.TarInfo]:
+def members(stream: BinaryIO | io.BytesIO, size: int, start: int = 0) -> Iterator[tarfile.TarInfo]:
     """Yields the files of a tar stream of `size` bytes from `start` on, each of which lies within it.
 
     Sparse members, whose content is not what stands in the file, are left out. Raises tarfile.TarError, whatever the

@@ -29,8 +29,9 @@ from diptych.schema import ModelConfig, Recipe, TokenizerConfig
 FAMILIES: tuple[Family, ...] = (VlmoFamily(), AlbefFamily())
 LAYOUTS: dict[str, Layout] = {name: layout for family in FAMILIES for name, layout in family.layouts.items()}
 """All layouts. A file is of the first one that fits it: a BEiT, for one, fits what a ViT needs, and has more."""
-LARGER = 16
-"""A task takes at most so many times the bytes of its files. ALBEF with its momentum encoder: five times a ViT's."""
+LARGER, PUBLISHED = 16, 1 << 31
+"""A task takes at most so many times the bytes of its files, or as many bytes as a published size needs, because what
+start weights lack is of that size. ALBEF with its momentum encoder takes five times the bytes of its ViT."""
 OPTIONAL = (
     Absent("momentum_encoder", "no momentum encoder in the file: it starts as a copy of the student"),
     Absent("momentum_head", "no momentum copy of the head in the file: it starts as a copy of the student"),
@@ -118,7 +119,7 @@ def _assemble(files: Sequence[Path | str], options: Options) -> Assembled:
     origin = " and ".join(map(str, files))
     pretended = build_without_memory(lambda: catalog.build_task(recipe, tokenizer), recipe, len(state), origin)
     if pretended is not None:
-        check_bytes(pretended, LARGER * sum(tensor.nbytes for tensor in state.values()), origin)
+        check_bytes(pretended, max(LARGER * sum(tensor.nbytes for tensor in state.values()), PUBLISHED), origin)
     task = catalog.build_task(recipe, tokenizer)
     fresh = task.state_dict()
     ours, resized = family.fit_weights(ours, fresh, model, recipe.model)
