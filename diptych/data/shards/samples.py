@@ -43,7 +43,7 @@ def members_of(block: bytes, shard: str, start: int) -> Members:
     texts: dict[str, bytes] = {}
     name = f"{shard}@{start}"
     try:
-        for member in tar_members_of(io.BytesIO(block), len(block)):
+        for member in tar_members_of(io.BytesIO(block)):
             suffix = PurePosixPath(member.name).suffix.lower()
             if suffix in SUFFIXES:
                 pictures[member.name] = part_of(shard, start + member.offset_data, member.size)

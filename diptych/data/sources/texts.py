@@ -7,7 +7,6 @@ share nothing.
 
 from __future__ import annotations
 
-import os
 import tarfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,7 +65,7 @@ class TextFile:
         if line:
             return LINES[_suffix(self.path)](line_content(stream.readline(), line), f"{self.path}:{line}")
         try:
-            member = next(members(stream, stream.seek(0, os.SEEK_END), start), None)
+            member = next(members(stream, start), None)
             record = _read_member(stream, member, self.path) if member is not None else None
         except (tarfile.TarError, OSError) as error:
             raise BadRecord(str(self.path), "text unreadable", str(error)) from None
