@@ -359,17 +359,17 @@ def _generation(folder: Path) -> int:
 def _load(folder: Path, manifest: dict[str, Any]) -> tuple[IndexDescription, dict[Kind, Table]]:
     """Raises _FileChanged for a file that is missing or differs from what was written, ValueError for other damage."""
     generation = folder / f"{GENERATION}{manifest['generation']:08d}"
+    description = IndexDescription.from_json(manifest["about"], str(folder / MANIFEST))
     try:
-        description = IndexDescription.from_json(manifest["about"], str(folder / MANIFEST))
         for name, expected in manifest["files"].items():
             _check_file(generation / name, expected)
         tables = {kind: _table(generation, kind, manifest["tables"][kind]) for kind in KINDS}
         if any(not 0 <= item.source < len(description.roots) for table in tables.values() for item in table.items):
             raise ValueError(f"{generation} is damaged (an item is of no known source): {REBUILD}")
         return description, tables
-    except ValueError:
-        raise
     except Exception as error:  # NumPy, FAISS and JSON can raise anything on what was not written by an index
+        if isinstance(error, ValueError) and str(error).endswith(REBUILD):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(f"{generation} is damaged ({type(error).__name__}: {reason}): {REBUILD}") from error
 
@@ -390,7 +390,7 @@ def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
         return EMPTY
     file, settings = generation / f"{kind}.npy", SearchSettings.from_json(entry["how"])
     try:
-        items = [_item(line, kind) for *_, line in lines_of(generation / f"{kind}.jsonl")]
+        items = [_item(line, kind, number) for _, number, line in lines_of(generation / f"{kind}.jsonl")]
         vectors = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise _FileChanged(f"{generation} is damaged ({error}): {REBUILD}") from error
@@ -408,10 +408,13 @@ def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
     return Table(items, {item.id: row for row, item in enumerate(items)}, file, searcher)
 
 
-def _item(line: bytes, kind: Kind) -> Item:
-    id, content, stamp, source = parse_json(line)
+def _item(line: bytes, kind: Kind, number: int) -> Item:
+    try:
+        id, content, stamp, source = parse_json(line)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"line {number} of its {kind}s names none: {error}") from None
     if not all(isinstance(text, str) for text in (id, content, stamp)) or type(source) is not int:
-        raise ValueError("a line of its items does not name an item")
+        raise ValueError(f"line {number} of its {kind}s names none")
     return Item(id, kind, content, stamp, source)
 
 
