@@ -3,6 +3,7 @@
 #   make demo    generate pictures, train, evaluate, report: at most ten minutes on two cores
 #   make test    the whole test suite          make lint   ruff and mypy
 #   make chaos   fifty random faults over a small training on two processes (ARGS="--seed 1 --load 2")
+#   make mutants five thousand damaged files, each of which is read or refused in one sentence
 #   make bench   speed beside a plain version  make docs   check links and examples, build the site
 #
 # PYTHON=python3.12 chooses the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes
@@ -17,7 +18,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # One thread a test process: two processes with two threads each fight for two cores.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test chaos lint bench docs clean
+.PHONY: demo test chaos mutants lint bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -28,6 +29,9 @@ test: $(VENV)/dev.stamp
 
 chaos: $(VENV)/dev.stamp
 	$(THREADS) $(BIN)/python -m tests.distributed.chaos $(ARGS)
+
+mutants: $(VENV)/dev.stamp
+	$(THREADS) $(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ from diptych.facts import Ability, TaskReport
 from diptych.models.albef import Albef
 from diptych.models.visual_tokenizer import VisualTokenizer
 from diptych.models.vlmo import Vlmo
+from diptych.places import allow
 from diptych.recipes import albef as albef_recipes
 from diptych.recipes import albef_base_tasks, albef_tasks, vlmo_base_tasks, vlmo_stages, vlmo_tasks
 from diptych.recipes import vlmo as vlmo_recipes
@@ -67,7 +68,7 @@ from diptych.schema import (
     VqaDecoderConfig,
 )
 from diptych.seeds import seed_of
-from diptych.serialize import ADDED
+from diptych.serialize import ADDED, places_of
 from diptych.task import Network, Task
 from diptych.tasks import (
     albef_pretraining,
@@ -213,7 +214,12 @@ def open_source(config: DataConfig, split: Split) -> Source: ...
 @overload
 def open_source(config: DataConfig, split: Split, kind: type[AnyRecord]) -> TaskSource[Any]: ...
 def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
-    """Opens a split of the source that `data.source` names. Raises ValueError unless it holds records of that kind."""
+    """Opens a split of the source that `data.source` names. Raises ValueError unless it holds records of that kind.
+
+    Places that a stored recipe names are asked about first (`diptych.places`).
+    """
+    if config.source != "scenes":  # which reads nothing
+        allow(places_of(config, "data"))
     if config.source not in SOURCES:
         raise ValueError(_unknown("data.source", config.source, SOURCES))
     if config.source == "scenes" and kind is not Record:
@@ -286,6 +292,7 @@ def record_kind(task: TaskConfig) -> type[AnyRecord]:
 
 def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
     """Reads everything that `data.source` leads to, by split, with its faults. Raises ValueError."""
+    allow(places_of(config, "data"))
     if config.source in LAZY:
         return LAZY[config.source](config)
     return files.read_splits(find_layout(config.source), config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
@@ -11,6 +12,8 @@ from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
 
+from diptych.places import StoredPlace
+from diptych.printable import brief
 from diptych.schema import (
     WARMUP_UNIT,
     AddedTaskConfig,
@@ -20,12 +23,15 @@ from diptych.schema import (
     EntailmentConfig,
     GroundingConfig,
     LanguageStageConfig,
+    MixConfig,
     Nlvr2Config,
     OptimConfig,
     Recipe,
     RetrievalConfig,
     ScheduleConfig,
     TextAssignmentConfig,
+    TokenizerConfig,
+    VisionStageConfig,
     VlmoConfig,
     VlmoPretrainConfig,
     VqaClosedSetConfig,
@@ -38,6 +44,18 @@ ADDED: dict[str, type[AddedTaskConfig]] = {}
 `diptych.catalog.add_task` has entered its config here (examples/captioning.py)."""
 KIND = "kind"
 """If a field may be one of several configs, this entry of its JSON names it. Without the entry it is the first one."""
+PLACES: dict[type, tuple[str, ...]] = {
+    Recipe: ("init_from",),
+    DataConfig: ("path", "root", "validation_path", "test_path", "cache"),
+    MixConfig: ("path", "root"),
+    TokenizerConfig: ("vocabulary",),
+    VisionStageConfig: ("tokenizer",),
+}
+"""Fields that name files, folders or addresses. Those of a stored recipe are marked (diptych/places.py)."""
+LARGEST_NUMBER = 1 << 63
+"""No whole number of a recipe is as large; larger ones would only fail later, and in odd places."""
+DEEPEST = 20
+"""Levels of a stored recipe. The deepest ones of this library have five."""
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -53,18 +71,34 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
     """Reads the recipe that `to_dict` wrote. An unknown or ill-typed field is a ValueError that names it.
 
     A missing field takes its default, so a recipe from before the field existed still means the same; one without a
-    default is a ValueError. Names of earlier versions are read as `EARLIER` says.
+    default is a ValueError. Names of earlier versions are read as `EARLIER` says. Files and addresses that it names are
+    marked, because somebody else may have written it (`diptych.places`).
     """
+    _check_plain(plain)
     released: dict[str, Any] = {}
     recipe = _built(Recipe, plain, (), released)
     return replace(recipe, released=replace(recipe.released, **released))
+
+
+def _check_plain(value: Any, name: str = "recipe", depth: int = 0) -> None:
+    """Raises ValueError for values that no recipe holds, whatever the field: too deep, too large, or no JSON."""
+    if depth > DEEPEST:
+        raise ValueError(f"{name}: nested too deeply for a recipe")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(inner, brief(key).strip("'"), depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(inner, name, depth + 1)
+    elif isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+        raise ValueError(f"{name}: {brief(value)} is too large a number")
 
 
 def _built(cls: type[Config], plain: Any, path: tuple[str, ...], released: dict[str, Any]) -> Config:
     """Builds the config at `path` from JSON, and adds to `released` what names of earlier versions say of it."""
     hints, where = field_types(cls), ".".join(path) or "recipe"
     if not isinstance(plain, Mapping):
-        raise ValueError(f"{where}: expected the fields {', '.join(hints)}, got {plain!r}")
+        raise ValueError(f"{where}: expected the fields {', '.join(hints)}, got {brief(plain)}")
     plain, moved = modern(cls, plain, path)
     released |= moved
     for key in plain:
@@ -81,8 +115,28 @@ def _built(cls: type[Config], plain: Any, path: tuple[str, ...], released: dict[
             kind, rest = _kind(options, plain[key], ".".join(name))
             values[key] = _built(kind, rest, name, released)
         else:
-            values[key] = typed(hint, plain[key], ".".join(name))
+            values[key] = _stored(cls, key, typed(hint, plain[key], ".".join(name)))
     return cls(**values)
+
+
+def _stored(cls: type, key: str, value: Any) -> Any:
+    """Marks a place. An empty text names none."""
+    return StoredPlace(value) if value and isinstance(value, str) and key in PLACES.get(cls, ()) else value
+
+
+def places_of(config: Any, name: str = "") -> dict[str, str]:
+    """Returns the files, folders and addresses that a config names, by their dotted fields below `name`."""
+    places: dict[str, str] = {}
+    for key in field_types(type(config)):
+        value, inner = getattr(config, key), f"{name}.{key}".lstrip(".")
+        if value and key in PLACES.get(type(config), ()):
+            places[inner] = value
+        elif is_dataclass(value):
+            places |= places_of(value, inner)
+        elif isinstance(value, tuple):
+            for number, entry in enumerate(value):
+                places |= places_of(entry, f"{inner}.{number}") if is_dataclass(entry) else {}
+    return places
 
 
 def _has_default(cls: type, key: str) -> bool:
@@ -99,8 +153,8 @@ def _kind(options: Sequence[type[Any]], plain: Any, name: str) -> tuple[type[Any
     if AddedTaskConfig in options:
         known |= ADDED
         hint = " (where it is a task of your own: import the file that calls diptych.catalog.add_task)"
-    if plain[KIND] not in known:
-        raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {plain[KIND]!r}{hint}")
+    if not isinstance(plain[KIND], str) or plain[KIND] not in known:
+        raise ValueError(f"{name}.{KIND}: expected one of {', '.join(known)}, got {brief(plain[KIND])}{hint}")
     return known[plain[KIND]], {key: value for key, value in plain.items() if key != KIND}
 
 
@@ -221,16 +275,24 @@ def typed(hint: Any, value: Any, name: str) -> Any:
     if isinstance(value, str):
         if type(None) in get_args(hint) and value.lower() in ("none", "null"):
             return None
+        if hint is str or {*get_args(hint)} == {str, type(None)}:
+            return value
         if get_origin(hint) is tuple:
             value = f"[{value.strip().strip('()[]')}]"
+        if _YAML.search(value):
+            raise ValueError(f"{name}: expected {spelled(hint)}, got {brief(original)}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
         if isinstance(value, str):
             return parser.parse_args([f"--value={value}"]).value
         return parser.parse_object({"value": value}).value
-    except jsonargparse.ArgumentError:
-        raise ValueError(f"{name}: expected {spelled(hint)}, got {original!r}") from None
+    except (jsonargparse.ArgumentError, ArithmeticError, RecursionError):
+        raise ValueError(f"{name}: expected {spelled(hint)}, got {brief(original)}") from None
+
+
+_YAML = re.compile(r"(^|[\s\[{,])[&*!]")
+"""YAML's anchors, aliases and tags, with which a short text stands for a value of any size. No value needs them."""
 
 
 def _is_exactly(hint: Any, value: Any) -> bool:
@@ -248,7 +310,7 @@ def _groups(cls: type[Config], value: Any, name: str) -> tuple[Config, ...]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{name}: expected a list of groups of fields as JSON ({error})") from None
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{name}: expected a list of groups of fields, got {value!r}")
+        raise ValueError(f"{name}: expected a list of groups of fields, got {brief(value)}")
     return tuple(
         entry if isinstance(entry, cls) else _built(cls, entry, (*name.split("."), str(number)), {})
         for number, entry in enumerate(value)

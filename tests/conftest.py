@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests import checks
 
 checks.install()
+os.environ["DIPTYCH_PLACES"] = "trusted"  # tests write recipes with places; tests/contracts/test_places.py asks
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diptych.reading import open_regular
 from diptych.writing import WriteError, flush
 
 
@@ -56,6 +57,6 @@ def _umask() -> int:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Returns a file's size and sha256."""
-    with path.open("rb") as file:
+    """Returns a file's size and sha256. Raises OSError, also for what is no regular file and might never end."""
+    with open_regular(path) as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -25,15 +25,19 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from diptych.checkpoints.files import fingerprint, save_tensors
 from diptych.checkpoints.renames import current_name
+from diptych.checkpoints.tensors import TensorFile, is_finite
+from diptych.places import allow
+from diptych.printable import printable
+from diptych.reading import disguise_of, read_object
 from diptych.schema import DATA_PLACES
 from diptych.writing import UNFINISHED, flush, write_text
 
@@ -48,6 +52,11 @@ SHARED_WEIGHTS = "model.safetensors"
 CALIBRATION = "calibration.json"
 LISTED = ("state.json", "recipe.json")
 """Files that every manifest lists."""
+
+MOST_FILES = 10_000
+"""Files of a checkpoint: two for each process that trains."""
+NAMED = 5
+"""Tensors and faults that a message names."""
 
 ADVICE = ": use another checkpoint"
 
@@ -104,13 +113,21 @@ class Stored:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._files = [safe_open(file, "pt") for file in files]
-        self._parts: dict[str, list[tuple[Any, str, tuple[int, ...]]]] = {}
+        """Raises CheckpointError for a file that is damaged. Reads the headers, and no tensor."""
+        self._parts: dict[str, list[tuple[TensorFile, str, tuple[int, ...]]]] = {}
         """By current name: file, stored name and shape of each part."""
-        for file in self._files:
-            for name in file.keys():  # noqa: SIM118  # it is no mapping
-                part = file, name, tuple(file.get_slice(name).get_shape())
-                self._parts.setdefault(current_name(name), []).append(part)
+        for path in files:
+            try:
+                file = TensorFile(path)
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{error}{ADVICE}") from error
+            for name, stated in file.stated.items():
+                parts = self._parts.setdefault(current_name(name), [])
+                parts.append((file, name, stated.shape))
+                if any(len(shape) != len(stated.shape) or shape[1:] != stated.shape[1:] for *_, shape in parts):
+                    raise CheckpointError(
+                        f"{path}: {printable(name)} is no shard of what stands in other files{ADVICE}"
+                    )
 
     @property
     def names(self) -> Sequence[str]:
@@ -121,10 +138,18 @@ class Stored:
         shapes = [shape for *_, shape in self._parts[name]]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors."""
+        return {name: self.shape(name) for name in self.names}
+
     def whole(self, name: str) -> Tensor:
-        """Reads a whole tensor."""
-        parts = [file.get_tensor(stored) for file, stored, _ in self._parts[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        """Reads a whole tensor. Raises CheckpointError."""
+        try:
+            parts = [file.tensor(stored) for file, stored, _ in self._parts[name]]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        except (ValueError, RuntimeError) as error:  # RuntimeError: two numbers, which are no shards of anything
+            raise CheckpointError(f"{error}{ADVICE}") from error
 
     def rows(self, name: str, wanted: slice) -> Tensor:
         """Reads only the `wanted` rows of a tensor's first dimension."""
@@ -133,7 +158,7 @@ class Stored:
         for file, stored, shape in self._parts[name]:
             start, stop = (min(max(place - before, 0), shape[0]) for place in (wanted.start, wanted.stop))
             if stop > start or not shards:
-                shards.append(file.get_slice(stored)[start:stop])
+                shards.append(file.rows(stored, start, stop))
             before += shape[0]
         return torch.cat(shards)
 
@@ -147,10 +172,15 @@ class Checkpoint:
     recipe: Mapping[str, Any] = field(repr=False)
 
     def stored(self, kind: Literal["weights", "optimizer"]) -> Stored:
-        """Opens the files of the task's state or of the optimiser's, without reading the tensors."""
+        """Opens the files of the task's state or of the optimiser's, without reading the tensors.
+
+        Raises CheckpointError for a damaged file.
+        """
         files = sorted(self.folder.glob(f"{kind}*.safetensors"))
         if kind == "weights" and not files:
             files = [self.folder / SHARED_WEIGHTS]
+        if len(files) > MOST_FILES:
+            raise CheckpointError(f"{self.folder} has {len(files):,} files of {kind}, more than {MOST_FILES:,}{ADVICE}")
         return Stored(files)
 
     def weights(self) -> dict[str, Tensor]:
@@ -400,7 +430,7 @@ def set_aside(damaged: Iterable[Damage], instead: Path) -> None:
 
 def _warn(text: str) -> None:
     """Prints to standard error, because programs may read a command's standard output."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, lines=True), file=sys.stderr, flush=True)
 
 
 def _free(path: Path) -> Path:
@@ -419,8 +449,10 @@ def load_from(path: Path | str) -> Checkpoint:
     """Loads a checkpoint folder, or the best checkpoint of a run folder (the latest one, where none was validated).
 
     Of a run, damaged checkpoints are passed over for the next best one, and a message says so. Raises CheckpointError
-    where there is no checkpoint, where all are damaged, or where the checkpoint folder itself is damaged.
+    where there is no checkpoint, where all are damaged, or where the checkpoint folder itself is damaged. A path that a
+    stored recipe names is asked about first (`diptych.places`).
     """
+    allow({"its start": path if isinstance(path, str) else None})
     path = Path(path)
     if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
         return load(path)
@@ -442,17 +474,20 @@ def load(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is missing{ADVICE}")
         size = path.stat().st_size
         if size != expected["bytes"]:
-            raise CheckpointError(f"{path} has {size} bytes, {expected['bytes']} were written{ADVICE}")
+            kind = disguise_of(path)
+            is_other = f": it is {kind}" if kind else ADVICE
+            raise CheckpointError(f"{path} has {size} bytes, {expected['bytes']} were written{is_other}")
         try:
             digest = fingerprint(path)["sha256"]
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error}){ADVICE}") from error
         if digest != expected["sha256"]:
             raise CheckpointError(f"{path} is damaged (its sha256 is not the one written){ADVICE}")
-    state = _json(folder / "state.json")
+    state, recipe = _json(folder / "state.json"), _json(folder / "recipe.json")
+    _check_state(state, folder / "state.json")
     if "fresh" in state:  # parts of the model, by name
         state["fresh"] = [current_name(part) for part in state["fresh"]]
-    return Checkpoint(folder, state, _with_places(_json(folder / "recipe.json"), folder))
+    return Checkpoint(folder, state, _with_places(recipe, folder))
 
 
 def _with_places(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -470,29 +505,83 @@ def _with_places(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _check_state(state: Mapping[str, Any], path: Path) -> None:
+    """Raises CheckpointError unless the entries that readers use are what `save_checkpoint` is given."""
+    fresh = state.get("fresh", [])
+    kinds = {"step": int, "run": dict, "skipped": dict, "measure": (int, float, NoneType), "epoch": (int, float)}
+    wrong = [name for name, kind in kinds.items() if name in state and not isinstance(state[name], kind)]
+    wrong += ["fresh"] * (not isinstance(fresh, list) or not all(isinstance(part, str) for part in fresh))
+    wrong += ["step"] * ("step" not in state)
+    if wrong:
+        raise CheckpointError(f"{path} is damaged (`{wrong[0]}` is missing or no such value){ADVICE}")
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest. Raises CheckpointError where it does not list files as `_write_description` does."""
     path = folder / MANIFEST
     manifest = _json(path)
-    entries = manifest.values() if isinstance(manifest, dict) else [None]
-    whole = all(isinstance(entry, dict) and entry.keys() == {"bytes", "sha256"} for entry in entries)
+    whole = len(manifest) <= MOST_FILES and all(_lists(name, entry) for name, entry in manifest.items())
     if not whole or any(name not in manifest for name in LISTED):
         raise CheckpointError(f"{path} is damaged (it does not list what was written){ADVICE}")
     return manifest
 
 
+def _lists(name: str, entry: Any) -> bool:
+    """Tells whether an entry of a manifest names a file inside its folder, with a size and a digest."""
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"bytes", "sha256"}
+        and type(entry["bytes"]) is int
+        and isinstance(entry["sha256"], str)
+        and "\0" not in name
+        and not PurePosixPath(name).is_absolute()
+        and ".." not in PurePosixPath(name).parts
+    )
+
+
 def _json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises CheckpointError for anything else, of any size and depth."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as part of a checkpoint ({error}){ADVICE}") from error
-    return content
+        kind = disguise_of(path)
+        reason = f"it is {kind}" if kind else error
+        raise CheckpointError(f"{path} cannot be read as part of a checkpoint ({reason}){ADVICE}") from error
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], origin: Path | str) -> None:
-    """Copies weights into the module. Raises CheckpointError listing the names and shapes that do not fit."""
+    """Copies weights into the module.
+
+    Raises CheckpointError listing names and shapes that do not fit, kinds of numbers that are not the module's, and
+    numbers that are not finite, with which nothing can be computed.
+    """
     check_fit(module, {name: tuple(value.shape) for name, value in weights.items()}, origin)
+    own = module.state_dict()
+    faults = [
+        f"{name} is of {value.dtype}, the model's of {own[name].dtype}"
+        for name, value in weights.items()
+        if _kind(value.dtype) != _kind(own[name].dtype)
+    ]
+    if faults:
+        raise CheckpointError(f"{origin} is not of this model: {_first(faults)}")
+    if endless := [name for name, value in weights.items() if not is_finite(value)]:
+        raise CheckpointError(
+            f"{origin}: {len(endless)} of {len(weights)} tensors hold numbers that are not finite (NaN or infinite), "
+            f"such as {printable(_first(endless))}. Its training diverged, or the file is damaged{ADVICE}"
+        )
     module.load_state_dict(dict(weights), strict=True)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Returns the kind of numbers, within which a conversion keeps what they say."""
+    if dtype.is_complex:
+        return "complex"
+    return "float" if dtype.is_floating_point else "truth" if dtype == torch.bool else "whole"
+
+
+def _first(faults: Sequence[str]) -> str:
+    more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    return f"{'; '.join(faults[:NAMED])}{more}"
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], origin: Path | str) -> None:
@@ -506,5 +595,4 @@ def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], origin: 
         if name in own and tuple(own[name].shape) != shape
     ]
     if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise CheckpointError(f"{origin} is not of this model: {'; '.join(faults[:5])}{more}")
+        raise CheckpointError(f"{origin} is not of this model: {printable(_first(faults))}")

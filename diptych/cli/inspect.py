@@ -18,5 +18,6 @@ def run(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
 
     from diptych import pretrained
+    from diptych.printable import printable
 
-    print(pretrained.inspect(options.path))
+    print(printable(pretrained.inspect(options.path), lines=True))

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from diptych import __version__
 from diptych.console import escape_output
+from diptych.printable import printable
 
 VERBS = {
     "demo": ("diptych.cli.demo", "compose pictures, train, evaluate, report: minutes on a CPU"),
@@ -85,7 +86,7 @@ def help_text() -> str:
 
 
 def complain(message: str) -> int:
-    print(f"diptych: {message}", file=sys.stderr)
+    print(f"diptych: {printable(message, lines=True)}", file=sys.stderr)
     return USAGE
 
 

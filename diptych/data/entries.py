@@ -39,6 +39,7 @@ from diptych.data.record import (
     Record,
     Referring,
 )
+from diptych.printable import brief
 from diptych.schema import Split
 
 
@@ -170,6 +171,9 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], AnyRecord]] = {
 
 # --------------------------------------------------------------------------- values of an entry, checked
 
+LARGEST = 1e300
+"""Whole numbers of JSON may be larger than any floating-point number."""
+
 
 def text_of(entry: Mapping[str, Any], key: str, name: str) -> str:
     """Returns the text under a key. Raises BadRecord if there is none."""
@@ -235,7 +239,8 @@ def label_of(entry: Mapping[str, Any], key: str, name: str) -> str:
 
 def truth_of(entry: Mapping[str, Any], key: str, name: str) -> bool:
     """Returns the truth value under a key, which may be a boolean or, as published, a text. Raises BadRecord."""
-    truth = {"true": True, "false": False}.get(str(entry.get(key)).lower())
+    value = entry.get(key)
+    truth = {"true": True, "false": False}.get(str(value).lower()) if isinstance(value, str | bool) else None
     if truth is None:
         raise BadRecord(name, "label unknown", f"`{key}` must be true or false")
     return truth
@@ -244,10 +249,10 @@ def truth_of(entry: Mapping[str, Any], key: str, name: str) -> bool:
 def box_of(value: Any, name: str) -> Box:
     """Checks and returns a box (x, y, width, height). Raises BadRecord."""
     if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_number, value)):
-        raise BadRecord(name, "box wrong", f"{value!r} is not [x, y, width, height]")
+        raise BadRecord(name, "box wrong", f"{brief(value)} is not [x, y, width, height]")
     x, y, width, height = map(float, value)
     if min(width, height) <= 0:
-        raise BadRecord(name, "box wrong", f"width and height of {value!r} must be above 0")
+        raise BadRecord(name, "box wrong", f"width and height of {brief(value)} must be above 0")
     return x, y, width, height
 
 
@@ -269,7 +274,9 @@ def _image_id(entry: Mapping[str, Any], name: str) -> str:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < LARGEST and math.isfinite(value)
 
 
 def _positive(value: Any) -> bool:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import codecs
-import json
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +14,10 @@ from typing import Any
 
 from diptych.data.picture_kinds import HEAD, LINKED_FOLDER, PassedOver
 from diptych.data.record import BadRecord
+from diptych.reading import disguise, disguise_of, open_regular, parse_json
+
+LARGEST_LINE = 1 << 24
+"""Bytes of a line of a list. Longer ones are named and left out."""
 
 LOOKED_AT_BYTES = 1 << 16
 """This many bytes of a file are looked at to tell its encoding and the form of its lines."""
@@ -70,9 +74,10 @@ def read_json(path: str | Path, layout: str) -> Any:
     """Reads a JSON file. Raises ValueError if it is missing or not JSON."""
     file = existing(path, layout)
     try:
-        return json.loads(file.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        return parse_json(file.read_bytes())
+    except ValueError as error:
+        kind = disguise_of(file)
+        raise ValueError(f"{file} is not JSON: {f'it is {kind}' if kind else error}") from None
 
 
 def json_list(path: str | Path, layout: str) -> list[Any]:
@@ -117,15 +122,24 @@ def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
 def lines_of(file: Path) -> Iterator[tuple[int, int, bytes]]:
     """Yields the position in bytes, the number (from 1) and the content of each non-empty line.
 
+    Of a line of more than `LARGEST_LINE` bytes, the content is one byte more than that: it is not read into memory.
     Raises ValueError if the file is UTF-16 or has no line feeds.
     """
     check_lines(file)
     start = 0
-    with file.open("rb") as stream:  # read as bytes, so that one broken line does not spoil the others
-        for number, line in enumerate(stream, start=1):
-            if content := line_content(line, number):
+    with open_regular(file) as stream:  # read as bytes, so that one broken line does not spoil the others
+        for number in itertools.count(1):
+            line = stream.readline(LARGEST_LINE + 1)
+            if not line:
+                return
+            length = len(line)
+            while length > LARGEST_LINE and not line.endswith(b"\n") and (rest := stream.readline(LARGEST_LINE)):
+                length += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            if content := line if length > LARGEST_LINE else line_content(line, number):
                 yield start, number, content
-            start += len(line)
+            start += length
 
 
 def line_content(line: bytes, number: int, ends: bytes | None = None) -> bytes:
@@ -149,10 +163,12 @@ def check_lines(file: Path) -> None:
 
 def parsed(content: bytes, name: str) -> Any:
     """Parses a line of JSON. Raises BadRecord."""
+    text = decoded(content, name)
     try:
-        return json.loads(decoded(content, name))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadRecord(name, "line is not JSON", str(error)) from None
+        return parse_json(text)
+    except ValueError as error:
+        kind = disguise(content) if name.endswith(":1") else None
+        raise BadRecord(name, "line is not JSON", f"the file is {kind}" if kind else str(error)) from None
 
 
 def decoded(content: bytes, name: str, subject: str = "line") -> str:
@@ -161,10 +177,14 @@ def decoded(content: bytes, name: str, subject: str = "line") -> str:
     Raises BadRecord, which says what the bytes look like. Zero bytes are valid UTF-8, but only texts in UTF-16 have
     them.
     """
+    if len(content) > LARGEST_LINE:
+        raise BadRecord(name, f"{subject} too long", f"more than {LARGEST_LINE:,} bytes")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRecord(name, f"{subject} is not UTF-8", f"it looks like {_encoding(content)}; {error}") from None
+        kind = disguise(content) if name.endswith(":1") else None
+        found = f"the file is {kind}" if kind else f"it looks like {_encoding(content)}; {error}"
+        raise BadRecord(name, f"{subject} is not UTF-8", found) from None
     if "\0" in text:
         raise BadRecord(name, f"{subject} is not UTF-8", f"it looks like {_encoding(content)}")
     return text

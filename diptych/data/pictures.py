@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import struct
 import warnings
@@ -26,10 +27,14 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from diptych.data.picture_kinds import HEAD, reads_heif, told_by_content
+from diptych.data.picture_kinds import reads_heif, told_by_content
 from diptych.data.picture_sizes import piece_sizes
 from diptych.data.record import BadRecord
+from diptych.printable import brief
+from diptych.reading import HEAD, disguise, open_regular
 
+LARGEST_PART = 1 << 28
+"""Largest picture, in bytes, of a shard, as of a whole sample."""
 LARGEST_PIXELS = 100_000_000
 """The default of the limit on pixels. Larger pictures are refused before they are decoded, because a small file can ask
 for any amount of memory."""
@@ -81,15 +86,15 @@ def _stream(path: str | bytes) -> Iterator[IO[bytes]]:
     if isinstance(path, bytes):
         yield io.BytesIO(path)
     elif part is None:
-        with Path(path).open("rb") as stream:
+        with open_regular(path) as stream:
             yield stream
     else:
-        with Path(part[1]).open("rb") as stream:
-            start, size = int(part[2]), int(part[3])
-            if start + size > stream.seek(0, io.SEEK_END):
-                raise OSError(f"{part[1]} ends before byte {start + size}")
-            stream.seek(start)
-            yield io.BytesIO(stream.read(size))
+        with open_regular(part[1]) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            if len(part[2] + part[3]) > 40 or int(part[2]) + int(part[3]) > size or int(part[3]) > LARGEST_PART:
+                raise OSError(f"{part[1]} has no {brief(part[3])} bytes from {brief(part[2])} on")
+            stream.seek(int(part[2]))
+            yield io.BytesIO(stream.read(int(part[3])))
 
 
 def picture_bytes(path: str) -> bytes:
@@ -280,7 +285,8 @@ def _opened(
         except UnidentifiedImageError:
             name = "" if isinstance(path, bytes) else f"{path}: "
             stream.seek(0)
-            content = told_by_content(stream.read(HEAD)) or "none of the formats that Pillow reads"
+            head = stream.read(HEAD)
+            content = told_by_content(head) or disguise(head) or "none of the formats that Pillow reads"
             raise _Refused("not a picture", f"{name}{content}") from None
         except Image.DecompressionBombError as error:
             pixels = re.search(r"\d+", str(error))
@@ -293,6 +299,17 @@ def _raise_pillows_limit(most_pixels: int | None) -> None:
     """Lets Pillow open what the user allows: it refuses twice its own limit, for the whole process."""
     if most_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most_pixels // 2 + 1)
+
+
+def _head(path: str | bytes) -> bytes:
+    """Returns the first bytes of a picture."""
+    if isinstance(path, bytes):
+        return path[:HEAD]
+    content = _content(path)
+    if isinstance(content, io.BytesIO):
+        return content.getvalue()[:HEAD]
+    with content.open("rb") as stream:
+        return stream.read(HEAD)
 
 
 @lru_cache(maxsize=1)

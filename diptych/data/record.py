@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
+from diptych.printable import printable
+
 Box = tuple[float, float, float, float]
 """x, y, width and height in pixels of the whole picture, counted from its upper left corner."""
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
@@ -246,11 +248,14 @@ def with_image_ids(record: Any, names: Mapping[str, str]) -> Any:
 
 
 class BadRecord(ValueError):
-    """Says why a record cannot be used. `reason` is a short fixed phrase to count by; the message names the record."""
+    """Says why a record cannot be used. `reason` is a short fixed phrase to count by; the message names the record.
+
+    The message is safe to print. `record` and `detail` are as they were found.
+    """
 
     def __init__(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
         """`count` is the number of records that the error stands for, where a whole file of them is lost."""
-        super().__init__(f"{record}: {reason}" + (f" ({detail})" if detail else ""))
+        super().__init__(printable(f"{record}: {reason}" + (f" ({detail})" if detail else "")))
         self.record = record
         self.reason = reason
         self.detail = detail

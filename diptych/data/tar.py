@@ -8,21 +8,66 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from diptych.reading import HEAD, disguise, open_regular
 from diptych.writing import whole_file
 
 UNFINISHED = ".part"
 """Suffix of a shard that is still being written."""
+LARGEST_EXTENSION = 1 << 20
+"""Largest header, in bytes, that only describes the next member, as pax and GNU tar write for long names. It is read
+into memory."""
+EXTENSIONS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header, whose size is checked before anything is skipped or read by it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:  # it would lead back to where the reader has been
+            raise tarfile.ReadError("a member of negative size")
+        if header.type in EXTENSIONS and header.size > LARGEST_EXTENSION:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
 
 
 def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
     """Yields the files of a tar shard in its order. Raises tarfile.TarError, OSError or EOFError if it is broken."""
-    with tarfile.open(shard, "r:") as archive:
-        yield from (member for member in archive if member.isreg())
-    with shard.open("rb") as stream:  # without this check a shard cut between two members would look complete
+    with open_regular(shard) as stream:
+        yield from members(stream)
         stream.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
-        if any(stream.read()):
+        if any(stream.read()):  # without this check a shard cut between two members would look complete
             raise tarfile.ReadError("it does not end as tar files do")
+
+
+def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.TarInfo]:
+    """Yields the files of a tar stream from `start` on. The last one may end behind the end of the stream.
+
+    Sparse members, whose content is not what stands in the file, are left out. Raises tarfile.TarError, whatever the
+    stream holds.
+    """
+    before = -1
+    stream.seek(start)
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # which would keep every header of a shard in memory
+                if archive.offset <= before or member.size < 0:
+                    raise tarfile.ReadError("a member that leads backwards")
+                before = archive.offset
+                if member.isreg() and not member.issparse():
+                    yield member
+    except tarfile.ReadError as error:
+        stream.seek(start)
+        kind = disguise(stream.read(HEAD))
+        raise tarfile.ReadError(f"it is {kind}" if kind and kind != "a tar archive" else str(error)) from None
+    except (ArithmeticError, LookupError, RecursionError, UnicodeError, AttributeError, TypeError, ValueError) as error:
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 
 
 @contextmanager

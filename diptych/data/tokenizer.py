@@ -19,11 +19,15 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from diptych.data.wordpiece_trainer import CONTINUES, count_words, learn_pieces
+from diptych.places import allow
+from diptych.reading import disguise, parse_json, read_bounded
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens, in the order of their ids in a learnt vocabulary. A vocabulary file has its own ids."""
 VOCABULARY_FILE = "vocab.txt"
 POLICY_FILE = "tokenizer.json"
+LARGEST_VOCABULARY = 1 << 24
+"""Bytes of a vocabulary file. BERT's multilingual one has a million."""
 
 
 class Tokenizer:
@@ -46,12 +50,16 @@ class Tokenizer:
     @classmethod
     def from_vocabulary(cls, path: str | Path, separator: bool = False, lowercase: bool = True) -> Tokenizer:
         """Reads a file with one word piece per line, whose number is its id, or the vocab.txt of a folder."""
+        allow({"tokenizer.vocabulary": path if isinstance(path, str) else None})
         path = Path(path)
         file = path / VOCABULARY_FILE if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"no vocabulary at {file}: give a {VOCABULARY_FILE} or a folder that holds one")
+        content = read_bounded(file, LARGEST_VOCABULARY)
+        if kind := disguise(content):
+            raise ValueError(f"{file} is no vocabulary: it is {kind}")
         try:
-            text = file.read_text(encoding="utf-8")
+            text = content.decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not a vocabulary: one piece a line, in UTF-8 ({error})") from None
         # Splits at line ends only: str.splitlines also splits at characters that vocabularies hold as word pieces.
@@ -74,11 +82,11 @@ class Tokenizer:
         """Loads the vocabulary and the [SEP] policy that `save` wrote."""
         policy_file = Path(folder) / POLICY_FILE
         try:
-            policy = json.loads(policy_file.read_text(encoding="utf-8"))
+            policy = parse_json(read_bounded(policy_file))
             separator, lowercase = bool(policy["separator"]), bool(policy["lowercase"])
         except FileNotFoundError:
             raise ValueError(f"no tokenizer in {folder}: {POLICY_FILE} is missing") from None
-        except (KeyError, TypeError, json.JSONDecodeError):
+        except (KeyError, TypeError, ValueError):
             raise ValueError(f"{policy_file} does not say `separator` and `lowercase`") from None
         return cls.from_vocabulary(folder, separator=separator, lowercase=lowercase)
 

@@ -32,6 +32,7 @@ from diptych.data.skips import SkipLedger, list_errors
 from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import draw_number
 from diptych.data.tokenizer import Tokenizer
+from diptych.printable import printable
 from diptych.schema import SPLITS, DataConfig, Split
 
 CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
@@ -96,7 +97,7 @@ class Check:
         lines += [f"note: {note}" for note in self.notes] + [f"error: {error}" for error in self.errors]
         count = len(self.errors)
         verdict = "training can start" if self.ready else f"training cannot start: {count} error{'s'[: count > 1]}"
-        return "\n".join([*lines, verdict])
+        return printable("\n".join([*lines, verdict]), lines=True)
 
 
 def validate(

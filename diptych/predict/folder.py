@@ -11,6 +11,7 @@ from diptych.data.record import BadRecord
 from diptych.predict.inputs import unknown_words
 from diptych.predict.predictor import Predictor
 from diptych.predict.results import EVERYTHING, Hit, MinMatch
+from diptych.printable import printable
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SearchResult:
         )
         for place, hit in enumerate(self.hits, start=1):
             match = "–" if hit.match is None else f"{100 * hit.match:.1f} %"
-            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {hit.name}")
+            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {printable(hit.name)}")
         if self.min_match.note:
             lines += ["", self.min_match.note]
         if self.unknown_words:

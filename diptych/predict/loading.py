@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diptych import catalog
 from diptych.checkpoints import store
+from diptych.checkpoints.sizes import Shapes, check_size
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
@@ -37,20 +38,37 @@ def load(path: str | Path, device: str = "auto", largest_pixels: int | None = No
     Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
     """
     checkpoint = store.load_from(_folder(path))
-    recipe = from_dict(checkpoint.recipe)
+    recipe, tokenizer = from_dict(checkpoint.recipe), Tokenizer.load(checkpoint.tokenizer)
     if largest_pixels is not None:
         if largest_pixels < 1:
             raise ValueError(f"largest_pixels is {largest_pixels}: a picture has at least one pixel")
         recipe = replace(recipe, data=replace(recipe.data, largest_pixels=largest_pixels))
+    stored = checkpoint.stored("weights")
+    check_model_size(recipe, tokenizer, stored.shapes, checkpoint.folder)
     return make_predictor(
         recipe,
-        Tokenizer.load(checkpoint.tokenizer),
-        checkpoint.weights(),
+        tokenizer,
+        {name: stored.whole(name) for name in stored.names},
         checkpoint.folder,
         checkpoint.state.get("fresh", ()),
         device,
         _calibration(checkpoint),
     )
+
+
+def check_model_size(recipe: Recipe, tokenizer: Tokenizer, shapes: Shapes, origin: Path) -> None:
+    """Compares the model of a recipe, and its task's head if it has one, with stored shapes before either takes memory.
+
+    Raises CheckpointError.
+    """
+    kind = catalog.task_class(recipe.task)
+    if kind.headed:
+        used = replace(recipe, task=kind.for_use(recipe.task))
+        own = {name: shape for name, shape in shapes.items() if not name.startswith(TEACHING)}
+        check_size(lambda: catalog.build_task(used, tokenizer), used, own, origin, TEACHING)
+    else:
+        own = {name.removeprefix("model."): shape for name, shape in shapes.items() if name.startswith("model.")}
+        check_size(lambda: catalog.build_model(recipe.model, tokenizer, recipe.released), recipe.model, own, origin)
 
 
 def _calibration(checkpoint: store.Checkpoint) -> MatchCalibration | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diptych import catalog
 from diptych.checkpoints import store
+from diptych.checkpoints.sizes import check_size
 from diptych.data.tokenizer import CONTINUES, Tokenizer
 from diptych.models.albef import Albef
 from diptych.predict.inputs import Picture
@@ -51,7 +52,9 @@ class MomentumEncoder:
         """Loads the momentum encoder from the model's own checkpoint. Raises ValueError if it has none."""
         if not catalog.task_class(student.recipe.task).keeps_momentum_encoder:
             raise ValueError(f"{student.origin} holds no momentum encoder: only ALBEF's pre-training keeps one")
-        checkpoint = store.load_from(student.origin)
+        checkpoint, recipe = store.load_from(student.origin), student.recipe
+        shapes = checkpoint.stored("weights").shapes
+        check_size(lambda: catalog.build_task(recipe, student.tokenizer), recipe, shapes, checkpoint.folder)
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
             task = catalog.build_task(student.recipe, student.tokenizer)
         store.load_into(task, checkpoint.weights(), checkpoint.folder)

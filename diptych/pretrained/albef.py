@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from diptych.pretrained.family import (
     square_side,
 )
 from diptych.pretrained.formats import Contents, Layout, recognise, unused
+from diptych.reading import read_object
 from diptych.schema import (
     AlbefConfig,
     AlbefPretrainConfig,
@@ -299,7 +299,7 @@ def _bert_config(contents: Sequence[Contents]) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for content in contents:
         if recognise(content.tensors, LAYOUTS) == "bert" and (file := content.file.parent / "config.json").is_file():
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = read_object(file)
     for name, ours in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(name, ours) != ours:
             raise ValueError(f"its config.json says {name}={config[name]}; only a BERT with {name}={ours} can be read")

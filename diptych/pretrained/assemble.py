@@ -6,7 +6,6 @@ lacks has a stated reason too. Anything else is an error.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,16 +17,21 @@ from torch import Tensor
 from diptych import catalog
 from diptych.checkpoints import store
 from diptych.checkpoints.convert import Absent, Report, absences, from_published
+from diptych.checkpoints.sizes import build_without_memory, check_bytes
 from diptych.data.tokenizer import VOCABULARY_FILE, Tokenizer
 from diptych.pretrained.albef import AlbefFamily
 from diptych.pretrained.family import Family, Options, State, word_count
-from diptych.pretrained.formats import Layout, read, recognise, spell
+from diptych.pretrained.formats import Layout, in_one_sentence, read, recognise, spell
 from diptych.pretrained.vlmo import VlmoFamily
+from diptych.reading import read_object
 from diptych.schema import ModelConfig, Recipe, TokenizerConfig
 
 FAMILIES: tuple[Family, ...] = (VlmoFamily(), AlbefFamily())
 LAYOUTS: dict[str, Layout] = {name: layout for family in FAMILIES for name, layout in family.layouts.items()}
 """All layouts. A file is of the first one that fits it: a BEiT, for one, fits what a ViT needs, and has more."""
+LARGER, PUBLISHED = 16, 1 << 31
+"""A task takes at most so many times the bytes of its files, or as many bytes as a published size needs, because what
+start weights lack is of that size. ALBEF with its momentum encoder takes five times the bytes of its ViT."""
 OPTIONAL = (
     Absent("momentum_encoder", "no momentum encoder in the file: it starts as a copy of the student"),
     Absent("momentum_head", "no momentum copy of the head in the file: it starts as a copy of the student"),
@@ -74,6 +78,11 @@ def assemble(files: Sequence[Path | str], options: Options) -> Assembled:
 
     Raises ValueError for files that hold a tensor nobody knows, or lack one without a reason.
     """
+    with in_one_sentence(" and ".join(map(str, files))):
+        return _assemble(files, options)
+
+
+def _assemble(files: Sequence[Path | str], options: Options) -> Assembled:
     # Files → tensors and their layout. Several files are start weights that make one model.
     contents = [read(file) for file in files]
     names = [recognise(content.tensors, LAYOUTS) for content in contents]
@@ -107,13 +116,17 @@ def assemble(files: Sequence[Path | str], options: Options) -> Assembled:
     # Published names → ours, resized, and filled up with what the file need not have.
     rules = layout.rules(model)
     ours, report = from_published(state, rules)
+    origin = " and ".join(map(str, files))
+    pretended = build_without_memory(lambda: catalog.build_task(recipe, tokenizer), recipe, len(state), origin)
+    if pretended is not None:
+        check_bytes(pretended, max(LARGER * sum(tensor.nbytes for tensor in state.values()), PUBLISHED), origin)
     task = catalog.build_task(recipe, tokenizer)
     fresh = task.state_dict()
     ours, resized = family.fit_weights(ours, fresh, model, recipe.model)
     optional = [rule for rule in OPTIONAL if not any(f"{name}.".startswith(f"{rule.ours}.") for name in ours)]
     report = replace(report, missing=absences(fresh, ours, (*optional, *rules)))
     weights = ours | {name: _substitute(name, ours, fresh) for name in report.missing}
-    store.load_into(task, weights, " and ".join(map(str, files)))
+    store.load_into(task, weights, origin)
     return Assembled(layout, recipe, tokenizer, weights, report, resized)
 
 
@@ -132,7 +145,7 @@ def _tokenizer(options: Options, family: Family, folders: Sequence[Path]) -> Tok
     named = [Path(options.vocabulary)] if options.vocabulary else []
     for vocabulary in (*named, *(folder for folder in folders if (folder / VOCABULARY_FILE).is_file())):
         settings = (vocabulary if vocabulary.is_dir() else vocabulary.parent) / "tokenizer_config.json"
-        config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        config = read_object(settings) if settings.is_file() else {}
         separator = options.separator or family.separator
         return Tokenizer.from_vocabulary(vocabulary, separator, config.get("do_lower_case", True))
     raise ValueError(

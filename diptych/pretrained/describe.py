@@ -8,14 +8,18 @@ import torch
 
 from diptych.checkpoints import store
 from diptych.pretrained.assemble import LAYOUTS, family_of, family_with
-from diptych.pretrained.formats import read, recognise, spell
+from diptych.pretrained.formats import in_one_sentence, read, recognise, spell
 from diptych.serialize import from_dict
 
 
 def inspect(path: Path) -> str:
     """Describes a file, a folder in the Hugging Face layout, a run or a checkpoint. Reads only the shapes."""
-    if path.is_dir() and ((path / "checkpoints").is_dir() or (path / store.MANIFEST).is_file()):
-        return _inspect_run(path)
+    is_run = path.is_dir() and ((path / "checkpoints").is_dir() or (path / store.MANIFEST).is_file())
+    with in_one_sentence(path):
+        return _inspect_run(path) if is_run else _inspect_file(path)
+
+
+def _inspect_file(path: Path) -> str:
     contents = read(path, shapes_only=True)
     layout = LAYOUTS[recognise(contents.tensors, LAYOUTS)]
     state = spell(contents.tensors, layout)

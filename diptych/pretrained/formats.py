@@ -5,23 +5,34 @@ This file knows no model: albef.py and vlmo.py hold the tables of layouts.
 
 from __future__ import annotations
 
+import argparse
+import math
 import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diptych.checkpoints.convert import Absent, Rule
+from diptych.checkpoints.tensors import TensorFile
+from diptych.printable import brief
+from diptych.reading import HEAD, disguise, open_regular
 
+PLAIN: list[Any] = [argparse.Namespace]
+"""Classes that a file may hold beside tensors and plain values: the settings of a training, which run nothing."""
 WRAPPERS = ("model", "state_dict", "module")
 """Entries under which a file keeps its tensors, if it holds more than these."""
+PREFIXES = ("module.", "model.")
+"""Prefixes that stand before all names of a file: of DataParallel and DDP, and of a module of Lightning."""
+INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts that torch.compile, FSDP and activation checkpointing insert into names, wherever they were applied."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the file with the weights in a folder of the Hugging Face layout."""
 
@@ -80,10 +91,8 @@ def recognise(tensors: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> s
         if layout.fits(tensors):
             return name
     known = "; ".join(layout.title for layout in layouts.values())
-    raise ValueError(
-        f"{len(tensors)} tensors ({', '.join(list(tensors)[:3])} …) that are no checkpoint of a known layout. "
-        f"Known: {known}"
-    )
+    names = ", ".join(map(brief_name, list(tensors)[:3]))
+    raise ValueError(f"{len(tensors)} tensors ({names} …) that are no checkpoint of a known layout. Known: {known}")
 
 
 def spell(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -92,6 +101,18 @@ def spell(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     if times > 1:
         raise ValueError(f"the checkpoint holds {name} under two spellings: which of them counts is not known")
     return {layout.spelled(name): tensor for name, tensor in tensors.items()}
+
+
+@contextmanager
+def in_one_sentence(origin: Any) -> Iterator[None]:
+    """Turns what the shapes of odd files lead to, such as a division by 0, into a ValueError that names the file."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(
+            f"{origin}: names and shapes that no model of a known layout has ({type(error).__name__}: {reason})"
+        ) from error
 
 
 # --------------------------------------------------------------------------- reading
@@ -105,18 +126,87 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     """
     file = _file(Path(path))
     if _is_safetensors(file):
-        return Contents(file, _read_safetensors(file, shapes_only))
+        return _contents(file, _read_safetensors(file, shapes_only))
+    with open_regular(file) as stream:
+        head = stream.read(HEAD)
+    if kind := disguise(head):
+        raise ValueError(f"{file} is no checkpoint that can be read: it is {kind}")
     content = _read_torch(file, shapes_only)
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, no tensors by name")
-    wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+    wrapper = _wrapper(content, file)
     tensors = content if wrapper is None else content[wrapper]
     beside = () if wrapper is None else tuple(str(name) for name in content if name != wrapper)
     if others := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{file} holds entries that are no tensors: {', '.join(map(str, others[:5]))}")
+        raise ValueError(f"{file} holds entries that are no tensors: {', '.join(map(brief_name, others[:5]))}")
+    return _contents(file, tensors, wrapper, beside)
+
+
+def _wrapper(content: Mapping[Any, Any], file: Path) -> str | None:
+    """Finds the entry that holds the tensors; None where the file holds nothing else.
+
+    Files of a training hold much beside: the optimiser's state, the epoch, the settings. Raises ValueError where
+    several unusual entries hold tensors, of which only the user knows which are meant.
+    """
+    known = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+    if known:  # one of them may be the settings of the model
+        return next((name for name in known if any(isinstance(v, Tensor) for v in content[name].values())), known[0])
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return None
+    named = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
+    if len(named) > 1:
+        raise ValueError(
+            f"{file} holds tensors under {', '.join(map(brief_name, named))}: save the ones that are meant alone"
+        )
+    return named[0] if named else None
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is a model's state: names with tensors, and nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
+
+
+def brief_name(name: Any) -> str:
+    """Returns a name of a file's entry for a message."""
+    return brief(name).strip("'")
+
+
+def _contents(
+    file: Path, tensors: Mapping[Any, Tensor], wrapper: str | None = None, beside: tuple[str, ...] = ()
+) -> Contents:
+    """Checks the tensors of a file, and takes off their names what a training's tools put in front of them.
+
+    Raises ValueError for tensors that the file has no bytes for, and for names that become equal.
+    """
     if not tensors:
         raise ValueError(f"{file} holds no tensors")
-    return Contents(file, dict(tensors), wrapper, beside)
+    size, plain = file.stat().st_size, dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{file} holds a tensor under {brief(name)}, which is no name")
+        dense = tensor.layout == torch.strided and not tensor.is_quantized
+        if not dense or math.prod(max(length, 1) for length in tensor.shape) * tensor.itemsize > size:
+            raise ValueError(f"{file}: {brief_name(name)} is no plain tensor of the numbers that the file holds")
+        plain[name] = tensor
+    bare = {_bare(name): tensor for name, tensor in plain.items()}
+    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in bare)), None):
+        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
+    if len(bare) < len(plain):
+        raise ValueError(f"{file} holds the same names with and without {', '.join(INSERTED)}")
+    return Contents(file, bare, wrapper, beside)
+
+
+def _bare(name: str) -> str:
+    """Takes out the parts that wrappers of modules insert.
+
+    >>> _bare("visual_encoder._orig_mod.blocks.0.norm1.weight")
+    'visual_encoder.blocks.0.norm1.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in INSERTED)
 
 
 def _file(path: Path) -> Path:
@@ -133,30 +223,30 @@ def _file(path: Path) -> Path:
 
 def _is_safetensors(file: Path) -> bool:
     """Whether the content begins as safetensors do: eight bytes of length, then JSON."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(9)[8:] == b"{"
 
 
 def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as content:
-            names = list(content.keys())
-            if not shapes_only:
-                return {name: content.get_tensor(name) for name in names}
-            return {name: torch.empty(content.get_slice(name).get_shape(), device="meta") for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged, or no safetensors file ({error})") from error
+    content = TensorFile(file)
+    if not shapes_only:
+        return {name: content.tensor(name) for name in content.stated}
+    return {
+        name: torch.empty(stated.shape, dtype=stated.dtype, device="meta") for name, stated in content.stated.items()
+    }
 
 
 def _read_torch(file: Path, shapes_only: bool) -> Any:
     """Reads what `torch.save` wrote, with an unpickler that accepts only tensors and plain values."""
     try:
-        return torch.load(
-            file,
-            map_location="meta" if shapes_only else "cpu",
-            weights_only=True,
-            mmap=not shapes_only and zipfile.is_zipfile(file),
-        )
+        is_archive = _is_archive(file)
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(
+                file,
+                map_location="meta" if shapes_only else "cpu",
+                weights_only=True,
+                mmap=is_archive and not shapes_only,
+            )
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
         name = f" ({match[1]})" if match else ""
@@ -164,6 +254,16 @@ def _read_torch(file: Path, shapes_only: bool) -> Any:
             f"{file} is refused: it holds more than tensors and plain values{name}, and reading that could run code. "
             "Nothing of it was run. Where it comes from, save its tensors alone, best as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = re.split(r"\n|\. ", str(error))[0]
-        raise ValueError(f"{file} is no checkpoint that can be read, or is damaged ({reason})") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = re.split(r"\n|\. ", str(error))[0] or type(error).__name__
+        raise ValueError(f"{file} is no checkpoint that can be read, or is damaged ({reason[:200]})") from error
+
+
+def _is_archive(file: Path) -> bool:
+    """Whether a file is a zip archive, as torch.save writes them. Raises ValueError for one with compressed entries."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its entries are compressed, which torch.save never does")
+    return True

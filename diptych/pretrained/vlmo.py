@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from diptych.pretrained.vlmo_names import (
     beit_stage_rules,
     published_rules,
 )
+from diptych.reading import parse_json, read_bounded
 from diptych.schema import (
     LanguageStageConfig,
     ModelConfig,
@@ -345,7 +345,7 @@ def _answers(file: Path | str | None, classes: int) -> tuple[str, ...]:
         raise ValueError(
             f"the file does not say what its {classes} classes of answers are: name a JSON list of them by --answers"
         )
-    answers = json.loads(Path(file).read_text(encoding="utf-8"))
+    answers = parse_json(read_bounded(file))
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{file} is no JSON list of answers")
     if len(answers) != classes:

@@ -13,6 +13,7 @@ from rich.progress import TaskID
 
 from diptych import catalog
 from diptych.checkpoints import store
+from diptych.checkpoints.sizes import check_size
 from diptych.data.loader import EvaluationBatch
 from diptych.data.record import AnyRecord
 from diptych.data.sources.scenes import Scenes
@@ -214,13 +215,15 @@ def open_task(path: Path, changes: Changes | None = None) -> OpenedTask:
     checkpoint = store.load_from(path)
     recipe = changed(from_dict(checkpoint.recipe), changes or {})
     tokenizer = Tokenizer.load(checkpoint.tokenizer)
+    stored, unstored = checkpoint.stored("weights"), TEACHING if checkpoint.state.get("shared") else ()
+    check_size(lambda: catalog.build_task(recipe, tokenizer), recipe, stored.shapes, checkpoint.folder, unstored)
     task = catalog.build_task(recipe, tokenizer)
     weights = checkpoint.weights()
-    if checkpoint.state.get("shared"):
+    if unstored:
         weights |= {name: own for name, own in task.state_dict().items() if name.startswith(TEACHING)}
     store.load_into(task, weights, checkpoint.folder)
     task = task.to(find_device(recipe.run.device)).eval()
-    return OpenedTask(checkpoint.folder, recipe, tokenizer, task, checkpoint.state["epoch"])
+    return OpenedTask(checkpoint.folder, recipe, tokenizer, task, checkpoint.state.get("epoch", 0.0))
 
 
 @dataclass(frozen=True)

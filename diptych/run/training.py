@@ -16,11 +16,12 @@ from diptych.data.record import AnyRecord, Picture, Question
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.device import find_device
 from diptych.launched import restarted
+from diptych.places import remember
 from diptych.run.known_data import describe, note_data
 from diptych.run.splits import AnySource, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
-from diptych.serialize import from_dict
+from diptych.serialize import from_dict, places_of
 from diptych.task import Task
 from diptych.train import loop
 from diptych.train.distributed import World, joined
@@ -74,6 +75,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
         if started:
             record_start(folder, task, *started)
         note_data(folder, describe(recipe, source, tokenizer), recipe, step=store.step_of(begun) if begun else 0)
+    world.on_first(lambda: remember(places_of(recipe).values()))
     loop.train(
         task, loader, recipe, folder,
         validation=validation, save_tokenizer=tokenizer.save, resume=resume, world=world,

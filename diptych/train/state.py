@@ -182,10 +182,14 @@ class RunStore:
             for name, value in task.state_dict().items():
                 own_part(value).copy_(read(weights, name, value))
         load_optimizer_state(self.parameters, self.optimizer, {name: read(moments, name) for name in moments.names})
-        skipped = checkpoint.state["skipped"]
+        try:
+            skipped = checkpoint.state["skipped"]
+            bad, state = [BadRecord(*error) for error in skipped["bad"]], RunState(**checkpoint.state["run"])
+        except (KeyError, TypeError) as error:
+            raise store.CheckpointError(f"{checkpoint.folder} was not written by a training ({error})") from error
         if self.world.first:  # the ledgers of all processes are added up, so that only one may take over the old counts
-            self.ledger.note(skipped["seen"], [BadRecord(*error) for error in skipped["bad"]])
-        return RunState(**checkpoint.state["run"])
+            self.ledger.note(skipped["seen"], bad)
+        return state
 
     def newest(self) -> Path:
         """Returns the last checkpoint of a run that has one."""

@@ -33,7 +33,10 @@ CORE = (
     ("checkpoints",),
     ("nn",),
     ("types",),
-    ("schema", "serialize", "seeds", "device", "cache", "launched", "logged", "console", "writing"),
+    (
+        "schema", "serialize", "seeds", "device", "cache", "launched", "logged", "console", "writing", "places",
+        "printable", "reading",
+    ),
 )
 """The inner ring: what the papers are about. It imports nothing of the outer one, which stands above it."""
 FLOORS = (("__main__",), ("cli",), *(tuple(f"apps.{room}" for room in floor) for floor in APPS), *CORE)
@@ -48,8 +51,8 @@ MAY_IMPORT_CATALOG = {
 }  # fmt: skip
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = (
-    "schema", "serialize", "seeds", "launched", "data.record", "apps.doctor", "cli.main", "cli.doctor",
-    "apps.plan.cards", "apps.plan.communication",
+    "schema", "serialize", "seeds", "launched", "places", "printable", "reading", "data.record", "apps.doctor",
+    "cli.main", "cli.doctor", "apps.plan.cards", "apps.plan.communication",
 )  # fmt: skip
 
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

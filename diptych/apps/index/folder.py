@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
@@ -34,13 +35,18 @@ from diptych.apps.index.items import KINDS, Item, Kind
 from diptych.apps.index.neighbours import Searcher, SearchSettings, require_faiss
 from diptych.apps.index.store import IndexDescription, no_index, unfinished_index
 from diptych.checkpoints.files import fingerprint
+from diptych.data.files import json_lines, lines_of
 from diptych.data.record import BadRecord
+from diptych.printable import brief, printable
+from diptych.reading import disguise_of, parse_json, read_object
 from diptych.writing import flush
 
 FORMAT = 1
 MANIFEST, BEGUN, SKIPPED, STAGED = "index.json", "begun.json", "skipped.jsonl", "staged"
 GENERATION = "generation-"
 REBUILD = "build it again in another folder, or restore it from a copy"
+NAME = re.compile(r"\w[\w-]*\.\w+")
+"""Names of the files of a generation. None leads to another folder."""
 TRIES = 5
 """How often a reader starts again because a writer has replaced the generation meanwhile."""
 
@@ -140,7 +146,8 @@ class FolderStore:
         file = self.folder / SKIPPED
         if not file.exists():
             return ()
-        return tuple(json.loads(line)["message"] for line in file.read_text(encoding="utf-8").splitlines())
+        entries = (entry for _, entry in json_lines(file) if isinstance(entry, dict))
+        return tuple(printable(entry["message"]) for entry in entries if isinstance(entry.get("message"), str))
 
     def close(self) -> None:
         """Does nothing: no file is held open."""
@@ -321,18 +328,28 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return None
     content = _json(file)
     if content.get("format") != FORMAT:
-        raise ValueError(f"{file} has format {content.get('format')!r}, and this version reads {FORMAT}: {REBUILD}")
+        raise ValueError(
+            f"{file} has format {brief(content.get('format'))}, and this version reads {FORMAT}: {REBUILD}"
+        )
+    files = content.get("files")
+    whole = (
+        type(content.get("generation")) is int
+        and 0 <= content["generation"] < 10**8
+        and isinstance(content.get("about"), dict)
+        and isinstance(files, dict)
+        and all(NAME.fullmatch(name) and isinstance(entry, dict) for name, entry in files.items())
+    )
+    if not whole:
+        raise ValueError(f"{file} is damaged (it does not describe an index): {REBUILD}")
     return content
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {REBUILD}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (not a JSON object): {REBUILD}")
-    return content
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        kind = disguise_of(path)
+        raise ValueError(f"{path} is damaged ({f'it is {kind}' if kind else error}): {REBUILD}") from error
 
 
 def _generation(folder: Path) -> int:
@@ -341,17 +358,32 @@ def _generation(folder: Path) -> int:
 
 
 def _load(folder: Path, manifest: dict[str, Any]) -> tuple[IndexDescription, dict[Kind, Table]]:
-    """Raises _FileChanged for a file that is missing or differs from what was written."""
-    description = IndexDescription.from_json(manifest["about"], str(folder / MANIFEST))
+    """Raises _FileChanged for a file that is missing or differs from what was written, ValueError for other damage."""
     generation = folder / f"{GENERATION}{manifest['generation']:08d}"
-    for name, expected in manifest["files"].items():
-        try:
-            actual = fingerprint(generation / name)
-        except OSError as error:
-            raise _FileChanged(f"{generation / name} cannot be read ({error}): {REBUILD}") from error
-        if actual != expected:
-            raise _FileChanged(f"{generation / name} is damaged (not what was written): {REBUILD}")
-    return description, {kind: _table(generation, kind, manifest["tables"][kind]) for kind in KINDS}
+    description = IndexDescription.from_json(manifest["about"], str(folder / MANIFEST))
+    try:
+        for name, expected in manifest["files"].items():
+            _check_file(generation / name, expected)
+        tables = {kind: _table(generation, kind, manifest["tables"][kind]) for kind in KINDS}
+        if any(not 0 <= item.source < len(description.roots) for table in tables.values() for item in table.items):
+            raise ValueError(f"{generation} is damaged (an item is of no known source): {REBUILD}")
+        return description, tables
+    except Exception as error:  # NumPy, FAISS and JSON can raise anything on what was not written by an index
+        if isinstance(error, ValueError) and str(error).endswith(REBUILD):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(f"{generation} is damaged ({type(error).__name__}: {reason}): {REBUILD}") from error
+
+
+def _check_file(file: Path, expected: Mapping[str, Any]) -> None:
+    """Raises _FileChanged unless a file is as it was written."""
+    try:
+        if file.is_file() and file.stat().st_size == expected.get("bytes") and fingerprint(file) == expected:
+            return
+        reason = "is damaged (not what was written)" if file.is_file() else "cannot be read (no such file)"
+    except OSError as error:
+        reason = f"cannot be read ({error})"
+    raise _FileChanged(f"{file} {reason}: {REBUILD}")
 
 
 def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
@@ -359,18 +391,32 @@ def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
         return EMPTY
     file, settings = generation / f"{kind}.npy", SearchSettings.from_json(entry["how"])
     try:
-        with (generation / f"{kind}.jsonl").open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        items = [Item(id, kind, content, stamp, source) for id, content, stamp, source in rows]
+        items = [_item(line, kind, number) for _, number, line in lines_of(generation / f"{kind}.jsonl")]
         vectors = np.load(file, mmap_mode="r", allow_pickle=False)
-        if settings.method == "exact":
-            searcher = Searcher.build(vectors, "exact")
-        else:
-            searcher = Searcher.load(generation / f"{kind}.faiss", settings)
     except FileNotFoundError as error:
         raise _FileChanged(f"{generation} is damaged ({error}): {REBUILD}") from error
-    assert len(items) == len(vectors) == len(searcher) == entry["count"], f"{generation}: row counts differ"
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or not len(items) == len(vectors) == entry["count"]:
+        raise ValueError(f"{generation} is damaged (items and vectors are not equally many): {REBUILD}")
+    if settings.method == "exact":
+        searcher = Searcher.build(vectors, "exact")
+    else:
+        try:
+            searcher = Searcher.load(generation / f"{kind}.faiss", settings)
+        except FileNotFoundError as error:
+            raise _FileChanged(f"{generation} is damaged ({error}): {REBUILD}") from error
+    if len(searcher) != len(vectors):
+        raise ValueError(f"{generation} is damaged (its search finds other vectors): {REBUILD}")
     return Table(items, {item.id: row for row, item in enumerate(items)}, file, searcher)
+
+
+def _item(line: bytes, kind: Kind, number: int) -> Item:
+    try:
+        id, content, stamp, source = parse_json(line)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"line {number} of its {kind}s names none: {error}") from None
+    if not all(isinstance(text, str) for text in (id, content, stamp)) or type(source) is not int:
+        raise ValueError(f"line {number} of its {kind}s names none")
+    return Item(id, kind, content, stamp, source)
 
 
 def _settings(table: Table) -> SearchSettings:
@@ -394,10 +440,18 @@ def _write_portion(file: Path, model: str, portion: Portion) -> None:
 
 
 def _read_portion(file: Path) -> tuple[str, list[Item], Float32[np.ndarray, "N E"]]:
-    """Reads the digest of the model, the items and their vectors."""
-    with np.load(file, allow_pickle=False) as content:
-        model, rows = json.loads(content["rows"].tobytes())
-        return model, [Item(*row) for row in rows], content["vectors"]
+    """Reads the digest of the model, the items and their vectors. Raises ValueError for a damaged file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its entries are compressed")  # a small file could hold any number of zeros
+        with np.load(file, allow_pickle=False) as content:
+            model, rows = parse_json(content["rows"].tobytes())
+            return model, [Item(*row) for row in rows], content["vectors"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it, and build again") from error
 
 
 def _link(file: Path, name: Path) -> None:

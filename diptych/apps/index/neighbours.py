@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from diptych.reading import open_regular
+
 Method = Literal["exact", "ivf", "hnsw"]
 MethodChoice = Literal["auto", "exact", "ivf", "hnsw"]
 METHOD_CHOICES: tuple[MethodChoice, ...] = ("auto", "exact", "ivf", "hnsw")
@@ -29,6 +31,8 @@ TRAINED_ON, LEAST_TRAINED_ON, ROUNDS = 64, 39, 10
 """Vectors per list that k-means is trained on, the least number of them (FAISS warns below), and k-means iterations."""
 LINKS, BUILD_BREADTH = 32, 80
 """HNSW's M and efConstruction."""
+FOUR_LETTERS = {"ivf": (b"IwFl",), "hnsw": (b"IHNf",)}
+"""How FAISS's files of each method begin."""
 GROWN = 2
 """Factor by which an index may outgrow the vectors that its lists were trained on before it is trained again."""
 
@@ -150,7 +154,18 @@ class Searcher:
 
     @classmethod
     def load(cls, path: Path, settings: SearchSettings) -> Searcher:
-        return cls(require_faiss().read_index(str(path)), settings)
+        """Reads lists or a graph. Raises FileNotFoundError, and ValueError for a file of another kind.
+
+        FAISS's format can name other files and hold any kind of index. Only the two kinds that `save` writes are read,
+        and no table of it takes more memory than the file has bytes.
+        """
+        faiss = require_faiss()
+        with open_regular(path) as stream:
+            kind, size = stream.read(4), stream.seek(0, 2)
+        if kind not in FOUR_LETTERS.get(settings.method, ()):
+            raise ValueError(f"{path} holds no index of the method '{settings.method}'")
+        faiss.set_deserialization_vector_byte_limit(max(size, 1 << 20))
+        return cls(faiss.read_index(str(path)), settings)
 
 
 def _ivf_index(faiss: Any, vectors: Float32[np.ndarray, "N E"]) -> tuple[Any, SearchSettings]:

@@ -10,6 +10,7 @@ from diptych.apps.index.identity import SHORT
 from diptych.apps.index.items import Kind
 from diptych.data.record import BadRecord
 from diptych.predict.results import EVERYTHING, MinMatch
+from diptych.printable import printable
 
 TEXT_WIDTH = 60
 """Characters of a text that a table shows."""
@@ -73,7 +74,7 @@ class SearchResults:
         lines = [title, "", self.nothing or f"      match  similarity  {self.of}"]
         for place, hit in enumerate(self.hits, start=1):
             match = "–" if hit.match is None else f"{100 * hit.match:.1f} %"
-            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {hit.label}")
+            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {printable(hit.label)}")
         if self.min_match.note:
             lines += ["", self.min_match.note]
         if self.unknown_words:
@@ -136,7 +137,7 @@ class IndexInfo:
         lines += [f"  source    {root}" for root in self.roots]
         lines += [f"  {line}" for line in _contents(self.counts, self.search_methods)]
         lines += [f"  skipped   {message}" for message in self.skipped]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _contents(counts: Mapping[Kind, int], search_methods: Mapping[Kind, str]) -> list[str]:

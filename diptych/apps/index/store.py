@@ -19,6 +19,7 @@ from diptych.apps.index.identity import ModelIdentity
 from diptych.apps.index.items import Item, Kind
 from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
 from diptych.data.record import BadRecord
+from diptych.printable import brief
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class IndexDescription:
             description = cls(model, stored["width"], stored["wanted"], roots, stored["complete"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{place} is damaged: its description lacks something ({error})") from error
+        texts = (model.name, model.digest, *(text for root in roots for text in (root.folder, root.prefix)))
+        if not all(isinstance(text, str) for text in texts) or type(description.width) is not int:
+            raise ValueError(f"{place} is damaged: its description says something else than an index does")
+        if not Path(model.name).is_absolute():  # such a name could be fetched from the Hub
+            raise ValueError(f"{place} is damaged: its model {brief(model.name)} is no path from the root")
         if description.method not in METHOD_CHOICES:
             raise ValueError(f"{place} was written by a newer version: it is searched by '{description.method}'")
         return description

@@ -28,6 +28,7 @@ from diptych.data.record import BadRecord
 from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.splits import draw_number
 from diptych.data.tar import tar_members
+from diptych.reading import open_regular, parse_json
 from diptych.schema import MemberNames, SampleNames
 
 FORMAT = "diptych shard index 1"
@@ -37,6 +38,8 @@ LARGEST_SAMPLE = 1 << 28
 """A sample is read as one block. A larger one, in bytes, is left out."""
 LARGEST_TEXT = 1 << 20
 """At most this many bytes of a caption or its metadata are read."""
+LARGEST_HEAD = 1 << 26
+"""Bytes of an index file's first line, which names what is lost."""
 DRAWS = 1 << 32
 """The number of different hashes."""
 
@@ -129,8 +132,8 @@ class ShardIndex:
 def read_index(file: Path) -> ShardIndex | None:
     """Reads an index file. Returns None if there is none that can be read."""
     try:
-        with file.open("rb") as stream:
-            head = json.loads(line := stream.readline())
+        with open_regular(file) as stream:
+            head = parse_json(line := stream.readline(LARGEST_HEAD))
             if head["format"] != FORMAT:
                 return None
             count, place = int(head["count"]), len(line)
@@ -143,13 +146,13 @@ def read_index(file: Path) -> ShardIndex | None:
             stop = place + count * np.dtype(kind).itemsize
             columns[name] = content[place:stop].view(kind)
             place = stop
-        lost = tuple(BadRecord(*error) for error in head["lost"])
+        lost = tuple(BadRecord(*map(str, error[:3]), *map(int, error[3:])) for error in head["lost"])
         # Earlier versions knew the first dot only.
         naming, chosen = head.get("naming", "first_dot"), bool(head.get("chosen", True))
         passed_over = {str(reason): int(count) for reason, count in head.get("passed_over", {}).items()}
         stamp = Stamp(int(head["bytes"]), str(head["tag"]))
         return ShardIndex(stamp, **columns, lost=lost, naming=naming, chosen=chosen, passed_over=passed_over)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -291,11 +294,12 @@ def _identity(stream: BinaryIO, sample: _Sample) -> str:
         return sample.key
     stream.seek(sample.json.offset_data)
     try:
-        metadata = json.loads(stream.read(sample.json.size))
-    except (ValueError, RecursionError):
+        metadata = parse_json(stream.read(sample.json.size))
+    except ValueError:
         return sample.key
     if not isinstance(metadata, dict):
         return sample.key
     image_ids = metadata.get("image_ids")
     first = image_ids[0] if isinstance(image_ids, list) and image_ids else None
-    return str(first or metadata.get("image_id") or metadata.get("url") or sample.key)
+    identity = first or metadata.get("image_id") or metadata.get("url") or sample.key
+    return str(identity) if isinstance(identity, str | int | float) else sample.key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -17,7 +17,7 @@ from diptych.data.files import files_below
 from diptych.data.record import BadRecord
 from diptych.data.shards.cache import ShardCache, locked
 from diptych.data.shards.index import ShardIndex, Stamp, build_index, read_index
-from diptych.data.shards.remote import fetch, is_remote, persistently, remote_names, say, stamp_of
+from diptych.data.shards.remote import check_protocol, fetch, is_remote, persistently, remote_names, say, stamp_of
 from diptych.data.workers import each_in_parallel, processors
 from diptych.schema import DataConfig, SampleNames
 
@@ -28,6 +28,12 @@ SAID_EVERY = 100
 """While shards are indexed, a message says the progress every so many shards."""
 WORTH = 1 << 26
 """Indexing this many bytes of shards is worth starting other processes."""
+MOST_SHARDS = 1_000_000
+"""A pattern names at most so many shards. LAION-5B has a quarter of that."""
+MOST_BRACES = 20
+"""Pairs of braces in a pattern."""
+BRACES = re.compile(r"\{([^{}]*)\}")
+LEADING_ZERO = re.compile(r"^0|\.\.0")
 FETCHERS = 8
 """At least this many processes look at remote shards, because they mostly wait for servers."""
 
@@ -81,8 +87,10 @@ def shard_cache(config: DataConfig) -> ShardCache:
 
 
 def shard_names(paths: str) -> list[str]:
-    """Returns every shard that `data.path` names, in order and each once. Raises ValueError if a pattern matches
-    none."""
+    """Returns every shard that `data.path` names, in order and each once.
+
+    Raises ValueError if a pattern matches none, and for an address whose protocol is not among those of `remote.KNOWN`.
+    """
     names = [name for part in split_list(paths) for pattern in spelled_out(part) for name in _matches(pattern)]
     return list(dict.fromkeys(names))
 
@@ -102,28 +110,44 @@ def spelled_out(path: str) -> Iterator[str]:
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """Expands braces as the shell does. Ranges keep their leading zeros.
+    """Expands braces as the shell does. Ranges keep their leading zeros. Raises ValueError for too many names.
 
     >>> list(braces("a/{08..10}-{x,y}.tar"))[:3]
     ['a/08-x.tar', 'a/08-y.tar', 'a/09-x.tar']
     """
-    match = re.search(r"\{([^{}]*)\}", pattern)
+    count, rest = 1, pattern
+    for _ in range(MOST_BRACES):
+        if (match := BRACES.search(rest)) is None:
+            break
+        count, rest = count * max(1, len(_choices(match[1]))), rest[: match.start()] + rest[match.end() :]
+    if count > MOST_SHARDS:
+        raise ValueError(f"{pattern} names {count:,} shards, more than {MOST_SHARDS:,}: name fewer")
+    if BRACES.search(rest):
+        raise ValueError(f"{pattern} has more than {MOST_BRACES} pairs of braces")
+    return _expanded(pattern)
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    match = BRACES.search(pattern)
     if match is None:
         yield pattern
         return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span is None:
-        choices: Iterator[str] = iter(match[1].split(","))
-    else:
-        width = max(map(len, span.groups())) if any(end.startswith("0") for end in span.groups()) else 0
-        choices = (f"{number:0{width}}" for number in range(int(span[1]), int(span[2]) + 1))
-    for choice in choices:
-        yield from braces(pattern[: match.start()] + choice + pattern[match.end() :])
+    width = max(map(len, match[1].split("..")))
+    for choice in _choices(match[1]):
+        name = choice if isinstance(choice, str) else f"{choice:0{width if re.search(LEADING_ZERO, match[1]) else 0}}"
+        yield from _expanded(pattern[: match.start()] + name + pattern[match.end() :])
+
+
+def _choices(inside: str) -> Sequence[str] | range:
+    """Returns what stands between braces: a range of numbers, or a list."""
+    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
+    return range(int(span[1]), int(span[2]) + 1) if span else inside.split(",")
 
 
 def _matches(pattern: str) -> list[str]:
     """Returns the shards that a pattern without braces, a path or a folder names. Raises ValueError if it is none."""
     if is_remote(pattern):
+        check_protocol(pattern)
         return remote_names(pattern) if "*" in pattern else [pattern]
     place = Path(pattern.removeprefix("file://"))
     if place.is_dir():

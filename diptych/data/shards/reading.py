@@ -13,7 +13,7 @@ from jaxtyping import UInt
 
 from diptych.data.record import BadRecord
 from diptych.data.shards.cache import CHANGED, ShardCache
-from diptych.data.shards.index import ShardIndex, Stamp, read_index
+from diptych.data.shards.index import LARGEST_SAMPLE, ShardIndex, Stamp, read_index
 from diptych.data.shards.listing import ShardLocation
 from diptych.data.shards.remote import is_remote
 from diptych.schema import MemberNames
@@ -38,6 +38,8 @@ class OpenShard:
         try:
             if Stamp.of(os.fstat(self.descriptor)) != self.stamp:
                 raise BadRecord(f"{self.name}@{start}", CHANGED, "it was written to while the run reads it")
+            if size > LARGEST_SAMPLE or start + size > self.stamp.size:
+                raise BadRecord(f"{self.name}@{start}", CHANGED, "its index names a place that it does not have")
             content = os.pread(self.descriptor, size, start)
         except OSError as error:
             raise BadRecord(f"{self.name}@{start}", "shard unreadable", str(error)) from None
@@ -53,6 +55,8 @@ class OpenShard:
     def sample(self, number: int) -> tuple[int, bytes]:
         """Returns the position and the bytes of a sample of the split. Raises BadRecord."""
         place = int(self.chosen[number])
+        if place >= len(self.index):
+            raise BadRecord(f"{self.name}, sample {place}", CHANGED, "its index names a sample that it does not have")
         start = int(self.index.starts[place])
         return start, self.read(start, int(self.index.sizes[place]))
 

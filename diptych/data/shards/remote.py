@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import Stamp
+from diptych.printable import printable
 
 BACKOFF = 1.0
 """Seconds before the second attempt. Each further attempt waits twice as long."""
@@ -25,6 +26,9 @@ CHUNK = 1 << 16
 GONE = (401, 403, 404, 410)
 """HTTP statuses that another attempt would not change."""
 
+KNOWN = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
+"""Protocols of addresses. fsspec knows more, among them some that read local files, log in elsewhere or open archives
+and lists of addresses, and chains of them (`::`). None of them serves shards."""
 Result = TypeVar("Result")
 
 
@@ -37,9 +41,16 @@ def is_remote(name: str) -> bool:
     return "://" in name and not name.startswith("file://")
 
 
+def check_protocol(address: str) -> None:
+    """Raises ValueError for an address whose protocol is not one of `KNOWN`, or that chains several."""
+    protocol = address.partition("://")[0]
+    if "::" in address or protocol.lower() not in KNOWN:
+        raise ValueError(f"{address}: shards are read from addresses of {', '.join(f'{name}://' for name in KNOWN)}")
+
+
 def say(message: str) -> None:
     """Prints a message to standard error, which the user of the run sees, also from a worker process."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message, lines=True), file=sys.stderr, flush=True)
 
 
 def persistently(name: str, action: Callable[[], Result], retries: int) -> Result:
@@ -137,6 +148,7 @@ def _copied(stream: Any, target: BinaryIO, stamp: Stamp, timeout: float) -> Stam
 def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
+    check_protocol(url)
     try:
         system_and_path: tuple[Any, str] = fsspec.core.url_to_fs(url)
         return system_and_path

@@ -8,7 +8,6 @@ for img2dataset's, whose caption is in `.txt` and whose metadata is in `.json`.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,9 @@ from diptych.data.picture_kinds import is_hidden, is_picture
 from diptych.data.pictures import part_of
 from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, Record, with_images
 from diptych.data.shards.naming import TEXT_SUFFIXES, key_of
+from diptych.data.tar import members as tar_members_of
+from diptych.printable import brief
+from diptych.reading import parse_json
 from diptych.schema import MemberNames
 
 TASK_KEYS = ("image", "images", "captions", "hypothesis", "question", "statement", "phrase")
@@ -47,19 +49,18 @@ def members_of(block: bytes, shard: str, start: int, naming: MemberNames = "firs
     texts: dict[str, bytes] = {}
     name = f"{shard}@{start}"
     try:
-        with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as archive:
-            for member in archive:
-                if is_hidden(member.name):
-                    continue
-                suffix = PurePosixPath(member.name).suffix.lower()
-                if is_picture(member.name):
-                    pictures[member.name] = part_of(shard, start + member.offset_data, member.size)
-                elif member.isreg():
-                    if suffix in TEXT_SUFFIXES and suffix in texts:
-                        detail = f"it has several members {suffix}: remove the shard's .index, or set data.sample_names"
-                        raise BadRecord(name, "sample ambiguous", detail)
-                    texts[suffix] = block[member.offset_data : member.offset_data + member.size]
-                name = f"{shard}/{key_of(member.name, naming)}"
+        for member in tar_members_of(io.BytesIO(block)):
+            if is_hidden(member.name):
+                continue
+            suffix = PurePosixPath(member.name).suffix.lower()
+            if is_picture(member.name):
+                pictures[member.name] = part_of(shard, start + member.offset_data, member.size)
+            else:
+                if suffix in TEXT_SUFFIXES and suffix in texts:
+                    detail = f"it has several members {suffix}: remove the shard's .index, or set data.sample_names"
+                    raise BadRecord(name, "sample ambiguous", detail)
+                texts[suffix] = block[member.offset_data : member.offset_data + member.size]
+            name = f"{shard}/{key_of(member.name, naming)}"
     except tarfile.TarError as error:
         raise BadRecord(name, "shard broken", str(error)) from None
     return Members(name, pictures, texts)
@@ -103,7 +104,12 @@ def _picture(members: Members, entry: Mapping[str, Any]) -> Picture:
     """Returns the first picture of a sample without its texts. An entry of ours gives it the name it has there."""
     name = entry.get("id") if "image" in entry else None
     identity = entry.get("image_id") or entry.get("url") or members.name
-    return Picture(str(name or members.name), next(iter(members.pictures.values())), str(identity))
+    return Picture(_short(name or members.name), next(iter(members.pictures.values())), _short(identity))
+
+
+def _short(name: Any) -> str:
+    """Returns a name as text. Anything may stand in a member."""
+    return name if isinstance(name, str) else brief(name)
 
 
 def _entry(members: Members) -> Mapping[str, Any] | None:
@@ -111,8 +117,8 @@ def _entry(members: Members) -> Mapping[str, Any] | None:
     if ".json" not in members.texts:
         return None
     try:
-        entry = json.loads(members.texts[".json"])
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(members.texts[".json"])
+    except ValueError as error:
         raise BadRecord(members.name, "metadata is not JSON", str(error)) from None
     if not isinstance(entry, dict):
         raise BadRecord(members.name, "metadata is not JSON", "not an object")
@@ -162,8 +168,8 @@ def _metadata(sample: Img2datasetSample, name: str) -> dict[str, Any]:
     if "json" not in sample.texts:
         return {}
     try:
-        metadata = json.loads(decoded(sample.texts["json"](), name, "text"))
-    except (json.JSONDecodeError, RecursionError) as error:
+        metadata = parse_json(decoded(sample.texts["json"](), name, "text"))
+    except ValueError as error:
         raise BadRecord(name, "metadata is not JSON", str(error)) from None
     if not isinstance(metadata, dict):
         raise BadRecord(name, "metadata is not JSON", "not an object")

@@ -25,7 +25,7 @@ from diptych.data.shards.listing import spelled_out
 from diptych.data.skips import list_errors
 from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import draw_number, held_out_count, own_path
-from diptych.data.tar import tar_members
+from diptych.data.tar import members, tar_members
 from diptych.schema import SPLITS, DataConfig, Split
 
 LAYOUT = "data.source=texts reads .txt files (one text a line), .jsonl files, .tar shards, and folders of them"
@@ -65,9 +65,8 @@ class TextFile:
         if line:
             return LINES[_suffix(self.path)](line_content(stream.readline(), line), f"{self.path}:{line}")
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
-                member = archive.next()
-                record = _read_member(stream, member, self.path) if member is not None else None
+            member = next(members(stream, start), None)
+            record = _read_member(stream, member, self.path) if member is not None else None
         except (tarfile.TarError, OSError) as error:
             raise BadRecord(str(self.path), "text unreadable", str(error)) from None
         if record is None:
