@@ -17,10 +17,11 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from diptych.apps.access import LOOPBACK_NAMES
 from diptych.apps.serve.admission import AdmissionMiddleware
 from diptych.apps.serve.app import ServerState, build_app
 from diptych.apps.serve.limits import Limits
-from diptych.apps.serve.server import LOOPBACK_NAMES, Server, make_server_state
+from diptych.apps.serve.server import Server, make_server_state
 from diptych.predict import ModelPool
 from tests.runs import TEXTS
 
@@ -111,6 +112,8 @@ def requests(seed: int = 0) -> dict[str, dict[str, Any]]:
         "/v1/answer": {"picture": first, "questions": ["how many dogs", text], "k": 2},
         "/v1/compare": {"left": first, "right": second, "statements": [text]},
         "/v1/locate": {"picture": first, "phrases": [text, "a boat"]},
+        "/v1/embeddings": {"input": [text, f"data:image/png;base64,{first}", {"type": "text", "text": "a boat"}]},
+        "/v1/rerank": {"query": text, "documents": [{"image": first}, f"data:image/png;base64,{second}"], "top_n": 1},
     }
 
 
