@@ -17,11 +17,11 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from diptych.apps.access import LOOPBACK_NAMES
 from diptych.apps.serve.admission import AdmissionMiddleware
 from diptych.apps.serve.app import ServerState, build_app
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.server import Server, make_server_state
+from diptych.apps.web import LOOPBACK_NAMES
 from diptych.predict import ModelPool
 from tests.runs import TEXTS
 

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych.apps.access import allowed_hosts
 from diptych.apps.serve.batching import Batcher, ExpectedRequest
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import Metrics
 from diptych.apps.serve.requests import Inputs
 from diptych.apps.serve.server import check_open
+from diptych.apps.web import allowed_hosts
 from diptych.cli.main import main
 from diptych.predict import ModelPool
 from tests.serve.server_state import Running, encoded, error, picture, requests, running

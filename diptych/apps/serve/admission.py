@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from diptych.apps.access import host_is_allowed
 from diptych.apps.serve.batching import Batcher, ExpectedRequest
 from diptych.apps.serve.errors import ApiError, failed
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import OTHER, Metrics
+from diptych.apps.web import host_is_allowed, without_prefix
 
 log = logging.getLogger("diptych.apps.serve")
 PUBLIC = frozenset({"/healthz", "/", "/openapi.json"})
@@ -144,9 +144,7 @@ class AdmissionMiddleware:
 
     def _with_local_path(self, scope: Scope) -> Scope:
         """Takes the proxy's prefix off the path, and answers HEAD as GET, whose body the connection leaves out."""
-        path: str = scope["path"]
-        if self._root_path and (path + "/").startswith(self._root_path + "/"):
-            path = path[len(self._root_path) :] or "/"
+        path = without_prefix(scope["path"], self._root_path)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "method": method}
 

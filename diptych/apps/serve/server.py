@@ -17,10 +17,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from diptych.apps.access import allowed_hosts, is_loopback, root_path_of
 from diptych.apps.serve.admission import ABORT, AdmissionMiddleware
 from diptych.apps.serve.app import ServerState, build_app
 from diptych.apps.serve.limits import Limits
+from diptych.apps.web import OncePerSecond, allowed_hosts, is_loopback, root_path_of
 from diptych.predict import ModelPool, PooledModel
 
 log = logging.getLogger("diptych.apps.serve")
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
             self._deadline = time.monotonic() + grace - min(STOPPING, grace / 2)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(_OncePerSecond())
+        asyncio.get_running_loop().set_exception_handler(OncePerSecond(log))
         await super().serve(sockets)
 
     async def on_tick(self, counter: int) -> bool:
@@ -93,22 +93,6 @@ class Server(uvicorn.Server):
     def address(self) -> str:
         """The URL of the running server."""
         return _url(self.servers[0].sockets[0].getsockname())
-
-
-class _OncePerSecond:
-    """Logs what goes wrong in the event loop, as when no file can be opened for a connection: once a second at most."""
-
-    def __init__(self) -> None:
-        self._last, self._since = float("-inf"), 0
-
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if now - self._last < 1:
-            self._since += 1
-            return
-        more = f" (and {self._since:,} more problems before)" if self._since else ""
-        log.error("%s: %r%s", context.get("message"), context.get("exception"), more)
-        self._last, self._since = now, 0
 
 
 def most_connections(wanted: int) -> int:

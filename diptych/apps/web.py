@@ -1,9 +1,13 @@
-"""Says under which host names a server on this machine answers, for `serve` and `app` alike."""
+"""What `serve` and `app` share: under which names a server answers, a proxy's prefix, and the event loop's log."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
+import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -66,3 +70,30 @@ def root_path_of(prefix: str) -> tuple[str, list[str]]:
     if (path and not path.startswith("/")) or set(path) & set("?# \\\"'<>") or not path.isascii() or names == [""]:
         raise ValueError(f"--root-path {prefix}: give a path that begins with /, as in /ai, or the whole address")
     return path, names
+
+
+def without_prefix(path: str, root_path: str) -> str:
+    """Takes a proxy's prefix off a path, if the proxy has left it there.
+
+    >>> without_prefix("/ai/healthz", "/ai"), without_prefix("/healthz", "/ai"), without_prefix("/ai", "/ai")
+    ('/healthz', '/healthz', '/')
+    """
+    if root_path and (path + "/").startswith(root_path + "/"):
+        return path[len(root_path) :] or "/"
+    return path
+
+
+class OncePerSecond:
+    """Logs what goes wrong in the event loop, as when no file can be opened for a connection: once a second at most."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log, self._last, self._since = log, float("-inf"), 0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._last < 1:
+            self._since += 1
+            return
+        more = f" (and {self._since:,} more problems before)" if self._since else ""
+        self._log.error("%s: %r%s", context.get("message"), context.get("exception"), more)
+        self._last, self._since = now, 0
