@@ -69,11 +69,15 @@ class Running:
 
 @contextmanager
 def running(
-    pool: ModelPool, limits: Limits | None = None, index: str | None = None, key: str | None = None
+    pool: ModelPool,
+    limits: Limits | None = None,
+    index: str | None = None,
+    key: str | None = None,
+    root_path: str = "",
 ) -> Iterator[Running]:
     """Serves until the block ends, and then stops as after a signal."""
     state = make_server_state(pool, index, limits or Limits())
-    admission = build_app(state, key, LOOPBACK_NAMES)
+    admission = build_app(state, key, LOOPBACK_NAMES, root_path)
     server = Server(admission, state.limits, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
