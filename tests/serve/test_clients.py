@@ -105,11 +105,8 @@ def test_what_embeddings_do_not_take_is_named(body: Any, code: str, words: str, 
 
 def test_the_openai_client_works_unmodified(served: Running) -> None:
     openai = pytest.importorskip("openai")
-    import httpx
-
-    client = openai.OpenAI(
-        base_url=f"{served.url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
-    )
+    alone = openai.DefaultHttpxClient(trust_env=False)
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, http_client=alone)
     names = [model.id for model in client.models.list()]
     assert names
     direct = served.post("/v1/embed", {"texts": ["a boat"]}).json()
