@@ -93,7 +93,7 @@ def test_the_pictures_of_a_request_have_a_budget_together() -> None:
     open_upload(sent, "second", work)
     with pytest.raises(ApiError, match="third: with it the request costs more than 2,500 pixels"):
         open_upload(sent, "third", work)
-    with pytest.raises(ApiError, match="large: .*1,000"):
+    with pytest.raises(ApiError, match=r"large: .*1,000"):
         open_upload(encoded(Image.new("RGB", (40, 40))), "large", Work(Limits(pixels=1_000, request_pixels=2_500)))
 
 

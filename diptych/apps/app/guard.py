@@ -255,7 +255,7 @@ def cut_logs() -> None:
     """Cuts what Gradio and uvicorn log. Gradio prints tracebacks itself, whose errors quote whole requests."""
     shim = SimpleNamespace(print_exc=lambda: LOG.error("%s", cut(traceback.format_exc())))
     for module in (gradio.queueing, gradio.routes, gradio.route_utils):
-        module.traceback = shim
+        vars(module)["traceback"] = shim
     for name in ("uvicorn", "uvicorn.error"):
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler.formatter, _CutFormatter):

@@ -198,20 +198,23 @@ class AdmissionMiddleware:
         if length.isdecimal() and int(length[:20]) > self.limits.body_bytes:
             raise self._too_large()
         unpack = zlib.decompressobj(GZIP) if _encoding(exchange.headers) else None
-        body = bytearray()
+        body, sent = bytearray(), 0
         try:
             async with asyncio.timeout(self.limits.body_seconds):
                 while not exchange.read_to_end:
                     chunk = await _next_chunk(exchange)
+                    sent += len(chunk)
                     if unpack is not None:
                         chunk = unpack.decompress(chunk, self.limits.body_bytes + 1 - len(body))
-                    if len(body) + len(chunk) > self.limits.body_bytes:
+                        if unpack.unused_data:
+                            raise zlib.error
+                    if max(len(body) + len(chunk), sent) > self.limits.body_bytes:
                         raise self._too_large()
                     if self._held_bytes + len(chunk) > self.limits.held_bytes:
                         raise self._busy("the bodies and answers of open requests fill the server's memory for them")
                     self._hold(exchange, len(chunk))
                     body += chunk
-            if unpack is not None and (not unpack.eof or unpack.unused_data):
+            if unpack is not None and not unpack.eof:
                 raise zlib.error
         except TimeoutError:
             raise ApiError("slow_body", f"the body took longer than {self.limits.body_seconds:g} s") from None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -137,7 +137,7 @@ class _TimedProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._stop_waiting()
-            self.cycle.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            cast(dict[str, Any], self.cycle.scope)[ABORT] = self.transport.abort
         elif self._timeout is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()  # the head of the next request has begun
 
