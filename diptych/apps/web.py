@@ -9,6 +9,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
+LONGEST_LOG = 4_000
+"""Characters of one entry in the log, which may quote what a client sent."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -97,3 +99,13 @@ class OncePerSecond:
         more = f" (and {self._since:,} more problems before)" if self._since else ""
         self._log.error("%s: %r%s", context.get("message"), context.get("exception"), more)
         self._last, self._since = now, 0
+
+
+def cut(text: str) -> str:
+    """Cuts the middle of a long entry of the log.
+
+    >>> len(cut("a" * 10_000_000)) < 5_000
+    True
+    """
+    half = LONGEST_LOG // 2
+    return text if len(text) <= LONGEST_LOG else f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diptych.apps.app.fields import MOST_BYTES
-from diptych.apps.web import OncePerSecond, host_is_allowed, host_name, without_prefix
+from diptych.apps.web import OncePerSecond, cut, host_is_allowed, host_name, without_prefix
 
 LOG = logging.getLogger(__name__)
 MOST_FORM_BYTES = 2**20
@@ -36,8 +36,8 @@ MOST_UNREAD, MOST_OF_A_SESSION = 64, 8
 """Questions, of all visitors and of one, whose answers nobody fetches at the moment. Further ones are refused."""
 LONGEST_SESSION = 100
 """Characters of the name that a browser gives to its session."""
-LONGEST_LOG = 4_000
-"""Characters of one entry in the log, which may quote what a visitor sent."""
+MOST_OPEN = 512
+"""Requests that are open at once, most of them streams that browsers keep. Further ones are refused."""
 
 
 class Refused(Exception):
@@ -59,6 +59,8 @@ class Guard:
         case. `uploads` is the folder of uploaded files, and `root_path` a proxy's prefix."""
         self.app, self.blocks, self.uploads = app, blocks, uploads
         self.hosts, self.names, self.root_path = hosts, frozenset(names), root_path
+        self._open = 0
+        """Requests that are being answered."""
         self._arriving = 0
         """Bytes of the uploads that are arriving."""
         self._reading: Counter[str] = Counter()
@@ -81,13 +83,18 @@ class Guard:
             begun = True
             await send(message)
 
+        self._open += 1
         try:
             self._check_origin(scope)
+            if self._open > MOST_OPEN:
+                raise Refused(503, "too many requests are open: try again later")
             await self._pass_on(scope, receive, tell)
         except Refused as refused:
             if not begun:
                 answer = JSONResponse({"detail": str(refused)}, refused.status, {"Connection": "close"})
                 await answer(scope, receive, send)
+        finally:
+            self._open -= 1
 
     def _check_origin(self, scope: Scope) -> None:
         """Refuses names that this machine does not go by, and requests that other web pages make."""
@@ -228,16 +235,6 @@ def _bytes_in(folder: Path) -> int:
 
 
 # --------------------------------------------------------------------------- the log
-
-
-def cut(text: str) -> str:
-    """Cuts the middle of a long entry of the log.
-
-    >>> len(cut("a" * 10_000_000)) < 5_000
-    True
-    """
-    half = LONGEST_LOG // 2
-    return text if len(text) <= LONGEST_LOG else f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
 
 
 class _CutFormatter(logging.Formatter):

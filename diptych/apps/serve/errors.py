@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+from diptych.apps.web import cut
 
 log = logging.getLogger("diptych.apps.serve")
 LONGEST = 1_000
@@ -61,7 +64,7 @@ class ApiError(Exception):
 def failed(error: BaseException) -> ApiError:
     """Returns a 500 that reveals nothing, and logs the traceback under the id in its message."""
     id = secrets.token_hex(4)
-    log.error("failure %s", id, exc_info=error)
+    log.error("failure %s\n%s", id, cut("".join(traceback.format_exception(error))))
     return ApiError("failed", f"internal error; the server's log has details under {id}")
 
 
