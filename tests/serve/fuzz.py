@@ -51,6 +51,8 @@ LIMITS = Limits()
 CLIENTS = 8
 HEAVY_SHARE = 0.02
 """Share of the requests by hand that are made to cost much."""
+PATIENCE = 120.0
+"""Seconds that clients wait: longer than the server takes to say that it took too long."""
 SLOWEST_HEALTH = 0.5
 """Seconds within which /healthz answers, whatever others ask."""
 INTENDED = {503, 504}
@@ -92,7 +94,7 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
     before, outcome = server.counted(), Outcome()
     outcome.memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
     with ThreadPoolExecutor(CLIENTS) as pool, Health(server) as health:
-        clients = [server.client() for _ in range(CLIENTS)]
+        clients = [server.client(timeout=PATIENCE) for _ in range(CLIENTS)]
         size = max(1, len(mixed) // 4)
         for start in range(0, len(mixed), size):
             part = mixed[start : start + size]
@@ -140,7 +142,7 @@ class Health:
         self._thread.join(60)
 
     def _ask(self) -> None:
-        with self.server.client() as client:
+        with self.server.client(timeout=PATIENCE) as client:
             while not self._over.wait(0.2):
                 start = time.perf_counter()
                 self.seen["/healthz", client.get("/healthz").status_code] += 1

@@ -37,7 +37,7 @@ class Running:
     thread: threading.Thread
 
     def client(self, **named: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **named)
+        return httpx.Client(base_url=self.url, **{"timeout": 30, "trust_env": False, "verify": False, **named})
 
     def post(self, path: str, body: Any = None, **named: Any) -> httpx.Response:
         with self.client() as client:
