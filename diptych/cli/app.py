@@ -25,6 +25,13 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
     )
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="another host name that browsers may use"
+    )
+    parser.add_argument(
+        "--root-path", default="", metavar="PATH",
+        help="prefix under which a proxy offers the app, as in /ai or https://example.org/ai",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     parser.add_argument(
         "--largest-pixels",
@@ -41,5 +48,6 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(f"the web app needs {error.name}: pip install 'diptych[app]'") from error
 
     serve(
-        options.runs, options.images, options.index, options.host, options.port, options.device, options.largest_pixels
-    )
+        options.runs, options.images, options.index, options.host, options.port, options.device, options.largest_pixels,
+        options.allow_host, options.root_path,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from diptych.apps.serve.limits import Limits
 
 HELP = {
     "body_bytes": "bytes of one request",
-    "held_bytes": "bytes of the bodies of all requests at once",
+    "held_bytes": "bytes of the bodies and answers of all requests at once",
     "pixels": "pixels of one picture; larger ones are refused before they are decoded",
     "text_length": "characters of one text",
     "items": "pictures, or texts, of one request",
@@ -23,6 +23,8 @@ HELP = {
     "body_seconds": "seconds for a request to arrive; then 408",
     "grace_seconds": "seconds for accepted requests after the signal to stop",
     "connections": "connections at once; further ones are closed",
+    "request_pixels": "pixels of all pictures of one request, counted again for each phrase that is located",
+    "answer_seconds": "seconds for a client to read its answer; then the connection is aborted",
 }
 
 
@@ -48,6 +50,10 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="another host name that clients may use"
     )
+    parser.add_argument(
+        "--root-path", default="", metavar="PATH",
+        help="prefix under which a proxy offers the server, as in /ai or https://example.org/ai",
+    )  # fmt: skip
     limits = parser.add_argument_group("limits")
     for field in fields(Limits):
         kind = type(field.default)
@@ -67,5 +73,5 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(f"serving needs {error.name}: pip install 'diptych[serve]'") from None
     server.serve(
         options.runs, options.index, options.host, options.port, options.device, server.read_key(options.api_key_file),
-        options.no_key, options.allow_host, limits_set,
+        options.no_key, options.allow_host, limits_set, options.root_path,
     )  # fmt: skip

@@ -34,10 +34,12 @@ class App:
     blocks: Any
 
 
-def serve_runs(runs: list[Path]) -> App:
+def serve_runs(runs: list[Path], root_path: str = "") -> App:
     site = Site.load(runs, device="cpu")
     blocks = build(site)
-    return App(start(blocks, "127.0.0.1", free_port("127.0.0.1")).rstrip("/"), site, blocks)
+    port = free_port("127.0.0.1")
+    start(blocks, "127.0.0.1", port, root_path=root_path)
+    return App(f"http://127.0.0.1:{port}", site, blocks)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from diptych.apps.app.fields import MOST_BYTES, MOST_LETTERS
+from diptych.apps.app import guard
+from diptych.apps.app.fields import MOST_BYTES, MOST_LETTERS, PictureField, TextField
 from diptych.apps.app.server import KEPT
-from tests.app.conftest import App, Visitor
+from diptych.apps.web import LONGEST_LOG
+from tests.app.conftest import App, Visitor, serve_runs
 
 SCRIPT = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><script>alert(2)</script></svg>'
 MARKUP = "<img src=x onerror=alert(3)>"
@@ -170,3 +174,134 @@ def test_pages_name_no_other_host(client: httpx.Client) -> None:
     page = client.get("/match").text
     assert "fonts.googleapis" not in page
     assert "//cdn" not in page
+
+
+# --------------------------------------------------------------------------- foreign pages, floods
+
+
+def question(app: App, session: str, words: object = "a boat") -> dict[str, Any]:
+    """Builds a question to the search page, in Gradio's protocol."""
+    dependency = next(
+        one
+        for one in app.blocks.config["dependencies"]
+        if any(app.blocks.blocks[target].value == "Search" and event == "click" for target, event in one["targets"])
+    )
+    kinds = [type(app.blocks.blocks[number]).__name__ for number in dependency["inputs"]]
+    data = [app.site.pool.able("embed")[0].name] if kinds[0] == "Dropdown" else []
+    return {"data": [*data, words, None, ""], "fn_index": dependency["id"], "session_hash": session}
+
+
+@pytest.mark.parametrize("path", ["/config", "/", "/theme.css"])
+def test_a_foreign_name_for_this_machine_is_not_answered(client: httpx.Client, path: str) -> None:
+    for host in ("evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example"):
+        assert client.get(path, headers={"Host": host}).status_code == 421
+    assert client.get(path, headers={"Host": "localhost:1"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost:1", "http://127.0.0.1.evil.example"]
+)
+def test_a_page_of_another_server_can_neither_ask_nor_upload(client: httpx.Client, app: App, origin: str) -> None:
+    headers = {"Origin": origin}
+    assert client.post("/gradio_api/queue/join", json=question(app, "x"), headers=headers).status_code == 403
+    files = {"files": ("a.png", png_of(8, 8), "image/png")}
+    assert client.post("/gradio_api/upload", files=files, headers=headers).status_code == 403
+    assert client.get("/config", headers={"Origin": app.address}).status_code == 200
+
+
+def test_a_large_form_is_refused_while_it_arrives(client: httpx.Client, app: App) -> None:
+    large = json.dumps(question(app, "large", "a" * guard.MOST_FORM_BYTES)).encode()
+    parts = (large[start : start + 65_536] for start in range(0, len(large), 65_536))
+    for content in (large, parts):
+        response = client.post("/gradio_api/queue/join", content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 413
+
+
+def test_uploads_together_are_bounded(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upload(number: int) -> int:
+        files = {"files": ("a.png", bytes([number]) * 100_000, "image/png")}
+        return client.post("/gradio_api/upload", files=files).status_code
+
+    monkeypatch.setattr(guard, "UPLOADED", guard._bytes_in(Path(os.environ["GRADIO_TEMP_DIR"])) + 250_000)
+    assert [upload(number) for number in range(4)] == [200, 200, 507, 507]
+
+
+def test_answers_that_nobody_fetches_are_refused_and_dropped(
+    client: httpx.Client, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "UNREAD_SECONDS", 0.4)
+    statuses = [
+        client.post("/gradio_api/queue/join", json=question(app, "nobody")).status_code
+        for _ in range(guard.MOST_OF_A_SESSION + 2)
+    ]
+    assert statuses == [200] * guard.MOST_OF_A_SESSION + [503] * 2
+    queue = app.blocks._queue
+    end = time.monotonic() + 60  # an earlier sweep may still wait for its time
+    while "nobody" in queue.pending_messages_per_session or "nobody" in queue.pending_event_ids_session:
+        assert time.monotonic() < end, "the answers stay"
+        time.sleep(0.05)
+    assert client.post("/gradio_api/queue/join", json=question(app, "nobody")).status_code == 200
+
+
+def test_a_malformed_question_writes_little_into_the_log(
+    client: httpx.Client, app: App, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = question(app, "odd", ["a" * 900_000])
+    client.post("/gradio_api/queue/join", json={**body, "data": "a" * 900_000})
+    client.post("/gradio_api/queue/join", json={**body, "data": {"a" * 900_000: 1}})
+    ask_again = client.post("/gradio_api/queue/join", json=body)
+    assert ask_again.status_code == 200
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "odd"}) as stream:
+        answer = next(line for line in stream.iter_lines() if '"process_completed"' in line)
+    assert "is not a text" in answer
+    written = capfd.readouterr()
+    assert (
+        len(written.out) + len(written.err) + sum(len(guard.cut(one.getMessage())) for one in caplog.records) < 50_000
+    )
+
+
+def test_entries_of_the_log_are_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    guard.cut_logs()
+    import gradio
+
+    try:
+        raise ValueError("a" * 1_000_000)
+    except ValueError:
+        gradio.queueing.traceback.print_exc()
+    assert len(capfd.readouterr().err) < 2 * LONGEST_LOG
+
+
+@pytest.mark.parametrize("sent", [{"path": 5}, {"path": None}, "x", 5, ["x"], {}])
+def test_a_picture_that_was_not_uploaded_is_named(sent: Any) -> None:
+    with pytest.raises(ValueError, match="not an uploaded file"):
+        PictureField().read(sent)
+
+
+@pytest.mark.parametrize("sent", [{"a": 1}, ["x"], 5, "\ud800"])
+def test_what_is_no_text_is_named(sent: Any) -> None:
+    with pytest.raises(ValueError, match="not a text"):
+        TextField("Words").read(sent)
+
+
+def test_a_proxys_prefix_is_in_every_address(families: list[Path]) -> None:
+    running = serve_runs(families[:1], root_path="https://photos.example.org/diptych")
+    try:
+        with httpx.Client(base_url=running.address, timeout=20) as client:
+            headers = {"Host": "photos.example.org"}
+            for path in ("/config", "/diptych/config"):
+                response = client.get(path, headers=headers)
+                assert response.status_code == 200
+                assert response.json()["root"] == "https://photos.example.org/diptych"
+            joined = client.post(
+                "/gradio_api/queue/join",
+                json=question(running, "proxied"),
+                headers={**headers, "Origin": "https://photos.example.org"},
+            )
+            assert joined.status_code == 200
+    finally:
+        running.blocks.close()
+
+
+def test_open_requests_are_bounded(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MOST_OPEN", 0)
+    assert client.get("/config").status_code == 503

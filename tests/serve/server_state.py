@@ -20,7 +20,8 @@ from PIL import Image
 from diptych.apps.serve.admission import AdmissionMiddleware
 from diptych.apps.serve.app import ServerState, build_app
 from diptych.apps.serve.limits import Limits
-from diptych.apps.serve.server import LOOPBACK_NAMES, Server, make_server_state
+from diptych.apps.serve.server import Server, make_server_state
+from diptych.apps.web import LOOPBACK_NAMES
 from diptych.predict import ModelPool
 from tests.runs import TEXTS
 
@@ -36,7 +37,7 @@ class Running:
     thread: threading.Thread
 
     def client(self, **named: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **named)
+        return httpx.Client(base_url=self.url, **{"timeout": 30, "trust_env": False, "verify": False, **named})
 
     def post(self, path: str, body: Any = None, **named: Any) -> httpx.Response:
         with self.client() as client:
@@ -68,11 +69,15 @@ class Running:
 
 @contextmanager
 def running(
-    pool: ModelPool, limits: Limits | None = None, index: str | None = None, key: str | None = None
+    pool: ModelPool,
+    limits: Limits | None = None,
+    index: str | None = None,
+    key: str | None = None,
+    root_path: str = "",
 ) -> Iterator[Running]:
     """Serves until the block ends, and then stops as after a signal."""
     state = make_server_state(pool, index, limits or Limits())
-    admission = build_app(state, key, LOOPBACK_NAMES)
+    admission = build_app(state, key, LOOPBACK_NAMES, root_path)
     server = Server(admission, state.limits, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -111,6 +116,8 @@ def requests(seed: int = 0) -> dict[str, dict[str, Any]]:
         "/v1/answer": {"picture": first, "questions": ["how many dogs", text], "k": 2},
         "/v1/compare": {"left": first, "right": second, "statements": [text]},
         "/v1/locate": {"picture": first, "phrases": [text, "a boat"]},
+        "/v1/embeddings": {"input": [text, f"data:image/png;base64,{first}", {"type": "text", "text": "a boat"}]},
+        "/v1/rerank": {"query": text, "documents": [{"image": first}, f"data:image/png;base64,{second}"], "top_n": 1},
     }
 
 

@@ -23,6 +23,8 @@ from tests.serve.server_state import Running, encoded, picture, requests, strict
 CLOSE = 1e-5
 PHONE = (100, 60)
 Body = Mapping[str, Any]
+ASKED = {"search": "embed", "embeddings": "embed", "rerank": "match"}
+"""The abilities of endpoints that are called otherwise."""
 
 
 def opened(content: str) -> Image.Image:
@@ -32,7 +34,7 @@ def opened(content: str) -> Image.Image:
 def expected(pool: ModelPool, path: str, body: Body, index: Path) -> Any:
     """Computes the answer with the Predictor alone."""
     ability = path.rpartition("/")[2]
-    model = pool.find("embed" if ability == "search" else ability).predictor
+    model = pool.find(ASKED.get(ability, ability)).predictor
     answers: dict[str, Callable[[], Any]] = {
         "embed": lambda: {
             "pictures": model.embed_images([opened(one) for one in body["pictures"]]).tolist(),
@@ -61,6 +63,31 @@ def expected(pool: ModelPool, path: str, body: Body, index: Path) -> Any:
                 for one in model.locate(opened(body["picture"]), body["phrases"])
             ]
         },
+        "embeddings": lambda: {
+            "data": [
+                {"object": "embedding", "index": index, "embedding": vector}
+                for index, vector in enumerate(
+                    [
+                        model.embed_texts(body["input"][0])[0].tolist(),
+                        model.embed_images(opened(body["input"][1].partition(",")[2]))[0].tolist(),
+                        model.embed_texts(body["input"][2]["text"])[0].tolist(),
+                    ]
+                )
+            ]
+        },
+        "rerank": lambda: {
+            "results": [
+                {"index": index, "relevance_score": score, "document": None}
+                for score, index in [
+                    max(
+                        (model.match(opened(picture), body["query"]).item(), index)
+                        for index, picture in enumerate(
+                            (body["documents"][0]["image"], body["documents"][1].partition(",")[2])
+                        )
+                    )
+                ]
+            ]
+        },
     }
     return answers[ability]()
 
@@ -84,7 +111,8 @@ def test_every_endpoint_says_what_the_predictor_says(path: str, served: Running,
     response = served.post(path, body)
     assert response.status_code == 200, response.text
     answer = dict(strict_json(response.content))
-    assert answer.pop("model") == pool.find("embed" if path == "/v1/search" else path.rpartition("/")[2]).name
+    ability = path.rpartition("/")[2]
+    assert answer.pop("model") == pool.find(ASKED.get(ability, ability)).name
     answer = {name: answer[name] for name in expected(pool, path, body, photos)}
     assert near(answer, expected(pool, path, body, photos))
 

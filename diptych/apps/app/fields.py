@@ -6,6 +6,7 @@ of a file are checked before it is opened. Gradio has checked by then that the f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from diptych.data.pictures import LARGEST_PIXELS, open_picture
+from diptych.predict.inputs import is_whole
 
 MOST_BYTES = 20 * 2**20
 """Largest size of an uploaded file."""
@@ -49,6 +51,8 @@ class PictureField:
             if self.optional:
                 return None
             raise ValueError(f"no {self.label.lower()} yet: drop one on its frame, or click an example")
+        if not isinstance(sent, Mapping) or not isinstance(sent.get("path"), str):
+            raise ValueError(f"{self.label} is not an uploaded file: drop one on its frame, or click an example")
         return read_picture(Path(sent["path"]), str(sent.get("orig_name") or self.label), self.largest_pixels)
 
 
@@ -62,7 +66,7 @@ class TextField:
         return gr.Textbox(label=self.label, placeholder=self.placeholder, max_length=MOST_LETTERS, lines=1)
 
     def read(self, sent: Any) -> str:
-        text = str(sent or "").strip()
+        text = _text(sent, self.label)
         if len(text) > MOST_LETTERS:
             raise ValueError(f"{self.label} has {len(text):,} letters: write at most {MOST_LETTERS:,}")
         if not text and not self.optional:
@@ -82,7 +86,7 @@ class PercentField:
 
     def read(self, sent: Any) -> float | None:
         """Returns a number in 0..1, or None for an empty field."""
-        text = str(sent or "").strip().removesuffix("%").strip()
+        text = _text(sent, self.label).removesuffix("%").strip()
         if not text:
             return None
         try:
@@ -92,6 +96,12 @@ class PercentField:
         if not 0 <= share <= 1:
             raise ValueError(f"{self.label}: write a number from 0 to 100, or leave it empty")
         return share
+
+
+def _text(sent: Any, label: str) -> str:
+    if sent is not None and not (isinstance(sent, str) and is_whole(sent)):
+        raise ValueError(f"{label} is not a text")
+    return (sent or "").strip()
 
 
 def read_picture(path: Path, name: str, largest_pixels: int = LARGEST_PIXELS) -> Image.Image:

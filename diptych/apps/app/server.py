@@ -22,12 +22,15 @@ if "GRADIO_TEMP_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from diptych.apps.app.fields import MOST_BYTES, PictureField
 from diptych.apps.app.form import Form, lay_out
+from diptych.apps.app.guard import Guard, cut_logs
 from diptych.apps.app.look import FAVICON, STYLE, TITLE, theme
 from diptych.apps.app.pages import ask, compare, entail, experts, locate, match, pseudo_targets, search
 from diptych.apps.app.site import Site
+from diptych.apps.web import LOOPBACK_NAMES, allowed_hosts, root_path_of
 from diptych.data.pictures import LARGEST_PIXELS
 
 PAGES = (search, match, ask, entail, compare, locate, pseudo_targets, experts)
@@ -62,15 +65,32 @@ def _limited(form: Form, largest_pixels: int) -> Form:
     return replace(form, fields=tuple(fields))
 
 
-def start(blocks: gr.Blocks, host: str, port: int) -> str:
-    """Starts serving, until `blocks.close()`. Returns the address."""
+def start(blocks: gr.Blocks, host: str, port: int, names: Sequence[str] = (), root_path: str = "") -> str:
+    """Starts serving, until `blocks.close()`. Returns the address.
+
+    `names` are further names that a Host header may give, and `root_path` is a proxy's prefix: a path, or a whole
+    address, whose host is then accepted too. Raises ValueError for another prefix.
+    """
+    path, public_names = root_path_of(root_path or os.environ.get("GRADIO_ROOT_PATH", ""))
+    further = [name.lower() for name in (*names, *public_names)]
+    hosts = allowed_hosts(host, further)
+    guard = Middleware(
+        Guard,
+        blocks=blocks,
+        uploads=Path(os.environ["GRADIO_TEMP_DIR"]),
+        hosts=hosts and [*LOOPBACK_NAMES, *hosts],  # Gradio itself asks by these at the start
+        names=further,
+        root_path=path,
+    )
     # A client could send a URL instead of an upload, and Gradio would fetch it.
     gr.processing_utils.async_ssrf_protected_download = _no_download
     _, address, _ = blocks.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
         max_file_size=MOST_BYTES, allowed_paths=[], enable_monitoring=False, footer_links=[], ssr_mode=False,
         pwa=False, mcp_server=False, run_history=False, theme=theme(), css=STYLE, js=TITLE, favicon_path=FAVICON,
+        app_kwargs={"middleware": [guard]}, root_path=root_path.rstrip("/") or None,
     )  # fmt: skip
+    cut_logs()
     return address
 
 
@@ -91,20 +111,16 @@ def free_port(host: str, port: int = 0) -> int:
 
 
 def serve(
-    runs: Sequence[str | Path],
-    images: Path | None,
-    index: str | None,
-    host: str,
-    port: int,
-    device: str = "auto",
-    largest_pixels: int = LARGEST_PIXELS,
-) -> None:
+    runs: Sequence[str | Path], images: Path | None, index: str | None, host: str, port: int, device: str = "auto",
+    largest_pixels: int = LARGEST_PIXELS, names: Sequence[str] = (), root_path: str = "",
+) -> None:  # fmt: skip
     """Loads the models and serves their pages until the process is stopped. Raises ValueError for bad arguments."""
+    root_path_of(root_path)
     port = free_port(host, port)  # before loading, which takes minutes
     site = Site.load(runs, images, index, device, largest_pixels)
     if site.album.passed_over:
         print(f"{site.album.folder}: {site.album.passed_over}", file=sys.stderr)
     blocks = build(site)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # exits normally, so that uploads are deleted
-    print(f"{len(site.pool.models)} models at {start(blocks, host, port)} (Ctrl-C stops)", flush=True)
+    print(f"{len(site.pool.models)} models at {start(blocks, host, port, names, root_path)} (Ctrl-C stops)", flush=True)
     blocks.block_thread()

@@ -1,6 +1,7 @@
 """Admits requests to the application: checks their host and key, reads their bodies within limits, and times them out.
 
-Bodies are read here in full, so that the application never parses a body that is too large or does not end.
+Bodies are read here in full, so that the application never parses a body that is too large or does not end. Answers are
+collected here in full, so that everything that is held for a client is counted until the client has taken it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,9 +23,9 @@ from diptych.apps.serve.batching import Batcher, ExpectedRequest
 from diptych.apps.serve.errors import ApiError, failed
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import OTHER, Metrics
+from diptych.apps.web import host_is_allowed, without_prefix
 
 log = logging.getLogger("diptych.apps.serve")
-MODEL_PREFIX = "/v1/"
 PUBLIC = frozenset({"/healthz", "/", "/openapi.json"})
 """Paths that need no key: their contents reveal nothing about the served models."""
 SECURITY_HEADERS = (
@@ -32,21 +34,57 @@ SECURITY_HEADERS = (
 )
 CLIENT_CLOSED_REQUEST = 499
 """The status that metrics count when a client leaves before its answer, as in nginx."""
+ABORT = "diptych.abort"
+"""Key in a request's scope of the function that ends its connection at once."""
+PIECE = 1 << 16
+"""Bytes of an answer that are handed to the connection at a time."""
+DISCARDED = 1 << 20
+"""Bytes of a refused body that are read in any case, so that its client gets to read the answer."""
+GZIP = 31
+"""The zlib window of the gzip format."""
 
 
 class ClientLeft(Exception):
-    """Says that the client has closed its connection."""
+    """Says that the client has closed its connection, or was cut off."""
+
+
+class Body:
+    """The bytes of a request's body, which can be taken once, so that nobody keeps them."""
+
+    def __init__(self, content: bytearray) -> None:
+        self._content = content
+
+    def take(self) -> bytes:
+        content, self._content = bytes(self._content), bytearray()
+        return content
+
+
+@dataclass
+class Answer:
+    """A complete answer."""
+
+    status: int = 500
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
+
+    async def collect(self, message: Message) -> None:
+        """Takes a message of the application."""
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
 
 
 class Exchange:
     """One HTTP request with the channels to its client."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, takes_body: bool) -> None:
         self.scope, self.receive, self.send = scope, receive, send
         self.headers = Headers(scope=scope)
         self.path: str = scope["path"]
-        self.for_model = scope["method"] == "POST" and self.path.startswith(MODEL_PREFIX)
-        self.body_bytes = 0
+        self.for_model = takes_body
+        self.start = time.monotonic()
+        self.held_bytes = 0
         self.read_to_end = not ("transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0")
 
 
@@ -59,42 +97,63 @@ class AdmissionMiddleware:
         limits: Limits,
         metrics: Metrics,
         batcher: Batcher,
-        endpoints: Collection[str],
+        paths: Mapping[str, Collection[str]],
         key: str | None = None,
         hosts: Collection[str] | None = None,
+        root_path: str = "",
     ) -> None:
-        """`endpoints` are the existing paths. `hosts` are the accepted Host headers in lower case; None accepts any."""
+        """`paths` are the existing paths and their methods, `hosts` the accepted Host headers (None accepts any), both
+        in lower case. `root_path` is taken off the beginning of paths.
+        """
         self.app, self.limits, self.metrics, self.batcher = app, limits, metrics, batcher
-        self.endpoints = {*endpoints, *PUBLIC}
-        self.hosts = hosts
+        self.endpoints = {*paths, *PUBLIC}
+        self._take_bodies = {path for path, methods in paths.items() if "post" in methods}
+        self.hosts, self._root_path = hosts, root_path
         self._key = None if key is None else _digest(key.encode())
         self.stopping = False
         self.in_flight = 0
         """Number of open requests to models."""
+        self.delivering = 0
+        """Number of answers that their clients are reading."""
         self._held_bytes = 0
-        """Bytes of the bodies of those requests."""
+        """Bytes of the bodies and answers that are held."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        exchange = Exchange(scope, receive, self._counting(scope, send))
+        scope = self._with_local_path(scope)
+        takes_body = scope["method"] == "POST" and scope["path"] in self._take_bodies
+        exchange = Exchange(scope, receive, send, takes_body)
         try:
-            await self._admit(exchange)
-        except ApiError as error:
-            await self._refuse(exchange, error)
-        except ClientLeft:
-            if not scope.get("diptych.status"):
+            try:
+                answer = await self._admit(exchange)
+            except ApiError as error:
+                answer = await self._refusal(error)
+            except ClientLeft:
                 self.metrics.requests.labels(self._endpoint(exchange.path), str(CLIENT_CLOSED_REQUEST)).inc()
-        except Exception as error:
-            if not scope.get("diptych.status"):
-                await self._refuse(exchange, failed(error))
+                return
+            except Exception as error:
+                answer = await self._refusal(failed(error))
+            # Nothing of the body is held any more. The answer is, until the client has taken it.
+            self._hold(exchange, len(answer.body) - exchange.held_bytes)
+            await self._deliver(exchange, answer)
+        except ClientLeft:
+            pass  # the answer was counted when it was begun
+        finally:
+            self._hold(exchange, -exchange.held_bytes)
+
+    def _with_local_path(self, scope: Scope) -> Scope:
+        """Takes the proxy's prefix off the path, and answers HEAD as GET, whose body the connection leaves out."""
+        path = without_prefix(scope["path"], self._root_path)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "method": method}
 
     # ------------------------------------------------------------------ admission
 
-    async def _admit(self, exchange: Exchange) -> None:
+    async def _admit(self, exchange: Exchange) -> Answer:
         self._check_head(exchange)
         if not exchange.for_model:
-            return await self._forward(exchange, await self._read_body(exchange), None)
+            return await self._forward(exchange, Body(bytearray()), None)
         if self.in_flight >= self.limits.queue:
             raise self._busy(f"{self.in_flight} requests are in progress")
         self._count_in_flight(+1)
@@ -102,27 +161,27 @@ class AdmissionMiddleware:
         try:
             body = await self._read_body(exchange)
             expected = ExpectedRequest(self.batcher)
-            await self._forward(exchange, body, expected)
+            return await self._forward(exchange, body, expected)
         finally:
             if expected is not None:
                 expected.arrived()
-            self._hold(exchange, -exchange.body_bytes)
             self._count_in_flight(-1)
-        return None
 
     def _check_head(self, exchange: Exchange) -> None:
-        """Checks host, key and content type. Raises ApiError."""
-        if self.hosts is not None and _host(exchange.headers.get("host", "")) not in self.hosts:
+        """Checks host, key, content type and encoding. Raises ApiError."""
+        if not host_is_allowed(exchange.headers.get("host"), self.hosts, exchange.scope["http_version"]):
             raise ApiError("wrong_host", "this server answers to its own names only; --allow-host adds one")
         if self._key is not None and exchange.path not in PUBLIC and not self._has_key(exchange.headers):
             message = "this server requires a key: send the header Authorization: Bearer KEY"
             raise ApiError("no_key", message, {"WWW-Authenticate": "Bearer"})
-        if not exchange.for_model or exchange.path not in self.endpoints:
+        if not exchange.for_model:
             return
         if self.stopping:
             raise ApiError("stopping", "the server is being stopped and accepts no new requests", {"Retry-After": "5"})
         if exchange.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError("not_json", "send JSON, with the header Content-Type: application/json")
+        if (encoding := _encoding(exchange.headers)) not in ("", "gzip"):
+            raise ApiError("bad_encoding", f"Content-Encoding {encoding}: send the body as it is, or by gzip")
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -130,29 +189,41 @@ class AdmissionMiddleware:
         # Digests have equal lengths and are compared in constant time, so that the time reveals nothing about the key.
         return hmac.compare_digest(_digest(key.strip().encode("latin-1")), self._key) and scheme.lower() == "bearer"
 
-    async def _read_body(self, exchange: Exchange) -> bytes:
-        """Reads the whole body.
+    async def _read_body(self, exchange: Exchange) -> Body:
+        """Reads the whole body, and unpacks it if it is packed. All limits are on what it is unpacked.
 
         Raises ApiError for a body that is too large or too slow, and ClientLeft if the client leaves.
         """
         length = exchange.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self.limits.body_bytes:
+        if length.isdecimal() and int(length[:20]) > self.limits.body_bytes:
             raise self._too_large()
-        body = bytearray()
+        unpack = zlib.decompressobj(GZIP) if _encoding(exchange.headers) else None
+        body, sent = bytearray(), 0
         try:
             async with asyncio.timeout(self.limits.body_seconds):
                 while not exchange.read_to_end:
                     chunk = await _next_chunk(exchange)
-                    if len(body) + len(chunk) > self.limits.body_bytes:
+                    sent += len(chunk)
+                    if unpack is not None:
+                        chunk = unpack.decompress(chunk, self.limits.body_bytes + 1 - len(body))
+                        if unpack.unused_data:
+                            raise zlib.error
+                    if max(len(body) + len(chunk), sent) > self.limits.body_bytes:
                         raise self._too_large()
-                    if exchange.for_model:
-                        if self._held_bytes + len(chunk) > self.limits.held_bytes:
-                            raise self._busy("the bodies of open requests fill the server's memory for them")
-                        self._hold(exchange, len(chunk))
+                    if self._held_bytes + len(chunk) > self.limits.held_bytes:
+                        raise self._busy("the bodies and answers of open requests fill the server's memory for them")
+                    self._hold(exchange, len(chunk))
                     body += chunk
+            if unpack is not None and not unpack.eof:
+                raise zlib.error
         except TimeoutError:
             raise ApiError("slow_body", f"the body took longer than {self.limits.body_seconds:g} s") from None
-        return bytes(body)
+        except zlib.error:
+            raise ApiError("bad_encoding", "the body is not one whole gzip stream, as Content-Encoding says") from None
+        except ApiError as error:
+            body.clear()  # an error is kept, with its frames and what they hold, until it has been answered
+            raise error
+        return Body(body)
 
     def _too_large(self) -> ApiError:
         return ApiError(
@@ -164,7 +235,7 @@ class AdmissionMiddleware:
         return ApiError("busy", f"{reason}: retry in {seconds} s", {"Retry-After": str(seconds)})
 
     def _hold(self, exchange: Exchange, change: int) -> None:
-        exchange.body_bytes += change
+        exchange.held_bytes += change
         self._held_bytes += change
         self.metrics.held_bytes.set(self._held_bytes)
 
@@ -174,63 +245,73 @@ class AdmissionMiddleware:
 
     # ------------------------------------------------------------------ answers
 
-    async def _forward(self, exchange: Exchange, body: bytes, expected: ExpectedRequest | None) -> None:
+    async def _forward(self, exchange: Exchange, body: Body, expected: ExpectedRequest | None) -> Answer:
         """Runs the application, and cancels it if the client leaves first or the time is over."""
-        scope = {**exchange.scope, "state": {**exchange.scope.get("state", {}), "expected": expected}}
-        answer = asyncio.ensure_future(self.app(scope, _replay(body), exchange.send))
-        disconnect = asyncio.ensure_future(_until_disconnect(exchange.receive))
+        state = {**exchange.scope.get("state", {}), "expected": expected, "body": body}
+        answer, scope = Answer(), {**exchange.scope, "state": state}
+        running = asyncio.ensure_future(self.app(scope, _no_body(), answer.collect))
+        watched = {running}
+        if exchange.read_to_end:  # otherwise the client is still sending what nobody reads
+            watched.add(asyncio.ensure_future(_until_disconnect(exchange.receive)))
         try:
             limit = self.limits.seconds
-            await asyncio.wait({answer, disconnect}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            if disconnect.done():
+            await asyncio.wait(watched, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+                return answer
+            if any(task.done() for task in watched):
                 raise ClientLeft
             raise ApiError("timed_out", f"the answer was not ready within {limit:g} s")
         finally:
-            for task in (answer, disconnect):
+            for task in watched:
                 task.cancel()
-            await asyncio.gather(answer, disconnect, return_exceptions=True)
+            await asyncio.gather(*watched, return_exceptions=True)
 
-    async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
-        """Answers with an error. If an answer has already begun, the connection ends instead."""
-        if exchange.scope.get("diptych.status"):
-            return
-        response = error.response()
+    async def _refusal(self, error: ApiError) -> Answer:
+        """Returns the answer that tells an error."""
+        answer = Answer()
+        await error.response()({"type": "http"}, _no_body(), answer.collect)
+        return answer
+
+    async def _deliver(self, exchange: Exchange, answer: Answer) -> None:
+        """Sends an answer piece by piece, and cuts the connection if the client does not take it. Raises ClientLeft."""
+        headers = [*answer.headers, *SECURITY_HEADERS]
         if not exchange.read_to_end and not await self._discard_body(exchange):
-            response.headers["Connection"] = "close"
-        await response(exchange.scope, exchange.receive, exchange.send)
+            headers.append((b"connection", b"close"))
+        endpoint = self._endpoint(exchange.path)
+        self.metrics.requests.labels(endpoint, str(answer.status)).inc()
+        self.metrics.seconds.labels(endpoint).observe(time.monotonic() - exchange.start)
+        self.delivering += 1
+        try:
+            async with asyncio.timeout(self.limits.answer_seconds):
+                await exchange.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+                for start in range(0, max(len(answer.body), 1), PIECE):
+                    piece, more = bytes(answer.body[start : start + PIECE]), start + PIECE < len(answer.body)
+                    await exchange.send({"type": "http.response.body", "body": piece, "more_body": more})
+        except TimeoutError:
+            if ABORT in exchange.scope:
+                exchange.scope[ABORT]()
+                await asyncio.sleep(0)  # the connection tells that it is lost
+            raise ClientLeft from None
+        finally:
+            self.delivering -= 1
 
     async def _discard_body(self, exchange: Exchange) -> bool:
         """Reads the rest of a refused body within limits, because a client that still sends does not read the answer.
 
-        Returns whether the body ended. A client that sent the header Expect has not begun to send its body.
+        Nothing of it is kept. Returns whether the body ended. A client that sent the header Expect has not begun to
+        send its body.
         """
         if "expect" in exchange.headers:
             return False
         read = 0
-        with suppress(TimeoutError, ClientLeft):
+        with suppress(TimeoutError):
             async with asyncio.timeout(self.limits.body_seconds / 4):
-                while not exchange.read_to_end and read <= self.limits.body_bytes:
+                while not exchange.read_to_end and read <= max(self.limits.body_bytes, DISCARDED):
                     read += len(await _next_chunk(exchange))
         return exchange.read_to_end
 
     # ------------------------------------------------------------------ metrics
-
-    def _counting(self, scope: Scope, send: Send) -> Send:
-        """Wraps `send` so that it counts and times the response and adds the security headers."""
-        start = time.monotonic()
-
-        async def counting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                scope["diptych.status"] = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
-                endpoint = self._endpoint(scope["path"])
-                self.metrics.requests.labels(endpoint, str(message["status"])).inc()
-                self.metrics.seconds.labels(endpoint).observe(time.monotonic() - start)
-            await send(message)
-
-        return counting
 
     def _endpoint(self, path: str) -> str:
         return path if path in self.endpoints else OTHER
@@ -240,14 +321,10 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _host(header: str) -> str:
-    """Returns the name in a Host header without its port.
-
-    >>> _host("LocalHost:8080"), _host("[::1]:80"), _host("127.0.0.1")
-    ('localhost', '[::1]', '127.0.0.1')
-    """
-    name, _, port = header.rpartition(":")
-    return (name if name and port.isdecimal() else header).lower()
+def _encoding(headers: Headers) -> str:
+    """Returns how the body is packed; an empty text if it is not."""
+    encoding = ", ".join(headers.getlist("content-encoding")).strip().lower()
+    return {"identity": "", "x-gzip": "gzip"}.get(encoding, encoding)
 
 
 async def _next_chunk(exchange: Exchange) -> bytes:
@@ -265,15 +342,15 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-def _replay(body: bytes) -> Receive:
-    """Returns a channel from which the application receives a body that was read already."""
-    messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+def _no_body() -> Receive:
+    """Returns the application's channel for the body, which it finds in the request's state instead."""
+    told = False
 
     async def receive() -> Message:
-        if messages:
-            message: Message = messages.pop()
-            return message
-        await asyncio.Event().wait()  # the middleware itself watches for a disconnect
-        raise AssertionError
+        nonlocal told
+        if told:
+            await asyncio.Event().wait()  # the middleware itself watches for a disconnect
+        told = True
+        return {"type": "http.request", "body": b"", "more_body": False}
 
     return receive

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.responses import HTMLResponse
 
 from diptych import __version__, catalog
 from diptych.apps.serve import requests as calls
 from diptych.apps.serve import schemas
-from diptych.apps.serve.admission import AdmissionMiddleware
+from diptych.apps.serve.admission import AdmissionMiddleware, Body
 from diptych.apps.serve.batching import Batcher
+from diptych.apps.serve.compatible import add_compatible_routes
 from diptych.apps.serve.errors import CODES, ApiError, add_handlers
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import Metrics
 from diptych.apps.serve.page import render
 from diptych.apps.serve.preparing import InputPreparer
+from diptych.apps.serve.reading import read_request, write_answer
 from diptych.apps.serve.requests import Inputs, ModelCall
+from diptych.apps.serve.workers import Workers
 from diptych.facts import Ability
 from diptych.predict import ModelPool, PooledModel
 
@@ -32,10 +34,13 @@ log = logging.getLogger("diptych.apps.serve")
 Value = TypeVar("Value")
 PREPARERS = 2
 """Number of threads that decode pictures and draw heat maps. Each holds one picture of full size at a time."""
+READERS = 2
+"""Number of threads for what takes milliseconds: JSON, and requests without pictures, which wait for no picture."""
 COMMON_ERRORS = ("no_key", "wrong_host", "failed")
 MODEL_ERRORS = (
     *COMMON_ERRORS, "bad_json", "unknown_model", "slow_body", "body_too_large", "picture_too_large", "not_json",
-    "bad_request", "bad_picture", "bad_text", "too_many", "not_trained", "refused", "busy", "stopping", "timed_out",
+    "bad_encoding", "bad_request", "bad_picture", "bad_text", "too_many", "not_trained", "refused", "busy", "stopping",
+    "timed_out",
 )  # fmt: skip
 
 
@@ -53,7 +58,8 @@ class ServerState:
     def __post_init__(self) -> None:
         self.metrics = Metrics()
         self.batcher = Batcher(self.limits, self.metrics)
-        self.preparers = ThreadPoolExecutor(PREPARERS, "diptych-prepare")
+        self.preparers = Workers(PREPARERS, "diptych-prepare", self.limits)
+        self.readers = Workers(READERS, "diptych-read", self.limits)
         self.preparer = InputPreparer(self.limits)
         self.able = self.pool.abilities()
         names = [None, *(model.name for model in self.pool.models)]
@@ -76,9 +82,13 @@ class ServerState:
         except ValueError as error:
             return str(error)
 
-    async def prepare(self, call: Callable[..., Value], *arguments: Any) -> Value:
-        """Runs a call on a preparing thread, because the event loop must not wait for a picture."""
-        return await asyncio.get_running_loop().run_in_executor(self.preparers, call, *arguments)
+    async def prepare(self, call: Callable[..., Value], *arguments: Any, pictures: int = 1) -> Value:
+        """Runs a call on a preparing thread, because the event loop must not wait for a picture.
+
+        Without pictures it runs on a thread that does not have to finish one first.
+        """
+        workers = self.preparers if pictures else self.readers
+        return await workers.run(call, *arguments)
 
     async def submit(self, request: Request, call: ModelCall, inputs: Inputs) -> Any:
         """Returns the result of a call to a model. Raises ApiError if the model refuses its inputs."""
@@ -89,11 +99,17 @@ class ServerState:
 
     def close(self, seconds: float = 5.0) -> None:
         self.batcher.close(seconds)
-        self.preparers.shutdown(wait=False, cancel_futures=True)
+        self.preparers.close()
+        self.readers.close()
 
 
-def build_app(state: ServerState, key: str | None = None, hosts: Sequence[str] | None = None) -> AdmissionMiddleware:
-    """Builds the ASGI application. Requests must send `key`. `hosts` are accepted Host headers; None accepts any."""
+def build_app(
+    state: ServerState, key: str | None = None, hosts: Sequence[str] | None = None, root_path: str = ""
+) -> AdmissionMiddleware:
+    """Builds the ASGI application. Requests must send `key`. `hosts` are accepted Host headers; None accepts any.
+
+    `root_path` is the prefix under which a proxy offers the server, as in /ai. It is taken off if the proxy leaves it.
+    """
     app = FastAPI(
         title="diptych",
         version=__version__,
@@ -103,18 +119,20 @@ def build_app(state: ServerState, key: str | None = None, hosts: Sequence[str] |
         redoc_url=None,
         redirect_slashes=False,
     )
+    if root_path:
+        app.servers = [{"url": root_path}]
     bearer = HTTPBearer(auto_error=False, description="The server's key, if it requires one.")
     app.include_router(_server_routes(state), dependencies=[Security(bearer)] if key else None)
     app.include_router(_model_routes(state), dependencies=[Security(bearer)] if key else None)
     add_handlers(app)
-    paths = list(app.openapi()["paths"])
+    paths = app.openapi()["paths"]
     page = render(app.openapi(), state.limits)
 
     @app.get("/", include_in_schema=False)
     async def root() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
-    admission = AdmissionMiddleware(app, state.limits, state.metrics, state.batcher, paths, key, hosts)
+    admission = AdmissionMiddleware(app, state.limits, state.metrics, state.batcher, paths, key, hosts, root_path)
     app.state.admission = admission
     return admission
 
@@ -143,7 +161,8 @@ def _server_routes(state: ServerState) -> APIRouter:
         """Lists the models, the kinds of requests that each answers, and their evaluations."""
         models = [_served(model, state.able) for model in state.pool.models]
         index = None if state.index is None else str(state.index.search_method)
-        return schemas.ModelsResponse(models=models, index=index)
+        data = [schemas.ListedModel(id=model.name) for model in state.pool.models]
+        return schemas.ModelsResponse(models=models, index=index, data=data)
 
     unready: dict[int | str, dict[str, Any]] = {
         503: {"model": schemas.Health, "description": "The server is being stopped, or its models' thread has ended."}
@@ -195,15 +214,39 @@ def _finite(value: Any) -> Any:
 # --------------------------------------------------------------------------- models
 
 
+def _route_class(state: ServerState) -> type[APIRoute]:
+    """Returns a kind of route that reads bodies and writes answers on threads of their own.
+
+    FastAPI would do both on the event loop, where everybody waits, and would make an error object for each wrong item.
+    """
+
+    class ModelRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            kind = get_type_hints(self.endpoint)["body"]
+
+            async def handle(request: Request) -> Response:
+                sent: Body = request.state.body
+                body = await state.readers.run(lambda work: read_request(sent.take(), kind, state.limits))
+                answer = await self.endpoint(body, request)
+                content = await state.readers.run(lambda work: write_answer(answer))
+                return Response(content, media_type="application/json")
+
+            return handle
+
+    return ModelRoute
+
+
 def _model_routes(state: ServerState) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["models"])
+    router = APIRouter(prefix="/v1", tags=["models"], route_class=_route_class(state))
     preparer = state.preparer
 
     @router.post("/embed", responses=documented(*MODEL_ERRORS))
     async def embed(body: schemas.EmbedRequest, request: Request) -> schemas.EmbedResponse:
         """Returns vectors of pictures and texts. The cosine of two vectors says how well they fit."""
         model = state.find("embed", body.model)
-        inputs = await state.prepare(preparer.pictures_and_texts, model.predictor, body.pictures, body.texts)
+        inputs = await state.prepare(
+            preparer.pictures_and_texts, model.predictor, body.pictures, body.texts, pictures=len(body.pictures)
+        )
         pictures, texts = await state.submit(request, calls.Embed(model), inputs)
         return schemas.EmbedResponse(model=model.name, pictures=pictures, texts=texts)
 
@@ -235,6 +278,7 @@ def _model_routes(state: ServerState) -> APIRouter:
         results = await state.prepare(preparer.located, model.predictor, body, size, located)
         return schemas.LocateResponse(model=model.name, results=results)
 
+    add_compatible_routes(router, state, documented(*MODEL_ERRORS))
     return router
 
 
@@ -277,7 +321,9 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
         raise ApiError("not_trained", reason)
     texts = [] if body.text is None else [body.text]
     pictures = [] if body.picture is None else [body.picture]
-    inputs = await state.prepare(state.preparer.pictures_and_texts, model.predictor, pictures, texts, "picture", "text")
+    inputs = await state.prepare(
+        state.preparer.pictures_and_texts, model.predictor, pictures, texts, "picture", "text", pictures=len(pictures)
+    )
     try:
         results = await state.batcher.submit(
             calls.Search(state.index, body.k, body.of, body.rerank, body.min_match), inputs, request.state.expected

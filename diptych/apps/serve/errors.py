@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+from diptych.apps.web import cut
 
 log = logging.getLogger("diptych.apps.serve")
 LONGEST = 1_000
@@ -25,13 +27,14 @@ CODES: dict[str, tuple[int, str]] = {
     "slow_body": (408, "the body did not arrive in time"),
     "no_index": (409, "the server was started without an index"),
     "body_too_large": (413, "the body has more bytes than the server accepts"),
-    "picture_too_large": (413, "a picture has more pixels than the server accepts"),
+    "picture_too_large": (413, "a picture, or all those of a request, have more pixels than the server accepts"),
+    "bad_encoding": (415, "the body is compressed otherwise than by gzip, or is not what gzip writes"),
     "not_json": (415, "the body is not declared as application/json"),
     "wrong_host": (421, "the Host header names another server"),
     "bad_request": (422, "a field is missing, unknown or of the wrong type"),
     "bad_picture": (422, "a picture cannot be decoded"),
     "bad_text": (422, "a text is too long or contains no words"),
-    "too_many": (422, "more pictures, texts or pairs than the server accepts in one request"),
+    "too_many": (422, "more pictures, texts, pairs or JSON values than the server accepts in one request"),
     "not_trained": (422, "no model here was trained for this; the message says what to train"),
     "refused": (422, "the model cannot answer this request; the message says why"),
     "busy": (429, "too many requests are waiting: retry after Retry-After seconds"),
@@ -61,7 +64,7 @@ class ApiError(Exception):
 def failed(error: BaseException) -> ApiError:
     """Returns a 500 that reveals nothing, and logs the traceback under the id in its message."""
     id = secrets.token_hex(4)
-    log.error("failure %s", id, exc_info=error)
+    log.error("failure %s\n%s", id, cut("".join(traceback.format_exception(error))))
     return ApiError("failed", f"internal error; the server's log has details under {id}")
 
 
@@ -72,12 +75,6 @@ def add_handlers(app: FastAPI) -> None:
         assert isinstance(error, ApiError)
         return error.response()
 
-    async def on_invalid_request(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        details = error.errors()
-        code = "bad_json" if any(detail["type"] == "json_invalid" for detail in details) else "bad_request"
-        return ApiError(code, describe(details)).response()
-
     async def on_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, message = HTTP_ERRORS.get(error.status_code, ("bad_request", str(error.detail)))
@@ -87,13 +84,11 @@ def add_handlers(app: FastAPI) -> None:
         return failed(error).response()
 
     app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_failure)
 
 
 HTTP_ERRORS = {
-    400: ("bad_json", "the body cannot be read as JSON: not UTF-8, nested too deeply, or a number too long"),
     404: ("unknown_path", "there is nothing at this path: / lists all paths"),
     405: ("wrong_method", "this path does not accept this method: / lists all paths"),
 }
@@ -103,17 +98,14 @@ HTTP_ERRORS = {
 def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
     """Describes the first of pydantic's errors in words.
 
-    >>> describe([{"loc": ("body", "texts", 1), "msg": "Input should be a valid string", "type": "string_type"}])
+    >>> describe([{"loc": ("texts", 1), "msg": "Input should be a valid string", "type": "string_type"}])
     'texts[1]: input should be a valid string'
     """
     lines = []
     for detail in details[:most]:
-        parts = detail["loc"][1:]
+        parts = detail["loc"]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-        if detail["type"] == "json_invalid":
-            lines.append(f"the body is not JSON: {detail['ctx']['error']} at character {detail['loc'][-1]}")
-        else:
-            message = detail["msg"].removeprefix("Value error, ")
-            lines.append(f"{field[:100] or 'the body'}: {message[:1].lower()}{message[1:]}")
+        message = detail["msg"].removeprefix("Value error, ")
+        lines.append(f"{field[:100] or 'the body'}: {message[:1].lower()}{message[1:]}")
     more = len(details) - most
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")

@@ -14,7 +14,7 @@ class Limits:
     body_bytes: int = 16 * MIB
     """Bytes of one request body as it is sent, counted while it is read."""
     held_bytes: int = 256 * MIB
-    """Bytes of all open request bodies. A body, its JSON and its pictures together take about three times this."""
+    """Bytes of all bodies and answers that are held: being read, worked on, or not yet taken by their client."""
     pixels: int = 4096 * 4096
     """Pixels of one picture, read from its header before it is decoded."""
     text_length: int = 2_000
@@ -36,7 +36,11 @@ class Limits:
     grace_seconds: float = 30.0
     """Seconds that accepted requests may take after the signal to stop."""
     connections: int = 1_024
-    """Open connections. Further ones are closed."""
+    """Open connections. Further ones are closed. At most as many as the process may open files for."""
+    request_pixels: int = 8 * 4096 * 4096
+    """Pixels that one request may cost: those of all its pictures, and of a picture again for each phrase in it."""
+    answer_seconds: float = 30.0
+    """Seconds that a client may take to read its answer. Then the connection is aborted."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -29,7 +29,7 @@ class Metrics:
             registry=registry,
         )
         self.open = Gauge("diptych_requests_open", "Unanswered requests to models", registry=registry)
-        self.held_bytes = Gauge("diptych_held_bytes", "Bytes of the bodies of open requests", registry=registry)
+        self.held_bytes = Gauge("diptych_held_bytes", "Bytes of bodies and answers that are held", registry=registry)
         self.waiting = Gauge("diptych_waiting", "Requests that wait for a model", registry=registry)
         self.waited = Histogram(
             "diptych_waited_seconds", "Seconds that prepared requests waited", buckets=SECONDS, registry=registry

@@ -11,31 +11,49 @@ import torch
 from PIL import Image
 
 from diptych.apps.serve.errors import ApiError
+from diptych.apps.serve.workers import Work
 from diptych.data.heatmap import heat_picture
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord, Box
 
 MOST_SCANS = 100
 """Scans of a JPEG. Encoders write about ten; thousands, each over all pixels, are an attack on the decoder's time."""
+USUAL_SCANS = 10
+"""Scans of a JPEG that cost no more than one. Twice as many cost twice the pixels."""
+JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+"""What JPEG2000 files begin with. They are refused: 391 bytes of them can keep the decoder busy for a second."""
 DRAWN = 1_024
 """Largest side of a drawn heat map in pixels. It is meant for looking at, and drawing takes 100 bytes per pixel."""
+DRAWN_IN_FULL = 16
+"""Heat maps of one answer that are drawn at that size. More are drawn smaller, to the same number of pixels in all."""
 
 
-def open_upload(content: str, name: str, most_pixels: int) -> Image.Image:
-    """Decodes the RGB picture in a field called `name`.
+def open_upload(content: str, name: str, work: Work) -> Image.Image:
+    """Decodes the RGB picture in a field called `name`, and charges its pixels to the request's work.
 
-    Raises ApiError for anything that is not a picture, and for more than `most_pixels`.
+    Raises ApiError for anything that is not a picture, and for too many pixels.
     """
-    raw = _decoded(content, name)
-    if raw.startswith(b"\xff\xd8") and (scans := raw.count(b"\xff\xda")) > MOST_SCANS:
-        raise ApiError("bad_picture", f"{name}: a JPEG of {scans} scans; at most {MOST_SCANS} are allowed")
+    work.go_on()
+    raw, cost = _decoded(content, name), 1
+    if raw.startswith(JPEG2000):
+        raise ApiError("bad_picture", f"{name}: JPEG2000 is not decoded here, for it takes too long: send JPEG or PNG")
+    if raw.startswith(b"\xff\xd8"):
+        scans = raw.count(b"\xff\xda")
+        if scans > MOST_SCANS:
+            raise ApiError("bad_picture", f"{name}: a JPEG of {scans} scans; at most {MOST_SCANS} are allowed")
+        cost = max(1, -(-scans // USUAL_SCANS))
+    most_pixels, affordable = work.limits.pixels, work.pixels_left // cost
     try:
-        return open_picture(raw, name, most_pixels=most_pixels)
+        picture = open_picture(raw, name, most_pixels=min(most_pixels, affordable))
     except BadRecord as bad:
         if bad.reason == "picture too large":
+            if affordable < most_pixels:
+                work.spend(work.pixels_left + 1, name)
             message = f"{name}: {bad.detail} pixels; at most {most_pixels:,} in all are allowed"
             raise ApiError("picture_too_large", message) from None
         raise ApiError("bad_picture", str(bad)) from None
+    work.spend(picture.width * picture.height * cost, name)
+    return picture
 
 
 def _decoded(content: str, name: str) -> bytes:
@@ -48,17 +66,24 @@ def _decoded(content: str, name: str) -> bytes:
         raise ApiError("bad_picture", message) from None
 
 
-def draw_heat(content: str, heat: np.ndarray, box: Box, name: str, most_pixels: int) -> str:
-    """Draws a heat map [h, w] and a box over a sent picture. Returns a PNG in base64.
+class HeatCanvas:
+    """A sent picture at the size at which `maps` heat maps are drawn over it.
 
     The picture is decoded again, because its pixels are not kept while a request waits for the model.
     """
-    picture = open_upload(content, name, most_pixels)
-    width, height = picture.size
-    picture.thumbnail((DRAWN, DRAWN))
-    scale_x, scale_y = picture.width / width, picture.height / height
-    x, y, box_width, box_height = box
-    scaled = (x * scale_x, y * scale_y, box_width * scale_x, box_height * scale_y)
-    stream = io.BytesIO()
-    heat_picture(picture, torch.from_numpy(heat), scaled).save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
+
+    def __init__(self, content: str, name: str, maps: int, work: Work) -> None:
+        picture = open_upload(content, name, work)
+        width, height = picture.size
+        side = int(DRAWN * min(1, DRAWN_IN_FULL / maps) ** 0.5)
+        picture.thumbnail((side, side))
+        self._picture = picture
+        self._scale = picture.width / width, picture.height / height
+
+    def draw(self, heat: np.ndarray, box: Box) -> str:
+        """Draws a heat map [h, w] and a box over the picture. Returns a PNG in base64."""
+        (scale_x, scale_y), (x, y, width, height) = self._scale, box
+        scaled = (x * scale_x, y * scale_y, width * scale_x, height * scale_y)
+        stream = io.BytesIO()
+        heat_picture(self._picture, torch.from_numpy(heat), scaled).save(stream, "PNG")
+        return base64.b64encode(stream.getvalue()).decode()

@@ -1,6 +1,6 @@
 """Checks and decodes the inputs of requests before a model sees them, and computes what needs the picture afterwards.
 
-All of it runs on the preparing threads, each of which holds one picture of full size at a time.
+What handles pictures runs on the preparing threads, each of which holds one picture of full size at a time.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ import torch
 from diptych.apps.serve import schemas
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
-from diptych.apps.serve.pictures import draw_heat, open_upload
+from diptych.apps.serve.pictures import HeatCanvas, open_upload
 from diptych.apps.serve.requests import Inputs, at_size
+from diptych.apps.serve.workers import Work
 from diptych.predict import Located, Predictor
 from diptych.tasks.grounding import boxes_config, find_box
+
+FARTHEST, NARROWEST = 1_000_000, 1e-3
+"""Bounds on the numbers of proposed boxes, in pixels. Areas of boxes beyond them are not exact, or not finite."""
 
 
 class InputPreparer:
@@ -36,27 +40,39 @@ class InputPreparer:
 
     def check_texts(self, texts: Sequence[str], name: str, predictor: Predictor | None = None) -> None:
         """Checks the texts of a field called `name`. With a predictor, each must contain words."""
-        self._check_count(len(texts), name)
+        self.check_count(len(texts), name)
         for position, text in enumerate(texts):
-            if len(text) > self.limits.text_length:
-                message = (
-                    f"{name}[{position}]: {len(text):,} characters; at most {self.limits.text_length:,} are allowed"
-                )
-                raise ApiError("bad_text", message)
-            if predictor is not None:
-                try:
-                    predictor.texts(text)
-                except ValueError as error:
-                    raise ApiError("bad_text", f"{name}[{position}]: {error}") from None
+            self.check_text(text, f"{name}[{position}]", predictor)
+
+    def check_text(self, text: str, name: str, predictor: Predictor | None = None) -> int:
+        """Checks a text called `name`. With a predictor it must contain words; returns how many tokens the model reads.
+
+        Without a predictor this is 0.
+        """
+        if len(text) > self.limits.text_length:
+            message = f"{name}: {len(text):,} characters; at most {self.limits.text_length:,} are allowed"
+            raise ApiError("bad_text", message)
+        if predictor is None:
+            return 0
+        try:
+            return int(predictor.texts(text).attention_mask.sum())
+        except ValueError as error:
+            raise ApiError("bad_text", f"{name}: {error}") from None
 
     def check_proposals(self, proposals: Sequence[Sequence[float]] | None) -> None:
-        self._check_count(len(proposals or ()), "proposals")
-        for position, (*_, width, height) in enumerate(proposals or ()):
+        self.check_count(len(proposals or ()), "proposals")
+        for position, (x, y, width, height) in enumerate(proposals or ()):
             if not (width > 0 and height > 0):
                 message = f"proposals[{position}]: no area; a box is x, y, width, height with width and height above 0"
                 raise ApiError("bad_request", message)
+            if max(abs(x), abs(y), width, height) > FARTHEST or min(width, height) < NARROWEST:
+                message = (
+                    f"proposals[{position}]: not a box in pixels; its numbers lie within ±{FARTHEST:,}, and width and "
+                    f"height are at least {NARROWEST}"
+                )
+                raise ApiError("bad_request", message)
 
-    def _check_count(self, count: int, name: str) -> None:
+    def check_count(self, count: int, name: str) -> None:
         if count > self.limits.items:
             message = f"{count:,} {name} in one request; at most {self.limits.items:,} are allowed"
             raise ApiError("too_many", message)
@@ -64,44 +80,59 @@ class InputPreparer:
     # ------------------------------------------------------------------ before the model
 
     def pictures_and_texts(
-        self, predictor: Predictor, pictures: Sequence[str], texts: Sequence[str],
+        self, work: Work, predictor: Predictor, pictures: Sequence[str], texts: Sequence[str],
         picture_field: str = "pictures", text_field: str = "texts",
     ) -> Inputs:  # fmt: skip
         """Prepares a list of pictures and a list of texts, from fields with these names."""
         self.check_texts(texts, text_field, predictor)
-        self._check_count(len(pictures), picture_field)
+        self.check_count(len(pictures), picture_field)
         opened = (
-            open_upload(content, f"{picture_field}[{position}]", self.limits.pixels)
-            for position, content in enumerate(pictures)
+            open_upload(content, f"{picture_field}[{position}]", work) for position, content in enumerate(pictures)
         )  # lazily, so that each picture is resized before the next is decoded
         return Inputs(tuple(at_size(picture, predictor) for picture in opened), tuple(texts))
 
-    def texts_about(self, predictor: Predictor, pictures: Mapping[str, str], texts: Sequence[str]) -> Inputs:
+    def named(
+        self, work: Work, predictor: Predictor, pictures: Mapping[str, str], texts: Mapping[str, str]
+    ) -> tuple[Inputs, int]:
+        """Prepares pictures and texts by their names in messages, and counts the tokens of the texts."""
+        tokens = sum(self.check_text(text, name, predictor) for name, text in texts.items())
+        opened = (open_upload(content, name, work) for name, content in pictures.items())
+        return Inputs(tuple(at_size(picture, predictor) for picture in opened), tuple(texts.values())), tokens
+
+    def texts_about(
+        self, work: Work, predictor: Predictor, pictures: Mapping[str, str], texts: Sequence[str]
+    ) -> Inputs:
         """Prepares texts that share the same pictures. `pictures` maps the names of fields to their contents."""
         self.check_texts(texts, "texts", predictor)
-        opened = (open_upload(content, name, self.limits.pixels) for name, content in pictures.items())
+        opened = (open_upload(content, name, work) for name, content in pictures.items())
         return Inputs(tuple(at_size(picture, predictor) for picture in opened), tuple(texts))
 
-    def to_locate(self, predictor: Predictor, picture: str, phrases: Sequence[str]) -> tuple[tuple[int, int], Inputs]:
+    def to_locate(
+        self, work: Work, predictor: Predictor, picture: str, phrases: Sequence[str]
+    ) -> tuple[tuple[int, int], Inputs]:
         """Prepares phrases about a picture, as `texts_about`, and returns the picture's width and height as well."""
         self.check_texts(phrases, "phrases", predictor)
-        opened = open_upload(picture, "picture", self.limits.pixels)
+        opened = open_upload(picture, "picture", work)
+        # Each map is enlarged to the picture's size. This is charged here, before a model computes the maps.
+        work.spend(opened.width * opened.height * len(phrases), f"{len(phrases)} phrases in a picture of this size")
         return opened.size, Inputs((at_size(opened, predictor),), tuple(phrases))
 
     # ------------------------------------------------------------------ after the model
 
     def located(
-        self, predictor: Predictor, request: schemas.LocateRequest, size: tuple[int, int], phrases: Sequence[Located]
-    ) -> list[schemas.LocatedItem]:
+        self, work: Work, predictor: Predictor, request: schemas.LocateRequest, size: tuple[int, int],
+        phrases: Sequence[Located],
+    ) -> list[schemas.LocatedItem]:  # fmt: skip
         """Computes the boxes in pixels of the full-size picture from the model's heat maps."""
         config = boxes_config(predictor.recipe, predictor.model)
         proposals = [(x, y, width, height) for x, y, width, height in request.proposals or ()]
+        canvas = HeatCanvas(request.picture, "picture", len(phrases), work) if request.heat else None
         items = []
         for located in phrases:
+            work.go_on()
             box = find_box(torch.from_numpy(located.heat), size, proposals, config)
             heat = None
-            if request.heat:
-                png = draw_heat(request.picture, located.heat, box, "picture", self.limits.pixels)
-                heat = schemas.Heat(map=located.heat.tolist(), png=png)
+            if canvas is not None:
+                heat = schemas.Heat(map=located.heat.tolist(), png=canvas.draw(located.heat, box))
             items.append(schemas.LocatedItem(phrase=located.phrase, box=list(box), score=located.score, heat=heat))
         return items

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from types import GenericAlias
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, create_model, model_validator
 
 from diptych.facts import Ability, Answer, Choice, Option
 from diptych.predict.inputs import is_whole
@@ -28,6 +28,17 @@ def _whole(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class FirstError(FailFast):
+    """Ends the validation of a list at its first wrong item."""
+
+    __hash__ = object.__hash__  # types that are joined by | must be hashable
+
+
+Texts = Annotated[list[Text], FirstError()]
+Base64s = Annotated[list[Base64], FirstError()]
+Box = Annotated[list[Number], Field(min_length=4, max_length=4), FirstError()]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -61,8 +72,8 @@ class ModelResponse(Response):
 class EmbedRequest(ModelRequest):
     """Pictures, texts or both. Their vectors can be compared with each other."""
 
-    pictures: list[Base64] = Field([], description="Pictures.")
-    texts: list[Text] = Field([], description="Texts.")
+    pictures: Base64s = Field([], description="Pictures.")
+    texts: Texts = Field([], description="Texts.")
 
     @model_validator(mode="after")
     def _not_empty(self) -> EmbedRequest:
@@ -77,8 +88,8 @@ class EmbedResponse(ModelResponse):
 
 
 class MatchRequest(ModelRequest):
-    pictures: list[Base64] = Field(min_length=1, description="Pictures.")
-    texts: list[Text] = Field(min_length=1, description="Texts, each of which is matched with each picture.")
+    pictures: Base64s = Field(min_length=1, description="Pictures.")
+    texts: Texts = Field(min_length=1, description="Texts, each of which is matched with each picture.")
 
 
 class MatchResponse(ModelResponse):
@@ -180,7 +191,7 @@ def request_of(ability: Ability) -> type[ModelRequest]:
     """Builds the request type of a task head's ability, with the fields that the ability states."""
     fields: dict[str, Any] = {picture.field: (Base64, ...) for picture in ability.pictures}
     if ability.text is not None:
-        fields[ability.text.field] = (list[Text], Field(min_length=1, description=ability.text.description))
+        fields[ability.text.field] = (Texts, Field(min_length=1, description=ability.text.description))
     for option in ability.options:
         fields[option.name] = _option(option)
     return create_model(f"{ability.name.title()}Request", __base__=ModelRequest, **fields)
@@ -189,7 +200,7 @@ def request_of(ability: Ability) -> type[ModelRequest]:
 def _option(option: Option) -> tuple[Any, Any]:
     if option.kind == "count":
         return int, Field(option.default, ge=1, le=option.most, description=option.description)
-    return list[Text] | None, Field(option.default, min_length=1, description=option.description)
+    return Texts | None, Field(option.default, min_length=1, description=option.description)
 
 
 def response_of(ability: Ability) -> tuple[type[ModelResponse], Callable[[Any], Any]]:
@@ -204,8 +215,8 @@ def response_of(ability: Ability) -> tuple[type[ModelResponse], Callable[[Any], 
 
 class LocateRequest(ModelRequest):
     picture: Base64
-    phrases: list[Text] = Field(min_length=1, description="Phrases to find in the picture.")
-    proposals: list[Annotated[list[Number], Field(min_length=4, max_length=4)]] | None = Field(
+    phrases: Texts = Field(min_length=1, description="Phrases to find in the picture.")
+    proposals: Annotated[list[Box], FirstError()] | None = Field(
         None,
         min_length=1,
         description="Boxes to choose from, each x, y, width, height in pixels; null derives a box from the heat map.",
@@ -243,9 +254,18 @@ class ServedModel(Response):
     measured: dict[str, Any] | None = Field(description="The contents of its eval.json; null if it was not evaluated.")
 
 
+class ListedModel(Response):
+    id: str = Field(description="The name.")
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "diptych"
+
+
 class ModelsResponse(Response):
     models: list[ServedModel]
     index: str | None = Field(description="The search method of the index in words; null without an index.")
+    object: Literal["list"] = "list"
+    data: list[ListedModel] = Field(description="The same models in the form of OpenAI's API.")
 
 
 class Health(Response):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import contextlib
 import json
 import logging
 import os
@@ -12,29 +12,41 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from diptych.apps.serve.admission import AdmissionMiddleware
+from diptych.apps.serve.admission import ABORT, AdmissionMiddleware
 from diptych.apps.serve.app import ServerState, build_app
 from diptych.apps.serve.limits import Limits
+from diptych.apps.web import OncePerSecond, allowed_hosts, is_loopback, root_path_of
 from diptych.predict import ModelPool, PooledModel
 
 log = logging.getLogger("diptych.apps.serve")
 KEY_VARIABLE = "DIPTYCH_API_KEY"
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 LEAST_KEY = 16
 """Least number of characters of a key. Shorter keys could be guessed at the rate at which a server answers."""
+BACKLOG = 128
+"""Connections that the system keeps until they are accepted. As many may be accepted before the first is closed."""
+OTHER_FILES = 64
+"""Files that the process may need to open besides its connections."""
+READ_AT_ONCE = 1 << 15
+"""Bytes that are read from a connection at a time. A body of one-byte chunks takes a tenth of a second for these."""
+STOPPING = 2.0
+"""Seconds of the time to stop that are kept for closing connections and threads."""
 
 
 class Server(uvicorn.Server):
     """Runs uvicorn, and finishes accepted requests after the first signal to stop while new ones get status 503."""
 
     def __init__(self, app: AdmissionMiddleware, limits: Limits, host: str, port: int) -> None:
+        connections = most_connections(limits.connections)
+        if connections < limits.connections:
+            log.warning("at most %d connections at once, for the process may open no more files", connections)
+
         def protocol(*arguments: Any, **named: Any) -> asyncio.Protocol:
-            return _TimedProtocol(limits, *arguments, **named)
+            return _TimedProtocol(limits, connections, *arguments, **named)
 
         config = uvicorn.Config(
             app,
@@ -49,6 +61,7 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=1,
+            backlog=BACKLOG,
         )
         super().__init__(config)
         self._app, self._limits = app, limits
@@ -64,10 +77,16 @@ class Server(uvicorn.Server):
         """Stops gracefully, as the first signal does."""
         if not self._app.stopping:
             self._app.stopping = True
-            self._deadline = time.monotonic() + self._limits.grace_seconds
+            grace = self._limits.grace_seconds
+            self._deadline = time.monotonic() + grace - min(STOPPING, grace / 2)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(OncePerSecond(log))
+        await super().serve(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        done = self._app.stopping and (not self._app.in_flight or time.monotonic() > self._deadline)
+        open_requests = self._app.in_flight + self._app.delivering
+        done = self._app.stopping and (not open_requests or time.monotonic() > self._deadline)
         return await super().on_tick(counter) or done
 
     @property
@@ -76,22 +95,41 @@ class Server(uvicorn.Server):
         return _url(self.servers[0].sockets[0].getsockname())
 
 
-class _TimedProtocol(H11Protocol):
-    """Closes connections that send no request in time, and those beyond the limit on connections."""
+def most_connections(wanted: int) -> int:
+    """Returns how many connections there can be at once, given how many files the process may open."""
+    try:
+        import resource
 
-    def __init__(self, limits: Limits, *arguments: Any, **named: Any) -> None:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    except (ImportError, OSError):  # not on every system
+        return wanted
+    if files == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, files - opened - BACKLOG - OTHER_FILES))
+
+
+class _TimedProtocol(H11Protocol):
+    """Closes connections that send no request or take no answer in time, and those beyond the limit on connections."""
+
+    def __init__(self, limits: Limits, most: int, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._limits = limits
+        self._limits, self._most = limits, most
         self._timeout: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
-            transport.close()
+        with contextlib.suppress(AttributeError):  # an event loop of another kind
+            transport.max_size = READ_AT_ONCE  # type: ignore[attr-defined]
+        if len(self.connections) > self._most:
+            transport.abort()
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
@@ -99,8 +137,20 @@ class _TimedProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._stop_waiting()
+            cast(dict[str, Any], self.cycle.scope)[ABORT] = self.transport.abort
         elif self._timeout is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()  # the head of the next request has begun
+
+    def on_response_complete(self) -> None:
+        """Gives the client a time to take what is left of the answer, also if the connection is to be closed then."""
+        if self._unread is not None:
+            self._unread.cancel()
+        self._unread = self.loop.call_later(self._limits.answer_seconds, self._abort_unread)
+        super().on_response_complete()
+
+    def _abort_unread(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """Answers in the shape of every other error. `msg` is always the same."""
@@ -111,7 +161,12 @@ class _TimedProtocol(H11Protocol):
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
-        self._timeout = self.loop.call_later(self._limits.body_seconds, self.transport.close)
+        self._timeout = self.loop.call_later(self._limits.body_seconds, self._end)
+
+    def _end(self) -> None:
+        """Closes the connection, at once if the client does not take what is left."""
+        self._abort_unread()
+        self.transport.close()
 
     def _stop_waiting(self) -> None:
         if self._timeout is not None:
@@ -129,24 +184,28 @@ def serve(
     without_key: bool = False,
     names: Sequence[str] = (),
     limits: Limits | None = None,
+    root_path: str = "",
 ) -> None:
     """Serves until SIGTERM or SIGINT. Raises ValueError for runs, an index, a key or an address that cannot be used.
 
     `index` is a place that `diptych.apps.index.open_index` opens. Requests must send `key`; an address that other
     machines can reach requires one, or `without_key`. `names` are further names that a Host header may give.
+    `root_path` is a proxy's prefix: a path, or a whole address, whose host is then accepted too.
     """
     limits = limits or Limits()
+    root_path, public_names = root_path_of(root_path)
     check_open(host, key, without_key)
     listening = _listen(host, port)  # before loading the models, which may take long
     with listening:
         state = make_server_state(ModelPool.load(runs, device), index, limits)
         try:
-            server = Server(build_app(state, key, allowed_hosts(host, names)), limits, host, port)
+            app = build_app(state, key, allowed_hosts(host, [*names, *public_names]), root_path)
+            server = Server(app, limits, host, port)
             url = _url(listening.getsockname())
             print(f"serving {len(state.pool.models)} model(s) at {url} (/ is the documentation)", flush=True)
             server.run(sockets=[listening])
         finally:
-            state.close()
+            state.close(STOPPING / 2)
 
 
 def make_server_state(pool: ModelPool, index: str | None, limits: Limits) -> ServerState:
@@ -176,23 +235,11 @@ def check_open(host: str, key: str | None, without_key: bool) -> None:
             f"the key must be {LEAST_KEY} or more printable ASCII characters without spaces, as from: "
             'python -c "import secrets; print(secrets.token_urlsafe())"'
         )
-    if key is None and not without_key and not _is_loopback(host):
+    if key is None and not without_key and not is_loopback(host):
         raise ValueError(
             f"{host} can be reached from other machines, and there is no key: set {KEY_VARIABLE} or --api-key-file, "
             "or add --no-key if a proxy in front of it controls access"
         )
-
-
-def allowed_hosts(host: str, names: Sequence[str]) -> list[str] | None:
-    """Returns the names that a Host header may give; None accepts any.
-
-    A server on loopback accepts its own names only. Otherwise a foreign web page could point its domain at this machine
-    (DNS rebinding), and a browser would let it read the answers.
-    """
-    if not _is_loopback(host) and not names:
-        return None
-    loopback = [*LOOPBACK_NAMES, f"[{host}]" if ":" in host else host] if _is_loopback(host) else []
-    return [name.lower() for name in (*loopback, *names)]
 
 
 def read_key(file: Path | None) -> str | None:
@@ -204,20 +251,13 @@ def read_key(file: Path | None) -> str | None:
     return key
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-        listening.listen(2048)
+        listening.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listening.close()
         raise ValueError(f"cannot listen at {host}:{port}: {error}") from None

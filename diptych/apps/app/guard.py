@@ -1,0 +1,259 @@
+"""Stands before Gradio: decides whose requests are answered, how much they may send, and how long answers stay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs
+
+import gradio
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from diptych.apps.app.fields import MOST_BYTES
+from diptych.apps.web import OncePerSecond, cut, host_is_allowed, host_name, without_prefix
+
+LOG = logging.getLogger(__name__)
+MOST_FORM_BYTES = 2**20
+"""Largest body of a request that is no upload. Forms hold texts of 2,000 letters and the names of uploads."""
+MULTIPART = 2**16
+"""Bytes that an upload may have besides its file."""
+UPLOADED = 500 * 2**20
+"""Bytes of all uploads that are kept at a time."""
+SLOWEST_FORM, SLOWEST_UPLOAD = 20.0, 120.0
+"""Seconds for the body of a request to arrive."""
+UNREAD_SECONDS = 60.0
+"""Seconds after which answers are dropped that nobody fetches."""
+MOST_UNREAD, MOST_OF_A_SESSION = 64, 8
+"""Questions, of all visitors and of one, whose answers nobody fetches at the moment. Further ones are refused."""
+LONGEST_SESSION = 100
+"""Characters of the name that a browser gives to its session."""
+MOST_OPEN = 512
+"""Requests that are open at once, most of them streams that browsers keep. Further ones are refused."""
+
+
+class Refused(Exception):
+    """Says with which status and words a request is refused."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Guard:
+    """Wraps Gradio's application."""
+
+    def __init__(
+        self, app: ASGIApp, blocks: gradio.Blocks, uploads: Path, hosts: Collection[str] | None,
+        names: Collection[str] = (), root_path: str = "",
+    ) -> None:  # fmt: skip
+        """`hosts` are the accepted Host headers (None accepts any), `names` those given by the user. Both are in lower
+        case. `uploads` is the folder of uploaded files, and `root_path` a proxy's prefix."""
+        self.app, self.blocks, self.uploads = app, blocks, uploads
+        self.hosts, self.names, self.root_path = hosts, frozenset(names), root_path
+        self._open = 0
+        """Requests that are being answered."""
+        self._arriving = 0
+        """Bytes of the uploads that are arriving."""
+        self._reading: Counter[str] = Counter()
+        """Open streams of answers by session."""
+        self._asked: dict[str, float] = {}
+        """When each session last asked something, or stopped reading."""
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                asyncio.get_running_loop().set_exception_handler(OncePerSecond(LOG))
+                await self.app(scope, receive, send)
+            return
+        scope = {**scope, "path": without_prefix(scope["path"], self.root_path)}
+        begun = False
+
+        async def tell(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        self._open += 1
+        try:
+            self._check_origin(scope)
+            if self._open > MOST_OPEN:
+                raise Refused(503, "too many requests are open: try again later")
+            await self._pass_on(scope, receive, tell)
+        except Refused as refused:
+            if not begun:
+                answer = JSONResponse({"detail": str(refused)}, refused.status, {"Connection": "close"})
+                await answer(scope, receive, send)
+        finally:
+            self._open -= 1
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Refuses names that this machine does not go by, and requests that other web pages make."""
+        headers = Headers(scope=scope)
+        host = headers.get("host")
+        if not host_is_allowed(host, self.hosts, scope["http_version"]):
+            raise Refused(421, "this server answers to its own names only; --allow-host adds one")
+        origin = headers.get("origin")
+        if origin is None:
+            return
+        authority = origin.partition("://")[2].lower()
+        if authority != (host or "").lower() and host_name(authority) not in self.names:
+            raise Refused(403, "a page of another server sent this; --allow-host adds the name of a server")
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"].rstrip("/")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            if path.endswith("/queue/data"):
+                return await self._read_answers(scope, receive, send)
+            return await self.app(scope, receive, send)
+        if path.endswith("/gradio_api/upload"):
+            return await self._upload(scope, receive, send)
+        body = await _read(receive, MOST_FORM_BYTES, SLOWEST_FORM)
+        if path.endswith("/queue/join"):
+            self._admit_question(body)
+        return await self.app(scope, _replay(body, receive), send)
+
+    # ------------------------------------------------------------------ uploads
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = Headers(scope=scope).get("content-length", "")
+        if not sent.isdecimal():
+            raise Refused(411, "an upload says its length")
+        size = int(sent[:20])
+        if size > MOST_BYTES + MULTIPART:
+            raise Refused(413, f"an upload has at most {MOST_BYTES // 2**20} MiB, which is the maximum allowed size")
+        if self._arriving + size + _bytes_in(self.uploads) > UPLOADED:
+            raise Refused(507, "the space for uploads is full: try again later, when old ones were deleted")
+        self._arriving += size
+        end = time.monotonic() + SLOWEST_UPLOAD
+
+        async def receive_in_time() -> Message:
+            try:
+                async with asyncio.timeout(end - time.monotonic()):
+                    return await receive()
+            except TimeoutError:
+                return {"type": "http.disconnect"}
+
+        try:
+            await self.app(scope, receive_in_time, send)
+        finally:
+            self._arriving -= size
+
+    # ------------------------------------------------------------------ answers
+
+    def _admit_question(self, body: bytes) -> None:
+        """Refuses a question if too many answers wait to be fetched."""
+        try:
+            session = json.loads(body)["session_hash"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise Refused(400, "this is not a question") from None
+        if not isinstance(session, str) or not 0 < len(session) <= LONGEST_SESSION:
+            raise Refused(400, f"a session is named by at most {LONGEST_SESSION} characters")
+        waiting = self.blocks._queue.pending_event_ids_session
+        unread = sum(len(events) for name, events in waiting.items() if not self._reading[name])
+        if unread >= MOST_UNREAD or len(waiting.get(session, ())) >= MOST_OF_A_SESSION:
+            raise Refused(503, "too many questions are open: fetch their answers, or try again in a minute")
+        self._asked[session] = time.monotonic()
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.ensure_future(self._sweep())
+
+    async def _read_answers(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+        self._reading[session] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._reading[session] -= 1
+            if not self._reading[session]:
+                del self._reading[session]
+            if session in self._asked:
+                self._asked[session] = time.monotonic()
+
+    async def _sweep(self) -> None:
+        """Drops the answers of sessions that nobody reads, until there is no session."""
+        while self._asked:
+            await asyncio.sleep(UNREAD_SECONDS / 4)
+            before = time.monotonic() - UNREAD_SECONDS
+            for session in [name for name, asked in self._asked.items() if asked < before and not self._reading[name]]:
+                del self._asked[session]
+                await self._forget(session)
+            self._reading = +self._reading
+
+    async def _forget(self, session: str) -> None:
+        queue = self.blocks._queue
+        await queue.clean_events(session_hash=session)
+        queue.pending_messages_per_session.pop(session, None)
+        for event in queue.pending_event_ids_session.pop(session, ()):
+            queue.event_ids_to_events.pop(event, None)
+
+
+async def _read(receive: Receive, most: int, seconds: float) -> bytes:
+    """Reads a whole body. Raises Refused for a large or a slow one."""
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(seconds):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "the client has left")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > most:
+                    raise Refused(413, f"a form has at most {most:,} bytes")
+    except TimeoutError:
+        raise Refused(408, f"the request took longer than {seconds:g} s") from None
+    return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Returns a channel that gives the body that was read, and then what `receive` gives."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size
+        except OSError:  # it was deleted in between
+            continue
+    return total
+
+
+# --------------------------------------------------------------------------- the log
+
+
+class _CutFormatter(logging.Formatter):
+    """Formats as another formatter does, and cuts."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        return cut(self._formatter.format(record))
+
+
+def cut_logs() -> None:
+    """Cuts what Gradio and uvicorn log. Gradio prints tracebacks itself, whose errors quote whole requests."""
+    shim = SimpleNamespace(print_exc=lambda: LOG.error("%s", cut(traceback.format_exc())))
+    for module in (gradio.queueing, gradio.routes, gradio.route_utils):
+        vars(module)["traceback"] = shim
+    for name in ("uvicorn", "uvicorn.error"):
+        for handler in logging.getLogger(name).handlers:
+            if not isinstance(handler.formatter, _CutFormatter):
+                handler.setFormatter(_CutFormatter(handler.formatter or logging.Formatter()))

@@ -1,0 +1,152 @@
+"""Checks that what usual clients, probes and proxies send is answered as they expect."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diptych.apps.serve.limits import Limits
+from diptych.predict import ModelPool
+from tests.serve.server_state import Running, encoded, error, picture, running
+
+JSON = {"Content-Type": "application/json"}
+PICTURE = f"data:image/png;base64,{encoded(picture())}"
+OTHER = f"data:image/jpeg;base64,{encoded(picture(1), 'JPEG')}"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/", "/v1/models", "/metrics", "/openapi.json"])
+def test_head_is_answered_as_get_without_a_body(path: str, served: Running) -> None:
+    with served.client() as client:
+        head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_http_1_0_needs_no_host_but_a_given_one_is_checked(served: Running) -> None:
+    assert b" 200 " in served.raw(b"GET /healthz HTTP/1.0\r\n\r\n").partition(b"\r\n")[0]
+    assert b" 421 " in served.raw(b"GET /healthz HTTP/1.0\r\nHost: evil.example\r\n\r\n").partition(b"\r\n")[0]
+
+
+def test_a_packed_body_is_unpacked_within_the_limits(pool: ModelPool) -> None:
+    body = json.dumps({"texts": ["a boat"]}).encode()
+    packed = gzip.compress(body)
+    with running(pool, Limits(body_bytes=20_000)) as server:
+
+        def send(content: Any, encoding: str = "gzip") -> tuple[int, str]:
+            response = server.post("/v1/embed", content=content, headers={**JSON, "Content-Encoding": encoding})
+            return response.status_code, "" if response.status_code == 200 else error(response)
+
+        assert send(packed) == send(packed, "x-gzip") == send(body, "identity") == (200, "")
+        assert send(gzip.compress(b" " * 10_000_000)) == (413, "body_too_large")
+        assert send(packed, "br") == send(packed, "gzip, gzip") == (415, "bad_encoding")
+        assert send(body) == send(packed[:-9]) == send(packed + b"x") == (415, "bad_encoding")
+        without_length: Any = (bytes(20_000) if number else packed for number in range(100))
+        assert send(without_length) in ((413, "body_too_large"), (415, "bad_encoding"))
+        assert server.admission._held_bytes == 0
+
+
+def test_a_proxys_prefix_may_be_left_or_taken_off(pool: ModelPool) -> None:
+    with running(pool, root_path="/ai") as server:
+        for path in ("/ai/healthz", "/healthz", "/ai/v1/models", "/ai/", "/ai"):
+            assert server.get(path).status_code == 200
+        assert server.post("/ai/v1/embed", {"texts": ["a boat"]}).status_code == 200
+        assert server.get("/aihealthz").status_code == 404
+        assert server.get("/openapi.json").json()["servers"] == [{"url": "/ai"}]
+
+
+# --------------------------------------------------------------------------- embeddings
+
+
+def test_embeddings_are_the_same_as_floats_and_in_base64(served: Running) -> None:
+    body = {"input": ["a boat", PICTURE, {"type": "image_url", "image_url": {"url": OTHER}}]}
+    floats = served.post("/v1/embeddings", body).json()
+    packed = served.post("/v1/embeddings", {**body, "encoding_format": "base64"}).json()
+    direct = served.post(
+        "/v1/embed", {"texts": ["a boat"], "pictures": [url.partition(",")[2] for url in (PICTURE, OTHER)]}
+    ).json()
+    for index, vector in enumerate([*direct["texts"], *direct["pictures"]]):
+        assert np.allclose(floats["data"][index]["embedding"], vector, atol=1e-6)
+        unpacked = np.frombuffer(base64.b64decode(packed["data"][index]["embedding"]), "<f4")
+        assert np.allclose(unpacked, vector, atol=1e-6)
+    assert floats["object"] == "list"
+    assert floats["usage"]["prompt_tokens"] > 0
+
+
+def test_a_single_input_is_a_list_of_one(served: Running) -> None:
+    for one in ("a boat", PICTURE, {"text": "a boat"}, {"image": PICTURE.partition(",")[2]}):
+        assert len(served.post("/v1/embeddings", {"input": one}).json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        ({"input": [[1, 2, 3]]}, "bad_request", "token ids"),
+        ({"input": [1, 2]}, "bad_request", "token ids"),
+        ({"input": []}, "bad_request", ""),
+        ({"input": {"image_url": {"url": "https://example.org/a.png"}}}, "bad_picture", "No address is ever fetched"),
+        ({"input": {"image_url": "file:///etc/passwd"}}, "bad_picture", "No address is ever fetched"),
+        ({"input": {"image": "http://127.0.0.1/a.png"}}, "bad_picture", "No address is ever fetched"),
+        ({"input": {"text": "a boat", "image": "x"}}, "bad_request", "give one of text"),
+        ({"input": ["a boat", "data:image/png;base64,iVBO"]}, "bad_picture", "input[1]"),
+        ({"input": ["a boat"] * 65}, "too_many", "65 input"),
+        ({"input": "a boat", "dimensions": 3}, "refused", "dimensions"),
+        ({"input": "a boat", "model": "text-embedding-3-small"}, "unknown_model", "There are"),
+    ],
+)
+def test_what_embeddings_do_not_take_is_named(body: Any, code: str, words: str, served: Running) -> None:
+    response = served.post("/v1/embeddings", body)
+    assert error(response) == code
+    assert words in response.text
+
+
+def test_the_openai_client_works_unmodified(served: Running) -> None:
+    openai = pytest.importorskip("openai")
+    alone = openai.DefaultHttpxClient(trust_env=False)
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, http_client=alone)
+    names = [model.id for model in client.models.list()]
+    assert names
+    direct = served.post("/v1/embed", {"texts": ["a boat"]}).json()
+    for more in ({}, {"encoding_format": "float"}, {"encoding_format": "base64", "user": "somebody"}):
+        answer = client.embeddings.create(model=direct["model"], input=["a boat", PICTURE], **more)
+        assert [item.index for item in answer.data] == [0, 1]
+        if more.get("encoding_format") != "base64":
+            assert np.allclose(answer.data[0].embedding, direct["texts"][0], atol=1e-6)
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
+        client.embeddings.create(model="gpt", input="a boat")
+
+
+# --------------------------------------------------------------------------- re-ranking
+
+
+def test_pictures_are_ordered_for_a_text_by_match(served: Running) -> None:
+    answer = served.post("/v1/rerank", {"query": "a boat", "documents": [PICTURE, OTHER]}).json()
+    match = served.post(
+        "/v1/match", {"texts": ["a boat"], "pictures": [url.partition(",")[2] for url in (PICTURE, OTHER)]}
+    ).json()["probabilities"]
+    scores = [item["relevance_score"] for item in answer["results"]]
+    assert answer["scored_by"] == "match"
+    assert scores == sorted(scores, reverse=True)
+    for item in answer["results"]:
+        assert item["relevance_score"] == pytest.approx(match[item["index"]][0], abs=1e-5)
+
+
+def test_texts_are_ordered_for_a_picture_and_for_a_text(served: Running) -> None:
+    documents = ["two dogs on the beach", {"text": "a boat"}, "a small bird above a tree"]
+    by_match = served.post("/v1/rerank", {"query": PICTURE, "documents": documents, "top_n": 2}).json()
+    assert (by_match["scored_by"], len(by_match["results"])) == ("match", 2)
+    similar = served.post("/v1/rerank", {"query": "a boat", "documents": documents, "return_documents": True}).json()
+    assert similar["scored_by"] == "similarity"
+    best = similar["results"][0]
+    assert (best["index"], best["document"]) == (1, {"text": "a boat"})
+    assert best["relevance_score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_documents_of_two_kinds_are_refused(served: Running) -> None:
+    response = served.post("/v1/rerank", {"query": "a boat", "documents": ["a boat", PICTURE]})
+    assert (response.status_code, error(response)) == (422, "refused")
