@@ -301,17 +301,6 @@ def _raise_pillows_limit(most_pixels: int | None) -> None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most_pixels // 2 + 1)
 
 
-def _head(path: str | bytes) -> bytes:
-    """Returns the first bytes of a picture."""
-    if isinstance(path, bytes):
-        return path[:HEAD]
-    content = _content(path)
-    if isinstance(content, io.BytesIO):
-        return content.getvalue()[:HEAD]
-    with content.open("rb") as stream:
-        return stream.read(HEAD)
-
-
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     Image.init()

@@ -34,8 +34,18 @@ CORE = (
     ("nn",),
     ("types",),
     (
-        "schema", "serialize", "seeds", "device", "cache", "launched", "logged", "console", "writing", "places",
-        "printable", "reading",
+        "schema",
+        "serialize",
+        "seeds",
+        "device",
+        "cache",
+        "launched",
+        "logged",
+        "console",
+        "writing",
+        "places",
+        "printable",
+        "reading",
     ),
 )
 """The inner ring: what the papers are about. It imports nothing of the outer one, which stands above it."""

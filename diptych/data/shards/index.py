@@ -99,9 +99,7 @@ class ShardIndex:
     def with_stamp(self, stamp: Stamp) -> ShardIndex:
         """Copies the index into memory, as the index of a copy of the shard in the state `stamp`."""
         starts, sizes, draws, samples = (column.copy() for column in self.columns)
-        return ShardIndex(
-            stamp, starts, sizes, draws, samples, self.lost, self.naming, self.chosen, self.passed_over
-        )
+        return ShardIndex(stamp, starts, sizes, draws, samples, self.lost, self.naming, self.chosen, self.passed_over)
 
     def fits(self, names: SampleNames) -> bool:
         """Returns whether its samples are those of a rule, or were formed by looking if that is asked for."""
@@ -146,7 +144,10 @@ def read_index(file: Path) -> ShardIndex | None:
             stop = place + count * np.dtype(kind).itemsize
             columns[name] = content[place:stop].view(kind)
             place = stop
-        lost = tuple(BadRecord(*map(str, error[:3]), *map(int, error[3:])) for error in head["lost"])
+        lost = tuple(
+            BadRecord(str(name), str(reason), str(detail), int(count[0]) if count else 1)
+            for name, reason, detail, *count in head["lost"]
+        )
         # Earlier versions knew the first dot only.
         naming, chosen = head.get("naming", "first_dot"), bool(head.get("chosen", True))
         passed_over = {str(reason): int(count) for reason, count in head.get("passed_over", {}).items()}
