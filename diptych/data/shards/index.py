@@ -145,8 +145,8 @@ def read_index(file: Path) -> ShardIndex | None:
             columns[name] = content[place:stop].view(kind)
             place = stop
         lost = tuple(
-            BadRecord(str(name), str(reason), str(detail), int(count[0]) if count else 1)
-            for name, reason, detail, *count in head["lost"]
+            BadRecord(str(name), str(reason), str(detail), int(many[0]) if many else 1)
+            for name, reason, detail, *many in head["lost"]
         )
         # Earlier versions knew the first dot only.
         naming, chosen = head.get("naming", "first_dot"), bool(head.get("chosen", True))
