@@ -13,7 +13,7 @@ import diptych
 
 ROOT = Path(diptych.__file__).parent
 
-APPS = ("app", "serve"), ("ablate", "demo"), ("compare", "doctor", "plan"), ("report",), ("index", "export")
+APPS = ("app", "serve"), ("ablate", "demo"), ("compare", "doctor", "plan"), ("report",), ("adapters", "index", "export")
 """The outer ring, `diptych/apps`: applications of trained models."""
 CORE = (
     ("run", "pretrained"),
