@@ -192,16 +192,31 @@ class Predictor:
     ) -> Choice | tuple[Choice, ...]:
         """Chooses among labels for a picture without training for them (zero-shot, as in CLIP).
 
-        A label's vector is the normalised mean of its normalised vectors in all `templates`, in which it replaces `{}`.
-        Probabilities are the softmax of similarity / temperature. Raises ValueError for fewer than two different
-        labels, and for a template without `{}`.
+        A label's vector is that of `embed_labels`, in whose `templates` it replaces `{}`. Probabilities are the softmax
+        of similarity / temperature. Raises ValueError for fewer than two different labels, and for a template without
+        `{}`.
         """
         self._require("embed_image", "embed_text", "temperature")
         images, names = as_pictures(image), list(as_strings(labels, "labels").items)
-        vectors = self._label_vectors(names, list(as_strings(templates, "templates").items))
+        vectors = self.embed_labels(names, templates)
         similarity = self.embed_images(images.items) @ vectors.T
         probabilities = (similarity / self.model.temperature().item()).softmax(dim=1)
         return _shaped([Choice.of(names, row) for row in probabilities.tolist()], images)
+
+    def embed_labels(self, labels: Strings, templates: Strings = TEMPLATES) -> Float[Tensor, "L E"]:
+        """Computes the vector of each label: the normalised mean of its normalised vectors in all templates.
+
+        Raises ValueError for fewer than two different labels, and for a template without `{}`.
+        """
+        labels, templates = as_strings(labels, "labels").items, as_strings(templates, "templates").items
+        if len(set(labels)) < max(2, len(labels)):
+            raise ValueError(f"cannot choose among {', '.join(labels)}: give two or more labels, each once")
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"the template {template!r} has no {{}} for the label")
+        self.texts(labels)  # within a template, a label without words would not show
+        sentences = [template.replace("{}", label) for label in labels for template in templates]
+        return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
 
     # ------------------------------------------------------------------ by the head of a task
 
@@ -522,16 +537,6 @@ class Predictor:
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size
         return (pictures[start : start + size] for start in range(0, len(pictures), size))
-
-    def _label_vectors(self, labels: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "L E"]:
-        if len(set(labels)) < max(2, len(labels)):
-            raise ValueError(f"cannot choose among {', '.join(labels)}: give two or more labels, each once")
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"the template {template!r} has no {{}} for the label")
-        self.texts(labels)  # within a template, a label without words would not show
-        sentences = [template.replace("{}", label) for label in labels for template in templates]
-        return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
 
 
 @lru_cache(maxsize=1)

@@ -82,7 +82,7 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
     return overridden
 
 
-def _folder_of(checkpoint: Path) -> Path:
+def folder_of(checkpoint: Path) -> Path:
     """Returns the run's folder, or the checkpoint itself if it belongs to no run, such as a converted one."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
 
@@ -151,7 +151,7 @@ def evaluate_as_retrieval(path: Path, split: Split = "test", changes: Changes | 
         ceiling = {name: 100 * share for name, share in shares.items()}
     measured = calibration.measure(predictor, source, read, result) if split != "validation" else ()
     evaluated = EvaluatedRetrieval(
-        _folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes
+        folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes
     )
     evaluated.written[0].write_text(json.dumps(evaluated.to_json(), indent=1))
     return evaluated
@@ -186,7 +186,7 @@ class OpenedTask:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return _folder_of(self.checkpoint)
+        return folder_of(self.checkpoint)
 
 
 def open_task(path: Path, changes: Changes | None = None) -> OpenedTask:

@@ -209,9 +209,7 @@ class Trackers:
             thread.start()
             thread.join(CLOSE_SECONDS)
             if thread.is_alive():
-                self.say(
-                    f"{TRACKERS[name][0]} took over {CLOSE_SECONDS:g} s to close: its last lines may be missing"
-                )
+                self.say(f"{TRACKERS[name][0]} took over {CLOSE_SECONDS:g} s to close: its last lines may be missing")
             elif problems:
                 self.say(f"{TRACKERS[name][0]} could not be closed: {_line(problems[0])}")
         self.open = {}
