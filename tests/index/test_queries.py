@@ -167,3 +167,31 @@ def test_what_cannot_be_shown_is_said_before_the_model_is_loaded(
         status, _, error = run_command(capsys, *verb, *words)
         assert status == 2
         assert message in error
+
+
+def test_a_renamed_file_replaces_its_earlier_name(model: Predictor, photos: Path, tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    build_index(place, photos, model)
+    (photos / "2.png").rename(photos / "fox.png")
+    (photos / "inner" / "4.png").rename(photos / "4.png")
+    (photos / "3.png").unlink()
+    report = build_index(place, photos, model)
+    assert (report.added, report.renamed, report.counts["picture"]) == (2, 2, 7)
+    assert "2 added (2 of them renamed)" in str(report)
+    ids = {hit.id for hit in open_index(place, model).search("a boat", 10).hits}
+    assert {"fox.png", "4.png"} < ids
+    assert not {"2.png", "inner/4.png"} & ids
+    assert "3.png" in ids, "a picture that has gone stays until it is removed"
+
+
+def test_a_copy_is_no_new_name_while_the_first_is_there(model: Predictor, photos: Path, tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    build_index(place, photos, model)
+    (photos / "two.png").write_bytes((photos / "2.png").read_bytes())
+    assert build_index(place, photos, model).renamed == 0
+    ids = {hit.id for hit in open_index(place, model).search("a boat", 10).hits}
+    assert {"2.png", "two.png"} < ids
+    (photos / "2.png").unlink()
+    (photos / "two.png").rename(photos / "three.png")
+    report = build_index(place, photos, model)
+    assert report.renamed == 1, "one file has one earlier name"

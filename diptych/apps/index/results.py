@@ -117,10 +117,13 @@ class BuildReport:
     """How each kind is searched, as in "exact, 1,000 vectors"."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, such as why an index was begun anew."""
+    renamed: int = 0
+    """Number of the added pictures whose file only has another name now. Their earlier names are removed."""
 
     def __str__(self) -> str:
         kept = f", {self.kept:,} already there" if self.kept else ""
-        lines = [f"{self.place}: {self.added:,} added{kept}", *_contents(self.counts, self.search_methods)]
+        renamed = f" ({self.renamed:,} of them renamed)" if self.renamed else ""
+        lines = [f"{self.place}: {self.added:,} added{renamed}{kept}", *_contents(self.counts, self.search_methods)]
         if self.skipped:
             lines.append(f"{len(self.skipped):,} could not be used:")
             lines += [f"  {error}" for error in self.skipped[:LISTED]]
