@@ -21,7 +21,7 @@ RUN useradd --uid 1000 --home-dir "$HOME" --create-home diptych && chmod 1777 "$
 USER diptych
 WORKDIR /work
 
-# `diptych serve` listens at 8000, `diptych app` at 7860; both need --host 0.0.0.0 here.
-EXPOSE 8000 7860
+# `diptych serve` listens at 8080, `diptych app` at 7860; both need --host 0.0.0.0 here.
+EXPOSE 8080 7860
 ENTRYPOINT ["diptych"]
 CMD ["--help"]
