@@ -138,10 +138,11 @@ def _earlier_names(portion: Portion, store: Store, taken: Set[str]) -> set[str]:
     """
     names: set[str] = set()
     added = {item.id for item in portion.items}
+    neighbours = min(NEAR, store.count("picture"))
     for item, vector in zip(portion.items, portion.vectors, strict=True):
-        if item.kind != "picture":
+        if item.kind != "picture" or not neighbours:
             continue
-        near = [id for id, cosine in store.nearest("picture", vector, NEAR) if cosine > EQUAL]
+        near = [id for id, cosine in store.nearest("picture", vector, neighbours) if cosine > EQUAL]
         for known in store.items([id for id in near if id not in taken | names | added]):
             if known.stamp.split(":")[0] == item.stamp.split(":")[0] and not store.description.file(known).exists():
                 names.add(known.id)
