@@ -34,11 +34,11 @@ def fit(
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.cross_entropy(features @ weights, labels) + penalty / (2 * len(labels)) * weights[:-1].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     return weights.detach()
 
 

@@ -24,7 +24,9 @@ from tests.index.sources import save_pictures
 def photos(tmp_path: Path) -> Path:
     """Five pictures, of which two come twice: larger as JPEG, and as an exact copy."""
     folder = save_pictures(tmp_path / "photos", 5)
-    Image.open(folder / "0.png").resize((200, 160)).save(folder / "0-large.jpg", quality=60)
+    for file in folder.rglob("*.png"):  # soft, as photographs are
+        Image.open(file).resize((5, 4)).resize((200, 160)).save(file)
+    Image.open(folder / "0.png").resize((400, 320)).save(folder / "0-large.jpg", quality=80)
     (folder / "1-copy.png").write_bytes((folder / "1.png").read_bytes())
     return folder
 
