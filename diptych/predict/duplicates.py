@@ -17,8 +17,8 @@ from diptych.predict.inputs import Picture, open_any
 SIDE = 16
 """Pictures are compared at this many pixels a side."""
 MOST_DIFFERENT = 20
-"""The largest difference, of 255, in any pixel and colour at that size. Photographs at a quarter to twice their size and at
-JPEG qualities from 30 to 80 stay below 7, and those without their left 3 % are at 40 or above."""
+"""The largest difference, of 255, in any pixel and colour at that size. Photographs at a quarter to twice their size,
+with a JPEG quality from 30 to 80, stay below 7. Those without their left 3 % are at 40 or above."""
 SPARE = 3
 """A search that folds looks at this many times the hits that it shows."""
 SHOWN = 3
