@@ -964,6 +964,10 @@ class ScheduleConfig:
     """Power of the remaining share of steps, for `polynomial` only."""
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""Experiment trackers (diptych/train/trackers.py)."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Configures a run: its length, batch, devices, checkpoints and validation."""
@@ -1009,7 +1013,9 @@ class RunConfig:
     patience: int | None = None
     """Number of validations without an improvement after which the run stops; none never stops it."""
     tensorboard: bool = False
-    """Whether the log is also written for TensorBoard."""
+    """Whether the log is also written for TensorBoard, as with `trackers=tensorboard`."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers that also receive the log, such as `wandb` or `tensorboard,mlflow`."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diptych.metrics.accuracy import Estimate
-    from diptych.run import EvaluatedTask
+    from diptych.run import EvaluatedClasses, EvaluatedTask
 
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych evaluate",
-        usage="diptych evaluate RUN [--split SPLIT] [--submission FILE] [--json] [name=value …]",
+        usage="diptych evaluate RUN [--split SPLIT] [--submission FILE] [--json] [name=value …]\n"
+        "       diptych evaluate RUN --classes DIR [--probe] [--template TEXT …] [--class-names FILE] [--json]",
         epilog="name=value evaluates the same model on other data or in another way, as in data.test_path=FILE, "
         "data.scenes.compositions=held_out, evaluation.rerank=256, task.inference=generate. The measures then go to "
         "RUN/eval-changed.json.",
@@ -34,8 +35,28 @@ def run(arguments: Sequence[str]) -> None:
         help="also write the file for the VQA evaluation server, NLVR2 or SNLI-VE, checked before it is written",
     )
     parser.add_argument("--json", action="store_true", help="print what eval.json holds instead of a table")
+    parser.add_argument(
+        "--classes", type=Path, metavar="DIR",
+        help="measure on a folder with a subfolder of pictures for each class instead: zero-shot, by their names",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probe", action="store_true",
+        help="with --classes, also train logistic regression on the frozen vectors: on DIR/train, or in five folds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--template", action="append", metavar="TEXT",
+        help="with --classes, a sentence in which {} stands for the name; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class-names", type=Path, metavar="FILE", help="with --classes, a JSON object of names by folder"
+    )
     options, assignments = parser.parse_known_args(arguments)
 
+    if options.classes is not None:
+        _classes(options, assignments)
+        return
+    if options.probe or options.template or options.class_names:
+        raise ValueError("--probe, --template and --class-names belong to --classes DIR")
     from diptych.apps.report import summary
     from diptych.recipes.override import parse_assignments
     from diptych.run import EvaluatedTask, evaluate
@@ -52,6 +73,44 @@ def run(arguments: Sequence[str]) -> None:
         return
     written = [*evaluated.written, *([options.submission] if options.submission else [])]
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
+
+
+def _classes(options: argparse.Namespace, assignments: Sequence[str]) -> None:
+    """Measures on a folder of classes and prints the measures before they are written."""
+    if assignments or options.submission or options.split != "test":
+        raise ValueError("--classes DIR names the data: --split, --submission and name=value do not go with it")
+    from diptych.data.classes import read_class_names
+    from diptych.predict.predictor import TEMPLATES
+    from diptych.run import evaluate_classes
+
+    names = read_class_names(options.class_names) if options.class_names else None
+    evaluated = evaluate_classes(options.run, options.classes, options.probe, options.template or TEMPLATES, names)
+    print(json.dumps(evaluated.to_json(), indent=1) if options.json else classes_as_text(evaluated))
+    file = evaluated.write()
+    if not options.json:
+        print(f"\nWritten:\n  {file}")
+
+
+def classes_as_text(evaluated: EvaluatedClasses) -> str:
+    """Formats the measures on a folder of classes, and how many pictures of each class were told."""
+    names = {
+        "zero_shot.accuracy": "Zero-shot, by name", "zero_shot.accuracy@5": "Zero-shot, among the nearest five",
+        "linear_probe.accuracy": "Linear probe",
+    }  # fmt: skip
+    scores = evaluated.scores()
+    width = max(len(names[name]) for name in scores)
+    chance = 100 / len(evaluated.names)
+    lines = [f"{evaluated.source}: {len(evaluated.names)} classes, in % with 95 % intervals (chance {chance:.1f})"]
+    lines += [_line(names[name], score, width) for name, score in scores.items()]
+    wide = max(map(len, evaluated.names))
+    probe = evaluated.probe
+    lines.append("Pictures of each class that were told" + (", zero-shot and by the probe:" if probe else ":"))
+    for name, count in evaluated.zero_shot.classes.items():
+        by_probe = f"  {probe.classes[name].right:>6,}" if probe else ""
+        lines.append(f"  {name:<{wide}}  {count.right:>6,}{by_probe} of {count.labelled:,}")
+    if evaluated.skipped:
+        lines.append(f"{len(evaluated.skipped)} could not be read: {evaluated.skipped[0]}")
+    return "\n".join(lines)
 
 
 def as_text(evaluated: EvaluatedTask) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.cli.hits import QUERY, add_options, check_options, show
 from diptych.cli.search import MIN_MATCH, add_largest_pixels, probability
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     remove.add_argument("ids", nargs="+", metavar="ID", help="names, as `search` shows them")
     search = verbs.add_parser("search", description="Find the items that fit words or a picture best.")
     search.add_argument("place", metavar="PLACE", help=PLACE)
-    search.add_argument("words", nargs="?", help='what to look for, as in "a fox left of a red car"')
+    search.add_argument("words", nargs="?", help=QUERY)
     search.add_argument("--image", type=Path, metavar="FILE", help="a picture to look for, in place of words")
     search.add_argument("--of", default="picture", choices=["picture", "text"], help="what to find (default: picture)")
     search.add_argument("--rerank", action="store_true", help="re-rank the best by the fusion encoder")
     search.add_argument("--min-match", type=probability, metavar="P", help=f"with --rerank, {MIN_MATCH}")
     search.add_argument("--top", type=int, default=10, metavar="N", help="how many to show (default: 10)")
+    add_options(search)
     for verb in (add, search):
         verb.add_argument("--model", metavar="RUN", help="the model that made the index, if it has been moved")
     for verb in (build, add, search):
@@ -90,9 +92,11 @@ def _search(options: argparse.Namespace) -> None:
 
     if (options.words is None) == (options.image is None):
         raise ValueError("give a query: words, or a picture with --image FILE")
+    check_options(options)
     opened = index.open_index(options.place, _model(options))
     query = options.image if options.words is None else options.words
-    print(opened.search(query, options.top, options.of, options.rerank, options.min_match))
+    copies = not options.keep_copies
+    show(opened.search(query, options.top, options.of, options.rerank, options.min_match, copies), options)
 
 
 def _info(options: argparse.Namespace) -> None:

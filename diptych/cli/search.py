@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.cli.hits import QUERY, add_options, check_options, show
+
 MIN_MATCH = (
     "leave out what matches with a lower probability, from 0 (keep all) to 1 or in percent, as in 0.5 or 50%% "
     "(default: what diptych evaluate found for this model; without that, 0)"
@@ -34,15 +36,21 @@ def add_largest_pixels(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych search", description="Rank the pictures in a folder by a text.")
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("text", help='what to look for, as in "a fox left of a red car"')
+    parser.add_argument("text", help=QUERY)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder, with its subfolders")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
     parser.add_argument("--min-match", type=probability, metavar="P", help=MIN_MATCH)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     add_largest_pixels(parser)
+    add_options(parser)
     options = parser.parse_args(arguments)
+    check_options(options)
 
     from diptych import predict
 
     model = predict.load(options.run, options.device, options.largest_pixels)
-    print(predict.search_folder(model, options.text, options.images, options.top, min_match=options.min_match))
+    found = predict.search_folder(
+        model, options.text, options.images, options.top, min_match=options.min_match,
+        fold_copies=not options.keep_copies,
+    )  # fmt: skip
+    show(found, options)

@@ -38,6 +38,7 @@ from diptych.predict.inputs import (
     picture_name,
     prepare_texts,
 )
+from diptych.predict.queries import Query, read_query
 from diptych.predict.results import Hit, Located, MinMatch, Ranking
 from diptych.schema import Recipe
 from diptych.search.calibration import MatchCalibration
@@ -52,6 +53,8 @@ TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
 """Sentences that a label is read in; the second is CLIP's (Radford et al. 2021, §3.1.4)."""
 OF_PAIRS = ("match_logits", "fuse", "pooled")
 """Calls of a model that judge whether a picture and a text belong together."""
+LEAST_LENGTH = 1e-3
+"""The length of a weighted sum of unit vectors below which nothing is left of a query."""
 Result = TypeVar("Result")
 
 
@@ -111,6 +114,29 @@ class Predictor:
         self._require("embed_text")
         with evaluating(self.model):
             return self.model.embed_text(self._text_state(self.texts(texts)))["main"].cpu()
+
+    def embed_query(self, query: Query) -> Float[Tensor, "1 E"]:
+        """Computes the vector of a query: the normalised sum of its terms' vectors, each times its weight.
+
+        Raises ValueError for terms that cancel each other.
+        """
+        vectors = self.embed_texts(query.texts)
+        if query.is_plain:
+            return vectors
+        summed = torch.tensor([[term.weight for term in query.terms]]) @ vectors
+        if float(summed.norm()) < LEAST_LENGTH:
+            raise ValueError(f"{' '.join(query.texts)}: what is wanted and what is unwanted cancel each other")
+        return F.normalize(summed, dim=1)
+
+    def score_query(
+        self, images: State, query: Query, similarity: Float[Tensor, "N"]
+    ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+        """Scores pictures, which `encode` has encoded, as hits of a query.
+
+        Returns the probability that a hit is right, of the query's first term alone, and the score that orders hits:
+        that of the first term, and the log odds of a match of every other term times its weight.
+        """
+        return self._score_terms(self._encoded_logits(images, query.texts), query, similarity)
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Computes the probability that picture n and text m belong together, by the fusion encoder, for every pair."""
@@ -181,10 +207,11 @@ class Predictor:
     ) -> tuple[Hit, ...]:
         """Finds the k pictures that fit the text best, the best first.
 
-        Similarity decides. With `rerank`, the most similar pictures (`evaluation.rerank` of the recipe, at least k) are
-        then ordered by the recipe's `evaluation.score`. None follows the recipe, in which `evaluation.rerank` 0 means
-        no. Pictures that match with less than `min_match` are left out, so that there may be none. By default all are
-        kept, and None is the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
+        The text may hold wanted and unwanted words, as in `a fox +snow -car` (`predict.queries`). Similarity decides.
+        With `rerank`, the most similar pictures (`evaluation.rerank` of the recipe, at least k) are then ordered by the
+        recipe's `evaluation.score`. None follows the recipe, in which `evaluation.rerank` 0 means no. Pictures that
+        match with less than `min_match` are left out, so that there may be none. By default all are kept, and None is
+        the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
         """
         return self.rank_readable(text, as_pictures(images).items, k, rerank, None, min_match).hits
 
@@ -200,16 +227,31 @@ class Predictor:
     ) -> Choice | tuple[Choice, ...]:
         """Chooses among labels for a picture without training for them (zero-shot, as in CLIP).
 
-        A label's vector is the normalised mean of its normalised vectors in all `templates`, in which it replaces `{}`.
-        Probabilities are the softmax of similarity / temperature. Raises ValueError for fewer than two different
-        labels, and for a template without `{}`.
+        A label's vector is that of `embed_labels`, in whose `templates` it replaces `{}`. Probabilities are the softmax
+        of similarity / temperature. Raises ValueError for fewer than two different labels, and for a template without
+        `{}`.
         """
         self._require("embed_image", "embed_text", "temperature")
         images, names = as_pictures(image), list(as_strings(labels, "labels").items)
-        vectors = self._label_vectors(names, list(as_strings(templates, "templates").items))
+        vectors = self.embed_labels(names, templates)
         similarity = self.embed_images(images.items) @ vectors.T
         probabilities = (similarity / self.model.temperature().item()).softmax(dim=1)
         return _shaped([Choice.of(names, row) for row in probabilities.tolist()], images)
+
+    def embed_labels(self, labels: Strings, templates: Strings = TEMPLATES) -> Float[Tensor, "L E"]:
+        """Computes the vector of each label: the normalised mean of its normalised vectors in all templates.
+
+        Raises ValueError for fewer than two different labels, and for a template without `{}`.
+        """
+        labels, templates = as_strings(labels, "labels").items, as_strings(templates, "templates").items
+        if len(set(labels)) < max(2, len(labels)):
+            raise ValueError(f"cannot choose among {', '.join(labels)}: give two or more labels, each once")
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"the template {template!r} has no {{}} for the label")
+        self.texts(labels)  # within a template, a label without words would not show
+        sentences = [template.replace("{}", label) for label in labels for template in templates]
+        return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
 
     # ------------------------------------------------------------------ by the head of a task
 
@@ -354,7 +396,8 @@ class Predictor:
             raise ValueError(f"k is {k}: ask for at least one picture")
         rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank
         limit = self.min_match(min_match, rerank)
-        query = self.embed_texts(text)
+        wanted = read_query(text)
+        query = self.embed_query(wanted)
         places, vectors = self._embed(pictures, skipped)
         if not places:
             return Ranking((), 0, limit, None)
@@ -363,9 +406,9 @@ class Predictor:
         matches: list[float | None] = [None] * len(candidates)
         order = list(range(len(candidates)))
         if rerank:
-            logits = self._pair_logits([pictures[place] for place in candidates], text)
-            probability, score = self._score(logits, text, near.scores[0][:, None])
-            matches, order = probability[:, 0].tolist(), score[:, 0].argsort(descending=True, stable=True).tolist()
+            logits = self._pair_logits([pictures[place] for place in candidates], wanted.texts)
+            probability, score = self._score_terms(logits, wanted, near.scores[0])
+            matches, order = probability.tolist(), score.argsort(descending=True, stable=True).tolist()
         similarities = near.scores[0].tolist()
         hits = [
             Hit(candidates[i], picture_name(pictures[candidates[i]], candidates[i]), similarities[i], matches[i])
@@ -527,19 +570,20 @@ class Predictor:
         tokens = self.texts(texts).attention_mask.sum(dim=1)
         return self.calibration.probability(odds, tokens), odds
 
+    def _score_terms(
+        self, logits: Float[Tensor, "N T 2"], query: Query, similarity: Float[Tensor, "N"]
+    ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+        """Computes what `score_query` returns from the match logits of all terms."""
+        first, *others = query.terms
+        match, score = (column[:, 0] for column in self._score(logits[:, :1], first.text, similarity[:, None]))
+        if others:
+            odds = logits[:, 1:, 1] - logits[:, 1:, 0]
+            score = first.weight * score + odds @ torch.tensor([term.weight for term in others])
+        return match, score
+
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size
         return (pictures[start : start + size] for start in range(0, len(pictures), size))
-
-    def _label_vectors(self, labels: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "L E"]:
-        if len(set(labels)) < max(2, len(labels)):
-            raise ValueError(f"cannot choose among {', '.join(labels)}: give two or more labels, each once")
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"the template {template!r} has no {{}} for the label")
-        self.texts(labels)  # within a template, a label without words would not show
-        sentences = [template.replace("{}", label) for label in labels for template in templates]
-        return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
 
 
 @lru_cache(maxsize=1)

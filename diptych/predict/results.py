@@ -66,6 +66,8 @@ class Hit:
     match: float | None
     """Probability that the hit is right, by the fusion encoder, if the model is calibrated; otherwise ITM's softmax.
     None without re-ranking."""
+    copies: tuple[str, ...] = ()
+    """Names of further pictures that nearly equal it, if near-duplicates are folded."""
 
     def __str__(self) -> str:
         return self.name if self.match is None else f"{self.name} {self.match:.1%}"

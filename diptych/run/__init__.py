@@ -4,7 +4,16 @@ recipe → source → tokenizer → task → training → evaluation. The comman
 else puts the same parts together in another way.
 """
 
+from diptych.run.classes import EvaluatedClasses, evaluate_classes
 from diptych.run.evaluation import EvaluatedRetrieval, EvaluatedTask, evaluate, open_task
 from diptych.run.training import train
 
-__all__ = ["EvaluatedRetrieval", "EvaluatedTask", "evaluate", "open_task", "train"]
+__all__ = [
+    "EvaluatedClasses",
+    "EvaluatedRetrieval",
+    "EvaluatedTask",
+    "evaluate",
+    "evaluate_classes",
+    "open_task",
+    "train",
+]

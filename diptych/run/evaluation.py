@@ -88,7 +88,7 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
     return overridden
 
 
-def _folder_of(checkpoint: Path) -> Path:
+def folder_of(checkpoint: Path) -> Path:
     """Returns the run's folder, or the checkpoint itself if it belongs to no run, such as a converted one."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
 
@@ -168,7 +168,7 @@ def evaluate_as_retrieval(
         ceiling = {name: 100 * share for name, share in shares.items()}
     measured = calibration.measure(predictor, source, read, result) if split != "validation" else ()
     evaluated = EvaluatedRetrieval(
-        _folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes, fits
+        folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes, fits
     )
     if write:
         evaluated.write()
@@ -204,7 +204,7 @@ class OpenedTask:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return _folder_of(self.checkpoint)
+        return folder_of(self.checkpoint)
 
 
 def open_task(path: Path, changes: Changes | None = None) -> OpenedTask:

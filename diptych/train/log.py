@@ -1,4 +1,4 @@
-"""Reports a run while it trains: `metrics.jsonl` always, a bar or plain lines, and TensorBoard on request.
+"""Reports a run while it trains: `metrics.jsonl` always, a bar or plain lines, and trackers on request.
 
 Every line of `metrics.jsonl` has `step`, `epoch`, and `pairs` and `seconds`, both counted from the start of the run.
 A training line adds `lr` and means since the line before: `pairs_per_second`, `waiting` (the share of the time, 0..1,
@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from diptych.schema import RunConfig
+from diptych.schema import Recipe
 from diptych.train.state import Plan, RunState
+from diptych.train.trackers import Trackers
 from diptych.types import Losses, Term
 from diptych.writing import WriteError, write_text
 
@@ -95,15 +96,15 @@ class RunLog:
     Lines of steps that a killed process took after its last checkpoint are removed: the run takes these steps again.
     """
 
-    def __init__(self, folder: Path, plan: Plan, state: RunState, config: RunConfig) -> None:
+    def __init__(self, folder: Path, plan: Plan, state: RunState, recipe: Recipe) -> None:
         self.path = folder / "metrics.jsonl"
         _drop_after(self.path, state.step)
         self.file = self.path.open("ab", buffering=0)  # a refused line is not written again when the file is closed
-        self.curves = _curves(folder, state.step) if config.tensorboard else None
         self.plan = plan
-        self.every = config.log_every
+        self.every = recipe.run.log_every
         self.window = Window()
         self.display = Display(state.step, plan.steps)
+        self.trackers = Trackers(folder, recipe, state.step, self.say)
 
     def __enter__(self) -> RunLog:
         self.display.bar.start()
@@ -114,8 +115,7 @@ class RunLog:
     ) -> None:
         self.display.bar.stop()
         self.file.close()
-        if self.curves:
-            self.curves.close()
+        self.trackers.close(failed=kind is not None)
 
     def step(self, report: StepReport, state: RunState) -> None:
         """Adds a step's report to the next line, and writes the line every `run.log_every` steps."""
@@ -145,10 +145,7 @@ class RunLog:
                 remaining = remaining[self.file.write(remaining) :]
         except OSError as error:
             raise WriteError(self.path, error.strerror or str(error)) from error
-        if self.curves:
-            for name, value in content.items():
-                for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-                    self.curves.add_scalar(f"{name}/{key}".rstrip("/"), number, state.step)
+        self.trackers.log(content, state.step)
         return line
 
 
@@ -220,20 +217,3 @@ def _drop_after(path: Path, step: int) -> None:
             break
         lines.append(line)
     write_text(path, "".join(lines))
-
-
-def require_tensorboard() -> None:
-    """Raises ValueError where TensorBoard is not installed."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            "run.tensorboard is on, but TensorBoard is not installed: pip install 'diptych[track]', or leave it off"
-        ) from None
-
-
-def _curves(folder: Path, step: int) -> Any:
-    """Opens TensorBoard's writer, without the steps that a resumed run will take again."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

@@ -27,10 +27,11 @@ from diptych.seeds import seed_of
 from diptych.task import Task
 from diptych.train.distributed import World, agree, global_losses, loss_share
 from diptych.train.guard import StoppedWaiting, StopSignals, refuse, reproducible, sole_user
-from diptych.train.log import RunLog, SilentLog, StepReport, require_tensorboard
+from diptych.train.log import RunLog, SilentLog, StepReport
 from diptych.train.optim import build_optimizer, learning_rate
 from diptych.train.parallel import ParallelTask
 from diptych.train.state import Plan, RunState, RunStore
+from diptych.train.trackers import require_trackers
 from diptych.train.watch import STOP_GRACE, Watch, watched
 from diptych.types import AnyBatch, Losses, PictureBatch, Progress, TextBatch, to_device
 
@@ -75,8 +76,7 @@ def train(
     """
     world = world or World()
     plan = Plan.of(recipe, loader.steps_per_epoch)
-    if recipe.run.tensorboard:
-        require_tensorboard()
+    require_trackers(recipe.run)
     parallel = ParallelTask.of(task, recipe, world)
     parameters = parallel.parameters()
     optimizer = build_optimizer(task, recipe.optim, parameters, recipe.released, recipe.run.precision)
@@ -87,7 +87,7 @@ def train(
         state = store.open(resume)
         batches = loader.batches(state.step)
         task.train()
-        log = RunLog(folder, plan, state, recipe.run) if world.first else SilentLog()
+        log = RunLog(folder, plan, state, recipe) if world.first else SilentLog()
         with reproducible(recipe.run.threads), log, stop, store:
             stepper = Stepper(parallel, parameters, optimizer, plan, recipe, watch, stop)
             while not plan.ended(state):

@@ -13,7 +13,10 @@ import diptych
 
 ROOT = Path(diptych.__file__).parent
 
-APPS = ("app", "serve"), ("ablate", "demo"), ("compare", "doctor", "plan"), ("report",), ("index", "export", "web")
+APPS = (
+    ("app", "serve"), ("ablate", "demo"), ("compare", "doctor", "plan"), ("report",),
+    ("adapters", "index", "export", "web"),
+)  # fmt: skip
 """The outer ring, `diptych/apps`: applications of trained models."""
 CORE = (
     ("run", "pretrained"),

@@ -480,28 +480,6 @@ def test_bf16_multiplies_in_bfloat16_and_keeps_weights_in_fp32(tmp_path: Path) -
     assert {value.dtype for value in {**stored.weights(), **stored.optimizer()}.values()} == {torch.float32}
 
 
-def test_tensorboard_by_field(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train(Toy(), Loader(), recipe(run__tensorboard=True), tmp_path / "run")
-    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    curves.Reload()
-    stored = [(event.step, event.value) for event in curves.Scalars("losses/a")]
-    logged = [(line["step"], line["losses"]["a"]) for line in lines(tmp_path / "run")]
-    assert [step for step, _ in stored] == [step for step, _ in logged]
-    assert [value for _, value in stored] == pytest.approx([value for _, value in logged])
-
-
-def test_missing_tensorboard_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    task = Toy()
-    with pytest.raises(ValueError, match=r"TensorBoard is not installed: pip install 'diptych\[track\]'"):
-        train(task, Loader(), recipe(run__tensorboard=True), tmp_path / "run")
-    assert task.calls == []
-    assert not (tmp_path / "run").exists()
-
-
 def test_two_threads_give_the_same_gradient_every_time() -> None:
     """Without `reproducible`, this gradient changes from run to run with the order in which threads add it up."""
     generator = torch.Generator().manual_seed(0)

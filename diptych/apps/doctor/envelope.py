@@ -37,7 +37,8 @@ WITHOUT_WEIGHT = (
     "name", "data.workers", "data.bad_share", "data.held_out", "data.validation_path", "data.test_path",
     "run.seed", "run.device", "run.precision", "run.parallel", "run.activation_checkpointing", "run.compile",
     "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.validate_every",
-    "run.validation_items", "run.patience", "run.tensorboard", "evaluation",
+    "run.validation_items", "run.patience", "run.tensorboard", "run.trackers",
+    "evaluation",
 )  # fmt: skip
 """Fields that move a training loss no more than another seed does. A group's name stands for all its fields."""
 PLACES = ("init_from", "task.tokenizer")

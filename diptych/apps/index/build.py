@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from diptych.apps.index.embedding import PORTION, embed
+from diptych.apps.index.embedding import PORTION, Portion, embed
 from diptych.apps.index.identity import ModelIdentity
 from diptych.apps.index.items import KINDS, ItemSource, portions, read_items
 from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
 from diptych.apps.index.places import find_place
 from diptych.apps.index.results import BuildReport
-from diptych.apps.index.store import IndexDescription, Place, Writer, no_index
+from diptych.apps.index.store import IndexDescription, Place, Store, Writer, no_index
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
 
+EQUAL = 1 - 1e-5
+"""Cosine above which two vectors are of the same picture. Batches of different sizes change a vector by less."""
+NEAR = 5
+"""Stored neighbours of a new picture among which its earlier name is looked for."""
 Progress = Callable[[int, int], None]
 """Receives the number of embedded items and the number of all items."""
 
@@ -106,9 +110,13 @@ def _fill(
     ]
     skipped: list[BadRecord] = [*items.skipped]
     added, kept = 0, len(items.items) - len(missing)
+    before = place.open() if missing and description.complete and not anew else None
+    renamed: set[str] = set()
     for part in portions(missing, PORTION):
         portion = embed(part, items.root, predictor)
         skipped += portion.skipped
+        if before is not None:
+            renamed |= _earlier_names(portion, before, renamed)
         if portion.items:
             writer.add(portion)
         added += len(portion.items)
@@ -116,12 +124,32 @@ def _fill(
             progress(kept + added, len(items.items))
     if not (added or kept):
         raise ValueError(f"none of the {len(items.items)} pictures can be read; the first: {skipped[0]}")
+    writer.remove(renamed)
     # A server keeps no list of what was skipped; a folder shows the line in `info`.
     writer.commit([*skipped, *(BadRecord(str(items.root), note) for note in notes)])
     store = place.open()
     counts = {kind: store.count(kind) for kind in KINDS}
     methods = {kind: store.search_method(kind) for kind in KINDS}
-    return BuildReport(place.name, added, kept, tuple(skipped), counts, methods, notes)
+    return BuildReport(place.name, added, kept, tuple(skipped), counts, methods, notes, renamed=len(renamed))
+
+
+def _earlier_names(portion: Portion, store: Store, taken: Set[str]) -> set[str]:
+    """Finds stored pictures that were renamed: their file is gone, and one of the portion has their size and vector.
+
+    A stored picture in `taken` is the earlier name of another one already.
+    """
+    names: set[str] = set()
+    added = {item.id for item in portion.items}
+    neighbours = min(NEAR, store.count("picture"))
+    for item, vector in zip(portion.items, portion.vectors, strict=True):
+        if item.kind != "picture" or not neighbours:
+            continue
+        near = [id for id, cosine in store.nearest("picture", vector, neighbours) if cosine > EQUAL]
+        for known in store.items([id for id in near if id not in taken | names | added]):
+            if known.stamp.split(":")[0] == item.stamp.split(":")[0] and not store.description.file(known).exists():
+                names.add(known.id)
+                break
+    return names
 
 
 def _root(source: ItemSource) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from diptych.apps.index.results import IndexHit, IndexInfo, SearchResults
 from diptych.apps.index.states import ImageStateCache
 from diptych.apps.index.store import Store
 from diptych.predict import Picture, Predictor, unknown_words
+from diptych.predict.duplicates import SPARE, fold, named_copies
+from diptych.predict.queries import Query, read_query
 
 
 def open_index(place: str | Path, predictor: Predictor) -> Index:
@@ -79,10 +82,13 @@ class Index:
         of: Kind = "picture",
         rerank: bool = False,
         min_match: float | None = None,
+        fold_copies: bool = False,
     ) -> SearchResults:
         """Finds the k pictures, or texts, that fit a text or a picture best.
 
-        A `str` is a text; the file of a picture is a `Path`. Hits are ordered by similarity. With `rerank` the most
+        A `str` is a text, which may hold wanted and unwanted words, as in `a fox +snow -car` (`predict.queries`); the
+        file of a picture is a `Path`. With `fold_copies` near-duplicates among pictures, such as one picture at two
+        sizes, are one hit, which names the others. Hits are ordered by similarity. With `rerank` the most
         similar ones (`evaluation.rerank` of the recipe, at least k) are ordered by the recipe's `evaluation.score` of a
         text with pictures or of a picture with texts. Re-ranked pictures are encoded once, as long as their states fit
         into `evaluation.keep_bytes`. Re-ranked items that match with less than `min_match` are left out, and there may
@@ -95,19 +101,26 @@ class Index:
         text = query if isinstance(query, str) else None
         self._check(text, k, of, rerank)
         limit = self.predictor.min_match(min_match, rerank, of_texts=of == "text")
-        vectors = self.predictor.embed_images(query) if text is None else self.predictor.embed_texts(text)
-        candidates = max(k, self.predictor.recipe.evaluation.rerank) if rerank else k
+        wanted = None if text is None else read_query(text)
+        vectors = self.predictor.embed_images(query) if wanted is None else self.predictor.embed_query(wanted)
+        folds = fold_copies and of == "picture"
+        looked_at = k * SPARE if folds else k
+        candidates = max(looked_at, self.predictor.recipe.evaluation.rerank) if rerank else looked_at
         near = nearest(self._store, of, vectors[0].numpy().astype(np.float32), candidates)
         items = self._store.items([id for id, _ in near])
         similarities = [similarity for _, similarity in near]
         matches: Sequence[float | None] = [None] * len(items)
         order = list(range(len(items)))
         if rerank and items:
-            matches, order = self._reranked(query, items, similarities)
+            matches, order = self._reranked(wanted or query, items, similarities)
         hits = [self._hit(items[i], similarities[i], matches[i]) for i in order]
-        unknown = () if text is None else unknown_words(text, self.predictor.tokenizer)
+        unknown = () if wanted is None else unknown_words(" ".join(wanted.texts), self.predictor.tokenizer)
         name = str(query) if isinstance(query, str | Path) else "a picture"
-        shown = tuple(hit for hit in hits[:k] if hit.match is None or hit.match >= limit.least)
+        shown = tuple(hit for hit in hits[:looked_at] if hit.match is None or hit.match >= limit.least)
+        if folds:
+            groups = fold((hit.path for hit in shown if hit.path is not None), k)
+            copies = named_copies(groups, [hit.id for hit in shown])
+            shown = tuple(replace(shown[place], copies=names) for place, names in copies)
         best = hits[0].match if hits else None
         return SearchResults(
             name, shown, self._store.count(of), self._store.search_method(of), unknown, of, limit, best
@@ -127,12 +140,12 @@ class Index:
             )
 
     def _reranked(
-        self, query: str | Picture, items: Sequence[Item], similarities: Sequence[float]
+        self, query: Query | Picture, items: Sequence[Item], similarities: Sequence[float]
     ) -> tuple[list[float], list[int]]:
         """Computes the match probability of each item, and the items' order: the best first, stable."""
-        if isinstance(query, str):
+        if isinstance(query, Query):
             states = self.states.get([self._store.description.file(item) for item in items])
-            match, score = self.predictor.score_hits(states, query, torch.tensor(similarities)[:, None])
+            match, score = self.predictor.score_query(states, query, torch.tensor(similarities))
         else:
             texts = [item.content for item in items]
             state = self.states.get([query]) if isinstance(query, Path) else self.predictor.encode(query)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diptych.apps.index.identity import SHORT
 from diptych.apps.index.items import Kind
 from diptych.data.record import BadRecord
+from diptych.predict.duplicates import copies_noted
 from diptych.predict.results import EVERYTHING, MinMatch
 from diptych.printable import printable
 
@@ -33,6 +35,8 @@ class IndexHit:
     match: float | None
     """Probability that the hit is right, by the fusion encoder, if the model is calibrated; otherwise ITM's softmax.
     None without re-ranking."""
+    copies: tuple[str, ...] = ()
+    """Ids of further pictures that nearly equal it, if near-duplicates are folded."""
 
     def __str__(self) -> str:
         return self.label if self.match is None else f"{self.label} {self.match:.1%}"
@@ -74,12 +78,29 @@ class SearchResults:
         lines = [title, "", self.nothing or f"      match  similarity  {self.of}"]
         for place, hit in enumerate(self.hits, start=1):
             match = "–" if hit.match is None else f"{100 * hit.match:.1f} %"
-            lines.append(f"{place:3} {match:>7}  {hit.similarity:10.3f}  {printable(hit.label)}")
+            lines.append(
+                f"{place:3} {match:>7}  {hit.similarity:10.3f}  {printable(hit.label)}{copies_noted(hit.copies)}"
+            )
         if self.min_match.note:
             lines += ["", self.min_match.note]
         if self.unknown_words:
             lines += ["", f"words the model cannot read: {', '.join(self.unknown_words)}"]
         return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values: what was searched, and each hit with the path of its picture or with its text."""
+        return {
+            "query": self.query, "of": self.of, "searched": self.searched, "search_method": self.search_method,
+            "min_match": self.min_match.least, "best_match": self.best_match,
+            "hits": [
+                {
+                    "name": hit.id, "path": None if hit.path is None else str(hit.path), "text": hit.text,
+                    "similarity": hit.similarity, "match": hit.match, "copies": list(hit.copies),
+                }
+                for hit in self.hits
+            ],
+            "unknown_words": list(self.unknown_words),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,10 +120,13 @@ class BuildReport:
     """How each kind is searched, as in "exact, 1,000 vectors"."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, such as why an index was begun anew."""
+    renamed: int = 0
+    """Number of the added pictures whose file only has another name now. Their earlier names are removed."""
 
     def __str__(self) -> str:
         kept = f", {self.kept:,} already there" if self.kept else ""
-        lines = [f"{self.place}: {self.added:,} added{kept}", *_contents(self.counts, self.search_methods)]
+        renamed = f" ({self.renamed:,} of them renamed)" if self.renamed else ""
+        lines = [f"{self.place}: {self.added:,} added{renamed}{kept}", *_contents(self.counts, self.search_methods)]
         if self.skipped:
             lines.append(f"{len(self.skipped):,} could not be used:")
             lines += [f"  {error}" for error in self.skipped[:LISTED]]
