@@ -43,6 +43,7 @@ from diptych.schema import AlbefPretrainConfig, EntailmentConfig, GroundingTrain
 from diptych.serialize import from_dict, to_dict
 from diptych.train.start import start_from
 from tests import tiny
+from tests.disk import full_disk
 from tests.parity.golden import albef_config, read_tensors
 
 KINDS = {
@@ -443,6 +444,24 @@ def test_positions_are_resized_to_the_wanted_image(
     assert assembled.weights["momentum_encoder.vision.embedding.positions"].shape == wanted.shape
     assert f"from {old} × {old} to {new} × {new} patches" in str(assembled)
     assert diptych.load(tmp_path / "run", device="cpu").recipe.model.vision.image_size == new * patch
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_full_disk_leaves_nothing_and_a_second_try_works(
+    golden_albef: Path, released: Callable[..., Path], tmp_path: Path, suffix: str
+) -> None:
+    files, run, back = [released("ve")], tmp_path / "run", tmp_path / f"back.{suffix}"
+    with full_disk(at=3000), pytest.raises(store.CheckpointError, match="could not be written"):
+        convert(files, run, options(golden_albef))
+    assert not [path for path in run.rglob("*") if path.is_file()]
+    convert(files, run, options(golden_albef))
+    assert (run / "conversion.json").is_file()
+    before = set(tmp_path.iterdir())
+    with full_disk(at=3000), pytest.raises(OSError, match=rf"^{back} could not be written \(.*File too large"):
+        export(run, back)
+    assert set(tmp_path.iterdir()) == before
+    export(run, back)
+    assert back.is_file()
 
 
 def test_a_folder_or_file_that_is_there_is_not_overwritten(

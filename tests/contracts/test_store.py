@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diptych.checkpoints import store
 from diptych.checkpoints.store import CheckpointError, CheckpointState
+from tests.disk import full_disk
 
 
 def content(step: int = 0, measure: float | None = None, size: int = 8, **changes: Any) -> CheckpointState:

@@ -27,7 +27,6 @@ from diptych.checkpoints import store
 from diptych.cli.main import main
 from diptych.predict import load
 from diptych.pretrained import inspect
-from diptych.pretrained.exchange import export as export_released
 from diptych.recipes.albef import albef_tiny
 from diptych.recipes.override import override
 from diptych.run import open_task
@@ -120,16 +119,6 @@ def test_a_full_disk_is_one_sentence_and_a_second_try_works(run: Path, tmp_path:
     assert [one.name for one in tmp_path.iterdir() if one != folder] == ["run"]
     export_folder(run, folder)
     load(folder, "cpu")
-
-
-@pytest.mark.parametrize("name", ["out.pth", "out.safetensors"])
-def test_a_full_disk_leaves_no_released_file(run: Path, tmp_path: Path, name: str) -> None:
-    run = save_run(tmp_path / "pretrained", "pretraining")
-    with full_disk(at=3000), pytest.raises(OSError, match=rf"{name} could not be written \(.*File too large"):
-        export_released(run, tmp_path / name)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["pretrained", "run"]
-    export_released(run, tmp_path / name)
-    assert inspect(tmp_path / name)
 
 
 def test_nothing_half_written_is_left_behind(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,11 +300,13 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_file_and_a_second_try_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = load(save_run(tmp_path / "run", "entailment"), "cpu")
-    monkeypatch.setattr(  # what is refused is the same, and quicker than real graphs
-        "diptych.apps.export.to_onnx._write", lambda graph, predictor, description, file: file.write_bytes(bytes(5000))
-    )
-    with full_disk(at=5500), pytest.raises(OSError, match=r"out could not be written \(File too large\)"):
-        export_onnx(predictor, tmp_path / "out")  # tokenizer.json is longer
+
+    def write(graph: Any, predictor: Any, description: Any, file: Path) -> None:  # quicker than a real graph
+        file.write_bytes(bytes(5000 if file.stem == "fusion" else 10))
+
+    monkeypatch.setattr("diptych.apps.export.to_onnx._write", write)
+    with full_disk(at=4000), pytest.raises(OSError, match=r"out could not be written \(File too large\)"):
+        export_onnx(predictor, tmp_path / "out")
     assert [one.name for one in tmp_path.iterdir()] == ["run"]
     assert "fusion.onnx" in {file.name for file in export_onnx(predictor, tmp_path / "out")}
 
