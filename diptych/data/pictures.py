@@ -27,7 +27,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from diptych.data.picture_kinds import HEAD, reads_heif, told_by_content
-from diptych.data.picture_sizes import piece_sizes
+from diptych.data.picture_sizes import Stream, piece_sizes
 from diptych.data.record import BadRecord
 
 LARGEST_PIXELS = 100_000_000
@@ -37,7 +37,7 @@ LIMIT = "data.largest_pixels"
 """The setting that a message names beside the limit."""
 LARGEST_PIECE = 4096 * 4096
 """Pixels of a tile or coded frame that a smaller picture may have. Usual tiles have at most a million."""
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Pixels that are converted at once."""
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
@@ -195,7 +195,7 @@ def check_size(image: Image.Image, most_pixels: int | None, limit: str = LIMIT) 
         raise _too_large(f"{image.width} × {image.height}", most_pixels, limit)
 
 
-def check_pieces(image: Image.Image, stream: IO[bytes], most_pixels: int | None) -> None:
+def check_pieces(image: Image.Image, stream: Stream, most_pixels: int | None) -> None:
     """Raises _Refused if a piece that must be unpacked as a whole is far larger than the picture. Moves nothing."""
     place = stream.tell()
     most = max(

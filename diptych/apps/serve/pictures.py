@@ -30,11 +30,10 @@ def open_upload(content: str, name: str, most_pixels: int) -> Image.Image:
     if raw.startswith(b"\xff\xd8") and (scans := raw.count(b"\xff\xda")) > MOST_SCANS:
         raise ApiError("bad_picture", f"{name}: a JPEG of {scans} scans; at most {MOST_SCANS} are allowed")
     try:
-        return open_picture(raw, name, most_pixels=most_pixels)
+        return open_picture(raw, name, most_pixels=most_pixels, limit="--pixels")
     except BadRecord as bad:
         if bad.reason == "picture too large":
-            message = f"{name}: {bad.detail} pixels; at most {most_pixels:,} in all are allowed"
-            raise ApiError("picture_too_large", message) from None
+            raise ApiError("picture_too_large", f"{name}: {bad.detail}") from None
         raise ApiError("bad_picture", str(bad)) from None
 
 
