@@ -878,7 +878,7 @@ class DataConfig:
     see images as it was trained on them."""
     largest_pixels: int = 100_000_000
     """Largest number of pixels of an image. Larger ones are unreadable records, refused before they are decoded: a
-    decoded image takes 4 to 16 bytes per pixel."""
+    decoded image takes 4 bytes per pixel, and decoders take several times that."""
 
 
 @dataclass(frozen=True)

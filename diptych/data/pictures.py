@@ -87,7 +87,7 @@ def _stream(path: str | bytes) -> Iterator[IO[bytes]]:
         with Path(part[1]).open("rb") as stream:
             start, size = int(part[2]), int(part[3])
             if start + size > stream.seek(0, io.SEEK_END):
-                raise OSError(f"{part[1]} ends before byte {start + size}")
+                raise OSError(f"truncated: {part[1]} ends before byte {start + size}")
             stream.seek(start)
             yield io.BytesIO(stream.read(size))
 
