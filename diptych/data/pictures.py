@@ -210,7 +210,8 @@ def check_pieces(image: Image.Image, stream: Stream, most_pixels: int | None) ->
 
 
 def _too_large(size: str, most_pixels: int | None, limit: str) -> _Refused:
-    return _Refused("picture too large", f"{size} pixels; {limit} allows {most_pixels:,}")
+    allowed = "" if most_pixels is None else f"; {limit} allows {most_pixels:,}"
+    return _Refused("picture too large", f"{size} pixels{allowed}")
 
 
 def upright_within(image: Image.Image, record_id: str, most_pixels: int | None, limit: str) -> Image.Image:

@@ -7,7 +7,9 @@ import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from diptych.data.picture_kinds import HEAD, PassedOver
 
 UNFINISHED = ".part"
 """Suffix of a shard that is still being written."""
@@ -21,6 +23,19 @@ def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
         stream.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
         if any(stream.read()):
             raise tarfile.ReadError("it does not end as tar files do")
+
+
+def note_member(shard: Path, member: tarfile.TarInfo, seen: PassedOver) -> bool:
+    """Counts a member in `seen` if it is passed over, and returns whether it is. Raises OSError.
+
+    The content is looked at only where the name has no suffix, as in folders.
+    """
+    head = b""
+    if "." not in PurePosixPath(member.name).name:
+        with shard.open("rb") as stream:
+            stream.seek(member.offset_data)
+            head = stream.read(min(member.size, HEAD))
+    return seen.note(member.name, head)
 
 
 @contextmanager

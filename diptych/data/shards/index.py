@@ -24,7 +24,7 @@ from jaxtyping import UInt
 from diptych.data.picture_kinds import PassedOver, is_hidden, is_picture
 from diptych.data.record import BadRecord
 from diptych.data.splits import draw_number
-from diptych.data.tar import tar_members
+from diptych.data.tar import note_member, tar_members
 
 FORMAT = "diptych shard index 1"
 BYTES_A_SAMPLE = 20
@@ -200,7 +200,7 @@ def _samples(file: Path, name: str, lost: list[BadRecord], seen: PassedOver) -> 
     sample: _Sample | None = None
     try:
         for member in tar_members(file):
-            passed_over = seen.note(member.name)
+            passed_over = note_member(file, member, seen)
             if is_hidden(member.name):
                 continue
             key = key_of(member.name)

@@ -19,7 +19,7 @@ from diptych.data.record import BadRecord
 from diptych.data.shards.index import LARGEST_TEXT
 from diptych.data.shards.samples import Img2datasetSample, read_img2dataset_sample
 from diptych.data.sources.listing import SourceListing
-from diptych.data.tar import tar_members
+from diptych.data.tar import note_member, tar_members
 from diptych.schema import DataConfig
 
 LAYOUT = "data.source=img2dataset reads a folder of img2dataset's output, or one of its tar shards"
@@ -58,7 +58,7 @@ def shard_samples(shard: Path, root: Path, listing: SourceListing) -> Iterator[t
         for member in tar_members(shard):
             place = part_of(shard.resolve(), member.offset_data, member.size)
             text = partial(_read_text, shard, member.offset_data, min(member.size, LARGEST_TEXT))
-            if not seen.note(member.name):
+            if not note_member(shard, member, seen):
                 _collect(samples, member.name, place, text)
     except (tarfile.TarError, OSError, EOFError) as error:
         listing.skip(BadRecord(str(shard), "shard broken", str(error)))
