@@ -21,7 +21,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -41,6 +40,7 @@ BLOCK = 1 << 20
 """Pixels that are converted at once."""
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
+_OpenFile = io.BytesIO | io.BufferedReader
 _PART = re.compile(r"(.*\.tar)@(\d+)\+(\d+)", re.DOTALL)
 
 
@@ -75,7 +75,7 @@ def file_of(path: str) -> str:
 
 
 @contextmanager
-def _stream(path: str | bytes) -> Iterator[IO[bytes]]:
+def _stream(path: str | bytes) -> Iterator[_OpenFile]:
     """Opens a picture's bytes: a file, a part of a shard, or bytes that are there. Raises OSError."""
     part = _PART.fullmatch(path) if isinstance(path, str) else None
     if isinstance(path, bytes):
@@ -265,7 +265,7 @@ def _check_file(path: str) -> None:
 @contextmanager
 def _opened(
     path: str | bytes, most_pixels: int | None = LARGEST_PIXELS, limit: str = LIMIT
-) -> Iterator[tuple[Image.Image, IO[bytes]]]:
+) -> Iterator[tuple[Image.Image, _OpenFile]]:
     """Opens a picture, which reads its header and decodes nothing, and its bytes."""
     with warnings.catch_warnings(), _stream(path) as stream:
         warnings.simplefilter("ignore")  # the limit on pixels is ours, and notes on odd metadata help nobody here
