@@ -893,7 +893,7 @@ class DataConfig:
     (WebDataset), `last_dot` up to their last one (img2dataset), `auto` takes what leaves more samples whole."""
     largest_pixels: int = 100_000_000
     """Largest number of pixels of an image. Larger ones are unreadable records, refused before they are decoded: a
-    decoded image takes 4 to 16 bytes per pixel."""
+    decoded image takes 4 bytes per pixel, and decoders take several times that."""
 
 
 DATA_PLACES = ("path", "root", "validation_path", "test_path", "mix", "cache")

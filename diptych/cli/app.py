@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
         type=int,
         default=100_000_000,
         metavar="N",
-        help="refuse larger pictures (default: 100000000)",
+        help="refuse pictures of more pixels (default: 100000000)",
     )
     options = parser.parse_args(arguments)
 

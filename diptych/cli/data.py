@@ -71,7 +71,7 @@ def _verb(
         type=int,
         default=100_000_000,
         metavar="N",
-        help="refuse larger pictures (default: 100000000)",
+        help="refuse pictures of more pixels (default: 100000000)",
     )
     return parser
 

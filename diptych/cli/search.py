@@ -29,7 +29,7 @@ def add_largest_pixels(parser: argparse.ArgumentParser) -> None:
         "--largest-pixels",
         type=int,
         metavar="N",
-        help="refuse larger pictures (default: the model's, mostly 100000000)",
+        help="refuse pictures of more pixels (default: as the model was trained)",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.data.files import files_below, read_json
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import SUFFIXES
 
 TRAIN = ("train", "training")
 TEST = ("test", "val", "valid", "validation")

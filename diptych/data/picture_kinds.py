@@ -121,6 +121,11 @@ class PassedOver:
         self.stems |= other.stems
 
     @property
+    def without_names(self) -> PassedOver:
+        """The counts alone, which a source carries to its workers."""
+        return PassedOver(self.counts)
+
+    @property
     def after(self) -> str:
         """The line as the end of a message that nothing was found; empty if nothing was passed over."""
         return f"; {self}" if self else ""

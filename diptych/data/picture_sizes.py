@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -23,6 +23,15 @@ MOST_BOXES = 10_000
 CODED_HEAD = 1 << 20
 """At most this many bytes of a coded unit are searched for its size, which stands in the first hundred."""
 TILE_WIDTH, TILE_LENGTH = 322, 323
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What is asked of an open file."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class PieceSize:
         return f"{self.name} of {self.width} × {self.height}"
 
 
-def piece_sizes(image: Image.Image, stream: IO[bytes]) -> Iterator[PieceSize]:
+def piece_sizes(image: Image.Image, stream: Stream) -> Iterator[PieceSize]:
     """Yields the sizes of the pieces of an opened picture, whose file is `stream`. The stream is left anywhere."""
     if image.format == "TIFF":
         yield from _tiles(image)
@@ -65,16 +74,16 @@ class _Box:
     stop: int
 
 
-def _length(stream: IO[bytes]) -> int:
+def _length(stream: Stream) -> int:
     return stream.seek(0, 2)
 
 
-def _read(stream: IO[bytes], start: int, size: int) -> bytes:
+def _read(stream: Stream, start: int, size: int) -> bytes:
     stream.seek(start)
     return stream.read(size)
 
 
-def _boxes(stream: IO[bytes], start: int, stop: int) -> Iterator[_Box]:
+def _boxes(stream: Stream, start: int, stop: int) -> Iterator[_Box]:
     """Yields the boxes of a part of a file. A box whose length is nonsense ends them."""
     for _ in range(MOST_BOXES):
         head = _read(stream, start, 16)
@@ -91,7 +100,7 @@ def _boxes(stream: IO[bytes], start: int, stop: int) -> Iterator[_Box]:
         start = end
 
 
-def _find(stream: IO[bytes], parent: _Box, *kinds: bytes, skip: int = 0) -> list[_Box]:
+def _find(stream: Stream, parent: _Box, *kinds: bytes, skip: int = 0) -> list[_Box]:
     """Returns all boxes below `parent` along a path of kinds. `skip` bytes precede the parent's own boxes."""
     found = [parent]
     for kind in kinds:
@@ -103,7 +112,7 @@ def _find(stream: IO[bytes], parent: _Box, *kinds: bytes, skip: int = 0) -> list
 # --------------------------------------------------------------------------- JPEG 2000
 
 
-def _jpeg2000(stream: IO[bytes]) -> Iterator[PieceSize]:
+def _jpeg2000(stream: Stream) -> Iterator[PieceSize]:
     """Yields the picture's size by its codestream (SIZ), which the box `ihdr` before it may contradict."""
     starts = [0]
     if _read(stream, 0, 4) != b"\xff\x4f\xff\x51":
@@ -118,7 +127,7 @@ def _jpeg2000(stream: IO[bytes]) -> Iterator[PieceSize]:
 # --------------------------------------------------------------------------- AVIF and HEIC
 
 
-def _coded_frames(stream: IO[bytes]) -> Iterator[PieceSize]:
+def _coded_frames(stream: Stream) -> Iterator[PieceSize]:
     """Yields the sizes of all coded frames: in the decoders' settings, in the items, and in the samples of tracks."""
     whole = _Box(b"", 0, _length(stream))
     for box in _boxes(stream, 0, whole.stop):
@@ -128,7 +137,7 @@ def _coded_frames(stream: IO[bytes]) -> Iterator[PieceSize]:
             yield from _tracks(stream, box)
 
 
-def _meta(stream: IO[bytes], meta: _Box) -> Iterator[PieceSize]:
+def _meta(stream: Stream, meta: _Box) -> Iterator[PieceSize]:
     inside = list(_boxes(stream, meta.start + 4, meta.stop))
     settings = [box for outer in inside if outer.kind == b"iprp" for box in _find(stream, outer, b"ipco")]
     yield from _settings(stream, [box for ipco in settings for box in _boxes(stream, ipco.start, ipco.stop)])
@@ -140,7 +149,7 @@ def _meta(stream: IO[bytes], meta: _Box) -> Iterator[PieceSize]:
                 yield from _units(stream, kinds.get(item, b""), start, size)
 
 
-def _tracks(stream: IO[bytes], moov: _Box) -> Iterator[PieceSize]:
+def _tracks(stream: Stream, moov: _Box) -> Iterator[PieceSize]:
     """Yields the sizes of the coded frames of an image sequence: each chunk begins with one."""
     for table in _find(stream, moov, b"trak", b"mdia", b"minf", b"stbl"):
         entries = [box for stsd in _find(stream, table, b"stsd") for box in _boxes(stream, stsd.start + 8, stsd.stop)]
@@ -155,7 +164,7 @@ def _tracks(stream: IO[bytes], moov: _Box) -> Iterator[PieceSize]:
                     yield from _units(stream, kind, start, CODED_HEAD)
 
 
-def _settings(stream: IO[bytes], boxes: list[_Box]) -> Iterator[PieceSize]:
+def _settings(stream: Stream, boxes: list[_Box]) -> Iterator[PieceSize]:
     """Yields the sizes in the settings of decoders: AV1's `av1C` and HEVC's `hvcC`."""
     for box in boxes:
         content = _read(stream, box.start, min(box.stop - box.start, CODED_HEAD))
@@ -165,14 +174,14 @@ def _settings(stream: IO[bytes], boxes: list[_Box]) -> Iterator[PieceSize]:
             yield from _hevc_sizes(_parameter_sets(content))
 
 
-def _units(stream: IO[bytes], kind: bytes, start: int, size: int) -> Iterator[PieceSize]:
+def _units(stream: Stream, kind: bytes, start: int, size: int) -> Iterator[PieceSize]:
     if kind == b"av01":
         yield from _av1_sizes(_read(stream, start, min(size, CODED_HEAD)))
     elif kind in (b"hvc1", b"hev1"):
         yield from _hevc_sizes(_prefixed(_read(stream, start, min(size, CODED_HEAD))))
 
 
-def _item_kinds(stream: IO[bytes], box: _Box) -> Iterator[tuple[int, bytes]]:
+def _item_kinds(stream: Stream, box: _Box) -> Iterator[tuple[int, bytes]]:
     """Yields the number and the kind of each item (`infe` of version 2 or 3)."""
     wide = _read(stream, box.start, 1) != b"\0"
     for entry in _boxes(stream, box.start + (8 if wide else 6), box.stop):

@@ -22,13 +22,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from diptych.data.picture_kinds import reads_heif, told_by_content
-from diptych.data.picture_sizes import piece_sizes
+from diptych.data.picture_sizes import Stream, piece_sizes
 from diptych.data.record import BadRecord
 from diptych.printable import brief
 from diptych.reading import HEAD, disguise, open_regular
@@ -42,10 +41,11 @@ LIMIT = "data.largest_pixels"
 """The setting that a message names beside the limit."""
 LARGEST_PIECE = 4096 * 4096
 """Pixels of a tile or coded frame that a smaller picture may have. Usual tiles have at most a million."""
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Pixels that are converted at once."""
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
+_OpenFile = io.BytesIO | io.BufferedReader
 _PART = re.compile(r"(.*\.tar)@(\d+)\+(\d+)", re.DOTALL)
 
 
@@ -80,7 +80,7 @@ def file_of(path: str) -> str:
 
 
 @contextmanager
-def _stream(path: str | bytes) -> Iterator[IO[bytes]]:
+def _stream(path: str | bytes) -> Iterator[_OpenFile]:
     """Opens a picture's bytes: a file, a part of a shard, or bytes that are there. Raises OSError."""
     part = _PART.fullmatch(path) if isinstance(path, str) else None
     if isinstance(path, bytes):
@@ -92,7 +92,7 @@ def _stream(path: str | bytes) -> Iterator[IO[bytes]]:
         with open_regular(part[1]) as stream:
             size = stream.seek(0, os.SEEK_END)
             if len(part[2] + part[3]) > 40 or int(part[2]) + int(part[3]) > size or int(part[3]) > LARGEST_PART:
-                raise OSError(f"{part[1]} has no {brief(part[3])} bytes from {brief(part[2])} on")
+                raise OSError(f"truncated: {part[1]} has no {brief(part[3])} bytes from {brief(part[2])} on")
             stream.seek(int(part[2]))
             yield io.BytesIO(stream.read(int(part[3])))
 
@@ -206,7 +206,7 @@ def check_size(image: Image.Image, most_pixels: int | None, limit: str = LIMIT) 
         raise _too_large(f"{image.width} × {image.height}", most_pixels, limit)
 
 
-def check_pieces(image: Image.Image, stream: IO[bytes], most_pixels: int | None) -> None:
+def check_pieces(image: Image.Image, stream: Stream, most_pixels: int | None) -> None:
     """Raises _Refused if a piece that must be unpacked as a whole is far larger than the picture. Moves nothing."""
     place = stream.tell()
     most = max(
@@ -221,7 +221,8 @@ def check_pieces(image: Image.Image, stream: IO[bytes], most_pixels: int | None)
 
 
 def _too_large(size: str, most_pixels: int | None, limit: str) -> _Refused:
-    return _Refused("picture too large", f"{size} pixels; {limit} allows {most_pixels:,}")
+    allowed = "" if most_pixels is None else f"; {limit} allows {most_pixels:,}"
+    return _Refused("picture too large", f"{size} pixels{allowed}")
 
 
 def upright_within(image: Image.Image, record_id: str, most_pixels: int | None, limit: str) -> Image.Image:
@@ -275,7 +276,7 @@ def _check_file(path: str) -> None:
 @contextmanager
 def _opened(
     path: str | bytes, most_pixels: int | None = LARGEST_PIXELS, limit: str = LIMIT
-) -> Iterator[tuple[Image.Image, IO[bytes]]]:
+) -> Iterator[tuple[Image.Image, _OpenFile]]:
     """Opens a picture, which reads its header and decodes nothing, and its bytes."""
     with warnings.catch_warnings(), _stream(path) as stream:
         warnings.simplefilter("ignore")  # the limit on pixels is ours, and notes on odd metadata help nobody here

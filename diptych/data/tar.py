@@ -7,9 +7,10 @@ import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from diptych.data.picture_kinds import PassedOver
 from diptych.reading import HEAD, disguise, open_regular
 from diptych.writing import whole_file
 
@@ -68,6 +69,19 @@ def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.T
         raise tarfile.ReadError(f"it is {kind}" if kind and kind != "a tar archive" else str(error)) from None
     except (ArithmeticError, LookupError, RecursionError, UnicodeError, AttributeError, TypeError, ValueError) as error:
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
+
+
+def note_member(shard: Path, member: tarfile.TarInfo, seen: PassedOver) -> bool:
+    """Counts a member in `seen` if it is passed over, and returns whether it is. Raises OSError.
+
+    The content is looked at only where the name has no suffix, as in folders.
+    """
+    head = b""
+    if "." not in PurePosixPath(member.name).name:
+        with shard.open("rb") as stream:
+            stream.seek(member.offset_data)
+            head = stream.read(min(member.size, HEAD))
+    return seen.note(member.name, head)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from PIL import Image
 
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
+from diptych.data.picture_sizes import Stream
 from diptych.data.pictures import LARGEST_PIXELS, open_picture, open_small, upright_within
 from diptych.data.record import BadRecord, Box
 from diptych.data.tokenizer import Tokenizer
 from diptych.schema import DataConfig
 from diptych.types import Texts
 
-Picture = str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | torch.Tensor
+Picture = str | Path | bytes | bytearray | memoryview | Stream | Image.Image | np.ndarray | torch.Tensor
 """A file's path, its bytes, a file object, a data URL, a Pillow image, or an array or tensor of bytes: [H, W, 3],
 [H, W, 4], [H, W] or, for tensors as torchvision reads them, [3, H, W], [4, H, W] or [1, H, W]."""
 Pictures = Picture | Sequence[Picture]

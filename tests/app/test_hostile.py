@@ -39,7 +39,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty.png": (b"", "empty.png: picture empty"),
     "broken.png": (png_of(40, 30), "broken.png: picture "),
     "bomb.png": (png_of(60_000, 60_000), "bomb.png: picture too large"),
-    "large.png": (png_of(8_000, 8_000), "large.png: picture too large (8000 × 8000)"),
+    "large.png": (png_of(12_000, 9_000), "large.png: picture too large (12000 × 9000 pixels; --largest-pixels allows"),
     "script.svg": (SCRIPT, "script.svg: not a picture"),
     f"{MARKUP}.png": (SCRIPT, f"{MARKUP}.png: not a picture"),
 }

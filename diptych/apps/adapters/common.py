@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import SUFFIXES
 from diptych.predict import Picture, Predictor, load
 from diptych.predict.inputs import open_any
 from diptych.search.contract import evaluating

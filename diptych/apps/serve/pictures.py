@@ -44,13 +44,14 @@ def open_upload(content: str, name: str, work: Work) -> Image.Image:
         cost = max(1, -(-scans // USUAL_SCANS))
     most_pixels, affordable = work.limits.pixels, work.pixels_left // cost
     try:
-        picture = open_picture(raw, name, most_pixels=min(most_pixels, affordable))
+        picture = open_picture(
+            raw, name, most_pixels=min(most_pixels, affordable), limit="--pixels", refused=("JPEG2000", "HEIF")
+        )
     except BadRecord as bad:
         if bad.reason == "picture too large":
             if affordable < most_pixels:
                 work.spend(work.pixels_left + 1, name)
-            message = f"{name}: {bad.detail} pixels; at most {most_pixels:,} in all are allowed"
-            raise ApiError("picture_too_large", message) from None
+            raise ApiError("picture_too_large", f"{name}: {bad.detail}") from None
         raise ApiError("bad_picture", str(bad)) from None
     work.spend(picture.width * picture.height * cost, name)
     return picture

@@ -27,7 +27,7 @@ from diptych.data.picture_kinds import PassedOver, is_hidden, is_picture, passed
 from diptych.data.record import BadRecord
 from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.splits import draw_number
-from diptych.data.tar import tar_members
+from diptych.data.tar import note_member, tar_members
 from diptych.reading import open_regular, parse_json
 from diptych.schema import MemberNames, SampleNames
 
@@ -251,7 +251,7 @@ def _members(file: Path, name: str, lost: list[BadRecord], seen: PassedOver) -> 
     members: list[tarfile.TarInfo] = []
     try:
         for member in tar_members(file):
-            seen.note(member.name)
+            note_member(file, member, seen)
             if not is_hidden(member.name):
                 members.append(member)
     except (tarfile.TarError, EOFError) as error:

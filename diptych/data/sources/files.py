@@ -81,7 +81,11 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
         boxed = bool(records.records) and isinstance(records.records[0], Referring)  # boxes count unscaled pixels
         side = None if boxed else TRAINING_SIDE
         source: FileSource[Any] = FileSource(
-            tuple(records.records), tuple(records.skipped), side, config.largest_pixels, records.passed_over
+            tuple(records.records),
+            tuple(records.skipped),
+            side,
+            config.largest_pixels,
+            records.passed_over.without_names,
         )
     else:
         source = _readable(records.records, config.largest_pixels)
@@ -144,7 +148,9 @@ def _complete(listing: SourceListing, path: str, split: Split, config: DataConfi
         )
     if not listing.records:
         raise ValueError(f"the {split} split in {path} holds no records")
-    return FileSource(tuple(listing.records), largest_pixels=config.largest_pixels, passed_over=listing.passed_over)
+    return FileSource(
+        tuple(listing.records), largest_pixels=config.largest_pixels, passed_over=listing.passed_over.without_names
+    )
 
 
 def _held_out(listing: SourceListing, config: DataConfig, drawn: Collection[Split]) -> dict[str, Split]:

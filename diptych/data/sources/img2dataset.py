@@ -20,7 +20,7 @@ from diptych.data.shards.index import LARGEST_TEXT
 from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.shards.samples import Img2datasetSample, read_img2dataset_sample
 from diptych.data.sources.listing import SourceListing
-from diptych.data.tar import tar_members
+from diptych.data.tar import note_member, tar_members
 from diptych.schema import DataConfig, SampleNames
 
 LAYOUT = "data.source=img2dataset reads a folder of img2dataset's output, or one of its tar shards"
@@ -60,7 +60,7 @@ def shard_samples(
     members: list[tarfile.TarInfo] = []
     seen = PassedOver()
     try:
-        members.extend(member for member in tar_members(shard) if not seen.note(member.name))
+        members.extend(member for member in tar_members(shard) if not note_member(shard, member, seen))
     except (tarfile.TarError, OSError, EOFError) as error:
         listing.skip(BadRecord(str(shard), "shard broken", str(error)))
     naming, note = choose_naming((member.name for member in members), names, "last_dot")

@@ -179,7 +179,8 @@ def open_shards(config: DataConfig, split: Split, kind: type[AnyRecord] | None =
     if not len(source):
         reasons = f"\n{list_errors(source.skipped)}" if source.skipped else ""
         raise ValueError(
-            f"the {split} split is empty: {path or config.path} holds no sample with a picture for it{reasons}"
+            f"the {split} split is empty: {path or config.path} holds no sample with a picture for it"
+            f"{source.passed_over.after}{reasons}"
         )
     return source if split == "train" else replace(source, least_side=None)
 
