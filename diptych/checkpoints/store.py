@@ -423,7 +423,7 @@ def load_from(path: Path | str) -> Checkpoint:
     Of a run, damaged checkpoints are passed over for the next best one, and a message says so. Raises CheckpointError
     where there is no checkpoint, where all are damaged, or where the checkpoint folder itself is damaged.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
         return load(path)
     checkpoint, damaged = _first_whole(_by_measure(path / "checkpoints"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diptych.data.pictures import spelled_on_disk
 from diptych.data.record import BadRecord
 
 
@@ -27,7 +28,7 @@ def split_paths(paths: str) -> list[str]:
     """Splits a setting that names several paths at its commas. An existing path may contain commas itself."""
     if os.path.exists(paths):  # noqa: PTH110 — Path.exists raises where a long list is no valid file name
         return [paths]
-    return [path.strip() for path in paths.split(",") if path.strip()]
+    return [spelled_on_disk(path.strip()) for path in paths.split(",") if path.strip()]
 
 
 def existing(path: str | Path, layout: str) -> Path:

@@ -7,6 +7,7 @@ one only if all inputs are.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
-from diptych.data.pictures import open_picture, to_rgb
+from diptych.data.pictures import open_picture, spelled_on_disk, to_rgb
 from diptych.data.record import Box
 from diptych.data.tokenizer import Tokenizer
 from diptych.schema import DataConfig
@@ -124,7 +125,7 @@ def _box(values: Any) -> Box:
 def open_any(picture: Picture) -> Image.Image:
     """Opens an RGB picture. Raises BadRecord for a file that is no picture, ValueError for any other such value."""
     if isinstance(picture, str | Path):
-        return open_picture(picture, str(picture))
+        return open_picture(spelled_on_disk(os.path.expanduser(picture)), str(picture))  # noqa: PTH111
     if isinstance(picture, np.ndarray):
         colours = picture.ndim == 3 and picture.shape[2] in (3, 4)
         if picture.dtype != np.uint8 or not (colours or picture.ndim == 2) or not picture.size:

@@ -44,7 +44,7 @@ from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import evidence, match_logits, plan_calls, sum_temperature
 from diptych.task import Model, Task
-from diptych.tasks.grounding import boxes_config, find_box, phrase_maps
+from diptych.tasks.grounding import boxes_config, check_within, find_box, phrase_maps
 from diptych.types import Texts, to_device
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
@@ -321,7 +321,9 @@ class Predictor:
                 pixels, image_index = pixels.to(self.device), image_index.to(self.device)
                 maps = phrase_maps(self.model, pixels, texts, config, image_index, averages_padding)
                 for row, heat, fit in zip(rows, maps.phrase.cpu(), maps.fit.tolist(), strict=True):
-                    box = find_box(heat, opened[images.place(row)].size, offered.at(row), config)
+                    size = opened[images.place(row)].size
+                    check_within(offered.at(row), size)
+                    box = find_box(heat, size, offered.at(row), config)
                     results.append(Located(phrases.at(row), box, fit, heat.numpy(), images.at(row)))
         return _shaped(results, images, phrases, offered)
 

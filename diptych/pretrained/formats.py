@@ -103,7 +103,7 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     `shapes_only`: returns tensors without data (on torch's `meta` device), which is fast. Raises ValueError for a file
     that could only be read by running code, one that is no checkpoint, and a missing one.
     """
-    file = _file(Path(path))
+    file = _file(Path(path).expanduser())
     if _is_safetensors(file):
         return Contents(file, _read_safetensors(file, shapes_only))
     content = _read_torch(file, shapes_only)

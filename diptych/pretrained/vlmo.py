@@ -345,7 +345,7 @@ def _answers(file: Path | str | None, classes: int) -> tuple[str, ...]:
         raise ValueError(
             f"the file does not say what its {classes} classes of answers are: name a JSON list of them by --answers"
         )
-    answers = json.loads(Path(file).read_text(encoding="utf-8"))
+    answers = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{file} is no JSON list of answers")
     if len(answers) != classes:

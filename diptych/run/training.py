@@ -38,6 +38,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 
     Returns that folder. If `torchrun` has started the processes again after a fault, the run goes on.
     """
+    folder = folder.expanduser()
     resume = resume or (restarted() and (folder / "recipe.json").exists())
     with joined(recipe.run) as world, contextlib.ExitStack() as quiet:
         if not world.first:

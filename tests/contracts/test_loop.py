@@ -194,7 +194,7 @@ def test_what_is_not_finite_stops_before_the_weights_and_names_the_records(
     tmp_path: Path, where: str, what: str
 ) -> None:
     task = Toy(poison=3, where=where)
-    with pytest.raises(ValueError, match=rf"the {what} of step 4 is nan; .* those of step 3\..*Records: r3a, r3b"):
+    with pytest.raises(ValueError, match=rf"at step 4: the {what} is nan; .* those of step 3\..*Records: r3a, r3b"):
         train(task, Loader(), recipe(), tmp_path / "run")
     three = train(Toy(), Loader(), recipe(run__steps=3, schedule__min_lr=0.01), tmp_path / "three")
     assert not torch.isnan(task.model.weight).any()

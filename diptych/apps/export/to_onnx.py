@@ -48,7 +48,7 @@ def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
     were trained: `vectors` of the encoders, `match` of the fusion, and `logits` of a classifier. Returns the files.
     Raises ValueError if the folder is not empty, and for a model without any such output.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     require_new(folder)
     _require_extra()
     parts = graphs(predictor)

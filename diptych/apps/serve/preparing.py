@@ -15,7 +15,7 @@ from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.pictures import draw_heat, open_upload
 from diptych.apps.serve.requests import Inputs, at_size
 from diptych.predict import Located, Predictor
-from diptych.tasks.grounding import boxes_config, find_box
+from diptych.tasks.grounding import boxes_config, check_within, find_box
 
 
 class InputPreparer:
@@ -96,6 +96,10 @@ class InputPreparer:
         """Computes the boxes in pixels of the full-size picture from the model's heat maps."""
         config = boxes_config(predictor.recipe, predictor.model)
         proposals = [(x, y, width, height) for x, y, width, height in request.proposals or ()]
+        try:
+            check_within(proposals, size)
+        except ValueError as error:
+            raise ApiError("bad_request", str(error)) from None
         items = []
         for located in phrases:
             box = find_box(torch.from_numpy(located.heat), size, proposals, config)

@@ -14,7 +14,7 @@ from typing import Any
 from diptych.data.cleanup import clean_text
 from diptych.data.entries import from_entry
 from diptych.data.files import split_paths
-from diptych.data.pictures import file_of
+from diptych.data.pictures import file_of, spelled_on_disk
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Question, Record, has_word, with_images
 from diptych.schema import DataConfig, Split
 
@@ -119,7 +119,7 @@ def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[
 
     Raises BadRecord if a picture is missing, no text is left, or none of a question's answers holds a word.
     """
-    paths = [str(root / image) for image in record.images]
+    paths = [spelled_on_disk(str(root / os.path.expanduser(image))) for image in record.images]  # noqa: PTH111
     usable = [number for number, text in enumerate(record.texts) if has_word(clean_text(text, record, max_words))]
     if not usable and not isinstance(record, Picture):
         raise BadRecord(name, f"{record.text_name} empty", paths[0] if paths else "")
