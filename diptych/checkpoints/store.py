@@ -463,8 +463,8 @@ def _with_places(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     if folder.parent.name != "checkpoints" or not run.is_file():
         return recipe
     try:
-        current = _json(run).get("data", {})
-    except CheckpointError:  # the checkpoint is whole without it
+        current = _json(run)["data"]
+    except (CheckpointError, KeyError, TypeError):  # the checkpoint is whole without it
         return recipe
     return {
         **recipe,

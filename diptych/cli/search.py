@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,4 +35,6 @@ def run(arguments: Sequence[str]) -> None:
     from diptych import predict
 
     model = predict.load(options.run, options.device)
+    if unread := model.unread(options.text):
+        print(f"note: {unread}", file=sys.stderr)
     print(predict.search_folder(model, options.text, options.images, options.top, min_match=options.min_match))

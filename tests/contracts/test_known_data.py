@@ -22,7 +22,7 @@ from diptych.run.known_data import describe, note_data, warnings_about
 from diptych.run.splits import open_split
 from diptych.schema import AlbefPretrainConfig, DataConfig, EntailmentConfig, Recipe, RetrievalConfig
 from diptych.serialize import to_dict
-from tests.runs import recipe_of
+from tests.runs import recipe_of, save_run
 
 
 def photos(folder: Path, captions: list[str]) -> Path:
@@ -130,3 +130,12 @@ def test_a_run_goes_on_where_its_data_have_moved_to(tmp_path: Path, capsys: pyte
     assert checkpoint.recipe["data"]["path"] == str(tmp_path / "new"), "an evaluation finds the data too"
     moved = override(recipe_on(old), small | {"data.path": str(tmp_path / "new")})
     assert checkpoint.recipe["model"] == json.loads(json.dumps(to_dict(moved)))["model"]
+
+
+def test_a_query_that_the_vocabulary_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(tmp_path / "photos", DIFFERENT[:2])
+    run = save_run(tmp_path / "run", "pretraining")
+    assert main(["search", str(run), "a red 圆形", "--images", str(tmp_path / "photos"), "--device", "cpu"]) == 0
+    assert "note: the model's vocabulary does not know 50% of 'a red 圆形' ([UNK])" in capsys.readouterr().err
+    assert main(["search", str(run), "a red fox", "--images", str(tmp_path / "photos"), "--device", "cpu"]) == 0
+    assert "note" not in capsys.readouterr().err
