@@ -221,6 +221,8 @@ def typed(hint: Any, value: Any, name: str) -> Any:
     if isinstance(value, str):
         if type(None) in get_args(hint) and value.lower() in ("none", "null"):
             return None
+        if hint is str or set(get_args(hint)) == {str, type(None)}:
+            return value  # YAML, which the parser below reads, would take `~` for nothing
         if get_origin(hint) is tuple:
             value = f"[{value.strip().strip('()[]')}]"
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
