@@ -250,10 +250,10 @@ def test_proposals_score_the_plain_sum_over_their_pixels() -> None:
 
 
 def test_a_proposal_outside_of_the_picture_is_refused_when_a_user_gives_it() -> None:
-    check_within([(-3, -3, 5, 5), (60, 60, 500, 500), (0, 0, 64, 64)], (64, 64))
-    for outside in [(500, 500, 20, 20), (64, 0, 5, 5), (0, -9, 9, 9)]:
+    check_within([(-3.0, -3.0, 5.0, 5.0), (60.0, 60.0, 500.0, 500.0), (0.0, 0.0, 64.0, 64.0)], (64, 64))
+    for outside in [(500.0, 500.0, 20.0, 20.0), (64.0, 0.0, 5.0, 5.0), (0.0, -9.0, 9.0, 9.0)]:
         with pytest.raises(ValueError, match=r"proposal 1, .*, is outside of the picture of 64 × 64 pixels"):
-            check_within([(0, 0, 9, 9), outside], (64, 64))
+            check_within([(0.0, 0.0, 9.0, 9.0), outside], (64, 64))
 
 
 def test_what_lies_outside_the_picture_adds_nothing() -> None:
