@@ -9,5 +9,5 @@ from pathlib import Path
 def cache_folder() -> Path:
     """Returns `DIPTYCH_CACHE`, or `diptych` in the user's cache folder where that is not set."""
     if folder := os.environ.get("DIPTYCH_CACHE"):
-        return Path(folder)
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"

@@ -7,8 +7,22 @@ ALBEF's (arXiv 2107.07651), VLMo's (2111.02358) or BEiT's (2106.08254); "release
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+
+def _expand_home(config: Any, *names: str) -> None:
+    """Replaces `~` by the home folder in fields that name a place, or several with commas between them.
+
+    No shell does so behind `data.path=`, and none sees a recipe that is written in Python.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value and "~" in value:
+            parts = (part.strip() if part.strip().startswith("~") else part for part in value.split(","))
+            object.__setattr__(config, name, ",".join(map(os.path.expanduser, parts)))
+
 
 # --------------------------------------------------------------------------- models
 
@@ -387,6 +401,9 @@ class VisionStageConfig(TaskFacts):
     """Smallest ratio of a block's height to its width; the largest is its inverse (BEiT, Algorithm 1)."""
     visual: VisualTokenizerConfig = field(default_factory=VisualTokenizerConfig)
     """Sizes of that tokenizer. They are read from `tokenizer` when training begins, whatever is set here."""
+
+    def __post_init__(self) -> None:
+        _expand_home(self, "tokenizer")
 
     @property
     def guesses(self) -> tuple[Guess, ...]:
@@ -813,6 +830,9 @@ class MixConfig:
     weight: float = 1.0
     """Its share of every batch is its weight divided by the sum of all weights."""
 
+    def __post_init__(self) -> None:
+        _expand_home(self, "path", "root")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -895,6 +915,9 @@ class DataConfig:
     """Largest number of pixels of an image. Larger ones are unreadable records, refused before they are decoded: a
     decoded image takes 4 bytes per pixel, and decoders take several times that."""
 
+    def __post_init__(self) -> None:
+        _expand_home(self, "path", "root", "validation_path", "test_path", "cache")
+
 
 DATA_PLACES = ("path", "root", "validation_path", "test_path", "mix", "cache")
 """Fields of `DataConfig` that say where data lie. A run can go on when they have moved."""
@@ -915,6 +938,9 @@ class TokenizerConfig:
     defect 11)."""
     lowercase: bool = True
     """Whether texts are lower-cased and lose their accents, as in bert-base-uncased."""
+
+    def __post_init__(self) -> None:
+        _expand_home(self, "vocabulary")
 
 
 # --------------------------------------------------------------------------- optimisation and run
@@ -1087,3 +1113,6 @@ class Recipe:
     freeze: tuple[str, ...] = ()
     """Patterns of the names of parameters that do not train, in which `*` stands for anything, such as
     `model.blocks.*.attention.*`. A pattern that matches nothing is an error."""
+
+    def __post_init__(self) -> None:
+        _expand_home(self, "init_from")

@@ -276,7 +276,7 @@ def typed(hint: Any, value: Any, name: str) -> Any:
         if type(None) in get_args(hint) and value.lower() in ("none", "null"):
             return None
         if hint is str or {*get_args(hint)} == {str, type(None)}:
-            return value
+            return value  # YAML, which the parser below reads, would take `~` for nothing
         if get_origin(hint) is tuple:
             value = f"[{value.strip().strip('()[]')}]"
         if _YAML.search(value):

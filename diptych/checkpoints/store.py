@@ -453,7 +453,7 @@ def load_from(path: Path | str) -> Checkpoint:
     stored recipe names is asked about first (`diptych.places`).
     """
     allow({"its start": path if isinstance(path, str) else None})
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
         return load(path)
     checkpoint, damaged = _first_whole(_by_measure(path / "checkpoints"))
@@ -496,8 +496,8 @@ def _with_places(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     if folder.parent.name != "checkpoints" or not run.is_file():
         return recipe
     try:
-        current = _json(run).get("data", {})
-    except CheckpointError:  # the checkpoint is whole without it
+        current = _json(run)["data"]
+    except (CheckpointError, KeyError, TypeError):  # the checkpoint is whole without it
         return recipe
     return {
         **recipe,

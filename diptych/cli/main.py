@@ -46,7 +46,7 @@ USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status. A user's mistake is one line on stderr; DIPTYCH_DEBUG=1 shows where."""
     escape_output()
-    verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    verb, *rest = map(_at_home, list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
     try:
         if verb in ("-h", "--help", "help"):
             print(help_text(), flush=True)
@@ -67,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _at_home(argument: str) -> str:
+    """Replaces `~` where no shell does, as in `--folder=~/run`. Recipes do it too, in `data.path=~/photos`."""
+    name, sign, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{name}{sign}{os.path.expanduser(value)}" if value == "~" or value.startswith("~/") else argument  # noqa: PTH111
 
 
 def help_text() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def run(arguments: Sequence[str]) -> None:
     from diptych import predict
 
     model = predict.load(options.run, options.device, options.largest_pixels)
+    if unread := model.unread(options.text):
+        print(f"note: {unread}", file=sys.stderr)
     found = predict.search_folder(
         model, options.text, options.images, options.top, min_match=options.min_match,
         fold_copies=not options.keep_copies,

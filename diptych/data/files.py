@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.picture_kinds import HEAD, LINKED_FOLDER, PassedOver
+from diptych.data.pictures import spelled_on_disk
 from diptych.data.record import BadRecord
 from diptych.reading import disguise, disguise_of, open_regular, parse_json
 
@@ -56,7 +57,7 @@ def split_paths(paths: str) -> list[str]:
     """Splits a setting that names several paths at its commas. An existing path may contain commas itself."""
     if os.path.exists(paths):  # noqa: PTH110 — Path.exists raises where a long list is no valid file name
         return [paths]
-    return [path.strip() for path in paths.split(",") if path.strip()]
+    return [spelled_on_disk(path.strip()) for path in paths.split(",") if path.strip()]
 
 
 def existing(path: str | Path, layout: str) -> Path:

@@ -68,9 +68,10 @@ class PairLoader:
         check_processes(batch_size, size)
         assert 0 <= rank < size
         if len(source) < batch_size:
+            lower = f"lower run.batch_size (to {max(2, len(source) // 2)}, say) or " * (len(source) > 1)
+            count = "1 record" if len(source) == 1 else f"{len(source)} records"
             raise ValueError(
-                f"the training split has {len(source)} records, fewer than one batch of {batch_size}:"
-                f" lower run.batch_size (to {max(1, len(source) // 2)}, say) or give more data"
+                f"the training split has {count}, fewer than one batch of {batch_size}: {lower}give more data"
             )
         transform = TrainTransform(config, image_size, released)
         self.dataset = PairDataset(source, transform, tokenizer, config, seed, answers, claims)

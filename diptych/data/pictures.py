@@ -17,6 +17,7 @@ import io
 import os
 import re
 import struct
+import unicodedata
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,23 @@ def file_of(path: str) -> str:
     """
     part = _PART.fullmatch(path) if ".tar@" in path else None
     return part[1] if part else path
+
+
+def spelled_on_disk(path: str) -> str:
+    """Returns the path of an existing file or folder whose name is the same in Unicode, or else the path itself.
+
+    The é of a name may be one character (NFC) or a letter and an accent (NFD). macOS and archives made there write the
+    second, lists mostly hold the first.
+    """
+    if path.isascii() or os.path.lexists(path):
+        return path
+    folder, name = os.path.split(path)
+    if not name:
+        return path
+    folder = spelled_on_disk(folder)
+    names = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    forms = (os.path.join(folder, form) for form in names)  # noqa: PTH118
+    return next((form for form in forms if os.path.lexists(form)), path)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ digests that tell whether data are still the same. It imports no torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -98,13 +98,13 @@ def profile_texts(records: Iterable[AnyRecord], max_words: int, tokenizer: Token
     total = pictures_of.total()
     same = sum(count * (count - 1) for count in pictures_of.values()) / max(1, total * (total - 1))
     commonest, most = min(pictures_of.items(), key=lambda pair: (-pair[1], pair[0]), default=("", 0))
-    unknown, unread = _unknown([*pictures_of, *sorted(answers)], tokenizer) if tokenizer else (None, "")
+    unknown, unread = unknown_words([*pictures_of, *sorted(answers)], tokenizer) if tokenizer else (None, "")
     return TextProfile(
         texts, len(pictures), len(pictures_of), same if pictures else 0.0, commonest, most, unknown, unread
     )
 
 
-def _unknown(texts: list[str], tokenizer: Tokenizer) -> tuple[float, str]:
+def unknown_words(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[float, str]:
     """Returns the share of unknown word pieces of different texts, and a text with the largest share."""
     texts = texts[:: max(1, len(texts) // MOST_TEXTS)]
     known = total = 0

@@ -51,7 +51,7 @@ class Tokenizer:
     def from_vocabulary(cls, path: str | Path, separator: bool = False, lowercase: bool = True) -> Tokenizer:
         """Reads a file with one word piece per line, whose number is its id, or the vocab.txt of a folder."""
         allow({"tokenizer.vocabulary": path if isinstance(path, str) else None})
-        path = Path(path)
+        path = Path(path).expanduser()
         file = path / VOCABULARY_FILE if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"no vocabulary at {file}: give a {VOCABULARY_FILE} or a folder that holds one")

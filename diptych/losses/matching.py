@@ -54,11 +54,12 @@ def both_negative_weights(
 def draw_negatives(weights: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """Draws one candidate for each row by inverse transform sampling: the one whose share `uniform` falls into.
 
-    All rows are drawn at once. Raises ValueError where the weights of a row are all 0.
+    All rows are drawn at once. Rows whose weights are not finite get any candidate: their loss is not finite either,
+    which the training loop reports with its step. Raises ValueError where the weights of a row are all 0.
     """
     cumulative = weights.double().cumsum(1)
     total = cumulative[:, -1:]
-    if not bool((total > 0).all()):
+    if not bool((total != 0).all()):
         raise ValueError(
             "all negatives of a row have probability 0 (similarities too far apart for "
             "released.negatives_mask_after_softmax=true)"

@@ -87,7 +87,7 @@ def search_folder(
     be no hit, because pictures that match with less than `min_match` are left out. Pictures that cannot be
     read are named in the result. Raises ValueError if there is nothing to search.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds pictures")
     seen = PassedOver()

@@ -83,7 +83,8 @@ def _calibration(checkpoint: store.Checkpoint) -> MatchCalibration | None:
 
 def is_own(path: str | Path) -> bool:
     """Tells whether `load` takes it: a run, a checkpoint, an exported folder, or the Hub's name of one."""
-    name, path = Path(path).as_posix(), Path(path)
+    path = Path(path).expanduser()
+    name = path.as_posix()
     if not path.exists():
         return HUB_ID.fullmatch(name) is not None and path.suffix not in (".pth", ".pt", ".bin", ".safetensors")
     return (path / "checkpoints").is_dir() or (path / store.MANIFEST).is_file()
@@ -135,7 +136,8 @@ def make_predictor(
 
 def _folder(path: str | Path) -> Path:
     """Returns the local folder of a path or of a name on the Hub."""
-    name, path = Path(path).as_posix(), Path(path)
+    path = Path(path).expanduser()
+    name = path.as_posix()
     if path.exists() or not HUB_ID.fullmatch(name):
         return path
     from huggingface_hub import snapshot_download

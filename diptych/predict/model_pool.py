@@ -39,7 +39,7 @@ class ModelPool:
         """
         if not runs:
             raise ValueError("no run given: name at least one, as in runs/demo")
-        names = [name for run in runs for name in (Path(run).as_posix(), *_task_runs(Path(run)))]
+        names = [name for run in runs for name in _names(Path(run).expanduser())]
         if doubled := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"{doubled} is given twice (a run brings those in its tasks folder)")
         return cls(
@@ -73,6 +73,10 @@ class ModelPool:
     def abilities(self) -> dict[str, tuple[str, ...]]:
         """Maps each ability to the names of the models that have it, the best first."""
         return {ability: tuple(model.name for model in self.able(ability)) for ability in catalog.abilities()}
+
+
+def _names(run: Path) -> tuple[str, ...]:
+    return run.as_posix(), *_task_runs(run)
 
 
 def _task_runs(run: Path) -> list[str]:

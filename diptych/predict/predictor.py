@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych import catalog
+from diptych.data.cleanup import clean_caption
 from diptych.data.loader import evaluation_batch
+from diptych.data.profile import unknown_words
 from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
@@ -46,7 +48,7 @@ from diptych.search.contract import State, evaluating
 from diptych.search.index import CosineIndex
 from diptych.search.rerank import evidence, match_logits, plan_calls, sum_temperature
 from diptych.task import Model, Task
-from diptych.tasks.grounding import boxes_config, find_box, phrase_maps
+from diptych.tasks.grounding import boxes_config, check_within, find_box, phrase_maps
 from diptych.types import Texts, to_device
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
@@ -371,9 +373,16 @@ class Predictor:
                 pixels, image_index = pixels.to(self.device), image_index.to(self.device)
                 maps = phrase_maps(self.model, pixels, texts, config, image_index, averages_padding)
                 for row, heat, fit in zip(rows, maps.phrase.cpu(), maps.fit.tolist(), strict=True):
-                    box = find_box(heat, opened[images.place(row)].size, offered.at(row), config)
+                    size = opened[images.place(row)].size
+                    check_within(offered.at(row), size)
+                    box = find_box(heat, size, offered.at(row), config)
                     results.append(Located(phrases.at(row), box, fit, heat.numpy(), images.at(row)))
         return _shaped(results, images, phrases, offered)
+
+    def unread(self, text: str) -> str:
+        """Says how much of a text the vocabulary does not know; empty if it knows all of it."""
+        share, _ = unknown_words([clean_caption(text, self.recipe.data.max_words)], self.tokenizer)
+        return f"the model's vocabulary does not know {share:.0%} of '{text}' ([UNK])" if share else ""
 
     def texts(self, texts: Strings) -> Texts:
         """Encodes texts as the model reads them: cleaned and cut to the longest that evaluation reads."""

@@ -124,7 +124,7 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     `shapes_only`: returns tensors without data (on torch's `meta` device), which is fast. Raises ValueError for a file
     that could only be read by running code, one that is no checkpoint, and a missing one.
     """
-    file = _file(Path(path))
+    file = _file(Path(path).expanduser())
     if _is_safetensors(file):
         return _contents(file, _read_safetensors(file, shapes_only))
     with open_regular(file) as stream:

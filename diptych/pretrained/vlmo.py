@@ -345,7 +345,7 @@ def _answers(file: Path | str | None, classes: int) -> tuple[str, ...]:
         raise ValueError(
             f"the file does not say what its {classes} classes of answers are: name a JSON list of them by --answers"
         )
-    answers = parse_json(read_bounded(file))
+    answers = parse_json(read_bounded(Path(file).expanduser()))
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{file} is no JSON list of answers")
     if len(answers) != classes:

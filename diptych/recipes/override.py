@@ -132,7 +132,7 @@ def _read(value: Any, name: str) -> Any:
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     try:
-        return json.loads(Path(value[1:]).read_text(encoding="utf-8"))
+        return json.loads(Path(value[1:]).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: {value[1:]} could not be read as JSON ({error})") from None
 

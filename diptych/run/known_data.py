@@ -16,12 +16,12 @@ from typing import Any
 
 from diptych.data.pictures import file_of
 from diptych.data.profile import MOST_TEXTS, DataProfile, profile_texts
-from diptych.data.record import AnyRecord, BadRecord
+from diptych.data.record import AnyRecord
 from diptych.data.sources.files import FileSource
 from diptych.data.sources.mix import MixedImage, MixedSource
 from diptych.data.tokenizer import Tokenizer
 from diptych.logged import DATA, read_data
-from diptych.run.splits import AnySource
+from diptych.run.splits import AnySource, accepted_records
 from diptych.schema import Recipe
 
 STREAMED = 200
@@ -34,7 +34,7 @@ SIZED = 200
 def describe(recipe: Recipe, source: AnySource, tokenizer: Tokenizer) -> DataProfile:
     """Counts the training data of a recipe."""
     indices = _indices(source)
-    records = list(_readable(source, indices))
+    records = list(accepted_records(source, indices))
     texts, pictures = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for number, record in enumerate(records):
         _add(texts, (*record.texts, *_labels(record)))
@@ -66,14 +66,6 @@ def _indices(source: AnySource) -> Sequence[int]:
         indices += [first + index for index in _indices(part)]
         first += len(part)
     return indices
-
-
-def _readable(source: AnySource, indices: Iterable[int]) -> Iterator[AnyRecord]:
-    for index in indices:
-        try:
-            yield source.record(index)
-        except BadRecord:  # training counts and names it
-            continue
 
 
 def _add(digest: Any, parts: Iterable[str]) -> None:

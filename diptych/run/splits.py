@@ -5,7 +5,7 @@ I pictures, T captions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
 from diptych.data.loader import EvaluationBatch, Item, check_readable, evaluation_batches, items_at
 from diptych.data.phrases import check_shares
-from diptych.data.record import TASK_NAMES, BadRecord, Picture, Record, Source
+from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Source
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Recipe, Split
@@ -51,11 +51,20 @@ def _print_skipped(split: str, skipped: Sequence[BadRecord], shown: int = 5) -> 
         say(f"  and {len(skipped) - shown} more")
 
 
+def accepted_records(source: AnySource, indices: Iterable[int]) -> Iterator[AnyRecord]:
+    """Yields the records at `indices` that can be used. What is derived from data is derived from these alone."""
+    for index in indices:
+        try:
+            yield source.record(index)
+        except BadRecord:  # a streamed source finds it only now; training will count and name it
+            continue
+
+
 def with_answers(recipe: Recipe, source: AnySource) -> Recipe:
     """Adds the settings that follow from the training data, such as the most frequent answers to choose from."""
     stride = max(1, len(source) // QUESTIONS_READ) if recipe.data.source == "scenes" else 1
     task = catalog.task_class(recipe.task).filled(
-        recipe.task, lambda: (source.record(index) for index in range(0, len(source), stride))
+        recipe.task, lambda: accepted_records(source, range(0, len(source), stride))
     )
     return recipe if task is recipe.task else replace(recipe, task=task)
 

@@ -18,7 +18,7 @@ from diptych.device import find_device
 from diptych.launched import restarted
 from diptych.places import remember
 from diptych.run.known_data import describe, note_data
-from diptych.run.splits import AnySource, check_lengths, check_partial, open_split, with_answers
+from diptych.run.splits import AnySource, accepted_records, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, places_of
@@ -39,6 +39,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 
     Returns that folder. If `torchrun` has started the processes again after a fault, the run goes on.
     """
+    folder = folder.expanduser()
     resume = resume or (restarted() and (folder / "recipe.json").exists())
     with joined(recipe.run) as world, contextlib.ExitStack() as quiet:
         if not world.first:
@@ -117,7 +118,7 @@ def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
     if catalog.record_kind(recipe.task) is Picture:
         return Tokenizer(SPECIAL, separator=config.separator, lowercase=config.lowercase)
     stride = max(1, len(source) // TEXTS_READ)
-    records = (source.record(index) for index in range(0, len(source), stride))
+    records = accepted_records(source, range(0, len(source), stride))
     texts = [clean_text(text, record, recipe.data.max_words) for record in records for text in _texts(record)]
     return Tokenizer.train(texts, config.size, separator=config.separator, lowercase=config.lowercase)
 

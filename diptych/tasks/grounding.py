@@ -352,6 +352,17 @@ def find_box(
     return proposals[int(proposal_scores(grown, offered, config.alpha).argmax())]
 
 
+def check_within(proposals: Sequence[Box], size: tuple[int, int]) -> None:
+    """Raises ValueError for a proposal of which no part is in a picture of `size` (width, height)."""
+    for number, box in enumerate(proposals):
+        x, y, width, height = box
+        if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
+            raise ValueError(
+                f"proposal {number}, {[round(edge, 3) for edge in box]}, is outside of the picture of {size[0]} × "
+                f"{size[1]} pixels: boxes are x, y, width and height in its pixels"
+            )
+
+
 def proposal_scores(
     heat: Float[np.ndarray, "H W"], proposals: Float[np.ndarray, "N 4"], alpha: float = 0.5
 ) -> Float[np.ndarray, "N"]:

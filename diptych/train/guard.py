@@ -142,11 +142,11 @@ class StopSignals:
         return self._heard
 
 
-def refuse(world: World, loss: Tensor, norm: Tensor, step: int, batch: AnyBatch) -> NoReturn:
+def refuse(world: World, loss: Tensor, norm: Tensor, step: int, batch: AnyBatch, rate: float) -> NoReturn:
     """Raises ValueError in all processes, naming the records of those whose loss is not finite.
 
     Where every loss is finite, the gradient is not, and each process names its own records. `step`: optimiser steps
-    done before this one.
+    done before this one. `rate`: the learning rate of this one.
     """
     fault = None if torch.isfinite(loss) else (loss.item(), batch.records)
     faults = [(rank, *fault) for rank, fault in enumerate(world.gather(fault)) if fault is not None]
@@ -158,7 +158,8 @@ def refuse(world: World, loss: Tensor, norm: Tensor, step: int, batch: AnyBatch)
     if faults and world.size > 1:
         quantity += f" of process {', '.join(str(rank) for rank, *_ in faults)}"
     raise ValueError(
-        f"the {quantity} of step {step + 1} is {value}; the weights are still those of step {step}."
-        " Look at the records of its batch, lower optim.lr or set optim.clip, and go on from the last checkpoint."
-        f" Records: {', '.join(records)}"
+        f"not finite at step {step + 1}: the {quantity} is {value}; the weights are still those of step {step}."
+        f" Lower optim.lr (the rate of this step is {rate:.3g}), lengthen schedule.warmup_steps or set optim.clip=1.0,"
+        " and train anew, or from the last checkpoint with init_from. If a lower rate does not help, look at the"
+        f" records of this batch. Records: {', '.join(records)}"
     )

@@ -173,7 +173,7 @@ class Stepper:
         # All processes take the step, or none does: one loss that is not finite stops them all before the weights move.
         consensus = agree(parallel.world, losses.total, norm, len(batch), self.stop.caught)
         if not consensus.finite:
-            refuse(parallel.world, losses.total, norm, state.step, batch)
+            refuse(parallel.world, losses.total, norm, state.step, batch, rate)
         self.optimizer.step()
         parallel.clear_gradients(self.parameters)
         task.after_step(losses.carry)

@@ -2,6 +2,7 @@
 
 RUN/recipe.json      the resolved recipe; its presence marks the folder of a run
     start.json       train/start.py
+    data.json        run/known_data.py
     metrics.jsonl    train/log.py
     checkpoints/     checkpoints/store.py
 """

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,30 @@ def test_the_library_escapes_too_where_its_caller_has_set_up_the_output(monkeypa
     say("starting from 红")
     sys.stdout.flush()
     assert written.getvalue() == b"starting from \\u7ea2\n"
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell replaces it in words of their own only, and not in data.path=~/photos, --folder=~/run or Python."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = override(
+        find_recipe("albef_tiny"),
+        {
+            "data.path": "~/photos, ~/more",
+            "data.root": "~",
+            "init_from": "~/run",
+            "tokenizer.vocabulary": "~/v.txt",
+            "data.mix": '[{"source": "folder", "path": "~/mixed"}]',
+        },
+    )
+    assert recipe.data.path == f"{tmp_path}/photos,{tmp_path}/more"
+    assert (recipe.data.root, recipe.init_from) == (str(tmp_path), f"{tmp_path}/run")
+    assert (recipe.tokenizer.vocabulary, recipe.data.mix[0].path) == (f"{tmp_path}/v.txt", f"{tmp_path}/mixed")
+    assert replace(recipe.data, path="a~b,c").path == "a~b,c"
+    assert main(["train", "albef_tiny", "data.source=folder", "data.path=~/gone", "--folder=~/run"]) == 2
+    assert f"no folder {tmp_path}/gone" in capsys.readouterr().err
+    assert main(["data", "convert", "jsonl", "~/gone.jsonl", "--to=~/out"]) == 2
+    assert f"no file {tmp_path}/gone.jsonl" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"^{tmp_path}/gone does not exist"):
+        diptych.load("~/gone")

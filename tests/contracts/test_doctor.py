@@ -403,6 +403,19 @@ def test_a_folder_that_has_logged_nothing_is_refused(tmp_path: Path, capsys: pyt
     assert "has logged no step yet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("chance", "level"), [(40.0, "fine"), (50.5, "note"), (53.0, "wrong")])
+def test_validation_is_judged_beside_what_a_guesser_gets(tmp_path: Path, chance: float, level: str) -> None:
+    run = write(tmp_path / "run", pairs(), recalls=lambda step: 50 + step / 1000)
+    lines = [json.loads(one) for one in (run / "metrics.jsonl").read_text().splitlines()]
+    for one in lines:
+        if "validation" in one:
+            one["validation"]["chance"] = chance
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (found,) = (finding for finding in examine(run).findings if finding.name == "validation")
+    assert found.level == level
+    assert f"guessing gets {chance:.1f} %" in found.what
+
+
 def test_every_finding_has_a_heading_in_the_page() -> None:
     """The name of a finding is its first argument, up to a colon."""
     text = "".join(path.read_text() for path in (ROOT / "diptych" / "apps" / "doctor").glob("*.py"))

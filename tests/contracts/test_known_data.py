@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,17 @@ from diptych.apps.doctor.data import texts
 from diptych.checkpoints import store
 from diptych.cli.main import main
 from diptych.data.profile import DataProfile
+from diptych.data.record import BadRecord, Question
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.logged import read_data
 from diptych.recipes.override import override
 from diptych.run import train
 from diptych.run.known_data import describe, note_data, warnings_about
-from diptych.run.splits import open_split
-from diptych.schema import AlbefPretrainConfig, DataConfig, EntailmentConfig, Recipe, RetrievalConfig
+from diptych.run.splits import open_split, with_answers
+from diptych.run.training import make_tokenizer
+from diptych.schema import AlbefPretrainConfig, DataConfig, EntailmentConfig, Recipe, RetrievalConfig, VqaDecoderConfig
 from diptych.serialize import to_dict
-from tests.runs import recipe_of
+from tests.runs import recipe_of, save_run
 
 
 def photos(folder: Path, captions: list[str]) -> Path:
@@ -130,3 +132,39 @@ def test_a_run_goes_on_where_its_data_have_moved_to(tmp_path: Path, capsys: pyte
     assert checkpoint.recipe["data"]["path"] == str(tmp_path / "new"), "an evaluation finds the data too"
     moved = override(recipe_on(old), small | {"data.path": str(tmp_path / "new")})
     assert checkpoint.recipe["model"] == json.loads(json.dumps(to_dict(moved)))["model"]
+
+
+def test_a_query_that_the_vocabulary_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(tmp_path / "photos", DIFFERENT[:2])
+    run = save_run(tmp_path / "run", "pretraining")
+    assert main(["search", str(run), "a red 圆形", "--images", str(tmp_path / "photos"), "--device", "cpu"]) == 0
+    assert "note: the model's vocabulary does not know 50% of 'a red 圆形' ([UNK])" in capsys.readouterr().err
+    assert main(["search", str(run), "a red fox", "--images", str(tmp_path / "photos"), "--device", "cpu"]) == 0
+    assert "note" not in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Serves questions, of which every second one turns out to be broken when it is read."""
+
+    skipped: tuple[BadRecord, ...] = ()
+
+    def __len__(self) -> int:
+        return 8
+
+    def record(self, index: int) -> Question:
+        if index % 2:
+            raise BadRecord(f"q{index}", "picture missing")
+        return Question(f"q{index}", None, f"which number is {index}", (str(index % 4), "\u200b"), f"p{index}")
+
+
+def test_answers_and_vocabulary_are_derived_from_accepted_records_alone() -> None:
+    recipe = recipe_of(VqaDecoderConfig(inference="rank"))
+    filled = with_answers(recipe, Streamed()).task
+    assert isinstance(filled, VqaDecoderConfig)
+    assert filled.answers == ("0", "2")
+    known = make_tokenizer(recipe, Streamed())
+    assert {"6", "which"} <= set(known.vocabulary)
+    assert "7" not in known.vocabulary
+    with pytest.raises(ValueError, match=r"task\.answers holds ' ', which is no answer"):
+        with_answers(override(recipe, {"task.answers": ["red", " "]}), Streamed())

@@ -198,7 +198,7 @@ def test_what_is_not_finite_stops_before_the_weights_and_names_the_records(
     tmp_path: Path, where: str, what: str
 ) -> None:
     task = Toy(poison=3, where=where)
-    with pytest.raises(ValueError, match=rf"the {what} of step 4 is nan; .* those of step 3\..*Records: r3a, r3b"):
+    with pytest.raises(ValueError, match=rf"at step 4: the {what} is nan; .* those of step 3\..*Records: r3a, r3b"):
         train(task, Loader(), recipe(), tmp_path / "run")
     three = train(Toy(), Loader(), recipe(run__steps=3, schedule__min_lr=0.01), tmp_path / "three")
     assert not torch.isnan(task.model.weight).any()
@@ -352,8 +352,9 @@ def test_a_validation_that_fails_ends_the_run_after_its_training_is_saved(
     assert "the validation of step 4 failed; the training up to this step is saved" in capfd.readouterr().err
     (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert kept.name == "step-00000004"
-    whole = Validation(measures([0.5]), "recall")
+    whole = Validation(lambda: {"recall": 0.5, "chance": 0.25}, "recall")
     assert train(Toy(), Loader(), config, tmp_path / "run", validation=whole, resume=True).name == "step-00000006"
+    assert "step 6: recall 0.5 (guessing gets 0.25), the best so far" in capfd.readouterr().err
 
 
 def test_the_end_is_validated_and_the_task_is_in_evaluation_mode_meanwhile(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_number_of_one_process_that_is_none_stops_all_before_the_weights_and_n
 ) -> None:
     statuses, log = run(tmp_path / "run", fault=("poison", 1, 6))
     assert statuses == [2, 2]
-    assert "the loss of process 1 of step 7 is nan; the weights are still those of step 6" in log
+    assert "not finite at step 7: the loss of process 1 is nan; the weights are still those of step 6" in log
     assert "Records: scenes/train/" in log
 
 

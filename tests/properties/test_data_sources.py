@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from diptych.catalog import find_layout
 from diptych.data.loader import PairLoader, evaluation_items
 from diptych.data.sources.albef import read_albef
 from diptych.data.sources.files import FileSource, open_layout, open_split
@@ -273,3 +274,23 @@ def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(source))
     assert again.records == source.records
     assert again.picture(again.record(0)).tobytes() == source.picture(source.record(0)).tobytes()
+
+
+def test_names_meet_in_either_form_of_their_accents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS writes é as two characters; a list or a text file beside the picture may have it as one."""
+    composed, split = "caf\u00e9", "cafe\u0301"
+    photos = tmp_path / split
+    photos.mkdir()
+    for number, (name, other) in enumerate([(f"{split}1", f"{composed}1"), (f"{composed}2", f"{split}2")]):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(photos / f"{name}.png")
+        (photos / f"{other}.txt").write_text(f"a cup {number}", encoding="utf-8")
+    config = DataConfig(source="folder", path=str(tmp_path / composed))
+    listing = find_layout("folder")(str(tmp_path / composed), config)
+    assert [record.captions for record in listing.records] == [("a cup 0",), ("a cup 1",)]
+    assert listing.skipped == []
+    lines = [{"image": f"{composed}/{composed}1.png", "caption": "x"}, {"image": "~/gone.png", "caption": "x"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    listing = find_layout("jsonl")(str(tmp_path / "list.jsonl"), config)
+    assert [record.images for record in listing.records] == [(str(photos / f"{split}1.png"),)]
+    assert listing.skipped[0].detail == str(tmp_path / "home/gone.png")

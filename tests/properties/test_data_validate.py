@@ -217,6 +217,28 @@ def test_questions_without_a_word_of_an_answer_are_refused_and_blanks_beside_wor
     assert "train: 1 question with an answer without a word, which is left out: q1" in report.notes
 
 
+def test_answers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    """One answer, numbers, and the objects of VQA v2 and VizWiz; anything else is named."""
+    written: list[dict[str, Any]] = [
+        {"answer": "red"},
+        {"answers": "red"},
+        {"answers": [3, 2.5, 1e6]},
+        {"answers": [{"answer": "red", "answer_confidence": "yes"}, {"answer": 2}]},
+        {},
+        {"answers": [["red"]]},
+        {"answer": True},
+    ]
+    image = picture(tmp_path / "a.png", 1)
+    entries = [{"id": str(n), "image": image, "question": "Who?", **answers} for n, answers in enumerate(written)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    listing = read_jsonl(str(tmp_path / "q.jsonl"), DataConfig())
+    assert [record.answers for record in listing.records] == [
+        ("red",), ("red",), ("3", "2.5", "1000000"), ("red", "2"), (),
+    ]  # fmt: skip
+    assert [error.reason for error in listing.skipped] == ["wrong type"] * 2
+    assert listing.skipped[1].detail.startswith("`answer` must be a text, a number")
+
+
 def captioned(folder: Path, captions: list[str]) -> DataConfig:
     train = [
         {"image": picture(folder / f"c{number}.png", number), "caption": text} for number, text in enumerate(captions)

@@ -28,7 +28,7 @@ from diptych.metrics.grounding import box_accuracy, box_iou, central_box, larges
 from diptych.metrics.intervals import mean_interval
 from diptych.schema import GroundingConfig
 from diptych.task import Model
-from diptych.tasks.grounding import PhraseMaps, box_of_map, find_box, phrase_maps, proposal_scores
+from diptych.tasks.grounding import PhraseMaps, box_of_map, check_within, find_box, phrase_maps, proposal_scores
 from diptych.types import Joint, Texts
 from tests import tiny
 
@@ -247,6 +247,13 @@ def test_proposals_score_the_plain_sum_over_their_pixels() -> None:
     for (x, y, w, h), score in zip(boxes.tolist(), scores.tolist(), strict=True):
         plain = heat[int(y) : int(y + h), int(x) : int(x + w)].sum() / (w * h) ** 0.7
         assert score == pytest.approx(plain, abs=1e-9)
+
+
+def test_a_proposal_outside_of_the_picture_is_refused_when_a_user_gives_it() -> None:
+    check_within([(-3.0, -3.0, 5.0, 5.0), (60.0, 60.0, 500.0, 500.0), (0.0, 0.0, 64.0, 64.0)], (64, 64))
+    for outside in [(500.0, 500.0, 20.0, 20.0), (64.0, 0.0, 5.0, 5.0), (0.0, -9.0, 9.0, 9.0)]:
+        with pytest.raises(ValueError, match=r"proposal 1, .*, is outside of the picture of 64 × 64 pixels"):
+            check_within([(0.0, 0.0, 9.0, 9.0), outside], (64, 64))
 
 
 def test_what_lies_outside_the_picture_adds_nothing() -> None:

@@ -206,3 +206,10 @@ def test_negatives_are_drawn_as_often_as_their_weights_say() -> None:
 
 def test_each_row_is_drawn_from_its_own_weights() -> None:
     assert draw_negatives(torch.eye(5), uniform(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_weights_that_are_not_finite_draw_any_candidate_and_the_loss_says_so() -> None:
+    """A rate that explodes makes similarities NaN. The loop then reports the loss with its step."""
+    drawn = draw_negatives(torch.tensor([[torch.nan, torch.nan, torch.nan], [0.0, 1.0, 0.0]]), torch.tensor([0.3, 0.3]))
+    assert 0 <= int(drawn[0]) < 3
+    assert int(drawn[1]) == 1

@@ -91,6 +91,7 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
     ("/v1/answer", {"picture": GOOD, "questions": ["what"], "answers": [""]}, 422, "refused"),
     ("/v1/locate", {"picture": GOOD, "phrases": ["a"], "proposals": [[0, 0, 0, 5]]}, 422, "bad_request"),
     ("/v1/locate", {"picture": GOOD, "phrases": ["a"], "proposals": [[0, 0, 1]]}, 422, "bad_request"),
+    ("/v1/locate", {"picture": GOOD, "phrases": ["a"], "proposals": [[5000, 0, 1, 1]]}, 422, "bad_request"),
     ("/v1/locate", {"picture": GOOD, "phrases": ["a"], "proposals": [[0, 0, float("nan"), 1]]}, 422, "bad_request"),
     ("/v1/search", {"text": "a boat"}, 409, "no_index"),
     ("/v1/search", {"text": "a boat", "picture": GOOD}, 422, "bad_request"),

@@ -42,7 +42,7 @@ class Site:
     ) -> Site:
         """Raises ValueError for runs, pictures or an index that cannot be loaded."""
         pool = ModelPool.load(runs, device, largest_pixels)
-        album = album_of([Path(run) for run in runs], images)
+        album = album_of([Path(run).expanduser() for run in runs], images)
         pretrained = [
             model for model in pool.models if catalog.task_class(model.predictor.recipe.task).keeps_momentum_encoder
         ]

@@ -91,6 +91,7 @@ def quarters(values: list[float]) -> list[float]:
 
 def read_run(folder: Path) -> Run:
     """Reads a run. Raises ValueError for a folder without a run, or without a logged step."""
+    folder = folder.expanduser()
     recipe = folder / "recipe.json"
     if not recipe.is_file():
         raise ValueError(f"{folder} holds no run: it has no recipe.json")

@@ -41,7 +41,7 @@ def export_folder(source: Source, folder: str | Path, license: str = "unknown") 
     `license` is that of the weights, by the Hub's names (`apache-2.0`, `cc-by-4.0` …). Raises ValueError if the folder
     is not empty, and if `diptych.load` cannot load the source; WriteError, with nothing written, if the disk refuses.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     require_new(folder)
     predictor = source if isinstance(source, Predictor) else load(source, "cpu")
     state, evaluation = _state(predictor), find_evaluation(predictor)

@@ -50,7 +50,7 @@ def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
     Raises ValueError if the folder is not empty, and for a model without any such output; WriteError, with nothing
     written, if the disk refuses.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     require_new(folder)
     _require_extra()
     parts = graphs(predictor)

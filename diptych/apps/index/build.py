@@ -156,7 +156,7 @@ def _root(source: ItemSource) -> Path:
     """The folder at which relative paths of a source start."""
     if not isinstance(source, str | Path):
         return Path("/")
-    path = Path(source).resolve()
+    path = Path(source).expanduser().resolve()
     return path.parent if path.is_file() else path
 
 

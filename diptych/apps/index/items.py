@@ -67,7 +67,7 @@ def read_items(source: ItemSource, prefix: str = "", number: int = 0) -> SourceI
     """
     if not isinstance(source, str | Path):
         return SourceItems(Path("/"), list(source))
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         reader = _SourceReader(path.resolve(), prefix, number)
         reader.read_folder()

@@ -20,4 +20,4 @@ def find_place(place: str | Path) -> Place:
         return PostgresPlace.of(name)
     if scheme:
         raise ValueError(f"an index is a folder, milvus://host:port/name or postgresql://…, not {name}")
-    return FolderPlace(Path(place))
+    return FolderPlace(Path(place).expanduser())

@@ -62,7 +62,7 @@ def embed_source(
     source has nothing to embed, for a model without trained embeddings, and for a name that ends in neither .npy nor
     .parquet.
     """
-    to = Path(to)
+    to = Path(to).expanduser()
     check_target(to)
     if reason := predictor.missing("embed"):
         raise ValueError(reason)

@@ -68,6 +68,7 @@ CHARTS = (
             "validation.image_to_text.recall@10": "image → text @10",
             "validation.text_to_image.recall@1": "text → image @1",
             "validation.image_to_text.recall@1": "image → text @1",
+            "validation.mean_recall": "mean of @1, @5 and @10",
         },
         "By similarity alone, on pictures that are not trained on.",
     ),
@@ -153,6 +154,8 @@ CHARTS = (
     ChartSpec("Speed", "pairs/s", {"pairs_per_second": "pairs per second"}),
     ChartSpec("Waiting for data", "% of the time", {"waiting": "for the next batch"}, scale=100.0),
 )
+GUESSERS = {"validation.mean_recall": "mean of a random order", "validation.accuracy": "a guesser that never looks"}
+"""What `validation.chance` is, beside the measure that it belongs to."""
 UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss", "validation.")
 """Numbers without a chart of their own: the axes, the total, and the recalls that CHARTS leaves out."""
 
@@ -215,6 +218,10 @@ def _chart(spec: ChartSpec, lines: Sequence[Mapping[str, float]], recipe: Mappin
     references: tuple[tuple[str, float], ...] = ()
     if "measures.mi_bound" in spec.names and (candidates := _candidates(recipe)):
         references = ((f"log N = {math.log(candidates):.2f}", math.log(candidates)),)
+    for name, guesser in GUESSERS.items():
+        chances = [line["validation.chance"] for line in lines if name in line and "validation.chance" in line]
+        if name in spec.names and chances:
+            references = ((f"{guesser} = {chances[-1]:.1f}", chances[-1]),)
     return Chart(spec.title, spec.unit, tuple(series), spec.note, references)
 
 

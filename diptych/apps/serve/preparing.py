@@ -16,7 +16,7 @@ from diptych.apps.serve.pictures import HeatCanvas, open_upload
 from diptych.apps.serve.requests import Inputs, at_size
 from diptych.apps.serve.workers import Work
 from diptych.predict import Located, Predictor
-from diptych.tasks.grounding import boxes_config, find_box
+from diptych.tasks.grounding import boxes_config, check_within, find_box
 
 FARTHEST, NARROWEST = 1_000_000, 1e-3
 """Bounds on the numbers of proposed boxes, in pixels. Areas of boxes beyond them are not exact, or not finite."""
@@ -126,6 +126,10 @@ class InputPreparer:
         """Computes the boxes in pixels of the full-size picture from the model's heat maps."""
         config = boxes_config(predictor.recipe, predictor.model)
         proposals = [(x, y, width, height) for x, y, width, height in request.proposals or ()]
+        try:
+            check_within(proposals, size)
+        except ValueError as error:
+            raise ApiError("bad_request", str(error)) from None
         canvas = HeatCanvas(request.picture, "picture", len(phrases), work) if request.heat else None
         items = []
         for located in phrases:

@@ -15,7 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych.data.entries import from_entry, label_of, name_of, object_of, plain_path, text_of, texts_of, truth_of
+from diptych.data.entries import (
+    answers_of,
+    from_entry,
+    label_of,
+    name_of,
+    object_of,
+    plain_path,
+    text_of,
+    texts_of,
+    truth_of,
+)
 from diptych.data.files import json_list
 from diptych.data.picture_kinds import is_picture
 from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
@@ -54,7 +64,7 @@ def _question(entry: Mapping[str, Any], name: str) -> Question:
     genome = entry.get("dataset") == "vg"
     number = name_of(entry, "question_id", name)
     image = text_of(entry, "image", name)
-    answers = texts_of(entry, "answer", name) if "answer" in entry else ()
+    answers = answers_of(entry, name)
     return Question(
         # VQA and Visual Genome number their questions independently of each other.
         id=name if number is None else f"vg/{number}" if genome else number,

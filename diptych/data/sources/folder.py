@@ -6,6 +6,7 @@ A `captions.jsonl` in the folder takes the place of the text files.
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from diptych.data.files import decoded, files_below
@@ -54,10 +55,11 @@ def _side_cars(folder: Path, files: list[Path], max_words: int, seen: PassedOver
     """Reads the text file beside each picture. A text beside a picture that is passed over lacks none."""
     listing = SourceListing()
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    same_names = {_composed(file): file for file in texts.values()}
     pictures = [file for file in files if is_picture(file)]
     for picture in pictures:
         name = picture.as_posix()
-        text = texts.get(picture.with_suffix(""))
+        text = texts.get(picture.with_suffix("")) or same_names.get(_composed(picture))
         if text is None:
             listing.skipped.append(BadRecord(name, "picture without text", f"no {picture.with_suffix('.txt').name}"))
             continue
@@ -67,11 +69,16 @@ def _side_cars(folder: Path, files: list[Path], max_words: int, seen: PassedOver
             listing.skipped.append(error)
             continue
         listing.add({"image": name, "caption": caption}, name, folder, max_words)
-    owners = {picture.with_suffix("") for picture in pictures}
+    owners = {_composed(picture) for picture in pictures}
     for stem, text in texts.items():
-        if stem not in owners and str(stem) not in seen.stems:
+        if _composed(text) not in owners and str(stem) not in seen.stems:
             listing.skipped.append(BadRecord(text.as_posix(), "text without picture"))
     return listing
+
+
+def _composed(file: Path) -> str:
+    """Returns a file's name without its suffix, with accents as parts of their letters, however they are on disk."""
+    return unicodedata.normalize("NFC", file.with_suffix("").as_posix())
 
 
 def _first_line(file: Path, name: str) -> str:

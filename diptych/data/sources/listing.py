@@ -15,7 +15,7 @@ from diptych.data.cleanup import clean_text
 from diptych.data.entries import from_entry, plain_path
 from diptych.data.files import split_paths
 from diptych.data.picture_kinds import PassedOver
-from diptych.data.pictures import file_of
+from diptych.data.pictures import file_of, spelled_on_disk
 from diptych.data.record import (
     TASK_NAMES,
     AnyRecord,
@@ -166,7 +166,7 @@ def _with_slashes(record: AnyRecord, root: Path) -> tuple[AnyRecord, list[str]]:
     Lists written on Windows separate folders by backslashes, which are also letters of a name elsewhere. They are
     replaced where only that leads to a file.
     """
-    paths = [str(root / image) for image in record.images]
+    paths = [spelled_on_disk(str(root / os.path.expanduser(image))) for image in record.images]  # noqa: PTH111
     for number, image in enumerate(record.images):
         slashed = str(root / image.replace("\\", "/"))
         if "\\" in image and not os.path.isfile(paths[number]) and os.path.isfile(slashed):  # noqa: PTH113
