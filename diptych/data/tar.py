@@ -55,7 +55,7 @@ def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.T
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # which would keep every header of a shard in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header of a shard
                 if archive.offset <= before or member.size < 0:
                     raise tarfile.ReadError("a member that leads backwards")
                 before = archive.offset
