@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -65,6 +66,10 @@ def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.T
         stream.seek(start)
         kind = disguise(stream.read(HEAD))
         raise tarfile.ReadError(f"it is {kind}" if kind and kind != "a tar archive" else str(error)) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise tarfile.ReadError("unexpected end of data") from None  # no file can be as long as a member says
     except (ArithmeticError, LookupError, RecursionError, UnicodeError, AttributeError, TypeError, ValueError) as error:
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 
