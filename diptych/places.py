@@ -64,7 +64,12 @@ def allow(places: Mapping[str, str | None]) -> None:
 
 
 def remember(places: Iterable[str]) -> None:
-    """Notes places that the user of this machine has named. Where the file cannot be written, only for this process."""
+    """Notes places that the user of this machine has named. Where the file cannot be written, only for this process.
+
+    Where every place is trusted, nothing is noted.
+    """
+    if os.environ.get(TRUST) == "trusted":
+        return
     new = {_normal(place) for place in places} - _allowed
     _allowed.update(new)
     if new := new - _known():

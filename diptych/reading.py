@@ -6,17 +6,18 @@ be something else than its name says.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 LARGEST_JSON = 1 << 26
 """Largest file, in bytes, of JSON that belongs to a checkpoint or an index."""
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading. Raises OSError, also for devices, pipes and folders, which could block."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:

@@ -55,6 +55,8 @@ def build_without_memory(build: Callable[[], nn.Module], config: Any, tensors: i
     count = _largest_count(config)
     if count > max(tensors, FEW):
         raise CheckpointError(f"{origin} holds {tensors:,} tensors, too few for the {count:,} layers of its recipe")
+    if (odd := _odd_heads(config)) is not None:
+        raise CheckpointError(f"{origin}: its recipe describes no model that can be built ({odd})")
     most = MOST_COPIES * tensors + 10 * FEW
 
     def note(module: nn.Module, name: str, parameter: Any) -> None:
@@ -96,3 +98,14 @@ def _largest_count(config: Any) -> int:
     values = [(item.name, getattr(config, item.name)) for item in fields(config)]
     counts = [value for name, value in values if name in COUNTS and isinstance(value, int)]
     return max([0, *counts, *(_largest_count(value) for _, value in values)])
+
+
+def _odd_heads(config: Any) -> str | None:
+    """Returns what is wrong with a number of attention heads, which shows in no shape; None if nothing is."""
+    if not is_dataclass(config):
+        return None
+    heads, width = getattr(config, "heads", None), getattr(config, "width", None)
+    if isinstance(heads, int) and isinstance(width, int) and (heads < 1 or width % heads):
+        return f"{heads} heads for a width of {width}"
+    inner = (_odd_heads(getattr(config, item.name)) for item in fields(config))
+    return next((odd for odd in inner if odd is not None), None)

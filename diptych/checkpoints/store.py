@@ -508,7 +508,10 @@ def _with_places(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _check_state(state: Mapping[str, Any], path: Path) -> None:
     """Raises CheckpointError unless the entries that readers use are what `save_checkpoint` is given."""
     fresh = state.get("fresh", [])
-    kinds = {"step": int, "run": dict, "skipped": dict, "measure": (int, float, NoneType), "epoch": (int, float)}
+    number = (int, float)
+    kinds: dict[str, Any] = {
+        "step": int, "run": dict, "skipped": dict, "measure": (*number, NoneType), "epoch": number,
+    }  # fmt: skip
     wrong = [name for name, kind in kinds.items() if name in state and not isinstance(state[name], kind)]
     wrong += ["fresh"] * (not isinstance(fresh, list) or not all(isinstance(part, str) for part in fresh))
     wrong += ["step"] * ("step" not in state)

@@ -255,7 +255,7 @@ class BadRecord(ValueError):
 
     def __init__(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
         """`count` is the number of records that the error stands for, where a whole file of them is lost."""
-        super().__init__(printable(f"{record}: {reason}" + (f" ({detail})" if detail else "")))
+        super().__init__(f"{printable(record)}: {reason}" + (f" ({printable(detail)})" if detail else ""))
         self.record = record
         self.reason = reason
         self.detail = detail

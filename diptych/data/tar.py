@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -57,7 +58,7 @@ def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.T
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # which would keep every header of a shard in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header of a shard
                 if archive.offset <= before or member.size < 0:
                     raise tarfile.ReadError("a member that leads backwards")
                 before = archive.offset
@@ -67,6 +68,10 @@ def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.T
         stream.seek(start)
         kind = disguise(stream.read(HEAD))
         raise tarfile.ReadError(f"it is {kind}" if kind and kind != "a tar archive" else str(error)) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise tarfile.ReadError("unexpected end of data") from None  # no file can be as long as a member says
     except (ArithmeticError, LookupError, RecursionError, UnicodeError, AttributeError, TypeError, ValueError) as error:
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 

@@ -14,6 +14,7 @@ import struct
 import tarfile
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_a_recipe_of_impossible_sizes_is_refused_before_memory_is_taken(
 def test_a_queue_that_the_file_does_not_hold_is_bounded(copy: Path) -> None:
     with_json(copy, "recipe.json", lambda recipe: recipe["task"].update(queue_size=10**12))
     diptych.load(copy, "cpu")  # which needs no queue
-    with pytest.raises(ValueError, match=r"is not of this model: queue\.image"):
+    with pytest.raises(ValueError, match=r"is not of this model: queue\."):
         open_task(copy)
 
 
@@ -208,9 +209,7 @@ def test_a_pipe_among_the_files_is_refused_and_not_waited_for(copy: Path, name: 
     if name == "manifest.json":
         (copy / name).unlink()
     os.mkfifo(copy / name)
-    with pytest.raises(
-        (ValueError, OSError), match=r"missing|no regular file|cannot be read|no tokenizer|no vocabulary"
-    ):
+    with pytest.raises((ValueError, OSError), match=r"does not list|no regular file|holds no checkpoint|no vocabulary"):
         diptych.load(copy, "cpu")
 
 
@@ -483,7 +482,8 @@ def test_commands_print_escaped_names(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / name).mkdir()
     (tmp_path / name / "c\x1b[2J.png").write_bytes(b"")
     (tmp_path / name / "c\x1b[2J.txt").write_text("a boat")
-    main(["data", "validate", "folder", str(tmp_path / name)])
+    with suppress(SystemExit):
+        main(["data", "validate", "folder", str(tmp_path / name)])
     assert main(["data", "validate", "shards", "https://me:secret@127.0.0.1:9::x/a.tar"]) == 2
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
