@@ -1,6 +1,8 @@
 """Reads a folder of pictures. The caption of each is the first line of the text file with the same name.
 
-A `captions.jsonl` in the folder takes the place of the text files.
+A `captions.jsonl` in the folder takes the place of the text files. So do `metadata.csv`, `metadata.jsonl` and
+`metadata.parquet`, as in Hugging Face's imagefolder: they may lie in any folder, name the pictures below it, and belong
+to a split if the folder is called after one.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ from diptych.data.pictures import SUFFIXES
 from diptych.data.record import BadRecord
 from diptych.data.sources.jsonl import read_lines
 from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.table import SPLIT_NAMES, add_table
+from diptych.data.tables import open_table
 from diptych.schema import DataConfig
 
 CAPTIONS_FILE = "captions.jsonl"
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 LONGEST_LINE = 1 << 16
 """At most this many bytes of a text file's first line are read."""
 
@@ -32,18 +37,37 @@ def read_folder(path: str, config: DataConfig) -> SourceListing:
     files = list(files_below(folder))
     if (folder / CAPTIONS_FILE).is_file():
         return _captioned(folder, files, config.max_words)
+    if metadata := [file for file in files if file.name in METADATA_FILES]:
+        return _with_metadata(folder, files, metadata, config)
     return _side_cars(folder, files, config.max_words)
 
 
 def _captioned(folder: Path, files: list[Path], max_words: int) -> SourceListing:
     """Reads `captions.jsonl`, and skips the pictures that it does not mention."""
     listing = read_lines(folder / CAPTIONS_FILE, folder, max_words)
+    _skip_unnamed(listing, folder, files, CAPTIONS_FILE)
+    return listing
+
+
+def _with_metadata(folder: Path, files: list[Path], metadata: list[Path], config: DataConfig) -> SourceListing:
+    """Reads imagefolder's metadata files, and skips the pictures that they do not mention."""
+    listing = SourceListing()
+    splits = {file: SPLIT_NAMES.get(file.parts[0].lower()) if len(file.parts) > 1 else None for file in metadata}
+    divided = len(set(splits.values())) > 1 and None not in splits.values()
+    for file in metadata:
+        split = splits[file] if divided else None
+        add_table(listing, open_table(folder / file), config, split, folder / file.parent)
+    _skip_unnamed(listing, folder, files, ", ".join(map(str, metadata)))
+    return listing
+
+
+def _skip_unnamed(listing: SourceListing, folder: Path, files: list[Path], lists: str) -> None:
+    """Skips the pictures that no list mentions."""
     named = {os.path.normpath(image) for record in listing.records for image in record.images}
     named |= {os.path.normpath(error.detail) for error in listing.skipped if error.reason.endswith(" empty")}
     for file in files:
         if file.suffix.lower() in SUFFIXES and os.path.normpath(folder / file) not in named:
-            listing.skipped.append(BadRecord(file.as_posix(), "picture without text", f"not in {CAPTIONS_FILE}"))
-    return listing
+            listing.skipped.append(BadRecord(file.as_posix(), "picture without text", f"not in {lists}"))
 
 
 def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing:
