@@ -231,7 +231,9 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     except BadRecord:
         raise
     except ValueError as error:
-        raise ValueError(_with_advice(str(error), config)) from error
+        if advice := recognise.advice(config):
+            raise ValueError(f"{error}\n{advice}") from error
+        raise
 
 
 def _open_source(config: DataConfig, split: Split, kind: type) -> Any:
@@ -314,7 +316,9 @@ def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
     try:
         listings = find(config)
     except ValueError as error:
-        raise ValueError(_with_advice(str(error), config)) from error
+        if advice := recognise.advice(config):
+            raise ValueError(f"{error}\n{advice}") from error
+        raise
     if not any(listing.records for listing in listings.values()) and (advice := recognise.advice(config)):
         lost = [error for listing in listings.values() for error in listing.skipped]
         raise ValueError(f"{config.path} holds no usable record:\n{list_errors(lost, most=3)}\n{advice}")
@@ -328,11 +332,6 @@ def _known(config: DataConfig) -> DataConfig:
     if config.source not in SOURCES:
         raise ValueError(_unknown("data.source", config.source, {**SOURCES, AUTO: None}))
     return config
-
-
-def _with_advice(message: str, config: DataConfig) -> str:
-    advice = recognise.advice(config)
-    return f"{message}\n{advice}" if advice else message
 
 
 def find_layout(name: str) -> Callable[[str, DataConfig], SourceListing]:

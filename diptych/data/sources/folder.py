@@ -75,6 +75,7 @@ def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing
     listing = SourceListing()
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    longer: list[str] = []
     for picture in pictures:
         name = picture.as_posix()
         text = texts.get(picture.with_suffix(""))
@@ -82,11 +83,17 @@ def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing
             listing.skipped.append(BadRecord(name, "picture without text", f"no {picture.with_suffix('.txt').name}"))
             continue
         try:
-            caption = _first_line(folder / text, name)
+            caption, more = _first_line(folder / text, name)
         except BadRecord as error:
             listing.skipped.append(error)
             continue
+        longer += [text.as_posix()] if more else []
         listing.add({"image": name, "caption": caption}, name, folder, max_words)
+    if longer:
+        listing.notes.append(
+            f"{folder}: only the first line is read of {len(longer)} texts with several, such as {longer[0]}. For several"
+            " captions of an image, list them in captions.jsonl or metadata.csv"
+        )
     owners = {picture.with_suffix("") for picture in pictures}
     for stem, text in texts.items():
         if stem not in owners:
@@ -94,10 +101,14 @@ def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing
     return listing
 
 
-def _first_line(file: Path, name: str) -> str:
-    """Reads the first line of a text file. Raises BadRecord, which names the picture, if it is not UTF-8."""
+def _first_line(file: Path, name: str) -> tuple[str, bool]:
+    """Reads the first line of a text file, and returns whether others follow.
+
+    Raises BadRecord, which names the picture, if it is not UTF-8.
+    """
     try:
         with file.open("rb") as stream:
-            return decoded(stream.readline(LONGEST_LINE), name, "text")
+            line = decoded(stream.readline(LONGEST_LINE), name, "text")
+            return line, bool(stream.read(LONGEST_LINE).strip())
     except OSError as error:
         raise BadRecord(name, "text unreadable", str(error)) from None

@@ -63,6 +63,10 @@ def _inside(*keys: str) -> Callable[[Look], bool]:
     return lambda look: any(key in look.inner for key in keys)
 
 
+def _is_parquet_folder(look: Look) -> bool:
+    return look.kind == "folder" and ".parquet" in look.keys and "picture" not in look.keys
+
+
 _A_TABLE = ("separated", "lines", "list", "object", "parquet")
 _TASK_KEYS = ("caption", "captions", "hypothesis", "question", "statement", "phrase")
 NEEDS: Mapping[str, Sequence[Condition]] = {
@@ -104,7 +108,10 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
         (_is("separated"), "it is no table"),
         (lambda look: look.two_columns, "its columns are not a text and an address"),
     ],
-    "table": [(_is(*_A_TABLE), "it is no table"), (lambda look: not look.why_no_columns, "")],
+    "table": [
+        (lambda look: look.kind in _A_TABLE or _is_parquet_folder(look), "it is no table"),
+        (lambda look: not look.why_no_columns, ""),
+    ],
     "datasets": [
         (_is("folder"), "it is no folder"),
         (_has("state.json", "dataset_dict.json"), "it has no state.json or dataset_dict.json of a saved data set"),
@@ -129,6 +136,13 @@ TITLES = {
 """The data sets that have a layout of their own, in words."""
 ALSO: Mapping[str, str] = {"shards": "img2dataset"}
 """Sources that read what another layout reads."""
+OF_SEVERAL_FILES = ("refcoco", "sbu")
+"""Sources whose files belong together and are of several kinds."""
+READS_FOLDERS_WITH: Mapping[str, Sequence[str]] = {
+    "table": (".parquet",), "img2dataset": (".tar", ".json", "side car"), "shards": (".tar",),
+    "texts": (".txt", ".jsonl", ".tar"),
+}  # fmt: skip
+"""What a folder holds that a source reads, although the folder may be of another layout."""
 PICTURES_ALONE = ("pictures", "scenes", "mix")
 """Sources about which nothing is said, since any folder will do, or none is needed."""
 
@@ -164,7 +178,12 @@ def _folder(place: Path) -> Look:
     holds = {file.name for file in files} | {file.suffix for file in files}
     holds |= {"picture"} if pictures else set()
     holds |= {"side car"} if any(file.with_suffix("") in stems for file in pictures) else set()
-    return Look("a folder" + (f" of {len(pictures)} pictures" if pictures else ""), "folder", frozenset(holds))
+    return Look(
+        "a folder" + (f" of {len(pictures)} pictures" if pictures else ""),
+        "folder",
+        frozenset(holds),
+        why_no_columns="",
+    )
 
 
 def _table(table: Table, config: DataConfig) -> Look:
@@ -215,12 +234,22 @@ def advice(config: DataConfig) -> str:
     """
     if config.source in PICTURES_ALONE:
         return ""
-    paths = [path for path in (config.path, config.validation_path, config.test_path) if path is not None]
-    for path in (part for listed in paths for part in split_paths(listed) if not is_remote(part)):
-        look = look_at(path, config)
-        if look is not None and ALSO.get(config.source, config.source) not in layouts_of(look):
-            return _answer(path, look, config)
+    listed = [path for path in (config.path, config.validation_path, config.test_path) if path is not None]
+    for paths in map(split_paths, listed):
+        if len(paths) > 1 and config.source in OF_SEVERAL_FILES:
+            continue
+        for path in paths:
+            look = None if is_remote(path) else look_at(path, config)
+            if look is not None and not _fits(config.source, look):
+                return _answer(path, look, config)
     return ""
+
+
+def _fits(source: str, look: Look) -> bool:
+    """Returns whether a source can read what is seen. Some read folders that are of another layout above all."""
+    if look.kind == "folder" and not look.keys.isdisjoint(READS_FOLDERS_WITH.get(source, ())):
+        return True
+    return ALSO.get(source, source) in layouts_of(look)
 
 
 def recognised(config: DataConfig) -> str:

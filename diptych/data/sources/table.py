@@ -275,7 +275,7 @@ def read_datasets(path: str, config: DataConfig) -> SourceListing:
         tables = {name: saved_table(folder / name) for name in names}
     elif (folder / "state.json").is_file():
         tables = {"train": saved_table(folder)}
-    elif folder.is_dir() or folder.suffix or not path.strip() or folder.is_absolute():
+    elif folder.exists() or folder.is_absolute() or path.startswith("."):
         raise ValueError(f"no saved data set {path}: {DATASETS_LAYOUT}")
     else:
         tables = _named_tables(path)
