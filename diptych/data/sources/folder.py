@@ -91,8 +91,8 @@ def _side_cars(folder: Path, files: list[Path], max_words: int) -> SourceListing
         listing.add({"image": name, "caption": caption}, name, folder, max_words)
     if longer:
         listing.notes.append(
-            f"{folder}: only the first line is read of {len(longer)} texts with several, such as {longer[0]}. For several"
-            " captions of an image, list them in captions.jsonl or metadata.csv"
+            f"{folder}: only the first line is read of {len(longer)} texts with several, such as {longer[0]}. List"
+            " several captions of an image in captions.jsonl or metadata.csv"
         )
     owners = {picture.with_suffix("") for picture in pictures}
     for stem, text in texts.items():
