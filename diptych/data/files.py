@@ -14,6 +14,8 @@ from typing import Any
 
 from diptych.data.record import BadRecord
 
+MOSTLY = 0.8
+"""Of UTF-16 in European languages, more than this share of the upper bytes is zero."""
 LOOKED_AT_BYTES = 1 << 16
 """This many bytes of a file are looked at to tell its encoding and the form of its lines."""
 
@@ -162,7 +164,7 @@ def _is_utf16(content: bytes) -> bool:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     halves = content[::2], content[1::2]
-    return len(content) > 1 and max(half.count(0) / len(half) for half in halves) > 0.5
+    return len(content) > 1 and max(half.count(0) / len(half) for half in halves) > MOSTLY
 
 
 def _encoding(content: bytes) -> str:

@@ -163,7 +163,7 @@ def test_a_broken_row_is_named_and_loses_no_other(tmp_path: Path, pictures: Path
     assert captions[6] == (CAPTIONS[6], 'a 5" disk')
     assert [str(error).partition("x.csv:")[2] for error in listing.skipped] == [
         "4: row wrong (a quotation mark is not closed)",
-        "17: row wrong (3 columns instead of 2: a text that holds commas needs quotation marks)",
+        "16: row wrong (3 columns instead of 2: a text that holds commas needs quotation marks)",
     ]
 
 

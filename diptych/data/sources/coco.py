@@ -47,7 +47,8 @@ def read_coco_captions(path: str, config: DataConfig) -> SourceListing:
         name = f"{path}, annotations[{index}]"
         try:
             number = name_of(object_of(annotation, name), "image_id", name)
-            captions[number].append(text_of(annotation, "caption", name))
+            caption = text_of(annotation, "caption", name)
+            captions[number].append(caption)
         except BadRecord as error:
             listing.skip(error)
     if not captions:

@@ -102,7 +102,8 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
     ],
     "jsonl": [
         (_is("lines"), "it does not hold JSON objects, one a line"),
-        (_has("image", "images"), "its lines have no `image`"), (_has(*_TASK_KEYS, "text"), "its lines have no text"),
+        (lambda look: _has("image", "images", "text")(look) or not look.why_no_columns, "its lines have no `image`"),
+        (lambda look: _has(*_TASK_KEYS, "text")(look) or not look.why_no_columns, "its lines have no text"),
     ],
     "conceptual": [
         (_is("separated"), "it is no table"),
