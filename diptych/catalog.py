@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
 import torch
 
-from diptych.data.record import AnyRecord, Picture, PlainText, Record, Source, TaskSource, check_kind
+from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, Record, Source, TaskSource, check_kind
+from diptych.data.skips import list_errors
 from diptych.data.sources import albef as albef_lists
 from diptych.data.sources import (
+    coco,
     conceptual,
     files,
     folder,
@@ -20,12 +23,14 @@ from diptych.data.sources import (
     karpathy,
     mix,
     pictures,
+    recognise,
     refcoco,
     sbu,
     scene_tasks,
     scenes,
     shards,
     snli_ve,
+    table,
     texts,
     visual_genome,
 )
@@ -111,9 +116,12 @@ Abilities are listed in this order."""
 LAYOUTS: dict[str, Callable[[str, DataConfig], SourceListing]] = {
     "folder": each(folder.read_folder),
     "jsonl": each(jsonl.read_jsonl),
+    "table": each(table.read_table),
+    "datasets": each(table.read_datasets),
     "pictures": each(pictures.read_pictures),
     "albef": each(albef_lists.read_albef),
     "karpathy": each(karpathy.read_karpathy),
+    "coco_captions": each(coco.read_coco_captions),
     "visual_genome": each(visual_genome.read_visual_genome),
     "sbu": sbu.read_sbu,
     "conceptual": each(conceptual.read_conceptual),
@@ -139,6 +147,9 @@ LAZY: dict[str, Callable[[DataConfig], dict[Split, SourceListing]]] = {
     "shards": shards.read_splits,
 }
 """Functions that walk through a source with too many records to be held in memory, split by split."""
+
+AUTO = "auto"
+"""The value of `data.source` that has the layout recognised by looking at the files."""
 
 BARE = ("folder", "jsonl", "img2dataset")
 """Layouts whose pictures need no texts. A task on pictures alone has them read as `pictures`."""
@@ -220,8 +231,18 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     """
     if config.source != "scenes":  # which reads nothing
         allow(places_of(config, "data"))
-    if config.source not in SOURCES:
-        raise ValueError(_unknown("data.source", config.source, SOURCES))
+    config = _known(config)
+    try:
+        return _open_source(config, split, kind)
+    except BadRecord:
+        raise
+    except ValueError as error:
+        if advice := recognise.advice(config):
+            raise ValueError(f"{error}\n{advice}") from error
+        raise
+
+
+def _open_source(config: DataConfig, split: Split, kind: type) -> Any:
     if config.source == "scenes" and kind is not Record:
         return scene_tasks.open_scene_task(config, split, kind)
     if config.source == "mix":
@@ -291,17 +312,39 @@ def record_kind(task: TaskConfig) -> type[AnyRecord]:
 
 
 def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
-    """Reads everything that `data.source` leads to, by split, with its faults. Raises ValueError."""
+    """Reads everything that `data.source` leads to, by split, with its faults.
+
+    Raises ValueError, which says what the files are if they have another layout.
+    """
     allow(places_of(config, "data"))
-    if config.source in LAZY:
-        return LAZY[config.source](config)
-    return files.read_splits(find_layout(config.source), config)
+    if config.source == AUTO:
+        config = replace(config, source=recognise.recognised(config))
+    find = LAZY[config.source] if config.source in LAZY else partial(files.read_splits, find_layout(config.source))
+    try:
+        listings = find(config)
+    except ValueError as error:
+        if advice := recognise.advice(config):
+            raise ValueError(f"{error}\n{advice}") from error
+        raise
+    if not any(listing.records for listing in listings.values()) and (advice := recognise.advice(config)):
+        lost = [error for listing in listings.values() for error in listing.skipped]
+        raise ValueError(f"{config.path} holds no usable record:\n{list_errors(lost, most=3)}\n{advice}")
+    return listings
+
+
+def _known(config: DataConfig) -> DataConfig:
+    """Returns the configuration with the name of a known source. Raises ValueError."""
+    if config.source == AUTO:
+        return replace(config, source=recognise.recognised(config))
+    if config.source not in SOURCES:
+        raise ValueError(_unknown("data.source", config.source, {**SOURCES, AUTO: None}))
+    return config
 
 
 def find_layout(name: str) -> Callable[[str, DataConfig], SourceListing]:
     """Returns the function that reads a layout. Raises ValueError listing the known layouts."""
     if name not in LAYOUTS:
-        raise ValueError(_unknown("layout", name, {**LAYOUTS, **LAZY}))
+        raise ValueError(_unknown("layout", name, {**LAYOUTS, **LAZY, AUTO: None}))
     return LAYOUTS[name]
 
 

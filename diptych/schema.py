@@ -839,8 +839,9 @@ class DataConfig:
     """Configures what is read and how images and texts are prepared."""
 
     source: str = "scenes"
-    """Name of the source (catalog.SOURCES): scenes, folder, jsonl, pictures, texts, shards, mix, albef, or a published
-    layout: karpathy (COCO, Flickr30k), visual_genome, sbu, conceptual, img2dataset, snli_ve, vqa, nlvr2, refcoco."""
+    """Name of the source (catalog.SOURCES): scenes, folder, jsonl, table, datasets, pictures, texts, shards, mix,
+    albef, or a published layout: karpathy (COCO, Flickr30k), coco_captions, visual_genome, sbu, conceptual,
+    img2dataset, snli_ve, vqa, nlvr2, refcoco. `auto` has it recognised by looking at the files."""
     path: str | None = None
     """Folder, JSONL file, annotation list or shards that the source reads; several are separated by commas."""
     root: str | None = None

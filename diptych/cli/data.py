@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,9 @@ def _verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, paths: str | None = None
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.add_argument("layout", help="a value of data.source: jsonl, folder, texts, albef, karpathy, vqa, refcoco, …")
+    parser.add_argument(
+        "layout", help="a value of data.source: auto, folder, jsonl, table, datasets, karpathy, coco_captions, vqa, …"
+    )
     parser.add_argument("path", nargs=paths, help="its file or folder; separate several files by commas")
     parser.add_argument("--root", help="folder that relative picture paths start from (default: that of the file)")
     parser.add_argument("--validation", metavar="PATH", help="file of the validation split, if it has one")
@@ -73,6 +75,8 @@ def _verb(
         metavar="N",
         help="refuse pictures of more pixels (default: 100000000)",
     )
+    parser.add_argument("--image-column", metavar="NAME", help="column of pictures of a table (default: by its values)")
+    parser.add_argument("--caption-column", metavar="NAME", help="column of captions, or several with commas between")
     return parser
 
 
@@ -98,6 +102,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
     return DataConfig(
         source=options.layout, path=options.path, root=options.root,
         validation_path=options.validation, test_path=options.test, largest_pixels=options.largest_pixels,
+        image_column=options.image_column, caption_column=options.caption_column,
     )  # fmt: skip
 
 
@@ -106,6 +111,12 @@ def _read(options: argparse.Namespace) -> tuple[DataConfig, dict[Split, SourceLi
 
     config = _config(options)
     return config, read_splits(config)
+
+
+def _tell(parts: Mapping[Split, SourceListing]) -> None:
+    """Prints what was found out about the files by looking, to standard error."""
+    for note in (note for listing in parts.values() for note in listing.notes):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _validate(options: argparse.Namespace) -> None:
@@ -133,6 +144,7 @@ def _convert(options: argparse.Namespace) -> None:
     from diptych.data.convert import SHARD_BYTES, write_splits
 
     _, parts = _read(options)
+    _tell(parts)
     print(write_splits(parts, options.to, SHARD_BYTES if options.shards else None))
 
 
@@ -165,15 +177,15 @@ def _parts(config: DataConfig, task: str) -> dict[Split, SplitSource]:
         return {split: SplitSource(open_source(config, split, kind), made=True) for split in SPLITS}
     if task != "captions":
         raise ValueError(f"--task {task} is for scenes: {config.source} says itself what it holds")
-    return {
-        split: SplitSource(found, largest_pixels=config.largest_pixels)
-        for split, found in read_splits(replace(config, held_out=0.0)).items()
-    }
+    parts = read_splits(replace(config, held_out=0.0))
+    _tell(parts)
+    return {split: SplitSource(found, largest_pixels=config.largest_pixels) for split, found in parts.items()}
 
 
 def _show(options: argparse.Namespace) -> None:
     from diptych.apps.report.samples import write_samples
 
     config, parts = _read(options)
+    _tell(parts)
     title = f"{options.layout}: {options.path}"
     print(write_samples(parts, options.to, title, options.count, options.seed, config.largest_pixels))

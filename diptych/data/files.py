@@ -20,6 +20,8 @@ from diptych.reading import disguise, disguise_of, open_regular, parse_json
 LARGEST_LINE = 1 << 24
 """Bytes of a line of a list. Longer ones are named and left out."""
 
+MOSTLY = 0.8
+"""Of UTF-16 in European languages, more than this share of the upper bytes is zero."""
 LOOKED_AT_BYTES = 1 << 16
 """This many bytes of a file are looked at to tell its encoding and the form of its lines."""
 
@@ -156,7 +158,9 @@ def check_lines(file: Path) -> None:
     """
     with file.open("rb") as stream:
         head = stream.read(LOOKED_AT_BYTES)
-    if b"\0" in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if not is_text(head):
+        raise ValueError(f"{file} is no text file: it begins with {head[:4]!r}")
+    if _is_utf16(head):
         raise ValueError(f"{file} is {_encoding(head)}. Save it as UTF-8")
     if b"\r" in head.strip() and b"\n" not in head:
         raise ValueError(f"the lines of {file} end with CR alone, as on the first Macs. Save it with LF or CR LF")
@@ -187,12 +191,26 @@ def decoded(content: bytes, name: str, subject: str = "line") -> str:
         found = f"the file is {kind}" if kind else f"it looks like {_encoding(content)}; {error}"
         raise BadRecord(name, f"{subject} is not UTF-8", found) from None
     if "\0" in text:
-        raise BadRecord(name, f"{subject} is not UTF-8", f"it looks like {_encoding(content)}")
+        seems = f"it looks like {_encoding(content)}" if _is_utf16(content) else "it has zero bytes"
+        raise BadRecord(name, f"{subject} is not UTF-8", seems)
     return text
+
+
+def is_text(content: bytes) -> bool:
+    """Returns whether bytes may be a text in any encoding. Only UTF-16 has zero bytes in texts."""
+    return b"\0" not in content or _is_utf16(content)
+
+
+def _is_utf16(content: bytes) -> bool:
+    """Returns whether bytes are marked as UTF-16, or whether every other one is zero, as in European texts."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    halves = content[::2], content[1::2]
+    return len(content) > 1 and max(half.count(0) / len(half) for half in halves) > MOSTLY
 
 
 def _encoding(content: bytes) -> str:
     """Says which encoding bytes that are not UTF-8 seem to have."""
-    if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if _is_utf16(content):
         return "UTF-16, as PowerShell and Excel write it"
     return "cp1252 or another encoding of one byte a letter, as Windows programs write it"

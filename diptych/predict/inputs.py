@@ -215,9 +215,11 @@ def _content(picture: Picture) -> str | Path | bytes | None:
             raise BadRecord("data URL", "not a picture", f"its base64 is broken: {error}") from None
     if isinstance(picture, str) and picture.startswith(("http://", "https://")):
         raise BadRecord(picture, "not a picture", "addresses are not fetched: download it, and give the file")
-    if isinstance(picture, bytes | str):
+    if isinstance(picture, bytes):
         return picture
-    return Path(picture) if isinstance(picture, os.PathLike) else None
+    if isinstance(picture, str | os.PathLike):
+        return spelled_on_disk(os.path.expanduser(os.fspath(picture)))  # noqa: PTH111
+    return None
 
 
 def _from_array(picture: Any) -> Image.Image:

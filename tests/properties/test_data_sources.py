@@ -59,6 +59,8 @@ def test_a_folder_pairs_each_picture_with_the_first_line_of_its_text(tmp_path: P
     ]
     assert source.skipped == ()
     assert [source.picture(source.record(n)).size for n in range(len(source))] == [(6, 4)] * 3
+    (note,) = read_folder(str(tmp_path), config(tmp_path)).notes
+    assert "only the first line is read of 3 texts with several, such as a.txt" in note
 
 
 def test_pictures_without_text_and_texts_without_picture_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import BinaryIO, overload
 import numpy as np
 from jaxtyping import Bool, Int, UInt
 
+from diptych.data.columns import NoColumns, choose_columns
 from diptych.data.entries import from_entry
 from diptych.data.files import decoded, files_below, line_content, lines_of, parsed, split_paths
 from diptych.data.record import BadRecord, PlainText
@@ -25,6 +27,7 @@ from diptych.data.shards.listing import spelled_out
 from diptych.data.skips import list_errors
 from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import draw_number, held_out_count, own_path
+from diptych.data.tables import NoTable, open_table
 from diptych.data.tar import members, tar_members
 from diptych.schema import SPLITS, DataConfig, Split
 
@@ -193,7 +196,12 @@ def _drawn_splits(files: tuple[StampedFile, ...], share: float, drawn: tuple[Spl
 
 def _stamped_files(paths: str) -> tuple[StampedFile, ...]:
     """Returns the files that a setting names, in order and each once. Raises ValueError."""
-    files = [file for path in split_paths(paths) for name in spelled_out(path) for file in _text_files(Path(name))]
+    files = [
+        file
+        for path in split_paths(paths)
+        for name in spelled_out(path)
+        for file in _not_tables(_text_files(Path(name)))
+    ]
     return tuple((file, (state := file.stat()).st_size, state.st_mtime_ns) for file in dict.fromkeys(files))
 
 
@@ -208,6 +216,19 @@ def _text_files(place: Path) -> list[Path]:
     if _suffix(place) not in SCANS:
         raise ValueError(f"{place} is none of {', '.join(SCANS)}: {LAYOUT}")
     return [place]
+
+
+def _not_tables(files: Iterable[Path]) -> Iterator[Path]:
+    """Yields the files. Raises ValueError for a table of captioned pictures, whose paths would be taken for texts."""
+    for file in files:
+        if _suffix(file) == ".txt":
+            with suppress(NoTable, NoColumns):
+                table = open_table(file)
+                columns = choose_columns(table.columns, table.first_rows())
+                raise ValueError(
+                    f"{file} is {table.form}, with pictures in `{columns.image}`: read it with data.source=table"
+                )
+        yield file
 
 
 # --------------------------------------------------------------------------- reading

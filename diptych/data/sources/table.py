@@ -1,0 +1,319 @@
+"""Reads captioned pictures from tables whose columns may have any names: CSV, TSV, JSON lines and lists, Parquet.
+
+Examples are `metadata.csv` and `metadata.jsonl` of Hugging Face's imagefolder, Flickr8k's `captions.txt`, Flickr30k's
+`results.csv` and `results_20130124.token`, and a table of one's own. The column of pictures and the column of captions
+are those that `data.image_column` and `data.caption_column` name. Otherwise they are told by their values
+(diptych/data/columns.py), and a note says which they are. Rows that name the same picture become one record with
+several captions. A column `split` divides the records, if it names more than one split.
+
+Pictures that stand in the table itself are unpacked once, into a tar file in the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diptych.cache import cache_folder
+from diptych.data.columns import LOOKED_AT, SPLIT_COLUMN, Columns, NoColumns, choose_columns, kinds_of, uncounted
+from diptych.data.entries import from_entry
+from diptych.data.files import existing, files_below
+from diptych.data.pictures import SUFFIXES, part_of, picture_bytes, suffix_of
+from diptych.data.record import BadRecord
+from diptych.data.shards.cache import locked
+from diptych.data.shards.remote import say
+from diptych.data.sources.listing import SourceListing
+from diptych.data.tables import Table, open_table, parquet_table, saved_table
+from diptych.data.tar import add_member, tar_members, whole_shard
+from diptych.schema import DataConfig, Split
+
+LAYOUT = "data.source=table reads CSV, TSV, JSON lines, JSON lists and Parquet with any names of columns"
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train", "training": "train", "restval": "train", "val": "validation", "valid": "validation",
+    "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+"""Our names of the splits that lists, folders and data sets name."""
+ROWS = "rows"
+"""The member of a tar of unpacked pictures that lists the picture of each row."""
+TRIED = 20
+"""This many pictures are looked for to find the folder that they lie in."""
+
+
+def read_table(path: str, config: DataConfig) -> SourceListing:
+    """Reads all captioned pictures of a table, or of the Parquet files of a folder, whose names may begin with a split.
+
+    Paths of pictures start from `config.root`, or else from the file's folder or a folder in it or beside it. Raises
+    ValueError.
+    """
+    listing = SourceListing()
+    if not Path(path).is_dir():
+        add_table(listing, open_table(existing(path, LAYOUT)), config)
+        return listing
+    files = [file for file in files_below(Path(path)) if file.suffix == ".parquet"]
+    if not files:
+        raise ValueError(f"no Parquet file in {path}: {LAYOUT}")
+    splits = {file: SPLIT_NAMES.get(file.name.split("-")[0].split(".")[0]) for file in files}
+    divided = len(set(splits.values())) > 1 and None not in splits.values()
+    for file in files:
+        add_table(listing, parquet_table(Path(path) / file), config, splits[file] if divided else None)
+    return listing
+
+
+def add_table(
+    listing: SourceListing, table: Table, config: DataConfig, split: Split | None = None, root: Path | None = None
+) -> None:
+    """Adds the records of a table, which belong to `split` if it is given. Raises ValueError."""
+    sample = table.first_rows()
+    try:
+        columns = choose_columns(table.columns, sample, config.image_column, config.caption_column)
+    except NoColumns as error:
+        raise ValueError(f"{table.place} is {table.form}. {error}") from None
+    split_column = _split_column(table) if split is None else None
+    notes = [f"pictures from `{columns.image}`, captions from {', '.join(f'`{name}`' for name in columns.captions)}"]
+    notes += [f"splits from `{split_column}`"] if split_column else []
+    pictures = _Pictures(table, columns, config, sample, root)
+    groups = _grouped(listing, table, columns, split_column, pictures)
+    place = f", below {pictures.root}" if pictures.guessed else ""
+    listing.notes.append(f"{table.place}: {table.form}: {', '.join(notes)}{place}")
+    for (_, group_split), group in groups.items():
+        entry = {**group.picture, "captions": group.captions}
+        named = split or group_split
+        split_of = (lambda entry, name, of=named: of) if named else None
+        listing.add(entry, group.name, pictures.root, config.max_words, from_entry, split_of)
+
+
+@dataclass
+class _Group:
+    """Holds the captions of one picture."""
+
+    name: str
+    picture: dict[str, str]
+    captions: list[str] = field(default_factory=list)
+
+
+def _grouped(
+    listing: SourceListing, table: Table, columns: Columns, split_column: str | None, pictures: _Pictures
+) -> dict[tuple[str, Split | None], _Group]:
+    """Collects the captions of each picture in the order of its first row. Rows that cannot be used are skipped."""
+    groups: dict[tuple[str, Split | None], _Group] = {}
+    asked = [*columns.captions, *([split_column] if split_column else [])]
+    asked += [] if pictures.unpacked else [columns.image]
+    for number, (name, row) in enumerate(table.rows(asked)):
+        try:
+            if isinstance(row, BadRecord):
+                raise row
+            split = _split_of(row.get(split_column), name) if split_column else None
+            picture = pictures.entry(number, row, name)
+            captions = [caption for column in columns.captions for caption in _captions(row.get(column), column, name)]
+        except BadRecord as error:
+            listing.skip(error)
+            continue
+        groups.setdefault((picture["image"], split), _Group(name, picture)).captions.extend(captions)
+    return groups
+
+
+def _captions(value: Any, column: str, name: str) -> list[str]:
+    """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return [value]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return [""]
+    parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    texts = [part["raw"] if isinstance(part, Mapping) and "raw" in part else part for part in parts]
+    if not all(isinstance(text, str | int | float) for text in texts):
+        raise BadRecord(name, "wrong type", f"`{column}` must be a text or a list of texts")
+    return list(map(str, texts))
+
+
+def _split_column(table: Table) -> str | None:
+    """Returns the column that names the split of each row, if there is one that names more than one known split."""
+    for column in table.columns:
+        if column.strip().lower() == SPLIT_COLUMN:
+            values = {str(row[column]).strip().lower() for _, row in table.rows([column]) if _has(row, column)}
+            if len({SPLIT_NAMES.get(value) for value in values} - {None}) > 1:
+                return column
+    return None
+
+
+def _has(row: Mapping[str, Any] | BadRecord, column: str) -> bool:
+    return not isinstance(row, BadRecord) and row.get(column) is not None
+
+
+def _split_of(value: Any, name: str) -> Split:
+    split = SPLIT_NAMES.get(str(value).strip().lower())
+    if split is None:
+        raise BadRecord(name, "split unknown", f"'{value}' is none of {', '.join(SPLIT_NAMES)}")
+    return split
+
+
+# --------------------------------------------------------------------------- where pictures are
+
+
+class _Pictures:
+    """Finds the pictures of a table: the paths in a column and where they start, or the tar of unpacked pictures."""
+
+    def __init__(
+        self, table: Table, columns: Columns, config: DataConfig, sample: Sequence[Mapping[str, Any]], root: Path | None
+    ) -> None:
+        self.column = columns.image
+        self.unpacked: list[tuple[str, str] | None] = []
+        self.guessed = False
+        if kinds_of(sample, [self.column])[self.column] == "embedded":
+            self.root = Path()
+            self.unpacked = _unpacked(table, self.column, config)
+        elif root is not None or config.root is not None:
+            self.root = root or Path(config.root or "")
+        else:
+            paths = [path for row in sample[:TRIED] if (path := _path(row.get(self.column)))]
+            self.root = folder_of_pictures(table.place.parent, paths)
+            self.guessed = self.root != table.place.parent
+
+    def entry(self, number: int, row: Mapping[str, Any], name: str) -> dict[str, str]:
+        """Returns the place of a row's picture, with its identity if the place is in the cache folder.
+
+        Raises BadRecord if the row has none.
+        """
+        if self.unpacked and (unpacked := self.unpacked[number]):
+            return {"image": unpacked[1], "image_id": unpacked[0]}
+        if self.unpacked or not (path := _path(row.get(self.column))):
+            raise BadRecord(name, "picture missing", f"`{self.column}` is empty")
+        return {"image": path}
+
+
+def folder_of_pictures(folder: Path, paths: Sequence[str]) -> Path:
+    """Returns the folder that paths start from: `folder`, or a folder in it or beside it in which most of them are."""
+    candidates = [folder]
+    for parent in (folder, folder.parent):
+        try:
+            candidates += sorted(place for place in parent.iterdir() if place.is_dir() and place not in candidates)
+        except OSError:
+            continue
+    for candidate in candidates:
+        if paths and 2 * sum((candidate / path.replace("\\", "/")).is_file() for path in paths) > len(paths):
+            return candidate
+    return folder
+
+
+def _path(value: Any) -> str | None:
+    """Returns the path that a value of a column of pictures is, without the number of a caption (`1.jpg#0`)."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = value.get("path")
+    return uncounted(value.strip()) if isinstance(value, str) and value.strip() else None
+
+
+def _unpacked(table: Table, column: str, config: DataConfig) -> list[tuple[str, str] | None]:
+    """Returns the name and the place of each row's picture in a tar file of the cache folder, which is written once.
+
+    Its members are named after a hash of their content, and equal pictures are one member. The member ROWS lists the
+    picture of each row.
+    """
+    folder = (Path(config.cache) if config.cache else cache_folder()) / "pictures"
+    key = hashlib.blake2b(f"{table.stamp}\n{column}".encode(), digest_size=16).hexdigest()
+    file = folder / f"{key}.tar"
+    with locked(folder / f"{key}.lock"):
+        if not file.is_file():
+            say(f"the pictures of {table.place} are unpacked into {file}")
+            with whole_shard(file) as archive:
+                rows: list[str] = []
+                names: set[str] = set()
+                for content in _embedded(table, column):
+                    rows.append(_content_name(content) if content else "")
+                    if content and rows[-1] not in names:
+                        add_member(archive, rows[-1], content)
+                        names.add(rows[-1])
+                add_member(archive, ROWS, "\n".join(rows).encode())
+    members = {member.name: part_of(file.resolve(), member.offset_data, member.size) for member in tar_members(file)}
+    listed = picture_bytes(members[ROWS]).decode().split("\n")
+    return [(name, members[name]) if name else None for name in listed]
+
+
+def _embedded(table: Table, column: str) -> Iterator[bytes | None]:
+    for _, row in table.rows([column]):
+        value = None if isinstance(row, BadRecord) else row.get(column)
+        value = value.get("bytes") if isinstance(value, Mapping) else value
+        yield bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
+
+
+def _content_name(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest() + _suffix(content)
+
+
+def _suffix(content: bytes) -> str:
+    try:
+        suffix = suffix_of(content)
+    except (OSError, ValueError):
+        return ""
+    return suffix if suffix in SUFFIXES else ""
+
+
+# --------------------------------------------------------------------------- data sets of Hugging Face
+
+DATASETS_LAYOUT = (
+    "data.source=datasets reads a folder that `save_to_disk` wrote, or the name of a data set of Hugging Face, as in"
+    " nlphuji/flickr30k or NAME:CONFIGURATION"
+)
+
+
+def read_datasets(path: str, config: DataConfig) -> SourceListing:
+    """Reads a data set of Hugging Face with its splits: a folder that was saved to disk, or one by its name.
+
+    Saved folders need pyarrow, names need `datasets`, which fetches what its cache does not hold. Raises ValueError.
+    """
+    folder, listing = Path(path), SourceListing()
+    if (folder / "dataset_dict.json").is_file():
+        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        tables = {name: saved_table(folder / name) for name in names}
+    elif (folder / "state.json").is_file():
+        tables = {"train": saved_table(folder)}
+    elif folder.exists() or folder.is_absolute() or path.startswith("."):
+        raise ValueError(f"no saved data set {path}: {DATASETS_LAYOUT}")
+    else:
+        tables = _named_tables(path)
+    splits = {name: SPLIT_NAMES.get(name.lower()) for name in tables}
+    divided = len(set(splits.values()) - {None}) > 1
+    for name, table in tables.items():
+        if divided and splits[name] is None:
+            listing.notes.append(
+                f"{path}: the split {name} is not read, because it is none of {', '.join(SPLIT_NAMES)}"
+            )
+            continue
+        add_table(listing, table, config, splits[name] if divided else None)
+    return listing
+
+
+def _named_tables(path: str) -> dict[str, Table]:
+    """Opens the splits of a data set by its name, possibly with a configuration behind a colon. Raises ValueError."""
+    try:
+        import datasets
+    except ImportError:
+        message = f"no folder {path}. To read a data set by its name, install datasets: pip install 'diptych[datasets]'"
+        raise ValueError(f"{message}. {DATASETS_LAYOUT}") from None
+    from diptych.data.tables import arrow_table
+
+    name, _, configuration = path.partition(":")
+    try:
+        splits = datasets.load_dataset(name, configuration or None)
+    except Exception as error:  # whatever the network and the data set's files may do
+        raise ValueError(f"the data set {path} cannot be opened: {error}") from None
+
+    def table(split: str) -> Table:
+        data = splits[split]
+
+        def batches(asked: Sequence[str]) -> Iterator[Any]:
+            yield from data.select_columns(list(asked)).with_format("arrow").iter(LOOKED_AT)
+
+        return arrow_table(
+            Path(f"{path}/{split}"), "a data set of Hugging Face", data.column_names, batches, data._fingerprint
+        )
+
+    return {split: table(split) for split in splits}

@@ -1,0 +1,322 @@
+"""Reads the rows of tables: text separated by tabs, commas, semicolons or bars, JSON lines, JSON lists and Parquet.
+
+A row is a mapping from columns to values and has a name, FILE:LINE or FILE[INDEX]. What a file is, is told by its
+content and never by its suffix.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from diptych.data.columns import LOOKED_AT, first_row_is_header, is_path
+from diptych.data.files import check_lines, decoded, json_lines, line_content
+from diptych.data.record import BadRecord
+
+Row = tuple[str, Mapping[str, Any] | BadRecord]
+"""The name of a row and its values, or the reason why it cannot be read."""
+SEPARATORS: Mapping[str, str] = {"\t": "tabs", "|": "bars", ";": "semicolons", ",": "commas"}
+"""What may separate columns. If several fit equally well, the first is taken, because texts hold the later ones."""
+LEAST_SHARE = 0.5
+"""At least this share of the first lines has as many columns as most of them, or else the file is no table."""
+MOST_LINES = 50
+"""A text in quotation marks spans at most this many lines. A mark that is not closed until then is a mistake."""
+PARQUET = "Parquet"
+BATCH = 100
+"""Rows of a Parquet file that are read at once. They may hold pictures."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Holds what is known of a table. Its rows are read anew each time."""
+
+    place: Path
+    kind: Literal["separated", "lines", "list", "object", "parquet", "arrow"]
+    """Text with separated columns, JSON lines, a JSON list, a JSON object, Parquet, or other data of Arrow."""
+    form: str
+    """What the file is, in words: `a table separated by tabs, with a header row`."""
+    columns: tuple[str, ...]
+    read: Callable[[Sequence[str]], Iterator[Row]]
+    """Yields the rows with the values of the columns that are asked for, and possibly others."""
+    stamp: str = ""
+    """Identifies the state of a table that may hold pictures."""
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Yields the rows, with the values of some columns or of all."""
+        return self.read(self.columns if columns is None else columns)
+
+    def first_rows(self) -> list[Mapping[str, Any]]:
+        """Returns the first rows that can be read, by which the columns are judged."""
+        return [row for _, row in islice(self.rows(), LOOKED_AT) if not isinstance(row, BadRecord)]
+
+
+class NoTable(ValueError):
+    """Says why a file is no table."""
+
+
+def open_table(file: Path) -> Table:
+    """Opens a table. Raises NoTable if the file is none, and other ValueErrors if it can be none because it is broken.
+
+    Parquet needs pyarrow; without it the error says how to install it.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(1 << 12)
+    if not head.strip():
+        raise NoTable(f"{file} is empty")
+    if head.startswith(b"PAR1"):
+        return parquet_table(file)
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if start == b"{" and _is_lines_of_json(file):
+        return _json_lines_table(file)
+    if start in (b"[", b"{"):
+        return _json_table(file)
+    return _separated_table(file)
+
+
+# --------------------------------------------------------------------------- JSON
+
+
+def _is_lines_of_json(file: Path) -> bool:
+    """Returns whether a file that begins with a brace holds an object in each line, instead of one over many lines."""
+    entries = [entry for _, entry in islice(json_lines(file), 3)]
+    objects = [entry for entry in entries if isinstance(entry, Mapping)]
+    # The object of a file of one line is taken for a row, unless it holds others or has paths for its keys.
+    if len(entries) > 1 or not objects:
+        return bool(objects)
+    return not any(map(_holds_objects, objects[0].values())) and not any(map(is_path, objects[0]))
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(part, Mapping) for part in value))
+
+
+def _json_lines_table(file: Path) -> Table:
+    def read(columns: Sequence[str]) -> Iterator[Row]:
+        for name, entry in json_lines(file):
+            yield name, _object(entry, name)
+
+    return Table(file, "lines", "JSON lines", _keys(row for _, row in islice(read(()), LOOKED_AT)), read)
+
+
+def _json_table(file: Path) -> Table:
+    """Opens a JSON list of objects, an object with one such list, or one that maps paths to captions."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise NoTable(f"{file} is not JSON: {error}") from None
+    kind: Literal["list", "object"] = "list" if isinstance(content, list) else "object"
+    form, label, entries = "a JSON list", "", content
+    if isinstance(content, Mapping):
+        lists = {key: value for key, value in content.items() if isinstance(value, list) and _holds_objects(value)}
+        if len(lists) == 1:
+            ((label, entries),) = lists.items()
+            form = f"a JSON object with the list `{label}`"
+        elif not lists and all(isinstance(value, str | list) for value in content.values()):
+            form, entries = "a JSON object of captions", [{"key": key, "value": content[key]} for key in content]
+    if not isinstance(entries, list) or not any(isinstance(entry, Mapping) for entry in entries):
+        raise NoTable(f"{file} holds no list of objects")
+
+    def read(columns: Sequence[str]) -> Iterator[Row]:
+        for index, entry in enumerate(entries):
+            name = f"{file}{f', {label}' * bool(label)}[{index}]"
+            yield name, _object(entry, name)
+
+    return Table(file, kind, form, _keys(row for _, row in islice(read(()), LOOKED_AT)), read)
+
+
+def _object(entry: Any, name: str) -> Mapping[str, Any] | BadRecord:
+    return entry if isinstance(entry, Mapping | BadRecord) else BadRecord(name, "not an object")
+
+
+def _keys(rows: Iterator[Mapping[str, Any] | BadRecord]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(key for row in rows if not isinstance(row, BadRecord) for key in row))
+
+
+# --------------------------------------------------------------------------- separated text
+
+
+def _separated_table(file: Path) -> Table:
+    check_lines(file)
+    separator = _separator(file)
+    rows = [row for _, row in islice(_cells(file, separator), LOOKED_AT) if not isinstance(row, BadRecord)]
+    width = _usual_width(rows)
+    whole = [row for row in rows if len(row) == width]
+    header = first_row_is_header(whole) if rows[0] == whole[0] else False
+    columns = _column_names(whole[0]) if header else tuple(f"column {number}" for number in range(1, width + 1))
+
+    def read(asked: Sequence[str]) -> Iterator[Row]:
+        for name, row in islice(_cells(file, separator), int(header), None):
+            if isinstance(row, BadRecord):
+                yield name, row
+            elif len(row) != width:
+                hint = ": a text that holds commas needs quotation marks" if separator == "," else ""
+                yield name, BadRecord(name, "row wrong", f"{len(row)} columns instead of {width}{hint}")
+            else:
+                yield name, dict(zip(columns, row, strict=True))
+
+    form = f"a table separated by {SEPARATORS[separator]}, with{'' if header else 'out'} a header row"
+    return Table(file, "separated", form, columns, read)
+
+
+def _separator(file: Path) -> str:
+    """Returns what separates the columns of a file. Raises NoTable."""
+    shares: dict[str, float] = {}
+    for separator in SEPARATORS:
+        rows = [row for _, row in islice(_cells(file, separator), LOOKED_AT) if not isinstance(row, BadRecord)]
+        width = _usual_width(rows)
+        shares[separator] = sum(len(row) == width for row in rows) / len(rows) if rows and width > 1 else 0.0
+    best = max(shares, key=lambda separator: shares[separator])
+    if shares[best] < LEAST_SHARE:
+        raise NoTable(f"{file} is no table: its lines are not divided into columns by {', '.join(SEPARATORS.values())}")
+    return best
+
+
+def _usual_width(rows: Sequence[Sequence[str]]) -> int:
+    return Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
+
+
+def _column_names(cells: Sequence[str]) -> tuple[str, ...]:
+    """Returns the cells of a header row as different names."""
+    names: list[str] = []
+    for number, cell in enumerate(cells, start=1):
+        name = cell.strip() or f"column {number}"
+        names.append(name if name not in names else f"{name} {number}")
+    return tuple(names)
+
+
+def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRecord]]:
+    """Yields the name and the cells of each row that is not blank.
+
+    Between commas and semicolons, a text in quotation marks may span several lines. If a mark is not closed, its line
+    is named, and the lines behind it are read as rows of their own.
+    """
+    lines = _lines(file)
+    again: deque[tuple[str, str | BadRecord]] = deque()
+
+    def following() -> tuple[str, str | BadRecord] | None:
+        return again.popleft() if again else next(lines, None)
+
+    while (line := following()) is not None:
+        name, text = line
+        if isinstance(text, BadRecord):
+            yield name, text
+            continue
+        cells = _split(text, separator)
+        taken: list[tuple[str, str | BadRecord]] = []
+        while cells is None and len(taken) < MOST_LINES and (more := following()) is not None:
+            taken.append(more)
+            if isinstance(more[1], BadRecord):
+                break
+            text += "\n" + more[1]
+            cells = _split(text, separator)
+        if cells is None:
+            again.extendleft(reversed(taken))
+            yield name, BadRecord(name, "row wrong", "a quotation mark is not closed")
+        elif any(map(str.strip, cells)):
+            yield name, cells
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str | BadRecord]]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            name = f"{file}:{number}"
+            try:
+                yield name, decoded(line_content(line, number, b"\r\n"), name)
+            except BadRecord as error:
+                yield name, error
+
+
+def _split(text: str, separator: str) -> list[str] | None:
+    """Splits a row into cells. Returns None if a quotation mark is not closed within the text."""
+    if separator in "\t|":
+        cells = text.split(separator)
+        return [cell.strip() for cell in cells] if separator == "|" else list(map(_unquoted, cells))
+    try:
+        return next(csv.reader([text], delimiter=separator, strict=True, skipinitialspace=True), [])
+    except csv.Error as error:
+        if "unexpected end" in str(error) or "\n" in text:
+            return None
+    try:
+        return next(csv.reader([text], delimiter=separator, skipinitialspace=True), [])
+    except csv.Error:  # a cell of more than 128 kB
+        return text.split(separator)
+
+
+def _unquoted(cell: str) -> str:
+    """Removes the quotation marks that pandas puts around a cell with such marks. Others belong to the text."""
+    inner = cell[1:-1]
+    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return cell
+
+
+# --------------------------------------------------------------------------- Parquet and Arrow
+
+
+def parquet_table(file: Path) -> Table:
+    """Opens a Parquet file. Raises ValueError if pyarrow is missing or the file is broken."""
+    parquet = _pyarrow(f"{file} is Parquet").parquet
+    try:
+        reader = parquet.ParquetFile(file)
+        columns = tuple(reader.schema_arrow.names)
+    except Exception as error:  # pyarrow's errors derive from many classes
+        raise ValueError(f"{file} is broken Parquet: {error}") from None
+
+    def batches(asked: Sequence[str]) -> Iterator[Any]:
+        return parquet.ParquetFile(file).iter_batches(BATCH, columns=list(asked))
+
+    state = file.stat()
+    return arrow_table(file, PARQUET, columns, batches, f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}")
+
+
+def arrow_table(
+    place: Path, form: str, columns: Sequence[str], batches: Callable[[Sequence[str]], Iterator[Any]], stamp: str
+) -> Table:
+    """Returns a table of Arrow's record batches. `batches` yields them with the columns that are asked for."""
+
+    def read(asked: Sequence[str]) -> Iterator[Row]:
+        number = 0
+        for batch in batches(asked):
+            for row in batch.to_pylist():
+                yield f"{place}[{number}]", row
+                number += 1
+
+    kind: Literal["parquet", "arrow"] = "parquet" if form == PARQUET else "arrow"
+    return Table(place, kind, form, tuple(columns), read, stamp)
+
+
+def saved_table(folder: Path) -> Table:
+    """Opens a data set of one split that `datasets.Dataset.save_to_disk` wrote. Raises ValueError."""
+    arrow = _pyarrow(f"{folder} is a data set of Arrow files")
+    files = sorted(folder.glob("*.arrow"))
+    if not files:
+        raise ValueError(f"{folder} is a data set of Hugging Face without its .arrow files")
+
+    def opened(file: Path) -> Any:
+        return arrow.ipc.open_stream(arrow.memory_map(str(file)))
+
+    def batches(asked: Sequence[str]) -> Iterator[Any]:
+        for file in files:
+            for batch in opened(file):
+                yield batch.select(list(asked))
+
+    states = "\n".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    names = opened(files[0]).schema.names
+    return arrow_table(folder, "a data set of Hugging Face", names, batches, f"{folder.resolve()}\n{states}")
+
+
+def _pyarrow(what: str) -> Any:
+    """Returns pyarrow with its readers. Raises ValueError, which begins with `what`, if it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{what}, which needs pyarrow: pip install 'diptych[datasets]'") from None
+    return pyarrow

@@ -1,0 +1,383 @@
+"""Tests that people's own lists are read: tables of any columns, data sets of Hugging Face, COCO's captions."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from diptych.catalog import LAYOUTS, open_source, read_splits
+from diptych.cli.main import main
+from diptych.data.columns import NoColumns, choose_columns, is_path
+from diptych.data.pictures import open_picture
+from diptych.data.record import PlainText
+from diptych.data.sources.coco import read_coco_captions
+from diptych.data.sources.folder import read_folder
+from diptych.data.sources.jsonl import read_jsonl
+from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.table import read_table
+from diptych.data.validate import validate
+from diptych.schema import DataConfig
+from tests.layouts import karpathy, lines, picture, write
+
+COUNT = 12
+CAPTIONS = [f"a fox, number {chr(97 + number)}" for number in range(COUNT)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Twelve pictures of which each has its number as its shade."""
+    for number in range(COUNT):
+        picture(tmp_path / f"photos/{number:02}.png", number)
+    return tmp_path / "photos"
+
+
+def config(**changes: Any) -> DataConfig:
+    return DataConfig(**{"held_out": 0.0, "workers": 0, **changes})
+
+
+def shown(listing: SourceListing) -> dict[int, tuple[str, ...]]:
+    """Returns the captions of each record by the number that its picture shows."""
+    return {open_shade(record.image): record.captions for record in listing.records}
+
+
+def open_shade(image: str) -> int:
+    return open_picture(image, "").getpixel((0, 0))[0]
+
+
+WHOLE = {number: (caption,) for number, caption in enumerate(CAPTIONS)}
+
+
+def quoted(caption: str) -> str:
+    return f'"{caption}"'
+
+
+TABLES = {
+    "excel.csv": "\ufeffDatei;Text\r\n" + "".join(f"{n:02}.png;{c}\r\n" for n, c in enumerate(CAPTIONS)),
+    "pandas.csv": ",url,img,beschreibung\n"
+    + "".join(f"{n},http://a/{n}.png,photos/{n:02}.png,{quoted(c)}\n" for n, c in enumerate(CAPTIONS)),
+    "captions.txt": "image,caption\n" + "".join(f"{n:02}.png,{quoted(c)}\n" for n, c in enumerate(CAPTIONS)),
+    "results.csv": "image_name| comment_number| comment\n"
+    + "".join(f"{n:02}.png| 0| {c}\n" for n, c in enumerate(CAPTIONS)),
+    "results.token": "".join(f"{n:02}.png#0\t{c}\n" for n, c in enumerate(CAPTIONS)),
+    "reversed.tsv": "".join(f"{c}\t{n:02}.png\n" for n, c in enumerate(CAPTIONS)),
+    "windows.tsv": "pic\tsays\r\n" + "".join(f"photos\\{n:02}.png\t{c}\r\n" for n, c in enumerate(CAPTIONS)),
+    "list.json": json.dumps([{"img": f"{n:02}.png", "says": c} for n, c in enumerate(CAPTIONS)]),
+    "wrapped.json": json.dumps({"v": 1, "data": [{"img": f"{n:02}.png", "says": c} for n, c in enumerate(CAPTIONS)]}),
+    "mapped.json": json.dumps({f"{n:02}.png": [c] for n, c in enumerate(CAPTIONS)}),
+    "lines.jsonl": "".join(json.dumps({"file_name": f"{n:02}.png", "text": c}) + "\n" for n, c in enumerate(CAPTIONS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_list_with_any_columns_gives_each_picture_its_own_caption(tmp_path: Path, pictures: Path, name: str) -> None:
+    file = write(tmp_path / "photos" / name if "photos" not in TABLES[name] else tmp_path / name, TABLES[name])
+    for layout in ("table", "auto"):
+        source = open_source(config(source=layout, path=str(file)), "train")
+        pairs = {source.picture(record).getpixel((0, 0))[0]: record.captions for record in source.records}
+        assert pairs == WHOLE
+        assert source.skipped == ()
+
+
+def test_what_was_guessed_is_said_by_every_verb(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write(tmp_path / "captions.txt", TABLES["captions.txt"]))
+    said = f"pictures from `image`, captions from `caption`, below {pictures}"
+    for verb in (["validate"], ["convert", "--to", str(tmp_path / "to")], ["show", "--to", str(tmp_path / "s.html")]):
+        assert main(["data", verb[0], "table", file, *verb[1:]]) == 0
+        assert said in "".join(capsys.readouterr())
+    open_source(config(source="table", path=file), "train")
+    assert said in capsys.readouterr().err
+    converted = read_jsonl(str(tmp_path / "to/train.jsonl"), config())
+    assert shown(converted) == WHOLE
+
+
+def test_rows_of_one_picture_are_one_record_with_several_captions(tmp_path: Path, pictures: Path) -> None:
+    rows = "".join(f"{n:02}.png#{k}\t{c} {k}\n" for n, c in enumerate(CAPTIONS) for k in range(5))
+    listing = read_table(str(write(tmp_path / "photos/x.token", rows)), config())
+    assert [record.captions for record in listing.records] == [tuple(f"{c} {k}" for k in range(5)) for c in CAPTIONS]
+    entries: list[object] = [{"file": f"{n:02}.png", "says": [c, c]} for n, c in enumerate(CAPTIONS)]
+    listing = read_jsonl(str(lines(tmp_path / "photos/x.jsonl", entries)), config())
+    assert [record.captions for record in listing.records] == [(c, c) for c in CAPTIONS]
+    columns = "image,caption_1,caption_2\n" + "".join(f'{n:02}.png,"{c}","{c}!"\n' for n, c in enumerate(CAPTIONS))
+    listing = read_table(str(write(tmp_path / "photos/x.csv", columns)), config())
+    assert [record.captions for record in listing.records] == [(c, f"{c}!") for c in CAPTIONS]
+
+
+def test_a_column_of_splits_divides_and_validation_is_drawn_where_it_names_none(tmp_path: Path, pictures: Path) -> None:
+    rows = [f'{n:02}.png,"{c}",{"test" if n < 4 else "train"}\n' for n, c in enumerate(CAPTIONS)]
+    file = write(tmp_path / "photos/x.csv", "filename,raw,split\n" + "".join(rows))
+    parts = read_splits(config(source="table", path=str(file), held_out=0.25))
+    assert {split: len(part) for split, part in parts.items()} == {"train": 6, "validation": 2, "test": 4}
+    assert {open_shade(record.image) for record in parts["test"].records} == {0, 1, 2, 3}
+
+
+def test_columns_are_taken_only_for_what_they_hold(tmp_path: Path, pictures: Path) -> None:
+    rows = "".join(f"{n:02}.png\tm{n}.png\t{c}\tin German {c}\n" for n, c in enumerate(CAPTIONS))
+    path = str(write(tmp_path / "photos/x.tsv", "image\tmask\tenglish\tgerman\n" + rows))
+    with pytest.raises(ValueError, match=r"`english`, `german` all hold texts .*data\.caption_column=english"):
+        read_table(path, config())
+    listing = read_table(path, config(caption_column="German"))
+    assert shown(listing) == {n: (f"in German {c}",) for n, c in enumerate(CAPTIONS)}
+    assert len(read_table(path, config(caption_column="english,german")).records[0].captions) == 2
+    for wrong, words in (
+        ({"caption_column": "mask"}, "the column holds no texts, but paths of pictures"),
+        ({"image_column": "english"}, "the column holds no pictures and no paths"),
+        ({"image_column": "photo"}, "there is no such column, only `image`, `mask`, `english`, `german`"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read_table(path, config(**{"caption_column": "english", **wrong}))
+    addresses = "caption,url\n" + "".join(f'"{c}",http://a/{n}.png\n' for n, c in enumerate(CAPTIONS))
+    with pytest.raises(ValueError, match=r"`url` holds web addresses\. Fetch them first"):
+        read_table(str(write(tmp_path / "x.csv", addresses)), config())
+
+
+def test_two_columns_of_pictures_without_a_usual_name_leave_a_choice() -> None:
+    rows = [{"left": "a.png", "right": "b.png", "text": "a fox"}]
+    with pytest.raises(NoColumns, match=r"`left`, `right` all hold pictures: choose one"):
+        choose_columns(["left", "right", "text"], rows)
+
+
+def test_a_broken_row_is_named_and_loses_no_other(tmp_path: Path, pictures: Path) -> None:
+    good = [f'{n:02}.png,"{c}"\n' for n, c in enumerate(CAPTIONS)]
+    good[3] = f'03.png,"{CAPTIONS[3]}\nover two lines"\n'
+    rows = [*good[:2], '01.png,"never closed\n', *good[2:], "05.png,a, b\n", '06.png,a 5" disk\n']
+    listing = read_table(str(write(tmp_path / "photos/x.csv", "image,caption\n" + "".join(rows))), config())
+    assert len(listing.records) == COUNT
+    captions = shown(listing)
+    assert captions[3] == (f"{CAPTIONS[3]}\nover two lines",)
+    assert captions[6] == (CAPTIONS[6], 'a 5" disk')
+    assert [str(error).partition("x.csv:")[2] for error in listing.skipped] == [
+        "4: row wrong (a quotation mark is not closed)",
+        "16: row wrong (3 columns instead of 2: a text that holds commas needs quotation marks)",
+    ]
+
+
+def test_flickrs_row_without_its_bar_is_named(tmp_path: Path, pictures: Path) -> None:
+    file = write(tmp_path / "results.csv", TABLES["results.csv"] + "03.png| 4   a row that lost its bar .\n")
+    listing = read_table(str(file), config())
+    assert len(listing.records) == COUNT
+    assert [error.reason for error in listing.skipped] == ["row wrong"]
+
+
+def test_a_path_may_hold_blanks_and_a_sentence_is_no_path() -> None:
+    assert is_path("my photos/Screenshot 2024 at 10.png")
+    assert is_path("photos\\a.JPG")
+    assert not is_path("http://example.org/a.jpg")
+    assert not is_path("a fox")
+
+
+# --------------------------------------------------------------------------- Hugging Face
+
+
+def test_imagefolder_is_read_with_its_metadata_and_splits(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("test", 8)):
+        folder = tmp_path / "data" / split
+        numbers = range(first, 8 if split == "train" else COUNT)
+        for number in numbers:
+            picture(folder / f"{number:02}.png", number)
+        rows = "".join(f'{n:02}.png,"{CAPTIONS[n]}"\n' for n in numbers)
+        write(folder / "metadata.csv", "file_name,text\n" + rows)
+    picture(tmp_path / "data/train/forgotten.png")
+    parts = read_splits(config(source="folder", path=str(tmp_path / "data")))
+    pairs = [shown(parts[split]) for split in ("train", "test")]
+    assert pairs == [{n: WHOLE[n] for n in range(8)}, {n: WHOLE[n] for n in range(8, COUNT)}]
+    assert [(e.record, e.reason) for e in parts["train"].skipped] == [("train/forgotten.png", "picture without text")]
+
+
+def test_metadata_in_json_lines_takes_the_place_of_texts(tmp_path: Path, pictures: Path) -> None:
+    write(pictures / "metadata.jsonl", TABLES["lines.jsonl"])
+    listing = read_folder(str(pictures), config())
+    assert shown(listing) == WHOLE
+    assert listing.skipped == []
+
+
+def table_of_pictures() -> pa.Table:
+    def png(shade: int) -> bytes:
+        stream = io.BytesIO()
+        Image.new("RGB", (6, 4), (shade, 0, 0)).save(stream, "PNG")
+        return stream.getvalue()
+
+    return pa.table(
+        {
+            "photo": [{"bytes": png(number), "path": None} for number in range(COUNT)],
+            "alt": [[caption, f"{caption}!"] for caption in CAPTIONS],
+            "label": list(range(COUNT)),
+        }
+    )
+
+
+BOTH = {number: (caption, f"{caption}!") for number, caption in enumerate(CAPTIONS)}
+
+
+def test_pictures_in_parquet_are_unpacked_once(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = table_of_pictures()
+    pyarrow.parquet.write_table(pa.concat_tables([content, content]), tmp_path / "x.parquet", row_group_size=5)
+    listing = read_table(str(tmp_path / "x.parquet"), config())
+    assert "are unpacked into" in capsys.readouterr().err
+    assert shown(listing) == {n: both * 2 for n, both in BOTH.items()}
+    again = read_table(str(tmp_path / "x.parquet"), config(cache=str(tmp_path / "elsewhere")))
+    assert [record.image_id for record in again.records] == [record.image_id for record in listing.records]
+    capsys.readouterr()
+    read_table(str(tmp_path / "x.parquet"), config())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_parquet_files_has_the_splits_of_their_names(tmp_path: Path) -> None:
+    content = table_of_pictures()
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(content.slice(0, 9), tmp_path / "data/train-00000-of-00001.parquet")
+    pyarrow.parquet.write_table(content.slice(9), tmp_path / "data/validation-00000-of-00001.parquet")
+    parts = read_splits(config(source="table", path=str(tmp_path)))
+    assert [len(parts[split]) for split in ("train", "validation")] == [9, 3]
+
+
+def save(folder: Path, content: pa.Table) -> None:
+    """Writes what `datasets.Dataset.save_to_disk` writes."""
+    folder.mkdir(parents=True)
+    with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), content.schema) as writer:
+        writer.write_table(content, max_chunksize=5)
+    write(folder / "state.json", {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+
+
+@pytest.mark.parametrize("layout", ["datasets", "auto"])
+def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path, layout: str) -> None:
+    content = table_of_pictures()
+    save(tmp_path / "all/train", content.slice(0, 8))
+    save(tmp_path / "all/test", content.slice(8))
+    write(tmp_path / "all/dataset_dict.json", {"splits": ["train", "test"]})
+    parts = read_splits(config(source=layout, path=str(tmp_path / "all")))
+    pairs = [shown(parts[split]) for split in ("train", "test")]
+    assert pairs == [{n: BOTH[n] for n in range(8)}, {n: BOTH[n] for n in range(8, COUNT)}]
+    save(tmp_path / "one", content)
+    source = open_source(config(source=layout, path=str(tmp_path / "one")), "train")
+    assert len(source) == COUNT
+
+
+def test_missing_packages_are_named_with_their_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow.parquet.write_table(table_of_pictures(), tmp_path / "x.parquet")
+    for package in ("datasets", "pyarrow"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=r"is Parquet, which needs pyarrow: pip install 'diptych\[datasets\]'"):
+        read_table(str(tmp_path / "x.parquet"), config())
+    with pytest.raises(ValueError, match=r"install datasets: pip install 'diptych\[datasets\]'"):
+        open_source(config(source="datasets", path="someone/photos"), "train")
+
+
+def test_the_real_package_reads_what_a_name_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    content = datasets.Dataset(table_of_pictures())
+    content.save_to_disk(str(tmp_path / "saved"))
+    assert len(open_source(config(source="datasets", path=str(tmp_path / "saved")), "train")) == COUNT
+    splits = {"train": content.select(range(8)), "test": content.select(range(8, COUNT))}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, part: datasets.DatasetDict(splits))
+    parts = read_splits(config(source="datasets", path="someone/photos"))
+    pairs = {open_shade(r.image): r.captions for part in parts.values() for r in part.records}
+    assert pairs == BOTH
+
+
+# --------------------------------------------------------------------------- COCO's own captions
+
+
+def coco(folder: Path) -> Path:
+    images = [{"id": 7 * n, "file_name": f"{n:012}.png"} for n in range(COUNT)]
+    annotations = [
+        {"id": 9 * n + k, "image_id": 7 * n, "caption": f"{c} {k}"} for k in range(2) for n, c in enumerate(CAPTIONS)
+    ]
+    for number in range(COUNT):
+        picture(folder / f"train2017/{number:012}.png", number)
+    content = {"info": {"year": 2017}, "licenses": [{"id": 1}], "images": images, "annotations": annotations}
+    return write(folder / "annotations/captions_train2017.json", content)
+
+
+def test_cocos_captions_are_read_and_their_pictures_found_beside_them(tmp_path: Path) -> None:
+    listing = read_coco_captions(str(coco(tmp_path)), config())
+    assert shown(listing) == {n: (f"{c} 0", f"{c} 1") for n, c in enumerate(CAPTIONS)}
+    assert "pictures are taken from" in listing.notes[0]
+
+
+def test_cocos_captions_and_pictures_that_do_not_meet_are_named(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    content["images"].pop()
+    content["annotations"] = [*content["annotations"][1:COUNT], {"image_id": 7}, "x"]
+    write(file, content)
+    listing = read_coco_captions(str(file), config(root=str(tmp_path / "train2017")))
+    assert len(listing.records) == COUNT - 2
+    assert sorted(error.reason for error in listing.skipped) == [
+        "caption missing", "key missing", "not an object", "picture missing",
+    ]  # fmt: skip
+
+
+# --------------------------------------------------------------------------- what a file is
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "texts", "shards"])
+def test_a_file_of_another_layout_is_answered_with_the_way_to_read_it(
+    tmp_path: Path, pictures: Path, layout: str
+) -> None:
+    for name, fitting in (("captions.txt", "table"), ("annotations/captions_train2017.json", "coco_captions")):
+        file = coco(tmp_path) if "coco" in fitting else write(tmp_path / "photos" / name, TABLES[name])
+        if layout in (fitting, "pictures"):
+            continue
+        kind = {"kind": PlainText} if layout == "texts" else {}
+        with pytest.raises(ValueError, match=f"data.source={fitting}") as caught:
+            open_source(config(source=layout, path=str(file)), "train", **kind)
+        assert str(file) in str(caught.value)
+        with pytest.raises(ValueError, match=f"data.source={fitting}"):
+            read_splits(config(source=layout, path=str(file)))
+
+
+def test_a_folder_names_the_lists_that_lie_in_it(tmp_path: Path, pictures: Path) -> None:
+    write(tmp_path / "captions.txt", TABLES["captions.txt"])
+    write(tmp_path / "readme.txt", "nothing of interest\n")
+    with pytest.raises(ValueError, match=r"it holds .*captions\.txt, a table separated by commas") as caught:
+        read_splits(config(source="folder", path=str(tmp_path)))
+    assert "readme.txt" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"conversations": [{"from": "human"}], "info": {}}', r"Nearest are table \(no column holds pictures"),
+        ('{"images": [{"file": 1}], "other": [{"a": 1}]}', r"karpathy \(its images have no `sentences`\)"),
+        ("", "an empty file, which no layout fits"),
+        ("\x7fELF\x00\x00\x01\x00\x00\x00", "no text .*which no layout fits"),
+    ],
+)
+def test_an_unknown_file_is_answered_with_the_two_nearest_layouts(tmp_path: Path, content: str, words: str) -> None:
+    file = write(tmp_path / "x.json", content)
+    for layout in ("auto", "jsonl", "table"):
+        with pytest.raises(ValueError, match=words) as caught:
+            read_splits(config(source=layout, path=str(file)))
+        assert str(caught.value).count(") and ") == 1
+
+
+def test_a_layout_that_fits_is_not_argued_with(tmp_path: Path) -> None:
+    file = karpathy(tmp_path, coco=False)
+    with pytest.raises(ValueError, match="picture missing") as caught:
+        open_source(config(source="karpathy", path=str(file), root=str(tmp_path / "nowhere")), "train")
+    assert "Read it with" not in str(caught.value)
+    assert len(open_source(config(source="auto", path=str(file), root=str(tmp_path / "images")), "train")) == 2
+
+
+def test_a_table_trains_and_validates_as_any_other_source(tmp_path: Path, pictures: Path) -> None:
+    settings = config(source="table", path=str(write(tmp_path / "x.tsv", TABLES["reversed.tsv"])), held_out=0.25)
+    check = validate(read_splits(settings), settings)
+    assert check.ready
+    assert "note: " in check.text()
+    assert check.text().endswith("training can start")
