@@ -218,7 +218,7 @@ def receive(end: Connection) -> Any:
     stream, lengths = pickle.loads(end.recv_bytes())
     buffers = []
     for length in lengths:
-        view = memoryview(torch.empty(length, dtype=torch.uint8).numpy())  # aligned as torch's own tensors are
+        view = memoryview(torch.empty(length, dtype=torch.uint8).numpy().data)  # aligned as torch's own tensors are
         buffers.append(view)
         while view:
             read = os.readv(end.fileno(), [view])

@@ -22,7 +22,7 @@ from PIL import Image
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
 from diptych.data.picture_sizes import Stream
-from diptych.data.pictures import LARGEST_PIXELS, open_picture, open_small, upright_within
+from diptych.data.pictures import LARGEST_PIXELS, open_picture, open_small, spelled_on_disk, upright_within
 from diptych.data.record import BadRecord, Box
 from diptych.data.tokenizer import Tokenizer
 from diptych.schema import DataConfig

@@ -53,7 +53,7 @@ class _MtebModel:
             {
                 "name": name if "/" in name else f"diptych/{name}",
                 "revision": origin.name,
-                "n_parameters": sum(weight.numel() for weight in network.parameters()),  # type: ignore[attr-defined]
+                "n_parameters": sum(weight.numel() for weight in network.parameters()),
                 "max_tokens": self.predictor.recipe.data.max_tokens_evaluation,
                 "embed_dim": network.embed_dim,
                 "similarity_fn_name": meta.ScoringFunction.COSINE,

@@ -36,7 +36,7 @@ def vectorizer(model: AnyModel, of: Literal["picture", "text"] = "picture", devi
     return Vectorizer(model, of, device)
 
 
-class Vectorizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Vectorizer(TransformerMixin, BaseEstimator):
     """Embeds pictures or texts with a trained model."""
 
     def __init__(self, model: AnyModel, of: str = "picture", device: str = "auto") -> None:

@@ -9,9 +9,10 @@ from typing import Any
 from PIL import Image
 
 from diptych.apps.report.html import LARGEST
-from diptych.apps.report.page import fill, write_whole
+from diptych.apps.report.page import fill
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord
+from diptych.writing import write_text
 
 
 def write_hits(found: Mapping[str, Any], file: Path) -> Path:
@@ -20,7 +21,7 @@ def write_hits(found: Mapping[str, Any], file: Path) -> Path:
     `found` is what `to_json` of `SearchResult` or `SearchResults` returns.
     """
     sections = [("hits", "Hits", True)]
-    return write_whole(
+    return write_text(
         file, fill("hits.html.j2", title=found["query"], sections=sections, found=found, hits=list(_opened(found)))
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from diptych.data.columns import LOOKED_AT, NoColumns, choose_columns, kinds_of
 from diptych.data.files import files_below, is_text, split_paths
-from diptych.data.pictures import SUFFIXES
+from diptych.data.picture_kinds import is_picture
 from diptych.data.shards.remote import is_remote
 from diptych.data.sources.folder import CAPTIONS_FILE, METADATA_FILES
 from diptych.data.sources.snli_ve import PICTURE_KEYS
@@ -175,7 +175,7 @@ def look_at(path: str, config: DataConfig) -> Look | None:
 def _folder(place: Path) -> Look:
     files = list(files_below(place))
     stems = {file.with_suffix("") for file in files if file.suffix.lower() == ".txt"}
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    pictures = [file for file in files if is_picture(file)]
     holds = {file.name for file in files} | {file.suffix for file in files}
     holds |= {"picture"} if pictures else set()
     holds |= {"side car"} if any(file.with_suffix("") in stems for file in pictures) else set()
@@ -283,7 +283,7 @@ def _ways(layouts: Sequence[str]) -> str:
 def _lists_in(folder: Path, config: DataConfig) -> Iterator[tuple[Path, str, str]]:
     """Yields the lists of captioned pictures in a folder, with what they are and how they are read."""
     files = list(files_below(folder))
-    pictures = {file.with_suffix("") for file in files if file.suffix.lower() in SUFFIXES}
+    pictures = {file.with_suffix("") for file in files if is_picture(file)}
     lists = [file for file in files if file.suffix.lower() in LIST_SUFFIXES and file.with_suffix("") not in pictures]
     for file in lists[:MOST_TRIED]:
         look = look_at(str(folder / file), config)

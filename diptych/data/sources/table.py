@@ -23,7 +23,8 @@ from diptych.cache import cache_folder
 from diptych.data.columns import LOOKED_AT, SPLIT_COLUMN, Columns, NoColumns, choose_columns, kinds_of, uncounted
 from diptych.data.entries import from_entry
 from diptych.data.files import existing, files_below
-from diptych.data.pictures import SUFFIXES, part_of, picture_bytes, suffix_of
+from diptych.data.picture_kinds import HEIF_SUFFIXES, SUFFIXES
+from diptych.data.pictures import part_of, picture_bytes, suffix_of
 from diptych.data.record import BadRecord
 from diptych.data.shards.cache import locked
 from diptych.data.shards.remote import say
@@ -137,14 +138,11 @@ def _split_column(table: Table) -> str | None:
     """Returns the column that names the split of each row, if there is one that names more than one known split."""
     for column in table.columns:
         if column.strip().lower() == SPLIT_COLUMN:
-            values = {str(row[column]).strip().lower() for _, row in table.rows([column]) if _has(row, column)}
+            rows = (row for _, row in table.rows([column]) if not isinstance(row, BadRecord))
+            values = {str(row[column]).strip().lower() for row in rows if row.get(column) is not None}
             if len({SPLIT_NAMES.get(value) for value in values} - {None}) > 1:
                 return column
     return None
-
-
-def _has(row: Mapping[str, Any] | BadRecord, column: str) -> bool:
-    return not isinstance(row, BadRecord) and row.get(column) is not None
 
 
 def _split_of(value: Any, name: str) -> Split:
@@ -253,7 +251,7 @@ def _suffix(content: bytes) -> str:
         suffix = suffix_of(content)
     except (OSError, ValueError):
         return ""
-    return suffix if suffix in SUFFIXES else ""
+    return suffix if suffix in SUFFIXES | HEIF_SUFFIXES else ""
 
 
 # --------------------------------------------------------------------------- data sets of Hugging Face
