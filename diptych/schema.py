@@ -1052,7 +1052,8 @@ class Recipe:
     released: Released = field(default_factory=Released)
     """Defects of the released code that this run reproduces: none, all, or single fields (docs/released_code.md)."""
     init_from: str | None = None
-    """Run, checkpoint or exported folder, or Hub name, whose weights training starts from. Not found is an error."""
+    """Run, checkpoint or exported folder, Hub name, or published weights (`diptych weights`), such as
+    `deit-base+bert-base`, whose weights training starts from. Not found is an error."""
     freeze: tuple[str, ...] = ()
     """Patterns of the names of parameters that do not train, in which `*` stands for anything, such as
     `model.blocks.*.attention.*`. A pattern that matches nothing is an error."""

@@ -33,4 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"the web app needs {error.name}: pip install 'diptych[app]'") from error
 
-    serve(options.runs, options.images, options.index, options.host, options.port, options.device)
+    from diptych.pretrained import locate
+
+    runs = [str(locate(run)) for run in options.runs]
+    serve(runs, options.images, options.index, options.host, options.port, options.device)

@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> None:
         description="Measure a run's best checkpoint and write RUN/eval.json. Where a task is evaluated record by "
         "record, also write its predictions to RUN/predictions.jsonl. Retrieval is ranked over the whole split.",
     )
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", type=Path, help="a run's folder, one of its checkpoints, or published weights")
     parser.add_argument(
         "--split", choices=("validation", "test"), default="test", help="the split to measure (default: test)"
     )
@@ -37,10 +37,11 @@ def run(arguments: Sequence[str]) -> None:
     options, assignments = parser.parse_known_args(arguments)
 
     from diptych.apps.report import summary
+    from diptych.pretrained import locate
     from diptych.recipes.override import parse_assignments
     from diptych.run import EvaluatedTask, evaluate
 
-    evaluated = evaluate(options.run, options.split, options.submission, parse_assignments(assignments))
+    evaluated = evaluate(locate(options.run), options.split, options.submission, parse_assignments(assignments))
     if options.json:
         print(json.dumps(evaluated.to_json(), indent=1))
         return

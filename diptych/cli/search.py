@@ -23,7 +23,7 @@ def probability(text: str) -> float:
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych search", description="Rank the pictures in a folder by a text.")
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", help="a run's folder, one of its checkpoints, or published weights by name")
     parser.add_argument("text", help='what to look for, as in "a fox left of a red car"')
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder, with its subfolders")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     options = parser.parse_args(arguments)
 
-    from diptych import predict
+    from diptych import predict, pretrained
 
-    model = predict.load(options.run, options.device)
+    model = pretrained.load(options.run, options.device)
     print(predict.search_folder(model, options.text, options.images, options.top, min_match=options.min_match))

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diptych.checkpoints.convert import Absent, Rule
+from diptych.pretrained.first_bytes import no_checkpoint
 
 WRAPPERS = ("model", "state_dict", "module")
 """Entries under which a file keeps its tensors, if it holds more than these."""
@@ -104,6 +105,8 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     that could only be read by running code, one that is no checkpoint, and a missing one.
     """
     file = _file(Path(path))
+    if (what := no_checkpoint(file)) is not None:
+        raise ValueError(f"{file} {what}. It is no checkpoint that can be read")
     if _is_safetensors(file):
         return Contents(file, _read_safetensors(file, shapes_only))
     content = _read_torch(file, shapes_only)
@@ -150,13 +153,13 @@ def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:
 
 def _read_torch(file: Path, shapes_only: bool) -> Any:
     """Reads what `torch.save` wrote, with an unpickler that accepts only tensors and plain values."""
+    place = "meta" if shapes_only else "cpu"
     try:
-        return torch.load(
-            file,
-            map_location="meta" if shapes_only else "cpu",
-            weights_only=True,
-            mmap=not shapes_only and zipfile.is_zipfile(file),
-        )
+        if file.suffix == ".safetensors":  # torch goes by this name, whatever the file is
+            with file.open("rb") as stream:
+                return torch.load(stream, map_location=place, weights_only=True)
+        mapped = not shapes_only and zipfile.is_zipfile(file)
+        return torch.load(file, map_location=place, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
         name = f" ({match[1]})" if match else ""

@@ -14,6 +14,8 @@ from diptych.data.record import AnyRecord, Picture, Question
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.device import find_device
 from diptych.launched import restarted
+from diptych.pretrained import locate
+from diptych.pretrained.named import vocabulary
 from diptych.run.splits import AnySource, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
@@ -80,7 +82,7 @@ def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> tuple[Start | No
     """Loads the weights of other runs, prints their origin, and returns it."""
     if borrowed := borrow(task):
         print(borrowed)
-    start = start_from(task, recipe.init_from, tokenizer) if recipe.init_from else None
+    start = start_from(task, locate(recipe.init_from), tokenizer) if recipe.init_from else None
     if start:
         print(f"starting from {start}")
     return start, borrowed
@@ -93,7 +95,7 @@ def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
     """Loads the vocabulary that the recipe names, or learns one from the training texts."""
     config = recipe.tokenizer
     if config.vocabulary:
-        return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
+        return Tokenizer.from_vocabulary(vocabulary(config.vocabulary), config.separator, config.lowercase)
     if catalog.record_kind(recipe.task) is Picture:
         return Tokenizer(SPECIAL, separator=config.separator, lowercase=config.lowercase)
     stride = max(1, len(source) // TEXTS_READ)
@@ -116,7 +118,7 @@ def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokeniz
     if own:
         return Tokenizer.load(own.tokenizer)
     if recipe.init_from and not recipe.tokenizer.vocabulary:
-        origin = store.load_from(recipe.init_from)
+        origin = store.load_from(locate(recipe.init_from))
         if catalog.record_kind(from_dict(origin.recipe).task) is not Picture:
             return Tokenizer.load(origin.tokenizer)
     return make_tokenizer(recipe, source)

@@ -16,7 +16,8 @@ ROOT = Path(diptych.__file__).parent
 APPS = ("app", "serve"), ("ablate", "demo"), ("compare", "doctor", "plan"), ("report",), ("index", "export")
 """The outer ring, `diptych/apps`: applications of trained models."""
 CORE = (
-    ("run", "pretrained"),
+    ("run",),
+    ("pretrained",),
     ("train",),
     ("evaluate",),
     ("predict",),
