@@ -25,7 +25,7 @@ TASKS = [page for page in PAGES if page.parent.name == "tasks" or page.name in (
 """Pages whose commands train and use a model of the demonstration."""
 SERVER = "://"
 """An index in a server: tests/index starts real ones."""
-ELSEWHERE = {"data.md", "scaling.md", "doctor.md", "serve.md", "app.md", "export.md", "sixth_task.md"}
+ELSEWHERE = {"data.md", "scaling.md", "doctor.md", "serve.md", "app.md", "export.md", "sixth_task.md", "weights.md"}
 """Pages whose commands want published data, a server, cards or a long log: they are parsed here, and run in the tests
 of their own parts."""
 READ_ON = {Path(page).name for page in WALKED if page.startswith("docs/")}
