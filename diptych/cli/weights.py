@@ -46,11 +46,13 @@ def run(arguments: Sequence[str]) -> None:
             raise ValueError(f"no published weights '{name}'.{meant} `diptych weights` lists all names")
         entries += known
     if options.check:
-        for entry in entries or PUBLISHED.values():
-            if (file := named.here(entry)) is not None:
-                print(f"{file}: {named.verify(entry, file)}")
-            elif entries:
-                raise ValueError(f"{entry.name} is not here: `diptych weights {entry.name}` fetches it")
+        present = {entry: file for entry in entries or PUBLISHED.values() if (file := named.here(entry)) is not None}
+        if absent := [entry.name for entry in entries if entry not in present]:
+            raise ValueError(f"{absent[0]} is not here: `diptych weights {absent[0]}` fetches it")
+        for entry, file in present.items():
+            print(f"{file}: {named.verify(entry, file)}")
+        if not present:
+            print(f"no published weights are in {named.weights_folder()}")
     elif entries:
         for entry in entries:
             print(f"{entry.name}: {named.get(entry)}")

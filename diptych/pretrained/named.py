@@ -203,10 +203,10 @@ def _get(entry: Published, places: Sequence[str], check: bool = True) -> Path:
             return file
         except Unavailable as error:
             failures.append(f"{address}: {error}")
-        except PermissionError:
+        except OSError as error:
             raise ValueError(
-                f"{entry.name} is not in {weights_folder()}, where nothing can be written: name another folder by "
-                f"{FOLDER}, or put {address} there as {entry.name}/{name}"
+                f"{entry.name} is not in {weights_folder()}, where nothing can be written ({error.strerror}): name "
+                f"another folder by {FOLDER}, or put {address} there as {entry.name}/{name}"
             ) from None
     raise ValueError(_by_hand(entry, places, failures))
 

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import diptych
-from diptych.catalog import build_task, find_recipe
+from diptych.catalog import RECIPES, build_task, find_recipe
 from diptych.checkpoints import store
 from diptych.checkpoints.convert import counts, to_published
 from diptych.cli.main import main
@@ -107,6 +107,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         telling = name, tuple({768: 64, 257: 17, 197: 17, 577: 17, 30522: len(WORDS)}.get(size, size) for size in shape)
         small = replace(entry, places=places, telling=telling, sha256="")
         monkeypatch.setitem(published.PUBLISHED, entry.name, small)
+    base = replace(find_recipe("albef_base"), task=small_recipe().task)  # a small queue
+    monkeypatch.setitem(RECIPES, "albef_base", lambda: base)
     own.files |= {path_of("albef-4m"): torch_bytes(small_albef()), path_of("deit-base"): torch_bytes(small_vit())}
     own.files |= {path_of("bert-base"): save(small_bert()), path_of("bert-base", "vocab.txt"): VOCABULARY}
     threading.Thread(target=server.serve_forever, daemon=True).start()
