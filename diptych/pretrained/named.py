@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cache import cache_folder
-from diptych.checkpoints.store import fingerprint
+from diptych.checkpoints import store
+from diptych.checkpoints.files import fingerprint
 from diptych.data.tokenizer import VOCABULARY_FILE, Tokenizer
 from diptych.predict import Predictor
 from diptych.predict import load as load_folder
@@ -28,12 +29,16 @@ from diptych.pretrained.assemble import LAYOUTS, family_of
 from diptych.pretrained.family import Options
 from diptych.pretrained.fetch import Unavailable, fetch, finish, is_partly_here, locked, set_aside
 from diptych.pretrained.formats import FOLDER_FILES, read, recognise, spell
-from diptych.pretrained.published import HUB, PUBLISHED, Published, nearest, parts
+from diptych.pretrained.published import HUB, PUBLISHED, STARTS, Published, nearest, parts
+from diptych.schema import AlbefConfig, Recipe
+from diptych.serialize import from_dict
 
 ORIGIN = ".origin.json"
+NEVER_FUSED = "text.layers.*.cross"
+"""The untrained part by which start weights are told from a model: none of them looks at images."""
 FOLDER, MIRROR = "DIPTYCH_WEIGHTS", "DIPTYCH_WEIGHTS_MIRROR"
 """Environment variables: the cache, and an address below which NAME/FILE is looked for before all others."""
-GENERAL = (*FOLDER_FILES, VOCABULARY_FILE, "tokenizer_config.json")
+GENERAL = (*FOLDER_FILES, VOCABULARY_FILE, "tokenizer_config.json", "config.json")
 """Names of files that many weights have, which are therefore looked for in their own folders only."""
 
 
@@ -65,7 +70,7 @@ def locate(name: str | Path) -> Path:
         _check_spelling(text)
         return path
     files = [get(entry) for entry in entries]
-    words = vocabulary(_vocabulary_name(entries))
+    words = _words(entries, files)
     key = hashlib.sha256("\n".join(map(_identity, [*files, words])).encode()).hexdigest()[:12]
     folder = cache_folder() / "converted" / f"{text}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,35 @@ def locate(name: str | Path) -> Path:
     return folder
 
 
+def with_start(recipe: Recipe) -> Recipe:
+    """Returns the recipe with encoders as its start weights have them, where these never were one model.
+
+    A ViT and a BERT differ from the recipe's in details, such as DINOv2's layer scale: the model is built as they are,
+    for the recipe's image size and with its rates of dropout. Raises ValueError for an image size that the patches do
+    not divide.
+    """
+    if recipe.init_from is None or not isinstance(recipe.model, AlbefConfig):
+        return recipe
+    checkpoint = store.load_from(locate(recipe.init_from))
+    origin = from_dict(checkpoint.recipe).model
+    if NEVER_FUSED not in checkpoint.state.get("fresh", ()) or not isinstance(origin, AlbefConfig):
+        return recipe
+    vision, text, fresh = recipe.model.vision, recipe.model.text, checkpoint.state["fresh"]
+    if "vision" not in fresh:
+        vision = replace(origin.vision, image_size=vision.image_size, drop_path=vision.drop_path)
+    if "text" not in fresh:
+        start = (text if text.layers == origin.text.layers else origin.text).fusion_start
+        dropout, attention_dropout = text.dropout, text.attention_dropout
+        text = replace(origin.text, fusion_start=start, dropout=dropout, attention_dropout=attention_dropout)
+    if rest := vision.image_size % vision.patch_size:
+        below = vision.image_size - rest
+        raise ValueError(
+            f"{recipe.init_from} has patches of {vision.patch_size} px, which do not divide {vision.image_size} px: "
+            f"set model.vision.image_size={below} or {below + vision.patch_size}"
+        )
+    return replace(recipe, model=replace(recipe.model, vision=vision, text=text))
+
+
 def resolve(files: Sequence[Path | str], options: Options) -> tuple[list[Path], Options]:
     """Returns the files that names of published weights stand for, beside files that are named by their paths.
 
@@ -90,6 +124,7 @@ def resolve(files: Sequence[Path | str], options: Options) -> tuple[list[Path], 
     """
     paths: list[Path] = []
     named: list[Published] = []
+    words: Path | None = None
     for file in files:
         entries = None if Path(file).exists() else parts(str(file))
         if entries is None:
@@ -98,11 +133,12 @@ def resolve(files: Sequence[Path | str], options: Options) -> tuple[list[Path], 
             paths.append(Path(file))
         else:
             named += entries
-            paths += map(get, entries)
+            paths += (found := [get(entry) for entry in entries])
+            words = words or _words(entries, found)
     if options.vocabulary is not None:
         return paths, replace(options, vocabulary=vocabulary(options.vocabulary))
     own = any((path / VOCABULARY_FILE).is_file() for path in map(Path, files))
-    return paths, options if own or not named else replace(options, vocabulary=vocabulary(_vocabulary_name(named)))
+    return paths, options if own or words is None else replace(options, vocabulary=words)
 
 
 def from_pretrained(
@@ -150,6 +186,10 @@ def get(entry: Published) -> Path:
     """
     if entry.text:
         vocabulary(entry.name)
+    if entry.layouts == STARTS:  # what tells how a model of the Hub is computed
+        folder = entry.places[0].rpartition("/")[0]
+        with contextlib.suppress(ValueError):  # not every repository has it
+            _get(entry, [f"{folder}/config.json"], check=False)
     return _get(entry, entry.places)
 
 
@@ -296,10 +336,12 @@ def _check(entry: Published, file: Path) -> None:
         )
     tensors = read(file, shapes_only=True).tensors
     layout = LAYOUTS[kind] if (kind := recognise(tensors, LAYOUTS)) in entry.layouts else None
-    wanted = LAYOUTS[entry.layouts[0]]
     if layout is None:
-        raise ValueError(f"{file} is not {entry.name} ({wanted.title}): it holds {_described(kind, tensors)}")
+        promised = " or ".join(LAYOUTS[name].title for name in entry.layouts)
+        raise ValueError(f"{file} is not {entry.name} ({promised}): it holds {_described(kind, tensors)}")
     name, shape = entry.telling
+    if not name:
+        return
     found = tuple(spell(tensors, layout)[name].shape) if name in spell(tensors, layout) else None
     if found != shape:
         has = f"its {name} is {_times(found)}" if found else f"it has no {name}"
@@ -342,8 +384,17 @@ def _identity(file: Path) -> str:
     return f"{file.name} {origin['sha256'] if origin else (state.st_size, state.st_mtime_ns)}"
 
 
-def _vocabulary_name(entries: Sequence[Published]) -> str:
-    return next((entry.name for entry in entries if entry.text), entries[0].vocabulary)
+def _words(entries: Sequence[Published], files: Sequence[Path]) -> Path:
+    """Returns the vocabulary of weights: that of the text encoder among them, or the one of all released models."""
+    for entry, file in zip(entries, files, strict=True):
+        if entry.text:
+            return vocabulary(entry.name)
+        if entry.layouts == STARTS and recognise(read(file, shapes_only=True).tensors, LAYOUTS) == "bert":
+            folder = entry.places[0].rpartition("/")[0]
+            with contextlib.suppress(ValueError):  # BERTs without it are uncased
+                _get(entry, [f"{folder}/tokenizer_config.json"], check=False)
+            return _get(entry, [f"{folder}/{VOCABULARY_FILE}"], check=False)
+    return vocabulary(entries[0].vocabulary)
 
 
 def _check_spelling(name: str) -> None:

@@ -7,6 +7,7 @@ people report of a file, or four bytes for each parameter. The first fetch learn
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 HUB = "hf://"
@@ -20,6 +21,8 @@ VLMO = (
 BEIT = "https://github.com/addf400/files/releases/download/v1.0/"
 JOIN = "+"
 """What stands between the names of start weights that make one model, as in `deit-base+bert-base`."""
+STARTS = ("vit", "vit_transformers", "clip", "siglip", "bert")
+"""The layouts of start weights that a repository on the Hub may have: those of ViTs, and of BERTs."""
 VOCABULARY = "bert-base"
 """The name whose vocabulary every released ALBEF and VLMo was trained with."""
 GIGABYTE = 10**9
@@ -164,11 +167,24 @@ PUBLISHED: dict[str, Published] = {
 def parts(name: str) -> tuple[Published, ...] | None:
     """Returns the weights of a name, or of several with `+` between them; None where one of them is not known.
 
+    A part of several may be a name on the Hugging Face Hub. Alone, such a name is that of an exported run.
+
     >>> [part.name for part in parts("deit-base+bert-base")], parts("runs/demo")
     (['deit-base', 'bert-base'], None)
+    >>> [part.name for part in parts("facebook/dinov2-base+bert-base")]
+    ['facebook/dinov2-base', 'bert-base']
     """
-    entries = [PUBLISHED.get(part) for part in name.split(JOIN)]
+    pieces = name.split(JOIN)
+    entries = [PUBLISHED.get(piece) or (_on_the_hub(piece) if len(pieces) > 1 else None) for piece in pieces]
     return None if None in entries else tuple(entry for entry in entries if entry)
+
+
+def _on_the_hub(name: str) -> Published | None:
+    """Describes start weights of a repository on the Hub, of which nothing but its name is known."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return None
+    places = tuple(f"{HUB}{name}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
+    return Published(name, "start weights on the Hugging Face Hub", places, STARTS, ("", ()), "as its page says", 0)
 
 
 def nearest(name: str) -> str | None:

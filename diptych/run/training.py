@@ -15,7 +15,7 @@ from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.device import find_device
 from diptych.launched import restarted
 from diptych.pretrained import locate
-from diptych.pretrained.named import vocabulary
+from diptych.pretrained.named import vocabulary, with_start
 from diptych.run.splits import AnySource, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
@@ -53,7 +53,9 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     begun = resume and store.latest(folder / "checkpoints") is not None
     # Complete the recipe by what other runs and the training data determine.
     if not begun:
-        recipe = kind.resolved(recipe)
+        recipe = with_start(given := kind.resolved(recipe))
+        if recipe.model != given.model:
+            print(f"the encoders are built as {recipe.init_from} has them: {recipe.model}")
     source = open_split(recipe, "train")
     recipe = with_answers(recipe, source)
     # Build the task and give it its starting weights.

@@ -27,6 +27,7 @@ from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.pretrained import LAYOUTS, fetch, locate, published
 from diptych.pretrained.first_bytes import no_checkpoint
 from diptych.pretrained.formats import read
+from diptych.pretrained.named import with_start
 from diptych.schema import Recipe
 from diptych.serialize import from_dict
 from diptych.train.start import start_from
@@ -258,6 +259,35 @@ def test_every_published_name_is_of_a_known_layout_and_has_an_address() -> None:
     assert len({place for entry in published.PUBLISHED.values() for place in entry.places}) == sum(
         len(entry.places) for entry in published.PUBLISHED.values()
     )
+
+
+def test_encoders_of_the_hub_make_the_model(site: Site, tmp_path: Path) -> None:
+    vit = {name: value for name, value in small_vit()["model"].items() if "head" not in name}
+    vit |= {f"blocks.{block}.ls{part}.gamma": torch.full((64,), 0.5) for block in (0, 1) for part in (1, 2)}
+    site.files |= {
+        "/a/tower/resolve/main/pytorch_model.bin": torch_bytes(vit),
+        "/a/bert/resolve/main/model.safetensors": save(small_bert()),
+        "/a/bert/resolve/main/vocab.txt": VOCABULARY,
+    }
+    recipe = replace(small_recipe(), init_from="a/tower+a/bert")
+    other = replace(recipe.model, vision=replace(recipe.model.vision, image_size=32, depth=7))  # type: ignore[union-attr]
+    built = with_start(replace(recipe, model=other))
+    vision = replace(recipe.model.vision, image_size=32, layer_scale=True)  # type: ignore[union-attr]
+    assert built.model == replace(recipe.model, vision=vision)
+    tokenizer = Tokenizer(WORDS)
+    task = build_task(built, tokenizer)
+    start_from(task, locate("a/tower+a/bert"), tokenizer)
+    assert torch.equal(task.state_dict()["model.vision.blocks.1.scale2"], torch.full((64,), 0.5))
+    wrong = replace(recipe, model=replace(recipe.model, vision=replace(vision, image_size=30)))
+    with pytest.raises(ValueError, match=r"set model\.vision\.image_size=28 or 32"):
+        with_start(wrong)
+    with pytest.raises(ValueError, match=r"a/nothing .* cannot be had"):
+        locate("a/nothing+a/bert")
+
+
+def test_a_model_that_was_trained_keeps_the_recipe(site: Site) -> None:
+    recipe = replace(small_recipe(), init_from="albef-4m")
+    assert with_start(recipe) == recipe
 
 
 # --------------------------------------------------------------------------- breaks
