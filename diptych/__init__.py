@@ -7,8 +7,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diptych.predict import load
-    from diptych.pretrained import from_pretrained
+    from diptych.pretrained import from_pretrained, load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "from_pretrained", "load"]
@@ -16,12 +15,8 @@ __all__ = ["__version__", "from_pretrained", "load"]
 
 def __getattr__(name: str) -> Any:
     """`load` and `from_pretrained` are imported when they are asked for: `diptych --help` waits for no torch."""
-    if name == "load":
-        from diptych.predict import load
+    if name in ("from_pretrained", "load"):
+        from diptych import pretrained
 
-        return load
-    if name == "from_pretrained":
-        from diptych.pretrained import from_pretrained
-
-        return from_pretrained
+        return getattr(pretrained, name)
     raise AttributeError(f"module 'diptych' has no attribute '{name}'")

@@ -158,6 +158,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "albef_tiny": albef_recipes.albef_tiny,
     "albef_small": albef_recipes.albef_small,
     "albef_base": albef_recipes.albef_base,
+    "albef_tower": albef_recipes.albef_tower,
+    "albef_tower_whole": albef_recipes.albef_tower_whole,
     "albef_tiny_retrieval": albef_tasks.albef_tiny_retrieval,
     "albef_tiny_grounding": albef_tasks.albef_tiny_grounding,
     "albef_tiny_entailment": albef_tasks.albef_tiny_entailment,

@@ -30,6 +30,12 @@ def _expand_home(config: Any, *names: str) -> None:
 Stem = Literal["patch", "conv"]
 """How patches are embedded. `patch` is one strided projection, as published. `conv` is a small stack of 3×3
 convolutions, which learns much sooner from random weights (docs/decisions.md 11)."""
+Activation = Literal["gelu", "quick_gelu", "tanh_gelu"]
+"""The function between the layers of an MLP: GELU (ViT, BERT), x · σ(1.702 x) as CLIP computes it, or GELU with tanh
+(SigLIP)."""
+Pooling = Literal["class", "attention"]
+"""What stands for a whole image: a `class` token that passes all blocks, or a token that an `attention` layer behind
+them gathers from the patches (SigLIP)."""
 NormPlace = Literal["post", "pre"]
 """Where a transformer layer has its norms: behind each sublayer as in BERT (`post`), or before it (`pre`), which trains
 from random weights (docs/decisions.md 11)."""
@@ -57,6 +63,17 @@ class VisionConfig:
     """Probability (0..1) that the last block drops a residual branch; it rises linearly from 0 at the first block."""
     stem: Stem = "patch"
     """How patches are embedded: `patch` as published, or `conv` for training from random weights."""
+    activation: Activation = "gelu"
+    """The function between the layers of the MLPs. CLIP: `quick_gelu`; SigLIP: `tanh_gelu`."""
+    layer_scale: bool = False
+    """Whether learnt factors scale what each sublayer adds, as in DINOv2."""
+    input_norm: bool = False
+    """Whether a norm stands before the first block, as in CLIP."""
+    patch_bias: bool = True
+    """Whether the projection of patches has a bias. CLIP: not."""
+    pooling: Pooling = "class"
+    """What stands for the whole image: a `class` token, or a token gathered by `attention` behind the blocks, as in
+    SigLIP."""
 
 
 @dataclass(frozen=True)
@@ -810,7 +827,7 @@ class ScenesConfig:
     """Seed of all scenes."""
 
 
-Normalise = Literal["albef", "vlmo"]
+Normalise = Literal["albef", "vlmo", "imagenet"]
 MemberNames = Literal["first_dot", "last_dot"]
 """The part of their names by which members of a tar shard belong together."""
 SampleNames = Literal["auto", "first_dot", "last_dot"]
@@ -1110,7 +1127,8 @@ class Recipe:
     released: Released = field(default_factory=Released)
     """Defects of the released code that this run reproduces: none, all, or single fields (docs/released_code.md)."""
     init_from: str | None = None
-    """Run, checkpoint or exported folder, or Hub name, whose weights training starts from. Not found is an error."""
+    """Run, checkpoint or exported folder, Hub name, or published weights (`diptych weights`), such as
+    `deit-base+bert-base`, whose weights training starts from. Not found is an error."""
     freeze: tuple[str, ...] = ()
     """Patterns of the names of parameters that do not train, in which `*` stands for anything, such as
     `model.blocks.*.attention.*`. A pattern that matches nothing is an error."""

@@ -18,12 +18,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor under two names. It may be published transposed, or with an extra dimension of 1 (`squeeze`)."""
+    """One tensor under two names. It may be published transposed, or with an extra dimension of 1 (`squeeze`).
+
+    `lead`: the number of first dimensions of 1 that ours has and the published tensor lacks.
+    """
 
     published: str
     ours: str
     transpose: bool = False
     squeeze: bool = False
+    lead: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def from_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[
             if isinstance(rule, Stack):
                 stacks.setdefault(target, (rule, {}))[1][place] = tensor
             else:
-                tensor = tensor.squeeze() if rule.squeeze else tensor
+                tensor = tensor.squeeze() if rule.squeeze else tensor[(None,) * rule.lead] if rule.lead else tensor
                 ours[target] = tensor.t().contiguous() if rule.transpose else tensor
     if unknown:
         raise ValueError(f"{len(unknown)} tensors of the checkpoint are not known: " + ", ".join(sorted(unknown)[:10]))
@@ -183,6 +187,7 @@ def to_published(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
             published |= {_fill(pattern, values): part for pattern, part in zip(rule.published, parts, strict=True)}
         else:
             tensor = tensor.t().contiguous() if rule.transpose else tensor
+            tensor = tensor[(0,) * rule.lead] if rule.lead else tensor
             published[_fill(rule.published, values)] = tensor[None] if rule.squeeze else tensor
     for alias in (rule for rule in rules if isinstance(rule, Alias)):
         matches = {name: _matcher(alias.of).fullmatch(name) for name in published}

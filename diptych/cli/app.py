@@ -47,7 +47,10 @@ def run(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"the web app needs {error.name}: pip install 'diptych[app]'") from error
 
+    from diptych.pretrained import locate
+
+    runs = [str(locate(run)) for run in options.runs]
     serve(
-        options.runs, options.images, options.index, options.host, options.port, options.device, options.largest_pixels,
+        runs, options.images, options.index, options.host, options.port, options.device, options.largest_pixels,
         options.allow_host, options.root_path,
     )  # fmt: skip

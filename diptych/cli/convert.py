@@ -13,9 +13,10 @@ examples:
   diptych convert vlmo_base_patch16_224.pt --vocabulary vocab.txt --image-size 384 --to runs/vlmo-384
   diptych convert beit_base.pth --vocabulary vocab.txt --to runs/beit   (then: train vlmo_base_language …)
   diptych convert deit_base.pth bert-base-uncased --to runs/start      (then: train … init_from=runs/start)
+  diptych convert albef-4m --image-size 384 --to runs/albef-384        (published weights by name)
   diptych convert runs/demo --to released demo.pth
 
-`diptych inspect FILE` describes a file.
+`diptych inspect FILE` describes a file. `diptych weights` lists the names of published weights, which are fetched.
 """
 
 
@@ -29,11 +30,13 @@ def run(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a file; its content tells its kind")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a file, or the name of one; its content tells its kind"
+    )
     parser.add_argument(
         "--to", nargs="+", required=True, metavar="TO", help="a new folder, or `released` and a new file"
     )
-    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of the text encoder, or its folder")
+    parser.add_argument("--vocabulary", help="vocab.txt of the text encoder, its folder, or a BERT's name")
     parser.add_argument("--image-size", type=int, help="side in pixels; positions are resized (default: the file's)")
     parser.add_argument("--heads", help="attention heads, as in 12 or in 12,6 (image, text; default: 64 wide each)")
     parser.add_argument("--text-length", type=int, help="VLMo: longest text; positions are cut or extended")
@@ -49,7 +52,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.to[0] == "released":
         if len(options.to) != 2 or len(options.files) != 1:
             raise ValueError("write diptych convert RUN --to released FILE")
-        left_out = pretrained.export(options.files[0], Path(options.to[1]))
+        left_out = pretrained.export(Path(options.files[0]), Path(options.to[1]))
         print(f"{options.to[1]} is written in the released layout")
         for name, reason in left_out.items():
             print(f"  left out {name}: {reason}")
@@ -61,7 +64,8 @@ def run(arguments: Sequence[str]) -> None:
         options.text_length, options.trained_image_size, options.answers,
     )  # fmt: skip
     folder = Path(options.to[0])
-    print(pretrained.convert(options.files, folder, conversion))
+    files, conversion = pretrained.resolve(options.files, conversion)
+    print(pretrained.convert(files, folder, conversion))
     print(f"written to {folder}; {folder / 'conversion.json'} lists what became of each tensor")
 
 

@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _embed(options: argparse.Namespace) -> None:
     from diptych.apps.index import vectors
-    from diptych.predict import load
+    from diptych.pretrained import load
 
     vectors.check_target(options.to)
     say = _progress if rank() == 0 else None

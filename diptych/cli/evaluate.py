@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> None:
         description="Measure a run's best checkpoint and write RUN/eval.json. Where a task is evaluated record by "
         "record, also write its predictions to RUN/predictions.jsonl. Retrieval is ranked over the whole split.",
     )
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", type=Path, help="a run's folder, one of its checkpoints, or published weights")
     parser.add_argument(
         "--split", choices=("validation", "test"), default="test", help="the split to measure (default: test)"
     )
@@ -58,10 +58,12 @@ def run(arguments: Sequence[str]) -> None:
     if options.probe or options.template or options.class_names:
         raise ValueError("--probe, --template and --class-names belong to --classes DIR")
     from diptych.apps.report import summary
+    from diptych.pretrained import locate
     from diptych.recipes.override import parse_assignments
     from diptych.run import EvaluatedTask, evaluate
 
-    evaluated = evaluate(options.run, options.split, options.submission, parse_assignments(assignments), write=False)
+    changes = parse_assignments(assignments)
+    evaluated = evaluate(locate(options.run), options.split, options.submission, changes, write=False)
     # They are printed first: what took hours to measure must not be lost because it cannot be written.
     if options.json:
         print(json.dumps(evaluated.to_json(), indent=1), flush=True)

@@ -24,7 +24,9 @@ def run(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="a run, a checkpoint, an exported folder, or OWNER/NAME on the Hub")
+    parser.add_argument(
+        "run", help="a run, a checkpoint, an exported folder, OWNER/NAME on the Hub, or published weights"
+    )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--onnx", action="store_true", help="write both encoders and the fusion encoder as ONNX files")
     parser.add_argument("--push", metavar="OWNER/NAME", help="put the model on the Hugging Face Hub")
@@ -35,10 +37,10 @@ def run(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     _check(options)
 
-    from diptych import predict
+    from diptych import pretrained
     from diptych.apps.export import export_folder, export_onnx, push_to_hub
 
-    model = predict.load(options.run, "cpu")
+    model = pretrained.load(options.run, "cpu")
     named = {} if options.license is None else {"license": options.license}
     if options.to and options.onnx:
         for file in export_onnx(model, options.to):

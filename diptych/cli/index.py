@@ -60,11 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from diptych import predict
+    from diptych import pretrained
     from diptych.apps import index
 
     place = options.at or _beside(options.source)
-    model = predict.load(options.model, options.device, options.largest_pixels)
+    model = pretrained.load(options.model, options.device, options.largest_pixels)
     _tell(index.build_index(place, options.source, model, options.kind, progress=_progress))
 
 
@@ -110,16 +110,16 @@ def _info(options: argparse.Namespace) -> None:
 
 def _model(options: argparse.Namespace) -> Predictor:
     """Loads the named model, or else the one that the index remembers."""
-    from diptych import predict
+    from diptych import pretrained
     from diptych.apps import index
 
     if options.model:
-        return predict.load(options.model, options.device, options.largest_pixels)
+        return pretrained.load(options.model, options.device, options.largest_pixels)
     checkpoint = index.index_info(options.place).checkpoint
     if not Path(checkpoint).exists():
         gone = f"the model of {options.place} was {checkpoint}, which does not exist"
         raise ValueError(f"{gone}: name it with --model RUN")
-    return predict.load(checkpoint, options.device, options.largest_pixels)
+    return pretrained.load(checkpoint, options.device, options.largest_pixels)
 
 
 def _tell(built: BuildReport) -> None:

@@ -13,11 +13,14 @@ def run(arguments: Sequence[str]) -> None:
         description="Describe a checkpoint: its kind, sizes and abilities. Nothing in it is executed.",
     )
     parser.add_argument(
-        "path", type=Path, help="a published file, a folder in the Hugging Face layout, a run or one of its checkpoints"
+        "path",
+        type=Path,
+        help="a published file, its name, a folder in the Hugging Face layout, a run or one of its checkpoints",
     )
     options = parser.parse_args(arguments)
 
     from diptych import pretrained
     from diptych.printable import printable
 
-    print(printable(pretrained.inspect(options.path), lines=True))
+    for path in pretrained.resolve([options.path], pretrained.Options())[0]:
+        print(printable(pretrained.inspect(path), lines=True))

@@ -36,7 +36,7 @@ def add_largest_pixels(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych search", description="Rank the pictures in a folder by a text.")
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", help="a run's folder, one of its checkpoints, or published weights by name")
     parser.add_argument("text", help=QUERY)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder, with its subfolders")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
@@ -47,9 +47,9 @@ def run(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     check_options(options)
 
-    from diptych import predict
+    from diptych import predict, pretrained
 
-    model = predict.load(options.run, options.device, options.largest_pixels)
+    model = pretrained.load(options.run, options.device, options.largest_pixels)
     if unread := model.unread(options.text):
         print(f"note: {unread}", file=sys.stderr)
     found = predict.search_folder(

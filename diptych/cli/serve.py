@@ -71,7 +71,10 @@ def run(arguments: Sequence[str]) -> None:
         if (error.name or "").startswith("diptych"):
             raise
         raise ValueError(f"serving needs {error.name}: pip install 'diptych[serve]'") from None
+    from diptych.pretrained import locate
+
+    runs = [str(locate(run)) for run in options.runs]
     server.serve(
-        options.runs, options.index, options.host, options.port, options.device, server.read_key(options.api_key_file),
+        runs, options.index, options.host, options.port, options.device, server.read_key(options.api_key_file),
         options.no_key, options.allow_host, limits_set, options.root_path,
     )  # fmt: skip

@@ -25,8 +25,10 @@ Colours = tuple[float, float, float]
 STATISTICS: dict[Normalise, tuple[Colours, Colours]] = {
     "albef": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "vlmo": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""Mean and standard deviation of red, green and blue in 0..1, by which the released code normalises pictures."""
+"""Mean and standard deviation of red, green and blue in 0..1, by which the released code normalises pictures: `albef`'s
+are CLIP's, `vlmo`'s are also SigLIP's, `imagenet` is for DINOv2 and MAE."""
 ASPECT = (3 / 4, 4 / 3)
 """The range of the random crop's width divided by its height."""
 LONGER = 1333 / 800

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.models.albef_weights import repeat_fusion_layers, start_of_answer_decoder
-from diptych.nn.blocks import TextBlock, TextLayout, VisionBlock, init_weights, stacked
+from diptych.nn.blocks import AttentionPool, TextBlock, TextLayout, VisionBlock, init_weights, stacked
 from diptych.nn.embeddings import ImageEmbedding, WordEmbedding, resize_positions
 from diptych.nn.packed import PackedSequences, PaddedGrid, Queries, TextState, cat_or_none, pack
 from diptych.nn.recompute import can_be_cut, cuts, fuse_in_pieces, recomputed
@@ -56,26 +56,47 @@ class ImageState:
 
 
 class VisionEncoder(nn.Module):
-    """The image encoder, a ViT: patches and a class token pass pre-norm blocks and a final norm."""
+    """The image encoder, a ViT: patches and a class token pass pre-norm blocks and a final norm.
+
+    Towers of other origin differ in details (schema.VisionConfig). Where attention pools, its token takes the place of
+    the class token behind the blocks.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.embedding = ImageEmbedding(config.image_size, config.patch_size, config.width, config.stem)
+        pooled = config.pooling == "attention"
+        self.embedding = ImageEmbedding(
+            config.image_size, config.patch_size, config.width, config.stem,
+            class_token=not pooled, bias=config.patch_bias,
+        )  # fmt: skip
+        self.input_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.input_norm else nn.Identity()
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         args = (config.width, config.heads, config.mlp_ratio, config.norm_eps)
-        self.blocks = stacked(VisionBlock(*args, drop_path=rate) for rate in rates)
+        self.blocks = stacked(
+            VisionBlock(*args, drop_path=rate, activation=config.activation, layer_scale=config.layer_scale)
+            for rate in rates
+        )
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.blocks.apply(init_weights)
+        self.pool: AttentionPool | None = None
+        if pooled:
+            self.pool = AttentionPool(*args, config.activation)
+            self.pool.apply(init_weights)
 
     def forward(
         self, pixels: Float[Tensor, "I 3 H W"], maps: Sequence[int] = (), rng_keys: Int[Tensor, "I"] | None = None
     ) -> ImageState:
-        hidden, attention_maps = self.embedding(pixels), {}  # [I, T, D], the class token first
+        if maps and self.pool is not None:
+            raise ValueError("its image encoder has no class token, so there are no maps of what that attends to")
+        hidden, attention_maps = self.input_norm(self.embedding(pixels)), {}  # [I, T, D], the class token first
         for number, block in enumerate(self.blocks):
             hidden, attention_map = block(hidden, number in maps, rng_keys)
             if attention_map is not None:
                 attention_maps[number] = attention_map
-        return ImageState(self.norm(hidden), attention_maps, rng_keys)
+        hidden = self.norm(hidden)
+        if self.pool is not None:  # what it gathers from the patches takes the place of a class token
+            hidden = torch.cat([self.pool(hidden), hidden], dim=1)
+        return ImageState(hidden, attention_maps, rng_keys)
 
 
 class TextEncoder(nn.Module):

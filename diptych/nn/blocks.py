@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +18,7 @@ from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_w
 from diptych.nn.counter_rng import branches_kept, dropout
 from diptych.nn.fused_norm import norm_linear, norm_mlp
 from diptych.nn.packed import PaddedGrid, Queries
+from diptych.schema import Activation
 
 PUBLISHED_WIDTH = 768
 DRAWS_PER_BLOCK = 4
@@ -64,18 +66,30 @@ def stacked(blocks: Iterable[Block]) -> nn.ModuleList:
     return stack
 
 
-class VisionBlock(Block):
-    """A pre-norm ViT block: x + attention(norm(x)), then x + mlp(norm(x))."""
+def activate(x: Float[Tensor, "*N D"], activation: Activation) -> Float[Tensor, "*N D"]:
+    """Applies an MLP's activation."""
+    if activation == "quick_gelu":
+        return x * (1.702 * x).sigmoid()
+    return F.gelu(x, approximate="tanh" if activation == "tanh_gelu" else "none")
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float, drop_path: float) -> None:
+
+class VisionBlock(Block):
+    """A pre-norm ViT block: x + attention(norm(x)), then x + mlp(norm(x)), both scaled where there is a layer scale."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, norm_eps: float, drop_path: float,
+        activation: Activation = "gelu", layer_scale: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.heads, self.drop_path = heads, drop_path
+        self.heads, self.drop_path, self.activation = heads, drop_path, activation
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.fc1 = nn.Linear(width, int(width * mlp_ratio))
         self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+        self.scale1 = nn.Parameter(torch.ones(width)) if layer_scale else None
+        self.scale2 = nn.Parameter(torch.ones(width)) if layer_scale else None
 
     def forward(
         self, x: Float[Tensor, "B T D"], want_map: bool = False, rng_keys: Int[Tensor, "B"] | None = None
@@ -86,10 +100,38 @@ class VisionBlock(Block):
             mixed, attention_map = attend_with_map(query, key, value, self.heads, queries=1)
         else:
             mixed, attention_map = attend(query, key, value, self.heads), None
-        x = x + drop_path(self.out(mixed), self.drop_path, self.training, rng_keys, self.layer_id)
-        fed = norm_mlp(x, self.norm2, self.fc1, self.fc2)
+        mixed = self.out(mixed) if self.scale1 is None else self.out(mixed) * self.scale1
+        x = x + drop_path(mixed, self.drop_path, self.training, rng_keys, self.layer_id)
+        if self.activation == "gelu":
+            fed = norm_mlp(x, self.norm2, self.fc1, self.fc2, self.scale2)
+        else:
+            fed = self.fc2(activate(self.fc1(self.norm2(x)), self.activation))
+            fed = fed if self.scale2 is None else fed * self.scale2
         x = x + drop_path(fed, self.drop_path, self.training, rng_keys, self.layer_id + 1)
         return x, attention_map
+
+
+class AttentionPool(Block):
+    """Gathers one token from the patches: a learnt query attends to them, and an MLP follows (SigLIP's head)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float, activation: Activation) -> None:
+        super().__init__()
+        self.heads, self.activation = heads, activation
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.trunc_normal_(self.query, std=0.02)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
+        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+
+    def forward(self, patches: Float[Tensor, "B T D"]) -> Float[Tensor, "B 1 D"]:
+        width = patches.shape[-1]
+        weights, biases = self.qkv.weight.split([width, 2 * width]), self.qkv.bias.split([width, 2 * width])
+        query = F.linear(self.query, weights[0], biases[0]).expand(len(patches), -1, -1)
+        key, value = F.linear(patches, weights[1], biases[1]).chunk(2, dim=-1)
+        pooled = self.out(attend(query, key, value, self.heads))
+        return pooled + self.fc2(activate(self.fc1(self.norm(pooled)), self.activation))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ B images, S side of the patch grid, T = S² + 1 tokens, D width, N packed text t
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -23,31 +24,38 @@ def resize_positions(table: Float[Tensor, "1 T D"], side: int) -> Float[Tensor, 
     """Resizes a position table to a side × side grid: [CLS] is kept, the square grid is interpolated bicubically.
 
     ALBEF §3.1 (pre-training at 256 px, fine-tuning at 384 px). Corners are not aligned, and there is no antialiasing.
+    A table whose length is a square has no [CLS].
     """
-    old_side = round((table.shape[1] - 1) ** 0.5)
+    old_side = math.isqrt(table.shape[1])
+    first = table.shape[1] - old_side**2  # 1 with [CLS], otherwise 0
     if old_side == side:
         return table
-    grid = table[:, 1:].unflatten(1, (old_side, old_side)).permute(0, 3, 1, 2)  # [1, D, S, S]
+    grid = table[:, first:].unflatten(1, (old_side, old_side)).permute(0, 3, 1, 2)  # [1, D, S, S]
     grid = F.interpolate(grid.float(), size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
+    return torch.cat([table[:, :first], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
 class ImageEmbedding(nn.Module):
     """Embeds images as a class token and their patches; adds learnt positions unless the model has others."""
 
     def __init__(
-        self, image_size: int, patch_size: int, width: int, stem: Literal["patch", "conv"], positions: bool = True
-    ) -> None:
+        self, image_size: int, patch_size: int, width: int, stem: Literal["patch", "conv"], positions: bool = True,
+        class_token: bool = True, bias: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, width, patch_size, patch_size) if stem == "patch" else conv_stem(patch_size, width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.proj = (
+            nn.Conv2d(3, width, patch_size, patch_size, bias=bias) if stem == "patch" else conv_stem(patch_size, width)
+        )
+        self.cls_token: nn.Parameter | None = None
+        if class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.positions: nn.Parameter | None = None
         if positions:
-            self.positions = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + 1, width))
+            self.positions = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + class_token, width))
             nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
@@ -56,7 +64,9 @@ class ImageEmbedding(nn.Module):
         if rest or pixels.shape[-1] != pixels.shape[-2]:
             raise ValueError(f"pixels {tuple(pixels.shape[-2:])} are not a square of multiples of {self.patch_size}")
         patches = self.proj(pixels).flatten(2).transpose(1, 2)  # [B, D, S, S] → [B, S², D]
-        tokens = torch.cat([self.cls_token.expand(pixels.shape[0], -1, -1), patches], dim=1)
+        tokens = patches
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(pixels.shape[0], -1, -1), patches], dim=1)
         return tokens if self.positions is None else tokens + resize_positions(self.positions, side)
 
 

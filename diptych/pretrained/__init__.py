@@ -6,12 +6,16 @@
 4. checkpoints/convert.py    applies these tables, so that no tensor is left over or missing without a reason
 5. albef.py, vlmo.py    resize positions to another image size or text length, where that is wanted
 6. exchange.py    writes the checkpoint folder, makes a model of it, or exports a run the other way round
+
+Weights that are named and not there come first: published.py lists names and addresses, fetch.py fetches files and goes
+on after a break, named.py keeps them in a cache, checks them, and finds the model of a name.
 """
 
 from diptych.pretrained.assemble import LAYOUTS, Assembled, assemble
 from diptych.pretrained.describe import inspect
-from diptych.pretrained.exchange import convert, export, fresh_parts, from_pretrained
+from diptych.pretrained.exchange import convert, export, fresh_parts
 from diptych.pretrained.family import Options
+from diptych.pretrained.named import from_pretrained, load, locate, resolve
 
 __all__ = [
     "LAYOUTS",
@@ -23,4 +27,7 @@ __all__ = [
     "fresh_parts",
     "from_pretrained",
     "inspect",
+    "load",
+    "locate",
+    "resolve",
 ]

@@ -40,6 +40,23 @@ _NESTED = ((r"^(text_encoder(?:_m)?)\.(embeddings|encoder)\.", r"\1.bert.\2."),)
 """The spelling of a text encoder with a word head: its names contain `bert.`."""
 _FLAT = ((r"^(text_encoder(?:_m)?)\.bert\.", r"\1."),)
 """The spelling of a text encoder without one: they do not."""
+_TOWER = "visual_encoder"
+_CLIP = (
+    (r"^(?=(visual|text)_encoder)", "not a CLIP: "),
+    (r"^(?:vision_model\.)?embeddings\.class_embedding$", f"{_TOWER}.class_embedding"),
+    (r"^(?:vision_model\.)?embeddings\.patch_embedding\.", f"{_TOWER}.patch_embed.proj."),
+    (r"^(?:vision_model\.)?embeddings\.position_embedding\.weight$", f"{_TOWER}.position_table"),
+    (r"^(?:vision_model\.)?embeddings\.position_ids$", f"{_TOWER}.position_ids"),
+    (r"^(?:vision_model\.)?pre_layrnorm\.", f"{_TOWER}.norm_pre."),
+    (r"^(?:vision_model\.)?post_layernorm\.", f"{_TOWER}.norm."),
+    (r"^(?:vision_model\.)?head\.", f"{_TOWER}.pool."),
+    (r"^(?:vision_model\.)?encoder\.layers\.(\d+)\.", rf"{_TOWER}.blocks.\1."),
+    (r"\.self_attn\.(q|k|v)_proj\.", r".attn.\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"(?<=\d)\.layer_norm(\d)\.", r".norm\1."),
+)
+"""The spelling of CLIP and SigLIP, whose text encoders keep their names."""
+_OTHER_TEXTS = "another text encoder with words of its own, which is not read"
 _COUNTED = Absent("queue.filled", "counted: the entries of the file's queue that hold a feature")
 _PAIRS = ("embed images and texts", "match and rank them", "locate phrases")
 _RANDOM = "not in the files: random, and learnt in pre-training"
@@ -109,8 +126,47 @@ LAYOUTS: dict[str, Layout] = {
         AlbefPretrainConfig(),
         (
             (r"^(?=(visual|text)_encoder)", "not a ViT alone: "),
-            (r"^(?=(cls_token|pos_embed|patch_embed|blocks|norm|head|pre_logits)\b)", "visual_encoder."),
+            (r"^(?=(cls_token|pos_embed|patch_embed|blocks|norm|head|pre_logits|mask_token|fc_norm)\b)", f"{_TOWER}."),
         ),
+        able=("start an image encoder",),
+    ),
+    "vit_transformers": Layout(
+        "a ViT, MAE or DINOv2 in the Hugging Face layout",
+        {f"{_TOWER}.cls_token": 1, f"{_TOWER}.blocks.0.attn.q.weight": None},
+        lambda config: _start_rules(Absent("model.text", _RANDOM)),
+        AlbefPretrainConfig(),
+        (
+            (r"^(?=(visual|text)_encoder)", "not a ViT alone: "),
+            (r"^(?:vit|dinov2)\.", ""),
+            (r"^embeddings\.(cls_token|mask_token)$", rf"{_TOWER}.\1"),
+            (r"^embeddings\.position_embeddings$", f"{_TOWER}.pos_embed"),
+            (r"^embeddings\.patch_embeddings\.projection\.", f"{_TOWER}.patch_embed.proj."),
+            (r"^encoder\.layer\.(\d+)\.", rf"{_TOWER}.blocks.\1."),
+            (r"\.attention\.attention\.(q|k|v)\w+\.", r".attn.\1."),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.intermediate\.dense\.", ".mlp.fc1."),
+            (r"\.output\.dense\.", ".mlp.fc2."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+            (r"^layernorm\.", f"{_TOWER}.norm."),
+        ),
+        able=("start an image encoder",),
+    ),
+    "siglip": Layout(
+        "a SigLIP or SigLIP 2, of which the image encoder is taken",
+        {f"{_TOWER}.pool.probe": 1, f"{_TOWER}.blocks.0.attn.q.weight": None},
+        lambda config: _start_rules(Absent("model.text", _RANDOM)),
+        AlbefPretrainConfig(),
+        _CLIP,
+        able=("start an image encoder",),
+    ),
+    "clip": Layout(
+        "a CLIP in the Hugging Face layout, of which the image encoder is taken",
+        {f"{_TOWER}.class_embedding": None, f"{_TOWER}.blocks.0.attn.q.weight": None},
+        lambda config: _start_rules(Absent("model.text", _RANDOM)),
+        AlbefPretrainConfig(),
+        _CLIP,
         able=("start an image encoder",),
     ),
     "bert": Layout(
@@ -132,10 +188,20 @@ LAYOUTS: dict[str, Layout] = {
 within a released ALBEF, and lets no whole ALBEF fit."""
 
 
+_DEPTHS = tuple("".join(f".{{p{number}}}" for number in range(depth)) for depth in range(1, 9))
+"""Patterns of names of all depths below a part."""
+_COMPARISON = ("logit_scale", "logit_bias", "text_projection.weight", "visual_projection.weight")
+
+
 def _start_rules(*absent: Absent) -> list[Rule]:
     """Makes the rules for a ViT and a BERT; `absent` is the encoder that a single file lacks."""
     return [
         *names.PUBLISHED_PRETRAINING,
+        *names.TOWERS,
+        *(Drop(f"text_model{depth}", _OTHER_TEXTS) for depth in _DEPTHS),
+        *(Drop(f"decoder{depth}", "rebuilt masked patches in training") for depth in _DEPTHS),
+        *(Drop(name, "compares with the other text encoder") for name in _COMPARISON),
+        *(Drop(f"{head}.{{p}}", "classes of other pictures") for head in ("classifier", "pooler.dense")),
         Drop("visual_encoder.head.{p}", "classes of other pictures"),
         Drop("visual_encoder.pre_logits.fc.{p}", "leads to classes of other pictures"),
         Drop("text_encoder.bert.pooler.dense.{p}", "ALBEF reads [CLS] itself"),
@@ -148,6 +214,9 @@ def _start_rules(*absent: Absent) -> list[Rule]:
     ]
 
 
+TOWERS = frozenset({"vit", "vit_transformers", "clip", "siglip"})
+"""Layouts of image encoders."""
+
 # --------------------------------------------------------------------------- the family
 
 
@@ -158,10 +227,13 @@ class AlbefFamily(Family):
     layouts = LAYOUTS
     base = "albef_base"
     separator = False
-    starts = frozenset({"vit", "bert"})
+    starts = frozenset({*TOWERS, "bert"})
 
     def joint_layout(self, names: Sequence[str]) -> Layout:
         first = LAYOUTS[names[0]]
+        if len(towers := TOWERS.intersection(names)) > 1:
+            titles = " and ".join(LAYOUTS[name].title for name in sorted(towers))
+            raise ValueError(f"{titles} are two image encoders: give one, and one text encoder")
         if len(names) == 1:
             return first
         title = " and ".join(LAYOUTS[name].title for name in names)
@@ -171,7 +243,8 @@ class AlbefFamily(Family):
         self, state: State, layout: Layout, base: ModelConfig, options: Options, contents: Sequence[Contents]
     ) -> AlbefConfig:
         assert isinstance(base, AlbefConfig)
-        return config_from_shapes(state, layout.images_per_text, base, options.heads, _bert_config(contents))
+        settings = _tower_config(contents), _bert_config(contents)
+        return config_from_shapes(state, layout.images_per_text, base, options.heads, *settings)
 
     def wanted_model(self, model: ModelConfig, options: Options) -> AlbefConfig:
         assert isinstance(model, AlbefConfig)
@@ -196,7 +269,7 @@ class AlbefFamily(Family):
         vision, note, fitted = wanted.vision, None, dict(ours)
         side = vision.image_size // vision.patch_size
         for name in [name for name in ours if name.endswith("vision.embedding.positions")]:
-            file_side = math.isqrt(ours[name].shape[1] - 1)
+            file_side = math.isqrt(ours[name].shape[1])
             if file_side != side:
                 fitted[name] = resize_positions(ours[name], side)
                 note = resized_positions(file_side, side, vision.image_size)
@@ -206,7 +279,7 @@ class AlbefFamily(Family):
         # Shapes do not tell the number of heads, and no line mentions it: any number will do.
         model = config_from_shapes(state, layout.images_per_text, AlbefConfig(), heads=(1, 1))
         crossing = any(".crossattention." in name for name in state)
-        lines = [_image_line(model)] if "visual_encoder.cls_token" in state else []
+        lines = [_image_line(model)] if _PATCHES in state else []
         if any(name.startswith("text_encoder.") for name in state):
             lines.append(_text_line(model, crossing))
         if crossing:
@@ -251,25 +324,27 @@ def config_from_shapes(
     images_per_text: int,
     base: AlbefConfig,
     heads: tuple[int, int] | None = None,
+    tower: Mapping[str, Any] | None = None,
     bert: Mapping[str, Any] | None = None,
 ) -> AlbefConfig:
     """Reads a model's configuration off the shapes of published tensors, and takes `base` where these do not tell it.
 
-    `heads` are those of image and text encoder. None takes what BERT's configuration says, or else heads of width 64.
-    Raises ValueError for shapes that no ALBEF has.
+    `heads` are those of image and text encoder. None takes what the configurations of the image encoder (`tower`) and
+    of the BERT say, or else heads of width 64. Raises ValueError for shapes that no ALBEF has.
     """
     config = replace(base, images_per_text=images_per_text)
-    bert = bert or {}
-    if "visual_encoder.cls_token" in state:
-        width, _, _, patch = shape(state, "visual_encoder.patch_embed.proj.weight")
-        side = square_side(shape(state, "visual_encoder.pos_embed")[1] - 1, "image positions beside one class token")
+    bert, tower = bert or {}, tower or {}
+    if _PATCHES in state:
+        width, _, _, patch = shape(state, _PATCHES)
+        side = _grid_side(state)
         ratio = shape(state, "visual_encoder.blocks.0.mlp.fc1.weight")[0] / width
         config = replace(
             config,
             vision=replace(
                 config.vision, image_size=side * patch, patch_size=patch, width=width, mlp_ratio=ratio, stem="patch",
                 depth=len(numbers(state, r"visual_encoder\.blocks\.(\d+)\.")),
-                heads=heads[0] if heads else heads_of_64(width, "image encoder"),
+                heads=heads[0] if heads else tower.get("num_attention_heads") or heads_of_64(width, "image encoder"),
+                **_tower_details(state, tower, config.vision.norm_eps),
             ),
         )  # fmt: skip
     text = {name.replace("text_encoder.bert.", "text_encoder."): tensor for name, tensor in state.items()}
@@ -292,6 +367,53 @@ def config_from_shapes(
     if "vision_proj.weight" in state:
         config = replace(config, embed_dim=state["vision_proj.weight"].shape[0])
     return config
+
+
+_PATCHES = f"{_TOWER}.patch_embed.proj.weight"
+
+
+def _grid_side(state: Mapping[str, Tensor]) -> int:
+    """Returns the side of the patch grid that a file's positions are for."""
+    table = f"{_TOWER}.position_table"
+    count = len(state[table]) if table in state else shape(state, f"{_TOWER}.pos_embed")[1]
+    if f"{_TOWER}.pool.probe" in state:
+        return square_side(count, "image positions without a class token")
+    return square_side(count - 1, "image positions beside one class token")
+
+
+def _tower_details(state: Mapping[str, Tensor], tower: Mapping[str, Any], norm_eps: float) -> dict[str, Any]:
+    """Reads how an image encoder differs from ALBEF's ViT, off its names and its configuration.
+
+    Raises ValueError for an activation that we do not have.
+    """
+    clip, pooled = f"{_TOWER}.norm_pre.weight" in state, f"{_TOWER}.pool.probe" in state
+    scaled, split = f"{_TOWER}.blocks.0.ls1.gamma" in state, f"{_TOWER}.blocks.0.attn.q.weight" in state
+    usual = (
+        1e-5 if clip else 1e-12 if split and not (pooled or scaled) else norm_eps
+    )  # transformers' ViT and MAE: 1e-12
+    told = tower.get("hidden_act") or ("quick_gelu" if clip else "tanh_gelu" if pooled else "gelu")
+    known = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "tanh_gelu", "tanh_gelu": "tanh_gelu"}
+    if told not in known:
+        raise ValueError(f"its config.json says hidden_act={told}; known are {', '.join(known)}")
+    return {
+        "activation": known[told],
+        "norm_eps": tower.get("layer_norm_eps") or usual,
+        "layer_scale": scaled,
+        "input_norm": clip,
+        "patch_bias": f"{_TOWER}.patch_embed.proj.bias" in state,
+        "pooling": "attention" if pooled else "class",
+    }
+
+
+def _tower_config(contents: Sequence[Contents]) -> dict[str, Any]:
+    """Reads what the config.json beside an image encoder in the Hugging Face layout says; of other layouts, nothing."""
+    for content in contents:
+        named = recognise(content.tensors, LAYOUTS)
+        if named in TOWERS - {"vit"} and (file := content.file.parent / "config.json").is_file():
+            config: dict[str, Any] = read_object(file)
+            inner = config.get("vision_config", config)
+            return {"model_type": config.get("model_type"), **inner}
+    return {}
 
 
 def _bert_config(contents: Sequence[Contents]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diptych.checkpoints.convert import Alias, Count, Rename, Rule, Stack
+from diptych.checkpoints.convert import Alias, Count, Drop, Rename, Rule, Stack
 from diptych.pretrained.formats import unused
 from diptych.schema import AlbefConfig
 
@@ -68,6 +68,25 @@ def _word_rules(words: str, bert: str, ours: str) -> list[Rule]:
         Alias(f"{words}.decoder.bias", of=f"{words}.bias"),
     ]
 
+
+_TOWER = "visual_encoder"
+TOWERS: list[Rule] = [
+    Stack(tuple(f"{_TOWER}.blocks.{{i}}.attn.{n}.{{p}}" for n in ("q", "k", "v")), "model.vision.blocks.{i}.qkv.{p}"),
+    Rename(f"{_TOWER}.blocks.{{i}}.ls1.gamma", "model.vision.blocks.{i}.scale1"),
+    Rename(f"{_TOWER}.blocks.{{i}}.ls2.gamma", "model.vision.blocks.{i}.scale2"),
+    Rename(f"{_TOWER}.norm_pre.{{p}}", "model.vision.input_norm.{p}"),
+    Rename(f"{_TOWER}.class_embedding", "model.vision.embedding.cls_token", lead=2),
+    Rename(f"{_TOWER}.position_table", "model.vision.embedding.positions", lead=1),
+    Rename(f"{_TOWER}.pool.probe", "model.vision.pool.query"),
+    Rename(f"{_TOWER}.pool.attention.in_proj_{{p}}", "model.vision.pool.qkv.{p}"),
+    Rename(f"{_TOWER}.pool.attention.out_proj.{{p}}", "model.vision.pool.out.{p}"),
+    Rename(f"{_TOWER}.pool.layernorm.{{p}}", "model.vision.pool.norm.{p}"),
+    Rename(f"{_TOWER}.pool.mlp.fc1.{{p}}", "model.vision.pool.fc1.{p}"),
+    Rename(f"{_TOWER}.pool.mlp.fc2.{{p}}", "model.vision.pool.fc2.{p}"),
+    Drop(f"{_TOWER}.mask_token", "stood for masked patches in training"),
+    Drop(f"{_TOWER}.position_ids", "consecutive numbers, counted when needed"),
+]
+"""Names of what ViTs of other origin have besides, spelled as pretrained/albef.py spells their layouts."""
 
 _SHARED: list[Rule] = [
     Rename("temp", "model.temp"),

@@ -43,35 +43,16 @@ def fresh_parts(report: Report) -> list[str]:
     return sorted({re.sub(r"\d+", "*", part[1]) for part in parts if part})
 
 
-def from_pretrained(
-    *files: Path | str,
-    vocabulary: Path | str | None = None,
-    image_size: int | None = None,
-    heads: tuple[int, int] | None = None,
-    text_length: int | None = None,
-    trained_image_size: int | None = None,
-    answers: Path | str | None = None,
-    device: str = "auto",
-) -> Predictor:
-    """Makes the model of a published file, ready to use, and writes nothing.
-
-    It also takes a folder that `diptych export` wrote, or the Hugging Face Hub's name of one, as `diptych.load` does.
-    The options are for other files: `vocabulary` is a vocab.txt or a folder that holds one. Positions are resized to
-    `image_size` and, of a VLMo, to `text_length`. `heads` are those of image and text encoder, where they are not 64
-    wide. `trained_image_size` is that of a VLMo's relative positions, where the file does not tell it. `answers` is a
-    JSON list for a VLMo fine-tuned for VQA. Raises ValueError where `assemble` does.
-    """
-    options = Options(
-        vocabulary, image_size, heads,
-        text_length=text_length, trained_image_size=trained_image_size, answers=answers,
-    )  # fmt: skip
+def from_files(files: Sequence[Path], options: Options, device: str = "auto") -> Predictor:
+    """Makes the model of a published file, or loads a folder of this library. Raises ValueError where `assemble` does,
+    and for options of a folder."""
     if len(files) == 1 and is_own(files[0]):
         if options != Options():
             raise ValueError(f"{files[0]} is of this library: it knows its sizes and words, and takes no options")
         return load(files[0], device)
     assembled = assemble(files, options)
     fresh = fresh_parts(assembled.report)
-    return make_predictor(assembled.recipe, assembled.tokenizer, assembled.weights, Path(files[0]), fresh, device)
+    return make_predictor(assembled.recipe, assembled.tokenizer, assembled.weights, files[0], fresh, device)
 
 
 def export(run: Path, file: Path) -> dict[str, str]:

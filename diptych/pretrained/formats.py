@@ -238,15 +238,14 @@ def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:
 
 def _read_torch(file: Path, shapes_only: bool) -> Any:
     """Reads what `torch.save` wrote, with an unpickler that accepts only tensors and plain values."""
+    place = "meta" if shapes_only else "cpu"
     try:
         is_archive = _is_archive(file)
         with torch.serialization.safe_globals(PLAIN):
-            return torch.load(
-                file,
-                map_location="meta" if shapes_only else "cpu",
-                weights_only=True,
-                mmap=is_archive and not shapes_only,
-            )
+            if file.suffix == ".safetensors":  # torch goes by this name, whatever the file is
+                with file.open("rb") as stream:
+                    return torch.load(stream, map_location=place, weights_only=True)
+            return torch.load(file, map_location=place, weights_only=True, mmap=is_archive and not shapes_only)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
         name = f" ({match[1]})" if match else ""

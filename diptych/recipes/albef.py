@@ -37,6 +37,49 @@ def albef_base() -> Recipe:
     )
 
 
+def albef_tower() -> Recipe:
+    """A published image encoder on one card: it stays as it is, while BERT and the fusion encoder learn to read it.
+
+    DINOv2 by default. For another one set `init_from`, `data.normalise` and `model.vision.image_size`; the model is
+    built as its encoders are (docs/weights.md). `albef_tower_whole` then trains all of it.
+    Command: `diptych train albef_tower data.source=jsonl data.path=pairs.jsonl`
+    Cost: no gradient passes the image encoder; pieces of 64 pairs in bf16, eight to a step, as the paper's batch.
+    Expected: no published figure, and not run to its end here.
+    """
+    base = albef_base()
+    assert isinstance(base.model, AlbefConfig)
+    vision = replace(base.model.vision, image_size=224, patch_size=14, layer_scale=True)
+    return replace(
+        base,
+        name="albef_tower",
+        model=replace(base.model, vision=vision),
+        data=replace(base.data, normalise="imagenet"),
+        optim=replace(base.optim, accumulate=8),
+        run=replace(base.run, epochs=10, batch_size=64, precision="bf16"),
+        init_from="facebook/dinov2-base+bert-base",
+        freeze=("model.vision.*",),
+    )
+
+
+def albef_tower_whole() -> Recipe:
+    """The second part of `albef_tower`: the image encoder trains too, at a tenth of the rate.
+
+    Command: `diptych train albef_tower_whole data.source=jsonl data.path=pairs.jsonl`, after `albef_tower`
+    Cost: as a step of `albef_base` of this image size, with activations recomputed to fit one card.
+    Expected: no published figure, and not run to its end here.
+    """
+    tower = albef_tower()
+    return replace(
+        tower,
+        name="albef_tower_whole",
+        optim=replace(tower.optim, lr=1e-5),
+        schedule=replace(tower.schedule, warmup_lr=1e-6, min_lr=1e-6),
+        run=replace(tower.run, epochs=5, activation_checkpointing=True),
+        init_from="runs/albef_tower",
+        freeze=(),
+    )
+
+
 TINY_TASK = AlbefPretrainConfig(
     queue_size=1024,
     momentum=0.98,

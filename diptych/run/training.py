@@ -17,6 +17,8 @@ from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.device import find_device
 from diptych.launched import restarted
 from diptych.places import remember
+from diptych.pretrained import locate
+from diptych.pretrained.named import vocabulary, with_start
 from diptych.run.known_data import describe, note_data
 from diptych.run.splits import AnySource, accepted_records, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
@@ -56,7 +58,9 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     begun = store.latest(folder / "checkpoints") if resume else None
     # Complete the recipe by what other runs and the training data determine.
     if not begun:
-        recipe = kind.resolved(recipe)
+        recipe = with_start(given := kind.resolved(recipe))
+        if recipe.model != given.model:
+            say(f"the encoders are built as {recipe.init_from} has them: {recipe.model}")
     source = _open_training(recipe, folder, resume)
     recipe = with_answers(recipe, source)
     # Build the task and give it its starting weights.
@@ -101,7 +105,7 @@ def _start(task: Task, recipe: Recipe, tokenizer: Tokenizer) -> tuple[Start | No
     """Loads the weights of other runs, prints their origin, and returns it."""
     if borrowed := borrow(task):
         say(borrowed)
-    start = start_from(task, recipe.init_from, tokenizer) if recipe.init_from else None
+    start = start_from(task, locate(recipe.init_from), tokenizer) if recipe.init_from else None
     if start:
         say(f"starting from {start}")
     return start, borrowed
@@ -114,7 +118,7 @@ def make_tokenizer(recipe: Recipe, source: AnySource) -> Tokenizer:
     """Loads the vocabulary that the recipe names, or learns one from the training texts."""
     config = recipe.tokenizer
     if config.vocabulary:
-        return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
+        return Tokenizer.from_vocabulary(vocabulary(config.vocabulary), config.separator, config.lowercase)
     if catalog.record_kind(recipe.task) is Picture:
         return Tokenizer(SPECIAL, separator=config.separator, lowercase=config.lowercase)
     stride = max(1, len(source) // TEXTS_READ)
@@ -137,7 +141,7 @@ def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokeniz
     if own:
         return Tokenizer.load(own.tokenizer)
     if recipe.init_from and not recipe.tokenizer.vocabulary:
-        origin = store.load_from(recipe.init_from)
+        origin = store.load_from(locate(recipe.init_from))
         if catalog.record_kind(from_dict(origin.recipe).task) is not Picture:
             return Tokenizer.load(origin.tokenizer)
     return make_tokenizer(recipe, source)

@@ -19,7 +19,8 @@ APPS = (
 )  # fmt: skip
 """The outer ring, `diptych/apps`: applications of trained models."""
 CORE = (
-    ("run", "pretrained"),
+    ("run",),
+    ("pretrained",),
     ("train",),
     ("evaluate",),
     ("predict",),

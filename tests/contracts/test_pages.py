@@ -27,7 +27,7 @@ SERVER = "://"
 """An index in a server: tests/index starts real ones."""
 ELSEWHERE = {
     "data.md", "scaling.md", "doctor.md", "serve.md", "app.md", "export.md", "sixth_task.md", "adapters.md",
-    "docker.md",
+    "docker.md", "weights.md",
 }  # fmt: skip
 """Pages whose commands want published data, a server, cards, other tools or a long log: they are parsed here, and run
 in the tests of their own parts."""

@@ -24,6 +24,7 @@ from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.nn.attention import CHUNK
 from diptych.nn.blocks import Block
 from diptych.nn.queue import FeatureQueue
+from diptych.pretrained.named import vocabulary
 from diptych.schema import Recipe, VlmoConfig
 from diptych.task import Task
 from diptych.train.freeze import freeze
@@ -238,7 +239,7 @@ def plain_tokenizer(recipe: Recipe) -> Tokenizer:
     """Builds a tokenizer of the recipe's size, with its vocabulary or with made-up words."""
     config = recipe.tokenizer
     if config.vocabulary:
-        return Tokenizer.from_vocabulary(config.vocabulary, config.separator, config.lowercase)
+        return Tokenizer.from_vocabulary(vocabulary(config.vocabulary), config.separator, config.lowercase)
     return Tokenizer([*SPECIAL, *(f"w{number}" for number in range(config.size - len(SPECIAL)))])
 
 
