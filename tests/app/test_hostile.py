@@ -244,7 +244,7 @@ def test_answers_that_nobody_fetches_are_refused_and_dropped(
 
 
 def test_a_malformed_question_writes_little_into_the_log(
-    client: httpx.Client, app: App, capfd: pytest.CaptureFixture[str]
+    client: httpx.Client, app: App, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     body = question(app, "odd", ["a" * 900_000])
     client.post("/gradio_api/queue/join", json={**body, "data": "a" * 900_000})

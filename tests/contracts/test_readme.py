@@ -241,7 +241,7 @@ def test_the_figures_of_the_pages_are_drawn_from_both_demonstrations(
 
 
 def test_load_is_there_and_nothing_else_by_chance() -> None:
-    assert diptych.load is import_module("diptych.predict").load
+    assert diptych.load is import_module("diptych.pretrained").load
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         diptych.laod  # noqa: B018
 

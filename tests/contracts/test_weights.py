@@ -360,7 +360,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3300
         (lambda: POINTER, "is a git-lfs pointer"),
         (lambda: b"", "is empty"),
         (lambda: gzip.compress(torch_bytes(small_vit())), "is compressed with gzip"),
-        (lambda: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", 'XML answer ."AccessDenied".'),
+        (lambda: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
         (lambda: torch_bytes(small_albef())[:-4000], "is no checkpoint that can be read, or is damaged"),
     ],
 )
