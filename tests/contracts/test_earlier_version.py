@@ -106,8 +106,10 @@ def measured(run: Path, name: str = "eval.json") -> Json:
 
 
 def log(run: Path, after: int = 0) -> list[Json]:
-    """Reads the training and validation lines after a step, without their times."""
+    """Reads the training and validation lines after a step, without their times, as the earlier version wrote them."""
     logged = lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    for line in logged:
+        line.get("validation", {}).pop("chance", None)  # what guessing would get is written since then
     return [{key: value for key, value in line.items() if key not in TIMES} for line in logged if line["step"] > after]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from diptych.catalog import find_recipe
 from diptych.cli.main import VERBS, main
@@ -104,7 +105,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_family(tmp_path / "runs/demo")
     (tmp_path / "runs/demo/pictures").mkdir()
     for number in range(3):
-        (tmp_path / f"runs/demo/pictures/000{number}.png").write_bytes((tmp_path / f"photos/{number}.png").read_bytes())
+        scene = Image.open(tmp_path / f"photos/{number}.png").resize((64, 64))  # the demo's scenes are of 64 pixels
+        scene.save(tmp_path / f"runs/demo/pictures/000{number}.png")
     for name, line in LINES.items():
         lines = [json.dumps(line(number)) for number in range(20)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
