@@ -14,6 +14,8 @@ from diptych.predict import Predictor
 
 SHORT = 12
 """Number of hexadecimal digits of a digest that messages show."""
+ADDED = {"activation": "gelu", "layer_scale": False, "input_norm": False, "patch_bias": True, "pooling": "class"}
+"""Fields of the image encoder that came after the first indexes, with the values of all models before."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class ModelIdentity:
         recipe = predictor.recipe
         # `keep_padding` was a field of the model when the first indexes were written.
         model = asdict(recipe.model) | {"keep_padding": recipe.released.keep_padding}
+        if "vision" in model:
+            model["vision"] = {key: value for key, value in model["vision"].items() if ADDED.get(key, ...) != value}
         settings: list[Any] = [model, predictor.transform.normalise, recipe.data.max_words]
         settings += [recipe.data.max_tokens_evaluation, list(predictor.tokenizer.vocabulary)]
         settings += [predictor.tokenizer.separator, predictor.tokenizer.lowercase]
