@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from diptych.apps.serve.admission import AdmissionMiddleware
-from diptych.apps.serve.app import ServerState, build_app
+from diptych.apps.serve.app import build_app
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.server import Server, make_server_state
+from diptych.apps.serve.state import ServerState
 from diptych.apps.web import LOOPBACK_NAMES
 from diptych.predict import ModelPool
 from tests.runs import TEXTS

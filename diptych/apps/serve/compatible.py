@@ -10,7 +10,7 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -21,9 +21,7 @@ from diptych.apps.serve import schemas
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.requests import Inputs
 from diptych.apps.serve.schemas import FirstError, ModelRequest, ModelResponse, Number, Response, Text
-
-if TYPE_CHECKING:
-    from diptych.apps.serve.app import ServerState
+from diptych.apps.serve.state import ServerState
 
 DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40})?;base64,", re.IGNORECASE)
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)

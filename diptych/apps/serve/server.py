@@ -18,8 +18,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from diptych.apps.serve.admission import ABORT, AdmissionMiddleware
-from diptych.apps.serve.app import ServerState, build_app
+from diptych.apps.serve.app import build_app
 from diptych.apps.serve.limits import Limits
+from diptych.apps.serve.state import ServerState
 from diptych.apps.web import OncePerSecond, allowed_hosts, is_loopback, root_path_of
 from diptych.predict import ModelPool, PooledModel
 
