@@ -19,6 +19,7 @@ from diptych.apps.index import build_index
 from diptych.checkpoints import store
 from diptych.cli.main import main
 from diptych.data.heatmap import BAR
+from diptych.data.pictures import LARGEST_PIXELS
 from diptych.losses.masked_lm import IGNORED
 from diptych.predict import Predictor, load
 from diptych.predict.explain import explain, gather_words, match_config
@@ -267,4 +268,4 @@ def test_it_listens_on_loopback_unless_another_host_is_given(
     said: list[tuple[object, ...]] = []
     monkeypatch.setattr("diptych.apps.app.server.serve", lambda *given: said.append(given))
     assert main(["app", "runs/demo"]) == 0
-    assert said == [(["runs/demo"], None, None, "127.0.0.1", 7860, "auto")]
+    assert said == [(["runs/demo"], None, None, "127.0.0.1", 7860, "auto", LARGEST_PIXELS, [], "")]

@@ -226,7 +226,7 @@ def test_a_refused_body_is_let_go_before_it_is_answered() -> None:
     scope = {"type": "http", "path": "/v1/embed", "headers": [(b"transfer-encoding", b"chunked")]}
     with pytest.raises(ApiError) as refused:
         asyncio.run(admission._read_body(Exchange(scope, receive, nothing, True)))
-    batcher.close(5)
+    batcher.close(5.0)
     frame = refused.value.__traceback__
     while frame is not None:
         for value in frame.tb_frame.f_locals.values():
