@@ -78,7 +78,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
 )
-_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error", b"<!--")
 ARCHIVE = b"PK\x03\x04"
 """The beginning of a zip file. torch.save writes such files too."""
 HEAD = 512

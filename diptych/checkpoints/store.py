@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -453,7 +454,7 @@ def load_from(path: Path | str) -> Checkpoint:
     stored recipe names is asked about first (`diptych.places`).
     """
     allow({"its start": path if isinstance(path, str) else None})
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 — Path raises RuntimeError for ~ and an unknown name
     if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
         return load(path)
     checkpoint, damaged = _first_whole(_by_measure(path / "checkpoints"))

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych.data.picture_kinds import HEAD, LINKED_FOLDER, PassedOver
+from diptych.data.picture_kinds import LINKED_FOLDER, PassedOver
 from diptych.data.pictures import spelled_on_disk
 from diptych.data.record import BadRecord
-from diptych.reading import disguise, disguise_of, open_regular, parse_json
+from diptych.reading import HEAD, disguise, disguise_of, open_regular, parse_json
 
 LARGEST_LINE = 1 << 24
 """Bytes of a line of a list. Longer ones are named and left out."""
@@ -159,7 +159,7 @@ def check_lines(file: Path) -> None:
     with file.open("rb") as stream:
         head = stream.read(LOOKED_AT_BYTES)
     if not is_text(head):
-        raise ValueError(f"{file} is no text file: it begins with {head[:4]!r}")
+        raise ValueError(f"{file} is {disguise(head) or f'no text file: it begins with {head[:4]!r}'}")
     if _is_utf16(head):
         raise ValueError(f"{file} is {_encoding(head)}. Save it as UTF-8")
     if b"\r" in head.strip() and b"\n" not in head:

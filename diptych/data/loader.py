@@ -117,8 +117,7 @@ class PairLoader:
         try:
             yield from pool.results(self.timeout)
         finally:
-            finalizer.cancel()
-            pool.close()
+            finalizer()  # closes the pool once, also where the generator outlives the modules at exit
 
 
 # --------------------------------------------------------------------------- evaluation

@@ -14,6 +14,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import PurePath
 
+from diptych.reading import ARCHIVE, disguise
+
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .avif .jp2".split()  # noqa: SIM905
 )
@@ -43,8 +45,6 @@ _OTHER = {
 }
 PASSED_OVER: Mapping[str, str] = {suffix: reason for reason, suffixes in _OTHER.items() for suffix in suffixes.split()}
 """The reason why files with a suffix are no pictures here, although a person may call them so."""
-HEAD = 512
-"""The number of bytes by which the content of a file is recognised."""
 
 
 @lru_cache(maxsize=1)
@@ -155,26 +155,20 @@ def _begins_as_picture(head: bytes) -> bool:
 def told_by_content(head: bytes) -> str | None:
     """Names what a file holds that is no picture here, by the beginning of its content. None if that is unknown.
 
-    >>> told_by_content(b"<!DOCTYPE html><html>")
-    'an HTML page, as servers send in place of a picture'
+    >>> told_by_content(b"%!PS"), told_by_content(b"%PDF-1.4"), told_by_content(b"a text")
+    ('PostScript', 'a PDF', None)
     """
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
         return "HEIC that is damaged" if reads_heif() else NEEDS_HEIF
     if head.startswith(b"\xff\x0a") or head[4:8] == b"JXL ":
         return _JXL
-    if head.startswith(b"version https://git-lfs"):
-        return "a pointer of git-lfs in place of the file: run git lfs pull"
     if b"<svg" in text and text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")):
         return _SVG
-    if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page, as servers send in place of a picture"
-    if text.startswith((b"<?xml", b"<error")):
-        return "XML, as servers send in place of a picture"
     for begin, name in (
-        (b"%PDF", "a PDF"), (b"8BPS", "a Photoshop file"), (b"%!PS", "PostScript"), (b"PK\3\4", "a ZIP archive"),
-        (b"\x1f\x8b", "a file packed by gzip"), (b"\0\x05\x16\x07", "a side file of macOS, which belongs to a picture"),
+        (b"8BPS", "a Photoshop file"), (b"%!PS", "PostScript"), (ARCHIVE, "a ZIP archive"),
+        (b"\0\x05\x16\x07", "a side file of macOS, which belongs to a picture"),
     ):  # fmt: skip
         if head.startswith(begin):
             return name
-    return None
+    return None if _begins_as_picture(head) else disguise(head)

@@ -31,7 +31,7 @@ from diptych.data.picture_kinds import reads_heif, told_by_content
 from diptych.data.picture_sizes import Stream, piece_sizes
 from diptych.data.record import BadRecord
 from diptych.printable import brief
-from diptych.reading import HEAD, disguise, open_regular
+from diptych.reading import HEAD, open_regular
 
 LARGEST_PART = 1 << 28
 """Largest picture, in bytes, of a shard, as of a whole sample."""
@@ -305,7 +305,7 @@ def _opened(
             name = "" if isinstance(path, bytes) else f"{path}: "
             stream.seek(0)
             head = stream.read(HEAD)
-            content = told_by_content(head) or disguise(head) or "none of the formats that Pillow reads"
+            content = told_by_content(head) or "none of the formats that Pillow reads"
             raise _Refused("not a picture", f"{name}{content}") from None
         except Image.DecompressionBombError as error:
             pixels = re.search(r"\d+", str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -83,7 +84,7 @@ def _calibration(checkpoint: store.Checkpoint) -> MatchCalibration | None:
 
 def is_own(path: str | Path) -> bool:
     """Tells whether `load` takes it: a run, a checkpoint, an exported folder, or the Hub's name of one."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 — Path raises RuntimeError for ~ and an unknown name
     name = path.as_posix()
     if not path.exists():
         return HUB_ID.fullmatch(name) is not None and path.suffix not in (".pth", ".pt", ".bin", ".safetensors")
@@ -136,7 +137,7 @@ def make_predictor(
 
 def _folder(path: str | Path) -> Path:
     """Returns the local folder of a path or of a name on the Hub."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 — Path raises RuntimeError for ~ and an unknown name
     name = path.as_posix()
     if path.exists() or not HUB_ID.fullmatch(name):
         return path

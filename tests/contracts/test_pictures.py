@@ -237,7 +237,7 @@ def test_what_is_no_picture_is_named_in_one_sentence(form: Any, said: str) -> No
         ("https://example.org/a.png", "addresses are not fetched"),
         (b"<svg xmlns='x'/>", "SVG (a drawing without pixels"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b"<!DOCTYPE html><html>", "a web page"),
         (b"", "picture empty"),
     ],
 )

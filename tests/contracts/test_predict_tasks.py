@@ -24,6 +24,7 @@ from diptych.data.cleanup import clean_caption, clean_question
 from diptych.data.collate import pad_texts
 from diptych.data.transforms import EvaluationTransform
 from diptych.predict import Answer, Choice, Located, Picture, Predictor, load, make_predictor
+from diptych.predict.inputs import TAKEN
 from diptych.pretrained import export, from_pretrained
 from diptych.schema import (
     AlbefConfig,
@@ -520,8 +521,8 @@ for ask in (
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines() == [
         "3 are no pictures",
-        "a NoneType is no picture: give a file's path, a Pillow image or an array",
-        "a list is no picture: give a file's path, a Pillow image or an array",
+        f"picture 0 is None, no picture: {TAKEN}",
+        f"picture 0 is of type list, no picture: {TAKEN}",
         "1 is no box: proposals are a list of [x, y, width, height] in pixels",
     ]
 

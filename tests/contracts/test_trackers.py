@@ -114,7 +114,7 @@ def test_a_resumed_run_goes_on_under_its_id_and_a_failed_one_is_said_to_have_fai
 ) -> None:
     recorder = stand_in(name, monkeypatch)
     changes = {"run__trackers": name, "run__checkpoint_every": 2}
-    with pytest.raises(ValueError, match="loss of step 5 is nan"):
+    with pytest.raises(ValueError, match="not finite at step 5: the loss is nan"):
         train(Toy(poison=4), Loader(), recipe(**changes), tmp_path / FOLDER)
     first = json.loads((tmp_path / FOLDER / "trackers.json").read_text())[name]
     train(Toy(), Loader(), recipe(**changes), tmp_path / FOLDER, resume=True)

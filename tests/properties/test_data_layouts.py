@@ -109,7 +109,7 @@ def test_answers_weigh_as_many_annotators_as_gave_them() -> None:
     [
         ({"image": "a", "hypothesis": "x", "label": "maybe"}, "label unknown", "'maybe' is none of contradiction"),
         ({"image": "a", "hypothesis": "x"}, "key missing", "label"),
-        ({"image": "a", "question": "x", "answers": [3]}, "wrong type", "`answers`"),
+        ({"image": "a", "question": "x", "answers": [True]}, "wrong type", "`answers`"),
         ({"image": "a", "question": "x", "answers": ["b"], "weights": [0]}, "wrong type", "above 0"),
         ({"image": "a", "question": "x", "answers": ["b"], "weights": [1, 1]}, "wrong type", "one number for each"),
         ({"images": ["a"], "statement": "x", "label": True}, "wrong type", "two texts"),

@@ -70,19 +70,19 @@ class IndexDescription:
     def from_json(cls, stored: Mapping[str, Any], place: str) -> IndexDescription:
         """Reads what `to_json` returned. Raises ValueError for anything else."""
         try:
-            roots = tuple(SourceRoot(**root) for root in stored["roots"])
-            model = ModelIdentity(**stored["maker"])
-            description = cls(model, stored["width"], stored["wanted"], roots, stored["complete"])
+            maker, listed = {**stored["maker"]}, [{**root} for root in stored["roots"]]
+            width, method, complete = stored["width"], stored["wanted"], stored["complete"]
+            texts = [value for part in (maker, *listed) for value in part.values()]
+            if not all(isinstance(text, str) for text in texts) or (type(width), type(complete)) != (int, bool):
+                raise ValueError(f"{place} is damaged: its description says something else than an index does")
+            model, roots = ModelIdentity(**maker), tuple(SourceRoot(**root) for root in listed)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{place} is damaged: its description lacks something ({error})") from error
-        texts = (model.name, model.digest, *(text for root in roots for text in (root.folder, root.prefix)))
-        if not all(isinstance(text, str) for text in texts) or type(description.width) is not int:
-            raise ValueError(f"{place} is damaged: its description says something else than an index does")
         if not Path(model.name).is_absolute():  # such a name could be fetched from the Hub
             raise ValueError(f"{place} is damaged: its model {brief(model.name)} is no path from the root")
-        if description.method not in METHOD_CHOICES:
-            raise ValueError(f"{place} was written by a newer version: it is searched by '{description.method}'")
-        return description
+        if method not in METHOD_CHOICES:
+            raise ValueError(f"{place} was written by a newer version: it is searched by '{method}'")
+        return cls(model, width, method, roots, complete)
 
 
 def no_index(place: str) -> ValueError:

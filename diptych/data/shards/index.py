@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import UInt
 
-from diptych.data.picture_kinds import PassedOver, is_hidden, is_picture, passed_over
+from diptych.data.picture_kinds import PassedOver, is_hidden, is_picture
 from diptych.data.record import BadRecord
 from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.splits import draw_number
@@ -181,11 +181,6 @@ class _Sample:
         return any(is_picture(member.name) for member in self.members)
 
     @property
-    def passed_over(self) -> bool:
-        """Whether a member looks like a picture and is not read as such."""
-        return any(passed_over(member.name) for member in self.members)
-
-    @property
     def has_text(self) -> bool:
         return not self._suffixes.isdisjoint(TEXT_SUFFIXES)
 
@@ -212,14 +207,14 @@ def build_index(file: Path, name: str, stamp: Stamp, names: SampleNames = "auto"
     rows = array("Q")
     lost: list[BadRecord] = []
     seen = PassedOver()
-    members = _members(file, name, lost, seen)
+    members, passed_over = _members(file, name, lost, seen)
     naming, _ = choose_naming((member.name for member in members), names, "first_dot")
     samples = _together(_samples(members, naming), name, lost)
     if lost and lost[0].reason == "shard broken" and samples and samples[-1].stop > file.stat().st_size:
         samples.pop()  # the shard ends within this sample
     with file.open("rb") as stream:
         for sample in samples:
-            if not sample.has_picture and sample.passed_over:
+            if not sample.has_picture and any(member.offset in passed_over for member in sample.members):
                 continue
             if not sample.has_picture:
                 lost.append(BadRecord(f"{name}/{sample.key}", "picture missing", "no member of it is a picture"))
@@ -243,20 +238,22 @@ def build_index(file: Path, name: str, stamp: Stamp, names: SampleNames = "auto"
     )
 
 
-def _members(file: Path, name: str, lost: list[BadRecord], seen: PassedOver) -> list[tarfile.TarInfo]:
+def _members(file: Path, name: str, lost: list[BadRecord], seen: PassedOver) -> tuple[list[tarfile.TarInfo], set[int]]:
     """Returns the members of a shard that are not hidden. Adds an error to `lost` if the shard is broken.
 
-    `seen` counts those that look like pictures and are not read as such.
+    `seen` counts those that look like pictures and are not read as such; their positions are the second value.
     """
     members: list[tarfile.TarInfo] = []
+    passed_over: set[int] = set()
     try:
         for member in tar_members(file):
-            note_member(file, member, seen)
+            if note_member(file, member, seen):
+                passed_over.add(member.offset)
             if not is_hidden(member.name):
                 members.append(member)
     except (tarfile.TarError, EOFError) as error:
         lost.append(BadRecord(name, "shard broken", str(error)))
-    return members
+    return members, passed_over
 
 
 def _samples(members: Iterable[tarfile.TarInfo], naming: MemberNames) -> list[_Sample]:
