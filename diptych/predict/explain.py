@@ -107,7 +107,7 @@ def attention_maps(
     """
     first = torch.zeros(1, dtype=torch.long, device=pixels.device)
     joint = model.fuse(model.text_state(texts), model.image_state(pixels), first, first, maps=tuple(layers))
-    attention = sum((joint.maps[layer][0].float().mean(0) for layer in layers), torch.zeros(()))  # [L, patches]
+    attention = torch.stack([joint.maps[layer][0].float().mean(0) for layer in layers]).sum(0)  # [L, patches]
     own = (attention - attention.mean(0)).clamp(min=0)  # a single text has no padding
     match = model.match_logits(joint).float().softmax(1)[0, 1]
     return patch_grid(own, pixels), float(match)

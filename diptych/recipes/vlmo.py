@@ -89,7 +89,7 @@ def vlmo_tiny() -> Recipe:
     Cost: eight minutes on two cores, and four for the stages before it; both estimated from its first steps.
     Expected: not measured through the stages. From random weights, validation's mean recall is 96 % after 1,000 steps
     (one run). With `model.patch_size=8 model.depth=3 task.fuse_start=750`, one run from random weights ended at a
-    recall@1 of 88.7 and 88.0 % as dual encoder among 1,000 unseen scenes (chance 0.1 %); docs/decisions.md 95.
+    recall@1 of 88.7 and 88.0 % as dual encoder among 1,000 unseen scenes (chance 0.1 %); docs/decisions.md 118.
     """
     tiny = albef_tiny()
     return replace(

@@ -15,8 +15,8 @@ PAGE = Page(
     "match",
     "Match",
     "Does the text fit the picture?",
-    "Give a picture and a sentence. The model says how likely they belong together, and shows for every word which "
-    "parts of the picture support it.",
+    "Give a picture and a sentence. The model says how likely they belong together, and shows where in the picture "
+    "each word looks.",
 )
 
 
