@@ -70,8 +70,8 @@ def boxes_of(record: AnyRecord) -> tuple[Box, ...]:
 def leaves(box: Box, size: tuple[int, int]) -> bool:
     """Returns whether a box leaves a picture of this width and height by more than `SLACK` pixels.
 
-    >>> leaves((32, 32, 32, 33), (64, 64)), leaves((32, 32, 52, 52), (64, 64)), leaves((-10, 0, 20, 20), (64, 64))
-    (False, True, True)
+    >>> leaves((32.0, 32.0, 32.0, 33.0), (64, 64)), leaves((32.0, 32.0, 52.0, 52.0), (64, 64))
+    (False, True)
     """
     x, y, width, height = box
     return min(x, y) < -SLACK or x + width > size[0] + SLACK or y + height > size[1] + SLACK

@@ -294,7 +294,7 @@ def arrow_table(
 def saved_table(folder: Path) -> Table:
     """Opens a data set of one split that `datasets.Dataset.save_to_disk` wrote. Raises ValueError."""
     arrow = _pyarrow(f"{folder} is a data set of Arrow files")
-    files = sorted(folder.glob("*.arrow"))
+    files = sorted(folder.glob("[!.]*.arrow"))
     if not files:
         raise ValueError(f"{folder} is a data set of Hugging Face without its .arrow files")
 

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,20 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
             " and tokenizer.separator and tokenizer.lowercase as its tokenizer.json says"
         )
     stored, own = checkpoint.weights(), task.state_dict()
+    random_parts = tuple(checkpoint.state.get("fresh", ()))
     untrained = [name for name in stored if _within(name, fresh_parts)]
     adapted = task.adapt({name: value for name, value in stored.items() if name not in untrained}, recipe)
-    loaded = {name: value for name, value in adapted.items() if name in own or not name.startswith(OPTIONAL)}
+    # Random weights of the checkpoint need not be kept where the recipe wants them in another size.
+    unfit = {
+        name
+        for name, value in adapted.items()
+        if _within(name, random_parts) and name in own and own[name].shape != value.shape
+    }
+    loaded = {
+        name: value
+        for name, value in adapted.items()
+        if name not in unfit and (name in own or not name.startswith(OPTIONAL))
+    }
     others = [
         name for name in stored if not name.startswith(("model.", "momentum_encoder."))
     ]  # `adapt` may leave them out
@@ -94,7 +106,11 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
     copied = {name: loaded[student] for name, student in students.items() if student in loaded}
     # `adapt` may have filled parts that begin afresh with copies of trained ones.
     copied |= {name: loaded.pop(name) for name in list(loaded) if _within(name, fresh_parts)}
-    fresh = {name: own[name] for name in students if name not in copied and _is_optional(name, fresh_parts)}
+    fresh = {
+        name: own[name]
+        for name in students
+        if name not in copied and (name in unfit or _is_optional(name, fresh_parts))
+    }
     store.load_into(task, loaded | copied | fresh, checkpoint.folder)
     borrowed = tuple(f"{part}." for part in task.borrowed())
     return Start(
@@ -104,7 +120,7 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
         copied=tuple(copied),
         fresh=tuple(name for name in fresh if not name.startswith(borrowed)),
         dropped=tuple(name for name in dict.fromkeys([*untrained, *adapted, *others]) if name not in loaded),
-        untrained=tuple(checkpoint.state.get("fresh", ())),
+        untrained=random_parts,
     )
 
 
@@ -140,10 +156,10 @@ def _is_optional(name: str, fresh_parts: Iterable[str]) -> bool:
 
 
 def _within(name: str, fresh_parts: Iterable[str]) -> bool:
-    """Whether a weight of the student or the momentum encoder lies in one of these parts of the model."""
+    """Whether a weight of the student or the momentum encoder lies in one of these parts, in which `*` is a number."""
     owner, _, part = name.partition(".")
     return owner in ("model", "momentum_encoder") and any(
-        part == fresh or part.startswith(f"{fresh}.") for fresh in fresh_parts
+        fnmatchcase(part, fresh) or fnmatchcase(part, f"{fresh}.*") for fresh in fresh_parts
     )
 
 

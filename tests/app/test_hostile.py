@@ -283,7 +283,11 @@ def test_what_is_no_text_is_named(sent: Any) -> None:
         TextField("Words").read(sent)
 
 
-def test_a_proxys_prefix_is_in_every_address(families: list[Path]) -> None:
+def test_a_proxys_prefix_is_in_every_address(
+    families: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Gradio names files by their content: with the same folder, closing this server would delete those of the other.
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     running = serve_runs(families[:1], root_path="https://photos.example.org/diptych")
     try:
         with httpx.Client(base_url=running.address, timeout=20) as client:

@@ -110,6 +110,9 @@ def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_folder_is_an_error_in_words(tmp_path: Path) -> None:
+def test_a_missing_folder_is_made_and_one_that_cannot_be_made_is_an_error_in_words(tmp_path: Path) -> None:
+    write_vqa(tmp_path / "new" / "vqa.json", [(1, "red")], [1])
+    assert (tmp_path / "new" / "vqa.json").is_file()
+    (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match="could not be written"):
-        write_vqa(tmp_path / "nowhere" / "vqa.json", [(1, "red")], [1])
+        write_vqa(tmp_path / "file" / "vqa.json", [(1, "red")], [1])

@@ -18,6 +18,7 @@ from diptych.run.splits import with_answers
 from diptych.run.training import make_tokenizer
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
+from diptych.train.log import CHANCE
 from tests import tiny
 from tests.properties.test_task_evaluation import RECORDS, TOKENIZER, Shown, always, judged
 
@@ -79,8 +80,11 @@ def test_validation_is_the_task_s_own_measure_of_the_first_records(monkeypatch: 
     few = recipe(run__validation_items=3, model__vision__image_size=tiny.SIDE, data__workers=0)
     validation = make_validation(few, task, TOKENIZER)
     assert validation is not None
-    expected = judged(task, RECORDS["vqa"][:3]).scores
-    assert validation.measure() == pytest.approx({name: score.value for name, score in expected.items()})
+    evaluation = judged(task, RECORDS["vqa"][:3])
+    expected = evaluation.scores
+    measures = {name: score.value for name, score in expected.items()}
+    chance = max(guess.value for guess in evaluation.references.values())
+    assert validation.measure() == pytest.approx(measures | {CHANCE: chance})
     assert expected[validation.maximise].value == pytest.approx(100 / 3), "the third question's answer is red"
 
 

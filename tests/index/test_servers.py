@@ -148,7 +148,7 @@ def test_pgvector_uses_its_index_and_finds_most(kind: str, postgres_address: str
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     items = [Item(f"{number:04d}", "picture", "x") for number in range(2_000)]
     with place.writing(begin=True) as writer:
-        writer.begin(IndexDescription(ModelIdentity("m", "d"), 8, kind, ()), anew=True)  # type: ignore[arg-type]
+        writer.begin(IndexDescription(ModelIdentity("/m", "d"), 8, kind, ()), anew=True)  # type: ignore[arg-type]
         writer.add(Portion(items, vectors, []))
         writer.commit(None)
     store = place.open()

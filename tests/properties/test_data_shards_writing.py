@@ -164,7 +164,7 @@ def test_writing_that_is_killed_goes_on_with_what_is_not_finished(tmp_path: Path
     file, out = pictures(tmp_path / "data", 60), tmp_path / "out"
     killed = subprocess.Popen([sys.executable, "-c", WRITING, str(file), str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list(out.glob("unfinished/*.tar.json"))) < 2 and time.monotonic() < deadline:
+    while len(list(out.glob("unfinished/[!.]*.tar.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
@@ -178,7 +178,7 @@ def test_writing_that_is_killed_goes_on_with_what_is_not_finished(tmp_path: Path
                 break
         except ValueError:
             time.sleep(0.1)
-    done = {note.name.removesuffix(".json") for note in out.glob("unfinished/*.tar.json")}
+    done = {note.name.removesuffix(".json") for note in out.glob("unfinished/[!.]*.tar.json")}
     assert 2 <= len(done) < 10
     before = {name: (out / name).stat().st_mtime_ns for name in done}
     listing = read_jsonl(str(file), DataConfig())

@@ -22,6 +22,7 @@ from diptych.run import EvaluatedTask, evaluate, open_task, train
 from diptych.schema import DataConfig, LanguageStageConfig, OptimConfig, Recipe, Released, ScenesConfig
 from diptych.tasks.masked_language_modelling import LanguageStage
 from diptych.train.freeze import freeze
+from diptych.train.log import CHANCE
 from diptych.train.loop import forward_backward
 from diptych.train.optim import build_optimizer
 from diptych.types import Exponential, Progress, TextBatch, Texts
@@ -283,7 +284,7 @@ def test_a_run_is_measured_by_accuracy_and_perplexity_of_hidden_words(trained: P
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation"] for line in lines if "validation" in line]
     assert len(validation) == 2
-    assert all(set(one) == {"accuracy", "perplexity"} for one in validation)
+    assert all(set(one) == {"accuracy", "perplexity", CHANCE} for one in validation)
     judged = evaluate(trained)
     again = evaluate(trained, changes={"evaluation.batch_size": "7"})
     assert isinstance(judged, EvaluatedTask)

@@ -154,7 +154,8 @@ def _matches(pattern: str) -> list[str]:
         names = [str(place / file) for file in files_below(place) if file.suffix == ".tar"]
     elif any(sign in pattern for sign in "*?["):
         root = Path(place.anchor)
-        names = sorted(map(str, root.glob(str(place.relative_to(root)))))
+        found = root.glob(str(place.relative_to(root)))
+        names = sorted(str(path) for path in found if not path.name.startswith("."))  # such as macOS's `._train.tar`
     else:
         return [str(place)]
     if not names:

@@ -196,7 +196,7 @@ def _finished(folder: Path, plan: Mapping[str, Any]) -> dict[str, WrittenShard]:
             f"{folder} holds shards of something else, or the source has changed ({', '.join(changed)}): name another"
             " folder, or remove it"
         )
-    shards = manifest["shards"] if manifest else [_read_json(note) for note in sorted(notes.glob("*.tar.json"))]
+    shards = manifest["shards"] if manifest else [_read_json(note) for note in sorted(notes.glob("[!.]*.tar.json"))]
     return {
         shard["name"]: WrittenShard(**{**shard, "left_out": tuple(map(tuple, shard["left_out"]))})
         for shard in shards
