@@ -825,6 +825,8 @@ class ScenesConfig:
     """Share of training captions that are replaced by web-like noise."""
     seed: int = 0
     """Seed of all scenes."""
+    mismatch: float = 0.0
+    """Share of training captions that are replaced by the caption of another image. These are not made noisy."""
 
 
 Normalise = Literal["albef", "vlmo", "imagenet"]

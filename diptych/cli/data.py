@@ -1,4 +1,4 @@
-"""`diptych data validate karpathy dataset_coco.json --root coco`, `diptych data convert|shard|show …`"""
+"""`diptych data validate karpathy dataset_coco.json --root coco`, `diptych data convert|shard|show|audit …`"""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ NOT_READY = 1
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        "diptych data", description="Check, convert and show data in any published layout."
+        "diptych data", description="Check, convert, show and audit data in any published layout."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="validate|convert|shard|show")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="validate|convert|shard|show|audit")
     validate = _verb(
         verbs, "validate", "list missing and broken records; the exit status tells whether training can start"
     )
@@ -53,8 +53,9 @@ def run(arguments: Sequence[str]) -> None:
     )
     show.add_argument("--count", type=int, default=24, metavar="N", help="samples of each split (default: 24)")
     show.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    _audit_options(_verb(verbs, "audit", "find captions that do not fit their pictures, by a trained model"))
     options = parser.parse_args(arguments)
-    {"validate": _validate, "convert": _convert, "shard": _shard, "show": _show}[options.verb](options)
+    {"validate": _validate, "convert": _convert, "shard": _shard, "show": _show, "audit": _audit}[options.verb](options)
 
 
 def _verb(
@@ -94,6 +95,25 @@ def _shard_options(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="a field, as in `diptych train`: data.scenes.count=5000",
     )
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="RUN", help="run, checkpoint or published weights")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder for the page and the lists")
+    parser.add_argument(
+        "--score",
+        choices=("contrast", "match", "both"),
+        default="contrast",
+        help="what decides: similarity beside that of other pairs (contrast, the default), ITM (match), or both",
+    )
+    parser.add_argument(
+        "--drop",
+        type=float,
+        metavar="SHARE",
+        help="leave out this share, 0..1, instead of the pairs that score below 0",
+    )
+    parser.add_argument("--count", type=int, default=48, metavar="N", help="pairs on the page (default: 48)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default)")
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
@@ -189,3 +209,14 @@ def _show(options: argparse.Namespace) -> None:
     _tell(parts)
     title = f"{options.layout}: {options.path}"
     print(write_samples(parts, options.to, title, options.count, options.seed, config.largest_pixels))
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from diptych.apps.audit import audit, write_audit
+    from diptych.predict import load
+
+    _, parts = _read(options)
+    _tell(parts)
+    model = load(options.model, device=options.device)
+    found = audit(model, parts, options.score, options.drop)
+    print(write_audit(found, options.to, f"{options.layout}: {options.path}", options.count))

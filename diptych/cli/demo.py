@@ -1,4 +1,4 @@
-"""`diptych demo [--model MODEL] [--all-tasks]`"""
+"""`diptych demo [--model MODEL] [--stages] [--all-tasks]`"""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--model", choices=MODELS, default="albef", help="the system (default: albef)")
     parser.add_argument(
-        "--folder", type=Path, help="folder of the run (default: runs/demo, and runs/demo-vlmo for VLMo)"
+        "--folder",
+        type=Path,
+        help="folder of the run (default: runs/demo, runs/demo-vlmo or runs/demo-vlmo-stages)",
+    )
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="train VLMo's visual tokenizer, vision stage and language stage first, and start from them",
     )
     parser.add_argument(
         "--all-tasks", action="store_true", help="also fine-tune for retrieval, grounding, entailment, VQA and NLVR2"
@@ -35,7 +42,10 @@ def run(arguments: Sequence[str]) -> None:
     from diptych.apps.demo.systems import SYSTEMS, Demonstration
 
     system = SYSTEMS[options.model]
-    demonstration = Demonstration(system, options.folder or system.folder)
+    if options.stages and not system.stages:
+        raise ValueError(f"{options.model} has no stages before its pre-training on pairs: leave --stages out")
+    folder = system.folder.with_name(f"{system.folder.name}-stages") if options.stages else system.folder
+    demonstration = Demonstration(system, options.folder or folder, options.stages)
     if options.all_tasks:
         tasks.all_tasks(demonstration, blind=not options.no_blind)
     else:

@@ -27,8 +27,12 @@ ASPECT = 0.05
 """The largest difference of the logarithms of width / height."""
 
 
-def thumbnail(picture: Picture) -> tuple[float, Int[np.ndarray, "S S 3"]]:
-    """Returns a picture's logarithm of width / height, and the picture at `SIDE` pixels. Raises BadRecord."""
+Thumbnail = tuple[float, Int[np.ndarray, "S S 3"]]
+"""A picture's logarithm of width / height, and the picture at `SIDE` pixels."""
+
+
+def thumbnail(picture: Picture) -> Thumbnail:
+    """Reduces a picture to what is compared. Raises BadRecord."""
     image = open_any(picture)
     small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return float(np.log(image.width / image.height)), np.asarray(small, dtype=np.int16)
@@ -41,13 +45,13 @@ def fold(pictures: Iterable[Picture], k: int) -> list[list[int]]:
     Pictures behind the first one of group k + 1 are not opened.
     """
     groups: list[list[int]] = []
-    known: list[tuple[float, np.ndarray] | None] = []
+    known: list[Thumbnail | None] = []
     for place, picture in enumerate(pictures):
         try:
             seen = thumbnail(picture)
         except BadRecord:
             seen = None
-        same = next((number for number, other in enumerate(known) if _nearly_equal(seen, other)), None)
+        same = next((number for number, other in enumerate(known) if _both_nearly_equal(seen, other)), None)
         if same is not None:
             groups[same].append(place)
         elif len(groups) == k:
@@ -58,9 +62,12 @@ def fold(pictures: Iterable[Picture], k: int) -> list[list[int]]:
     return groups
 
 
-def _nearly_equal(one: tuple[float, np.ndarray] | None, other: tuple[float, np.ndarray] | None) -> bool:
-    if one is None or other is None:
-        return False
+def _both_nearly_equal(one: Thumbnail | None, other: Thumbnail | None) -> bool:
+    return one is not None and other is not None and nearly_equal(one, other)
+
+
+def nearly_equal(one: Thumbnail, other: Thumbnail) -> bool:
+    """Returns whether two pictures look the same at `SIDE` pixels."""
     return abs(one[0] - other[0]) <= ASPECT and int(np.abs(one[1] - other[1]).max()) <= MOST_DIFFERENT
 
 

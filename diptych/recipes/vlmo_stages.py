@@ -47,7 +47,7 @@ def visual_tokenizer_base() -> Recipe:
 
 
 def visual_tokenizer_tiny() -> Recipe:
-    """The demo's visual tokenizer: 4 × 4 codes of 128 for a scene of 64 pixels.
+    """The demo's visual tokenizer: 8 × 8 codes of 128 for a scene of 64 pixels.
 
     Command: `diptych train visual_tokenizer_tiny`
     Cost: a minute and a half on two cores.
@@ -56,13 +56,13 @@ def visual_tokenizer_tiny() -> Recipe:
     return Recipe(
         name="visual_tokenizer_tiny",
         model=VisualTokenizerConfig(
-            image_size=64, patch_size=16, codes=128, code_width=64, width=128, residual_blocks=2
+            image_size=64, patch_size=8, codes=128, code_width=64, width=128, residual_blocks=2
         ),
-        task=VisualTokenizerTrainingConfig(anneal_steps=300, kl=0.1),
+        task=VisualTokenizerTrainingConfig(anneal_steps=150, kl=0.1),
         data=replace(vlmo_tiny().data, scenes=ALONE),
         optim=OptimConfig(lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=50, warmup_lr=1e-5, min_lr=1e-5),
-        run=RunConfig(steps=600, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
+        run=RunConfig(steps=300, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
     )
 
 
@@ -118,7 +118,7 @@ def vlmo_large_vision() -> Recipe:
 
 
 def vlmo_tiny_vision() -> Recipe:
-    """The demo's first stage: six of a scene's sixteen patches are masked.
+    """The demo's first stage: about 26 of a scene's 64 patches are masked.
 
     Command: `diptych train vlmo_tiny_vision`, after `visual_tokenizer_tiny`
     Cost: two minutes on two cores.
@@ -129,7 +129,7 @@ def vlmo_tiny_vision() -> Recipe:
         recipe,
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
-        run=RunConfig(steps=600, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
+        run=RunConfig(steps=300, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
     )
 
 
@@ -206,5 +206,5 @@ def vlmo_tiny_language() -> Recipe:
         data=replace(tiny.data, scenes=replace(ALONE, seed=2)),
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
-        run=RunConfig(steps=600, batch_size=128, log_every=25, validate_every=200, checkpoint_every=200),
+        run=RunConfig(steps=300, batch_size=128, log_every=25, validate_every=200, checkpoint_every=200),
     )

@@ -178,7 +178,7 @@ def check(config: ScenesConfig) -> None:
         raise ValueError(f"scenes.objects={config.objects}: needs 1 <= least <= most <= {MOST_OBJECTS}")
     if config.size < 32:
         raise ValueError(f"scenes.size={config.size}: sprites are not told apart below 32 pixels")
-    for name in ("complete", "size_said", "background_said", "relation_said", "noise"):
+    for name in ("complete", "size_said", "background_said", "relation_said", "noise", "mismatch"):
         share = getattr(config, name)
         if not 0 <= share <= 1:
             raise ValueError(f"scenes.{name}={share}: a share lies between 0 and 1")

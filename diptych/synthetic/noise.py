@@ -1,7 +1,7 @@
 """Adds noise to captions, as captions from the web have it: lost words and advertising.
 
-The noise is drawn from random numbers that depend only on (seed, split, index). A third kind of noise, the caption of
-another picture, is added by diptych/data/sources/scenes.py.
+The noise is drawn from random numbers that depend only on (seed, split, index). The caption of another picture, which
+is a third kind of noise and also stands alone (`scenes.mismatch`), is chosen by diptych/data/sources/scenes.py.
 """
 
 from __future__ import annotations

@@ -108,13 +108,16 @@ def test_the_verb_names_the_systems() -> None:
 
 def test_each_stage_starts_from_the_demonstration_s_own_runs(shown: Demonstration) -> None:
     """A path `runs/…` in a recipe names one of the stages before it."""
-    before: list[str] = []
-    for name in (*shown.system.stages, shown.system.recipe):
-        recipe = pretraining.linked(shown, name)
+    assert pretraining.linked(shown, shown.system.recipe).init_from is None
+    staged, before = replace(shown, staged=True), list[str]()
+    for name in (*staged.stages, staged.system.recipe):
+        recipe = pretraining.linked(staged, name)
         starts = {recipe.init_from, recipe.task.tokenizer if isinstance(recipe.task, VisionStageConfig) else None}
         assert starts - {None} <= {str(shown.stage_folder(stage)) for stage in before}
         before.append(name)
-    assert pretraining.linked(Demonstration(VLMO, shown.folder), "vlmo_tiny").init_from
+    assert pretraining.linked(Demonstration(VLMO, shown.folder, staged=True), "vlmo_tiny").init_from == str(
+        shown.folder / "stages/vlmo_tiny_language"
+    )
 
 
 def test_no_stage_sees_the_scenes_of_the_pairs_and_texts_are_of_other_scenes_than_pictures() -> None:
@@ -126,7 +129,7 @@ def test_no_stage_sees_the_scenes_of_the_pairs_and_texts_are_of_other_scenes_tha
 def test_stages_run_in_their_order_and_only_what_is_missing_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, shown = StandIn(), Demonstration(VLMO, tmp_path)
+    made, shown = StandIn(), Demonstration(VLMO, tmp_path, staged=True)
     monkeypatch.setattr(pretraining, "train", made.train)
     monkeypatch.setattr(pretraining, "report", made.report)
     monkeypatch.setattr(pretraining, "record_compute", lambda place: None)

@@ -17,7 +17,7 @@ from diptych.train.state import stored_recipe
 
 TRAINING_ONLY = frozenset(
     ("validation_path", "crop", "flip", "randaugment", "max_tokens",
-     "max_tokens_evaluation", "bad_share", "workers", "normalise", "count", "complete", "noise")
+     "max_tokens_evaluation", "bad_share", "workers", "normalise", "count", "complete", "noise", "mismatch")
 )  # fmt: skip
 """Fields of `data` that no test record depends on. The number of tokens that a model reads may differ, too."""
 COUNTS = ("images", "texts", "examples", "labelled")

@@ -32,7 +32,7 @@ QUERIES = 4
 def demo(demonstration: Demonstration) -> Path:
     """Trains a model on composed scenes, measures it and writes its report. A stopped demonstration is resumed."""
     folder = demonstration.folder
-    for name in demonstration.system.stages:
+    for name in demonstration.stages:
         place = demonstration.stage_folder(name)
         _train(linked(demonstration, name), place)
         if not (place / "report.html").exists():
@@ -52,15 +52,16 @@ def demo(demonstration: Demonstration) -> Path:
 
 
 def linked(demonstration: Demonstration, name: str) -> Recipe:
-    """Finds a recipe and replaces the run of a stage that it names by the demonstration's run of this stage."""
-    places = {stage: str(demonstration.stage_folder(stage)) for stage in demonstration.system.stages}
+    """Finds a recipe whose start is the demonstration's run of the stage that it names, or of the last stage."""
+    places = {stage: str(demonstration.stage_folder(stage)) for stage in demonstration.stages}
 
     def link(run: str) -> str:
         return places.get(Path(run).name, run)
 
     recipe = catalog.find_recipe(name)
     task = catalog.task_class(recipe.task).relinked(recipe.task, link)
-    return replace(recipe, task=task, init_from=link(recipe.init_from) if recipe.init_from else None)
+    start = demonstration.stages[-1] if places and name == demonstration.system.recipe else recipe.init_from
+    return replace(recipe, task=task, init_from=link(start) if start else None)
 
 
 def _train(recipe: Recipe, place: Path) -> None:
@@ -102,11 +103,10 @@ def _save_pictures(evaluated: EvaluatedRetrieval, folder: Path) -> Path:
 def _suggestions(demonstration: Demonstration, queries: Sequence[str]) -> list[str]:
     """Lists commands to try next."""
     folder, system = demonstration.folder, demonstration.system
-    start = " init_from=none" if system.stages else ""  # the earlier stages' vocabulary is that of scenes
     return [
         *(f'diptych search {folder} "{query}" --images {folder / PICTURES}' for query in queries),
         f"diptych demo --all-tasks --model {system.name}",
-        f"diptych train {system.recipe} data.source=folder data.path=YOUR_PHOTOS run.batch_size=16{start}",
+        f"diptych train {system.recipe} data.source=folder data.path=YOUR_PHOTOS run.batch_size=16",
     ]
 
 

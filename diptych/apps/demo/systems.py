@@ -40,8 +40,8 @@ class System:
     """Recipe of the run on pairs. Its name followed by that of a task is the task's recipe."""
     folder: Path
     stages: tuple[str, ...] = ()
-    """Recipes of the runs before it, in their order, each on other scenes. A recipe that names the run of another one
-    (`runs/RECIPE`) starts from the demonstration's run of it."""
+    """Recipes of the runs that can come before it, in their order, each on other scenes. A recipe that names the run of
+    another one (`runs/RECIPE`) starts from the demonstration's run of it."""
     tasks: tuple[TaskRun, ...] = TASKS
 
     def task_recipe(self, run: TaskRun) -> str:
@@ -65,6 +65,13 @@ class Demonstration:
     system: System
     folder: Path
     """Folder of the run on pairs, which holds those of the other runs."""
+    staged: bool = False
+    """Whether the run on pairs starts from the system's stages instead of random weights."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Lists the recipes of the runs before the one on pairs."""
+        return self.system.stages if self.staged else ()
 
     def stage_folder(self, recipe: str) -> Path:
         return self.folder / "stages" / recipe

@@ -34,9 +34,9 @@ class Look:
     """Holds what is seen of a file or folder."""
 
     form: str
-    """What it is, in words."""
+    """What it is, in words, or why it cannot be read."""
     kind: str
-    """The kind of a table (`Table.kind`), or else: folder, tar, list or object (of JSON), text, other."""
+    """The kind of a table (`Table.kind`), or else: folder, tar, list or object (of JSON), text, unreadable, other."""
     keys: frozenset[str] = frozenset()
     """The keys of an object, the keys of the first entries of a list or of lines, the columns of a table, or what a
     folder holds."""
@@ -168,7 +168,7 @@ def look_at(path: str, config: DataConfig) -> Look | None:
     except NoTable:
         return _other(place, head)
     except ValueError as error:
-        return Look(f"not readable ({error})", "other")
+        return Look(str(error), "unreadable")
     return _table(table, config)
 
 
@@ -241,7 +241,7 @@ def advice(config: DataConfig) -> str:
             continue
         for path in paths:
             look = None if is_remote(path) else look_at(path, config)
-            if look is not None and not _fits(config.source, look):
+            if look is not None and look.kind != "unreadable" and not _fits(config.source, look):
                 return _answer(path, look, config)
     return ""
 
@@ -268,6 +268,8 @@ def recognised(config: DataConfig) -> str:
 
 def _answer(path: str, look: Look, config: DataConfig) -> str:
     """Says what a file or folder is, and how it or the lists in it can be read."""
+    if look.kind == "unreadable":
+        return look.form
     if fitting := layouts_of(look):
         title = f", as of {TITLES[fitting[0]]}" if fitting[0] in TITLES else ""
         return f"{path} is {look.form}{title}. Read it with {_ways(fitting)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from diptych.synthetic.generator import Box, Scene, check, make_scene, render, s
 from diptych.synthetic.noise import add_boilerplate, drop_words
 from diptych.synthetic.sprites import sprite_set
 
-_CAPTION, _NOISE = 1, 2
+_CAPTION, _NOISE, _MISMATCH = 1, 2, 3
 """Purposes of the random streams (`generator.stream`). Purpose 0 is the scene itself."""
 
 
@@ -74,7 +75,7 @@ class Scenes:
         scene = self.scene(index)
         caption = self.caption(index) if self.split != "train" else self._describe(scene)
         clean = caption.text
-        text = self._noisy(clean, index) if self.split == "train" and self.config.noise else clean
+        text = self._given(clean, index) if self.split == "train" else clean
         return Record(
             id=f"scenes/{self.split}/{index}",
             image=scene,
@@ -103,16 +104,27 @@ class Scenes:
             return name_list(scene)
         return describe(scene, stream(self.config.seed, scene.split, scene.index, _CAPTION), self.config)
 
-    def _noisy(self, clean: str, index: int) -> str:
-        """Returns the clean caption, or with the configured probability a caption as noisy as those of the web."""
+    def _given(self, clean: str, index: int) -> str:
+        """Returns the clean caption, or with the configured probabilities another scene's, or one as noisy as the
+        web's."""
+        if self.config.mismatch and len(self) > 1:
+            random = stream(self.config.seed, self.split, index, _MISMATCH)
+            if random.random() < self.config.mismatch:
+                return self._of_another(index, random)
+        if not self.config.noise:
+            return clean
         random = stream(self.config.seed, self.split, index, _NOISE)
         if random.random() >= self.config.noise:
             return clean
         kind = random.random()
         if kind < 1 / 3 and len(self) > 1:
-            other = (index + 1 + int(random.random() * (len(self) - 1))) % len(self)
-            return self._describe(self.scene(other)).text
+            return self._of_another(index, random)
         return drop_words(clean, random) if kind < 2 / 3 else add_boilerplate(clean, random)
+
+    def _of_another(self, index: int, random: Random) -> str:
+        """Returns the caption of any other record."""
+        other = (index + 1 + int(random.random() * (len(self) - 1))) % len(self)
+        return self._describe(self.scene(other)).text
 
 
 def open_scenes(config: DataConfig, split: Split) -> Scenes:
