@@ -23,12 +23,11 @@ from PIL import Image
 from diptych.apps.report.examples import pseudo_target_examples
 from diptych.data.heatmap import enlarge
 from diptych.predict import Predictor, load
+from diptych.predict.explain import explain
 from diptych.predict.routing import expert_ways
 from diptych.run import open_task
 from diptych.run.splits import open_split, read_retrieval
-from diptych.search.contract import evaluating
 from diptych.tasks.albef_pretraining import AlbefInspection, AlbefPretraining
-from diptych.tasks.grounding import boxes_config, phrase_maps
 from diptych.types import Batch, Progress, to_device
 
 HERE = Path(__file__).parent
@@ -104,7 +103,7 @@ def fused(walk: Walk) -> Figure:
 
 
 def words(walk: Walk) -> Figure:
-    """Draws where each word of the first caption looks, by Grad-CAM on its attention to the patches."""
+    """Draws which patches each word of the first caption attends to more than the other words do."""
     picture, caption = walk.pictures[0], walk.captions[0]
     maps = {name: word_maps(model, picture, caption) for name, model in walk.models.items()}
     columns = max(map(len, maps.values()))
@@ -203,14 +202,9 @@ def tables(
 
 
 def word_maps(model: Predictor, picture: Image.Image, caption: str) -> list[tuple[str, np.ndarray]]:
-    """Computes the heat map of each piece of a caption at the picture's size, without the special pieces."""
-    texts = model.texts(caption)
-    with evaluating(model.model):
-        maps = phrase_maps(model.model, model.transform(picture)[None], texts, boxes_config(model.recipe, model.model))
-    assert maps.tokens is not None
-    pieces = [model.tokenizer.token(piece) for piece in texts.input_ids[0].tolist()]
-    heats = [enlarge(heat, picture.size).numpy() for heat in maps.tokens[0]]
-    return [(piece, heat) for piece, heat in zip(pieces, heats, strict=True) if not piece.startswith("[")]
+    """Returns the heat map of every word at the picture's size, as the app shows it."""
+    words = explain(model, picture, caption).words
+    return [(word.word, enlarge(torch.from_numpy(word.heat), picture.size).numpy()) for word in words]
 
 
 def look(walk: Walk) -> tuple:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diptych.apps.index import open_index, remove_from_index
+from diptych.apps.index import build_index, embed_source, open_index, remove_from_index
 from diptych.apps.index.folder import FolderStore
 from diptych.predict import Predictor
+from tests.disk import full_disk
 from tests.index.sources import save_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -150,3 +151,21 @@ def test_an_embedding_killed_anywhere_and_continued_gives_the_same_bytes(worker:
         assert worker.do("embed", photos, folder / "v.npy")["status"] == 0
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         assert {name: files.get(name) for name in expected} == expected, f"killed at {kill_at}"
+
+
+@pytest.mark.parametrize("at", [100, 1500])
+def test_a_full_disk_is_named_and_a_second_try_works(at: int, tmp_path: Path, model: Predictor) -> None:
+    photos = save_pictures(tmp_path / "photos", 30)
+    with full_disk(at), pytest.raises(OSError, match=r"/index/.* could not be written \(File too large\)"):
+        build_index(tmp_path / "index", photos, model)
+    assert not (tmp_path / "index/index.json").exists()
+    build_index(tmp_path / "index", photos, model)
+    assert len(open_index(tmp_path / "index", model)) == 30
+
+
+def test_a_full_disk_is_named_where_vectors_are_written(tmp_path: Path, model: Predictor) -> None:
+    photos = save_pictures(tmp_path / "photos", 3)
+    with full_disk(100), pytest.raises(OSError, match=r"v\.parts.* could not be written \(File too large\)"):
+        embed_source(photos, tmp_path / "v.npy", model)
+    embed_source(photos, tmp_path / "v.npy", model)
+    assert np.load(tmp_path / "v.npy").shape[0] == 3

@@ -381,3 +381,11 @@ def test_a_table_trains_and_validates_as_any_other_source(tmp_path: Path, pictur
     assert check.ready
     assert "note: " in check.text()
     assert check.text().endswith("training can start")
+
+
+def test_records_of_another_task_whose_values_are_wrong_are_no_captions(tmp_path: Path) -> None:
+    lines = [{"image": f"{number}.png", "phrase": "a red bar", "box": [3, 3, 0, 5]} for number in range(3)]
+    (tmp_path / "phrases.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    listing = read_splits(DataConfig(source="jsonl", path=str(tmp_path / "phrases.jsonl")))["train"]
+    assert not listing.records
+    assert {error.reason for error in listing.skipped} == {"box wrong"}

@@ -11,24 +11,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from diptych.data.record import BadRecord
-from diptych.writing import flush
+from diptych.writing import whole_file
 
 UNFINISHED = ".unfinished"
 """Suffix of a file while it is being written. Readers ignore such files."""
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a temporary file beside `path`, flushes it to the disk and renames it. Raises OSError as the disk does."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
-    try:
-        with beside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    flush(path.parent)
+    """Writes a temporary file beside `path`, flushes it to the disk and renames it. Raises WriteError."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    with whole_file(path, unfinished) as beside, beside.open("wb") as file:
+        write(file)
 
 
 def write_json(path: Path, content: Any) -> None:

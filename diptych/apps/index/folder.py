@@ -39,7 +39,7 @@ from diptych.data.files import json_lines, lines_of
 from diptych.data.record import BadRecord
 from diptych.printable import brief, printable
 from diptych.reading import disguise_of, parse_json, read_object
-from diptych.writing import flush
+from diptych.writing import flush, whole_file
 
 FORMAT = 1
 MANIFEST, BEGUN, SKIPPED, STAGED = "index.json", "begun.json", "skipped.jsonl", "staged"
@@ -285,20 +285,20 @@ class _GenerationWriter:
 
     def _write_vectors(self, kind: Kind, old: Table, kept: list[int], new: list[Staged]) -> None:
         shape = (len(kept) + len(new), self.description.width)
-        path = self.folder / f"{kind}.npy"
-        table = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        if kept:
-            vectors = old.vectors
-            for start in range(0, len(kept), 1 << 16):
-                table[start : min(start + (1 << 16), len(kept))] = vectors[kept[start : start + (1 << 16)]]
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for target, staged in enumerate(new, start=len(kept)):
             by_file.setdefault(staged.file, []).append((target, staged.row))
-        for file, rows in by_file.items():
-            table[[target for target, _ in rows]] = _read_portion(file)[2][[row for _, row in rows]]
-        table.flush()
-        del table
-        flush(path)
+        with whole_file(self.folder / f"{kind}.npy") as path:
+            table = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            _reserve(path)
+            if kept:
+                vectors = old.vectors
+                for start in range(0, len(kept), 1 << 16):
+                    table[start : min(start + (1 << 16), len(kept))] = vectors[kept[start : start + (1 << 16)]]
+            for file, rows in by_file.items():
+                table[[target for target, _ in rows]] = _read_portion(file)[2][[row for _, row in rows]]
+            table.flush()
+            del table
 
     def _write_searcher(self, kind: Kind) -> SearchSettings:
         """Writes lists or a graph, tuned with the vectors of the other kind as queries."""
@@ -430,6 +430,13 @@ def _is_index(folder: Path) -> bool:
 
 
 # --------------------------------------------------------------------------- staged files
+
+
+def _reserve(path: Path) -> None:
+    """Takes room for a whole sparse file. Without it, a disk that becomes full ends the process by SIGBUS."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _write_portion(file: Path, model: str, portion: Portion) -> None:

@@ -56,10 +56,11 @@ def table_of(file: Path, config: DataConfig) -> Table | None:
 
 
 def _is_own(entry: object) -> bool:
+    """Whether an entry has the keys of a record with a picture, even if their values cannot be used."""
     try:
         return not isinstance(from_entry(entry, ""), PlainText)
-    except BadRecord:
-        return False
+    except BadRecord as error:
+        return isinstance(entry, dict) and error.reason != "key missing"
 
 
 def read_lines(file: Path, root: Path, max_words: int) -> SourceListing:
