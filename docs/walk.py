@@ -140,19 +140,25 @@ def taught(walk: Walk) -> Figure:
 def experts(walk: Walk) -> Figure:
     """Draws the expert that each token of VLMo passes in each layer. Stronger colours mark larger changes."""
     ways = expert_ways(walk.vlmo, walk.pictures[0], walk.captions[0])
-    rows = [len(way.tokens) for way in ways]
-    figure, axes = plt.subplots(1, 3, figsize=(10, 0.17 * max(rows) + 1.2), layout="constrained")
-    for axis, way in zip(axes, ways, strict=True):
-        layers = len(way.layers)
+    # Patches are thin rows under one label, since there are many of them.
+    heights = [[0.25 if token.startswith("patch ") else 1.0 for token in way.tokens] for way in ways]
+    figure, axes = plt.subplots(1, 3, figsize=(10, 0.17 * max(map(sum, heights)) + 1.2), layout="constrained")
+    for axis, way, height in zip(axes, ways, heights, strict=True):
+        layers, tops = len(way.layers), np.cumsum([0.0, *height])
         for number, layer in enumerate(way.layers):
-            top = max((passed.moved for passed in layer if passed), default=1.0)
-            for place, passed in enumerate(layer):
+            most = max((passed.moved for passed in layer if passed), default=1.0)
+            for top, tall, passed in zip(tops, height, layer, strict=False):
                 if passed:
-                    strength = 0.25 + 0.75 * (passed.moved / top) ** 0.5
-                    axis.add_patch(plt.Rectangle((number, place), 0.94, 0.9, fc=EXPERTS[passed.expert], alpha=strength))
-        axis.set(xlim=(0, layers), ylim=(max(rows), 0), xlabel="layer", title=f"the {way.given}")
+                    strength = 0.25 + 0.75 * (passed.moved / most) ** 0.5
+                    size = 0.94, tall - 0.1 * (tall == 1)
+                    axis.add_patch(plt.Rectangle((number, top), *size, fc=EXPERTS[passed.expert], alpha=strength))
+        axis.set(xlim=(0, layers), ylim=(max(map(sum, heights)), 0), xlabel="layer", title=f"the {way.given}")
         axis.set_xticks([number + 0.47 for number in range(layers)], range(1, layers + 1), fontsize=7)
-        axis.set_yticks([place + 0.45 for place in range(len(way.tokens))], way.tokens, fontsize=6)
+        marks = {top + tall / 2: token for top, tall, token in zip(tops, height, way.tokens, strict=False) if tall == 1}
+        patches = [top for top, tall in zip(tops, height, strict=False) if tall < 1]
+        if patches:
+            marks[float(np.mean(patches))] = f"{len(patches)} patches"
+        axis.set_yticks(list(marks), list(marks.values()), fontsize=6)
         axis.spines[["top", "right", "left", "bottom"]].set_visible(False)
         axis.tick_params(length=0)
     names = [plt.Rectangle((0, 0), 1, 1, fc=colour) for colour in EXPERTS.values()]

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,11 @@ class StopSignals:
         if self.caught is not None:
             raise KeyboardInterrupt
         self.caught = signal.Signals(number)
+        if self._grace is None and os.environ.get("RANK", "0") == "0":
+            # Not `print`: the signal may have come in the middle of another one.
+            text = f"{self.caught.name}: the run stops once this step is done, and at once after a second signal\n"
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), text.encode())
         self._set_alarm()
 
     @contextmanager

@@ -207,7 +207,7 @@ def test_what_is_not_finite_stops_before_the_weights_and_names_the_records(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
-    tmp_path: Path, number: int, status: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, number: int, status: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole = train(Toy(), Loader(), recipe(), tmp_path / "whole")
     task, folder = Toy(), tmp_path / "run"
@@ -217,7 +217,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
         train(task, Loader(), recipe(), folder)
     assert stop.value.code == status
     assert signal.getsignal(number) is before
-    assert f"step 3 is saved. Go on with: diptych resume {folder}" in capsys.readouterr().err
+    said = capfd.readouterr().err
+    assert f"{signal.Signals(number).name}: the run stops once this step is done" in said
+    assert f"step 3 is saved. Go on with: diptych resume {folder}" in said
     assert store.latest(folder / "checkpoints") == folder / "checkpoints" / "step-00000003"
     resumed = train(Toy(), Loader(), recipe(), folder, resume=True)
     assert all(torch.equal(weights(whole)[name], value) for name, value in weights(resumed).items())
