@@ -121,7 +121,18 @@ def _fill_queues(task: Task) -> None:
 
 
 def memory_of_steps(recipe: Recipe, tokens: int) -> int:
-    """Measures the peak memory of the second step, beyond that of a process that has made a small step."""
+    """Measures the peak memory of the second step, beyond that of a process that has made a small step.
+
+    On a card it is what torch has allocated there.
+    """
+    device = find_device(recipe.run.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        _, step = real_step(recipe, tokens)
+        step()
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     tiny = "albef_tiny" if isinstance(recipe.model, AlbefConfig) else "vlmo_tiny"
     _small_step(tiny)
     trim()
