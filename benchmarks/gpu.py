@@ -13,6 +13,7 @@ torch's formulas, as `diptych plan` counts them. `--tiny` takes models of a few 
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import sys
 import time
@@ -31,7 +32,7 @@ from benchmarks import albef, machine, optim, steps, vlmo
 from benchmarks.gpu_report import Outcome, Report
 from diptych import catalog
 from diptych.apps.plan.cards import find_fleet
-from diptych.apps.plan.check import memory_of_steps, time_of_steps
+from diptych.apps.plan.check import real_step, timed
 from diptych.apps.plan.predict import Wish, plan
 from diptych.checkpoints.convert import to_published
 from diptych.pretrained.albef_names import PUBLISHED_PRETRAINING
@@ -77,6 +78,10 @@ class Bench:
     limit: float
     peaks: Mapping[str, float]
     """Best FLOP/s of matrix products by precision, as the part `device` has measured them. May be empty."""
+
+    @property
+    def on_card(self) -> bool:
+        return torch.device(self.device).type == "cuda"
 
     def timed(self, jobs: Mapping[str, Callable[[], object]], parts: int) -> dict[str, machine.Measured]:
         """Times jobs in turn, in a share of the part's time: the `parts`-th."""
@@ -128,7 +133,7 @@ def fast() -> None:
 
 
 def autocast(bench: Bench, precision: str) -> AbstractContextManager[Any]:
-    return torch.autocast(bench.device, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(torch.device(bench.device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
 # --------------------------------------------------------------------------- parts
@@ -136,7 +141,7 @@ def autocast(bench: Bench, precision: str) -> AbstractContextManager[Any]:
 
 def device(bench: Bench) -> None:
     """Names the device, and measures the best rate of its matrix products."""
-    if bench.device == "cuda":
+    if bench.on_card:
         card = torch.cuda.get_device_properties(0)
         print(f"  {card.name}, CUDA {torch.version.cuda}, {machine.describe()}")
         bench.record(card.name, {"GB of memory": card.total_memory / 1e9})
@@ -186,7 +191,8 @@ def albef_step(bench: Bench, precision: str) -> tuple[Compared, Compared]:
     losses = backward(bench, task, precision, lambda: task(batch, Progress(0, epoch=0.0), draws))
     terms = {"ita": "itc", "itm": "itm", "mlm": "mlm"}
     compared = [(losses.terms[term][1].mean, golden[f"a00.loss_{name}"]) for name, term in terms.items()]
-    ours = {f"model.{name}": value.grad for name, value in task.model.named_parameters() if value.grad is not None}
+    trained = {name: value.grad for name, value in task.model.named_parameters() if value.grad is not None}
+    ours = {f"model.{name}": gradient.cpu() for name, gradient in trained.items()}
     gradients, prefix = to_published(ours, PUBLISHED_PRETRAINING), "a00.grad."
     return compared, [(gradients[key.removeprefix(prefix)], golden[key]) for key in golden.keys(prefix)]
 
@@ -202,7 +208,7 @@ def vlmo_step(bench: Bench, precision: str) -> tuple[Compared, Compared]:
     draws = to_device(stage3.recorded(inputs, "vl", *negatives), bench.device)
     losses = backward(bench, task, precision, lambda: task(batch, Progress(0, epoch=0.0), draws))
     compared = [(value, stored[f"pretrain/{name}"]) for name, value in stage3.weighted(losses).items()]
-    ours = {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
+    ours = {name: value.grad.cpu() for name, value in task.named_parameters() if value.grad is not None}
     gradients = stage3.published(task, ours)
     return compared, [
         (gradients[key.removeprefix("total/")], stored_gradients[key]) for key in stored_gradients.keys("total/")
@@ -261,7 +267,7 @@ def ready(bench: Bench, family: str, pairs: int, compiled: bool) -> tuple[Any, s
 
 def memory_of(bench: Bench, job: Callable[[], object]) -> dict[str, float]:
     """Runs a job. On a card, returns how much memory it needs beside what is allocated already."""
-    if bench.device != "cuda":
+    if not bench.on_card:
         job()
         return {}
     before = torch.cuda.memory_allocated()
@@ -273,22 +279,32 @@ def memory_of(bench: Bench, job: Callable[[], object]) -> dict[str, float]:
 def planned(bench: Bench) -> None:
     """Compares memory and time of a step, optimiser included, with what `diptych plan` says of them."""
     exact()  # as a run multiplies, which is what a plan is about
-    for family in FAMILIES:
-        for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16"):
+        for family in FAMILIES:
 
             def compare(pairs: int, family: str = family, precision: str = precision) -> None:
                 recipe = bench.recipe(family, pairs, precision)
-                measured = memory_of_steps(recipe, TOKENS)
-                seconds = time_of_steps(recipe, TOKENS, 3)["wall"]
+                seconds, peak = whole_step(bench, recipe)
                 wanted = plan(recipe, Wish(find_fleet("this"), tokens=TOKENS))
+                memory = {"GB measured": peak / 1e9, "memory planned/measured": wanted.total / peak} if peak else {}
                 bench.record(f"{family} {precision}", {
-                    "pairs": pairs, "GB measured": measured / 1e9, "GB planned": wanted.total / 1e9,
-                    "memory planned/measured": wanted.total / measured, "seconds": seconds,
+                    "pairs": pairs, "GB planned": wanted.total / 1e9, "seconds": seconds,
                     "seconds planned": wanted.step, "time planned/measured": wanted.step / seconds,
                     "GFLOP/pair": wanted.flops / pairs / 1e9,
-                })  # fmt: skip
+                } | memory)  # fmt: skip
 
             bench.fitting(compare)
+
+
+def whole_step(bench: Bench, recipe: Recipe) -> tuple[float, int]:
+    """Takes steps of the recipe. Returns the median seconds and, on a card, the peak of allocated bytes, else 0."""
+    gc.collect()  # what an earlier step left in circles of references
+    before = torch.cuda.memory_allocated() if bench.on_card else 0
+    if bench.on_card:
+        torch.cuda.reset_peak_memory_stats()
+    _, step = real_step(recipe, TOKENS)
+    seconds = timed(step, 3, torch.device(bench.device))["wall"]
+    return seconds, torch.cuda.max_memory_allocated() - before if bench.on_card else 0
 
 
 def use(bench: Bench) -> None:
@@ -349,7 +365,7 @@ def muon(bench: Bench) -> None:
             jobs = {kind: optim.ours(recipe, kind, "bf16", bench.device) for kind in ("adamw", "muon")}
             times = bench.timed(jobs, 6)
             jobs.clear()
-            whole = time_of_steps(replace(recipe, optim=replace(recipe.optim, kind="muon")), TOKENS, 3)["wall"]
+            whole = whole_step(bench, replace(recipe, optim=replace(recipe.optim, kind="muon")))[0]
             alone = {f"ms {kind}": 1000 * taken.seconds for kind, taken in times.items()}
             shares = {"Muon's share of a step": times["muon"].seconds / whole}
             bench.record(family, {"pairs": pairs, "ms of a step": 1000 * whole} | alone | shares)
@@ -377,7 +393,7 @@ PARTS: dict[str, tuple[float, Callable[[Bench], None]]] = {
 def work(part: Callable[[Bench], None], bench: Bench, told: Connection) -> None:
     """Runs a part in this process. Sends its figures, and at the end None or the error with its traceback."""
     try:
-        if bench.device == "cuda" and not torch.cuda.is_available():
+        if bench.on_card and not torch.cuda.is_available():
             raise ValueError("torch finds no card here: install torch with CUDA, or try --device cpu --tiny")
         part(replace(bench, record=lambda name, figures: told.send((name, dict(figures)))))
         told.send((None, None))
@@ -388,6 +404,9 @@ def work(part: Callable[[Bench], None], bench: Bench, told: Connection) -> None:
 def run(name: str, bench: Bench, report: Report) -> Outcome:
     """Runs a part in a new process until its limit, and puts its figures into the report as they come."""
     outcome = report.begin(name)
+    if bench.limit <= 0:
+        report.end(name, "no time is left for it", 0.0)
+        return outcome
     began, error = time.monotonic(), f"out of time after {bench.limit:.0f} s"
     # Forked, so that nothing is imported again. The parent never touches the card, which a child could not use then.
     context = multiprocessing.get_context("fork")
@@ -426,6 +445,8 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := set(wish.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     wish.folder.mkdir(parents=True, exist_ok=True)
+    gc.collect()
+    gc.freeze()  # what was imported is not looked through again between the jobs, and stays shared with the parts
     report, began = Report(wish.folder, machine.describe()), time.monotonic()
     for name in wish.parts or PARTS:
         limit, left = PARTS[name][0] * wish.seconds / TOTAL, wish.seconds - (time.monotonic() - began)
