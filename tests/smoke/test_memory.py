@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from diptych.apps.plan.machine import status
+from diptych.train.memory import trim
+
 SCRIPT = """
 import ctypes, gc, json, random, sys
 from pathlib import Path
@@ -50,7 +53,10 @@ print(json.dumps(measured))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux and glibc state it")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux and glibc state it")
+
+
+@linux
 def test_unlike_batches_leave_nothing_behind(tmp_path: Path) -> None:
     # oneDNN keeps the 1,024 newest of what it has compiled for the shapes that it met; here it keeps few.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
@@ -62,3 +68,16 @@ def test_unlike_batches_leave_nothing_behind(tmp_path: Path) -> None:
     first, last = measured[0], measured[-1]
     assert last["used"] - first["used"] < 1_000_000, "something of every step is kept"
     assert last["resident"] - first["resident"] < 5_000_000, "free memory stays with the process"
+
+
+@linux
+def test_free_memory_between_what_is_in_use_is_returned() -> None:
+    large, small = [], []
+    for _ in range(2000):
+        large.append(bytearray(100_000))
+        small.append(bytes(600))  # stays, so that the heap cannot shrink from its end
+    large.clear()
+    before = status("VmRSS")
+    trim()
+    assert before - status("VmRSS") > 100_000_000
+    assert len(small) == 2000
