@@ -110,6 +110,7 @@ class Bench:
                 return job(pairs)
             except torch.OutOfMemoryError:
                 print(f"  {pairs} pairs do not fit into memory", flush=True)
+            gc.collect()
             torch.cuda.empty_cache()
         return job(sizes[-1])
 
@@ -280,13 +281,14 @@ def memory_of(bench: Bench, job: Callable[[], object]) -> dict[str, float]:
 def planned(bench: Bench) -> None:
     """Compares memory and time of a step, optimiser included, with what `diptych plan` says of them."""
     exact()  # as a run multiplies, which is what a plan is about
+    fleet = find_fleet("A100-40G" if bench.tiny else "this")  # measuring this machine takes longer than tiny steps
     for precision in ("fp32", "bf16"):
         for family in FAMILIES:
 
             def compare(pairs: int, family: str = family, precision: str = precision) -> None:
                 recipe = bench.recipe(family, pairs, precision)
                 seconds, peak = whole_step(bench, recipe)
-                wanted = plan(recipe, Wish(find_fleet("this"), tokens=TOKENS))
+                wanted = plan(recipe, Wish(fleet, tokens=TOKENS))
                 memory = {"GB measured": peak / 1e9, "memory planned/measured": wanted.total / peak} if peak else {}
                 bench.record(f"{family} {precision}", {
                     "pairs": pairs, "GB planned": wanted.total / 1e9, "seconds": seconds,
