@@ -41,12 +41,12 @@ class Pair(steps.Pair):
     arguments = (ALPHA,)
 
     @classmethod
-    def build(cls, config: AlbefConfig = CONFIG) -> Pair:
+    def build(cls, config: AlbefConfig = CONFIG, pairs: int = BATCH) -> Pair:
         """Builds both sides with equal weights."""
         torch.manual_seed(0)
         ours = AlbefPretraining(Albef(config), RECIPE.task, SPECIAL)
         plain = PlainAlbef(config, RECIPE.task.queue_size, RECIPE.task.momentum)
-        pair = cls(plain, ours, *steps.batch(CONFIG.vision.image_size, RECIPE.task.mask_probability))
+        pair = cls(plain, ours, *steps.batch(config.vision.image_size, RECIPE.task.mask_probability, pairs))
         steps.initialise(plain)
         pair.copy_weights()
         return pair
@@ -57,7 +57,7 @@ class Pair(steps.Pair):
             momentum_copy = getattr(self.plain, f"{name}_m")
             momentum_copy.load_state_dict(getattr(self.plain, name).state_dict())
         state, _ = from_published(self.plain.state_dict(), PUBLISHED_PRETRAINING)
-        full = {"queue.ids": self.ours.queue.ids, "queue.filled": torch.tensor(RECIPE.task.queue_size)}
+        full = {"queue.ids": self.ours.queue.ids, "queue.filled": torch.tensor(self.plain.queue_size)}
         self.ours.load_state_dict({name: tensor.clone() for name, tensor in state.items()} | full)
 
 

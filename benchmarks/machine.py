@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -44,21 +45,39 @@ class Measured:
         return Measured(self.seconds * factor, tuple(factor * taken for taken in self.rounds))
 
 
-def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, Measured]:
+def interleaved(
+    jobs: Mapping[str, Callable[[], object]],
+    rounds: int = ROUNDS,
+    device: torch.device | str = "cpu",
+    seconds: float = math.inf,
+) -> dict[str, Measured]:
     """Times the jobs in turn, A B C A B C …, so that all see the same machine. The first turn does not count.
 
-    Jobs whose names end with `bf16` are left out on a processor that only emulates it.
+    Jobs whose names end with `bf16` are left out on a processor that only emulates it. After `seconds`, no further
+    round begins; one is always measured.
     """
-    jobs = {name: job for name, job in jobs.items() if multiplies_bf16() or not name.endswith("bf16")}
+    emulates = torch.device(device).type == "cpu" and not multiplies_bf16()
+    jobs = {name: job for name, job in jobs.items() if not (emulates and name.endswith("bf16"))}
     times: dict[str, list[float]] = {name: [] for name in jobs}
+    began = time.perf_counter()
     for turn in range(rounds + 1):
+        if turn > 1 and time.perf_counter() - began > seconds:
+            break
         for name, job in jobs.items():
             gc.collect()
+            finish(device)
             start = time.perf_counter()
             job()
+            finish(device)
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: Measured(median(taken), tuple(taken)) for name, taken in times.items()}
+
+
+def finish(device: torch.device | str) -> None:
+    """Waits until a card, which works asynchronously, has done all that it was told."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def portions(job: Callable[[slice], object], count: int = ROUNDS) -> Callable[[], object]:

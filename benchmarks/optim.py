@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from benchmarks import machine
 from diptych import catalog
 from diptych.apps.plan.count import plain_tokenizer
-from diptych.schema import OptimConfig
+from diptych.schema import OptimConfig, Recipe
 from diptych.train.flops import counted
 from diptych.train.optim import build_optimizer, parameter_groups
 
@@ -25,17 +26,15 @@ THREADS = (1, 2)
 ROUNDS = 7
 
 
-def ours(name: str, kind: str, precision: str = "fp32") -> Callable[[], object]:
+def ours(recipe: Recipe, kind: Any, precision: str = "fp32", device: str = "cpu") -> Callable[[], object]:
     """Builds the recipe's task with random gradients. Returns the step of its optimiser."""
-    recipe = catalog.find_recipe(name)
-    task = catalog.build_task(recipe, plain_tokenizer(recipe))
+    task = catalog.build_task(recipe, plain_tokenizer(recipe)).to(device)
     _fill_gradients([weight for weight in task.parameters() if weight.requires_grad])
     return build_optimizer(task, replace(recipe.optim, kind=kind), precision=precision).step
 
 
-def torchs(name: str) -> Callable[[], object]:
+def torchs(recipe: Recipe) -> Callable[[], object]:
     """Returns the step of torch's Muon for the matrices that ours trains, and of AdamW for the other weights."""
-    recipe = catalog.find_recipe(name)
     task = catalog.build_task(recipe, plain_tokenizer(recipe))
     groups = parameter_groups(task, OptimConfig.weight_decay, "repaired", muon=True)
     matrices = [
@@ -54,17 +53,18 @@ def torchs(name: str) -> Callable[[], object]:
 def _fill_gradients(weights: list[Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
     for weight in weights:
-        weight.grad = torch.randn(weight.shape, generator=generator)
+        weight.grad = torch.randn(weight.shape, generator=generator).to(weight.device)
 
 
 def main() -> None:
     """Prints milliseconds of a step, and ratios, for each recipe and number of threads."""
     for name in RECIPES:
+        recipe = catalog.find_recipe(name)
         jobs = {
-            "adamw": ours(name, "adamw"),
-            "ours": ours(name, "muon"),
-            "torch": torchs(name),
-            "ours bf16": ours(name, "muon", "bf16"),
+            "adamw": ours(recipe, "adamw"),
+            "ours": ours(recipe, "muon"),
+            "torch": torchs(recipe),
+            "ours bf16": ours(recipe, "muon", "bf16"),
         }
         work = counted(jobs["ours"])[0], counted(jobs["torch"])[0]
         print(f"{name}: {work[0] / 1e9:.1f} GFLOP a step of ours, {work[1] / 1e9:.1f} of torch's")

@@ -229,7 +229,7 @@ class PlainAlbef(nn.Module):
     def draw(self, i2t: Tensor, t2i: Tensor) -> tuple[Tensor, Tensor]:
         image_weights, text_weights = t2i.softmax(1).fill_diagonal_(0), i2t.softmax(1).fill_diagonal_(0)
         drawn = [[int(torch.multinomial(row, 1)) for row in weights] for weights in (image_weights, text_weights)]
-        return torch.tensor(drawn[0]), torch.tensor(drawn[1])
+        return torch.tensor(drawn[0], device=i2t.device), torch.tensor(drawn[1], device=i2t.device)
 
     def match(self, image: Tensor, text: Tensor, mask: Tensor, negative_image: Tensor, negative_text: Tensor) -> Tensor:
         bert = self.text_encoder.bert
@@ -239,7 +239,7 @@ class PlainAlbef(nn.Module):
         negative = bert.fuse(texts, masks, torch.cat([image[negative_image], image]))
         logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
         labels = torch.cat([torch.ones(len(text)), torch.zeros(2 * len(text))]).long()
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels.to(logits.device))
 
     def predict(
         self, image: Tensor, image_m: Tensor, masked_ids: Tensor, mask: Tensor, labels: Tensor, alpha: float

@@ -133,7 +133,13 @@ class PlainVlmo(nn.Module):
         if config.positions == "absolute":
             return Positions((None,) * config.depth)
         side = config.image_size // config.patch_size
-        index = relative_index(text_length, side if image else None, side, config.max_positions, "cpu")
+        index = relative_index(
+            text_length,
+            side if image else None,
+            side,
+            config.max_positions,
+            str(self.token_type_embeddings.weight.device),
+        )
         gathered = self.relative_position_bias_table[index].permute(2, 0, 1).contiguous()
         return Positions(gathered.split(config.heads))
 
@@ -141,8 +147,10 @@ class PlainVlmo(nn.Module):
 
     def run(self, x: Tensor, mask: Tensor | None, at: Positions, layers: range, experts: dict[Expert, int]) -> Tensor:
         """Runs some blocks. `mask` [B, N] is 1 at real tokens."""
-        padding = None if mask is None else torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        padding, kind = None, x.device.type
+        if mask is not None:
+            padding = torch.zeros(mask.shape, device=x.device).masked_fill(mask == 0, -torch.inf)[:, None, None]
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         for i in layers:
             x = self.transformer.blocks[i](x, at.mask(i, padding, dtype), experts)
         return x
@@ -185,7 +193,7 @@ class PlainVlmo(nn.Module):
         images, texts = self.encode(image, None, "imag"), self.encode(text, mask, "text")
         scales = self.logit_scale.exp(), self.logit_vl_scale.exp()
         logits = [scale * i @ t.T for scale, i, t in zip(scales, images, texts, strict=True)]
-        here = torch.arange(len(pixels))
+        here = torch.arange(len(pixels), device=pixels.device)
         itc = sum(F.cross_entropy(x, here) + F.cross_entropy(x.T, here) for x in logits) / 4
         negative_image, negative_text = negatives or self.draw(logits[0].detach())
         at = self.positions(text.shape[1], True)
@@ -195,7 +203,8 @@ class PlainVlmo(nn.Module):
             self.fuse(text[negative_text], mask[negative_text], image, at)[:, 0],
         ]
         scores = self.itm_score.fc(torch.tanh(self.pooler.dense(torch.cat(fused)))).float()
-        itm = F.cross_entropy(scores, torch.cat([torch.ones(len(ids)), torch.zeros(2 * len(ids))]).long())
+        labels_of_pairs = torch.cat([torch.ones(len(ids)), torch.zeros(2 * len(ids))]).long()
+        itm = F.cross_entropy(scores, labels_of_pairs.to(scores.device))
         hidden = self.fuse(self.embed_text(masked_ids), mask, image, at)[:, : ids.shape[1]]
         mlm = F.cross_entropy(self.words(hidden).flatten(0, 1).float(), labels.flatten())
         return PlainLosses(0.25 * mlm, itc, itm)
@@ -204,4 +213,4 @@ class PlainVlmo(nn.Module):
     def draw(self, i2t: Tensor) -> tuple[Tensor, Tensor]:
         image_weights, text_weights = (x.softmax(1).fill_diagonal_(0) for x in (i2t.T, i2t))
         drawn = [[int(torch.multinomial(row, 1)) for row in weights] for weights in (image_weights, text_weights)]
-        return torch.tensor(drawn[0]), torch.tensor(drawn[1])
+        return torch.tensor(drawn[0], device=i2t.device), torch.tensor(drawn[1], device=i2t.device)

@@ -9,8 +9,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from diptych.schema import Recipe, SpecialIds
 from diptych.task import Task
 from diptych.tasks.pretraining import Draws
 from diptych.train.optim import build_optimizer
-from diptych.types import Batch, Progress, Texts
+from diptych.types import Batch, Progress, Texts, to_device
 
 CAPTIONS = Path(__file__).with_name("captions.json")
 SPECIAL = SpecialIds(pad=0, unk=100, cls=101, sep=102, mask=103)
@@ -46,6 +47,11 @@ class Pair(ABC):
     def copy_weights(self) -> None:
         """Gives the library's model the weights of the plain one."""
 
+    def to(self, device: torch.device | str) -> Self:
+        """Moves both models, and gives the pair with its batch on the device."""
+        batch, draws = to_device(self.batch, device), to_device(self.draws, device)
+        return replace(self, plain=self.plain.to(device), ours=self.ours.to(device), batch=batch, draws=draws)
+
 
 def initialise(plain: nn.Module) -> None:
     """Draws weights as BERT starts with, positions and class token included, but not those of momentum copies."""
@@ -56,20 +62,20 @@ def initialise(plain: nn.Module) -> None:
 
 
 def texts(count: int, pad_to: int | None = None) -> Texts:
-    """Returns the first captions, padded to the longest one or to `pad_to`."""
-    ids = [entry["ids"] for entry in json.loads(CAPTIONS.read_text())[:count]]
+    """Returns the first captions, padded to the longest one or to `pad_to`. After the last one, the first follows."""
+    ids = [entry["ids"] for entry in islice(cycle(json.loads(CAPTIONS.read_text())), count)]
     width = pad_to or max(map(len, ids))
     padded = torch.tensor([row + [SPECIAL.pad] * (width - len(row)) for row in ids])
     return Texts(padded, padded != SPECIAL.pad)
 
 
-def batch(image_size: int, mask_probability: float) -> tuple[Batch, Draws]:
-    """Makes eight images of noise with the first eight captions, and takes neighbours as negatives."""
+def batch(image_size: int, mask_probability: float, pairs: int = BATCH) -> tuple[Batch, Draws]:
+    """Makes images of noise with the first captions, and takes neighbours as negatives."""
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(BATCH, 3, image_size, image_size, generator=generator)
-    captions, order = texts(BATCH), torch.arange(BATCH)
+    pixels = torch.randn(pairs, 3, image_size, image_size, generator=generator)
+    captions, order = texts(pairs), torch.arange(pairs)
     masked_ids, labels = mask_words(captions, mask_probability, generator)
-    draws = Draws(masked_ids, labels, torch.zeros(2, BATCH), order.roll(1), order.roll(-1))
+    draws = Draws(masked_ids, labels, torch.zeros(2, pairs), order.roll(1), order.roll(-1))
     return Batch(pixels, captions, order), draws
 
 
@@ -89,17 +95,18 @@ class Steps:
     """Takes training steps of either side: momentum encoder, forward, backward, optimiser."""
 
     def __init__(self, pair: Pair, sides: Sequence[str] = SIDES) -> None:
-        self.pair = pair
+        self.pair, self.device = pair, pair.batch.pixels.device.type
         optim = replace(pair.recipe.optim, lr=1e-6)
         self.optimizers = {side: build_optimizer(getattr(pair, side), optim) for side in sides}
 
-    def plain(self, recorded: bool = False) -> list[float]:
+    def plain(self, bf16: bool = False, recorded: bool = False) -> list[float]:
         """Takes a step of the plain side and returns its losses. `recorded`: with the negatives of `batch`."""
         batch, draws, pad = self.pair.batch, self.pair.draws, self.pair.pad
         ids, mask = (widen(x, pad, 0) for x in (batch.texts.input_ids, batch.texts.attention_mask.long()))
         masked_ids, labels = widen(draws.masked_ids, pad, 0), widen(draws.labels, pad, -100)
         negatives = (draws.negative_image, draws.negative_text) if recorded else None
-        losses = self.pair.plain(batch.pixels, ids, mask, masked_ids, labels, *self.pair.arguments, negatives)
+        with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
+            losses = self.pair.plain(batch.pixels, ids, mask, masked_ids, labels, *self.pair.arguments, negatives)
         losses.total.backward()
         self._move("plain")
         return [losses.itc.item(), losses.itm.item(), losses.mlm.item()]
@@ -109,7 +116,7 @@ class Steps:
         task = self.pair.ours
         task.before_step()
         draws = self.pair.draws if recorded else replace(self.pair.draws, negative_image=None, negative_text=None)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
             losses = task(self.pair.batch, Progress(0, epoch=1.0), draws)
         losses.total.backward()
         self._move("ours")

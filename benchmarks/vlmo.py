@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import machine, steps
 from benchmarks.plain_vlmo import PlainVlmo
-from benchmarks.steps import SPECIAL
+from benchmarks.steps import BATCH, SPECIAL
 from diptych.checkpoints.convert import from_published
 from diptych.models.vlmo import Vlmo
 from diptych.pretrained.vlmo_names import published_rules
@@ -41,11 +41,11 @@ class Pair(steps.Pair):
     pad = 40
 
     @classmethod
-    def build(cls, config: VlmoConfig = CONFIG) -> Pair:
+    def build(cls, config: VlmoConfig = CONFIG, pairs: int = BATCH) -> Pair:
         """Builds both sides with equal weights."""
         torch.manual_seed(0)
         plain, ours = PlainVlmo(config), VlmoPretraining(Vlmo(config), RECIPE.task, SPECIAL)
-        pair = cls(plain, ours, *steps.batch(config.image_size, RECIPE.task.mask_probability))
+        pair = cls(plain, ours, *steps.batch(config.image_size, RECIPE.task.mask_probability, pairs))
         steps.initialise(plain)
         pair.copy_weights()
         return pair

@@ -10,8 +10,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import jsonargparse
-
 from diptych.places import StoredPlace
 from diptych.printable import brief
 from diptych.schema import (
@@ -281,6 +279,8 @@ def typed(hint: Any, value: Any, name: str) -> Any:
             value = f"[{value.strip().strip('()[]')}]"
         if _YAML.search(value):
             raise ValueError(f"{name}: expected {spelled(hint)}, got {brief(original)}")
+    import jsonargparse  # here, because values of the right type need no parser: recipes are usable without it
+
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:

@@ -85,7 +85,8 @@ def attend_biased(
     is kept.
     """
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
-    if torch.compiler.is_exporting():  # a graph for another runtime has no gradient, and no loop over its groups
+    # A graph for another runtime has no gradient, and no loop over its groups. torch before 2.7 does not say.
+    if getattr(torch.compiler, "is_exporting", bool)():
         mask = _score_mask(bias, attention_mask, slice(None))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
     return _Biased.apply(q, k, v, bias, attention_mask).transpose(1, 2).flatten(2)

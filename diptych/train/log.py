@@ -19,8 +19,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from diptych.schema import Recipe
@@ -172,6 +170,10 @@ class Display:
     """Shows progress: a bar on a terminal, and a line now and then elsewhere."""
 
     def __init__(self, step: int, steps: int) -> None:
+        # Here, because a step can be taken, and timed, where rich is not installed.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.console = Console(stderr=True)
         columns = (
             BarColumn(),
@@ -181,7 +183,7 @@ class Display:
         )
         # The bar is drawn by the loop: a thread of rich's would be forked together with the loader's workers.
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal, auto_refresh=False)
-        self.task: TaskID = self.bar.add_task("", total=steps, completed=step)
+        self.task = self.bar.add_task("", total=steps, completed=step)
         self.first, self.steps = step, steps
         self.began = time.monotonic()
         self.last_line = self.last_drawn = float("-inf")

@@ -28,6 +28,7 @@ from diptych.task import Task
 from diptych.train.distributed import World, agree, global_losses, loss_share
 from diptych.train.guard import StoppedWaiting, StopSignals, refuse, reproducible, sole_user
 from diptych.train.log import RunLog, SilentLog, StepReport
+from diptych.train.memory import TRIM_EVERY, trim
 from diptych.train.optim import build_optimizer, learning_rate
 from diptych.train.parallel import ParallelTask
 from diptych.train.state import Plan, RunState, RunStore
@@ -97,6 +98,8 @@ def train(
                     stop_waiting(store, state, plan, stop)
                 state = state.after_step(report.pairs, report.seconds)
                 log.step(report, state)
+                if state.step % TRIM_EVERY == 0:
+                    trim()
                 if validation and plan.validates(state.step):
                     began = time.monotonic()
                     measures = measured(validation, store, state, plan.epoch(state.step), log)

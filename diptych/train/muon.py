@@ -19,6 +19,8 @@ from torch import Tensor
 
 MOMENTUM = "momentum_buffer"
 """torch's name for Muon's one moment in the optimiser's state."""
+TORCHS = {"momentum": 0.95, "ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": 5, "eps": 1e-7}
+"""Settings of torch's Muon: of its moment, and of the Newton–Schulz iteration."""
 RMS = 0.2
 """Root mean square of AdamW's usual update. Updates are scaled to it, so that AdamW's learning rate and weight decay
 serve for both (Liu et al., arXiv 2502.16982, §2.2)."""
@@ -49,32 +51,32 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.step()
 
 
-class BatchedMuon(torch.optim.Muon):
-    """Runs torch's Muon with the Newton–Schulz iterations of all matrices of one shape as batched products.
+class BatchedMuon(torch.optim.Optimizer):
+    """Runs Muon as torch does (`torch.optim.Muon`), but all matrices of one shape as batched products.
 
-    torch's class iterates one matrix at a time, always in bfloat16. Here a CPU computes in fp32 unless the run asks for
-    bfloat16, which is slow on many of them.
+    torch's class, which versions before 2.9 lack, iterates one matrix at a time, always in bfloat16. Here a CPU
+    computes in fp32 unless the run asks for bfloat16, which is slow on many of them.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], bf16: bool = False, **settings: Any) -> None:
-        """Takes parameter groups with `muon_pieces`, and torch's settings. `bf16` is about CPUs; GPUs always use it.
-
-        torch's constructor refuses kernels of convolutions, which are matrices here, so groups are added afterwards.
-        """
-        super().__init__([torch.empty(0, 0)], **settings)
-        self.param_groups.clear()
-        for group in groups:
-            self.add_param_group(group)
+    def __init__(
+        self, groups: list[dict[str, Any]], bf16: bool = False, lr: float = 1e-3, weight_decay: float = 0.1
+    ) -> None:
+        """Takes parameter groups with `muon_pieces`. `bf16` is about CPUs; GPUs always use it."""
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay} | TORCHS)
         self.bf16 = bf16
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Updates every matrix that has a gradient."""
         for group in self.param_groups:
-            weights, gradients, momenta = list[Tensor](), list[Tensor](), list[Tensor]()
-            self._init_group(group, weights, gradients, momenta)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            for weight, gradient in zip(weights, gradients, strict=True):
+                if MOMENTUM not in self.state[weight]:
+                    self.state[weight][MOMENTUM] = torch.zeros_like(gradient)
+            momenta = [self.state[weight][MOMENTUM] for weight in weights]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             settings = group["ns_coefficients"], group["ns_steps"], group["eps"]

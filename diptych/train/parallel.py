@@ -49,13 +49,11 @@ class ParallelTask:
         for part in task.modules():
             if isinstance(part, Network):
                 part.pieces = recipe.optim.accumulate
-        if run.compile:
-            torch._dynamo.config.recompile_limit = 64  # blocks of one class are called with different arguments
         for block in blocks:
             if run.activation_checkpointing:
                 block.forward = _checkpointed(block.forward)
-            if run.compile:
-                block.compile()
+        if run.compile:
+            compile_blocks(task)
         if world.size == 1:
             return cls(task)
         if run.parallel == "fsdp":
@@ -149,6 +147,14 @@ class ParallelTask:
             yield
         finally:
             self.task.reshard()
+
+
+def compile_blocks(task: nn.Module, backend: str = "inductor") -> None:
+    """Compiles each block of a task by `torch.compile`."""
+    torch._dynamo.config.recompile_limit = 64  # blocks of one class are called with different arguments
+    for part in task.modules():
+        if isinstance(part, Block):
+            part.compile(backend=backend)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -119,6 +119,15 @@ def test_a_step_calls_the_task_in_order_and_hands_it_what_it_carries(tmp_path: P
     assert task.calls == ["before", 0, "r0a", "before", 1, "r1a"]
 
 
+def test_freed_memory_is_returned_every_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Toy()
+    monkeypatch.setattr("diptych.train.loop.TRIM_EVERY", 2)
+    monkeypatch.setattr("diptych.train.loop.trim", lambda: task.calls.append("trimmed"))
+    train(task, Loader(), recipe(run__steps=5), tmp_path / "run")
+    after = [task.calls[place - 1] for place, call in enumerate(task.calls) if call == "trimmed"]
+    assert after == ["r1a", "r3a"], "after the second and the fourth step"
+
+
 def test_weights_end_where_a_plain_loop_ends(tmp_path: Path) -> None:
     """The plain loop clips before the step, and takes the schedule's learning rate."""
     changes = {"optim.clip": 0.5, "optim.weight_decay": 0.1}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from diptych import catalog
 from diptych.apps.plan.count import make_batch, plain_tokenizer, plannable
-from diptych.apps.plan.machine import PeakMemory, now, status, trim
+from diptych.apps.plan.machine import PeakMemory, now, status
 from diptych.apps.plan.predict import AFTER, Plan, Wish
 from diptych.data.record import PairStatement
 from diptych.device import find_device
@@ -29,6 +29,7 @@ from diptych.task import Task
 from diptych.train.distributed import World
 from diptych.train.freeze import freeze
 from diptych.train.loop import forward_backward
+from diptych.train.memory import trim
 from diptych.train.optim import build_optimizer
 from diptych.train.parallel import ParallelTask
 from diptych.types import Progress, to_device
@@ -121,7 +122,18 @@ def _fill_queues(task: Task) -> None:
 
 
 def memory_of_steps(recipe: Recipe, tokens: int) -> int:
-    """Measures the peak memory of the second step, beyond that of a process that has made a small step."""
+    """Measures the peak memory of the second step, beyond that of a process that has made a small step.
+
+    On a card it is what torch has allocated there.
+    """
+    device = find_device(recipe.run.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        _, step = real_step(recipe, tokens)
+        step()
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     tiny = "albef_tiny" if isinstance(recipe.model, AlbefConfig) else "vlmo_tiny"
     _small_step(tiny)
     trim()
@@ -142,12 +154,18 @@ def _small_step(name: str) -> None:
 def time_of_steps(recipe: Recipe, tokens: int, steps: int) -> dict[str, float]:
     """Measures the median seconds of a step by the wall clock and on the processor. The first step does not count."""
     _, step = real_step(recipe, tokens)
+    return timed(step, steps, find_device(recipe.run.device))
+
+
+def timed(step: Callable[[], None], steps: int, device: torch.device) -> dict[str, float]:
+    """Measures the median seconds of so many steps, as `time_of_steps` does."""
     step()
+    now(device)
     walls, processors = [], []
     for _ in range(steps):
         wall, processor = time.perf_counter(), time.process_time()
         step()
-        now(find_device(recipe.run.device))
+        now(device)
         walls.append(time.perf_counter() - wall)
         processors.append(time.process_time() - processor)
     return {"wall": median(walls), "processor": median(processors)}

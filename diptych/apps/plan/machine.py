@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from diptych.train.memory import trim
+
 SQUARES = tuple((size, size, size) for size in (1024, 2048, 4096))
 ROUNDS = 4
 
@@ -117,10 +119,3 @@ def status(name: str) -> int:
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"no {name} in /proc/self/status")
-
-
-def trim() -> None:
-    """Returns freed memory to the system, so that resident memory is memory in use."""
-    import ctypes
-
-    ctypes.CDLL(None).malloc_trim(0)
