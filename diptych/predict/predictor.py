@@ -215,7 +215,9 @@ class Predictor:
         match with less than `min_match` are left out, so that there may be none. By default all are kept, and None is
         the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
         """
-        return self.rank_readable(text, as_pictures(images).items, k, rerank, None, min_match).hits
+        return self.rank_embedded(
+            text, as_pictures(images).items, lambda pictures: self._embed(pictures, None), k, rerank, min_match
+        ).hits
 
     # A text is a sequence of texts too, so that mypy sees an overlap: the first signature that fits is meant.
     @overload
@@ -388,18 +390,19 @@ class Predictor:
         """Encodes texts as the model reads them: cleaned and cut to the longest that evaluation reads."""
         return prepare_texts(as_strings(texts).items, self.tokenizer, self.recipe.data)
 
-    def rank_readable(
+    def rank_embedded(
         self,
         text: str,
         pictures: Sequence[Picture],
+        embed: Callable[[Sequence[Picture]], tuple[list[int], Float[Tensor, "N E"]]],
         k: int,
         rerank: bool | None,
-        skipped: list[BadRecord] | None,
         min_match: float | None = None,
     ) -> Ranking:
-        """Ranks as `rank` does and counts the readable pictures. Others go to `skipped`; without it they raise.
+        """Ranks as `rank` does those pictures of which `embed` returns the places and the vectors, and counts them.
 
-        By default it leaves out pictures below the least match of the model's calibration.
+        `embed` is called once, after everything else has been checked. By default it leaves out pictures below the
+        least match of the model's calibration.
         """
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one picture")
@@ -407,7 +410,7 @@ class Predictor:
         limit = self.min_match(min_match, rerank)
         wanted = read_query(text)
         query = self.embed_query(wanted)
-        places, vectors = self._embed(pictures, skipped)
+        places, vectors = embed(pictures)
         if not places:
             return Ranking((), 0, limit, None)
         near = CosineIndex(vectors).search(query, max(k, self.recipe.evaluation.rerank) if rerank else k)
