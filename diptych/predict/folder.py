@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.data.files import files_below
+from diptych.data.files import names_below
 from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.record import BadRecord
 from diptych.predict.duplicates import SPARE, copies_noted, fold, named_copies
@@ -106,7 +106,7 @@ def search_folder(
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds pictures")
     seen = PassedOver()
-    names = [file.as_posix() for file in files_below(folder, seen) if is_picture(file)]
+    names = [name for name in names_below(folder, seen) if is_picture(name)]
     if not names:
         raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}{seen.after}")
     files = [folder / name for name in names]
@@ -121,7 +121,7 @@ def search_folder(
     ranking = predictor.rank_embedded(query, files, embed, k * SPARE if fold_copies else k, rerank, min_match)
     if not ranking.searched:
         raise ValueError(f"none of the {len(files)} pictures in {folder} can be read; the first: {skipped[0]}")
-    named = tuple(replace(hit, name=names[hit.index]) for hit in ranking.hits)
+    named = tuple(replace(hit, name=Path(names[hit.index]).as_posix()) for hit in ranking.hits)
     if fold_copies:
         groups = fold((files[hit.index] for hit in named), k)
         copies = named_copies(groups, [hit.name for hit in named])
