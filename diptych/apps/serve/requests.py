@@ -18,6 +18,9 @@ from diptych.data.transforms import resize
 from diptych.predict import Located, PooledModel, Predictor
 
 Result = TypeVar("Result")
+RERANKED_ROWS = 8
+"""Rows of a batch that a re-ranked search takes. It matches tens of pairs, and a batch that a model has begun is not
+stopped, so only a few are together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +150,7 @@ class Search:
     ability: ClassVar[str] = "search"
 
     def rows(self, inputs: Inputs) -> int:
-        return 1
+        return RERANKED_ROWS if self.rerank else 1
 
     def __call__(self, inputs: Sequence[SearchInputs]) -> list[Any]:
         queries = [
