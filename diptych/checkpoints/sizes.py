@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from diptych.checkpoints.store import CheckpointError, check_fit
 
@@ -17,10 +18,27 @@ COUNTS = ("depth", "layers", "fusion_start", "images_per_text")
 """Fields of a model's configuration that say how often something is built."""
 MOST_COPIES = 4
 """A task holds at most so many times the parameters that are stored: a momentum encoder and a head may be missing."""
+DRAWS = (
+    torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_,
+)  # fmt: skip
+"""What modules draw their first weights with, as torch tells its modes."""
 FEW = 100
 """Layers that every file may describe, however few tensors it has."""
 MOST_UNSTORED = 1 << 29
 """Bytes of the parts that a file need not hold, beyond some times what it holds. ALBEF's queue takes a quarter."""
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of first weights, which tensors without memory do not hold.
+
+    On the `meta` device torch draws from a normal distribution by a function for whose sake it imports its compiler,
+    which takes longer than everything else of loading a small model.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class _TooMany(Exception):
@@ -67,7 +85,7 @@ def build_without_memory(build: Callable[[], nn.Module], config: Any, tensors: i
 
     hook = register_module_parameter_registration_hook(note)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), _Undrawn():
             return build()
     except ValueError:
         raise

@@ -42,6 +42,9 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
     parser.add_argument("--min-match", type=probability, metavar="P", help=MIN_MATCH)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="embed every picture, and do not keep the vectors for the next search"
+    )
     add_largest_pixels(parser)
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -54,6 +57,6 @@ def run(arguments: Sequence[str]) -> None:
         print(f"note: {unread}", file=sys.stderr)
     found = predict.search_folder(
         model, options.text, options.images, options.top, min_match=options.min_match,
-        fold_copies=not options.keep_copies,
+        fold_copies=not options.keep_copies, cache=not options.no_cache,
     )  # fmt: skip
     show(found, options)

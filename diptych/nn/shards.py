@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """Gives this process's shard of a tensor, the same memory. A tensor that is not sharded is returned as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """Gives this process's shard of a tensor, the same memory. A tensor that is not sharded is returned as it is.
+
+    There is a sharded tensor only where its module has been imported, which takes most of a second.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return tensor.to_local() if module is not None and isinstance(tensor, module.DTensor) else tensor  # type: ignore[no-any-return]
 
 
 def own_rows(rows: int, rank: int, size: int) -> slice:

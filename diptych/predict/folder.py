@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.data.files import files_below
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych.data.files import names_below
 from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.record import BadRecord
 from diptych.predict.duplicates import SPARE, copies_noted, fold, named_copies
-from diptych.predict.inputs import unknown_words
+from diptych.predict.inputs import Picture, unknown_words
+from diptych.predict.kept_vectors import KeptVectors
 from diptych.predict.predictor import Predictor
 from diptych.predict.queries import read_query
 from diptych.predict.results import EVERYTHING, Hit, MinMatch
@@ -35,6 +40,10 @@ class SearchResult:
     """The highest probability of a match, whether that picture is among the hits or not."""
     passed_over: PassedOver = field(default_factory=PassedOver)
     """The files that look like pictures and are not read as such."""
+    embedded: int = 0
+    """The number of pictures that were embedded for this search. The vectors of the others were kept."""
+    notes: tuple[str, ...] = ()
+    """What hinders keeping the vectors, each in a line."""
 
     def __str__(self) -> str:
         lines = [f'"{self.query}" among {self.searched} pictures in {self.folder}', ""]
@@ -54,6 +63,8 @@ class SearchResult:
             lines += ["", f"{len(self.skipped)} could not be read:", *(f"  {error}" for error in self.skipped)]
         if self.passed_over:
             lines += ["", str(self.passed_over)]
+        if self.notes:
+            lines += ["", *map(printable, self.notes)]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +80,7 @@ class SearchResult:
                 for hit in self.hits
             ],
             "unknown_words": list(self.unknown_words), "skipped": [str(error) for error in self.skipped],
+            "notes": list(self.notes),
         }  # fmt: skip
 
 
@@ -80,30 +92,42 @@ def search_folder(
     rerank: bool | None = None,
     min_match: float | None = None,
     fold_copies: bool = False,
+    cache: bool = True,
 ) -> SearchResult:
     """Finds the k pictures in and below `folder` that fit the query best, by `Predictor.rank`.
 
     With `fold_copies` near-duplicates, such as one picture at two sizes, are one hit, which names the others. There may
     be no hit, because pictures that match with less than `min_match` are left out. Pictures that cannot be
-    read are named in the result. Raises ValueError if there is nothing to search.
+    read are named in the result. With `cache` the vectors are kept in the cache folder (`predict.kept_vectors`), and a
+    later search with the same model embeds only what is new or has changed. Raises ValueError if there is nothing to
+    search.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds pictures")
     seen = PassedOver()
-    files = [folder / file for file in files_below(folder, seen) if is_picture(file)]
-    if not files:
+    names = [name for name in names_below(folder, seen) if is_picture(name)]
+    if not names:
         raise ValueError(f"no pictures in {folder}: looked for {', '.join(sorted(SUFFIXES))}{seen.after}")
+    files = [folder / name for name in names]
+    kept = KeptVectors(predictor, folder) if cache else None
     skipped: list[BadRecord] = []
-    ranking = predictor.rank_readable(query, files, k * SPARE if fold_copies else k, rerank, skipped, min_match)
+
+    def embed(pictures: Sequence[Picture]) -> tuple[list[int], Float[Tensor, "N E"]]:
+        places, vectors, errors = predictor.embed_readable(pictures) if kept is None else kept.embed(names)
+        skipped.extend(errors)
+        return places, vectors
+
+    ranking = predictor.rank_embedded(query, files, embed, k * SPARE if fold_copies else k, rerank, min_match)
     if not ranking.searched:
         raise ValueError(f"none of the {len(files)} pictures in {folder} can be read; the first: {skipped[0]}")
-    named = tuple(replace(hit, name=files[hit.index].relative_to(folder).as_posix()) for hit in ranking.hits)
+    named = tuple(replace(hit, name=Path(names[hit.index]).as_posix()) for hit in ranking.hits)
     if fold_copies:
         groups = fold((files[hit.index] for hit in named), k)
         copies = named_copies(groups, [hit.name for hit in named])
-        named = tuple(replace(named[place], copies=names) for place, names in copies)
+        named = tuple(replace(named[place], copies=others) for place, others in copies)
     unknown = unknown_words(" ".join(read_query(query).texts), predictor.tokenizer)
     return SearchResult(
-        query, folder, named, ranking.searched, tuple(skipped), unknown, ranking.min_match, ranking.best_match, seen
-    )
+        query, folder, named, ranking.searched, tuple(skipped), unknown, ranking.min_match, ranking.best_match, seen,
+        embedded=ranking.searched if kept is None else kept.embedded, notes=() if kept is None else tuple(kept.notes),
+    )  # fmt: skip

@@ -12,6 +12,7 @@ import os
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -56,9 +57,20 @@ class Inputs(Generic[Item]):
     single: bool
     """Whether it was one input, not a list."""
 
+    @cached_property
+    def _first(self) -> dict[int, int]:
+        """The first place of each object, which a list may name often."""
+        places: dict[int, int] = {}
+        for place, item in enumerate(self.items):
+            places.setdefault(id(item), place)
+        return places
+
     def place(self, row: int) -> int:
-        """Returns the place of the item that belongs to a row of the results."""
-        return 0 if self.single else row
+        """Returns the place of the item that belongs to a row of the results: the first one, if it stands there often.
+
+        So a picture that is named with each of its texts is opened and encoded once.
+        """
+        return 0 if self.single else self._first[id(self.items[row])]
 
     def at(self, row: int) -> Item:
         return self.items[self.place(row)]

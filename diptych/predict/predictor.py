@@ -6,7 +6,7 @@ N pictures, M texts, P pairs, E embedding width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -117,28 +117,55 @@ class Predictor:
         with evaluating(self.model):
             return self.model.embed_text(self._text_state(self.texts(texts)))["main"].cpu()
 
-    def embed_query(self, query: Query) -> Float[Tensor, "1 E"]:
-        """Computes the vector of a query: the normalised sum of its terms' vectors, each times its weight.
+    def embed_encoded(self, images: State) -> Float[Tensor, "N E"]:
+        """Computes the vectors of pictures that `encode` has encoded, as `embed_images` does."""
+        self._require("embed_image")
+        with evaluating(self.model):
+            return self.model.embed_image(images)["main"].cpu()
+
+    def embed_queries(self, queries: Sequence[Query]) -> Float[Tensor, "Q E"]:
+        """Computes the vector of each query: the normalised sum of its terms' vectors, each times its weight.
 
         Raises ValueError for terms that cancel each other.
         """
-        vectors = self.embed_texts(query.texts)
-        if query.is_plain:
-            return vectors
-        summed = torch.tensor([[term.weight for term in query.terms]]) @ vectors
-        if float(summed.norm()) < LEAST_LENGTH:
-            raise ValueError(f"{' '.join(query.texts)}: what is wanted and what is unwanted cancel each other")
-        return F.normalize(summed, dim=1)
+        texts, place = _distinct_texts(queries)
+        vectors = self.embed_texts(texts)
+        return torch.cat([_sum_terms(vectors[[place[text] for text in query.texts]], query) for query in queries])
 
-    def score_query(
-        self, images: State, query: Query, similarity: Float[Tensor, "N"]
-    ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-        """Scores pictures, which `encode` has encoded, as hits of a query.
+    def score_queries(
+        self, images: Iterable[State], queries: Sequence[Query], candidates: Sequence[Sequence[int]],
+        similarities: Sequence[Float[Tensor, "K"]],
+    ) -> list[tuple[Float[Tensor, "K"], Float[Tensor, "K"]]]:  # fmt: skip
+        """Scores pictures, which `encode` has encoded, as hits of queries. Each text and each picture is encoded once.
 
-        Returns the probability that a hit is right, of the query's first term alone, and the score that orders hits:
-        that of the first term, and the log odds of a match of every other term times its weight.
+        `images` yields the pictures in order and in portions, of which one is alive at a time. `candidates` are the
+        places of each query's pictures among them, and `similarities` their similarities to the query. Returns for each
+        query the probability that a hit is right, of the query's first term alone, and the score that orders hits: that
+        of the first term, and the log odds of a match of every other term times its weight.
         """
-        return self._score_terms(self._encoded_logits(images, query.texts), query, similarity)
+        self._require(*OF_PAIRS)
+        texts, place = _distinct_texts(queries)
+        pairs = [
+            image * len(texts) + place[text]
+            for query, images_of_query in zip(queries, candidates, strict=True)
+            for image in images_of_query
+            for text in query.texts
+        ]
+        keys, of_query = torch.tensor(pairs, dtype=torch.long).unique(return_inverse=True)
+        image, text = keys // len(texts), keys % len(texts)
+        words, logits, start = self.texts(texts), torch.empty(len(keys), 2), 0
+        with evaluating(self.model):
+            text_state = self._text_state(words)
+            for state in images:
+                first, last = torch.searchsorted(image, torch.tensor([start, start + len(state)])).tolist()
+                here = slice(first, last)
+                logits[here] = self._some_logits(state, words, text_state, image[here] - start, text[here])
+                start += len(state)
+        counts = [len(query.terms) * len(chosen) for query, chosen in zip(queries, candidates, strict=True)]
+        return [
+            self._score_terms(logits[rows].view(-1, len(query.terms), 2), query, similarity)
+            for rows, query, similarity in zip(of_query.split(counts), queries, similarities, strict=True)
+        ]
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
         """Computes the probability that picture n and text m belong together, by the fusion encoder, for every pair."""
@@ -215,7 +242,9 @@ class Predictor:
         match with less than `min_match` are left out, so that there may be none. By default all are kept, and None is
         the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
         """
-        return self.rank_readable(text, as_pictures(images).items, k, rerank, None, min_match).hits
+        return self.rank_embedded(
+            text, as_pictures(images).items, lambda pictures: self._embed(pictures, None), k, rerank, min_match
+        ).hits
 
     # A text is a sequence of texts too, so that mypy sees an overlap: the first signature that fits is meant.
     @overload
@@ -388,26 +417,27 @@ class Predictor:
         """Encodes texts as the model reads them: cleaned and cut to the longest that evaluation reads."""
         return prepare_texts(as_strings(texts).items, self.tokenizer, self.recipe.data)
 
-    def rank_readable(
+    def rank_embedded(
         self,
         text: str,
         pictures: Sequence[Picture],
+        embed: Callable[[Sequence[Picture]], tuple[list[int], Float[Tensor, "N E"]]],
         k: int,
         rerank: bool | None,
-        skipped: list[BadRecord] | None,
         min_match: float | None = None,
     ) -> Ranking:
-        """Ranks as `rank` does and counts the readable pictures. Others go to `skipped`; without it they raise.
+        """Ranks as `rank` does those pictures of which `embed` returns the places and the vectors, and counts them.
 
-        By default it leaves out pictures below the least match of the model's calibration.
+        `embed` is called once, after everything else has been checked. By default it leaves out pictures below the
+        least match of the model's calibration.
         """
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one picture")
         rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank
         limit = self.min_match(min_match, rerank)
         wanted = read_query(text)
-        query = self.embed_query(wanted)
-        places, vectors = self._embed(pictures, skipped)
+        query = self.embed_queries([wanted])
+        places, vectors = embed(pictures)
         if not places:
             return Ranking((), 0, limit, None)
         near = CosineIndex(vectors).search(query, max(k, self.recipe.evaluation.rerank) if rerank else k)
@@ -582,7 +612,7 @@ class Predictor:
     def _score_terms(
         self, logits: Float[Tensor, "N T 2"], query: Query, similarity: Float[Tensor, "N"]
     ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-        """Computes what `score_query` returns from the match logits of all terms."""
+        """Computes what `score_queries` returns of a query from the match logits of all terms."""
         first, *others = query.terms
         match, score = (column[:, 0] for column in self._score(logits[:, :1], first.text, similarity[:, None]))
         if others:
@@ -593,6 +623,22 @@ class Predictor:
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
         size = self.recipe.evaluation.batch_size
         return (pictures[start : start + size] for start in range(0, len(pictures), size))
+
+
+def _distinct_texts(queries: Sequence[Query]) -> tuple[list[str], dict[str, int]]:
+    """Returns the texts of queries, each once, and the place of each."""
+    texts = list(dict.fromkeys(text for query in queries for text in query.texts))
+    return texts, {text: place for place, text in enumerate(texts)}
+
+
+def _sum_terms(vectors: Float[Tensor, "T E"], query: Query) -> Float[Tensor, "1 E"]:
+    """Sums the vectors of a query's terms. Raises ValueError for terms that cancel each other."""
+    if query.is_plain:
+        return vectors
+    summed = torch.tensor([[term.weight for term in query.terms]]) @ vectors
+    if float(summed.norm()) < LEAST_LENGTH:
+        raise ValueError(f"{' '.join(query.texts)}: what is wanted and what is unwanted cancel each other")
+    return F.normalize(summed, dim=1)
 
 
 @lru_cache(maxsize=1)

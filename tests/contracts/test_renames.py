@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.apps.index.identity import ModelIdentity
 from diptych.checkpoints import store
 from diptych.checkpoints.renames import current_name, former_name
 from diptych.predict import Predictor
+from diptych.predict.identity import ModelIdentity
 from diptych.schema import Recipe, VlmoPretrainConfig
 from diptych.train.freeze import freeze
 from diptych.train.optim import load_optimizer_state, optimizer_state

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.apps.index import build_index, open_index
+from diptych.apps.index import IndexQuery, build_index, open_index
 from diptych.cli.main import main
 from diptych.predict import Predictor, search_folder
 from diptych.predict.duplicates import fold
 from diptych.predict.queries import Term, read_query
-from tests.index.sources import save_pictures
+from tests.index.sources import CAPTIONS, save_lines, save_pictures
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def test_a_query_that_wants_nothing_is_said(text: str, message: str) -> None:
 def test_terms_are_a_weighted_sum_of_vectors(model: Predictor) -> None:
     fox, boat, bird = model.embed_texts(["a red fox", "a boat", "bird"])
     expected = torch.nn.functional.normalize(fox + 0.5 * boat - 2 * bird, dim=0)
-    found = model.embed_query(read_query('a red fox +"a boat"^0.5 -bird^2'))
+    found = model.embed_queries([read_query('a red fox +"a boat"^0.5 -bird^2')])
     assert torch.allclose(found[0], expected, atol=1e-6)
-    assert torch.equal(model.embed_query(read_query("a boat")), model.embed_texts("a boat"))
+    assert torch.equal(model.embed_queries([read_query("a boat")]), model.embed_texts("a boat"))
     with pytest.raises(ValueError, match="cancel each other"):
-        model.embed_query(read_query("boat -boat^1"))
+        model.embed_queries([read_query("boat -boat^1")])
 
 
 def test_an_index_and_a_folder_answer_a_query_alike(model: Predictor, photos: Path, tmp_path: Path) -> None:
@@ -80,6 +80,81 @@ def test_an_index_and_a_folder_answer_a_query_alike(model: Predictor, photos: Pa
     assert torch.allclose(score.sort(descending=True).values, score, atol=1e-4), "re-ranked by weighted log odds"
     assert [hit.match for hit in by_index] == pytest.approx(boat.sigmoid().tolist(), abs=1e-5)
     assert index.search("a boat +qzx").unknown_words == search_folder(model, "a boat +qzx", photos).unknown_words
+
+
+@pytest.mark.parametrize("system", ["albef", "vlmo"])
+def test_searches_together_find_what_each_finds_alone(
+    system: str, model: Predictor, vlmo: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    predictor = {"albef": model, "vlmo": vlmo}[system]
+    build_index(tmp_path / "index", photos, predictor)
+    build_index(
+        tmp_path / "texts", save_lines(tmp_path / "list.jsonl", [{"text": text} for text in CAPTIONS]), predictor
+    )
+    words = [
+        IndexQuery("a boat"), IndexQuery("a boat -fox +bird^0.5", 3, 0.4), IndexQuery("a red fox", 2, fold_copies=True),
+        IndexQuery("a boat", 1),
+    ]  # fmt: skip
+    pictures = [IndexQuery(photos / "2.png"), IndexQuery(Image.open(photos / "0.png"), 2, 0.1)]
+    cases = [(words, "picture", False), (words, "picture", True), ([*words, *pictures], "picture", False)]
+    cases = [("index", *case) for case in cases] + [("texts", pictures, "text", rerank) for rerank in (False, True)]
+    for place, queries, of, rerank in cases:
+        index = open_index(tmp_path / place, predictor)
+        together = index.search_many(queries, of, rerank)
+        for one, found in zip(queries, together, strict=True):
+            alone = open_index(tmp_path / place, predictor).search(
+                one.query, one.k, of, rerank, one.min_match, one.fold_copies
+            )
+            assert [(hit.id, hit.copies) for hit in found.hits] == [(hit.id, hit.copies) for hit in alone.hits]
+            assert [hit.match for hit in found.hits] == pytest.approx([hit.match for hit in alone.hits], abs=1e-5)
+            assert [hit.similarity for hit in found.hits] == pytest.approx(
+                [hit.similarity for hit in alone.hits], abs=1e-5
+            )
+            assert (found.query, found.searched, found.min_match) == (alone.query, alone.searched, alone.min_match)
+
+
+def test_searches_together_encode_each_text_and_picture_once(
+    model: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(tmp_path / "index", photos, model)
+    index, network = open_index(tmp_path / "index", model), type(model.model)
+    seen = {"image_state": 0, "text_state": 0}
+
+    def count(name: str) -> None:
+        encode = getattr(network, name)
+
+        def counted(self: object, batch: object) -> object:
+            seen[name] += len(batch)  # type: ignore[arg-type]
+            return encode(self, batch)
+
+        monkeypatch.setattr(network, name, counted)
+
+    for name in seen:
+        count(name)
+    queries = [IndexQuery(text) for text in ("a boat", "a red fox -boat", "a boat", "fox -bird")]
+    index.search_many(queries, rerank=True)
+    assert seen == {"image_state": 7, "text_state": 2 * 5}, "texts once to embed and once to match"
+    seen |= {"image_state": 0, "text_state": 0}
+    index.search_many(queries, rerank=True)
+    assert seen["image_state"] == 0, "their states are kept"
+    build_index(tmp_path / "texts", save_lines(tmp_path / "list.jsonl", [{"text": text} for text in CAPTIONS]), model)
+    seen |= {"image_state": 0, "text_state": 0}
+    open_index(tmp_path / "texts", model).search(Image.open(photos / "0.png"), of="text", rerank=True)
+    assert seen["image_state"] == 1, "one picture with all its texts"
+    seen |= {"image_state": 0, "text_state": 0}
+    picture = Image.open(photos / "0.png")
+    model.locate([picture] * 3, ["a boat", "a fox", "a bird"])
+    assert seen["image_state"] == 1, "a list that names one picture three times"
+
+
+def test_one_refused_search_refuses_all_of_a_call(model: Predictor, photos: Path, tmp_path: Path) -> None:
+    """So the server asks each alone then."""
+    build_index(tmp_path / "index", photos, model)
+    index = open_index(tmp_path / "index", model)
+    with pytest.raises(ValueError, match="k is 0"):
+        index.search_many([IndexQuery("a boat"), IndexQuery("a boat", 0)])
+    with pytest.raises(ValueError, match="cancel each other"):
+        index.search_many([IndexQuery("a boat"), IndexQuery("boat -boat^1")])
 
 
 def test_near_duplicates_are_one_hit(model: Predictor, photos: Path, tmp_path: Path) -> None:

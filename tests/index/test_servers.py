@@ -12,11 +12,11 @@ import pytest
 
 from diptych.apps.index import Item, add_to_index, build, build_index, index_info, open_index, remove_from_index
 from diptych.apps.index.embedding import Portion
-from diptych.apps.index.identity import ModelIdentity
 from diptych.apps.index.places import find_place
 from diptych.apps.index.store import IndexDescription
 from diptych.cli.main import main
 from diptych.predict import Predictor
+from diptych.predict.identity import ModelIdentity
 from tests.index.servers import milvus, postgres
 from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures
 

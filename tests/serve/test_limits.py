@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diptych.apps.index import Index
 from diptych.apps.serve.batching import Batcher, ExpectedRequest
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
@@ -295,6 +296,28 @@ def test_a_bad_request_does_not_fail_others_in_its_batch() -> None:
     assert max(blocked.batch_sizes) > 1, "they were never together"
     with pytest.raises(ApiError, match="being stopped"):
         asyncio.run(batcher.submit(blocked, Inputs(texts=("late",)), ExpectedRequest(batcher)))
+
+
+def test_searches_of_all_clients_are_one_call_whatever_they_ask_for(
+    pool: ModelPool, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    search = Index.search_many
+
+    def noting(self: Index, queries: Sequence[Any], *options: Any) -> Any:
+        seen.append(len(queries))
+        return search(self, queries, *options)
+
+    monkeypatch.setattr(Index, "search_many", noting)
+    bodies = [{"text": f"a boat{' and a fox' * k}", "k": k} for k in range(1, 6)]
+    bodies[1] = {"picture": encoded(picture(1)), "k": 2}
+    with running(pool, index=str(photos)) as served, ThreadPoolExecutor(5) as clients:
+        with OccupiedModels(served):
+            asked = [clients.submit(served.post, "/v1/search", body) for body in bodies]
+            wait_until(lambda: len(served.state.batcher._waiting) == 5)
+        answers = [one.result() for one in asked]
+    assert seen == [5]
+    assert [len(one.json()["hits"]) for one in answers] == [1, 2, 3, 4, 5]
 
 
 def test_a_full_queue_answers_429_with_retry_after(pool: ModelPool) -> None:

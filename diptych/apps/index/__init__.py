@@ -6,7 +6,7 @@ print(open_index("photos.index", model).search("a fox left of a red car"))
 """
 
 from diptych.apps.index.build import add_to_index, build_index, remove_from_index
-from diptych.apps.index.index import Index, index_info, open_index
+from diptych.apps.index.index import Index, IndexQuery, index_info, open_index
 from diptych.apps.index.items import Item, Kind
 from diptych.apps.index.results import BuildReport, IndexHit, IndexInfo, SearchResults
 from diptych.apps.index.vectors import EmbeddingReport, embed_source
@@ -17,6 +17,7 @@ __all__ = [
     "Index",
     "IndexHit",
     "IndexInfo",
+    "IndexQuery",
     "Item",
     "Kind",
     "SearchResults",

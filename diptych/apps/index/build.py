@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from diptych.apps.index.embedding import PORTION, Portion, embed
-from diptych.apps.index.identity import ModelIdentity
 from diptych.apps.index.items import KINDS, ItemSource, portions, read_items
 from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
 from diptych.apps.index.places import find_place
@@ -15,6 +14,7 @@ from diptych.apps.index.results import BuildReport
 from diptych.apps.index.store import IndexDescription, Place, Store, Writer, no_index
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
+from diptych.predict.identity import ModelIdentity
 
 EQUAL = 1 - 1e-5
 """Cosine above which two vectors are of the same picture. Batches of different sizes change a vector by less."""

@@ -14,12 +14,9 @@ A change writes a new generation beside the current one, flushes it to the disk,
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
@@ -39,7 +36,12 @@ from diptych.data.files import json_lines, lines_of
 from diptych.data.record import BadRecord
 from diptych.printable import brief, printable
 from diptych.reading import disguise_of, parse_json, read_object
+<<<<<<< HEAD
 from diptych.writing import flush, whole_file
+=======
+from diptych.search.vectors_file import packed, unpacked
+from diptych.writing import flush
+>>>>>>> k-search
 
 FORMAT = 1
 MANIFEST, BEGUN, SKIPPED, STAGED = "index.json", "begun.json", "skipped.jsonl", "staged"
@@ -440,25 +442,19 @@ def _reserve(path: Path) -> None:
 
 
 def _write_portion(file: Path, model: str, portion: Portion) -> None:
-    rows = json.dumps([model, [astuple(item) for item in portion.items]]).encode()
-    content = io.BytesIO()
-    np.savez(content, vectors=portion.vectors, rows=np.frombuffer(rows, np.uint8))
-    write_whole(file, lambda stream: stream.write(content.getbuffer()))
+    content = packed([model, [astuple(item) for item in portion.items]], portion.vectors)
+    write_whole(file, lambda stream: stream.write(content))
 
 
 def _read_portion(file: Path) -> tuple[str, list[Item], Float32[np.ndarray, "N E"]]:
     """Reads the digest of the model, the items and their vectors. Raises ValueError for a damaged file."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("its entries are compressed")  # a small file could hold any number of zeros
-        with np.load(file, allow_pickle=False) as content:
-            model, rows = parse_json(content["rows"].tobytes())
-            return model, [Item(*row) for row in rows], content["vectors"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:
+        (model, rows), vectors = unpacked(file)
+        return model, [Item(*row) for row in rows], vectors
+    except TypeError as error:
         raise ValueError(f"{file} is damaged ({error}): remove it, and build again") from error
+    except ValueError as error:
+        raise ValueError(f"{error}: remove it, and build again") from error
 
 
 def _link(file: Path, name: Path) -> None:

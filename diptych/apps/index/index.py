@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32
+from torch import Tensor
 
 from diptych.apps.index.items import KINDS, Item, Kind
 from diptych.apps.index.places import find_place
@@ -18,6 +20,8 @@ from diptych.apps.index.store import Store
 from diptych.predict import Picture, Predictor, unknown_words
 from diptych.predict.duplicates import SPARE, fold, named_copies
 from diptych.predict.queries import Query, read_query
+from diptych.predict.results import MinMatch
+from diptych.search.contract import State
 
 
 def open_index(place: str | Path, predictor: Predictor) -> Index:
@@ -44,6 +48,28 @@ def index_info(place: str | Path) -> IndexInfo:
         tuple(root.folder for root in description.roots),
         store.skipped(),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class IndexQuery:
+    """One of several searches; its fields are those of `Index.search`."""
+
+    query: str | Picture
+    k: int = 10
+    min_match: float | None = None
+    fold_copies: bool = False
+
+    @property
+    def text(self) -> str | None:
+        """The query if it is a text. The file of a picture is a `Path`."""
+        return self.query if isinstance(self.query, str) else None
+
+    def folds(self, of: Kind) -> bool:
+        return self.fold_copies and of == "picture"
+
+    def looked_at(self, of: Kind) -> int:
+        """The number of hits that are looked at, of which `k` are shown."""
+        return self.k * SPARE if self.folds(of) else self.k
 
 
 class Index:
@@ -98,33 +124,31 @@ class Index:
         picture, for a `min_match` above 0 without re-ranking, for a kind that the index does not hold, and, when
         re-ranking, for a picture file that is missing.
         """
-        text = query if isinstance(query, str) else None
-        self._check(text, k, of, rerank)
-        limit = self.predictor.min_match(min_match, rerank, of_texts=of == "text")
-        wanted = None if text is None else read_query(text)
-        vectors = self.predictor.embed_images(query) if wanted is None else self.predictor.embed_query(wanted)
-        folds = fold_copies and of == "picture"
-        looked_at = k * SPARE if folds else k
-        candidates = max(looked_at, self.predictor.recipe.evaluation.rerank) if rerank else looked_at
-        near = nearest(self._store, of, vectors[0].numpy().astype(np.float32), candidates)
-        items = self._store.items([id for id, _ in near])
-        similarities = [similarity for _, similarity in near]
-        matches: Sequence[float | None] = [None] * len(items)
-        order = list(range(len(items)))
-        if rerank and items:
-            matches, order = self._reranked(wanted or query, items, similarities)
-        hits = [self._hit(items[i], similarities[i], matches[i]) for i in order]
-        unknown = () if wanted is None else unknown_words(" ".join(wanted.texts), self.predictor.tokenizer)
-        name = str(query) if isinstance(query, str | Path) else "a picture"
-        shown = tuple(hit for hit in hits[:looked_at] if hit.match is None or hit.match >= limit.least)
-        if folds:
-            groups = fold((hit.path for hit in shown if hit.path is not None), k)
-            copies = named_copies(groups, [hit.id for hit in shown])
-            shown = tuple(replace(shown[place], copies=names) for place, names in copies)
-        best = hits[0].match if hits else None
-        return SearchResults(
-            name, shown, self._store.count(of), self._store.search_method(of), unknown, of, limit, best
-        )
+        return self.search_many([IndexQuery(query, k, min_match, fold_copies)], of, rerank)[0]
+
+    def search_many(
+        self, queries: Sequence[IndexQuery], of: Kind = "picture", rerank: bool = False
+    ) -> list[SearchResults]:
+        """Searches by several texts or pictures, as `search` does by each. Raises ValueError if one of them is refused.
+
+        All queries are encoded together, and so are the pictures that are re-ranked, each once for all queries.
+        """
+        for query in queries:
+            self._check(query.text, query.k, of, rerank)
+        limits = [self.predictor.min_match(query.min_match, rerank, of_texts=of == "text") for query in queries]
+        wanted = [None if query.text is None else read_query(query.text) for query in queries]
+        states = self._encoded(queries) if rerank and of == "text" else None
+        candidates = [
+            self._candidates(query, vector, of, rerank)
+            for query, vector in zip(queries, self._vectors(queries, wanted, states), strict=True)
+        ]
+        scores = self._scores(wanted, states, candidates) if rerank else [None] * len(queries)
+        return [
+            self._results(query, of, limit, text, nearest_items, score)
+            for query, limit, text, nearest_items, score in zip(
+                queries, limits, wanted, candidates, scores, strict=True
+            )
+        ]
 
     def _check(self, text: str | None, k: int, of: Kind, rerank: bool) -> None:
         if of not in KINDS:
@@ -139,18 +163,82 @@ class Index:
                 f"re-ranking matches pictures with texts: a {query} is re-ranked among {target}s (of={target})"
             )
 
-    def _reranked(
-        self, query: Query | Picture, items: Sequence[Item], similarities: Sequence[float]
-    ) -> tuple[list[float], list[int]]:
-        """Computes the match probability of each item, and the items' order: the best first, stable."""
-        if isinstance(query, Query):
-            states = self.states.get([self._store.description.file(item) for item in items])
-            match, score = self.predictor.score_query(states, query, torch.tensor(similarities))
+    def _encoded(self, queries: Sequence[IndexQuery]) -> State:
+        """Encodes the pictures of queries, those of files once for all searches."""
+        states: list[Any] = [
+            self.states.get([query.query]) if isinstance(query.query, Path) else self.predictor.encode(query.query)
+            for query in queries
+        ]
+        return type(states[0]).cat(states)
+
+    def _vectors(
+        self, queries: Sequence[IndexQuery], wanted: Sequence[Query | None], states: State | None
+    ) -> Float32[np.ndarray, "Q E"]:
+        """Computes the vectors of queries; of pictures that are encoded already, from their `states`."""
+        texts = [query for query in wanted if query is not None]
+        of_texts = iter(self.predictor.embed_queries(texts) if texts else ())
+        pictures = [query.query for query in queries if query.text is None]
+        if states is not None:
+            of_pictures = iter(self.predictor.embed_encoded(states))
         else:
-            texts = [item.content for item in items]
-            state = self.states.get([query]) if isinstance(query, Path) else self.predictor.encode(query)
-            match, score = self.predictor.score_hits(state, texts, torch.tensor(similarities)[None], of_texts=True)
-        return match.flatten().tolist(), score.flatten().argsort(descending=True, stable=True).tolist()
+            of_pictures = iter(self.predictor.embed_images(pictures) if pictures else ())
+        vectors = [next(of_pictures if query is None else of_texts) for query in wanted]
+        return torch.stack(vectors).numpy().astype(np.float32)
+
+    def _candidates(
+        self, query: IndexQuery, vector: Float32[np.ndarray, "E"], of: Kind, rerank: bool
+    ) -> tuple[list[Item], list[float]]:
+        """Finds the items that are nearest to a query, with their similarities."""
+        looked_at = query.looked_at(of)
+        near = nearest(
+            self._store, of, vector,
+            max(looked_at, self.predictor.recipe.evaluation.rerank) if rerank else looked_at,
+        )  # fmt: skip
+        return self._store.items([id for id, _ in near]), [similarity for _, similarity in near]
+
+    def _scores(
+        self, wanted: Sequence[Query | None], states: State | None, candidates: Sequence[tuple[list[Item], list[float]]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Computes the match probability of each query's candidates, and what orders them."""
+        if states is not None:
+            return [
+                self.predictor.score_hits(
+                    states[torch.tensor([row], device=self.predictor.device)], [item.content for item in items],
+                    torch.tensor(similarities)[None], of_texts=True,
+                )
+                for row, (items, similarities) in enumerate(candidates)
+            ]  # fmt: skip
+        listed = [[self._store.description.file(item) for item in items] for items, _ in candidates]
+        place = {file: number for number, file in enumerate(dict.fromkeys(file for files in listed for file in files))}
+        return self.predictor.score_queries(
+            self.states.portions(list(place)), [query for query in wanted if query is not None],
+            [[place[file] for file in files] for files in listed],
+            [torch.tensor(similarities) for _, similarities in candidates],
+        )  # fmt: skip
+
+    def _results(
+        self, query: IndexQuery, of: Kind, limit: MinMatch, wanted: Query | None,
+        candidates: tuple[list[Item], list[float]], score: tuple[Tensor, Tensor] | None,
+    ) -> SearchResults:  # fmt: skip
+        """Orders the candidates of a query, and leaves out what is not to be shown."""
+        items, similarities = candidates
+        matches: Sequence[float | None] = [None] * len(items)
+        order = list(range(len(items)))
+        if score is not None:
+            matches = score[0].flatten().tolist()
+            order = score[1].flatten().argsort(descending=True, stable=True).tolist()
+        hits = [self._hit(items[i], similarities[i], matches[i]) for i in order]
+        unknown = () if wanted is None else unknown_words(" ".join(wanted.texts), self.predictor.tokenizer)
+        name = str(query.query) if isinstance(query.query, str | Path) else "a picture"
+        shown = tuple(hit for hit in hits[: query.looked_at(of)] if hit.match is None or hit.match >= limit.least)
+        if query.folds(of):
+            groups = fold((hit.path for hit in shown if hit.path is not None), query.k)
+            copies = named_copies(groups, [hit.id for hit in shown])
+            shown = tuple(replace(shown[place], copies=names) for place, names in copies)
+        best = hits[0].match if hits else None
+        return SearchResults(
+            name, shown, self._store.count(of), self._store.search_method(of), unknown, of, limit, best
+        )
 
     def _hit(self, item: Item, similarity: float, match: float | None) -> IndexHit:
         if item.kind == "picture":

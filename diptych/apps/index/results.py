@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diptych.apps.index.identity import SHORT
 from diptych.apps.index.items import Kind
 from diptych.data.record import BadRecord
 from diptych.predict.duplicates import copies_noted
+from diptych.predict.identity import SHORT
 from diptych.predict.results import EVERYTHING, MinMatch
 from diptych.printable import printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class ImageStateCache:
             self._keep({key: states[key] for key in dict.fromkeys(keys)})
         states_of_files: list[Any] = [states[key] for key in keys]
         return type(states_of_files[0]).cat(states_of_files)
+
+    def portions(self, files: Sequence[Path]) -> Iterator[State]:
+        """Yields the states of files in order, a batch at a time, so that many files need no more memory."""
+        size = self.predictor.recipe.evaluation.batch_size
+        return (self.get(files[start : start + size]) for start in range(0, len(files), size))
 
     def _keep(self, used: dict[Key, State]) -> None:
         """Marks states as just used, and evicts the least recently used ones beyond the limit."""

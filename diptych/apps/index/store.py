@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from diptych.apps.index.embedding import Portion
-from diptych.apps.index.identity import ModelIdentity
 from diptych.apps.index.items import Item, Kind
 from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
 from diptych.data.record import BadRecord
+from diptych.predict.identity import ModelIdentity
 from diptych.printable import brief
 
 

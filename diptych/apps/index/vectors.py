@@ -29,10 +29,10 @@ import numpy as np
 
 from diptych.apps.index.embedding import PORTION, Portion, embed
 from diptych.apps.index.files import write_json, write_lines, write_skipped, write_whole
-from diptych.apps.index.identity import ModelIdentity
 from diptych.apps.index.items import Item, SourceItems, read_items
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
+from diptych.predict.identity import ModelIdentity
 
 SUFFIXES = (".npy", ".parquet")
 

@@ -256,7 +256,9 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
     )
     try:
         results = await state.batcher.submit(
-            calls.Search(state.index, body.k, body.of, body.rerank, body.min_match), inputs, request.state.expected
+            calls.Search(state.index, body.of, body.rerank),
+            calls.SearchInputs(inputs.pictures, inputs.texts, body.k, body.min_match),
+            request.state.expected,
         )
     except ValueError as error:  # the request was checked, so this concerns the index and may name its files
         raise RuntimeError("the index could not be searched") from error

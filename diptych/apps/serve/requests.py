@@ -13,10 +13,14 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
+from diptych.apps.index import IndexQuery
 from diptych.data.transforms import resize
 from diptych.predict import Located, PooledModel, Predictor
 
 Result = TypeVar("Result")
+RERANKED_ROWS = 8
+"""Rows of a batch that a re-ranked search takes. It matches tens of pairs, and a batch that a model has begun is not
+stopped, so only a few are together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,25 +132,31 @@ class Locate(_TextCall):
         return self._per_text(inputs, self.predictor.locate)
 
 
+@dataclass(frozen=True, eq=False)
+class SearchInputs(Inputs):
+    """The text or the picture of a search, with what may differ between the searches of a batch."""
+
+    k: int = 10
+    min_match: float | None = None
+
+
 @dataclass(frozen=True)
 class Search:
-    """Searches an index for one request after another, since an index embeds its query itself."""
+    """Searches an index for all requests together."""
 
     index: Any = field(hash=False)
-    k: int
     of: str
     rerank: bool
-    min_match: float | None = None
     ability: ClassVar[str] = "search"
 
     def rows(self, inputs: Inputs) -> int:
-        return 1
+        return RERANKED_ROWS if self.rerank else 1
 
-    def __call__(self, inputs: Sequence[Inputs]) -> list[Any]:
-        return [
-            self.index.search((request.texts or request.pictures)[0], self.k, self.of, self.rerank, self.min_match)
-            for request in inputs
+    def __call__(self, inputs: Sequence[SearchInputs]) -> list[Any]:
+        queries = [
+            IndexQuery((request.texts or request.pictures)[0], request.k, request.min_match) for request in inputs
         ]
+        return list(self.index.search_many(queries, self.of, self.rerank))
 
 
 def at_size(picture: Image.Image, predictor: Predictor) -> Image.Image:

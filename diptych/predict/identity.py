@@ -1,4 +1,4 @@
-"""Identifies the model that made an index, because vectors of two models cannot be compared."""
+"""Identifies the model that made vectors, because those of two models cannot be compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from diptych.checkpoints.renames import former_name
-from diptych.predict import Predictor
+from diptych.predict.predictor import Predictor
 
 SHORT = 12
 """Number of hexadecimal digits of a digest that messages show."""
