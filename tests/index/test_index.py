@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
@@ -16,7 +17,9 @@ from PIL import Image
 from diptych.apps.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
 from diptych.apps.index.files import sole_writer
 from diptych.apps.index.index import nearest
+from diptych.apps.index.neighbours import MethodChoice
 from diptych.apps.index.states import ImageStateCache
+from diptych.checkpoints.files import fingerprint
 from diptych.predict import Predictor
 from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures
 
@@ -262,6 +265,24 @@ def test_a_damaged_index_is_refused_with_the_files_name(photos: Path, tmp_path: 
                 ValueError, match=r"no index in" if name == "index.json" and harm == "gone" else file.name
             ):
                 open_index(place, model)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_an_index_with_vectors_of_no_model_is_refused(
+    photos: Path, tmp_path: Path, model: Predictor, value: float, kind: MethodChoice
+) -> None:
+    build_index(tmp_path / "index", photos, model, kind=kind)
+    (file,) = (tmp_path / "index").glob("generation-*/picture.npy")
+    vectors = np.load(file)
+    vectors[1, 2] = value
+    np.save(file, vectors)
+    manifest = tmp_path / "index" / "index.json"
+    content = json.loads(manifest.read_text())
+    content["files"][file.name] = fingerprint(file)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="vectors of no model"):
+        open_index(tmp_path / "index", model)
 
 
 def test_two_writers_at_once_are_refused_and_readers_are_not(photos: Path, tmp_path: Path, model: Predictor) -> None:

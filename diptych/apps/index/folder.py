@@ -47,6 +47,8 @@ GENERATION = "generation-"
 REBUILD = "build it again in another folder, or restore it from a copy"
 NAME = re.compile(r"\w[\w-]*\.\w+")
 """Names of the files of a generation. None leads to another folder."""
+LARGEST_COORDINATE = 1.01
+"""Bound on the coordinates of stored vectors, whose length is 1 but for rounding. NaN is not below it."""
 TRIES = 5
 """How often a reader starts again because a writer has replaced the generation meanwhile."""
 
@@ -397,6 +399,8 @@ def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
         raise _FileChanged(f"{generation} is damaged ({error}): {REBUILD}") from error
     if vectors.ndim != 2 or vectors.dtype != np.float32 or not len(items) == len(vectors) == entry["count"]:
         raise ValueError(f"{generation} is damaged (items and vectors are not equally many): {REBUILD}")
+    if not _are_normalised(vectors):
+        raise ValueError(f"{generation} is damaged (its {kind}s have vectors of no model): {REBUILD}")
     if settings.method == "exact":
         searcher = Searcher.build(vectors, "exact")
     else:
@@ -407,6 +411,12 @@ def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
     if len(searcher) != len(vectors):
         raise ValueError(f"{generation} is damaged (its search finds other vectors): {REBUILD}")
     return Table(items, {item.id: row for row, item in enumerate(items)}, file, searcher)
+
+
+def _are_normalised(vectors: Float32[np.ndarray, "N E"]) -> bool:
+    """Tells whether all coordinates are finite and those of vectors of length 1, from a block at a time."""
+    blocks = (vectors[start : start + (1 << 16)] for start in range(0, len(vectors), 1 << 16))
+    return all(bool((np.abs(block) < LARGEST_COORDINATE).all()) for block in blocks)
 
 
 def _item(line: bytes, kind: Kind, number: int) -> Item:
