@@ -15,6 +15,7 @@ from diptych.predict.predictor import Predictor
 from diptych.predict.queries import read_query
 from diptych.predict.results import EVERYTHING, Hit, MinMatch
 from diptych.printable import printable
+from diptych.reading import expand_home
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def search_folder(
     be no hit, because pictures that match with less than `min_match` are left out. Pictures that cannot be
     read are named in the result. Raises ValueError if there is nothing to search.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds pictures")
     seen = PassedOver()
