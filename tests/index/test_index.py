@@ -17,7 +17,7 @@ from PIL import Image
 from diptych.apps.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
 from diptych.apps.index.files import sole_writer
 from diptych.apps.index.index import nearest
-from diptych.apps.index.neighbours import MethodChoice
+from diptych.apps.index.neighbours import MethodChoice, require_faiss
 from diptych.apps.index.states import ImageStateCache
 from diptych.checkpoints.files import fingerprint
 from diptych.predict import Predictor
@@ -267,22 +267,48 @@ def test_a_damaged_index_is_refused_with_the_files_name(photos: Path, tmp_path: 
                 open_index(place, model)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def resealed(place: Path, changed: Path) -> Path:
+    """Enters the digest of a changed file into the description of an index, as its author would."""
+    manifest = place / "index.json"
+    content = json.loads(manifest.read_text())
+    content["files"][changed.name] = fingerprint(changed)
+    manifest.write_text(json.dumps(content))
+    return place
+
+
+@pytest.mark.parametrize("harm", [np.nan, np.inf, 1e30, "narrow"])
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
 def test_an_index_with_vectors_of_no_model_is_refused(
-    photos: Path, tmp_path: Path, model: Predictor, value: float, kind: MethodChoice
+    photos: Path, tmp_path: Path, model: Predictor, harm: float | str, kind: MethodChoice
 ) -> None:
     build_index(tmp_path / "index", photos, model, kind=kind)
     (file,) = (tmp_path / "index").glob("generation-*/picture.npy")
     vectors = np.load(file)
-    vectors[1, 2] = value
+    if harm == "narrow":
+        vectors = vectors[:, :7].copy()
+    else:
+        vectors[1, 2] = harm
     np.save(file, vectors)
-    manifest = tmp_path / "index" / "index.json"
-    content = json.loads(manifest.read_text())
-    content["files"][file.name] = fingerprint(file)
-    manifest.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="vectors of no model"):
-        open_index(tmp_path / "index", model)
+        open_index(resealed(tmp_path / "index", file), model)
+
+
+@pytest.mark.parametrize("harm", ["narrow", "other numbers", "other metric"])
+def test_lists_of_other_vectors_are_refused(photos: Path, tmp_path: Path, model: Predictor, harm: str) -> None:
+    faiss = require_faiss()
+    build_index(tmp_path / "index", photos, model, kind="ivf")
+    (file,) = (tmp_path / "index").glob("generation-*/picture.faiss")
+    (vectors,) = map(np.load, (tmp_path / "index").glob("generation-*/picture.npy"))
+    if harm == "narrow":
+        vectors = vectors[:, :7].copy()
+    metric = faiss.METRIC_L2 if harm == "other metric" else faiss.METRIC_INNER_PRODUCT
+    quantiser = faiss.IndexFlatIP(vectors.shape[1])
+    lists = faiss.IndexIVFFlat(quantiser, vectors.shape[1], 1, metric)
+    lists.train(vectors)
+    lists.add_with_ids(vectors, np.arange(len(vectors)) + (10**9 if harm == "other numbers" else 0))
+    faiss.write_index(lists, str(file))
+    with pytest.raises(ValueError, match=r"is damaged .*build it again"):
+        open_index(resealed(tmp_path / "index", file), model).search("a boat")
 
 
 def test_two_writers_at_once_are_refused_and_readers_are_not(photos: Path, tmp_path: Path, model: Predictor) -> None:

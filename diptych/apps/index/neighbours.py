@@ -112,6 +112,10 @@ class Searcher:
     def __len__(self) -> int:
         return int(self.index.ntotal)
 
+    @property
+    def width(self) -> int:
+        return int(self.index.d)
+
     @classmethod
     def build(
         cls,
@@ -174,7 +178,10 @@ class Searcher:
         if kind not in FOUR_LETTERS.get(settings.method, ()):
             raise ValueError(f"{path} holds no index of the method '{settings.method}'")
         faiss.set_deserialization_vector_byte_limit(max(size, 1 << 20))
-        return cls(faiss.read_index(str(path)), settings)
+        index = faiss.read_index(str(path))
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(f"{path} does not search by the cosine")
+        return cls(index, settings)
 
 
 def _ivf_index(faiss: Any, vectors: Float32[np.ndarray, "N E"]) -> tuple[Any, SearchSettings]:
