@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from diptych.printable import printable
-from diptych.reading import read_bounded
+from diptych.reading import expand_home, read_bounded
 
 TRUST = "DIPTYCH_PLACES"
 """Environment variable. With the value `trusted`, places of stored recipes are used without a question."""
@@ -73,12 +73,12 @@ def remember(places: Iterable[str]) -> None:
     new = {_normal(place) for place in places} - _allowed
     _allowed.update(new)
     if new := new - _known():
-        file = _file()
         try:
+            file = _file()
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(f"{json.dumps(place)}\n" for place in sorted(new)))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: there is no home folder
             return
 
 
@@ -95,14 +95,14 @@ def _agreed(listed: str) -> bool:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "diptych" / "places"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or expand_home("~/.config")) / "diptych" / "places"
 
 
 def _known() -> set[str]:
     try:
         lines = read_bounded(_file(), LARGEST).splitlines()
         return {place for line in lines if isinstance(place := json.loads(line), str)}
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, ValueError):  # ValueError: also without a home folder
         return set()
 
 

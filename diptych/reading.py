@@ -13,8 +13,23 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from diptych.printable import printable
+
 LARGEST_JSON = 1 << 26
 """Largest file, in bytes, of JSON that belongs to a checkpoint or an index."""
+
+
+def expand_home(path: str | Path) -> Path:
+    """Replaces `~` at the beginning of a path by the home folder, and `~name` by that of the user of that name.
+
+    Raises ValueError if there is no such user, and if this process has no home folder, as in some containers.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{printable(str(path))} begins with a home folder that does not exist: name the whole path"
+        ) from None
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:

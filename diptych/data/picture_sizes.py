@@ -2,8 +2,8 @@
 
 The header of a TIFF, JPEG 2000, AVIF or HEIC file says how large the picture is, and another part of the file says how
 large the pieces are that the decoder has to unpack. Nothing makes the two agree: a TIFF of 16 × 16 pixels may consist
-of one tile of two gigabytes. The functions here read these other parts without decoding anything. What they cannot
-follow is left to the decoder, which then fails on its own.
+of one tile of two gigabytes. The functions here read these other parts without decoding anything. A coded frame whose
+size they cannot find is refused. What else they cannot follow is left to the decoder, which then fails on its own.
 
 Sources: TIFF 6.0 §15; ISO/IEC 15444-1 annexes A.5 and I; ISO/IEC 14496-12 §8; the AV1 bitstream specification §5.5;
 ITU-T H.265 §7.3.2.2.
@@ -12,16 +12,21 @@ ITU-T H.265 §7.3.2.2.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 MOST_BOXES = 10_000
-"""Boxes, items and coded units of one file that are looked at."""
+"""Boxes, items and coded units of one file that are looked at. No encoder writes so many, so a file with more is
+refused rather than trusted."""
+MOST_PARTS = 100
+"""Parts of one item."""
 CODED_HEAD = 1 << 20
-"""At most this many bytes of a coded unit are searched for its size, which stands in the first hundred."""
+"""At most this many bytes are read of a unit that holds settings, and looked at of a chunk of a track."""
+SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6
+"""Types of AV1's units (§6.2.2)."""
 TILE_WIDTH, TILE_LENGTH = 322, 323
 
 
@@ -84,7 +89,10 @@ def _read(stream: Stream, start: int, size: int) -> bytes:
 
 
 def _boxes(stream: Stream, start: int, stop: int) -> Iterator[_Box]:
-    """Yields the boxes of a part of a file. A box whose length is nonsense ends them."""
+    """Yields the boxes of a part of a file. A box whose length is nonsense ends them.
+
+    Raises ValueError for more than MOST_BOXES.
+    """
     for _ in range(MOST_BOXES):
         head = _read(stream, start, 16)
         if len(head) < 8 or start + 8 > stop:
@@ -98,6 +106,7 @@ def _boxes(stream: Stream, start: int, stop: int) -> Iterator[_Box]:
             return
         yield _Box(kind, content, end)
         start = end
+    raise ValueError(f"more than {MOST_BOXES:,} boxes")
 
 
 def _find(stream: Stream, parent: _Box, *kinds: bytes, skip: int = 0) -> list[_Box]:
@@ -145,8 +154,16 @@ def _meta(stream: Stream, meta: _Box) -> Iterator[PieceSize]:
     kinds = {item: kind for box in inside if box.kind == b"iinf" for item, kind in _item_kinds(stream, box)}
     for box in inside:
         if box.kind == b"iloc":
+            parts: dict[int, list[tuple[int, int]]] = {}
             for item, start, size in _item_places(_read(stream, box.start, box.stop - box.start), data):
-                yield from _units(stream, kinds.get(item, b""), start, size)
+                parts.setdefault(item, []).append((start, size))
+                if len(parts[item]) > MOST_PARTS:
+                    raise ValueError(f"an item in more than {MOST_PARTS} parts")
+            for item, places in parts.items():
+                sizes = list(_units(kinds.get(item, b""), _Item(stream, places)))
+                if not sizes and kinds.get(item) == b"av01":
+                    raise ValueError("a coded frame that does not say its size")
+                yield from sizes
 
 
 def _tracks(stream: Stream, moov: _Box) -> Iterator[PieceSize]:
@@ -161,7 +178,7 @@ def _tracks(stream: Stream, moov: _Box) -> Iterator[PieceSize]:
                 places = _read(stream, box.start + 8, min(box.stop - box.start - 8, 8 * MOST_BOXES))
                 width = struct.calcsize(form)
                 for (start,) in struct.iter_unpack(form, places[: len(places) // width * width]):
-                    yield from _units(stream, kind, start, CODED_HEAD)
+                    yield from _units(kind, _Item(stream, [(start, CODED_HEAD)]))
 
 
 def _settings(stream: Stream, boxes: list[_Box]) -> Iterator[PieceSize]:
@@ -169,16 +186,38 @@ def _settings(stream: Stream, boxes: list[_Box]) -> Iterator[PieceSize]:
     for box in boxes:
         content = _read(stream, box.start, min(box.stop - box.start, CODED_HEAD))
         if box.kind == b"av1C":
-            yield from _av1_sizes(content[4:])
+            yield from _av1_sizes(_Item(stream, [(box.start + 4, len(content) - 4)]))
         elif box.kind == b"hvcC" and len(content) > 23:
             yield from _hevc_sizes(_parameter_sets(content))
 
 
-def _units(stream: Stream, kind: bytes, start: int, size: int) -> Iterator[PieceSize]:
+@dataclass(frozen=True)
+class _Item:
+    """The bytes of an item, which may lie in several parts of the file."""
+
+    stream: Stream
+    parts: Sequence[tuple[int, int]]
+    """Position in the stream and length of each part."""
+
+    def read(self, place: int, size: int) -> bytes:
+        content = b""
+        for start, length in self.parts:
+            if place < length and len(content) < size:
+                content += _read(self.stream, start + place, min(size - len(content), length - place))
+            place = max(0, place - length)
+        return content
+
+
+def _units(kind: bytes, item: _Item) -> Iterator[PieceSize]:
     if kind == b"av01":
-        yield from _av1_sizes(_read(stream, start, min(size, CODED_HEAD)))
+        yield from _av1_sizes(item)
     elif kind in (b"hvc1", b"hev1"):
-        yield from _hevc_sizes(_prefixed(_read(stream, start, min(size, CODED_HEAD))))
+        yield from _hevc_sizes(_prefixed(item.read(0, CODED_HEAD)))
+    elif kind in (b"grid", b"iovl"):  # a picture that is put together of others
+        head = item.read(0, 20)
+        start, form = (4 if kind == b"grid" else 10), (">II" if head[1:2] and head[1] & 1 else ">HH")
+        if len(head) >= start + struct.calcsize(form):
+            yield PieceSize("a canvas", *struct.unpack_from(form, head, start))
 
 
 def _item_kinds(stream: Stream, box: _Box) -> Iterator[tuple[int, bytes]]:
@@ -202,12 +241,14 @@ def _item_places(content: bytes, data: int) -> Iterator[tuple[int, int, int]]:
     reader.take(24)
     offset, length, base, index = (8 * reader.take(4) for _ in range(4))
     wide = 32 if version == 2 else 16
-    for _ in range(min(reader.take(wide), MOST_BOXES)):
+    if (count := reader.take(wide)) > MOST_BOXES:
+        raise ValueError(f"{count:,} items")
+    for _ in range(count):
         item = reader.take(wide)
         in_idat = version in (1, 2) and reader.take(16) & 15 == 1
         reader.take(16)
         start = reader.take(base) + (data if in_idat else 0)
-        for _ in range(min(reader.take(16), MOST_BOXES)):
+        for _ in range(reader.take(16)):
             if version in (1, 2):
                 reader.take(index)
             place = reader.take(offset)
@@ -244,25 +285,32 @@ class _Bits:
         return (1 << zeros) - 1 + self.take(zeros)
 
 
-def _av1_sizes(content: bytes) -> Iterator[PieceSize]:
-    """Yields the largest frame of each sequence header among the units of an AV1 stream."""
-    place = 0
+def _av1_sizes(item: _Item) -> Iterator[PieceSize]:
+    """Yields the largest frame of each sequence header among the units of an AV1 stream.
+
+    Raises ValueError if no frame comes among the first MOST_BOXES units. Padding could hide a sequence header there.
+    """
+    place, frames = 0, 0
     for _ in range(MOST_BOXES):
-        if place >= len(content):
+        head = item.read(place, 10)
+        if not head:
             return
-        head = content[place]
-        place += 2 if head & 4 else 1
-        size = len(content) - place
-        if head & 2:
-            size, shift = 0, 0
-            while place < len(content) and shift < 56:
-                size |= (content[place] & 127) << shift
-                place, shift = place + 1, shift + 7
-                if content[place - 1] < 128:
-                    break
-        if head >> 3 & 15 == 1:
-            yield _av1_sequence(_Bits(content[place : place + size]))
+        kind, at = head[0] >> 3 & 15, 2 if head[0] & 4 else 1
+        size, shift, sized = 0, 0, bool(head[0] & 2)
+        while sized and at < len(head):
+            size |= (head[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if head[at - 1] < 128:
+                break
+        place += at
+        if kind == SEQUENCE_HEADER:
+            yield _av1_sequence(_Bits(item.read(place, min(size, 500) if sized else 500)))
+        frames += kind in (FRAME_HEADER, FRAME)
+        if not sized:  # it goes on to the end
+            return
         place += size
+    if not frames:
+        raise ValueError(f"no coded frame among the first {MOST_BOXES:,} units")
 
 
 def _av1_sequence(bits: _Bits) -> PieceSize:

@@ -38,6 +38,9 @@ LARGEST_PART = 1 << 28
 LARGEST_PIXELS = 100_000_000
 """The default of the limit on pixels. Larger pictures are refused before they are decoded, because a small file can ask
 for any amount of memory."""
+LARGEST_SIDE = 65_535
+"""Pixels of a side, as in JPEG. To scale a side down takes memory for each of its pixels and each of the result, and a
+run-length coded BMP of a kilobyte may ask Pillow for 255 rows of any width."""
 LIMIT = "data.largest_pixels"
 """The setting that a message names beside the limit."""
 LARGEST_PIECE = 4096 * 4096
@@ -219,9 +222,13 @@ def _checked(
 
 
 def check_size(image: Image.Image, most_pixels: int | None, limit: str = LIMIT) -> None:
-    """Raises _Refused for a picture of more than `most_pixels`."""
-    if most_pixels is not None and image.width * image.height > most_pixels:
+    """Raises _Refused for a picture of more than `most_pixels`, and for a very long one. None admits both."""
+    if most_pixels is None:
+        return
+    if image.width * image.height > most_pixels:
         raise _too_large(f"{image.width} × {image.height}", most_pixels, limit)
+    if max(image.size) > LARGEST_SIDE:
+        raise _Refused("picture too long", f"{image.width} × {image.height}; a side has at most {LARGEST_SIDE:,}")
 
 
 def check_pieces(image: Image.Image, stream: Stream, most_pixels: int | None) -> None:

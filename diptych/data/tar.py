@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ UNFINISHED = ".part"
 LARGEST_EXTENSION = 1 << 20
 """Largest header, in bytes, that only describes the next member, as pax and GNU tar write for long names. It is read
 into memory."""
+MOST_DIGITS = 300
+"""Digits of a number in a pax header. File names have at most 255."""
 EXTENSIONS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
@@ -36,6 +39,27 @@ class _Header(tarfile.TarInfo):
         if header.type in EXTENSIONS and header.size > LARGEST_EXTENSION:
             raise tarfile.ReadError(f"a header of {header.size:,} bytes")
         return header
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> Any:
+        """Checks a pax header before Python parses it, which before 3.11.10 takes hours, or all memory, for some."""
+        stream: Any = archive.fileobj
+        start = stream.tell()
+        _check_pax(stream.read(self.size))
+        stream.seek(start)
+        return super()._proc_pax(archive)  # type: ignore[misc]  # not in the stubs
+
+
+def _check_pax(content: bytes) -> None:
+    """Raises tarfile.ReadError unless a pax header consists of records `LENGTH KEY=VALUE` of the stated lengths."""
+    if any(len(digits) > MOST_DIGITS for digits in re.findall(rb"\d+", content)):
+        raise tarfile.ReadError("a pax header with a number of hundreds of digits")
+    place = 0
+    while place < len(content) and content[place]:
+        length, blank, _ = content[place : place + MOST_DIGITS].partition(b" ")
+        end = place + int(length) if blank and length.isdigit() else 0
+        if not place < end <= len(content) or content[end - 1 : end] != b"\n" or b"=" not in content[place:end]:
+            raise tarfile.ReadError("a pax header that is none")
+        place = end
 
 
 def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from diptych.data.wordpiece_trainer import CONTINUES, count_words, learn_pieces
 from diptych.places import allow
-from diptych.reading import disguise, parse_json, read_bounded
+from diptych.reading import disguise, expand_home, parse_json, read_bounded
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens, in the order of their ids in a learnt vocabulary. A vocabulary file has its own ids."""
@@ -51,7 +51,7 @@ class Tokenizer:
     def from_vocabulary(cls, path: str | Path, separator: bool = False, lowercase: bool = True) -> Tokenizer:
         """Reads a file with one word piece per line, whose number is its id, or the vocab.txt of a folder."""
         allow({"tokenizer.vocabulary": path if isinstance(path, str) else None})
-        path = Path(path).expanduser()
+        path = expand_home(path)
         file = path / VOCABULARY_FILE if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"no vocabulary at {file}: give a {VOCABULARY_FILE} or a folder that holds one")

@@ -20,6 +20,7 @@ from diptych.predict.predictor import Predictor
 from diptych.predict.queries import read_query
 from diptych.predict.results import EVERYTHING, Hit, MinMatch
 from diptych.printable import printable
+from diptych.reading import expand_home
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def search_folder(
     later search with the same model embeds only what is new or has changed. Raises ValueError if there is nothing to
     search.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds pictures")
     seen = PassedOver()

@@ -11,6 +11,7 @@ from typing import Any
 from diptych import catalog
 from diptych.predict.loading import load
 from diptych.predict.predictor import Predictor
+from diptych.reading import expand_home
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class ModelPool:
         """
         if not runs:
             raise ValueError("no run given: name at least one, as in runs/demo")
-        names = [name for run in runs for name in _names(Path(run).expanduser())]
+        names = [name for run in runs for name in _names(expand_home(run))]
         if doubled := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"{doubled} is given twice (a run brings those in its tasks folder)")
         return cls(

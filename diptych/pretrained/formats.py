@@ -23,7 +23,7 @@ from torch import Tensor
 from diptych.checkpoints.convert import Absent, Rule
 from diptych.checkpoints.tensors import TensorFile
 from diptych.printable import brief
-from diptych.reading import HEAD, disguise, open_regular
+from diptych.reading import HEAD, disguise, expand_home, open_regular
 
 PLAIN: list[Any] = [argparse.Namespace]
 """Classes that a file may hold beside tensors and plain values: the settings of a training, which run nothing."""
@@ -124,7 +124,7 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     `shapes_only`: returns tensors without data (on torch's `meta` device), which is fast. Raises ValueError for a file
     that could only be read by running code, one that is no checkpoint, and a missing one.
     """
-    file = _file(Path(path).expanduser())
+    file = _file(expand_home(path))
     if _is_safetensors(file):
         return _contents(file, _read_safetensors(file, shapes_only))
     with open_regular(file) as stream:

@@ -30,6 +30,7 @@ from diptych.pretrained.family import Options
 from diptych.pretrained.fetch import Unavailable, fetch, finish, is_partly_here, locked, set_aside
 from diptych.pretrained.formats import FOLDER_FILES, read, recognise, spell
 from diptych.pretrained.published import HUB, PUBLISHED, STARTS, Published, nearest, parts
+from diptych.reading import expand_home
 from diptych.schema import AlbefConfig, Recipe
 from diptych.serialize import from_dict
 
@@ -201,7 +202,7 @@ def here(entry: Published) -> Path | None:
 def weights_folder() -> Path:
     """Returns the cache of published files: `DIPTYCH_WEIGHTS`, or `weights` in the library's cache folder."""
     folder = os.environ.get(FOLDER)
-    return Path(folder).expanduser() if folder else cache_folder() / "weights"
+    return expand_home(folder) if folder else cache_folder() / "weights"
 
 
 def partly_here(entry: Published) -> int:

@@ -36,7 +36,7 @@ from diptych.pretrained.vlmo_names import (
     beit_stage_rules,
     published_rules,
 )
-from diptych.reading import parse_json, read_bounded
+from diptych.reading import expand_home, parse_json, read_bounded
 from diptych.schema import (
     LanguageStageConfig,
     ModelConfig,
@@ -345,7 +345,7 @@ def _answers(file: Path | str | None, classes: int) -> tuple[str, ...]:
         raise ValueError(
             f"the file does not say what its {classes} classes of answers are: name a JSON list of them by --answers"
         )
-    answers = parse_json(read_bounded(Path(file).expanduser()))
+    answers = parse_json(read_bounded(expand_home(file)))
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{file} is no JSON list of answers")
     if len(answers) != classes:

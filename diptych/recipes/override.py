@@ -10,9 +10,9 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
+from diptych.reading import expand_home
 from diptych.schema import Recipe, Released, as_released
 from diptych.serialize import Moved, earlier, field_types, from_dict, modern, spelled, to_dict, typed, unknown_name
 
@@ -132,7 +132,7 @@ def _read(value: Any, name: str) -> Any:
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     try:
-        return json.loads(Path(value[1:]).expanduser().read_text(encoding="utf-8"))
+        return json.loads(expand_home(value[1:]).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: {value[1:]} could not be read as JSON ({error})") from None
 

@@ -19,6 +19,7 @@ from diptych.launched import restarted
 from diptych.places import remember
 from diptych.pretrained import locate
 from diptych.pretrained.named import vocabulary, with_start
+from diptych.reading import expand_home
 from diptych.run.known_data import describe, note_data
 from diptych.run.splits import AnySource, accepted_records, check_lengths, check_partial, open_split, with_answers
 from diptych.run.validation import make_validation
@@ -41,7 +42,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 
     Returns that folder. If `torchrun` has started the processes again after a fault, the run goes on.
     """
-    folder = folder.expanduser()
+    folder = expand_home(folder)
     resume = resume or (restarted() and (folder / "recipe.json").exists())
     with joined(recipe.run) as world, contextlib.ExitStack() as quiet:
         if not world.first:

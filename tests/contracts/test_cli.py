@@ -7,16 +7,27 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import diptych
+from diptych import places
+from diptych.apps.doctor import read_run
+from diptych.apps.export import export_folder
+from diptych.apps.index import index_info
+from diptych.apps.index.items import read_items
+from diptych.cache import cache_folder
 from diptych.catalog import find_recipe
 from diptych.cli.main import VERBS, main
 from diptych.console import say
+from diptych.data.tokenizer import Tokenizer
+from diptych.predict import ModelPool
+from diptych.pretrained.formats import read as read_published
 from diptych.recipes.override import override, parse_assignments
+from diptych.run import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,3 +150,42 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(
     assert f"no file {tmp_path}/gone.jsonl" in capsys.readouterr().err
     with pytest.raises(ValueError, match=f"^{tmp_path}/gone does not exist"):
         diptych.load("~/gone")
+
+
+def doors() -> dict[str, Callable[[Path], object]]:
+    """What takes a path in Python, by name."""
+    tiny = find_recipe("albef_tiny")
+    return {
+        "vocabulary": Tokenizer.from_vocabulary,
+        "models": lambda path: ModelPool.load([path]),
+        "index": lambda path: index_info(path),
+        "items": read_items,
+        "published": read_published,
+        "field": lambda path: override(tiny, {"data.max_words": f"@{path}"}),
+        "run": read_run,
+        "training": lambda path: train(tiny, path),
+        "export": lambda path: export_folder("runs/any", path),
+    }
+
+
+@pytest.mark.parametrize("door", doors())
+def test_a_home_folder_that_does_not_exist_is_said_in_a_sentence(
+    door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"~nobody-here.* begins with a home folder that does not exist: name the"):
+        doors()[door](Path("~nobody-here/x"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_home_folder_places_are_known_in_this_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: str) -> str:
+        return path
+
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "DIPTYCH_CACHE", "DIPTYCH_PLACES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", homeless)
+    places.remember(["/data/a.jsonl"])
+    places.allow({"data.path": places.StoredPlace("/data/a.jsonl")})
+    with pytest.raises(ValueError, match="home folder that does not exist"):
+        cache_folder()

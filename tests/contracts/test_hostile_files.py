@@ -12,6 +12,7 @@ import resource
 import shutil
 import struct
 import tarfile
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
@@ -294,6 +295,26 @@ def test_a_long_name_is_still_read(tmp_path: Path) -> None:
         with tarfile.open(file, "w", format=form) as archive:
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
         assert [member.name for member in tar_members(file)] == [name]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1" * (1 << 20), b"20 comment=" + b"1" * 5000 + b"\n", b"6 aaaa" * 100_000 + b"=\n", b"9 a=b\n", b"0 a=b\n",
+        b"-6 a=b\n", b"6 aaaa\n", b"\xd9\xa6 a=b\n", b"7 a=b\nx", b" a=b\n", b"6a=bc\n",
+    ],
+)  # fmt: skip
+def test_a_pax_header_that_is_none_is_not_parsed(tmp_path: Path, content: bytes) -> None:
+    """Python before 3.11.10 takes quadratic time for digits, and a copy of the header for each record of the third."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    whole = tar(tmp_path / "a.tar", pair(1)).read_bytes()
+    file = tmp_path / "b.tar"
+    file.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512) + whole)
+    begun = time.process_time()
+    with pytest.raises(tarfile.ReadError, match="a pax header"):
+        list(tar_members(file))
+    assert time.process_time() - begun < 5
 
 
 def test_a_part_of_a_shard_lies_within_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from diptych.apps.index.items import read_items
 from diptych.data import picture_kinds
 from diptych.data.heatmap import BAR, FOUND, scaled_box
 from diptych.data.picture_kinds import MAC_FILE, PassedOver, is_picture, passed_over
+from diptych.data.picture_sizes import piece_sizes
 from diptych.data.pictures import LARGEST_PIXELS, open_picture, open_small, to_rgb
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import Stamp, build_index, read_index
@@ -59,17 +60,65 @@ def tiff(width: int, height: int, tile: tuple[int, int], content: bytes) -> byte
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
 
 
+def bmp(width: int, height: int, commands: bytes) -> bytes:
+    """A run-length coded grey BMP."""
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(commands), 0, 0, 256, 0)
+    head += b"".join(bytes([level] * 3 + [0]) for level in range(256))
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(commands), 0, 0, 14 + len(head)) + head + commands
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def avif(items: list[tuple[bytes, list[bytes]]], width: int = 16, height: int = 16) -> bytes:
+    """An AVIF of items, each a kind and the parts of its content, whose header says `width` × `height`."""
+    entries = [
+        box(b"infe", bytes([2, 0, 0, 0]) + struct.pack(">HH4s", number, 0, kind) + b"\0")
+        for number, (kind, _) in enumerate(items, 1)
+    ]
+    ispe = box(b"ispe", bytes(4) + struct.pack(">II", width, height))
+    pixi, av1c = box(b"pixi", bytes(4) + bytes([3, 8, 8, 8])), box(b"av1C", bytes([0x81, 0, 0x0C, 0]))
+    links = b"".join(struct.pack(">HBBBB", number, 3, 1, 2, 0x83) for number in range(1, len(items) + 1))
+    props = box(b"ipco", ispe + pixi + av1c) + box(b"ipma", bytes(4) + struct.pack(">I", len(items)) + links)
+    handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
+    fixed = handler + box(b"pitm", bytes(4) + struct.pack(">H", 1)) + box(b"iprp", props)
+    fixed += box(b"iinf", bytes(4) + struct.pack(">H", len(items)) + b"".join(entries))
+    begin = box(b"ftyp", b"avif" + bytes(4) + b"avifmif1miaf")
+
+    def whole(data: int) -> bytes:
+        places = bytes(4) + b"\x44\0" + struct.pack(">H", len(items))
+        for number, (_, parts) in enumerate(items, 1):
+            places += struct.pack(">HHH", number, 0, len(parts))
+            for part in parts:
+                places += struct.pack(">II", data, len(part))
+                data += len(part)
+        content = b"".join(part for _, parts in items for part in parts)
+        return begin + box(b"meta", bytes(4) + fixed + box(b"iloc", places)) + box(b"mdat", content)
+
+    return whole(len(whole(0)) - sum(len(part) for _, parts in items for part in parts))
+
+
+def coded(image: Image.Image) -> bytes:
+    """The AV1 units of a picture, from an AVIF that Pillow writes with its data at the end."""
+    content = encoded(image, "AVIF", speed=10)
+    return content[content.index(b"mdat") + 4 :]
+
+
 # --------------------------------------------------------------------------- sizes
 
 
 def lying() -> dict[str, bytes]:
     wide = Image.new("RGB", (500, 400))
-    avif, jp2 = encoded(wide, "AVIF", speed=10), encoded(wide, "JPEG2000")
+    plain, jp2, units = encoded(wide, "AVIF", speed=10), encoded(wide, "JPEG2000"), coded(wide)
+    padding = bytes([15 << 3 | 2]) + b"\xc0\xcf\x49" + bytes(1_206_208)
     true, said = struct.pack(">II", 500, 400), struct.pack(">II", 16, 16)
     return {
         "TIFF": tiff(16, 16, (16384, 16384), zlib.compress(bytes(1000))),
-        "AVIF": avif.replace(b"ispe\0\0\0\0" + true, b"ispe\0\0\0\0" + said),
+        "AVIF": plain.replace(b"ispe\0\0\0\0" + true, b"ispe\0\0\0\0" + said),
         "JPEG2000": jp2.replace(b"ihdr" + struct.pack(">II", 400, 500), b"ihdr" + said),
+        "AVIF in two parts": avif([(b"av01", [units[:6], units[6:]])]),
+        "AVIF behind padding": avif([(b"av01", [padding + units])]),
     }
 
 
@@ -89,6 +138,46 @@ def test_a_file_whose_pieces_are_larger_than_its_header_says_is_refused_before_i
             open_picture(content, kind, most_pixels=10_000)
         assert caught.value.reason == "picture too large", kind
         assert "16 × 16 by its header" in caught.value.detail
+
+
+def test_an_avif_that_cannot_be_followed_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = coded(Image.new("RGB", (30, 20)))
+    assert open_picture(avif([(b"av01", [units])], 30, 20), "a").size == (30, 20)
+    assert open_picture(avif([(b"av01", [units[:6], units[6:]])], 30, 20), "a").size == (30, 20)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    monkeypatch.setattr("PIL.AvifImagePlugin.AvifImageFile.load", lambda image: pytest.fail("decoded"))
+    whole, many = avif([(b"av01", [units])]), 10_001
+    for content in (
+        whole[:28] + box(b"free", b"") * many + whole[28:],
+        avif([(b"av01", [b"\x7a\0" * many + units])]),
+        avif([(b"av01", [units[:2], *[units[2:]] * 101])]),
+        avif([(b"av01", [units[:2]])]),
+    ):
+        with pytest.raises(BadRecord, match="broken"):
+            open_picture(content, "a")
+
+
+def test_the_canvas_of_pictures_that_are_put_together_is_a_piece() -> None:
+    image = Image.new("RGB", (16, 16))
+    image.format = "AVIF"
+    small, large = struct.pack(">4BHH", 0, 0, 0, 0, 500, 400), struct.pack(">4BII", 0, 1, 0, 0, 70_000, 4)
+    laid_over = struct.pack(">2B4HHH", 0, 0, 0, 0, 0, 0, 300, 200)
+    content = avif([(b"grid", [small]), (b"grid", [large]), (b"iovl", [laid_over])])
+    sizes = [(piece.width, piece.height) for piece in piece_sizes(image, io.BytesIO(content))]
+    assert sizes == [(500, 400), (70_000, 4), (300, 200)]
+
+
+@pytest.mark.parametrize("size", [(16_700_000, 1), (1, 16_700_000)])
+def test_a_picture_of_one_row_is_refused_before_it_is_decoded(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow fills 255 rows with zeros for four bytes of a BMP, and scaling such a side takes half a gigabyte."""
+    honest = open_picture(bmp(8, 2, b"\x03\x07\0\0\0\x02\x02\0\x04\x09\0\0\0\x01"), "a")
+    assert np.asarray(honest)[::-1, :, 0].tolist() == [[7, 7, 7, 0, 0, 0, 0, 0], [0, 0, 9, 9, 9, 9, 0, 0]]
+    assert open_picture(bmp(65_535, 1, b"\0\x02\0\xff\0\x01"), "a").size == (65_535, 1)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(BadRecord, match=r"too long .*; a side has at most 65,535"):
+        open_picture(bmp(*size, b"\0\x02\0\xff\0\x01"), "a")
 
 
 def test_honest_pieces_are_read() -> None:

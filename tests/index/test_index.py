@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
@@ -16,7 +17,9 @@ from PIL import Image
 from diptych.apps.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
 from diptych.apps.index.files import sole_writer
 from diptych.apps.index.index import nearest
+from diptych.apps.index.neighbours import MethodChoice, require_faiss
 from diptych.apps.index.states import ImageStateCache
+from diptych.checkpoints.files import fingerprint
 from diptych.predict import Predictor
 from tests.index.sources import CAPTIONS, save_lines, save_picture, save_pictures
 
@@ -262,6 +265,50 @@ def test_a_damaged_index_is_refused_with_the_files_name(photos: Path, tmp_path: 
                 ValueError, match=r"no index in" if name == "index.json" and harm == "gone" else file.name
             ):
                 open_index(place, model)
+
+
+def resealed(place: Path, changed: Path) -> Path:
+    """Enters the digest of a changed file into the description of an index, as its author would."""
+    manifest = place / "index.json"
+    content = json.loads(manifest.read_text())
+    content["files"][changed.name] = fingerprint(changed)
+    manifest.write_text(json.dumps(content))
+    return place
+
+
+@pytest.mark.parametrize("harm", [np.nan, np.inf, 1e30, "narrow"])
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_an_index_with_vectors_of_no_model_is_refused(
+    photos: Path, tmp_path: Path, model: Predictor, harm: float | str, kind: MethodChoice
+) -> None:
+    build_index(tmp_path / "index", photos, model, kind=kind)
+    (file,) = (tmp_path / "index").glob("generation-*/picture.npy")
+    vectors = np.load(file)
+    if harm == "narrow":
+        vectors = vectors[:, :7].copy()
+    else:
+        vectors[1, 2] = harm
+    np.save(file, vectors)
+    with pytest.raises(ValueError, match="vectors of no model"):
+        open_index(resealed(tmp_path / "index", file), model)
+
+
+@pytest.mark.parametrize("harm", ["narrow", "other numbers", "other metric"])
+def test_lists_of_other_vectors_are_refused(photos: Path, tmp_path: Path, model: Predictor, harm: str) -> None:
+    faiss = require_faiss()
+    build_index(tmp_path / "index", photos, model, kind="ivf")
+    (file,) = (tmp_path / "index").glob("generation-*/picture.faiss")
+    (vectors,) = map(np.load, (tmp_path / "index").glob("generation-*/picture.npy"))
+    if harm == "narrow":
+        vectors = vectors[:, :7].copy()
+    metric = faiss.METRIC_L2 if harm == "other metric" else faiss.METRIC_INNER_PRODUCT
+    quantiser = faiss.IndexFlatIP(vectors.shape[1])
+    lists = faiss.IndexIVFFlat(quantiser, vectors.shape[1], 1, metric)
+    lists.train(vectors)
+    lists.add_with_ids(vectors, np.arange(len(vectors)) + (10**9 if harm == "other numbers" else 0))
+    faiss.write_index(lists, str(file))
+    with pytest.raises(ValueError, match=r"is damaged .*build it again"):
+        open_index(resealed(tmp_path / "index", file), model).search("a boat")
 
 
 def test_two_writers_at_once_are_refused_and_readers_are_not(photos: Path, tmp_path: Path, model: Predictor) -> None:

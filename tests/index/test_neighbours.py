@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.apps.index.neighbours import EXACT_UP_TO, Method, Searcher, choose_method
+from diptych.apps.index.neighbours import EXACT_UP_TO, Method, Searcher, SearchSettings, choose_method
 
 
 def clustered(count: int, seed: int, width: int = 32, centres: int = 60) -> np.ndarray:
@@ -69,3 +69,36 @@ def test_every_method_works_with_few_vectors() -> None:
 def test_auto_chooses_the_method_by_the_number_of_vectors() -> None:
     assert [choose_method(count, "auto") for count in (1, EXACT_UP_TO, EXACT_UP_TO + 1)] == ["exact", "exact", "ivf"]
     assert choose_method(10**9, "exact") == "exact"
+
+
+@pytest.mark.parametrize("method", ["exact", "ivf", "hnsw"])
+def test_a_vector_that_is_not_finite_is_not_found_and_the_search_ends(method: Method) -> None:
+    vectors = clustered(500, 1)
+    searcher = Searcher.build(vectors, method)
+    broken = Searcher.build(np.concatenate([vectors[:499], np.full((1, 32), np.nan, np.float32)]), "exact")
+    rows, _ = Searcher(broken.index, SearchSettings("exact")).search(vectors[0], 500)
+    assert sorted(rows.tolist()) == list(range(499))
+    rows, _ = searcher.search(np.full(32, np.nan, np.float32), 5)
+    assert len(rows) <= 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"way": "ivf", "setting": 0}, {"way": "hnsw", "setting": -1}, {"way": "hnsw", "setting": 1e308},
+        {"way": "ivf", "setting": 2**70}, {"way": "ivf", "setting": True}, {"way": "auto"}, {"way": ["exact"]},
+        {"way": "ivf", "lists": 0}, {"way": "hnsw", "recall": "1"}, {"lists": None},
+    ],
+)  # fmt: skip
+def test_settings_that_no_search_can_have_are_refused(change: dict[str, object]) -> None:
+    stored = SearchSettings("ivf", 3, 10, 390, 0.99).to_json()
+    assert SearchSettings.from_json(stored) == SearchSettings("ivf", 3, 10, 390, 0.99)
+    with pytest.raises(ValueError, match="searched in no known way"):
+        SearchSettings.from_json(stored | change)
+
+
+def test_an_effort_beyond_the_number_of_vectors_takes_no_more_memory_or_time() -> None:
+    vectors = clustered(300, 1)
+    graph = Searcher.build(vectors, "hnsw").index
+    rows, _ = Searcher(graph, SearchSettings("hnsw", 2**62, 0, 300, 1.0)).search(vectors[0], 3)
+    assert rows[0] == 0

@@ -13,6 +13,7 @@ from diptych.apps.app.form import Example
 from diptych.data.pictures import LARGEST_PIXELS
 from diptych.predict import ModelPool
 from diptych.predict.pseudo_targets import MomentumEncoder
+from diptych.reading import expand_home
 
 OFFERED = 4
 """Number of examples on a page."""
@@ -42,7 +43,7 @@ class Site:
     ) -> Site:
         """Raises ValueError for runs, pictures or an index that cannot be loaded."""
         pool = ModelPool.load(runs, device, largest_pixels)
-        album = album_of([Path(run).expanduser() for run in runs], images)
+        album = album_of([expand_home(run) for run in runs], images)
         pretrained = [
             model for model in pool.models if catalog.task_class(model.predictor.recipe.task).keeps_momentum_encoder
         ]

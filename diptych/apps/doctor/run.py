@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.logged import read_data, read_metrics
+from diptych.reading import expand_home
 from diptych.schema import Recipe
 from diptych.serialize import from_dict
 
@@ -91,7 +92,7 @@ def quarters(values: list[float]) -> list[float]:
 
 def read_run(folder: Path) -> Run:
     """Reads a run. Raises ValueError for a folder without a run, or without a logged step."""
-    folder = folder.expanduser()
+    folder = expand_home(folder)
     recipe = folder / "recipe.json"
     if not recipe.is_file():
         raise ValueError(f"{folder} holds no run: it has no recipe.json")

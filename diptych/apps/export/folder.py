@@ -27,6 +27,7 @@ import diptych
 from diptych.apps.export.card import Evaluation, model_card
 from diptych.checkpoints import store
 from diptych.predict import Predictor, load
+from diptych.reading import expand_home
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
 from diptych.writing import is_free, whole_folder
@@ -41,7 +42,7 @@ def export_folder(source: Source, folder: str | Path, license: str = "unknown") 
     `license` is that of the weights, by the Hub's names (`apache-2.0`, `cc-by-4.0` …). Raises ValueError if the folder
     is not empty, and if `diptych.load` cannot load the source; WriteError, with nothing written, if the disk refuses.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     require_new(folder)
     predictor = source if isinstance(source, Predictor) else load(source, "cpu")
     state, evaluation = _state(predictor), find_evaluation(predictor)

@@ -25,6 +25,7 @@ from diptych.data.loader import LONGEST_QUESTION
 from diptych.data.record import Question
 from diptych.data.transforms import STATISTICS
 from diptych.predict import Predictor
+from diptych.reading import expand_home
 from diptych.schema import Recipe
 from diptych.search.contract import evaluating
 from diptych.writing import whole_folder, write_text
@@ -50,7 +51,7 @@ def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
     Raises ValueError if the folder is not empty, and for a model without any such output; WriteError, with nothing
     written, if the disk refuses.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     require_new(folder)
     _require_extra()
     parts = graphs(predictor)

@@ -14,7 +14,11 @@ from diptych.apps.index.results import BuildReport
 from diptych.apps.index.store import IndexDescription, Place, Store, Writer, no_index
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
+<<<<<<< HEAD
 from diptych.predict.identity import ModelIdentity
+=======
+from diptych.reading import expand_home
+>>>>>>> j-attack
 
 EQUAL = 1 - 1e-5
 """Cosine above which two vectors are of the same picture. Batches of different sizes change a vector by less."""
@@ -156,7 +160,7 @@ def _root(source: ItemSource) -> Path:
     """The folder at which relative paths of a source start."""
     if not isinstance(source, str | Path):
         return Path("/")
-    path = Path(source).expanduser().resolve()
+    path = expand_home(source).resolve()
     return path.parent if path.is_file() else path
 
 

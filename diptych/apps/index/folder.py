@@ -49,6 +49,8 @@ GENERATION = "generation-"
 REBUILD = "build it again in another folder, or restore it from a copy"
 NAME = re.compile(r"\w[\w-]*\.\w+")
 """Names of the files of a generation. None leads to another folder."""
+LARGEST_COORDINATE = 1.01
+"""Bound on the coordinates of stored vectors, whose length is 1 but for rounding. NaN is not below it."""
 TRIES = 5
 """How often a reader starts again because a writer has replaced the generation meanwhile."""
 
@@ -138,6 +140,8 @@ class FolderStore:
         if table.searcher is None:
             return []
         rows, cosines = table.searcher.search(query, k)
+        if rows.max(initial=0) >= len(table.items):
+            raise ValueError(f"{self.place} is damaged (its {kind}s are searched by other numbers): {REBUILD}")
         return [(table.items[row].id, cosine) for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True)]
 
     def items(self, ids: Sequence[str]) -> list[Item]:
@@ -366,7 +370,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> tuple[IndexDescription, dic
     try:
         for name, expected in manifest["files"].items():
             _check_file(generation / name, expected)
-        tables = {kind: _table(generation, kind, manifest["tables"][kind]) for kind in KINDS}
+        tables = {kind: _table(generation, kind, manifest["tables"][kind], description.width) for kind in KINDS}
         if any(not 0 <= item.source < len(description.roots) for table in tables.values() for item in table.items):
             raise ValueError(f"{generation} is damaged (an item is of no known source): {REBUILD}")
         return description, tables
@@ -388,7 +392,7 @@ def _check_file(file: Path, expected: Mapping[str, Any]) -> None:
     raise _FileChanged(f"{file} {reason}: {REBUILD}")
 
 
-def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
+def _table(generation: Path, kind: Kind, entry: dict[str, Any], width: int) -> Table:
     if not entry["count"]:
         return EMPTY
     file, settings = generation / f"{kind}.npy", SearchSettings.from_json(entry["how"])
@@ -399,6 +403,8 @@ def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
         raise _FileChanged(f"{generation} is damaged ({error}): {REBUILD}") from error
     if vectors.ndim != 2 or vectors.dtype != np.float32 or not len(items) == len(vectors) == entry["count"]:
         raise ValueError(f"{generation} is damaged (items and vectors are not equally many): {REBUILD}")
+    if vectors.shape[1] != width or not _are_normalised(vectors):
+        raise ValueError(f"{generation} is damaged (its {kind}s have vectors of no model): {REBUILD}")
     if settings.method == "exact":
         searcher = Searcher.build(vectors, "exact")
     else:
@@ -406,9 +412,15 @@ def _table(generation: Path, kind: Kind, entry: dict[str, Any]) -> Table:
             searcher = Searcher.load(generation / f"{kind}.faiss", settings)
         except FileNotFoundError as error:
             raise _FileChanged(f"{generation} is damaged ({error}): {REBUILD}") from error
-    if len(searcher) != len(vectors):
+    if len(searcher) != len(vectors) or searcher.width != width:
         raise ValueError(f"{generation} is damaged (its search finds other vectors): {REBUILD}")
     return Table(items, {item.id: row for row, item in enumerate(items)}, file, searcher)
+
+
+def _are_normalised(vectors: Float32[np.ndarray, "N E"]) -> bool:
+    """Tells whether all coordinates are finite and those of vectors of length 1, from a block at a time."""
+    blocks = (vectors[start : start + (1 << 16)] for start in range(0, len(vectors), 1 << 16))
+    return all(bool((np.abs(block) < LARGEST_COORDINATE).all()) for block in blocks)
 
 
 def _item(line: bytes, kind: Kind, number: int) -> Item:

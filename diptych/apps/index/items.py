@@ -14,6 +14,7 @@ from diptych.data.files import files_below, json_lines
 from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.pictures import file_of
 from diptych.data.record import BadRecord, PlainText
+from diptych.reading import expand_home
 
 Kind = Literal["picture", "text"]
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def read_items(source: ItemSource, prefix: str = "", number: int = 0) -> SourceI
     """
     if not isinstance(source, str | Path):
         return SourceItems(Path("/"), list(source))
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.is_dir():
         reader = _SourceReader(path.resolve(), prefix, number)
         reader.read_folder()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from diptych.printable import brief
 from diptych.reading import open_regular
 
 Method = Literal["exact", "ivf", "hnsw"]
@@ -72,7 +73,14 @@ class SearchSettings:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> SearchSettings:
-        return cls(stored["way"], stored["setting"], stored["lists"], stored["trained"], stored["recall"])
+        """Raises ValueError for settings that no search can have. With an effort of 0 a search would never end."""
+        method, recall = stored["way"], stored["recall"]
+        effort, lists, trained = numbers = [stored[key] for key in ("setting", "lists", "trained")]
+        counts = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+        tuned = method == "exact" or (counts and effort > 0 and type(recall) in (int, float))
+        if method not in METHOD_CHOICES[1:] or not counts or not tuned or (method == "ivf" and not lists):
+            raise ValueError(f"it is searched in no known way: {brief(stored)}")
+        return cls(method, effort, lists, trained, recall)
 
 
 def choose_method(count: int, choice: MethodChoice) -> Method:
@@ -103,6 +111,10 @@ class Searcher:
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
+
+    @property
+    def width(self) -> int:
+        return int(self.index.d)
 
     @classmethod
     def build(
@@ -139,13 +151,14 @@ class Searcher:
     ) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
         """Finds the rows and cosines of the k nearest vectors, best first, or of all if there are fewer.
 
-        The order of equal cosines is undefined.
+        The order of equal cosines is undefined. A vector whose cosine is not a number is never found.
         """
-        k, factor = min(k, len(self)), 1
+        k, factor, everything = min(k, len(self)), 1, max(len(self), self.settings.lists)
         while True:
-            scores, rows = self.index.search(query[None], k, params=_parameters(self.settings, k, factor))
+            scores, rows = self.index.search(query[None], k, params=_parameters(self.settings, k, factor, len(self)))
             valid = rows[0] >= 0
-            if valid.all() or factor * self.settings.effort >= max(len(self), self.settings.lists):
+            exhausted = self.settings.method == "exact" or factor * self.settings.effort >= everything
+            if valid.all() or exhausted:
                 return rows[0][valid], scores[0][valid]
             factor *= 4  # the probed lists hold fewer than k vectors
 
@@ -165,7 +178,10 @@ class Searcher:
         if kind not in FOUR_LETTERS.get(settings.method, ()):
             raise ValueError(f"{path} holds no index of the method '{settings.method}'")
         faiss.set_deserialization_vector_byte_limit(max(size, 1 << 20))
-        return cls(faiss.read_index(str(path)), settings)
+        index = faiss.read_index(str(path))
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(f"{path} does not search by the cosine")
+        return cls(index, settings)
 
 
 def _ivf_index(faiss: Any, vectors: Float32[np.ndarray, "N E"]) -> tuple[Any, SearchSettings]:
@@ -194,7 +210,7 @@ def _tuned(index: Any, settings: SearchSettings, vectors: Float32[np.ndarray, "N
     effort, most = (1, settings.lists) if settings.method == "ivf" else (NEAREST, len(vectors))
     while True:
         trial = SearchSettings(settings.method, min(effort, most), settings.lists, settings.trained)
-        _, near = index.search(sample, k, params=_parameters(trial, NEAREST, 1))
+        _, near = index.search(sample, k, params=_parameters(trial, NEAREST, 1, len(vectors)))
         hits = sum(len({*row} & {*truth}) for row, truth in zip(near.tolist(), exact.tolist(), strict=True))
         recall = hits / exact.size
         if recall >= RECALL or effort >= most:
@@ -216,13 +232,16 @@ def _queries_near(vectors: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "Q
     return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _parameters(settings: SearchSettings, k: int, factor: int) -> Any:
-    """FAISS's search parameters. The effort grows with k, since more neighbours may lie in more lists."""
+def _parameters(settings: SearchSettings, k: int, factor: int, count: int) -> Any:
+    """FAISS's search parameters. The effort grows with k, since more neighbours may lie in more lists.
+
+    It is at most the number of lists or vectors, because FAISS takes memory for it.
+    """
     faiss, scale = require_faiss(), factor * max(1, math.ceil((k - 1) / NEAREST))
     if settings.method == "ivf":
         return faiss.SearchParametersIVF(nprobe=min(settings.effort * scale, settings.lists))
     if settings.method == "hnsw":
-        return faiss.SearchParametersHNSW(efSearch=max(settings.effort * scale, k))
+        return faiss.SearchParametersHNSW(efSearch=max(min(settings.effort * scale, count), k))
     return None
 
 

@@ -8,6 +8,7 @@ from diptych.apps.index.folder import FolderPlace
 from diptych.apps.index.milvus import MilvusPlace
 from diptych.apps.index.postgres import PostgresPlace
 from diptych.apps.index.store import Place
+from diptych.reading import expand_home
 
 
 def find_place(place: str | Path) -> Place:
@@ -20,4 +21,4 @@ def find_place(place: str | Path) -> Place:
         return PostgresPlace.of(name)
     if scheme:
         raise ValueError(f"an index is a folder, milvus://host:port/name or postgresql://…, not {name}")
-    return FolderPlace(Path(place).expanduser())
+    return FolderPlace(expand_home(place))

@@ -70,9 +70,10 @@ class ImageStateCache:
 def _key(file: Path) -> Key:
     try:
         status = os.stat(file)  # noqa: PTH116 — faster than Path.stat, as in items.py
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"re-ranking looks at the pictures, and {file} is no longer there ({error.strerror}): put it back, remove "
+            f"re-ranking looks at the pictures, and {file} is no longer there ({reason}): put it back, remove "
             "it with `diptych index remove`, or search without re-ranking"
         ) from error
     return str(file), status.st_size, status.st_mtime_ns

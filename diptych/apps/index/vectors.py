@@ -32,7 +32,11 @@ from diptych.apps.index.files import write_json, write_lines, write_skipped, wri
 from diptych.apps.index.items import Item, SourceItems, read_items
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
+<<<<<<< HEAD
 from diptych.predict.identity import ModelIdentity
+=======
+from diptych.reading import expand_home
+>>>>>>> j-attack
 
 SUFFIXES = (".npy", ".parquet")
 
@@ -62,7 +66,7 @@ def embed_source(
     source has nothing to embed, for a model without trained embeddings, and for a name that ends in neither .npy nor
     .parquet.
     """
-    to = Path(to).expanduser()
+    to = expand_home(to)
     check_target(to)
     if reason := predictor.missing("embed"):
         raise ValueError(reason)

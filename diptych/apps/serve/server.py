@@ -32,8 +32,8 @@ BACKLOG = 128
 """Connections that the system keeps until they are accepted. As many may be accepted before the first is closed."""
 OTHER_FILES = 64
 """Files that the process may need to open besides its connections."""
-READ_AT_ONCE = 1 << 15
-"""Bytes that are read from a connection at a time. A body of one-byte chunks takes a tenth of a second for these."""
+READ_AT_ONCE = 1 << 13
+"""Bytes that are read from a connection at a time. A body of one-byte chunks takes 25 ms for these."""
 STOPPING = 2.0
 """Seconds of the time to stop that are kept for closing connections and threads."""
 
