@@ -14,11 +14,8 @@ from diptych.apps.index.results import BuildReport
 from diptych.apps.index.store import IndexDescription, Place, Store, Writer, no_index
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
-<<<<<<< HEAD
 from diptych.predict.identity import ModelIdentity
-=======
 from diptych.reading import expand_home
->>>>>>> j-attack
 
 EQUAL = 1 - 1e-5
 """Cosine above which two vectors are of the same picture. Batches of different sizes change a vector by less."""

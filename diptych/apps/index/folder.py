@@ -36,12 +36,8 @@ from diptych.data.files import json_lines, lines_of
 from diptych.data.record import BadRecord
 from diptych.printable import brief, printable
 from diptych.reading import disguise_of, parse_json, read_object
-<<<<<<< HEAD
-from diptych.writing import flush, whole_file
-=======
 from diptych.search.vectors_file import packed, unpacked
-from diptych.writing import flush
->>>>>>> k-search
+from diptych.writing import flush, whole_file
 
 FORMAT = 1
 MANIFEST, BEGUN, SKIPPED, STAGED = "index.json", "begun.json", "skipped.jsonl", "staged"

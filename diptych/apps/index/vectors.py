@@ -32,11 +32,8 @@ from diptych.apps.index.files import write_json, write_lines, write_skipped, wri
 from diptych.apps.index.items import Item, SourceItems, read_items
 from diptych.data.record import BadRecord
 from diptych.predict import Predictor
-<<<<<<< HEAD
 from diptych.predict.identity import ModelIdentity
-=======
 from diptych.reading import expand_home
->>>>>>> j-attack
 
 SUFFIXES = (".npy", ".parquet")
 
