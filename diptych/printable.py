@@ -13,7 +13,9 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 """Control characters, line separators, characters that reverse the direction of writing, and lone surrogates."""
 _LOGIN = re.compile(r"(?<=://)([^/\s:@?#'\"]*):[^/\s@]*@")
 _TOKEN = re.compile(r"(https?://)[^/\s:@?#'\"]+@")
-_SECRET = re.compile(r"([?&][\w.-]*(?:token|signature|sig|secret|passw|key|credential)[\w.-]*=)[^&\s#'\")\]]+", re.I)
+_SECRET = re.compile(
+    r"([?&][\w.-]{0,99}?(?:token|signature|sig|secret|passw|key|credential)[\w.-]{0,99}=)[^&\s#'\")\]]+", re.I
+)
 LONGEST = 200
 """Characters of a value that a message shows."""
 

@@ -62,6 +62,15 @@ def _check_pax(content: bytes) -> None:
         place = end
 
 
+def is_tar(head: bytes) -> bool:
+    """Tells whether a file that begins with `head`, of 512 bytes or more, is a tar file. Python's own test reads on."""
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
 def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
     """Yields the files of a tar shard in its order. Raises tarfile.TarError, OSError or EOFError if it is broken."""
     with open_regular(shard) as stream:

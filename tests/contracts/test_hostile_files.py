@@ -33,7 +33,8 @@ from diptych.data.entries import from_entry
 from diptych.data.files import json_lines
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord
-from diptych.data.tar import tar_members
+from diptych.data.sources.recognise import look_at
+from diptych.data.tar import is_tar, tar_members
 from diptych.data.tokenizer import Tokenizer
 from diptych.pretrained import inspect
 from diptych.pretrained.formats import read
@@ -276,6 +277,22 @@ def test_headers_that_describe_a_member_are_bounded(tmp_path: Path) -> None:
             list(tar_members(file))
 
 
+def test_what_a_tar_is_is_told_without_reading_on(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 3 << 30
+    file = tmp_path / "a.tar"
+    with file.open("wb") as stream:
+        stream.write(header.tobuf(tarfile.GNU_FORMAT))
+        stream.truncate(4 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    look = look_at(str(file), DataConfig("shards", str(file)))
+    assert look is not None
+    assert look.kind == "tar"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert not is_tar(bytes(512))
+    assert not is_tar(b"a text")
+
+
 def test_sparse_members_and_links_are_no_content(tmp_path: Path) -> None:
     file = tar(tmp_path / "a.tar", pair(1))
     header = bytearray(tarfile.TarInfo("s.png").tobuf(tarfile.GNU_FORMAT))
@@ -497,6 +514,12 @@ def test_a_tensor_of_a_torch_file_has_its_numbers_there(tmp_path: Path, tensor: 
 def test_names_are_printed_so_that_a_terminal_shows_them(raw: str, safe: str) -> None:
     assert printable(raw) == safe
     assert printable(safe) == safe
+
+
+def test_a_long_address_is_escaped_in_linear_time() -> None:
+    begun = time.process_time()
+    printable("http://a/?" + "token" * 200_000)
+    assert time.process_time() - begun < 2
     assert str(BadRecord(raw, "picture missing")) == f"{safe}: picture missing"
 
 

@@ -7,7 +7,6 @@ of which it meets all conditions. It is nearest to the layouts of which it meets
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from diptych.data.shards.remote import is_remote
 from diptych.data.sources.folder import CAPTIONS_FILE, METADATA_FILES
 from diptych.data.sources.snli_ve import PICTURE_KEYS
 from diptych.data.tables import NoTable, Table, open_table
+from diptych.data.tar import is_tar
 from diptych.schema import DataConfig
 
 LARGEST = 1 << 30
@@ -159,9 +159,9 @@ def look_at(path: str, config: DataConfig) -> Look | None:
         head = stream.read(1 << 12)
     if not head:
         return Look("an empty file", "other")
-    if not is_text(head) and not head.startswith(b"PAR1") and not tarfile.is_tarfile(place):
+    if not is_text(head) and not head.startswith(b"PAR1") and not is_tar(head):
         return Look(f"no text (it begins with {head[:4]!r})", "other")
-    if tarfile.is_tarfile(place):
+    if is_tar(head):
         return Look("a tar file", "tar", frozenset({".tar"}))
     try:
         table = open_table(place)
