@@ -26,11 +26,12 @@ PARTS = {
     "plan": ["benchmarks.plan"],
     "index": ["benchmarks.search_index"],
     "serve": ["benchmarks.serve"],
+    "inference": ["benchmarks.inference"],
     "gpu": ["benchmarks.gpu"],
 }
 NEEDS_CARD = ("gpu",)
 """Parts that run only where they are asked for."""
-TIMED = ("pretrain", "rerank", "retrieval", "grounding", "questions", "vlmo", "vlmo-embed")
+TIMED = ("pretrain", "rerank", "retrieval", "grounding", "questions", "vlmo", "vlmo-embed", "inference")
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """Makes glibc keep freed memory in the process, so that no side pays for fresh pages at each call. The plain side
 gains most, because it fills more pages."""

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.cli.loading import add_device
+
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
@@ -32,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
         "--root-path", default="", metavar="PATH",
         help="prefix under which a proxy offers the app, as in /ai or https://example.org/ai",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    add_device(parser)
     parser.add_argument(
         "--largest-pixels",
         type=int,
@@ -52,5 +54,5 @@ def run(arguments: Sequence[str]) -> None:
     runs = [str(locate(run)) for run in options.runs]
     serve(
         runs, options.images, options.index, options.host, options.port, options.device, options.largest_pixels,
-        options.allow_host, options.root_path,
+        options.allow_host, options.root_path, options.precision,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.cli.search import add_largest_pixels
+from diptych.cli.loading import add_device, add_largest_pixels, load_model
 from diptych.launched import processes, rank
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, metavar="DIR|JSONL", help="a folder with its subfolders, or a JSONL file")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="a file to write: .npy or .parquet")
     parser.add_argument("--processes", type=int, metavar="N", help="share the work among N processes (default: 1)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    add_device(parser)
     add_largest_pixels(parser)
     options = parser.parse_args(arguments)
     if options.processes is None:
@@ -42,11 +42,10 @@ def run(arguments: Sequence[str]) -> None:
 
 def _embed(options: argparse.Namespace) -> None:
     from diptych.apps.index import vectors
-    from diptych.pretrained import load
 
     vectors.check_target(options.to)
     say = _progress if rank() == 0 else None
-    model = load(options.run, options.device, options.largest_pixels)
+    model = load_model(options.run, options)
     _tell(vectors.embed_source(options.source, options.to, model, rank(), processes(), progress=say))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.cli.loading import add_precision
+
 if TYPE_CHECKING:
     from diptych.metrics.accuracy import Estimate
     from diptych.run import EvaluatedClasses, EvaluatedTask
@@ -50,6 +52,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--class-names", type=Path, metavar="FILE", help="with --classes, a JSON object of names by folder"
     )
+    add_precision(parser, "fp32")
     options, assignments = parser.parse_known_args(arguments)
 
     if options.classes is not None:
@@ -63,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
     from diptych.run import EvaluatedTask, evaluate
 
     changes = parse_assignments(assignments)
-    evaluated = evaluate(locate(options.run), options.split, options.submission, changes, write=False)
+    evaluated = evaluate(locate(options.run), options.split, options.submission, changes, False, options.precision)
     # They are printed first: what took hours to measure must not be lost because it cannot be written.
     if options.json:
         print(json.dumps(evaluated.to_json(), indent=1), flush=True)
@@ -86,7 +89,9 @@ def _classes(options: argparse.Namespace, assignments: Sequence[str]) -> None:
     from diptych.run import evaluate_classes
 
     names = read_class_names(options.class_names) if options.class_names else None
-    evaluated = evaluate_classes(options.run, options.classes, options.probe, options.template or TEMPLATES, names)
+    evaluated = evaluate_classes(
+        options.run, options.classes, options.probe, options.template or TEMPLATES, names, precision=options.precision
+    )
     print(json.dumps(evaluated.to_json(), indent=1) if options.json else classes_as_text(evaluated))
     file = evaluated.write()
     if not options.json:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.cli.hits import QUERY, add_options, check_options, show
-from diptych.cli.search import MIN_MATCH, add_largest_pixels, probability
+from diptych.cli.loading import add_device, add_largest_pixels, load_model
+from diptych.cli.search import MIN_MATCH, probability
 
 if TYPE_CHECKING:
     from diptych.apps.index import BuildReport
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (add, search):
         verb.add_argument("--model", metavar="RUN", help="the model that made the index, if it has been moved")
     for verb in (build, add, search):
-        verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+        add_device(verb)
         add_largest_pixels(verb)
     info = verbs.add_parser("info", description="Describe an index.")
     info.add_argument("place", metavar="PLACE", help=PLACE)
@@ -60,11 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from diptych import pretrained
     from diptych.apps import index
 
     place = options.at or _beside(options.source)
-    model = pretrained.load(options.model, options.device, options.largest_pixels)
+    model = load_model(options.model, options)
     _tell(index.build_index(place, options.source, model, options.kind, progress=_progress))
 
 
@@ -110,16 +110,15 @@ def _info(options: argparse.Namespace) -> None:
 
 def _model(options: argparse.Namespace) -> Predictor:
     """Loads the named model, or else the one that the index remembers."""
-    from diptych import pretrained
     from diptych.apps import index
 
     if options.model:
-        return pretrained.load(options.model, options.device, options.largest_pixels)
+        return load_model(options.model, options)
     checkpoint = index.index_info(options.place).checkpoint
     if not Path(checkpoint).exists():
         gone = f"the model of {options.place} was {checkpoint}, which does not exist"
         raise ValueError(f"{gone}: name it with --model RUN")
-    return pretrained.load(checkpoint, options.device, options.largest_pixels)
+    return load_model(checkpoint, options)
 
 
 def _tell(built: BuildReport) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.cli.hits import QUERY, add_options, check_options, show
+from diptych.cli.loading import add_device, add_largest_pixels, load_model
 
 MIN_MATCH = (
     "leave out what matches with a lower probability, from 0 (keep all) to 1 or in percent, as in 0.5 or 50%% "
@@ -24,16 +25,6 @@ def probability(text: str) -> float:
     return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
 
 
-def add_largest_pixels(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that admits larger pictures."""
-    parser.add_argument(
-        "--largest-pixels",
-        type=int,
-        metavar="N",
-        help="refuse pictures of more pixels (default: as the model was trained)",
-    )
-
-
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych search", description="Rank the pictures in a folder by a text.")
     parser.add_argument("run", help="a run's folder, one of its checkpoints, or published weights by name")
@@ -41,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder, with its subfolders")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")
     parser.add_argument("--min-match", type=probability, metavar="P", help=MIN_MATCH)
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    add_device(parser)
     parser.add_argument(
         "--no-cache", action="store_true", help="embed every picture, and do not keep the vectors for the next search"
     )
@@ -50,9 +41,9 @@ def run(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     check_options(options)
 
-    from diptych import predict, pretrained
+    from diptych import predict
 
-    model = pretrained.load(options.run, options.device, options.largest_pixels)
+    model = load_model(options.run, options)
     if unread := model.unread(options.text):
         print(f"note: {unread}", file=sys.stderr)
     found = predict.search_folder(

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from diptych.apps.serve.limits import Limits
+from diptych.cli.loading import add_device
 
 HELP = {
     "body_bytes": "bytes of one request",
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--port", type=int, default=8080, help="port to listen at; 0 takes any free one (default: 8080)"
     )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    add_device(parser)
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="file of the key that requests must have (or DIPTYCH_API_KEY)"
     )
@@ -76,5 +77,5 @@ def run(arguments: Sequence[str]) -> None:
     runs = [str(locate(run)) for run in options.runs]
     server.serve(
         runs, options.index, options.host, options.port, options.device, server.read_key(options.api_key_file),
-        options.no_key, options.allow_host, limits_set, options.root_path,
+        options.no_key, options.allow_host, limits_set, options.root_path, options.precision,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from diptych.nn.lowered import multiply
 from diptych.nn.packed import PaddedGrid, Queries
 
 
@@ -59,8 +60,9 @@ def attend_with_map(
     The map holds the probabilities of the first `queries` queries (None: all) over the keys from `first_key` on; by
     default these are all keys but [CLS]. The output is computed from that very map, so that Grad-CAM can differentiate
     with respect to it: a slice taken afterwards would be a side branch of the graph. `bias` is added to the scores.
+    What comes in bf16 is computed in fp32, which costs little beside the precision of a map.
     """
-    q, k, v = (split_heads(x, heads) for x in (query, key, value))
+    q, k, v = (split_heads(x.to(torch.promote_types(x.dtype, torch.float32)), heads) for x in (query, key, value))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
     queries = q.shape[2] if queries is None else queries
@@ -163,9 +165,9 @@ class SelfAttention(nn.Module):
             query, key, value = grid.pad(self.qkv(hidden)).chunk(3, dim=-1)  # each [G, L, D]
             return self.out(grid.unpad(attend(query, key, value, self.heads, attention_mask, dropout)))
         width = hidden.shape[-1]
-        query = F.linear(hidden[queries.index], self.qkv.weight[:width], self.qkv.bias[:width])
+        query = multiply(hidden[queries.index], self.qkv.weight[:width], self.qkv.bias[:width])
         query = queries.grid.pad(query)  # [G, Q, D]
-        key_value = F.linear(hidden, self.qkv.weight[width:], self.qkv.bias[width:])
+        key_value = multiply(hidden, self.qkv.weight[width:], self.qkv.bias[width:])
         key, value = grid.pad(key_value).chunk(2, dim=-1)
         return self.out(queries.grid.unpad(attend(query, key, value, self.heads, attention_mask, dropout)))
 

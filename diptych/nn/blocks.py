@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_with_map
 from diptych.nn.counter_rng import branches_kept, dropout
 from diptych.nn.fused_norm import norm_linear, norm_mlp
+from diptych.nn.lowered import LoweredLinear, multiply
 from diptych.nn.packed import PaddedGrid, Queries
 from diptych.schema import Activation
 
@@ -127,10 +128,13 @@ class AttentionPool(Block):
 
     def forward(self, patches: Float[Tensor, "B T D"]) -> Float[Tensor, "B 1 D"]:
         width = patches.shape[-1]
-        weights, biases = self.qkv.weight.split([width, 2 * width]), self.qkv.bias.split([width, 2 * width])
-        query = F.linear(self.query, weights[0], biases[0]).expand(len(patches), -1, -1)
-        key, value = F.linear(patches, weights[1], biases[1]).chunk(2, dim=-1)
+        weights = self.qkv.weight[:width], self.qkv.weight[width:]
+        biases = self.qkv.bias.split([width, 2 * width])
+        query = multiply(self.query, weights[0], biases[0]).expand(len(patches), -1, -1)
+        key, value = multiply(patches, weights[1], biases[1]).chunk(2, dim=-1)
         pooled = self.out(attend(query, key, value, self.heads))
+        if isinstance(self.out, LoweredLinear):
+            pooled = pooled.to(patches.dtype)  # the residual stream stays fp32, and it begins here
         return pooled + self.fc2(activate(self.fc1(self.norm(pooled)), self.activation))
 
 

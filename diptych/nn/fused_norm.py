@@ -19,11 +19,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from diptych.nn.lowered import Bf16Weight, Int8Weight, LoweredLinear
+
 
 def norm_linear(
-    x: Float[Tensor, "*N D"], norm: nn.LayerNorm, weight: Float[Tensor, "O D"], bias: Float[Tensor, "O"]
+    x: Float[Tensor, "*N D"], norm: nn.LayerNorm, weight: Tensor | Bf16Weight | Int8Weight, bias: Float[Tensor, "O"]
 ) -> Float[Tensor, "*N O"]:
-    """Computes the linear layer of `norm(x)`, exactly, and keeps half of the memory for the backward pass."""
+    """Computes the linear layer of `norm(x)`, exactly, and keeps half of the memory for the backward pass.
+
+    `weight` is [O, D]. A lowered one is not folded: it is multiplied as it was rounded.
+    """
+    if not isinstance(weight, Tensor):
+        return weight.multiply(norm(x), bias)
     tokens = x.reshape(-1, x.shape[-1])
     out = _NormLinear.apply(tokens, norm.weight, norm.bias, weight, bias, norm.eps, compute_dtype(x))
     return out.unflatten(0, x.shape[:-1])
@@ -32,11 +39,14 @@ def norm_linear(
 def norm_mlp(
     x: Float[Tensor, "*N D"],
     norm: nn.LayerNorm,
-    fc1: nn.Linear,
-    fc2: nn.Linear,
+    fc1: nn.Linear | LoweredLinear,
+    fc2: nn.Linear | LoweredLinear,
     scale: Float[Tensor, "D"] | None = None,
 ) -> Float[Tensor, "*N D"]:
     """Computes `scale * fc2(gelu(fc1(norm(x))))` with the exact (erf) GELU. The scale is folded into the matrix."""
+    if isinstance(fc1, LoweredLinear) or isinstance(fc2, LoweredLinear):
+        fed = fc2(F.gelu(fc1(norm(x))))
+        return fed if scale is None else fed * scale
     tokens = x.reshape(-1, x.shape[-1])
     parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, *scaled(fc2, scale))
     return _NormMlp.apply(tokens, *parameters, norm.eps, compute_dtype(x)).unflatten(0, x.shape[:-1])

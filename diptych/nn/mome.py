@@ -24,6 +24,7 @@ from diptych.nn.attention import attend, attend_biased, attend_with_map, split_h
 from diptych.nn.blocks import Block, init_weights
 from diptych.nn.counter_rng import branches_kept
 from diptych.nn.fused_norm import norm_linear, norm_mlp, scaled
+from diptych.nn.lowered import LoweredLinear
 from diptych.nn.packed import PackedSequences, PaddedGrid, Queries
 
 Route = Literal["modality", "vl"]
@@ -164,11 +165,14 @@ class MultiHeadSelfAttention(nn.Module):
 
     def _project(self, hidden: Float[Tensor, "M D"], norm: nn.LayerNorm, part: slice) -> Float[Tensor, "M E"]:
         """Projects normalised tokens to queries, keys and values side by side, or to the `part` of these three."""
-        weight = self.qkv.weight.unflatten(0, (3, -1))[part].flatten(0, 1)
+        width = len(self.q_bias)
+        weight = self.qkv.weight[part.start * width : part.stop * width]
         offset = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias][part])
         return norm_linear(hidden, norm, weight, offset)
 
     def _project_out(self, mixed: Float[Tensor, "M D"], scale: Float[Tensor, "D"] | None) -> Float[Tensor, "M D"]:
+        if isinstance(self.out, LoweredLinear):
+            return self.out(mixed) if scale is None else self.out(mixed) * scale
         return F.linear(mixed, *scaled(self.out, scale))
 
     def _attend_from(

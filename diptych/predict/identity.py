@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from diptych.checkpoints.renames import former_name
+from diptych.predict.loading import load
 from diptych.predict.predictor import Predictor
 
 SHORT = 12
@@ -31,7 +32,10 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, predictor: Predictor) -> ModelIdentity:
-        """Hashes the weights in memory, so that a moved or re-saved checkpoint keeps its identity."""
+        """Hashes the weights in memory, so that a moved or re-saved checkpoint keeps its identity.
+
+        A model in lower precision has no weights of its own any more: those of its checkpoint are read again.
+        """
         recipe = predictor.recipe
         # `keep_padding` was a field of the model when the first indexes were written.
         model = asdict(recipe.model) | {"keep_padding": recipe.released.keep_padding}
@@ -42,7 +46,8 @@ class ModelIdentity:
         settings += [predictor.tokenizer.separator, predictor.tokenizer.lowercase]
         digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=32)
         # Indexes outlive a renaming of parameters: their names are those of the version that made the first indexes.
-        weights = {former_name(name): value for name, value in predictor.model.state_dict().items()}
+        exact = predictor if predictor.precision == "fp32" else load(predictor.origin, "cpu")
+        weights = {former_name(name): value for name, value in exact.model.state_dict().items()}
         for name, value in sorted(weights.items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -70,8 +70,9 @@ class KeptVectors:
 
     def __init__(self, predictor: Predictor, folder: Path) -> None:
         model = ModelIdentity.of(predictor).digest
-        # A picture above the limit has no vector, so another limit is another file.
-        self._heading = [FORMAT, model, str(folder.resolve()), predictor.recipe.data.largest_pixels]
+        # A picture above the limit has no vector, so another limit is another file; so is another precision.
+        precision = () if predictor.precision == "fp32" else (predictor.precision,)
+        self._heading = [FORMAT, model, str(folder.resolve()), predictor.recipe.data.largest_pixels, *precision]
         key = hashlib.blake2b(repr(self._heading).encode(errors="backslashreplace"), digest_size=16).hexdigest()
         self.file = cache_folder() / "vectors" / f"{model[:16]}-{key}.npz"
         self.predictor, self.folder, self._root = predictor, folder, str(folder)

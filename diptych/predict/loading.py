@@ -17,6 +17,7 @@ from diptych.checkpoints.sizes import Shapes, check_size
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.device import find_device
+from diptych.predict.precision import check_precision, use_precision
 from diptych.predict.predictor import Predictor
 from diptych.schema import Recipe
 from diptych.search.calibration import MatchCalibration
@@ -28,16 +29,21 @@ TEACHING = ("momentum_", "queue")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def load(path: str | Path, device: str = "auto", largest_pixels: int | None = None) -> Predictor:
+def load(
+    path: str | Path, device: str = "auto", largest_pixels: int | None = None, precision: str = "fp32"
+) -> Predictor:
     """Loads the model of a run (its best checkpoint, otherwise its latest) or of a checkpoint folder, ready to use.
 
     A path that does not exist and looks like `owner/name` is taken for a checkpoint folder on the Hugging Face Hub, as
     `diptych export RUN --push` puts them there. It is fetched once, into the Hub's cache. A task's head is loaded too;
     its momentum encoder and its queue are not. `largest_pixels` replaces the recipe's
-    `data.largest_pixels`, above which pictures are refused.
+    `data.largest_pixels`, above which pictures are refused. `precision` is fp32, bf16, int8 (on CPUs), or auto, which
+    takes the fastest here that loses little (`diptych.predict.precision`).
 
-    Raises ValueError for a folder without a checkpoint, a damaged one, or weights that do not fit the recipe.
+    Raises ValueError for a folder without a checkpoint, a damaged one, weights that do not fit the recipe, and a
+    precision that the device lacks.
     """
+    check_precision(precision, find_device(device))  # before loading, which may take long
     checkpoint = store.load_from(_folder(path))
     recipe, tokenizer = from_dict(checkpoint.recipe), Tokenizer.load(checkpoint.tokenizer)
     if largest_pixels is not None:
@@ -54,6 +60,7 @@ def load(path: str | Path, device: str = "auto", largest_pixels: int | None = No
         checkpoint.state.get("fresh", ()),
         device,
         _calibration(checkpoint),
+        precision,
     )
 
 
@@ -99,6 +106,7 @@ def make_predictor(
     fresh: Collection[str] = (),
     device: str = "auto",
     calibration: MatchCalibration | None = None,
+    precision: str = "fp32",
 ) -> Predictor:
     """Builds the model, and the task's head if it has one, and loads their share of the task's `weights`.
 
@@ -122,8 +130,10 @@ def make_predictor(
         raise ValueError(
             f"{origin} holds a visual tokenizer, which knows no texts: name it as a vision stage's tokenizer"
         )
+    model = model.to(place)
+    used, why = use_precision(precision, task or model, model, recipe, tokenizer, place)
     return Predictor(
-        model=model.to(place),
+        model=model,
         task=task,
         tokenizer=tokenizer,
         transform=EvaluationTransform(recipe.data, recipe.model.image_size),
@@ -132,6 +142,8 @@ def make_predictor(
         origin=origin,
         untrained=frozenset((*fresh, *model.parts_unused_by(*kind.trained(recipe.task)))),
         calibration=calibration,
+        precision=used,
+        precision_note=why,
     )
 
 

@@ -33,7 +33,10 @@ class ModelPool:
     """The models in the order of the runs, each run before those that were fine-tuned below it."""
 
     @classmethod
-    def load(cls, runs: Sequence[str | Path], device: str = "auto", largest_pixels: int | None = None) -> ModelPool:
+    def load(
+        cls, runs: Sequence[str | Path], device: str = "auto", largest_pixels: int | None = None,
+        precision: str = "fp32",
+    ) -> ModelPool:  # fmt: skip
         """Loads each run, checkpoint folder or Hub name, and the runs in its `tasks` folder, where demos put them.
 
         Raises ValueError for no runs, for a run given twice, and for whatever `diptych.load` refuses.
@@ -44,7 +47,16 @@ class ModelPool:
         if doubled := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"{doubled} is given twice (a run brings those in its tasks folder)")
         return cls(
-            tuple(PooledModel(name, load(name, device, largest_pixels), _evaluation(Path(name))) for name in names)
+            tuple(
+                PooledModel(name, load(name, device, largest_pixels, precision), _evaluation(Path(name)))
+                for name in names
+            )
+        )
+
+    def precision_notes(self) -> tuple[str, ...]:
+        """Says for each model in which precision it computes, where `auto` chose it."""
+        return tuple(
+            f"{model.name}: {model.predictor.precision_note}" for model in self.models if model.predictor.precision_note
         )
 
     def able(self, ability: str) -> tuple[PooledModel, ...]:

@@ -26,6 +26,7 @@ from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.facts import Ability, Answer, Choice, Option
+from diptych.nn.lowered import Precision
 from diptych.predict.inputs import (
     Boxes,
     Inputs,
@@ -88,6 +89,10 @@ class Predictor:
     and those that fine-tuning for another task left behind."""
     calibration: MatchCalibration | None = None
     """How match logits become the probability that a hit of a search is right; None before `diptych evaluate`."""
+    precision: Precision = "fp32"
+    """The precision of the products in its transformer blocks."""
+    precision_note: str = ""
+    """Why it is that precision, where `auto` chose it."""
 
     # ------------------------------------------------------------------ pictures and texts
 
@@ -469,6 +474,11 @@ class Predictor:
         except ValueError as error:
             return str(error)
         return None
+
+    def check_exact(self) -> None:
+        """Raises ValueError for a model in lower precision, which has no weights to write any more."""
+        if self.precision != "fp32":
+            raise ValueError(f"{self.origin} was loaded in {self.precision}: load it in fp32 to export it")
 
     def _check(self, ability: Ability) -> None:
         """Raises ValueError for an ability that the model lacks."""

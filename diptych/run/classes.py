@@ -15,6 +15,7 @@ from diptych.data.classes import ClassPictures, read_classes
 from diptych.data.record import BadRecord
 from diptych.evaluate.linear_probe import cross_predict, predict, train_probe
 from diptych.metrics.accuracy import Accuracy, Estimate, accuracy, estimate
+from diptych.nn.lowered import Precision
 from diptych.predict import Strings, load
 from diptych.predict.predictor import TEMPLATES, Predictor
 from diptych.run.evaluation import folder_of
@@ -40,6 +41,8 @@ class EvaluatedClasses:
     trained_on: int | None
     """Number of pictures that the probe was trained on; None where it was measured in five folds."""
     skipped: tuple[BadRecord, ...]
+    precision: Precision = "fp32"
+    """The precision of the products in the model's transformer blocks."""
 
     def scores(self) -> dict[str, Estimate]:
         """Names the measures as in the file."""
@@ -65,6 +68,8 @@ class EvaluatedClasses:
                 }
         if self.trained_on is not None:
             content["linear_probe.trained_on"] = self.trained_on
+        if self.precision != "fp32":
+            content["precision"] = self.precision
         return content
 
     @property
@@ -85,6 +90,7 @@ def evaluate_classes(
     names: Mapping[str, str] | None = None,
     resamples: int = 1000,
     device: str = "auto",
+    precision: str = "fp32",
 ) -> EvaluatedClasses:
     """Measures how well a run's best checkpoint, or the checkpoint given, tells the classes of a folder.
 
@@ -96,7 +102,7 @@ def evaluate_classes(
     where a class has a single picture.
     """
     measured, trained = read_classes(source, names)
-    predictor = load(path, device)
+    predictor = load(path, device, precision=precision)
     wanted = (templates,) if isinstance(templates, str) else tuple(templates)
     labelled = predictor.embed_labels(measured.names, wanted)
     vectors, labels, skipped = _embed(predictor, measured)
@@ -119,7 +125,7 @@ def evaluate_classes(
         by_probe = accuracy(predictions, labels, measured.names, resamples=resamples)
     return EvaluatedClasses(
         folder_of(predictor.origin), source, predictor.origin.name, measured.names, wanted, zero_shot, of_five,
-        by_probe, trained_on, tuple(skipped),
+        by_probe, trained_on, tuple(skipped), predictor.precision,
     )  # fmt: skip
 
 

@@ -21,8 +21,10 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.device import find_device
 from diptych.evaluate import CalibrationResult, OnProgress, RetrievalResult, evaluate_retrieval, evaluate_task
 from diptych.metrics.task_evaluation import TaskEvaluation
+from diptych.nn.lowered import Precision
 from diptych.predict import Predictor, load
 from diptych.predict.loading import TEACHING
+from diptych.predict.precision import use_precision
 from diptych.recipes.override import override
 from diptych.run import calibration
 from diptych.run.splits import (
@@ -50,14 +52,14 @@ CHANGEABLE = (
 
 def evaluate(
     path: Path, split: Split = "test", submission: Path | None = None, changes: Changes | None = None,
-    write: bool = True,
+    write: bool = True, precision: str = "fp32",
 ) -> EvaluatedRetrieval | EvaluatedTask:  # fmt: skip
     """Measures a run's best checkpoint, or the checkpoint given, by its task's official measure.
 
     Writes `eval.json` into the run's folder and, for a task that is measured record by record, the prediction for each
     record as `predictions.jsonl`. The files of the validation split are called `eval-validation.json` and so on, those
-    of an evaluation with `changes` `eval-changed.json`. `submission` names a file for an evaluation server. Without
-    `write` nothing is written before the result's own `write` is called.
+    of an evaluation with `changes` `eval-changed.json`; another `precision` than fp32 counts as a change. `submission`
+    names a file for an evaluation server. Without `write` nothing is written before the result's own `write` is called.
 
     Raises ValueError, before anything is measured, for a submission that the task has no format for or that could not
     be complete.
@@ -69,9 +71,9 @@ def evaluate(
         check_submission(recipe, split, submission)
     evaluated: EvaluatedRetrieval | EvaluatedTask
     if ranks_pairs(recipe):
-        evaluated = evaluate_as_retrieval(checkpoint.folder, split, changes, write=False)
+        evaluated = evaluate_as_retrieval(checkpoint.folder, split, changes, False, precision)
     else:
-        evaluated = replace(evaluate_by_record(checkpoint.folder, split, changes), submission=submission)
+        evaluated = replace(evaluate_by_record(checkpoint.folder, split, changes, precision), submission=submission)
     if write:
         evaluated.write()
     return evaluated
@@ -95,6 +97,11 @@ def folder_of(checkpoint: Path) -> Path:
 
 def _suffix(split: Split, changes: Changes) -> str:
     return ("" if split == "test" else f"-{split}") + ("-changed" if changes else "")
+
+
+def _with_precision(changes: Changes, precision: Precision) -> Changes:
+    """Counts another precision than fp32 as a change, so that its measures never replace the run's own."""
+    return changes if precision == "fp32" else {**changes, "precision": precision}
 
 
 def _changed(changes: Changes) -> dict[str, Any]:
@@ -141,7 +148,7 @@ class EvaluatedRetrieval:
 
 
 def evaluate_as_retrieval(
-    path: Path, split: Split = "test", changes: Changes | None = None, write: bool = True
+    path: Path, split: Split = "test", changes: Changes | None = None, write: bool = True, precision: str = "fp32"
 ) -> EvaluatedRetrieval:
     """Measures a run's best checkpoint, or the checkpoint given, as retrieval, and writes the files of `evaluate`.
 
@@ -149,8 +156,9 @@ def evaluate_as_retrieval(
     calibration that is stored, and measures it on the other data.
     """
     changes = changes or {}
-    predictor = load(path)
+    predictor = load(path, precision=precision)
     recipe = changed(predictor.recipe, changes)
+    changes = _with_precision(changes, predictor.precision)
     fits = not (changes and predictor.calibration)
     if fits:
         predictor = calibration.calibrate(predictor)
@@ -168,8 +176,9 @@ def evaluate_as_retrieval(
         ceiling = {name: 100 * share for name, share in shares.items()}
     measured = calibration.measure(predictor, source, read, result) if split != "validation" else ()
     evaluated = EvaluatedRetrieval(
-        folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes, fits
-    )
+        folder_of(predictor.origin), predictor, read, result, ceiling, tuple(measured), split, changes,
+        calibrated=fits and predictor.precision == "fp32",
+    )  # fmt: skip
     if write:
         evaluated.write()
     return evaluated
@@ -200,6 +209,8 @@ class OpenedTask:
     task: Task
     epoch: float
     """The epochs that it was trained for."""
+    precision: Precision = "fp32"
+    """The precision of the products in its transformer blocks."""
 
     @property
     def folder(self) -> Path:
@@ -207,7 +218,7 @@ class OpenedTask:
         return folder_of(self.checkpoint)
 
 
-def open_task(path: Path, changes: Changes | None = None) -> OpenedTask:
+def open_task(path: Path, changes: Changes | None = None, precision: str = "fp32") -> OpenedTask:
     """Loads the task of a run's best checkpoint, or of the checkpoint given, in evaluation mode. Raises ValueError.
 
     In an exported checkpoint, which holds neither momentum encoder nor queue, these are new.
@@ -222,8 +233,10 @@ def open_task(path: Path, changes: Changes | None = None) -> OpenedTask:
     if unstored:
         weights |= {name: own for name, own in task.state_dict().items() if name.startswith(TEACHING)}
     store.load_into(task, weights, checkpoint.folder)
-    task = task.to(find_device(recipe.run.device)).eval()
-    return OpenedTask(checkpoint.folder, recipe, tokenizer, task, checkpoint.state.get("epoch", 0.0))
+    device = find_device(recipe.run.device)
+    task = task.to(device).eval()
+    used, _ = use_precision(precision, task, task.model, recipe, tokenizer, device)
+    return OpenedTask(checkpoint.folder, recipe, tokenizer, task, checkpoint.state.get("epoch", 0.0), used)
 
 
 @dataclass(frozen=True)
@@ -262,15 +275,17 @@ class EvaluatedTask:
         return origin | _changed(self.changes) | self.result.to_json()
 
 
-def evaluate_by_record(path: Path, split: Split = "test", changes: Changes | None = None) -> EvaluatedTask:
+def evaluate_by_record(
+    path: Path, split: Split = "test", changes: Changes | None = None, precision: str = "fp32"
+) -> EvaluatedTask:
     """Measures a run's best checkpoint, or the checkpoint given, by its task's own measure. Writes nothing."""
     changes = changes or {}
-    opened = open_task(path, changes)
+    opened = open_task(path, changes, precision)
     source = open_split(opened.recipe, split)
     records: dict[str, AnyRecord] = {}
     batches = _noted(batches_of(opened.recipe, source, opened.tokenizer), records)
     result = evaluate_task(opened.task, batches, opened.tokenizer, opened.recipe.evaluation.bootstrap)
-    return EvaluatedTask(opened, split, result, source, records, changes)
+    return EvaluatedTask(opened, split, result, source, records, _with_precision(changes, opened.precision))
 
 
 def _noted(batches: Iterable[EvaluationBatch], records: dict[str, AnyRecord]) -> Iterator[EvaluationBatch]:

@@ -50,6 +50,7 @@ CORE = (
         "places",
         "printable",
         "reading",
+        "timing",
     ),
 )
 """The inner ring: what the papers are about. It imports nothing of the outer one, which stands above it."""

@@ -112,12 +112,14 @@ def free_port(host: str, port: int = 0) -> int:
 
 def serve(
     runs: Sequence[str | Path], images: Path | None, index: str | None, host: str, port: int, device: str = "auto",
-    largest_pixels: int = LARGEST_PIXELS, names: Sequence[str] = (), root_path: str = "",
+    largest_pixels: int = LARGEST_PIXELS, names: Sequence[str] = (), root_path: str = "", precision: str = "fp32",
 ) -> None:  # fmt: skip
     """Loads the models and serves their pages until the process is stopped. Raises ValueError for bad arguments."""
     root_path_of(root_path)
     port = free_port(host, port)  # before loading, which takes minutes
-    site = Site.load(runs, images, index, device, largest_pixels)
+    site = Site.load(runs, images, index, device, largest_pixels, precision)
+    for note in site.pool.precision_notes():
+        print(f"precision: {note}", file=sys.stderr)
     if site.album.passed_over:
         print(f"{site.album.folder}: {site.album.passed_over}", file=sys.stderr)
     blocks = build(site)

@@ -40,9 +40,10 @@ class Site:
         index: str | None = None,
         device: str = "auto",
         largest_pixels: int = LARGEST_PIXELS,
+        precision: str = "fp32",
     ) -> Site:
         """Raises ValueError for runs, pictures or an index that cannot be loaded."""
-        pool = ModelPool.load(runs, device, largest_pixels)
+        pool = ModelPool.load(runs, device, largest_pixels, precision)
         album = album_of([expand_home(run) for run in runs], images)
         pretrained = [
             model for model in pool.models if catalog.task_class(model.predictor.recipe.task).keeps_momentum_encoder

@@ -45,6 +45,7 @@ def export_folder(source: Source, folder: str | Path, license: str = "unknown") 
     folder = expand_home(folder)
     require_new(folder)
     predictor = source if isinstance(source, Predictor) else load(source, "cpu")
+    predictor.check_exact()
     state, evaluation = _state(predictor), find_evaluation(predictor)
     with whole_folder(folder) as unfinished:
         recipe = without_folders(to_dict(predictor.recipe))

@@ -114,8 +114,9 @@ def _tokenizer(predictor: Predictor) -> Tokenizer:
 def graphs(predictor: Predictor) -> dict[str, Graph]:
     """Returns the graphs by the names of their files.
 
-    Raises ValueError for a model without trained vectors, matching or classifier.
+    Raises ValueError for a model without trained vectors, matching or classifier, and for one in lower precision.
     """
+    predictor.check_exact()
     vectors, match = (predictor.missing(ability) is None for ability in ("embed", "match"))
     head = getattr(predictor.task, "head", None) if _classes(predictor) else None
     if not (vectors or match or head):

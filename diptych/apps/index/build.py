@@ -52,7 +52,7 @@ def build_index(
                 "beginning anew",
             )
             old = None
-        description = old or IndexDescription(model, predictor.model.embed_dim, kind, ())
+        description = old or IndexDescription(model, predictor.model.embed_dim, kind, (), precision=predictor.precision)
         report = _fill(writer, location, description, source, predictor, progress, anew=old is None)
     return replace(report, notes=(*notes, *report.notes))
 

@@ -47,6 +47,7 @@ def index_info(place: str | Path) -> IndexInfo:
         {kind: store.search_method(kind) for kind in KINDS},
         tuple(root.folder for root in description.roots),
         store.skipped(),
+        description.precision,
     )
 
 

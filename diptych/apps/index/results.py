@@ -9,6 +9,7 @@ from typing import Any
 
 from diptych.apps.index.items import Kind
 from diptych.data.record import BadRecord
+from diptych.nn.lowered import Precision
 from diptych.predict.duplicates import copies_noted
 from diptych.predict.identity import SHORT
 from diptych.predict.results import EVERYTHING, MinMatch
@@ -152,11 +153,14 @@ class IndexInfo:
     """For each source the folder at which the pictures' paths start."""
     skipped: tuple[str, ...] = field(default=(), repr=False)
     """What the last build or addition could not read. A server does not store it."""
+    precision: Precision = "fp32"
+    """The precision in which the model computed the first vectors."""
 
     def __str__(self) -> str:
         lines = [
             self.place,
-            f"  model     {self.checkpoint} (weights {self.digest[:SHORT]}), vectors of width {self.width}",
+            f"  model     {self.checkpoint} (weights {self.digest[:SHORT]}), "
+            f"vectors of width {self.width} in {self.precision}",
         ]
         lines += [f"  source    {root}" for root in self.roots]
         lines += [f"  {line}" for line in _contents(self.counts, self.search_methods)]

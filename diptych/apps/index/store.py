@@ -18,6 +18,7 @@ from diptych.apps.index.embedding import Portion
 from diptych.apps.index.items import Item, Kind
 from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
 from diptych.data.record import BadRecord
+from diptych.nn.lowered import PRECISIONS, Precision
 from diptych.predict.identity import ModelIdentity
 from diptych.printable import brief
 
@@ -43,6 +44,8 @@ class IndexDescription:
     roots: tuple[SourceRoot, ...]
     complete: bool = False
     """False while the index is built for the first time and cannot be searched yet."""
+    precision: Precision = "fp32"
+    """The precision in which the model computed the first vectors. Queries and additions may have another."""
 
     def file(self, item: Item) -> Path:
         return Path(self.roots[item.source].folder) / item.content
@@ -64,6 +67,7 @@ class IndexDescription:
         return {
             "maker": asdict(self.model), "width": self.width, "wanted": self.method,
             "roots": [asdict(root) for root in self.roots], "complete": self.complete,
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
         }  # fmt: skip
 
     @classmethod
@@ -82,7 +86,9 @@ class IndexDescription:
             raise ValueError(f"{place} is damaged: its model {brief(model.name)} is no path from the root")
         if method not in METHOD_CHOICES:
             raise ValueError(f"{place} was written by a newer version: it is searched by '{method}'")
-        return cls(model, width, method, roots, complete)
+        if (precision := stored.get("precision", "fp32")) not in PRECISIONS:
+            raise ValueError(f"{place} was written by a newer version: its precision is {brief(str(precision))}")
+        return cls(model, width, method, roots, complete, precision)
 
 
 def no_index(place: str) -> ValueError:

@@ -31,6 +31,7 @@ from diptych.apps.index.embedding import PORTION, Portion, embed
 from diptych.apps.index.files import write_json, write_lines, write_skipped, write_whole
 from diptych.apps.index.items import Item, SourceItems, read_items
 from diptych.data.record import BadRecord
+from diptych.nn.lowered import Precision
 from diptych.predict import Predictor
 from diptych.predict.identity import ModelIdentity
 from diptych.reading import expand_home
@@ -67,7 +68,7 @@ def embed_source(
     check_target(to)
     if reason := predictor.missing("embed"):
         raise ValueError(reason)
-    job = _EmbeddingJob(to, read_items(source), ModelIdentity.of(predictor), part_size)
+    job = _EmbeddingJob(to, read_items(source), ModelIdentity.of(predictor), part_size, predictor.precision)
     seen = (str(job.source.passed_over),) if job.source.passed_over else ()
     if job.done():
         return job.report(waiting=0, notes=(f"{to} is of this source and model already", *seen))
@@ -112,6 +113,7 @@ class _EmbeddingJob:
     source: SourceItems
     model: ModelIdentity
     part_size: int
+    precision: Precision
 
     @property
     def parts(self) -> int:
@@ -121,6 +123,7 @@ class _EmbeddingJob:
     def digest(self) -> str:
         """Hashes everything that the file depends on."""
         settings = [self.model.digest, self.part_size, str(self.source.root), self.to.suffix]
+        settings += [] if self.precision == "fp32" else [self.precision]
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16)
         for item in self.source.items:
             digest.update(json.dumps([item.id, item.kind, item.content, item.stamp]).encode())

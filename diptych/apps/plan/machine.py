@@ -6,18 +6,17 @@ Each rate is the best of a few rounds, so that other processes on the machine di
 from __future__ import annotations
 
 import gc
-import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
+from diptych.timing import least_seconds as least_seconds
+from diptych.timing import now as now
 from diptych.train.memory import trim
 
 SQUARES = tuple((size, size, size) for size in (1024, 2048, 4096))
-ROUNDS = 4
 
 
 def peak(
@@ -29,27 +28,6 @@ def peak(
         a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
         best = max(best, 2 * m * k * n / least_seconds(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
     return best
-
-
-def least_seconds(job: Callable[[], object], device: torch.device | str = "cpu", rounds: int = ROUNDS) -> float:
-    """Measures the seconds of a job as the best of some rounds, which repeat it for 10 ms at least."""
-    best = math.inf
-    for _ in range(rounds):
-        start, runs = now(device), 0
-        while runs == 0 or now(device) - start < 0.01:
-            job()
-            runs += 1
-        best = min(best, (now(device) - start) / runs)
-    return best
-
-
-def now(device: torch.device | str = "cpu") -> float:
-    """Reads a clock in seconds. One thread is timed on the processor, so that other processes do not count."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)  # a card works asynchronously
-    elif torch.get_num_threads() == 1:
-        return time.process_time()
-    return time.perf_counter()
 
 
 # --------------------------------------------------------------------------- operations slower than their bytes

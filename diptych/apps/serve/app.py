@@ -129,6 +129,7 @@ def _served(model: PooledModel, able: Mapping[str, tuple[str, ...]]) -> schemas.
         abilities=[ability for ability in able if model.name in able[ability]],
         best_for=[ability for ability in able if able[ability][:1] == (model.name,)],
         measured=_finite(model.measured),
+        precision=model.predictor.precision,
     )
 
 

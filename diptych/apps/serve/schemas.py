@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, create_model, model_validator
 
 from diptych.facts import Ability, Answer, Choice, Option
+from diptych.nn.lowered import Precision
 from diptych.predict.inputs import is_whole
 
 Base64 = Annotated[
@@ -252,6 +253,7 @@ class ServedModel(Response):
     abilities: list[str] = Field(description="Kinds of requests that it answers.")
     best_for: list[str] = Field(description="Kinds of requests that it answers if they name no model.")
     measured: dict[str, Any] | None = Field(description="The contents of its eval.json; null if it was not evaluated.")
+    precision: Precision = Field(description="The precision of its products: fp32, bf16 or int8.")
 
 
 class ListedModel(Response):

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,6 +187,7 @@ def serve(
     names: Sequence[str] = (),
     limits: Limits | None = None,
     root_path: str = "",
+    precision: str = "fp32",
 ) -> None:
     """Serves until SIGTERM or SIGINT. Raises ValueError for runs, an index, a key or an address that cannot be used.
 
@@ -198,7 +200,10 @@ def serve(
     check_open(host, key, without_key)
     listening = _listen(host, port)  # before loading the models, which may take long
     with listening:
-        state = make_server_state(ModelPool.load(runs, device), index, limits)
+        pool = ModelPool.load(runs, device, precision=precision)
+        for note in pool.precision_notes():
+            print(f"precision: {note}", file=sys.stderr)
+        state = make_server_state(pool, index, limits)
         try:
             app = build_app(state, key, allowed_hosts(host, [*names, *public_names]), root_path)
             server = Server(app, limits, host, port)
