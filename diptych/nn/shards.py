@@ -13,7 +13,7 @@ def own_part(tensor: Tensor) -> Tensor:
     There is a sharded tensor only where its module has been imported, which takes most of a second.
     """
     module = sys.modules.get("torch.distributed.tensor")
-    return tensor.to_local() if module is not None and isinstance(tensor, module.DTensor) else tensor  # type: ignore[no-any-return]
+    return tensor.to_local() if module is not None and isinstance(tensor, module.DTensor) else tensor
 
 
 def own_rows(rows: int, rank: int, size: int) -> slice:

@@ -139,8 +139,8 @@ class Predictor:
 
     def score_queries(
         self, images: Iterable[State], queries: Sequence[Query], candidates: Sequence[Sequence[int]],
-        similarities: Sequence[Float[Tensor, "K"]],
-    ) -> list[tuple[Float[Tensor, "K"], Float[Tensor, "K"]]]:  # fmt: skip
+        similarities: Sequence[Float[Tensor, "_"]],
+    ) -> list[tuple[Float[Tensor, "_"], Float[Tensor, "_"]]]:  # fmt: skip
         """Scores pictures, which `encode` has encoded, as hits of queries. Each text and each picture is encoded once.
 
         `images` yields the pictures in order and in portions, of which one is alive at a time. `candidates` are the
