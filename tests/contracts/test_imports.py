@@ -14,7 +14,7 @@ import diptych
 ROOT = Path(diptych.__file__).parent
 
 APPS = (
-    ("app", "serve"), ("ablate", "demo"), ("compare", "doctor", "plan"), ("report",),
+    ("app", "serve"), ("ablate", "demo"), ("audit", "compare", "doctor", "plan"), ("report",),
     ("adapters", "index", "export", "web"),
 )  # fmt: skip
 """The outer ring, `diptych/apps`: applications of trained models."""
