@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from diptych.nn.attention import CrossAttention, SelfAttention, attend, attend_with_map
 from diptych.nn.counter_rng import branches_kept, dropout
 from diptych.nn.fused_norm import norm_linear, norm_mlp
-from diptych.nn.lowered import LoweredLinear, multiply
+from diptych.nn.lowered import is_lowered, multiply
 from diptych.nn.packed import PaddedGrid, Queries
 from diptych.schema import Activation
 
@@ -133,7 +133,7 @@ class AttentionPool(Block):
         query = multiply(self.query, weights[0], biases[0]).expand(len(patches), -1, -1)
         key, value = multiply(patches, weights[1], biases[1]).chunk(2, dim=-1)
         pooled = self.out(attend(query, key, value, self.heads))
-        if isinstance(self.out, LoweredLinear):
+        if is_lowered(self.out):
             pooled = pooled.to(patches.dtype)  # the residual stream stays fp32, and it begins here
         return pooled + self.fc2(activate(self.fc1(self.norm(pooled)), self.activation))
 

@@ -101,6 +101,9 @@ def rounded_rows(x: Float[Tensor, "N D"]) -> tuple[Int[Tensor, "N D"], Float[Ten
 class LoweredLinear(nn.Module):
     """A linear layer whose matrix is in bf16 or int8. It has no parameters, and cannot be trained."""
 
+    weight: Bf16Weight | Int8Weight
+    bias: Tensor
+
     def __init__(self, linear: nn.Linear, precision: Precision) -> None:
         super().__init__()
         self.weight = Bf16Weight(linear.weight) if precision == "bf16" else Int8Weight.of(linear.weight)
@@ -109,6 +112,11 @@ class LoweredLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n O"]:
         return self.weight.multiply(x, self.bias)
+
+
+def is_lowered(layer: nn.Module) -> bool:
+    """Tells whether a linear layer has been replaced."""
+    return isinstance(layer, LoweredLinear)
 
 
 def multiply(

@@ -24,7 +24,7 @@ from diptych.nn.attention import attend, attend_biased, attend_with_map, split_h
 from diptych.nn.blocks import Block, init_weights
 from diptych.nn.counter_rng import branches_kept
 from diptych.nn.fused_norm import norm_linear, norm_mlp, scaled
-from diptych.nn.lowered import LoweredLinear
+from diptych.nn.lowered import is_lowered
 from diptych.nn.packed import PackedSequences, PaddedGrid, Queries
 
 Route = Literal["modality", "vl"]
@@ -171,7 +171,7 @@ class MultiHeadSelfAttention(nn.Module):
         return norm_linear(hidden, norm, weight, offset)
 
     def _project_out(self, mixed: Float[Tensor, "M D"], scale: Float[Tensor, "D"] | None) -> Float[Tensor, "M D"]:
-        if isinstance(self.out, LoweredLinear):
+        if is_lowered(self.out):
             return self.out(mixed) if scale is None else self.out(mixed) * scale
         return F.linear(mixed, *scaled(self.out, scale))
 

@@ -40,7 +40,7 @@ from diptych.run.submission import check_submission, write_submission
 from diptych.schema import Recipe, Split
 from diptych.serialize import from_dict
 from diptych.synthetic.evaluation import noun_set_ceiling
-from diptych.task import Task
+from diptych.task import Model, Task
 from diptych.writing import write_text
 
 Changes = Mapping[str, Any]
@@ -235,7 +235,9 @@ def open_task(path: Path, changes: Changes | None = None, precision: str = "fp32
     store.load_into(task, weights, checkpoint.folder)
     device = find_device(recipe.run.device)
     task = task.to(device).eval()
-    used, _ = use_precision(precision, task, task.model, recipe, tokenizer, device)
+    used: Precision = "fp32"
+    if isinstance(task.model, Model):  # and no visual tokenizer
+        used, _ = use_precision(precision, task, task.model, recipe, tokenizer, device)
     return OpenedTask(checkpoint.folder, recipe, tokenizer, task, checkpoint.state.get("epoch", 0.0), used)
 
 

@@ -152,7 +152,7 @@ class Search:
     def rows(self, inputs: Inputs) -> int:
         return RERANKED_ROWS if self.rerank else 1
 
-    def __call__(self, inputs: Sequence[SearchInputs]) -> list[Any]:
+    def __call__(self, inputs: Sequence[Any], /) -> list[Any]:
         queries = [
             IndexQuery((request.texts or request.pictures)[0], request.k, request.min_match) for request in inputs
         ]
