@@ -94,8 +94,6 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError("give a query: words, or a picture with --image FILE")
     check_options(options)
     model = _model(options)
-    if options.words and (unread := model.unread(options.words)):
-        print(f"note: {unread}", file=sys.stderr)
     opened = index.open_index(options.place, model)
     query = options.image if options.words is None else options.words
     copies = not options.keep_copies

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,8 +43,6 @@ def run(arguments: Sequence[str]) -> None:
     from diptych import predict
 
     model = load_model(options.run, options)
-    if unread := model.unread(options.text):
-        print(f"note: {unread}", file=sys.stderr)
     found = predict.search_folder(
         model, options.text, options.images, options.top, min_match=options.min_match,
         fold_copies=not options.keep_copies, cache=not options.no_cache,

@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych import catalog
-from diptych.data.cleanup import clean_caption
 from diptych.data.loader import evaluation_batch
-from diptych.data.profile import unknown_words
 from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
@@ -412,11 +410,6 @@ class Predictor:
                     box = find_box(heat, size, offered.at(row), config)
                     results.append(Located(phrases.at(row), box, fit, heat.numpy(), images.at(row)))
         return _shaped(results, images, phrases, offered)
-
-    def unread(self, text: str) -> str:
-        """Says how much of a text the vocabulary does not know; empty if it knows all of it."""
-        share, _ = unknown_words([clean_caption(text, self.recipe.data.max_words)], self.tokenizer)
-        return f"the model's vocabulary does not know {share:.0%} of '{text}' ([UNK])" if share else ""
 
     def texts(self, texts: Strings) -> Texts:
         """Encodes texts as the model reads them: cleaned and cut to the longest that evaluation reads."""
