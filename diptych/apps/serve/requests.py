@@ -152,10 +152,13 @@ class Search:
     def rows(self, inputs: Inputs) -> int:
         return RERANKED_ROWS if self.rerank else 1
 
-    def __call__(self, inputs: Sequence[SearchInputs]) -> list[Any]:
+    def __call__(self, inputs: Sequence[Inputs]) -> list[Any]:
         queries = [
-            IndexQuery((request.texts or request.pictures)[0], request.k, request.min_match) for request in inputs
+            IndexQuery((request.texts or request.pictures)[0], request.k, request.min_match)
+            for request in inputs
+            if isinstance(request, SearchInputs)
         ]
+        assert len(queries) == len(inputs), "a search has its own inputs"
         return list(self.index.search_many(queries, self.of, self.rerank))
 
 
