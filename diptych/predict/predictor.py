@@ -39,7 +39,7 @@ from diptych.predict.inputs import (
     picture_name,
     prepare_texts,
 )
-from diptych.predict.queries import Query, read_query
+from diptych.predict.queries import Query, QueryError, read_query
 from diptych.predict.results import Hit, Located, MinMatch, Ranking
 from diptych.schema import Recipe
 from diptych.search.calibration import MatchCalibration
@@ -129,7 +129,7 @@ class Predictor:
     def embed_queries(self, queries: Sequence[Query]) -> Float[Tensor, "Q E"]:
         """Computes the vector of each query: the normalised sum of its terms' vectors, each times its weight.
 
-        Raises ValueError for terms that cancel each other.
+        Raises QueryError for terms that cancel each other.
         """
         texts, place = _distinct_texts(queries)
         vectors = self.embed_texts(texts)
@@ -635,12 +635,12 @@ def _distinct_texts(queries: Sequence[Query]) -> tuple[list[str], dict[str, int]
 
 
 def _sum_terms(vectors: Float[Tensor, "T E"], query: Query) -> Float[Tensor, "1 E"]:
-    """Sums the vectors of a query's terms. Raises ValueError for terms that cancel each other."""
+    """Sums the vectors of a query's terms. Raises QueryError for terms that cancel each other."""
     if query.is_plain:
         return vectors
     summed = torch.tensor([[term.weight for term in query.terms]]) @ vectors
     if float(summed.norm()) < LEAST_LENGTH:
-        raise ValueError(f"{' '.join(query.texts)}: what is wanted and what is unwanted cancel each other")
+        raise QueryError(f"{' '.join(query.texts)}: what is wanted and what is unwanted cancel each other")
     return F.normalize(summed, dim=1)
 
 

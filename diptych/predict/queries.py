@@ -18,6 +18,10 @@ _TERM = re.compile(
 )
 
 
+class QueryError(ValueError):
+    """A query asks for nothing that can be searched for."""
+
+
 @dataclass(frozen=True)
 class Term:
     """A text of a query and how much it counts: above 0 for what is wanted, below for what is not."""
@@ -59,11 +63,11 @@ def read_query(text: str) -> Query:
         if match["weight"]:
             weight = float(match["weight"])
         if weight == 0:
-            raise ValueError(f"{match[0]} has weight 0: leave it out, or give it a weight above 0")
+            raise QueryError(f"{match[0]} has weight 0: leave it out, or give it a weight above 0")
         terms.append(Term(match["phrase"] or match["word"], weight if match["sign"] == "+" else -weight))
     rest = " ".join(_TERM.sub(" ", text).split())
     wanted = [Term(rest, 1.0)] if rest else []
     wanted += [term for term in terms if term.weight > 0]
     if not wanted:
-        raise ValueError(f"{text!r} says only what is unwanted: add what to look for, as in 'a fox {text.strip()}'")
+        raise QueryError(f"{text!r} says only what is unwanted: add what to look for, as in 'a fox {text.strip()}'")
     return Query((*wanted, *(term for term in terms if term.weight < 0)))

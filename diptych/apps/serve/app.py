@@ -23,6 +23,7 @@ from diptych.apps.serve.reading import read_request, write_answer
 from diptych.apps.serve.state import ServerState
 from diptych.facts import Ability
 from diptych.predict import PooledModel
+from diptych.predict.queries import QueryError
 
 log = logging.getLogger("diptych.apps.serve")
 COMMON_ERRORS = ("no_key", "wrong_host", "failed")
@@ -261,6 +262,8 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
             calls.SearchInputs(inputs.pictures, inputs.texts, body.k, body.min_match),
             request.state.expected,
         )
+    except QueryError as error:
+        raise ApiError("refused", str(error)) from error
     except ValueError as error:  # the request was checked, so this concerns the index and may name its files
         raise RuntimeError("the index could not be searched") from error
     hits = [
