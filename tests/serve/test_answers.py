@@ -225,3 +225,13 @@ def test_a_search_that_finds_nothing_is_answered(served: Running, monkeypatch: p
     refused = served.post("/v1/search", {"text": "a boat", "min_match": 0.5})
     assert refused.status_code == 422
     assert "min_match needs rerank" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("-boat", "only what is unwanted"), ("boat -boat^1", "cancel each other"), ("a boat +fox^0", "has weight 0")],
+)
+def test_a_search_for_nothing_is_refused(served: Running, text: str, reason: str) -> None:
+    answer = served.post("/v1/search", {"text": text})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "refused")
+    assert reason in answer.json()["error"]["message"]
