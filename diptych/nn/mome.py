@@ -165,8 +165,9 @@ class MultiHeadSelfAttention(nn.Module):
 
     def _project(self, hidden: Float[Tensor, "M D"], norm: nn.LayerNorm, part: slice) -> Float[Tensor, "M E"]:
         """Projects normalised tokens to queries, keys and values side by side, or to the `part` of these three."""
-        width = len(self.q_bias)
-        weight = self.qkv.weight[part.start * width : part.stop * width]
+        width = len(self.v_bias)  # a layer that only gives keys and values has no query bias
+        start, stop, _ = part.indices(3)
+        weight = self.qkv.weight[start * width : stop * width]
         offset = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias][part])
         return norm_linear(hidden, norm, weight, offset)
 

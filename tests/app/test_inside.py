@@ -268,4 +268,4 @@ def test_it_listens_on_loopback_unless_another_host_is_given(
     said: list[tuple[object, ...]] = []
     monkeypatch.setattr("diptych.apps.app.server.serve", lambda *given: said.append(given))
     assert main(["app", "runs/demo"]) == 0
-    assert said == [(["runs/demo"], None, None, "127.0.0.1", 7860, "auto", LARGEST_PIXELS, [], "")]
+    assert said == [(["runs/demo"], None, None, "127.0.0.1", 7860, "auto", LARGEST_PIXELS, [], "", "auto")]

@@ -186,7 +186,7 @@ def test_every_command_runs_in_the_order_of_the_pages(walked: Path, capsys: pyte
         assert (walked / "runs/albef_tiny" / file).is_file()
     assert "Not compared" not in said["demo --model vlmo"]
     assert (walked / "runs/demo-vlmo/comparison.html").is_file()
-    page = (walked / "runs/demo-vlmo/report.html").read_text(encoding="utf-8")
+    page = (walked / "runs/demo-vlmo-stages/report.html").read_text(encoding="utf-8")
     stages = re.search(r"<section id=\"stages\">.*?</section>", page, flags=re.DOTALL)
     assert stages is not None
     for measure in (

@@ -182,7 +182,8 @@ def test_the_doctor_reads_what_training_wrote(whole: Path, capsys: pytest.Captur
 
 def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> None:
     """Three exceptions are harmless. Indices and caches compare the times of files for equality, to see that one has
-    changed. Downloads are dropped by their last use, where a clock that goes backwards only costs another download.
+    changed. Downloads and kept vectors are dropped by their last use, where a clock that goes backwards only costs
+    another download or embedding.
     MLflow wants the time of each measure.
     """
     clock = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(datetime|date|now)\b|getmtime|st_[acm]time")
@@ -190,4 +191,5 @@ def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> N
     names = {path.name for path, text in sources.items() if clock.search(text)}
     assert names == {
         "texts.py", "index.py", "cache.py", "items.py", "states.py", "tables.py", "named.py", "trackers.py",
+        "kept_vectors.py",
     }  # fmt: skip
