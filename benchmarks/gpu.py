@@ -233,7 +233,7 @@ def train(family: str, compiled: bool) -> Callable[[Bench], None]:
         pairs, mode = len(pair.batch), " compiled" if compiled else ""
         flops = {"plain": machine.flops(run.plain), "ours": machine.flops(run.ours)}
         if compiled:  # counted before, because compiled blocks hide their products from the counter
-            compile_blocks(pair.ours, "eager" if bench.tiny else "inductor")
+            compile_blocks(pair.ours, backend="eager" if bench.tiny else "inductor")
         # By the more telling precision first, because compiling may take all the time that there is.
         for precision in ("bf16", "fp32") if compiled else ("fp32", "bf16"):
             jobs = {

@@ -149,12 +149,12 @@ class ParallelTask:
             self.task.reshard()
 
 
-def compile_blocks(task: nn.Module, backend: str = "inductor") -> None:
-    """Compiles each block of a task by `torch.compile`."""
+def compile_blocks(task: nn.Module, **options: Any) -> None:
+    """Compiles each block of a task by `torch.compile`, with its options."""
     torch._dynamo.config.recompile_limit = 64  # blocks of one class are called with different arguments
     for part in task.modules():
         if isinstance(part, Block):
-            part.compile(backend=backend)
+            part.compile(**options)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
