@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.cli.loading import add_precision, load_model
+
 if TYPE_CHECKING:
     from diptych.data.shards.writing import SplitSource
     from diptych.data.sources.listing import SourceListing
@@ -113,7 +115,8 @@ def _audit_options(parser: argparse.ArgumentParser) -> None:
         help="leave out this share, 0..1, instead of the pairs that score below 0",
     )
     parser.add_argument("--count", type=int, default=48, metavar="N", help="pairs on the page (default: 48)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    add_precision(parser, "fp32")
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
@@ -213,10 +216,8 @@ def _show(options: argparse.Namespace) -> None:
 
 def _audit(options: argparse.Namespace) -> None:
     from diptych.apps.audit import audit, write_audit
-    from diptych.predict import load
 
     _, parts = _read(options)
     _tell(parts)
-    model = load(options.model, device=options.device)
-    found = audit(model, parts, options.score, options.drop)
+    found = audit(load_model(options.model, options), parts, options.score, options.drop)
     print(write_audit(found, options.to, f"{options.layout}: {options.path}", options.count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -217,9 +217,5 @@ def _without(listing: SourceListing, gone: set[tuple[str, str]]) -> SourceListin
     for record in listing.records:
         captions = tuple(caption for caption in record.captions if (record.id, caption) not in gone)
         if captions:
-            records.append(record if captions == record.captions else _with_captions(record, captions))
+            records.append(record if captions == record.captions else replace(record, captions=captions, clean=()))
     return SourceListing(records, splits=listing.splits, drawn=listing.drawn, notes=listing.notes)
-
-
-def _with_captions(record: Record, captions: tuple[str, ...]) -> Record:
-    return Record(record.id, record.image, captions, record.image_id)
