@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,19 +27,25 @@ mine.yaml:
   variants:                            # measured, and compared with the first
     from nothing: {set: {init_from: null}}
     after language: {after: {init_from: language}}
+  tasks:                               # trained after each variant, from its run
+    entailment: {recipe: vlmo_tiny_entailment}
+  against: first                       # or previous: each variant is compared with the one before it
   seeds: [0, 1, 2]
 
-`name=value` is set in every variant, `PART:name=value` in one variant or stage.
+`name=value` is set in every variant, `PART:name=value` in one variant, stage or task.
 """
 
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych ablate",
-        usage="diptych ablate GRID [--seeds 0,1,2] [--jobs N] [--folder FOLDER] [--variant TEXT …] [name=value …]",
-        description="Train variants of a recipe, side by side and for several seeds, measure them and write one table "
-        f"with intervals and the computation behind each. Ready grids: {', '.join(GRIDS)}. A finished run is not "
-        "repeated, a stopped one is resumed, and a failed one does not stop the others.",
+        usage="diptych ablate GRID [--seeds 0,1,2] [--jobs N] [--folder FOLDER] [--only NAME …] [--tasks NAMES] [--variant TEXT …] "
+        "[name=value …]",
+        description="Train variants of a recipe, side by side and for several seeds, fine-tune them for tasks if the "
+        "grid has some, measure them and write one table with intervals, corrected tests and the computation behind "
+        f"each. Ready grids: {', '.join(GRIDS)}. A finished run is not repeated, and a run that another ablation in "
+        "the folder beside it has finished is copied. A stopped run is resumed, and a failed one does not stop the "
+        "others. The table is written anew after each run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -50,6 +57,8 @@ def run(arguments: Sequence[str]) -> None:
         "--jobs", type=int, default=os.cpu_count() or 1,
         help="runs at once, which share the CPU's cores (default: one a core, which is fastest for small models)",
     )  # fmt: skip
+    parser.add_argument("--only", action="append", metavar="NAME", help="a variant that is kept (default: all)")
+    parser.add_argument("--tasks", help="tasks to fine-tune for, as in retrieval,nlvr2, or none (default: the grid's)")
     parser.add_argument("--folder", type=Path, help="where the runs go (default: runs/ablate/GRID)")
     options, assignments = parser.parse_known_args(arguments)
 
@@ -67,6 +76,8 @@ def run(arguments: Sequence[str]) -> None:
             "or name a YAML or JSON file, or a recipe with --variant"
         )
     folder = options.folder or Path("runs/ablate") / grid.name
+    tasks = None if options.tasks is None else [] if options.tasks == "none" else options.tasks.split(",")
+    grid = grid.only(options.only, tasks)
     _carry_out(_changed(grid, options.seeds, assignments), folder, options.jobs)
 
 
@@ -82,7 +93,7 @@ def _changed(grid: Grid, seeds: str | None, assignments: Sequence[str]) -> Grid:
     for key, value in parse_assignments(assignments).items():
         part, sign, name = key.rpartition(":")
         if sign and part not in names:
-            raise ValueError(f"no variant or stage '{part}'. Known: {', '.join(names)}")
+            raise ValueError(f"no variant, stage or task '{part}'. Known: {', '.join(names)}")
         grid = grid.replaced([part] if sign else [variant.name for variant in grid.variants], {name: value})
     return grid
 
@@ -92,7 +103,7 @@ def _carry_out(grid: Grid, folder: Path, jobs: int) -> None:
 
     planned = runs.plan(grid, folder)
     print(f"{grid.name} in {folder}: {len(planned)} runs, {sum(run.done for run in planned)} of them done", flush=True)
-    failed = runs.train_all(planned, jobs)
+    failed = runs.train_all(planned, jobs, lambda failed: _write_what_is_there(grid, folder, failed))
     problems = [f"{run} failed: {why}" for run, why in failed.items()]
     try:
         result = table.table(grid, folder, failed)
@@ -102,3 +113,11 @@ def _carry_out(grid: Grid, folder: Path, jobs: int) -> None:
     print("\nWritten:", *table.write(result, folder), sep="\n  ")
     if problems:
         raise ValueError("\n".join([*problems, "run the same command again to retry the failed runs only"]))
+
+
+def _write_what_is_there(grid: Grid, folder: Path, failed: Mapping[Path, str]) -> None:
+    """Writes the table of the runs that have ended, unless no variant has."""
+    from diptych.apps.ablate import table
+
+    with suppress(ValueError):
+        table.write(table.table(grid, folder, failed), folder)

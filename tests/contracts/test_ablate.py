@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import nct, ttest_rel
 from scipy.stats import t as student
-from scipy.stats import ttest_rel
 
 from diptych import catalog
 from diptych.apps.ablate import runs, table
 from diptych.apps.ablate.grid import Grid, Part, given_grid, read_grid
-from diptych.apps.ablate.ready import GRIDS, VLMO_STAGES
+from diptych.apps.ablate.ready import ALBEF_TABLE1, GRIDS, VLMO_STAGES
 from diptych.apps.compare.compute import step_flops
 from diptych.cli.main import main
-from diptych.metrics.intervals import t_quantile
+from diptych.metrics.intervals import seeds_for, t_quantile
 from diptych.run import train
 from diptych.schema import VisionStageConfig, VlmoPretrainConfig
 from diptych.serialize import to_dict
@@ -99,6 +99,14 @@ def test_a_stage_that_no_variant_begins_with_is_not_trained(tmp_path: Path) -> N
     assert "language stage" not in {run.part.name for run in runs.plan(grid, tmp_path)}
 
 
+def test_variants_and_tasks_of_a_grid_can_be_chosen() -> None:
+    grid = ALBEF_TABLE1.only(["with ITC", "with tasks distilled"], ["nlvr2"])
+    assert [part.name for part in grid.variants] == ["with ITC", "with tasks distilled"]
+    assert [part.name for part in grid.tasks] == ["entailment", "assignment", "nlvr2"]
+    assert set(grid.variants[1].tasks) == {"entailment", "nlvr2"}
+    assert not ALBEF_TABLE1.only(None, []).tasks
+
+
 def test_a_grid_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -123,13 +131,16 @@ def test_a_grid_is_read_from_a_file(tmp_path: Path) -> None:
     [
         ("variants: {a: {}}", "variants.a needs a recipe"),
         ("recipe: vlmo_tiny", "at least one variant"),
-        ("recipe: vlmo_tiny\nvariant: {a: {}}", "unknown name 'variant'. Known there: recipe, seeds, set"),
+        ("recipe: vlmo_tiny\nvariant: {a: {}}", "unknown name 'variant'. Known there: against, recipe, seeds"),
         ("recipe: vlmo_tiny\nvariants: {a: {sets: {}}}", "unknown name 'sets'"),
         ("recipe: vlmo_tiny\nvariants: [a, b]", "expected names with values"),
         ("recipe: vlmo_tiny\nvariants: {a: {}}\nseeds: [one]", "seeds are whole numbers"),
         ("recipe: vlmo_tiny\nvariants: {a: {}}\nseeds: [1, 1]", "given twice: 1"),
         ("recipe: vlmo_tiny\nvariants: {a/b: {}}", "cannot hold a slash"),
         ("recipe: vlmo_tiny\nvariants: {a: {after: {init_from: b}}}", "from 'b', but no stage stands before it"),
+        ("recipe: vlmo_tiny\nvariants: {a: {}}\nagainst: last", "against is 'last': it is first or previous"),
+        ("recipe: vlmo_tiny\nvariants: {a: {tasks: {b: {}}}}", "a changes the task 'b', which is not in the grid"),
+        ("recipe: vlmo_tiny\nvariants: {a: {}}\ntasks: {b: {after: {init_from: c}}}", "from 'c', but no task stands"),
         ("recipe: [", "could not be read as YAML or JSON"),
     ],
 )
@@ -143,9 +154,14 @@ def test_a_mistake_in_a_file_is_named(text: str, message: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "no grid 'nothing'. Ready: albef_losses"),
-        (["vlmo_stages", "vison:run.steps=3"], "no variant or stage 'vison'. Known: visual tokenizer, vision stage"),
+        (["nothing"], "no grid 'nothing'. Ready: albef_table1"),
+        (
+            ["vlmo_stages", "vison:run.steps=3"],
+            "no variant, stage or task 'vison'. Known: visual tokenizer, vision stage",
+        ),
         (["vlmo_stages", "--seeds", "one"], "--seeds is 'one'"),
+        (["vlmo_stages", "--only", "vison"], "no variant 'vison' in vlmo_stages. It has: no stages, vision"),
+        (["albef_table1", "--tasks", "vga"], "no task 'vga' in albef_table1. It has: retrieval, entailment"),
         (["vlmo_stages", "--jobs", "0"], "--jobs is 0"),
         (["vlmo_stages", "task.mml=1"], "unknown name 'mml' in 'task'"),
         (["vlmo_tiny", "--variant", "a: task.itc"], "'task.itc' is no override"),
@@ -199,7 +215,7 @@ def test_a_failed_run_is_told_and_loses_only_what_begins_with_it_and_what_is_don
     failed = runs.train_all(planned, jobs=2)
     assert set(failed) == {tmp_path / "broken" / "seed-0", tmp_path / "after" / "seed-0"}
     assert "nowhere" in failed[tmp_path / "broken" / "seed-0"]
-    assert failed[tmp_path / "after" / "seed-0"].startswith(f"left out: it starts from {tmp_path}/broken/seed-0")
+    assert failed[tmp_path / "after" / "seed-0"].startswith(f"left out: it needs {tmp_path}/broken/seed-0")
     found = table.table(grid, tmp_path, failed)
     assert {one.variant for one in found.reached} == {"full"}
     assert "broken/seed-0: the end of" in table.as_markdown(found)
@@ -236,6 +252,49 @@ def test_the_steps_that_only_align_are_counted_as_what_they_are(tmp_path: Path) 
     assert half == pytest.approx((aligned + fused) / 2, rel=0.1)
 
 
+def test_tasks_follow_each_variant_and_stand_in_the_table_beside_it(tmp_path: Path) -> None:
+    """The second task starts from the first, and one variant changes it."""
+    small_task = {**SMALL, "data.scenes": SCENES | {"evaluation_count": 12}, "run": RUN | {"steps": 1}}
+    tasks = (
+        Part("entailment", "vlmo_tiny_entailment", small_task),
+        Part("assignment", "vlmo_tiny_assignment", small_task, {"init_from": "entailment"}),
+    )
+    grid = small("first", "second")
+    second = replace(
+        grid.variants[1], set={**grid.variants[1].set, "task.mlm": 0.0}, tasks={"assignment": {"optim.lr": 1e-5}}
+    )
+    grid = replace(grid, variants=(grid.variants[0], second), tasks=tasks)
+    planned = runs.plan(grid, tmp_path)
+    assert [str(run.folder.relative_to(tmp_path)) for run in planned] == [
+        "first/seed-0", "second/seed-0", "first/seed-0/tasks/entailment", "first/seed-0/tasks/assignment",
+        "second/seed-0/tasks/entailment", "second/seed-0/tasks/assignment",
+    ]  # fmt: skip
+    assert [run.recipe.optim.lr == 1e-5 for run in planned] == [False] * 5 + [True]
+    assert planned[5].needs == (planned[4].folder,)
+    assert planned[4].needs == (planned[1].folder,)
+    for run in planned:
+        runs.carry_out(run)
+    found = table.table(grid, tmp_path)
+    assert {"the run itself", "entailment", "assignment"} == {one.measure.split(":")[0] for one in found.reached}
+    assert [part.part for part in found.costs[1].parts] == ["second", "entailment", "assignment"]
+
+
+def test_an_equal_run_of_another_variant_or_ablation_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = small("first", "again")
+    first, again = runs.plan(grid, tmp_path / "one")
+    assert again.needs == (first.folder,)
+    runs.carry_out(first)
+    monkeypatch.setattr(runs, "train", lambda *arguments, **options: pytest.fail("it was trained again"))
+    (elsewhere,) = runs.plan(small("elsewhere"), tmp_path / "two")
+    for run in (again, elsewhere):
+        runs.carry_out(run)
+        assert run.done
+        assert (run.folder / "eval.json").read_text() == (first.folder / "eval.json").read_text()
+    other, _ = runs.plan(replace(grid, seeds=(1,)), tmp_path / "one")
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        runs.carry_out(other)
+
+
 # --------------------------------------------------------------------------- the table
 
 
@@ -263,6 +322,45 @@ def test_differences_are_paired_by_seed_with_student_s_interval(tmp_path: Path) 
     assert found["second"].difference_interval == pytest.approx((expected.low, expected.high))
     assert found["second"].mean == pytest.approx(73.25)
     assert found["second"].seeds[3].interval == (88.0, 92.0)
+
+
+def test_each_variant_can_be_compared_with_the_one_before_it(tmp_path: Path) -> None:
+    grid = replace(given_grid("albef_tiny_entailment", ["first", "second", "third"]), against="previous", seeds=(0, 1))
+    for part, value in zip(grid.variants, (60.0, 63.0, 64.0), strict=True):
+        for seed in grid.seeds:
+            judged(runs.place(tmp_path, part, seed), value + seed * (value - 60))
+    found = table.table(grid, tmp_path).reached
+    assert [(one.against, one.difference) for one in found] == [
+        (None, None), ("first", pytest.approx(4.5)), ("second", pytest.approx(1.5)),
+    ]  # fmt: skip
+    assert "less the one above" in table.as_markdown(table.table(grid, tmp_path))
+
+
+def test_differences_are_tested_together(tmp_path: Path) -> None:
+    """The first of two differences stays beyond noise after Holm's correction, and the second does not."""
+    grid = replace(given_grid("albef_tiny_entailment", ["first", "second", "third"]), seeds=(0, 1, 2, 3))
+    values = {"first": [60.0, 64.0, 70.0, 66.0], "second": [63.0, 66.5, 73.5, 69.0], "third": [62.0, 64.0, 72.5, 66.5]}
+    for part in grid.variants:
+        for seed, value in enumerate(values[part.name]):
+            judged(runs.place(tmp_path, part, seed), value)
+    _, second, third = table.table(grid, tmp_path).reached
+    alone = [ttest_rel(values[name], values["first"]).pvalue for name in ("second", "third")]
+    assert second.p == pytest.approx(2 * alone[0])
+    assert third.p == pytest.approx(max(alone[1], 2 * alone[0]))
+    assert (second.verdict, third.verdict) == ("beyond noise", "within noise")
+
+
+def test_as_many_seeds_as_said_would_find_the_effect_with_a_power_of_80_percent() -> None:
+    differences = [1.0, 4.0, 2.0, 3.5]
+    effect, spread = 2.625 / 2, 1.3769
+    said = seeds_for(differences, share=0.5)
+    assert said is not None
+    bounds = [student.ppf(0.975, n - 1) for n in (said - 2, said + 1)]
+    few, many = (
+        nct.sf(bound, n - 1, effect / spread * n**0.5) for bound, n in zip(bounds, (said - 2, said + 1), strict=True)
+    )
+    assert few < 0.8 < many
+    assert seeds_for([1.0, -1.0], share=0.5) is None
 
 
 def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:

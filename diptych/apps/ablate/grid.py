@@ -1,4 +1,7 @@
-"""The trainings of an ablation, as values: variants of a recipe, and the stages before them. It imports no torch."""
+"""The trainings of an ablation, as values: variants of a recipe, the stages before them and the tasks after them.
+
+It imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,41 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
 Changes = Mapping[str, Any]
 """New values of a recipe's fields by their dotted names."""
+Against = Literal["first", "previous"]
+"""What a variant is compared with: the first variant, or the one before it, where each adds one idea."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A training, which runs once for each seed: a variant, or a stage that variants start from."""
+    """A training, which runs once for each seed: a variant, a stage that variants start from, or a task after them."""
 
     name: str
     recipe: str
     set: Changes = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
-    """Stages whose runs fields of the recipe name, as in `{"init_from": "language"}`."""
+    """Stages (for a task: earlier tasks) whose runs fields of the recipe name, as in `{"init_from": "language"}`."""
+    tasks: Mapping[str, Changes] = field(default_factory=dict)
+    """For a variant: what it changes in the tasks that follow it, by their names."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Variants that are compared with the first of them. Raises ValueError for missing or doubled names."""
+    """Variants that are compared with one another. Raises ValueError for missing or doubled names."""
 
     name: str
     variants: tuple[Part, ...]
     stages: tuple[Part, ...] = ()
     """Stages in their order. Each may start from earlier ones, and is trained once for each seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    tasks: tuple[Part, ...] = ()
+    """Trainings that follow each variant. They start from its run, or from the earlier task that `after` names."""
+    against: Against = "first"
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -49,10 +59,22 @@ class Grid:
             known.append(part.name)
         for part in self.variants:
             self._check(part, known)
+            if unknown := [name for name in part.tasks if name not in [task.name for task in self.tasks]]:
+                raise ValueError(f"{self.name}: {part.name} changes the task '{unknown[0]}', which is not in the grid")
+        known.clear()
+        for part in self.tasks:
+            self._check(part, known, "task")
+            known.append(part.name)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return (*self.stages, *self.variants)
+        return (*self.stages, *self.variants, *self.tasks)
+
+    def partner(self, variant: str) -> str | None:
+        """Names the variant that another one is compared with; None for the first."""
+        names = [part.name for part in self.variants]
+        place = names.index(variant)
+        return None if place == 0 else names[0 if self.against == "first" else place - 1]
 
     def chain(self, part: Part) -> tuple[Part, ...]:
         """Lists the stages that lead to a part, each once and in their order, itself last."""
@@ -60,7 +82,7 @@ class Grid:
         for stage in reversed(self.stages):
             if any(stage.name in other.after.values() for other in self.parts if other.name in needed):
                 needed.add(stage.name)
-        return tuple(part for part in self.parts if part.name in needed)
+        return tuple(part for part in (*self.stages, *self.variants) if part.name in needed)
 
     def replaced(self, names: Iterable[str], changes: Changes) -> Grid:
         """Sets more fields in the named parts."""
@@ -69,19 +91,39 @@ class Grid:
         def changed(parts: Sequence[Part]) -> tuple[Part, ...]:
             return tuple(replace(part, set={**part.set, **changes}) if part.name in chosen else part for part in parts)
 
-        return replace(self, stages=changed(self.stages), variants=changed(self.variants))
+        return replace(self, stages=changed(self.stages), variants=changed(self.variants), tasks=changed(self.tasks))
 
-    def _check(self, part: Part, stages: Sequence[str]) -> None:
+    def only(self, variants: Sequence[str] | None, tasks: Sequence[str] | None) -> Grid:
+        """Keeps the named variants and tasks, and the tasks that these start from; None keeps all.
+
+        Raises ValueError for an unknown name.
+        """
+        for kind, chosen, parts in (("variant", variants, self.variants), ("task", tasks, self.tasks)):
+            known = [part.name for part in parts]
+            if wrong := [name for name in chosen or () if name not in known]:
+                raise ValueError(f"no {kind} '{wrong[0]}' in {self.name}. It has: {', '.join(known) or 'none'}")
+        needed = {part.name for part in self.tasks} if tasks is None else set(tasks)
+        for task in reversed(self.tasks):
+            if task.name in needed:
+                needed.update(task.after.values())
+        kept = tuple(
+            replace(part, tasks={task: changes for task, changes in part.tasks.items() if task in needed})
+            for part in self.variants
+            if variants is None or part.name in variants
+        )
+        return replace(self, variants=kept, tasks=tuple(task for task in self.tasks if task.name in needed))
+
+    def _check(self, part: Part, stages: Sequence[str], kind: str = "stage") -> None:
         for name, stage in part.after.items():
             if stage not in stages:
-                known = f"the stages before it are {', '.join(stages)}" if stages else "no stage stands before it"
+                known = f"the {kind}s before it are {', '.join(stages)}" if stages else f"no {kind} stands before it"
                 raise ValueError(f"{self.name}: {part.name} takes {name} from '{stage}', but {known}")
 
 
 # --------------------------------------------------------------------------- from files and arguments
 
-FIELDS = {"recipe", "set", "stages", "variants", "seeds"}
-PART_FIELDS = {"recipe", "set", "after"}
+FIELDS = {"recipe", "set", "stages", "variants", "tasks", "seeds", "against"}
+PART_FIELDS = {"recipe", "set", "after", "tasks"}
 
 
 def read_grid(path: Path) -> Grid:
@@ -95,11 +137,15 @@ def read_grid(path: Path) -> Grid:
     if not isinstance(seeds, list | tuple) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"{path}: seeds are whole numbers, as in seeds: [0, 1, 2]")
     shared = _fields(fields.get("set"), None, f"{path}: set")
-    stages, variants = (
-        tuple(_parts(fields.get(group), fields.get("recipe"), f"{path}: {group}")) for group in ("stages", "variants")
+    against = fields.get("against", Grid.against)
+    if against not in get_args(Against):
+        raise ValueError(f"{path}: against is '{against}': it is {' or '.join(get_args(Against))}")
+    stages, variants, tasks = (
+        tuple(_parts(fields.get(group), fields.get("recipe"), f"{path}: {group}"))
+        for group in ("stages", "variants", "tasks")
     )
     variants = tuple(replace(variant, set={**shared, **variant.set}) for variant in variants)
-    return Grid(path.stem, variants, stages, tuple(seeds))
+    return Grid(path.stem, variants, stages, tuple(seeds), tasks, against)
 
 
 def _parts(plain: Any, recipe: str | None, where: str) -> Iterator[Part]:
@@ -107,7 +153,7 @@ def _parts(plain: Any, recipe: str | None, where: str) -> Iterator[Part]:
         fields = _fields(content, PART_FIELDS, f"{where}.{name}")
         if not (part_recipe := fields.get("recipe", recipe)):
             raise ValueError(f"{where}.{name} needs a recipe: name it there, or one for all at the top")
-        groups = (_fields(fields.get(group), None, f"{where}.{name}.{group}") for group in ("set", "after"))
+        groups = (_fields(fields.get(group), None, f"{where}.{name}.{group}") for group in ("set", "after", "tasks"))
         yield Part(name, part_recipe, *groups)
 
 

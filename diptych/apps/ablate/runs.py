@@ -1,16 +1,22 @@
 """The runs of an ablation, which are trained side by side, each in its own process.
 
-FOLDER/PART/seed-N           a run's folder, with two more files:
-           asked.json        the recipe as the grid has it, which identifies the run
-           compute.json      operations and seconds of its training, written last
-FOLDER/PART/seed-N.log       its output
+FOLDER/PART/seed-N             a run's folder, with two more files:
+           asked.json          the recipe as the grid has it, which identifies the run
+           compute.json        operations and seconds of its training, written last
+           tasks/TASK          the run of a task that follows it
+FOLDER/PART/seed-N.log         its output
+
+A run that another ablation beside FOLDER has finished already, or another variant, is copied instead of repeated.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -21,6 +27,7 @@ import torch
 from diptych import catalog
 from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.compare.compute import record_compute
+from diptych.apps.report.numbers import duration
 from diptych.apps.report.stages import COMPUTE
 from diptych.console import end_of, escape_output
 from diptych.data.workers import end_with
@@ -46,7 +53,7 @@ class Run:
     needs: tuple[Path, ...]
     """Folders of the runs that it starts from."""
     measured: bool
-    """Whether the run is a variant, which is measured on the test split."""
+    """Whether the run is a variant or a task, which are measured on the test split."""
 
     @property
     def log(self) -> Path:
@@ -63,41 +70,74 @@ class Run:
 
 
 def plan(grid: Grid, folder: Path) -> tuple[Run, ...]:
-    """Lists the runs of a grid, stages before the runs that start from them. Raises ValueError for invalid runs."""
-    return tuple(_run(grid, part, seed, folder) for seed in grid.seeds for part in _needed(grid))
+    """Lists the runs of a grid, each after those that it starts from. Raises ValueError for invalid runs."""
+    planned: list[Run] = []
+    for seed in grid.seeds:
+        for part in _needed(grid):
+            run = _run(grid, part, seed, folder)
+            equal = tuple(one.folder for one in planned if one.recipe == run.recipe and one.part in grid.variants)
+            planned.append(replace(run, needs=(*run.needs, *equal[:1])))
+        planned += [_task_run(variant, part, seed, folder) for variant in grid.variants for part in grid.tasks]
+    return tuple(planned)
 
 
 def place(folder: Path, part: Part, seed: int) -> Path:
+    """Names the folder of a stage's or variant's run."""
     return folder / part.name.replace(" ", "-") / f"seed-{seed}"
 
 
+def task_place(folder: Path, variant: Part, task: str, seed: int) -> Path:
+    """Names the folder of the run of a task that follows a variant."""
+    return place(folder, variant, seed) / "tasks" / task.replace(" ", "-")
+
+
 def _needed(grid: Grid) -> tuple[Part, ...]:
-    """Lists all parts but the stages that no variant starts from."""
+    """Lists all stages and variants but the stages that no variant starts from."""
     names = {part.name for variant in grid.variants for part in grid.chain(variant)}
     return tuple(part for part in grid.parts if part.name in names)
 
 
 def _run(grid: Grid, part: Part, seed: int, folder: Path) -> Run:
     stages = {stage.name: place(folder, stage, seed) for stage in grid.stages}
-    links = {field: str(stages[stage]) for field, stage in part.after.items()}
-    recipe = override(catalog.find_recipe(part.recipe), {**part.set, **links, "run.seed": seed})
-    run = Run(part, seed, recipe, place(folder, part, seed), tuple(map(Path, links.values())), part in grid.variants)
-    if run.request.is_file() and from_dict(json.loads(run.request.read_text())) != recipe:
+    links = {field: stages[stage] for field, stage in part.after.items()}
+    return _linked(part, seed, place(folder, part, seed), links, measured=part in grid.variants)
+
+
+def _task_run(variant: Part, task: Part, seed: int, folder: Path) -> Run:
+    after = {field: task_place(folder, variant, name, seed) for field, name in task.after.items()}
+    links = {"init_from": place(folder, variant, seed)} | after
+    task = replace(task, set={**task.set, **variant.tasks.get(task.name, {})})
+    return _linked(task, seed, task_place(folder, variant, task.name, seed), links, measured=True)
+
+
+def _linked(part: Part, seed: int, folder: Path, links: Mapping[str, Path], measured: bool) -> Run:
+    """Builds a run whose recipe names the folders of the runs before it."""
+    named = {field: str(run) for field, run in links.items()}
+    recipe = override(catalog.find_recipe(part.recipe), {**part.set, **named, "run.seed": seed})
+    run = Run(part, seed, recipe, folder, tuple(links.values()), measured)
+    if run.request.is_file() and _asked(run.request) != recipe:
         raise ValueError(f"{run.folder} holds a run of another recipe: remove it, or take another --folder")
     return run
+
+
+def _asked(request: Path) -> Recipe:
+    return from_dict(json.loads(request.read_text(encoding="utf-8")))
 
 
 # --------------------------------------------------------------------------- side by side
 
 
-def train_all(runs: tuple[Run, ...], jobs: int) -> dict[Path, str]:
+def train_all(
+    runs: tuple[Run, ...], jobs: int, ended: Callable[[Mapping[Path, str]], None] = lambda failed: None
+) -> dict[Path, str]:
     """Trains all unfinished runs, `jobs` at once. Returns the reasons of failed runs by their folders.
 
     Runs that start from a failed one are left out, and the others go on. When this process is stopped, all runs save
-    their states.
+    their states. `ended` is called with the failed ones after each run.
     """
     failed: dict[Path, str] = {}
     waiting = [run for run in runs if not run.done]
+    asked, begun = len(waiting), time.monotonic()
     running: dict[int, tuple[Run, BaseProcess]] = {}
     try:
         while waiting or running:
@@ -114,7 +154,11 @@ def train_all(runs: tuple[Run, ...], jobs: int) -> dict[Path, str]:
                 process.join()
                 if process.exitcode or not run.done:
                     failed[run.folder] = f"the end of {run.log}:\n{end_of(run.log, SHOWN)}"
-                print(f"{run.folder}: {'failed' if run.folder in failed else 'done'}", flush=True)
+                left = len(waiting) + len(running)
+                hours = duration((time.monotonic() - begun) / (asked - left) * left)
+                outcome = "failed" if run.folder in failed else "done"
+                print(f"{run.folder}: {outcome}; {left} runs and about {hours} left", flush=True)
+                ended(failed)
     finally:
         for _, process in running.values():
             process.terminate()  # each saves its state, as at Ctrl-C
@@ -129,7 +173,7 @@ def _without_lost(waiting: list[Run], failed: dict[Path, str]) -> list[Run]:
     for run in waiting:  # a stage precedes the runs that start from it
         lost = [folder for folder in run.needs if folder in failed]
         if lost:
-            failed[run.folder] = f"left out: it starts from {lost[0]}, which failed"
+            failed[run.folder] = f"left out: it needs {lost[0]}, which failed"
         else:
             remaining.append(run)
     return remaining
@@ -159,7 +203,15 @@ def _in_process(run: Run, threads: int, parent: int) -> None:
 
 
 def carry_out(run: Run) -> None:
-    """Trains or resumes a run, measures it if it is a variant, and counts its computation."""
+    """Trains or resumes a run, measures it unless it is a stage, and counts its computation.
+
+    If an equal run has been finished by another variant, or by an ablation in a folder beside this one, it is copied.
+    """
+    if (equal := next(_finished_equals(run), None)) is not None:
+        print(f"copied from {equal}, which has the same recipe", flush=True)
+        shutil.copytree(equal, run.folder, ignore=shutil.ignore_patterns("tasks", COMPUTE), dirs_exist_ok=True)
+        shutil.copyfile(equal / COMPUTE, run.folder / COMPUTE)
+        return
     begun = (run.folder / "recipe.json").is_file()
     if not begun:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -169,3 +221,11 @@ def carry_out(run: Run) -> None:
     if run.measured:
         evaluate(run.folder)
     record_compute(run.folder)
+
+
+def _finished_equals(run: Run) -> Iterator[Path]:
+    """Finds finished runs of the same recipe, in this ablation and in those of the folders beside it."""
+    for request in sorted(run.folder.parents[2].glob("*/*/seed-*/asked.json")):
+        finished = (request.parent / COMPUTE).is_file() and run.measured <= (request.parent / "eval.json").is_file()
+        if finished and request != run.request and _asked(request) == run.recipe:
+            yield request.parent

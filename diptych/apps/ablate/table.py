@@ -1,24 +1,27 @@
-"""The table of an ablation: measures of the variants over seeds, differences to the first variant, and costs."""
+"""The table of an ablation: measures of the variants over seeds, differences between variants, and costs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from diptych import __version__
 from diptych.apps.ablate.grid import Grid, Part
-from diptych.apps.ablate.runs import place
+from diptych.apps.ablate.runs import place, task_place
 from diptych.apps.compare.quality import quality, same_data
 from diptych.apps.report.compared import Score
 from diptych.apps.report.numbers import columns, duration, number
 from diptych.apps.report.stages import COMPUTE
-from diptych.metrics.intervals import Interval, seed_interval
+from diptych.metrics.intervals import Interval, holm, paired_p, seed_interval, seeds_for
 from diptych.writing import write_text
 
 Line = tuple[str, ...]
+LEVEL = 0.05
+"""Below this probability a difference is said to exceed the noise."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,32 @@ class Reached:
     mean: float
     interval: Interval | None
     """95 % interval over seeds, by Student's t; None for one seed."""
+    against: str | None
+    """The variant that it is compared with; None for the first one."""
     difference: float | None
-    """Mean difference to the first variant over the seeds that both have; None for the first one."""
+    """Mean difference to that variant over the seeds that both have."""
     difference_interval: Interval | None
     """95 % interval of the differences, taken seed by seed."""
+    p: float | None
+    """Probability of a difference as large by chance: Student's paired t-test, with Holm's correction within the
+    table."""
+    seeds_for_half: int | None
+    """Seeds that an effect half as large would need, at the same spread, to be found in four tables of five."""
     seeds: Mapping[int, Score]
     """Score of each run, with its 95 % interval over the test records."""
     chance: float | None
 
+    @property
+    def verdict(self) -> str:
+        """Says whether the difference exceeds the noise between seeds."""
+        if self.p is None:
+            return ""
+        return "beyond noise" if self.p < LEVEL else "within noise"
+
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """The cost of a variant or of a stage before it, as means over seeds."""
+    """The cost of a variant, of a stage before it or of a task after it, as means over seeds."""
 
     part: str
     steps: float
@@ -52,7 +69,8 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """The costs of a variant and of its stages, itself last. A stage that variants share counts for each."""
+    """The costs of a variant, of its stages before it and its tasks after it. A stage that variants share counts for
+    each."""
 
     variant: str
     parts: tuple[TrainingCost, ...]
@@ -71,6 +89,8 @@ class Table:
     """The result of an ablation."""
 
     grid: str
+    version: str
+    """Version of the library that summed up the runs."""
     data: Mapping[str, Any]
     """The data that the runs were measured on."""
     reached: tuple[Reached, ...]
@@ -101,35 +121,53 @@ def table(grid: Grid, folder: Path, missing: Mapping[Path, str] | None = None) -
         for (variant, seed), score in zip(done, row.scores, strict=True):
             if score is not None:
                 scores[variant.name][seed] = score
-        reached += list(_reached(row.measure, scores, row.chance))
+        measure = f"{row.task}: {row.measure}" if grid.tasks else row.measure
+        reached += list(_reached(grid, measure, scores, row.chance))
     costs = tuple(
-        Cost(variant.name, tuple(_training_cost(grid, part, folder) for part in grid.chain(variant)))
+        Cost(variant.name, tuple(_training_costs(grid, variant, folder)))
         for variant in grid.variants
         if variant in [finished for finished, _ in done]
     )
     named = {str(run.relative_to(folder)): why for run, why in (missing or {}).items()}
-    return Table(grid.name, data, tuple(reached), costs, named)
+    return Table(grid.name, __version__, data, tuple(_corrected(reached)), costs, named)
 
 
-def _reached(measure: str, scores: Mapping[str, Mapping[int, Score]], chance: float | None) -> Iterator[Reached]:
-    first, *_ = scores
+def _reached(
+    grid: Grid, measure: str, scores: Mapping[str, Mapping[int, Score]], chance: float | None
+) -> Iterator[Reached]:
     for variant, seeds in scores.items():
         if not seeds:
             continue
         values = [score.value for score in seeds.values()]
-        paired = [seeds[seed].value - score.value for seed, score in scores[first].items() if seed in seeds]
-        known = variant != first and bool(paired)
+        partner = grid.partner(variant)
+        theirs = scores[partner] if partner else {}
+        paired = [score.value - theirs[seed].value for seed, score in seeds.items() if seed in theirs]
         yield Reached(
-            measure, variant, fmean(values), seed_interval(values), fmean(paired) if known else None,
-            seed_interval(paired) if known else None, seeds, chance,
+            measure, variant, fmean(values), seed_interval(values), partner, fmean(paired) if paired else None,
+            seed_interval(paired), paired_p(paired), seeds_for(paired, share=0.5), seeds, chance,
         )  # fmt: skip
 
 
-def _training_cost(grid: Grid, part: Part, folder: Path) -> TrainingCost:
-    files = [place(folder, part, seed) / COMPUTE for seed in grid.seeds]
-    runs = [json.loads(file.read_text()) for file in files if file.is_file()]
-    means = {key: fmean(run[key] for run in runs) for key in ("steps", "records", "flops", "seconds")}
-    return TrainingCost(part.name, **means)
+def _corrected(reached: Sequence[Reached]) -> Iterator[Reached]:
+    """Corrects the probabilities of all differences of a table, which are tested at once."""
+    corrected = iter(holm([row.p for row in reached if row.p is not None]))
+    for row in reached:
+        yield row if row.p is None else replace(row, p=next(corrected))
+
+
+def _training_costs(grid: Grid, variant: Part, folder: Path) -> Iterator[TrainingCost]:
+    for part in grid.chain(variant):
+        yield from _training_cost(part, [place(folder, part, seed) for seed in grid.seeds])
+    for task in grid.tasks:
+        yield from _training_cost(task, [task_place(folder, variant, task.name, seed) for seed in grid.seeds])
+
+
+def _training_cost(part: Part, folders: Sequence[Path]) -> Iterator[TrainingCost]:
+    """Yields the mean cost of the finished runs of a part; nothing if none has finished."""
+    runs = [json.loads((run / COMPUTE).read_text()) for run in folders if (run / COMPUTE).is_file()]
+    if runs:
+        means = {key: fmean(run[key] for run in runs) for key in ("steps", "records", "flops", "seconds")}
+        yield TrainingCost(part.name, **means)
 
 
 # --------------------------------------------------------------------------- output
@@ -142,13 +180,18 @@ def as_markdown(table: Table) -> str:
         (
             row.measure, row.variant, f"{row.mean:.1f}", _interval(row.interval),
             "" if row.difference is None else f"{row.difference:+.1f}", _interval(row.difference_interval),
+            row.verdict and f"{row.verdict} (p {row.p:.3f})", str(row.seeds_for_half or ""),
             "; ".join(f"{score.value:.1f} ({score.interval})" for score in row.seeds.values()),
             number(costs[row.variant].flops / 1e12), duration(costs[row.variant].seconds),
         )
         for row in table.reached
     ]  # fmt: skip
-    first = table.reached[0].variant if table.reached else ""
-    head = ("measure, %", "variant", "mean", "95 % over seeds", f"less {first}", "95 %", "each run", "TFLOP", "time")
+    partners = list(dict.fromkeys(row.against for row in table.reached if row.against))
+    difference = f"less {partners[0]}" if len(partners) == 1 else "less the one above"
+    head = (
+        "measure, %", "variant", "mean", "95 % over seeds", difference, "95 %", "after Holm's correction",
+        "seeds for half of it", "each run", "TFLOP", "time",
+    )  # fmt: skip
     trained = [
         (cost.variant, part.part, f"{part.steps:,.0f}", f"{part.records:,.0f}", number(part.flops / 1e12),
          duration(part.seconds))
@@ -163,7 +206,10 @@ def as_markdown(table: Table) -> str:
 
 NOTES = (
     "Means are over seeds, with Student's 95 % intervals; differences are taken seed by seed. Each run has an interval",
-    "over the test records. TFLOP and time count all training behind a variant, stages included, without validations.",
+    "over the test records. A difference is beyond noise if Student's paired t-test, with Holm's correction for all",
+    "differences of this table, gives a p below 0.05. `seeds for half of it` is how many seeds an effect half as large",
+    "would need, at the spread seen here, to be found with a probability of 80 %. TFLOP and time count all training",
+    "behind a variant, stages and tasks included, without validations.",
 )
 
 
