@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import diptych
@@ -34,6 +34,11 @@ def compare(program: str, purpose: str, evaluate: Evaluate, scenes: int) -> None
     if options.json:
         print("\n".join(json.dumps({"run": run, **measures}) for run, measures in found.items()))
         return
+    print_table(found)
+
+
+def print_table(found: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the measures of each run side by side."""
     names = list(dict.fromkeys(name for measures in found.values() for name in measures))
     print(f"{'':28}" + "".join(f"{Path(run).name[-18:]:>20}" for run in found))
     for name in names:

@@ -39,8 +39,8 @@ mine.yaml:
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diptych ablate",
-        usage="diptych ablate GRID [--seeds 0,1,2] [--jobs N] [--folder FOLDER] [--only NAME …] [--tasks NAMES] [--variant TEXT …] "
-        "[name=value …]",
+        usage="diptych ablate GRID [--seeds 0,1,2] [--jobs N] [--folder FOLDER] [--only NAME …] [--tasks NAMES] "
+        "[--variant TEXT …] [name=value …]",
         description="Train variants of a recipe, side by side and for several seeds, fine-tune them for tasks if the "
         "grid has some, measure them and write one table with intervals, corrected tests and the computation behind "
         f"each. Ready grids: {', '.join(GRIDS)}. A finished run is not repeated, and a run that another ablation in "

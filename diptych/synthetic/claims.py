@@ -150,7 +150,7 @@ def claim_kinds(scene: Scene, config: ScenesConfig) -> tuple[ClaimKind, ...]:
     possible: dict[ClaimKind, bool] = {
         "existence": True,
         "background": True,
-        "count": bool(_once_and_more(scene)),
+        "count": bool(once_and_more(scene)),
         "size": bool(_sized_unlike(scene)),
         "relation": any(scene.relations()),
     }
@@ -170,7 +170,7 @@ def draw_claim(scene: Scene, kind: ClaimKind, truth: bool, random: Random, confi
         others = [colour for colour in BACKGROUNDS if colour != scene.background]
         return BackgroundClaim(scene.background if truth else choose(others, random))
     if kind == "count":
-        once, more = choose(_once_and_more(scene), random)
+        once, more = choose(once_and_more(scene), random)
         right, wrong = (once, more) if random.random() < 0.5 else (more, once)
         return CountClaim((right if truth else wrong)[0].noun, len(right))
     if kind == "size":
@@ -193,7 +193,7 @@ def allowed_relations(scene: Scene, truth: bool, config: ScenesConfig) -> list[t
     ]
 
 
-def _once_and_more(scene: Scene) -> list[tuple[tuple[SceneObject, ...], tuple[SceneObject, ...]]]:
+def once_and_more(scene: Scene) -> list[tuple[tuple[SceneObject, ...], tuple[SceneObject, ...]]]:
     """Returns pairs of a kind with one object and a kind with several."""
     kinds = [members for members in scene.kinds.values() if not members[0].noun.plural_only]
     return [(once, more) for once in kinds for more in kinds if len(once) == 1 < len(more)]

@@ -60,7 +60,7 @@ def pair_example(config: ScenesConfig, split: Split, index: int) -> PairExample:
 
     Raises ValueError if the configuration allows no such example.
     """
-    _check_language(config)
+    check_language(config)
     group = index // PAIRS
     statement = draw_statement(stream(config.seed, split, group, _STATEMENT), config)
     label = index % 2 == 0
@@ -77,7 +77,7 @@ def _first(
     purpose: int,
 ) -> tuple[Scene, T]:
     """Returns the first scene of the index's random stream that allows a text, and this text."""
-    _check_language(config)
+    check_language(config)
     random = stream(config.seed, split, index, purpose)
     for _ in range(_SCENES):
         scene = draw_scene(config, split, index, random.random)
@@ -90,6 +90,6 @@ def _first(
     )
 
 
-def _check_language(config: ScenesConfig) -> None:
+def check_language(config: ScenesConfig) -> None:
     if config.language != "en":
         raise ValueError(f"scenes.language={config.language!r}: the tasks' texts are English; use scenes.language=en")
