@@ -1,0 +1,232 @@
+"""Fills the tables of the page "What each idea is worth" and draws its figures: `python docs/ideas.py`.
+
+The tables are the `table.json` of `diptych ablate` and the files of `python -m benchmarks.compositions`, kept in
+`docs/results/ablations`. The questions and commands on the page are written by hand. What stands between two markers,
+`<!-- NAME -->` and `<!-- end -->`, follows from the file of that name, also the sentences that say whether a difference
+exceeds the noise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from diptych.metrics.intervals import seed_interval
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "ablations"
+PAGE = HERE / "ideas.md"
+PICTURES = HERE / "pictures"
+LEVEL = 0.05
+MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MEASURES = tuple(
+    f"{way}, recall@1, {kind}" for kind in ("re-ranked", "dual encoder") for way in ("text → picture", "picture → text")
+)
+"""Those that the page shows, of a run itself or of its fine-tuning for retrieval."""
+
+
+def filled(page: str) -> str:
+    """Fills the marked parts of the page from the stored results. A part without results is left empty."""
+    return MARKED.sub(lambda match: f"{match[1]}{_part(match[2])}{match[3]}", page)
+
+
+def _part(name: str) -> str:
+    if name == "compositions":
+        return compositions()
+    file = RESULTS / f"{name}.json"
+    return _section(name, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ""
+
+
+def _rows(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Lists the rows of the measures that the page shows."""
+    own, tuned = ([f"{place}{measure}" for measure in MEASURES] for place in ("", "retrieval: "))
+    found = {row["measure"] for row in table["reached"]}
+    wanted = tuned if tuned[0] in found else own
+    return [row for measure in wanted for row in table["reached"] if row["measure"] == measure]
+
+
+def _section(name: str, table: Mapping[str, Any]) -> str:
+    rows = _rows(table)
+    seeds = sorted({int(seed) for row in rows for seed in row["seeds"]})
+    flops = {cost["variant"]: cost["flops"] / 1e12 for cost in table["costs"]}
+    against = {row["against"] for row in rows} - {None}
+    difference = f"less “{against.pop()}”" if len(against) == 1 else "less the row above"
+    head = ("recall@1, %", "", f"mean of {len(seeds)} seeds", difference, "95 %", "", "seeds for half", "TFLOP")
+    body = [
+        (
+            _short(row["measure"]), row["variant"], f"{row['mean']:.1f}", _signed(row["difference"]),
+            _interval(row["difference_interval"]), _verdict(row), str(row["seeds_for_half"] or ""),
+            f"{flops[row['variant']]:.0f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            f"![Differences with their intervals](pictures/ideas-{name}.svg)", "", *_table(head, body), "",
+            *(f"- {sentence}" for sentence in _answers(rows)), "",
+            f"Seeds {', '.join(map(str, seeds))}, version {table['version']}; "
+            f"every run is in [{name}.json](results/ablations/{name}.json).", "",
+        ]
+    )  # fmt: skip
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---"] * len(head)
+    return [f"| {' | '.join(cells)} |".replace("  ", " ") for cells in (head, rule, *body)]
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Says for each difference whether it exceeds the noise."""
+    for row in rows:
+        if row["difference"] is None:
+            continue
+        change = f"**{row['variant']}**, compared with “{row['against']}”: {_short(row['measure'])} changes by "
+        change += f"{_signed(row['difference'])} points"
+        ends = _interval(row["difference_interval"])
+        if row["p"] is None:
+            yield f"{change} with one seed, which says nothing about the noise."
+        elif row["p"] < LEVEL:
+            yield f"{change} (95 %: {ends}), which is beyond noise (p = {row['p']:.3f})."
+        else:
+            yield f"{change} (95 %: {ends}). Not shown at this size: this is within the noise (p = {row['p']:.2f})."
+
+
+def _short(measure: str) -> str:
+    way, _, kind = measure.removeprefix("retrieval: ").split(", ")
+    return f"{way.replace('picture', 'image')}, {kind}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}".replace("-", "−")
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{_signed(ends[0])} to {_signed(ends[1])}"
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row["p"] is None:
+        return ""
+    return "**beyond noise**" if row["p"] < LEVEL else "within noise"
+
+
+# --------------------------------------------------------------------------- compositions
+
+KINDS = {
+    "swap": "swap the things of a relation",
+    "replace_relation": "replace a relation by its opposite",
+    "swap_number": "swap two numbers",
+    "replace_noun": "replace a noun",
+    "replace_background": "replace the background's colour",
+    "add_noun": "add a noun",
+    "word_order": "shuffle the words",
+}
+CHANCES = (("text", "25.0"), ("image", "25.0"), ("group", "16.7"))
+SCORES = {"similarity": "similarity", "match": "ITM", "blind": "ITM, blind"}
+SYSTEMS = {"albef_tiny": "ALBEF", "vlmo_tiny": "VLMo"}
+Found = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""The measures of each run of each system."""
+
+
+def compositions() -> str:
+    """Writes the tables of compositions from the files of `python -m benchmarks.compositions`."""
+    found = {
+        system: json.loads(file.read_text(encoding="utf-8"))
+        for system in SYSTEMS
+        if (file := RESULTS / f"compositions_{system}.json").is_file()
+    }
+    if not found:
+        return ""
+    head = [f"{SYSTEMS[system]}, {score}" for system in found for score in SCORES.values()]
+    pairs = [(label, *_means(found, kind, ""), "50.0") for kind, label in KINDS.items()]
+    quadruples = [(f"{name} score", *_means(found, "quadruples", f".{name}"), chance) for name, chance in CHANCES]
+    return "\n".join(
+        [
+            *_table(("true text above the false one, %", *head, "chance"), pairs), "",
+            *_table(("quadruples, %", *head, "chance"), quadruples), "",
+            f"Means of {len(next(iter(found.values())))} seeds with Student's 95 % intervals.", "",
+            *(f"- {sentence}" for sentence in _readings(found)), "",
+        ]
+    )  # fmt: skip
+
+
+def _means(found: Found, kind: str, measure: str) -> list[str]:
+    return [_mean(_values(runs, f"{kind}.{score}{measure}")) for runs in found.values() for score in SCORES]
+
+
+def _values(runs: Mapping[str, Mapping[str, float]], name: str) -> list[float]:
+    return [measures[name] for measures in runs.values() if name in measures]
+
+
+def _mean(values: Sequence[float]) -> str:
+    interval = seed_interval(values)
+    return (f"{fmean(values):.1f}" if values else "") + (f" ({interval})" if interval else "")
+
+
+def _readings(found: Found) -> Iterator[str]:
+    """Says for each system what it reads, by whether the interval over seeds lies above chance."""
+    for system, runs in found.items():
+        for score in ("similarity", "match"):
+            read, unread = [], []
+            for kind, name in KINDS.items():
+                interval = seed_interval(_values(runs, f"{kind}.{score}"))
+                (read if interval and interval.low > 50 else unread).append(name)
+            told = f"{SYSTEMS[system]}, {SCORES[score]}: above chance for “{'”, “'.join(read)}”"
+            yield told + (f"; not for “{'”, “'.join(unread)}”." if unread else ".")
+
+
+# --------------------------------------------------------------------------- figures
+
+WIDTH, LEFT, LINE, TOP = 760, 330, 26, 34
+COLOURS = ("#2a8fb0", "#c46f1f")
+"""Of dual encoders and of re-ranking, on light and on dark pages."""
+
+
+def figure(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draws differences with their intervals, as SVG."""
+    rows = [row for row in rows if row["difference"] is not None]
+    ends = [end for row in rows for end in (row["difference_interval"] or (row["difference"], row["difference"]))]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    height = TOP + LINE * len(rows) + 30
+
+    def at(value: float) -> float:
+        return LEFT + 40 + (value - low) * (WIDTH - LEFT - 100) / ((high - low) or 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        'font-family="-apple-system, Segoe UI, Noto Sans, Helvetica, Arial, sans-serif" font-size="13" fill="#768390">',
+        f"<title>{escape(title)}</title>",
+        f'<text x="{at(0):.1f}" y="20" text-anchor="middle">no difference</text>',
+        f'<path d="M{at(0):.1f} 26V{height - 26}" stroke="#768390" stroke-dasharray="3 3"/>',
+    ]
+    for place, row in enumerate(rows):
+        y, label = TOP + LINE * place + 12, f"{row['variant']}: {_short(row['measure'])}"
+        parts.append(f'<text x="{LEFT}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
+        colour = COLOURS["re-ranked" in row["measure"]]
+        if row["difference_interval"]:
+            first, last = (at(end) for end in row["difference_interval"])
+            parts.append(f'<path d="M{first:.1f} {y}H{last:.1f}" stroke="{colour}" stroke-width="3"/>')
+        parts.append(f'<circle cx="{at(row["difference"]):.1f}" cy="{y}" r="5" fill="{colour}"/>')
+    parts += [
+        f'<text x="{at(value):.1f}" y="{height - 8}" text-anchor="middle">{_signed(value)} points</text>'
+        for value in (low, high)
+        if value
+    ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> None:
+    for file in sorted(RESULTS.glob("*.json")):
+        if not file.stem.startswith("compositions"):
+            rows = _rows(json.loads(file.read_text(encoding="utf-8")))
+            (PICTURES / f"ideas-{file.stem}.svg").write_text(figure(file.stem, rows), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
