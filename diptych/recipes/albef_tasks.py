@@ -26,7 +26,7 @@ from diptych.schema import (
 
 
 def tiny_task(
-    tiny: Recipe, name: str, task: TaskConfig, steps: int, lr: float, images_per_text: int, init_from: str
+    tiny: Recipe, name: str, task: TaskConfig, steps: int, optim: OptimConfig, images_per_text: int, init_from: str
 ) -> Recipe:
     """Builds a task on made scenes that starts from a demo's model, whose recipe is `tiny`."""
     assert isinstance(tiny.model, AlbefConfig | VlmoConfig)
@@ -35,15 +35,19 @@ def tiny_task(
         name=name,
         model=replace(tiny.model, images_per_text=images_per_text),
         task=task,
-        optim=OptimConfig(lr=lr, betas=(0.9, 0.98)),
+        optim=optim,
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=steps, batch_size=64, log_every=25, validate_every=500, checkpoint_every=500),
         init_from=init_from,
     )
 
 
-def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
-    return tiny_task(albef_tiny(), name, task, steps, lr, images_per_text, "runs/demo")
+TUNING = OptimConfig(lr=6e-4, betas=(0.9, 0.98), kind="muon")
+"""A third of pre-training's rate (docs/decisions.md 129)."""
+
+
+def _tiny(name: str, task: TaskConfig, steps: int, images_per_text: int = 1) -> Recipe:
+    return tiny_task(albef_tiny(), name, task, steps, TUNING, images_per_text, "runs/demo")
 
 
 def albef_tiny_retrieval() -> Recipe:
@@ -53,7 +57,7 @@ def albef_tiny_retrieval() -> Recipe:
     Cost: three minutes on two cores.
     Expected: recall@1 73 and 75 %; 64 and 63 % before.
     """
-    return _tiny("albef_tiny_retrieval", RetrievalConfig(queue_size=1024, momentum=0.98), 700)
+    return _tiny("albef_tiny_retrieval", RetrievalConfig(queue_size=1024, momentum=0.98), 500)
 
 
 def albef_tiny_grounding() -> Recipe:
@@ -75,7 +79,7 @@ def albef_tiny_entailment() -> Recipe:
     Cost: seven minutes on two cores.
     Expected: accuracy 69 %; 30 % on blank images.
     """
-    return _tiny("albef_tiny_entailment", EntailmentConfig(alpha=0.0), 2000, lr=2.5e-4)
+    return _tiny("albef_tiny_entailment", EntailmentConfig(alpha=0.0), 1500)
 
 
 def albef_tiny_vqa() -> Recipe:
@@ -86,7 +90,7 @@ def albef_tiny_vqa() -> Recipe:
     Expected: VQA accuracy 57 %; 28 % on blank images.
     """
     decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm="pre", dropout=0.0)
-    return _tiny("albef_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 2200)
+    return _tiny("albef_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 1500)
 
 
 def albef_tiny_vqa_closed() -> Recipe:
@@ -96,7 +100,7 @@ def albef_tiny_vqa_closed() -> Recipe:
     Cost: seven minutes on two cores.
     Expected: VQA accuracy 59 %; 28 % on blank images.
     """
-    return _tiny("albef_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1800)
+    return _tiny("albef_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1500)
 
 
 def albef_tiny_assignment() -> Recipe:
@@ -107,7 +111,7 @@ def albef_tiny_assignment() -> Recipe:
     Cost: two minutes on two cores.
     Expected: accuracy 87 %; 33 % by chance.
     """
-    recipe = _tiny("albef_tiny_assignment", TextAssignmentConfig(), 600, lr=2.5e-4, images_per_text=2)
+    recipe = _tiny("albef_tiny_assignment", TextAssignmentConfig(), 400, images_per_text=2)
     return replace(recipe, init_from="runs/albef_tiny_entailment")
 
 
@@ -118,5 +122,5 @@ def albef_tiny_nlvr2() -> Recipe:
     Cost: a quarter of an hour on two cores.
     Expected: accuracy 75 %, consistency 40 %; 50 and 0 % on blank images.
     """
-    recipe = _tiny("albef_tiny_nlvr2", Nlvr2Config(alpha=0.0), 2300, lr=1.5e-4, images_per_text=2)
+    recipe = _tiny("albef_tiny_nlvr2", Nlvr2Config(alpha=0.0), 1500, images_per_text=2)
     return replace(recipe, init_from="runs/albef_tiny_assignment")

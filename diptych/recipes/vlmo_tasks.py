@@ -1,6 +1,6 @@
 """The five tasks for the demo's VLMo, minutes each on two CPU cores. Published settings: vlmo_base_tasks.py.
 
-Steps and rates are ALBEF's (albef_tasks.py), so that the two can be compared. No task has a momentum encoder.
+They train with AdamW: Muon was tried for ALBEF's only (albef_tasks.py). No task has a momentum encoder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from diptych.schema import (
     GroundingConfig,
     GroundingTrainingConfig,
     Nlvr2Config,
+    OptimConfig,
     Recipe,
     RetrievalConfig,
     TaskConfig,
@@ -26,7 +27,8 @@ from diptych.schema import (
 
 
 def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
-    return tiny_task(vlmo_tiny(), name, task, steps, lr, images_per_text, "runs/demo-vlmo")
+    optim = OptimConfig(lr=lr, betas=(0.9, 0.98))
+    return tiny_task(vlmo_tiny(), name, task, steps, optim, images_per_text, "runs/demo-vlmo")
 
 
 def vlmo_tiny_retrieval() -> Recipe:
