@@ -50,7 +50,7 @@ def vlmo_tiny_grounding() -> Recipe:
     Cost: minutes on two cores.
     Expected: accuracy 29 %; the most central proposal 19 %, the largest 14 %.
     """
-    boxes = GroundingConfig(mode="itc", layer=3)
+    boxes = GroundingConfig(mode="itc", layer=2)
     task = GroundingTrainingConfig(keys="batch", queue_size=0, alpha=0.0, boxes=boxes)
     return _tiny("vlmo_tiny_grounding", task, 700)
 

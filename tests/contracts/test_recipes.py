@@ -19,6 +19,7 @@ from diptych.schema import (
     ALBEF_AS_RELEASED,
     VLMO_AS_RELEASED,
     AddedTaskConfig,
+    AlbefConfig,
     DataConfig,
     EntailmentConfig,
     GroundingTrainingConfig,
@@ -30,6 +31,7 @@ from diptych.schema import (
     SpecialIds,
     TaskConfig,
     TextAssignmentConfig,
+    VlmoConfig,
     VqaClosedSetConfig,
     VqaDecoderConfig,
 )
@@ -146,6 +148,20 @@ def test_the_base_recipe_has_the_size_that_the_paper_states() -> None:
 def test_every_recipe_says_command_cost_and_expected_result(name: str) -> None:
     text = RECIPES[name].__doc__ or ""
     assert all(word in text for word in ("Command:", "Cost:", "Expected:"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_layer_that_finds_boxes_exists(name: str) -> None:
+    recipe = find_recipe(name)
+    if not isinstance(recipe.task, GroundingTrainingConfig):
+        return
+    boxes, model = recipe.task.boxes, recipe.model
+    if isinstance(model, AlbefConfig):
+        layers = range(model.vision.depth) if boxes.mode == "itc" else range(model.text.fusion_start, model.text.layers)
+    else:
+        assert isinstance(model, VlmoConfig)
+        layers = range(model.depth)
+    assert boxes.layer in layers
 
 
 @pytest.mark.parametrize("name", RECIPES)
