@@ -15,6 +15,7 @@ from torch import Tensor
 from diptych.apps.audit import audit, score_pairs, write_audit
 from diptych.catalog import open_source, read_splits
 from diptych.cli.main import main
+from diptych.data.record import BadRecord
 from diptych.predict import Predictor, load
 from diptych.schema import DataConfig, ScenesConfig
 from tests.runs import save_run
@@ -27,12 +28,19 @@ class Seeing(Predictor):
     """Stands in for a model that knows colours: its vectors are one-hot."""
 
     def embed_readable(self, images: Sequence[Any]) -> tuple[list[int], Tensor, list[Any]]:
-        colours = [Image.open(image).convert("RGB").getpixel((1, 1)) for image in images]
+        opened: dict[int, Image.Image] = {}
+        errors: list[Any] = []
+        for place, image in enumerate(images):
+            try:
+                opened[place] = self.open(image)
+            except BadRecord as error:
+                errors.append(error)
+        colours = [picture.getpixel((1, 1)) for picture in opened.values()]
         nearest = [
             min(NAMES, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], seen, strict=True)))  # type: ignore[arg-type]
             for seen in colours
         ]
-        return list(range(len(images))), torch.eye(4)[[NAMES.index(name) for name in nearest]], []
+        return list(opened), torch.eye(4)[[NAMES.index(name) for name in nearest]], errors
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         return torch.eye(4)[[next(NAMES.index(word) for word in text.split() if word in COLOURS) for text in texts]]
@@ -102,6 +110,16 @@ def test_a_share_can_be_asked_for(seeing: Predictor, tmp_path: Path) -> None:
     assert {pair.caption.split()[1] for pair in found.pairs[:2]} == {"1", "2"}
     with pytest.raises(ValueError, match="lies between 0 and 1"):
         audit(seeing, read_splits(config), drop=1.5)
+
+
+def test_images_that_cannot_be_opened_are_told_and_left_out_of_the_list(seeing: Predictor, tmp_path: Path) -> None:
+    listed = folder(tmp_path / "data", wrong=[5])
+    (tmp_path / "data/pictures/07.png").write_bytes(b"<html>")
+    found = audit(seeing, read_splits(DataConfig(source="jsonl", path=str(listed), held_out=0.0)))
+    assert "1 records were passed over, the first: " in write_audit(found, tmp_path / "out", "colours")
+    kept = (tmp_path / "out/train.jsonl").read_text().splitlines()
+    assert len(kept) == 38
+    assert not any("thing 7 in" in line or "thing 5 in" in line for line in kept)
 
 
 def test_contrast_is_that_of_its_definition(seeing: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,9 @@ class Audit:
     score: ScoreName
     listings: Mapping[Split, SourceListing]
     unread: tuple[BadRecord, ...]
-    """Records whose images could not be opened."""
+    """Why images of records could not be opened."""
+    lost: Mapping[Split, frozenset[str]]
+    """The ids of these records, which no list to train on has."""
     asked_share: float | None
     """The share of pairs that the caller wanted to drop; None drops those that score below 0."""
 
@@ -100,9 +102,10 @@ class Audit:
         return "\n".join(lines)
 
     def kept(self) -> dict[Split, SourceListing]:
-        """Returns the listings without the captions that were dropped, and without records that had no other."""
+        """Returns the listings without the captions that were dropped, without records that had no other, and without
+        those whose images could not be opened."""
         gone = {(pair.record.id, pair.caption) for pair in self.dropped}
-        return {split: _without(listing, gone) for split, listing in self.listings.items()}
+        return {split: _without(listing, gone, self.lost[split]) for split, listing in self.listings.items()}
 
 
 def audit(
@@ -123,6 +126,7 @@ def audit(
         raise ValueError(f"the share to drop is {drop:g}: it lies between 0 and 1")
     pairs: list[Pair] = []
     unread: list[BadRecord] = []
+    lost: dict[Split, frozenset[str]] = {}
     seen: dict[Split, tuple[list[Record], Tensor]] = {}
     for split in SPLITS:
         records: Sequence[Any] = listings[split].records
@@ -130,13 +134,15 @@ def audit(
             raise ValueError(f"{other.id} is no image with captions, which an audit needs")
         places, vectors, skipped = predictor.embed_readable([record.image for record in records])
         unread += skipped
+        read = set(places)
+        lost[split] = frozenset(record.id for place, record in enumerate(records) if place not in read)
         if readable := [records[place] for place in places]:
             seen[split] = readable, vectors
             pairs += _scored(predictor, split, readable, vectors, score, drop, seed)
     if not pairs:
         raise ValueError(f"there is no pair to score{f': {unread[0]}' if unread else ''}")
     pairs.sort(key=lambda pair: pair.score)
-    return Audit(tuple(pairs), tuple(_copies(seen)), score, listings, tuple(unread), drop)
+    return Audit(tuple(pairs), tuple(_copies(seen)), score, listings, tuple(unread), lost, drop)
 
 
 def _scored(
@@ -212,9 +218,11 @@ def _copies(splits: Mapping[Split, tuple[list[Record], Tensor]]) -> Iterator[Cop
                 yield Copy(split, record, same)
 
 
-def _without(listing: SourceListing, gone: set[tuple[str, str]]) -> SourceListing:
+def _without(listing: SourceListing, gone: set[tuple[str, str]], lost: frozenset[str]) -> SourceListing:
     records = []
     for record in listing.records:
+        if record.id in lost:
+            continue
         captions = tuple(caption for caption in record.captions if (record.id, caption) not in gone)
         if captions:
             records.append(record if captions == record.captions else replace(record, captions=captions, clean=()))
