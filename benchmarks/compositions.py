@@ -26,6 +26,8 @@ def main() -> None:
     options = parser.parse_args()
     if (options.items is None) != (options.images is None):
         parser.error("--items and --images belong together")
+    if options.number < 1:
+        parser.error(f"--number is {options.number}: it is at least 1")
     items = read_items(options.items, options.images) if options.items else ()
     found = {}
     for run in options.runs:
@@ -33,7 +35,7 @@ def main() -> None:
         found[run] = evaluate_items(predictor, items) if items else evaluate_compositions(predictor, options.number)
     print_table(found)
     if options.to:
-        options.to.write_text(json.dumps({Path(run).name: measures for run, measures in found.items()}, indent=1))
+        options.to.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -44,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         description="Train variants of a recipe, side by side and for several seeds, fine-tune them for tasks if the "
         "grid has some, measure them and write one table with intervals, corrected tests and the computation behind "
         f"each. Ready grids: {', '.join(GRIDS)}. A finished run is not repeated, and a run that another ablation in "
-        "the folder beside it has finished is copied. A stopped run is resumed, and a failed one does not stop the "
+        "a sibling folder has finished is copied. A stopped run is resumed, and a failed one does not stop the "
         "others. The table is written anew after each run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,15 +53,16 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--variant", action="append", default=[], metavar="TEXT", help='"NAME: name=value …"')
     parser.add_argument("--seeds", help="whole numbers with commas between them (default: the grid's, 0,1,2)")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1,
-        help="runs at once, which share the CPU's cores (default: one a core, which is fastest for small models)",
+        "--jobs", type=int,
+        help="runs at once, which share the CPU's cores (default: one a core, which is fastest for small models; one "
+        "where there is a GPU)",
     )  # fmt: skip
     parser.add_argument("--only", action="append", metavar="NAME", help="a variant that is kept (default: all)")
     parser.add_argument("--tasks", help="tasks to fine-tune for, as in retrieval,nlvr2, or none (default: the grid's)")
     parser.add_argument("--folder", type=Path, help="where the runs go (default: runs/ablate/GRID)")
     options, assignments = parser.parse_known_args(arguments)
 
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}: it must be at least 1")
     if options.variant:
         grid = given_grid(options.grid, options.variant)
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> None:
             f"no grid '{options.grid}'. Ready: {', '.join(GRIDS)}; "
             "or name a YAML or JSON file, or a recipe with --variant"
         )
-    folder = options.folder or Path("runs/ablate") / grid.name
+    folder = (options.folder or Path("runs/ablate") / grid.name).resolve()
     tasks = None if options.tasks is None else [] if options.tasks == "none" else options.tasks.split(",")
     grid = grid.only(options.only, tasks)
     _carry_out(_changed(grid, options.seeds, assignments), folder, options.jobs)
@@ -98,9 +98,14 @@ def _changed(grid: Grid, seeds: str | None, assignments: Sequence[str]) -> Grid:
     return grid
 
 
-def _carry_out(grid: Grid, folder: Path, jobs: int) -> None:
-    from diptych.apps.ablate import runs, table
+def _carry_out(grid: Grid, folder: Path, jobs: int | None) -> None:
+    import torch
 
+    from diptych.apps.ablate import runs, table
+    from diptych.data.workers import processors
+
+    if jobs is None:
+        jobs = 1 if torch.cuda.is_available() else processors()
     planned = runs.plan(grid, folder)
     print(f"{grid.name} in {folder}: {len(planned)} runs, {sum(run.done for run in planned)} of them done", flush=True)
     failed = runs.train_all(planned, jobs, lambda failed: _write_what_is_there(grid, folder, failed))

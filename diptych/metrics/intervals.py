@@ -7,6 +7,7 @@ unit), M measures, S resamples.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+MOST_RUNS = 10_000
+"""More runs than anybody would make to see an effect."""
 BLOCK = 1 << 22
 """Resampling weights that are held at once (32 MiB)."""
 
@@ -100,23 +103,27 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | No
 def paired_p(differences: Sequence[float]) -> float | None:
     """Computes the two-sided probability of paired differences as large as these if there were no effect.
 
-    Student's t-test of n differences. The result is None for fewer than two, and 0 for equal ones other than 0.
+    Student's t-test of n differences. The result is None for fewer than two and for equal ones, which have no spread.
 
     >>> round(paired_p([2.0, 3.0, 4.0]), 3)
     0.035
     """
-    if (n := len(differences)) < 2:
-        return None
-    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    n, spread = len(differences), _spread(differences)
     if spread == 0:
-        return float(mean == 0)
-    return 1.0 - _within(math.atan(abs(mean) / spread * math.sqrt(n / (n - 1))), n - 1)
+        return None
+    t = abs(float(np.mean(differences))) / spread * math.sqrt(n)
+    return 1.0 - _within(math.atan(t / math.sqrt(n - 1)), n - 1)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Computes the standard deviation, which is 0 for fewer than two values and for those equal but for rounding."""
+    return 0.0 if len(values) < 2 or np.ptp(values) < 1e-9 else float(np.std(values, ddof=1))
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
     """Corrects the probabilities of tests that are made together (Holm, 1979).
 
-    The i-th smallest of m is multiplied by m - i + 1. None becomes smaller than one before it, or larger than 1.
+    The i-th smallest of m is multiplied by m - i + 1. A corrected value is never below an earlier one, nor above 1.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -129,21 +136,24 @@ def holm(probabilities: Sequence[float]) -> list[float]:
 
 
 def seeds_for(differences: Sequence[float], share: float, power: float = 0.8, level: float = 0.95) -> int | None:
-    """Counts the paired runs that would find `share` of the mean difference with probability `power`.
+    """Counts the paired runs with which one t-test would find `share` of the mean difference with probability `power`.
 
     It takes the spread of the differences as given, and the normal approximation of the t-test's power: the smallest n
     with (t of n - 1 degrees of freedom + z of the power) · s / √n at most the effect. The result is None for fewer than
-    two differences or a mean of 0, and at most 10,000.
+    two or equal differences, for a mean of 0, and for more than 10,000 runs.
 
     >>> seeds_for([2.0, 3.0, 4.0], share=0.5)
     6
     """
-    effect = abs(float(np.mean(differences))) * share if len(differences) > 1 else 0.0
-    if effect == 0.0:
+    spread, reserve = _spread(differences), NormalDist().inv_cdf(power)
+    effect = abs(float(np.mean(differences))) * share if spread else 0.0
+
+    def found_with(n: int) -> bool:
+        return (t_quantile(n - 1, level) + reserve) * spread <= effect * math.sqrt(n)
+
+    if effect == 0.0 or not found_with(MOST_RUNS):
         return None
-    spread, reserve = float(np.std(differences, ddof=1)), NormalDist().inv_cdf(power)
-    fits = (n for n in range(2, 10_000) if (t_quantile(n - 1, level) + reserve) * spread <= effect * math.sqrt(n))
-    return next(fits, 10_000)
+    return bisect_left(range(MOST_RUNS + 1), True, lo=2, key=found_with)
 
 
 def t_quantile(freedom: int, level: float = 0.95) -> float:

@@ -37,7 +37,7 @@ _SCENES_FOR_ONE = 1_000
 
 @dataclass(frozen=True)
 class Foil:
-    """A scene, a text that is true of it, and one that is false but for its words or nearly so."""
+    """A scene, a text that is true of it, and a nearly equal one that is false."""
 
     scene: Scene
     true: str
@@ -101,12 +101,17 @@ def _swap(scene: Scene, random: Random, config: ScenesConfig) -> Texts | None:
 
 
 def _replace_noun(scene: Scene, random: Random, config: ScenesConfig) -> Texts | None:
-    """Puts a thing that is not there in the place of one of two."""
-    if (stated := _relation(scene, random, config)) is None:
+    """Puts things that are not there, as many, in the place of those on one side of a relation."""
+    relations = allowed_relations(scene, True, config)
+    if not relations:
         return None
-    first, words, second = stated
-    other = absent(scene, random, config).noun.phrase(1)
-    texts = (f"{other} {words} {second}", f"{first} {words} {other}")
+    name, relation, other = choose(relations, random)
+    words, wrong = choose(PHRASES[relation], random), absent(scene, random, config).noun
+    first, second = _all_of(scene, name), _all_of(scene, other)
+    texts = (
+        f"{wrong.phrase(len(scene.kinds[name]))} {words} {second}",
+        f"{first} {words} {wrong.phrase(len(scene.kinds[other]))}",
+    )
     return f"{first} {words} {second}", choose(texts, random)
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +23,9 @@ from diptych.apps.ablate import runs, table
 from diptych.apps.ablate.grid import Grid, Part, given_grid, read_grid
 from diptych.apps.ablate.ready import ALBEF_TABLE1, GRIDS, VLMO_STAGES
 from diptych.apps.compare.compute import step_flops
+from diptych.checkpoints import store
 from diptych.cli.main import main
-from diptych.metrics.intervals import seeds_for, t_quantile
+from diptych.metrics.intervals import paired_p, seeds_for, t_quantile
 from diptych.run import train
 from diptych.schema import VisionStageConfig, VlmoPretrainConfig
 from diptych.serialize import to_dict
@@ -35,6 +41,13 @@ TOKENIZER = {
     "model": {"image_size": 32, "width": 16, "codes": 8, "code_width": 8, "residual_blocks": 0},
     "data.scenes": SCENES, "data.workers": 0, "run": RUN | {"steps": 2},
 }  # fmt: skip
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """Beside a test's folder there are those of others, whose equal runs would be copied."""
+    (alone := tmp_path / "alone").mkdir()
+    return alone
 
 
 def small_stages(**changes: Any) -> Grid:
@@ -136,11 +149,14 @@ def test_a_grid_is_read_from_a_file(tmp_path: Path) -> None:
         ("recipe: vlmo_tiny\nvariants: [a, b]", "expected names with values"),
         ("recipe: vlmo_tiny\nvariants: {a: {}}\nseeds: [one]", "seeds are whole numbers"),
         ("recipe: vlmo_tiny\nvariants: {a: {}}\nseeds: [1, 1]", "given twice: 1"),
-        ("recipe: vlmo_tiny\nvariants: {a/b: {}}", "cannot hold a slash"),
+        ("recipe: vlmo_tiny\nvariants: {a/b: {}}", "cannot be empty or hold a slash"),
         ("recipe: vlmo_tiny\nvariants: {a: {after: {init_from: b}}}", "from 'b', but no stage stands before it"),
         ("recipe: vlmo_tiny\nvariants: {a: {}}\nagainst: last", "against is 'last': it is first or previous"),
         ("recipe: vlmo_tiny\nvariants: {a: {tasks: {b: {}}}}", "a changes the task 'b', which is not in the grid"),
         ("recipe: vlmo_tiny\nvariants: {a: {}}\ntasks: {b: {after: {init_from: c}}}", "from 'c', but no task stands"),
+        ("recipe: vlmo_tiny\nvariants: {a: {tasks: {b: 3}}}\ntasks: {b: {}}", "a.tasks.b: expected names with values"),
+        ("recipe: [x]\nvariants: {a: {}}", "a: recipe is the name of a recipe"),
+        ("recipe: vlmo_tiny\nvariants: {a: {}}\ntasks: {b: {tasks: {b: {}}}}", "only variants change tasks"),
         ("recipe: [", "could not be read as YAML or JSON"),
     ],
 )
@@ -164,6 +180,13 @@ def test_a_mistake_in_a_file_is_named(text: str, message: str, tmp_path: Path) -
         (["albef_table1", "--tasks", "vga"], "no task 'vga' in albef_table1. It has: retrieval, entailment"),
         (["vlmo_stages", "--jobs", "0"], "--jobs is 0"),
         (["vlmo_stages", "task.mml=1"], "unknown name 'mml' in 'task'"),
+        (["vlmo_tiny", "--variant", "task.itc=0"], "has no name: write NAME: name=value"),
+        (["vlmo_stages", "run.seed=3"], "run.seed is not set in no stages, but by the seeds"),
+        (
+            ["vlmo_tiny", "--variant", "a: data.scenes.size=32", "--variant", "b: "],
+            "different data: they differ in data",
+        ),
+        (["vlmo_tiny", "--variant", "a b: ", "--variant", "a-b: "], "a b and a-b would share a folder"),
         (["vlmo_tiny", "--variant", "a: task.itc"], "'task.itc' is no override"),
     ],
 )
@@ -218,7 +241,8 @@ def test_a_failed_run_is_told_and_loses_only_what_begins_with_it_and_what_is_don
     assert failed[tmp_path / "after" / "seed-0"].startswith(f"left out: it needs {tmp_path}/broken/seed-0")
     found = table.table(grid, tmp_path, failed)
     assert {one.variant for one in found.reached} == {"full"}
-    assert "broken/seed-0: the end of" in table.as_markdown(found)
+    assert found.missing.keys() == {"broken/seed-0", "after/seed-0"}
+    assert "broken/seed-0: diptych: " in table.as_markdown(found)
     monkeypatch.setattr(runs, "_started", lambda run, jobs: pytest.fail(f"{run.folder} was trained again"))
     assert not runs.train_all(tuple(run for run in planned if run.part.name == "full"), jobs=2)
 
@@ -237,6 +261,34 @@ def test_a_stopped_run_goes_on_and_another_recipe_in_its_place_is_refused(
     assert run.done
     with pytest.raises(ValueError, match="full/seed-0 holds a run of another recipe: remove it"):
         runs.plan(grid.replaced(["full"], {"optim.lr": 1e-5}), tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_ablation_saves_its_runs(number: signal.Signals, tmp_path: Path) -> None:
+    """The whole group of processes gets the signal, as by Ctrl-C in a terminal."""
+    grid = tmp_path / "endless.json"
+    changes = PAIRS | {"init_from": None, "run": RUN | {"steps": 10**6, "checkpoint_every": 10**6}}
+    grid.write_text(json.dumps({"recipe": "vlmo_tiny", "set": changes, "seeds": [0], "variants": {"endless": {}}}))
+    command = [sys.executable, "-m", "diptych", "ablate", str(grid), "--folder", str(tmp_path / "out")]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log, run = tmp_path / "out/endless/seed-0.log", tmp_path / "out/endless/seed-0"
+    wait_until(lambda: log.is_file() and "step 2/" in log.read_text(), process)
+    os.killpg(process.pid, number)
+    process.wait(timeout=120)
+    assert log.read_text().count("the run stops once this step is done") == 1
+    newest, _ = store.newest_whole(run / "checkpoints")
+    assert newest is not None
+    assert newest.state["run"]["step"] >= 2
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1800):
+        if condition():
+            return
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    pytest.fail("the run did not begin within three minutes")
 
 
 def test_the_steps_that_only_align_are_counted_as_what_they_are(tmp_path: Path) -> None:
@@ -275,7 +327,12 @@ def test_tasks_follow_each_variant_and_stand_in_the_table_beside_it(tmp_path: Pa
     for run in planned:
         runs.carry_out(run)
     found = table.table(grid, tmp_path)
-    assert {"the run itself", "entailment", "assignment"} == {one.measure.split(":")[0] for one in found.reached}
+    assert {one.task for one in found.reached} == {"", "entailment", "assignment"}
+    behind = found.costs[1].behind
+    assert [part.part for part in behind("")] == ["second"]
+    assert [part.part for part in behind("assignment")] == ["second", "entailment", "assignment"]
+    without = table.table(grid.only(None, []), tmp_path)
+    assert {one.task for one in without.reached} == {""}
     assert [part.part for part in found.costs[1].parts] == ["second", "entailment", "assignment"]
 
 
@@ -361,6 +418,14 @@ def test_as_many_seeds_as_said_would_find_the_effect_with_a_power_of_80_percent(
     )
     assert few < 0.8 < many
     assert seeds_for([1.0, -1.0], share=0.5) is None
+    assert seeds_for([1.0, -0.999], share=0.5) is None, "more than anybody would make"
+
+
+def test_equal_differences_have_no_probability() -> None:
+    """Two recalls of a thousand items often differ by the same number, which is no certainty."""
+    assert paired_p([-3.0, -3.0]) is None
+    assert paired_p([1.0]) is None
+    assert paired_p([1.0, 2.0, 4.0]) == pytest.approx(ttest_rel([1.0, 2.0, 4.0], [0.0] * 3).pvalue)
 
 
 def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
@@ -369,7 +434,7 @@ def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
         judged(runs.place(tmp_path, part, 4), 50.0)
     found = table.table(grid, tmp_path)
     assert [(one.interval, one.difference_interval) for one in found.reached] == [(None, None)] * 2
-    assert "50.0 (48.0 … 52.0)" in table.as_markdown(found)
+    assert "4: 50.0 (48.0 … 52.0)" in table.as_markdown(found)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])

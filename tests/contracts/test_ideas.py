@@ -69,7 +69,7 @@ def small(folder: Path) -> table.Table:
 
 
 def test_a_small_ablation_gives_the_stored_numbers_again(tmp_path: Path) -> None:
-    found, stored = small(tmp_path), json.loads(SMALL.read_text(encoding="utf-8"))
+    found, stored = small(tmp_path / "alone" / "grid"), json.loads(SMALL.read_text(encoding="utf-8"))
     assert [[row.measure, row.variant] for row in found.reached] == [row[:2] for row in stored]
     for row, (_, _, mean) in zip(found.reached, stored, strict=True):
         assert row.mean == pytest.approx(mean, abs=ONE_ITEM + 0.1)
@@ -79,5 +79,5 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as there:
-        rows = [(row.measure, row.variant, round(row.mean, 2)) for row in small(Path(there)).reached]
+        rows = [(row.measure, row.variant, round(row.mean, 2)) for row in small(Path(there) / "alone" / "grid").reached]
     SMALL.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

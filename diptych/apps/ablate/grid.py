@@ -31,6 +31,11 @@ class Part:
     tasks: Mapping[str, Changes] = field(default_factory=dict)
     """For a variant: what it changes in the tasks that follow it, by their names."""
 
+    @property
+    def slug(self) -> str:
+        """Its name as a folder's."""
+        return self.name.replace(" ", "-")
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -52,11 +57,22 @@ class Grid:
         if doubled := {str(name) for name in (*names, *self.seeds) if (*names, *self.seeds).count(name) > 1}:
             raise ValueError(f"{self.name}: given twice: {', '.join(sorted(doubled))}; each name and seed must differ")
         if wrong := [name for name in names if name != Path(name).name]:
-            raise ValueError(f"{self.name}: '{wrong[0]}' names a folder too, so it cannot hold a slash")
+            raise ValueError(f"{self.name}: '{wrong[0]}' names a folder too: it cannot be empty or hold a slash")
+        slugs = [part.slug for part in self.parts]
+        if alike := [part.name for part in self.parts if slugs.count(part.slug) > 1]:
+            raise ValueError(
+                f"{self.name}: {' and '.join(alike)} would share a folder: names differ in more than spaces"
+            )
         known: list[str] = []
+        for part in self.parts:
+            if "run.seed" in part.set:
+                raise ValueError(f"{self.name}: run.seed is not set in {part.name}, but by the seeds of the ablation")
         for part in self.stages:
             self._check(part, known)
             known.append(part.name)
+        for part in (*self.stages, *self.tasks):
+            if part.tasks:
+                raise ValueError(f"{self.name}: only variants change tasks, and {part.name} is none")
         for part in self.variants:
             self._check(part, known)
             if unknown := [name for name in part.tasks if name not in [task.name for task in self.tasks]]:
@@ -84,6 +100,14 @@ class Grid:
                 needed.add(stage.name)
         return tuple(part for part in (*self.stages, *self.variants) if part.name in needed)
 
+    def task_chain(self, task: Part) -> tuple[str, ...]:
+        """Names the tasks that lead to a task, itself last."""
+        needed = {task.name}
+        for part in reversed(self.tasks):
+            if part.name in needed:
+                needed.update(part.after.values())
+        return tuple(part.name for part in self.tasks if part.name in needed)
+
     def replaced(self, names: Iterable[str], changes: Changes) -> Grid:
         """Sets more fields in the named parts."""
         chosen = set(names)
@@ -102,10 +126,8 @@ class Grid:
             known = [part.name for part in parts]
             if wrong := [name for name in chosen or () if name not in known]:
                 raise ValueError(f"no {kind} '{wrong[0]}' in {self.name}. It has: {', '.join(known) or 'none'}")
-        needed = {part.name for part in self.tasks} if tasks is None else set(tasks)
-        for task in reversed(self.tasks):
-            if task.name in needed:
-                needed.update(task.after.values())
+        wanted = [part for part in self.tasks if tasks is None or part.name in tasks]
+        needed = {name for part in wanted for name in self.task_chain(part)}
         kept = tuple(
             replace(part, tasks={task: changes for task, changes in part.tasks.items() if task in needed})
             for part in self.variants
@@ -148,12 +170,17 @@ def read_grid(path: Path) -> Grid:
     return Grid(path.stem, variants, stages, tuple(seeds), tasks, against)
 
 
-def _parts(plain: Any, recipe: str | None, where: str) -> Iterator[Part]:
+def _parts(plain: Any, recipe: Any, where: str) -> Iterator[Part]:
     for name, content in _fields(plain, None, where).items():
         fields = _fields(content, PART_FIELDS, f"{where}.{name}")
         if not (part_recipe := fields.get("recipe", recipe)):
             raise ValueError(f"{where}.{name} needs a recipe: name it there, or one for all at the top")
-        groups = (_fields(fields.get(group), None, f"{where}.{name}.{group}") for group in ("set", "after", "tasks"))
+        if not isinstance(part_recipe, str):
+            raise ValueError(f"{where}.{name}: recipe is the name of a recipe, got {json.dumps(part_recipe)}")
+        groups = [_fields(fields.get(group), None, f"{where}.{name}.{group}") for group in ("set", "after", "tasks")]
+        groups[2] = {
+            task: _fields(changes, None, f"{where}.{name}.tasks.{task}") for task, changes in groups[2].items()
+        }
         yield Part(name, part_recipe, *groups)
 
 
@@ -174,6 +201,8 @@ def given_grid(recipe: str, variants: Sequence[str]) -> Grid:
     for text in variants:
         name, _, changes = text.partition(":")
         assignments = [word.partition("=") for word in changes.split()]
+        if "=" in name:
+            raise ValueError(f"--variant '{text}' has no name: write NAME: name=value, as in 'no ITC: task.itc=0'")
         if wrong := [field for field, sign, _ in assignments if not sign]:
             raise ValueError(f"--variant '{text}': '{wrong[0]}' is no override: write name=value, as in task.itc=0")
         parts.append(Part(name.strip(), recipe, {field: value for field, _, value in assignments}))

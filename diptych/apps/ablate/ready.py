@@ -44,7 +44,7 @@ ALBEF_TABLE1 = Grid(
     ),
     against="previous",
 )  # fmt: skip
-"""ALBEF's Table 1: each row adds one idea to the row above it, and is measured after fine-tuning. Without contrast no
+"""ALBEF's Table 1: each row adds one idea to the row above it, and is measured after fine-tuning. Without ITC no
 candidates can be found before the fine-tuning for retrieval, so the first row's own recall is chance."""
 
 TEACHERS: Mapping[str, Mapping[str, Any]] = {

@@ -14,23 +14,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import torch
 
 from diptych import catalog
 from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.compare.compute import record_compute
+from diptych.apps.compare.quality import data_fields
 from diptych.apps.report.numbers import duration
 from diptych.apps.report.stages import COMPUTE
 from diptych.console import end_of, escape_output
-from diptych.data.workers import end_with
+from diptych.data.workers import end_with, processors
 from diptych.recipes.override import override
 from diptych.run import evaluate, train
 from diptych.schema import Recipe
@@ -72,23 +77,38 @@ class Run:
 def plan(grid: Grid, folder: Path) -> tuple[Run, ...]:
     """Lists the runs of a grid, each after those that it starts from. Raises ValueError for invalid runs."""
     planned: list[Run] = []
+    _check_data(grid)
     for seed in grid.seeds:
         for part in _needed(grid):
             run = _run(grid, part, seed, folder)
             equal = tuple(one.folder for one in planned if one.recipe == run.recipe and one.part in grid.variants)
             planned.append(replace(run, needs=(*run.needs, *equal[:1])))
-        planned += [_task_run(variant, part, seed, folder) for variant in grid.variants for part in grid.tasks]
+        planned += [_task_run(grid, variant, part, seed, folder) for variant in grid.variants for part in grid.tasks]
     return tuple(planned)
+
+
+def _check_data(grid: Grid) -> None:
+    """Raises ValueError for variants that would be measured on different data."""
+    first, *others = grid.variants
+    data = {
+        part.name: dict(data_fields(override(catalog.find_recipe(part.recipe), part.set))) for part in grid.variants
+    }
+    for part in others:
+        if differing := [name for name, value in data[part.name].items() if data[first.name].get(name) != value]:
+            raise ValueError(
+                f"{grid.name}: {first.name} and {part.name} would be measured on different data: they differ in "
+                f"{', '.join(differing)}"
+            )
 
 
 def place(folder: Path, part: Part, seed: int) -> Path:
     """Names the folder of a stage's or variant's run."""
-    return folder / part.name.replace(" ", "-") / f"seed-{seed}"
+    return folder / part.slug / f"seed-{seed}"
 
 
-def task_place(folder: Path, variant: Part, task: str, seed: int) -> Path:
+def task_place(folder: Path, variant: Part, task: Part, seed: int) -> Path:
     """Names the folder of the run of a task that follows a variant."""
-    return place(folder, variant, seed) / "tasks" / task.replace(" ", "-")
+    return place(folder, variant, seed) / "tasks" / task.slug
 
 
 def _needed(grid: Grid) -> tuple[Part, ...]:
@@ -103,11 +123,12 @@ def _run(grid: Grid, part: Part, seed: int, folder: Path) -> Run:
     return _linked(part, seed, place(folder, part, seed), links, measured=part in grid.variants)
 
 
-def _task_run(variant: Part, task: Part, seed: int, folder: Path) -> Run:
-    after = {field: task_place(folder, variant, name, seed) for field, name in task.after.items()}
+def _task_run(grid: Grid, variant: Part, task: Part, seed: int, folder: Path) -> Run:
+    earlier = {part.name: part for part in grid.tasks}
+    after = {field: task_place(folder, variant, earlier[name], seed) for field, name in task.after.items()}
     links = {"init_from": place(folder, variant, seed)} | after
     task = replace(task, set={**task.set, **variant.tasks.get(task.name, {})})
-    return _linked(task, seed, task_place(folder, variant, task.name, seed), links, measured=True)
+    return _linked(task, seed, task_place(folder, variant, task, seed), links, measured=True)
 
 
 def _linked(part: Part, seed: int, folder: Path, links: Mapping[str, Path], measured: bool) -> Run:
@@ -133,12 +154,13 @@ def train_all(
     """Trains all unfinished runs, `jobs` at once. Returns the reasons of failed runs by their folders.
 
     Runs that start from a failed one are left out, and the others go on. When this process is stopped, all runs save
-    their states. `ended` is called with the failed ones after each run.
+    their states, also by SIGTERM. `ended` is called with the failed ones after each run.
     """
     failed: dict[Path, str] = {}
     waiting = [run for run in runs if not run.done]
     asked, begun = len(waiting), time.monotonic()
     running: dict[int, tuple[Run, BaseProcess]] = {}
+    earlier = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
             waiting = _without_lost(waiting, failed)
@@ -164,7 +186,12 @@ def train_all(
             process.terminate()  # each saves its state, as at Ctrl-C
         for _, process in running.values():
             process.join()
+        signal.signal(signal.SIGTERM, earlier)
     return failed
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _without_lost(waiting: list[Run], failed: dict[Path, str]) -> list[Run]:
@@ -181,7 +208,7 @@ def _without_lost(waiting: list[Run], failed: dict[Path, str]) -> list[Run]:
 
 def _started(run: Run, jobs: int) -> BaseProcess:
     run.folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, processors() // jobs)
     # It is no daemon, since its loader starts processes.
     process = get_context("spawn").Process(target=_in_process, args=(run, threads, os.getpid()), daemon=False)
     print(f"{run.folder}: {run.recipe.name}; its progress is in {run.log}", flush=True)
@@ -190,6 +217,8 @@ def _started(run: Run, jobs: int) -> BaseProcess:
 
 
 def _in_process(run: Run, threads: int, parent: int) -> None:
+    # Ctrl-C in a terminal reaches the parent alone, which stops each run once: a second signal would end it unsaved.
+    os.setsid()
     end_with(parent)
     with run.log.open("a") as file:
         os.dup2(file.fileno(), 1)
@@ -227,5 +256,6 @@ def _finished_equals(run: Run) -> Iterator[Path]:
     """Finds finished runs of the same recipe, in this ablation and in those of the folders beside it."""
     for request in sorted(run.folder.parents[2].glob("*/*/seed-*/asked.json")):
         finished = (request.parent / COMPUTE).is_file() and run.measured <= (request.parent / "eval.json").is_file()
-        if finished and request != run.request and _asked(request) == run.recipe:
-            yield request.parent
+        with suppress(ValueError, OSError):  # somebody else's run, perhaps of a task that is not known here
+            if finished and request != run.request and _asked(request) == run.recipe:
+                yield request.parent

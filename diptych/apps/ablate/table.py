@@ -11,7 +11,7 @@ from typing import Any
 
 from diptych import __version__
 from diptych.apps.ablate.grid import Grid, Part
-from diptych.apps.ablate.runs import place, task_place
+from diptych.apps.ablate.runs import place, plan, task_place
 from diptych.apps.compare.quality import quality, same_data
 from diptych.apps.report.compared import Score
 from diptych.apps.report.numbers import columns, duration, number
@@ -28,6 +28,8 @@ LEVEL = 0.05
 class Reached:
     """One measure of one variant, in percent."""
 
+    task: str
+    """Name of the task after the variant; empty for the variant's own run."""
     measure: str
     variant: str
     mean: float
@@ -41,9 +43,10 @@ class Reached:
     """95 % interval of the differences, taken seed by seed."""
     p: float | None
     """Probability of a difference as large by chance: Student's paired t-test, with Holm's correction within the
-    table."""
+    table. None for fewer than two seeds, and for differences without spread, as of copied runs."""
     seeds_for_half: int | None
-    """Seeds that an effect half as large would need, at the same spread, to be found in four tables of five."""
+    """Seeds with which one uncorrected test would find an effect half as large, at the same spread, four times of
+    five."""
     seeds: Mapping[int, Score]
     """Score of each run, with its 95 % interval over the test records."""
     chance: float | None
@@ -75,6 +78,9 @@ class Cost:
     variant: str
     parts: tuple[TrainingCost, ...]
 
+    tasks: Mapping[str, tuple[str, ...]]
+    """The trainings behind the measures of a task, by its name; empty for the variant's own measures."""
+
     @property
     def flops(self) -> float:
         return sum(part.flops for part in self.parts)
@@ -82,6 +88,10 @@ class Cost:
     @property
     def seconds(self) -> float:
         return sum(part.seconds for part in self.parts)
+
+    def behind(self, task: str) -> tuple[TrainingCost, ...]:
+        """Lists the trainings that the measures of a task, or of the variant itself, stand on."""
+        return tuple(part for part in self.parts if part.part in self.tasks[task])
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Table:
     reached: tuple[Reached, ...]
     costs: tuple[Cost, ...]
     missing: Mapping[str, str]
-    """Runs that are missing, with the reason."""
+    """Runs of the grid that are missing, with the reason."""
 
     def to_json(self) -> dict[str, Any]:
         totals = [{"flops": cost.flops, "seconds": cost.seconds} for cost in self.costs]
@@ -116,24 +126,28 @@ def table(grid: Grid, folder: Path, missing: Mapping[Path, str] | None = None) -
     folders = [place(folder, variant, seed) for variant, seed in done]
     data = same_data(folders)
     reached = []
+    names = {"the run itself": "", **{task.slug: task.name for task in grid.tasks}}
     for row in quality(folders):
+        if row.task not in names:
+            continue  # of a task that this grid leaves out
         scores: dict[str, dict[int, Score]] = {variant.name: {} for variant in grid.variants}
         for (variant, seed), score in zip(done, row.scores, strict=True):
             if score is not None:
                 scores[variant.name][seed] = score
-        measure = f"{row.task}: {row.measure}" if grid.tasks else row.measure
-        reached += list(_reached(grid, measure, scores, row.chance))
+        reached += list(_reached(grid, names[row.task], row.measure, scores, row.chance))
     costs = tuple(
-        Cost(variant.name, tuple(_training_costs(grid, variant, folder)))
+        Cost(variant.name, tuple(_training_costs(grid, variant, folder)), _behind(grid, variant))
         for variant in grid.variants
         if variant in [finished for finished, _ in done]
     )
-    named = {str(run.relative_to(folder)): why for run, why in (missing or {}).items()}
+    why = dict(missing or {})
+    gone = {run.folder: why.get(run.folder, "not finished") for run in plan(grid, folder) if not run.done}
+    named = {str(run.relative_to(folder)): reason for run, reason in gone.items()}
     return Table(grid.name, __version__, data, tuple(_corrected(reached)), costs, named)
 
 
 def _reached(
-    grid: Grid, measure: str, scores: Mapping[str, Mapping[int, Score]], chance: float | None
+    grid: Grid, task: str, measure: str, scores: Mapping[str, Mapping[int, Score]], chance: float | None
 ) -> Iterator[Reached]:
     for variant, seeds in scores.items():
         if not seeds:
@@ -143,7 +157,7 @@ def _reached(
         theirs = scores[partner] if partner else {}
         paired = [score.value - theirs[seed].value for seed, score in seeds.items() if seed in theirs]
         yield Reached(
-            measure, variant, fmean(values), seed_interval(values), partner, fmean(paired) if paired else None,
+            task, measure, variant, fmean(values), seed_interval(values), partner, fmean(paired) if paired else None,
             seed_interval(paired), paired_p(paired), seeds_for(paired, share=0.5), seeds, chance,
         )  # fmt: skip
 
@@ -155,11 +169,16 @@ def _corrected(reached: Sequence[Reached]) -> Iterator[Reached]:
         yield row if row.p is None else replace(row, p=next(corrected))
 
 
+def _behind(grid: Grid, variant: Part) -> dict[str, tuple[str, ...]]:
+    own = tuple(part.name for part in grid.chain(variant))
+    return {"": own, **{task.name: (*own, *grid.task_chain(task)) for task in grid.tasks}}
+
+
 def _training_costs(grid: Grid, variant: Part, folder: Path) -> Iterator[TrainingCost]:
     for part in grid.chain(variant):
         yield from _training_cost(part, [place(folder, part, seed) for seed in grid.seeds])
     for task in grid.tasks:
-        yield from _training_cost(task, [task_place(folder, variant, task.name, seed) for seed in grid.seeds])
+        yield from _training_cost(task, [task_place(folder, variant, task, seed) for seed in grid.seeds])
 
 
 def _training_cost(part: Part, folders: Sequence[Path]) -> Iterator[TrainingCost]:
@@ -178,11 +197,13 @@ def as_markdown(table: Table) -> str:
     costs = {cost.variant: cost for cost in table.costs}
     reached = [
         (
-            row.measure, row.variant, f"{row.mean:.1f}", _interval(row.interval),
+            f"{row.task}: {row.measure}" if row.task else row.measure,
+            row.variant, f"{row.mean:.1f}", _interval(row.interval),
             "" if row.difference is None else f"{row.difference:+.1f}", _interval(row.difference_interval),
             row.verdict and f"{row.verdict} (p {row.p:.3f})", str(row.seeds_for_half or ""),
-            "; ".join(f"{score.value:.1f} ({score.interval})" for score in row.seeds.values()),
-            number(costs[row.variant].flops / 1e12), duration(costs[row.variant].seconds),
+            "; ".join(f"{seed}: {score.value:.1f} ({score.interval})" for seed, score in row.seeds.items()),
+            number(sum(part.flops for part in costs[row.variant].behind(row.task)) / 1e12),
+            duration(sum(part.seconds for part in costs[row.variant].behind(row.task))),
         )
         for row in table.reached
     ]  # fmt: skip
@@ -200,16 +221,16 @@ def as_markdown(table: Table) -> str:
     ]  # fmt: skip
     lines = [*_rows(head, reached), "", *_rows(("variant", "trained", "steps", "records", "TFLOP", "time"), trained)]
     if table.missing:
-        lines += ["", "Missing:", *(f"- {run}: {why.splitlines()[0]}" for run, why in table.missing.items())]
+        lines += ["", "Missing:", *(f"- {run}: {why.strip().splitlines()[-1]}" for run, why in table.missing.items())]
     return "\n".join([f"# {table.grid}", "", *lines, "", *NOTES])
 
 
 NOTES = (
     "Means are over seeds, with Student's 95 % intervals; differences are taken seed by seed. Each run has an interval",
     "over the test records. A difference is beyond noise if Student's paired t-test, with Holm's correction for all",
-    "differences of this table, gives a p below 0.05. `seeds for half of it` is how many seeds an effect half as large",
-    "would need, at the spread seen here, to be found with a probability of 80 %. TFLOP and time count all training",
-    "behind a variant, stages and tasks included, without validations.",
+    "differences of this table, gives a p below 0.05. `seeds for half of it` is the number of seeds with which one",
+    "uncorrected test would find an effect half as large, at the spread seen here, with a probability of 80 %. TFLOP",
+    "and time count all training behind a measure, stages and tasks included, without validations.",
 )
 
 

@@ -54,10 +54,11 @@ def _data_of(run: Path) -> dict[str, Any]:
     """Describes the data of a run's measures: fields of its recipe by dotted names, and the number of records."""
     evaluation, recipe = _evaluation(run), stored_recipe(run)
     kind = {"records": catalog.record_kind(recipe.task).__name__}
-    return kind | dict(_data_fields(recipe)) | {name: evaluation[name] for name in COUNTS if name in evaluation}
+    return kind | dict(data_fields(recipe)) | {name: evaluation[name] for name in COUNTS if name in evaluation}
 
 
-def _data_fields(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+def data_fields(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Yields the fields of a recipe's data that its test records depend on, by their dotted names."""
     data = to_dict(recipe)["data"]
     scenes = data.pop("scenes")
     if recipe.data.source == "scenes":
