@@ -16,7 +16,7 @@ examples:
   diptych ablate vlmo_stages
   diptych ablate vlmo_losses --seeds 0,1 run.steps=500
   diptych ablate albef_tiny --variant full --variant "no ITC: task.itc=0 task.fuse_start=0"
-  diptych ablate mine.yaml "vision stage:run.steps=300"
+  diptych ablate mine.yaml "language:run.steps=200"
 
 mine.yaml:
   recipe: vlmo_tiny                    # recipe of every variant and stage that names no other

@@ -483,9 +483,9 @@ class Predictor:
     def _require(self, *calls: str) -> None:
         """Raises ValueError if calls would use weights that were not trained with these encoders.
 
-        The results would look like numbers all the same: the demo's model tells the captions of 50 unseen scenes from
-        others with an area under the curve of 0.997 by `match`, after fine-tuning for entailment with 0.93, for VQA
-        with 0.51.
+        The results would look like numbers all the same: the model of an earlier demo told the captions of 50 unseen
+        scenes from others with an area under the curve of 0.997 by `match`, after fine-tuning for entailment with
+        0.93, for VQA with 0.51.
         """
         used = (part for call in calls for part in self.model.call_parts.get(call, ()))
         if part := next((part for part in used if part in self.untrained), None):
