@@ -270,11 +270,17 @@ def test_a_stopped_ablation_saves_its_runs(number: signal.Signals, tmp_path: Pat
     changes = PAIRS | {"init_from": None, "run": RUN | {"steps": 10**6, "checkpoint_every": 10**6}}
     grid.write_text(json.dumps({"recipe": "vlmo_tiny", "set": changes, "seeds": [0], "variants": {"endless": {}}}))
     command = [sys.executable, "-m", "diptych", "ablate", str(grid), "--folder", str(tmp_path / "out")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
+    )  # fmt: skip
     log, run = tmp_path / "out/endless/seed-0.log", tmp_path / "out/endless/seed-0"
-    wait_until(lambda: log.is_file() and "\nstep " in log.read_text(), process)
-    os.killpg(process.pid, number)
-    process.wait(timeout=120)
+    try:
+        wait_until(lambda: log.is_file() and "\nstep " in log.read_text(), process)
+        os.killpg(process.pid, number)
+        process.wait(timeout=120)
+    finally:
+        process.kill()
     assert log.read_text().count("the run stops once this step is done") == 1
     newest, _ = store.newest_whole(run / "checkpoints")
     assert newest is not None

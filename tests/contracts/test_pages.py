@@ -30,8 +30,8 @@ ELSEWHERE = {
     "data.md", "scaling.md", "doctor.md", "serve.md", "app.md", "export.md", "sixth_task.md", "adapters.md",
     "docker.md", "weights.md", "ideas.md",
 }  # fmt: skip
-"""Pages whose commands want published data, a server, cards, other tools, hours or a long log: they are parsed here, and
-run in the tests of their own parts."""
+"""Pages whose commands want published data, a server, cards, other tools, hours or a long log: they are parsed here,
+and run in the tests of their own parts."""
 READ_ON = {Path(page).name for page in WALKED if page.startswith("docs/")}
 """Pages that go on from the README: test_readme.py runs their commands after the README's."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
