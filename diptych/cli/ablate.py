@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> None:
             f"no grid '{options.grid}'. Ready: {', '.join(GRIDS)}; "
             "or name a YAML or JSON file, or a recipe with --variant"
         )
-    folder = (options.folder or Path("runs/ablate") / grid.name).resolve()
+    folder = options.folder or Path("runs/ablate") / grid.name
     tasks = None if options.tasks is None else [] if options.tasks == "none" else options.tasks.split(",")
     grid = grid.only(options.only, tasks)
     _carry_out(_changed(grid, options.seeds, assignments), folder, options.jobs)

@@ -254,8 +254,9 @@ def carry_out(run: Run) -> None:
 
 def _finished_equals(run: Run) -> Iterator[Path]:
     """Finds finished runs of the same recipe, in this ablation and in those of the folders beside it."""
-    for request in sorted(run.folder.parents[2].glob("*/*/seed-*/asked.json")):
+    own = run.request.resolve()  # a relative folder may have no three parents
+    for request in sorted(own.parents[3].glob("*/*/seed-*/asked.json")):
         finished = (request.parent / COMPUTE).is_file() and run.measured <= (request.parent / "eval.json").is_file()
         with suppress(ValueError, OSError):  # somebody else's run, perhaps of a task that is not known here
-            if finished and request != run.request and _asked(request) == run.recipe:
+            if finished and request != own and _asked(request) == run.recipe:
                 yield request.parent
