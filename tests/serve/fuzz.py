@@ -109,18 +109,18 @@ def fuzz(server: Running, count: int, seed: int = 0) -> Outcome:
             client.close()
     outcome.seen += health.seen
     outcome.slowest_health = health.slowest
+    patience = time.monotonic() + 20
+    while not server.is_idle() and time.monotonic() < patience:
+        time.sleep(0.01)
+    if not server.is_idle():
+        outcome.wrong.append(
+            f"{server.admission.in_flight} requests and {server.admission._held_bytes} bytes are still in flight"
+        )
     after = server.counted()
     grown = {(path, int(status)): n - before.get((path, status), 0) for (path, status), n in after.items()}
     if +Counter(grown) != outcome.seen:
         outcome.wrong.append(
             f"the server counted {+Counter(grown) - outcome.seen}, clients {outcome.seen - +Counter(grown)}"
-        )
-    patience = time.monotonic() + 5  # an answer is out a little before its request has left the state
-    while server.admission.in_flight and time.monotonic() < patience:
-        time.sleep(0.01)
-    if server.admission.in_flight or server.admission._held_bytes:
-        outcome.wrong.append(
-            f"{server.admission.in_flight} requests and {server.admission._held_bytes} bytes are still in flight"
         )
     return outcome
 

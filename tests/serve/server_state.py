@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,13 @@ class Running:
             connection.sendall(content)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
+    def is_idle(self) -> bool:
+        """Returns whether no request is in work and nothing is held for one.
+
+        A client has its answer a little before the server lets go of it, so tests wait for this.
+        """
+        return not (self.admission.in_flight or self.admission.delivering or self.admission._held_bytes)
+
     def counted(self) -> dict[tuple[str, str], int]:
         """Returns the counted requests by endpoint and status, without those for the metrics."""
         counts = {}
@@ -66,6 +73,14 @@ class Running:
                 if sample.name == "diptych_requests_total" and sample.labels["endpoint"] != "/metrics":
                     counts[sample.labels["endpoint"], sample.labels["status"]] = int(sample.value)
         return counts
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 20) -> None:
+    """Waits until a condition holds, and fails after some seconds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "the condition did not come true"
+        time.sleep(0.005)
 
 
 @contextmanager

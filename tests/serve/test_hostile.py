@@ -28,7 +28,7 @@ from diptych.apps.serve.schemas import EmbedRequest
 from diptych.apps.serve.workers import Work, WorkEnded, Workers
 from diptych.apps.web import OncePerSecond
 from diptych.predict import ModelPool
-from tests.serve.server_state import Running, encoded, error, picture, running
+from tests.serve.server_state import Running, encoded, error, picture, running, wait_until
 
 # --------------------------------------------------------------------------- JSON
 
@@ -255,7 +255,7 @@ def test_an_answer_that_nobody_reads_is_counted_and_then_dropped(talkative: Runn
         (connection,) = talkative.server.server_state.connections
         assert connection.transport.get_write_buffer_size() < 1_000_000
         wait_until(lambda: not talkative.server.server_state.connections)
-        assert talkative.admission._held_bytes == talkative.admission.delivering == 0
+        wait_until(talkative.is_idle)
 
 
 def test_the_end_of_an_answer_that_nobody_reads_is_dropped_too(pool: ModelPool) -> None:
@@ -307,10 +307,3 @@ def test_problems_of_the_event_loop_are_logged_once_a_second(caplog: pytest.LogC
     loop.close()
     assert len(caplog.records) == 1
     assert "Traceback" not in caplog.text
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)

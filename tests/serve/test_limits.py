@@ -9,7 +9,6 @@ import json
 import socket
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from diptych.apps.serve.server import check_open
 from diptych.apps.web import allowed_hosts
 from diptych.cli.main import main
 from diptych.predict import ModelPool
-from tests.serve.server_state import Running, encoded, error, picture, requests, running
+from tests.serve.server_state import Running, encoded, error, picture, requests, running, wait_until
 
 SMALL = Limits(body_bytes=20_000, held_bytes=60_000, pixels=5_000, text_length=50, items=4, pairs=6, body_seconds=0.5)
 KEY = "a-key-that-is-long-enough"
@@ -267,13 +266,6 @@ class OccupiedModels:
     def __exit__(self, *_: object) -> None:
         self.call.release.set()
         self.thread.join(20)
-
-
-def wait_until(true: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_bad_request_does_not_fail_others_in_its_batch() -> None:
