@@ -360,6 +360,10 @@ class AlbefPretrainConfig(TaskFacts):
     fuse_start: int = 0
     """Optimiser steps during which only ITC trains. ALBEF: 0. From random weights, ITM and MLM from the first step
     delay ITC (docs/decisions.md 12)."""
+    fused_share: float = 1.0
+    """Share of a batch's pairs that ITM and MLM train on, 0..1, evenly spaced from a random pair on. Their negatives
+    come from the whole batch. ALBEF: 1. From random weights, many steps with few fused pairs teach more than few steps
+    with many (docs/decisions.md 132)."""
     mask_probability: float = 0.15
     """Share of the tokens that MLM masks (ALBEF §3.2)."""
     hard_negatives: bool = True
@@ -476,6 +480,10 @@ class VlmoPretrainConfig(TaskFacts):
     block's V-FFN (`vision`) or L-FFN (`language`)."""
     fuse_start: int = 0
     """Optimiser steps during which only ITC trains. VLMo: 0."""
+    fused_share: float = 1.0
+    """Share of a batch's pairs that ITM and MLM train on, 0..1, evenly spaced from a random pair on. Their negatives
+    come from the whole batch. VLMo: 1. From random weights, many steps with few fused pairs teach more than few steps
+    with many (docs/decisions.md 132)."""
     ignore_true_texts: bool = False
     """Whether a text that is known to be true of another pair's image is no negative of that image, in ITC and in
     ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short captions)."""

@@ -1,6 +1,6 @@
 """Computes the image-text matching loss (ITM) and draws its hard negatives (ALBEF §3.2).
 
-B pairs of a batch, K candidates to draw from, P pairs to classify.
+B pairs of a batch, F of them that are fused, K candidates to draw from, P pairs to classify.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def match_labels(size: int, device: torch.device) -> Int[Tensor, "P"]:
 
 
 def matching_pairs(
-    negative_image: Int[Tensor, "B"], negative_text: Int[Tensor, "B"]
+    rows: Int[Tensor, "F"], negative_image: Int[Tensor, "F"], negative_text: Int[Tensor, "F"]
 ) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
-    """Lists the pairs to fuse: the B positives, then (text, hard image), then (hard text, image).
+    """Lists the pairs to fuse: the F positives, then (text, hard image), then (hard text, image).
 
-    Returns the index of each pair's text [3B] and of its image [3B].
+    `rows` are the batch's pairs that are fused, each with its negatives. Returns the index of each pair's text [3F] and
+    of its image [3F].
     """
-    here = torch.arange(len(negative_image), device=negative_image.device)
-    return torch.cat([here, here, negative_text]), torch.cat([here, negative_image, here])
+    return torch.cat([rows, rows, negative_text]), torch.cat([rows, negative_image, rows])

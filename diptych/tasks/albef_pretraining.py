@@ -44,9 +44,10 @@ from diptych.tasks.pretraining import (
     Negatives,
     NegativeWeights,
     TrueTexts,
-    check_fuse_start,
+    check_fusion,
     compared_claims,
     contrast_measures,
+    draw_fused,
     draw_hard_negatives,
     fuse_pairs,
     hard_negative_weights,
@@ -80,7 +81,7 @@ class AlbefTrace:
     negatives: Negatives
     masked: TokenPositions
     labels: Int[Tensor, "R"]
-    match_logits: Float[Tensor, "3*B 2"]
+    match_logits: Float[Tensor, "3*F 2"]
     word_logits: Float[Tensor, "R V"]
     momentum_word_logits: Float[Tensor, "R V"] | None
 
@@ -124,7 +125,7 @@ class AlbefPretraining(DistilledTask):
         Raises ValueError if ITC should train alone until `fuse_start`, but has weight 0.
         """
         super().__init__()
-        check_fuse_start(config)
+        check_fusion(config)
         self.model, self.config, self.special, self.released = model, config, special, released
         self.momentum_encoder = momentum_copy(model, without=("match_head", "temp"))
         claims = (SAID, KNOWN) if config.ignore_true_texts else None
@@ -141,16 +142,19 @@ class AlbefPretraining(DistilledTask):
 
         `draws` are the token masks and the uniform numbers that draw negatives, by default a function of seed and step.
         `trace` receives the intermediate tensors. A traced step uses the momentum encoder and fusion even before
-        `momentum_start` and `fuse_start`.
+        `momentum_start` and `fuse_start`, and fuses all pairs.
         """
         config, model, released, batch_size = self.config, self.model, self.released, len(batch)
         uses_momentum, fuses, ramp = self._phase(progress, traced=trace is not None)
         alpha_itc, alpha_mlm = ramp * config.alpha_itc, ramp * config.alpha_mlm  # α, the weight of pseudo-targets
         processes = Processes.meet(batch_size)  # the global batch may be split across several processes
         draws = (draws or self.draw(batch, progress, processes)) if fuses else None
+        if draws and trace is not None:
+            draws = replace(draws, some=None)
 
-        # 1. Encode (§3.1): each image once; the B captions, then the same captions with 15 % of the tokens masked.
-        texts = draws.with_masked(batch.texts) if draws else batch.texts  # 2B texts; B before fuse_start
+        # 1. Encode (§3.1): each image once; the B captions, then the captions of the F pairs that are fused (all B in
+        # the paper; task.fused_share) with 15 % of the tokens masked.
+        texts = draws.with_masked(batch.texts) if draws else batch.texts  # B + F texts; B before fuse_start
         image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # image tokens [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
         image = model.embed_image(image_state)["main"]  # g_v(v_cls), L2-normalised [B, E]
@@ -197,22 +201,22 @@ class AlbefPretraining(DistilledTask):
         # 4. Hard negatives (§3.2): for each text an image and for each image a text, drawn with the probabilities of
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
         weights = hard_negative_weights(similarities, positives, ignored, processes, config, released, true)  # 2×[B, G]
-        negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
+        rows, negatives = draws.fused, draw_hard_negatives(weights, draws)  # [F]; an image [F] and a text [F] for each
         image_state, text_state, local = self._fetch_negatives(image_state, text_state, negatives, processes)
 
-        # 5. Fusion: one call for 4B pairs: B matched pairs, B texts with their hard-negative image, B images with their
-        # hard-negative text, B masked captions with their image. ITM (Eq. 4) classifies the fused [CLS] of the first 3B
-        # as matched or not. MLM (Eq. 3) predicts the masked tokens of the last B; the momentum encoder's distribution
+        # 5. Fusion: one call for 4F pairs: F matched pairs, F texts with their hard-negative image, F images with their
+        # hard-negative text, F masked captions with their image. ITM (Eq. 4) classifies the fused [CLS] of the first 3F
+        # as matched or not. MLM (Eq. 3) predicts the masked tokens of the last F; the momentum encoder's distribution
         # over the vocabulary is a second target of weight α (Eq. 7).
         masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]
-        match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, local, masked)
-        itm = matching_loss(match_logits, match_labels(batch_size, match_logits.device))  # from [3B, 2]
+        match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, rows, local, masked)
+        itm = matching_loss(match_logits, match_labels(len(rows), match_logits.device))  # from [3F, 2]
         mlm = one_hot_mlm = masked_lm_loss(word_logits, labels)  # from [R, V]
         if momentum_word_logits is not None:
             mlm = mixed_word_loss(one_hot_mlm, word_logits, momentum_word_logits, alpha_mlm)
 
         measures |= word_measures(one_hot_mlm, word_logits, labels) | matching_measures(match_logits)
-        measures["negative_similarity"] = negative_similarity(similarities, *negatives, tau)
+        measures["negative_similarity"] = negative_similarity(similarities, rows, *negatives, tau)
         if trace is not None:
             trace.append(AlbefTrace(
                 similarities=similarities, positives=positives, ignored=ignored, queue_entries=entries,
@@ -250,9 +254,9 @@ class AlbefPretraining(DistilledTask):
         text_state = momentum_encoder.text_state(replace(texts, rng_keys=text_rng))
         word_logits = None
         if draws is not None:
-            pair = torch.arange(batch_size, device=batch.pixels.device)
-            # Masked caption b is text B + b, and its image is b.
-            fused = momentum_encoder.fuse(text_state, image_state, pair + batch_size, pair, draws.masked_tokens()[0])
+            rows = draws.fused
+            masked_texts = torch.arange(len(rows), device=rows.device) + batch_size  # behind the B unmasked ones
+            fused = momentum_encoder.fuse(text_state, image_state, masked_texts, rows, draws.masked_tokens()[0])
             assert fused.hidden is not None
             word_logits = momentum_encoder.word_logits(fused.hidden).float()
         text = momentum_encoder.embed_text(text_state)["main"][:batch_size]
@@ -315,8 +319,8 @@ class AlbefPretraining(DistilledTask):
             draw[own, :length] for draw in (everyone.select, everyone.replace, everyone.randomise, everyone.words)
         )
         masked_ids, labels = self.mask(texts, MaskDraws(select, replace_, randomise, words))
-        uniform = torch.rand(2, processes.total, generator=generator)[:, own]
-        return Draws(masked_ids, labels, uniform.to(masked_ids.device))
+        uniform = torch.rand(2, processes.total, generator=generator)[:, own].to(masked_ids.device)
+        return Draws(masked_ids, labels, uniform, some=draw_fused(self.config, processes, generator, uniform.device))
 
     def mask(self, texts: Texts, draws: MaskDraws) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
         """Masks single tokens (VLMo masks whole words). Returns the masked ids and the labels.

@@ -1,7 +1,7 @@
 """Holds what the pre-training of ALBEF and that of VLMo share: random draws, hard negatives, fusion, measures.
 
-B pairs of this process, G pairs of all processes, K candidates of a contrast, L padded text length, R masked tokens,
-V vocabulary.
+B pairs of this process, F of them that are fused, G pairs of all processes, K candidates of a contrast, L padded text
+length, R masked tokens of the fused pairs, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MASKED = 0
 """Number that sets the dropout draws of a masked text apart from those of the text itself."""
 
 PretrainConfig = AlbefPretrainConfig | VlmoPretrainConfig
-Negatives = tuple[Int[Tensor, "B"], Int[Tensor, "B"]]
-"""Index of a hard image for each text, and of a hard text for each image."""
+Negatives = tuple[Int[Tensor, "F"], Int[Tensor, "F"]]
+"""Index of a hard image for each fused text, and of a hard text for each fused image."""
 NegativeWeights = tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]
 """Sampling weights of the images for each text, and of the texts for each image."""
 
@@ -45,15 +45,26 @@ class Draws:
     """Numbers in 0..1 that draw the negatives: images for texts, then texts for images."""
     negative_image: Int[Tensor, "B"] | None = None
     negative_text: Int[Tensor, "B"] | None = None
+    some: Int[Tensor, "F"] | None = None
+    """Rows of the batch that are fused (`task.fused_share`), or None for all of them."""
+
+    @property
+    def fused(self) -> Int[Tensor, "F"]:
+        """Rows of the batch that are fused, in order."""
+        return torch.arange(len(self.labels), device=self.labels.device) if self.some is None else self.some
 
     def with_masked(self, texts: Texts) -> Texts:
-        """Returns the B texts and, behind them, the same B texts with words masked."""
-        keys = None if texts.rng_keys is None else torch.cat([texts.rng_keys, derived(texts.rng_keys, MASKED)])
-        return Texts(torch.cat([texts.input_ids, self.masked_ids]), texts.attention_mask.repeat(2, 1), keys)
+        """Returns the B texts and, behind them, the F fused ones with words masked."""
+        rows, keys = self.fused, texts.rng_keys
+        return Texts(
+            torch.cat([texts.input_ids, self.masked_ids[rows]]),
+            torch.cat([texts.attention_mask, texts.attention_mask[rows]]),
+            None if keys is None else torch.cat([keys, derived(keys[rows], MASKED)]),
+        )
 
     def masked_tokens(self) -> tuple[TokenPositions, Int[Tensor, "R"]]:
-        """Returns where tokens are masked (`pair` counts texts of the batch) and which tokens they were."""
-        return masked_tokens(self.labels)
+        """Returns where tokens are masked (`pair` counts the fused pairs) and which tokens they were."""
+        return masked_tokens(self.labels[self.fused])
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,10 @@ class DrawnNegatives:
         return cls(text, texts[here, text], image, images[here, image])
 
 
-def check_fuse_start(config: PretrainConfig) -> None:
-    """Raises ValueError where ITC should train alone first, but is left out."""
+def check_fusion(config: PretrainConfig) -> None:
+    """Raises ValueError where ITC should train alone first, but is left out, or where no pair would be fused."""
+    if not 0 < config.fused_share <= 1:
+        raise ValueError(f"task.fused_share={config.fused_share} is not in 0 < share <= 1")
     if config.fuse_start > 0 and not config.itc:
         raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
 
@@ -143,35 +156,60 @@ def _unless_all(excluded: Bool[Tensor, "B G"], true: Bool[Tensor, "B G"]) -> Boo
     return both & ~both.all(1, keepdim=True) | excluded
 
 
+def draw_fused(
+    config: PretrainConfig, processes: Processes, generator: torch.Generator, device: torch.device
+) -> Int[Tensor, "F"] | None:
+    """Draws which pairs of this process a step fuses: a share of the global batch, evenly spaced, from a random one on.
+
+    None stands for all of them. A process of which no pair is drawn fuses its first one, so that all have gradients.
+    """
+    if config.fused_share == 1:
+        return None
+    offset = int(torch.randint(processes.total, (1,), generator=generator))
+    places = torch.arange(processes.total + 1) + offset
+    steps = (places * config.fused_share).floor()
+    rows = (steps.diff()[processes.own] > 0).nonzero().squeeze(1)
+    return (rows if len(rows) else torch.zeros(1, dtype=torch.long)).to(device)
+
+
 def draw_hard_negatives(weights: NegativeWeights, draws: Draws) -> Negatives:
-    """Draws one image for each text and one text for each image; recorded negatives go before drawn ones."""
+    """Draws an image for each fused text and a text for each fused image; recorded negatives go before drawn ones."""
+    rows = draws.fused
     if draws.negative_image is not None and draws.negative_text is not None:
-        return draws.negative_image, draws.negative_text
-    return draw_negatives(weights[0], draws.uniform[0]), draw_negatives(weights[1], draws.uniform[1])
+        return draws.negative_image[rows], draws.negative_text[rows]
+    image, text = (draw_negatives(each[rows], draws.uniform[i, rows]) for i, each in enumerate(weights))
+    return image, text
 
 
 @overload
 def fuse_pairs(
-    model: Model, texts: Any, images: Any, size: int, negatives: Negatives, masked: TokenPositions
+    model: Model,
+    texts: Any,
+    images: Any,
+    size: int,
+    rows: Int[Tensor, "F"],
+    negatives: Negatives,
+    masked: TokenPositions,
 ) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "R V"]]: ...
 @overload
 def fuse_pairs(
-    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: TokenPositions | None
-) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]: ...
+    model: Model, texts: Any, images: Any, size: int, rows: Int[Tensor, "F"], negatives: Negatives | None,
+    masked: TokenPositions | None,
+) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]: ...  # fmt: skip
 def fuse_pairs(
-    model: Model, texts: Any, images: Any, size: int, negatives: Negatives | None, masked: TokenPositions | None
-) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]:
-    """Fuses 4B pairs in one call: positives, (text, hard image), (hard text, image), (masked text, image).
+    model: Model, texts: Any, images: Any, size: int, rows: Int[Tensor, "F"], negatives: Negatives | None,
+    masked: TokenPositions | None,
+) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]:  # fmt: skip
+    """Fuses 4F pairs in one call: positives, (text, hard image), (hard text, image), (masked text, image).
 
-    Returns the match logits of the first 3B pairs and the word logits at the masked tokens of the last B.
-    The first `size` (B) texts and images are the batch's, the next B texts its masked ones. `negatives` of None leave
-    out ITM with its 3B pairs, `masked` of None leaves out MLM with its B pairs.
+    Returns the match logits of the first 3F pairs and the word logits at the masked tokens of the last F.
+    `rows` are the fused pairs of the batch. The first `size` (B) texts and images are the batch's, the next F texts the
+    masked ones. `negatives` of None leave out ITM with its 3F pairs, `masked` of None leaves out MLM with its F pairs.
     """
-    pairs = [] if negatives is None else [matching_pairs(*negatives)]
+    pairs = [] if negatives is None else [matching_pairs(rows, *negatives)]
     judged = sum(len(text) for text, _ in pairs)
     if masked is not None:
-        here = torch.arange(size, device=masked.pair.device)
-        pairs.append((here + size, here))
+        pairs.append((torch.arange(len(rows), device=rows.device) + size, rows))
         masked = TokenPositions(masked.pair + judged, masked.position)
     text_index, image_index = (torch.cat(indices) for indices in zip(*pairs, strict=True))
     joint = model.fuse(texts, images, text_index, image_index, masked)
@@ -227,11 +265,11 @@ def repeated_pictures(repeated: Bool[Tensor, "B K"]) -> Term:
 
 @torch.no_grad()
 def negative_similarity(
-    logits: Logits, negative_image: Int[Tensor, "B"], negative_text: Int[Tensor, "B"], temperature: Float[Tensor, ""]
-) -> Term:
-    """Measures how hard the drawn negatives are, as a cosine to compare with `positive_similarity`."""
-    here = torch.arange(len(negative_image), device=negative_image.device)
-    both = logits.image_to_text[here, negative_text] + logits.text_to_image[here, negative_image]
+    logits: Logits, rows: Int[Tensor, "F"], negative_image: Int[Tensor, "F"], negative_text: Int[Tensor, "F"],
+    temperature: Float[Tensor, ""],
+) -> Term:  # fmt: skip
+    """Measures how hard the negatives of some rows are, as a cosine to compare with `positive_similarity`."""
+    both = logits.image_to_text[rows, negative_text] + logits.text_to_image[rows, negative_image]
     return Term.over(both / 2 * temperature)
 
 

@@ -181,7 +181,8 @@ class Retrieval(DistilledTask):
             for_texts, for_images = self.negative_weights(contrast)
             negatives = draw_negatives(for_texts, uniform[0]), draw_negatives(for_images, uniform[1])
         # ITM: B positives, then B texts with a negative image, then B images with a negative text.
-        joint = self.model.fuse(texts, images, *matching_pairs(*negatives))
+        everyone = torch.arange(len(batch), device=negatives[0].device)
+        joint = self.model.fuse(texts, images, *matching_pairs(everyone, *negatives))
         return Forward(contrast, negatives, self.model.match_logits(joint))
 
     def _contrast(self, images: object, texts: object, batch: Batch) -> Contrast:
@@ -240,7 +241,8 @@ class Retrieval(DistilledTask):
         if self.momentum_encoder is not None:
             measures["alpha"] = Term.over(right.new_full((1,), alpha))
         if outputs.negatives is not None and outputs.match_logits is not None:
-            measures["negative_similarity"] = negative_similarity(logits, *outputs.negatives, temperature)
+            rows = torch.arange(len(outputs.negatives[0]), device=temperature.device)
+            measures["negative_similarity"] = negative_similarity(logits, rows, *outputs.negatives, temperature)
             measures |= matching_measures(outputs.match_logits)
         return measures
 

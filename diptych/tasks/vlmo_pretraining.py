@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -40,9 +40,10 @@ from diptych.tasks.pretraining import (
     Negatives,
     NegativeWeights,
     TrueTexts,
-    check_fuse_start,
+    check_fusion,
     compared_claims,
     contrast_measures,
+    draw_fused,
     draw_hard_negatives,
     fuse_pairs,
     hard_negative_weights,
@@ -68,7 +69,7 @@ class VlmoTrace:
     negative_weights: NegativeWeights | None
     negatives: Negatives | None
     labels: Int[Tensor, "R"] | None
-    match_logits: Float[Tensor, "3*B 2"] | None
+    match_logits: Float[Tensor, "3*F 2"] | None
     word_logits: Float[Tensor, "R V"] | None
 
 
@@ -93,7 +94,7 @@ class VlmoPretraining(Task):
         Likewise if ITC should train alone until `fuse_start`, but has weight 0.
         """
         super().__init__()
-        check_fuse_start(config)
+        check_fusion(config)
         if "vl" in self.branches(config) and not model.config.has_fusion_experts:
             raise ValueError(
                 f"task.itc_branches={config.itc_branches} needs vision-language experts, which this model lacks: "
@@ -118,21 +119,25 @@ class VlmoPretraining(Task):
         """Computes ITC + ITM + MLM of a batch (VLMo §3.3). Changes no state.
 
         `draws` are the token masks and the uniform numbers that draw negatives, by default a function of seed and step.
-        `trace` receives the intermediate tensors. A traced step computes ITM and MLM even before `fuse_start`.
+        `trace` receives the intermediate tensors. A traced step computes ITM and MLM even before `fuse_start`,
+        and of all pairs.
         """
         config, model, batch_size = self.config, self.model, len(batch)
         processes = self.meet(batch)  # the global batch may be split across several processes
         fuses = trace is not None or progress.step >= config.fuse_start
         draws = (draws or self.draw(batch, progress, processes)) if fuses else None
+        if draws and trace is not None:
+            draws = replace(draws, some=None)
         trains_itm, trains_mlm = fuses and config.itm > 0, fuses and config.mlm > 0
         branches = self.branches(config)  # none where ITC has weight 0
         similarities: dict[Branch, Logits] = {}
         positives = ignored = true = weights = negatives = labels = match_logits = word_logits = None
         terms, measures = dict[str, tuple[float, Term]](), dict[str, Term]()
 
-        # 1. Input (§3.1): patch embeddings of each image; token embeddings of the B captions, then of the same captions
-        # with 15 % of the tokens masked. One MoME transformer reads them, as a dual encoder and as a fusion encoder.
-        texts = draws.with_masked(batch.texts) if draws and trains_mlm else batch.texts  # 2B texts, or B without MLM
+        # 1. Input (§3.1): patch embeddings of each image; token embeddings of the B captions, then of the captions of
+        # the F pairs that are fused (all B in the paper; task.fused_share) with 15 % of the tokens masked. One MoME
+        # transformer reads them, as a dual encoder and as a fusion encoder.
+        texts = draws.with_masked(batch.texts) if draws and trains_mlm else batch.texts  # B + F texts, or B without MLM
         image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # patches [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
 
@@ -167,21 +172,23 @@ class VlmoPretraining(Task):
             weights = hard_negative_weights(  # 2 × [B, G]
                 logits, positives, ignored, processes, config, self.released, true
             )
-            negatives = draw_hard_negatives(weights, draws)  # an image for each text [B], a text for each image [B]
-            measures["negative_similarity"] = negative_similarity(logits, *negatives, model.temperature(branch))
+            negatives = draw_hard_negatives(weights, draws)  # an image [F] and a text [F] for each fused pair
+            tau = model.temperature(branch)
+            measures["negative_similarity"] = negative_similarity(logits, draws.fused, *negatives, tau)
 
         # 4. Fusion encoder (§3.1, §3.2): text and image tokens are concatenated and attend to each other. Lower layers
-        # route them to L-FFN and V-FFN, the upper layers to one VL-FFN. One call for up to 4B pairs: B matched pairs,
-        # B texts with their hard-negative image, B images with their hard-negative text, B masked captions with their
-        # image. ITM classifies the pooled [CLS] of the first 3B, MLM predicts the masked tokens of the last B.
+        # route them to L-FFN and V-FFN, the upper layers to one VL-FFN. One call for up to 4F pairs: F matched pairs,
+        # F texts with their hard-negative image, F images with their hard-negative text, F masked captions with their
+        # image. ITM classifies the pooled [CLS] of the first 3F, MLM predicts the masked tokens of the last F.
         if draws and (trains_itm or trains_mlm):
             fetched = self._fetch_negatives(image_state, text_state, negatives, batch, processes)
             image_state, text_state, local = fetched
             masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]
-            positions = masked if trains_mlm else None
-            match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, local, positions)
-        if match_logits is not None:  # [3B, 2]
-            terms["itm"] = (config.itm, matching_loss(match_logits, match_labels(batch_size, match_logits.device)))
+            positions, rows = masked if trains_mlm else None, draws.fused
+            match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, rows, local, positions)
+        if match_logits is not None:  # [3F, 2]
+            match = match_labels(len(match_logits) // 3, match_logits.device)
+            terms["itm"] = (config.itm, matching_loss(match_logits, match))
             measures |= matching_measures(match_logits)
         if word_logits is not None and labels is not None:  # [R, V]
             mlm = masked_lm_loss(word_logits, labels)
@@ -289,8 +296,8 @@ class VlmoPretraining(Task):
         draws = self.masking.draw(len(batch), progress, processes.own.start)
         masked_ids, labels = self.masking(batch.texts, draws)
         generator = torch.Generator().manual_seed(seed_of(progress.seed, "pretrain", progress.step))
-        uniform = torch.rand(2, processes.total, generator=generator)[:, processes.own]
-        return Draws(masked_ids, labels, uniform.to(masked_ids.device))
+        uniform = torch.rand(2, processes.total, generator=generator)[:, processes.own].to(masked_ids.device)
+        return Draws(masked_ids, labels, uniform, some=draw_fused(self.config, processes, generator, uniform.device))
 
     @torch.no_grad()
     def _contrast_measures(

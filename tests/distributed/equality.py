@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "false negatives": {"keep_false_negatives": True},
     "known true texts": {"ignore_true_texts": True},
     "align first": {"fuse_start": 10},
+    "half of the pairs fused": {"fused_share": 0.5},
 }
 """Changes of the task that leave its results independent of the number of processes."""
 OWN = {"negatives": "own"}

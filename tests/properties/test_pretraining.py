@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from diptych.losses.distillation import mixed_word_loss
 from diptych.losses.masked_lm import masked_lm_loss
-from diptych.losses.matching import matching_loss
-from diptych.tasks.pretraining import Draws
+from diptych.losses.matching import match_labels, matching_loss
+from diptych.nn.gather import Processes
+from diptych.tasks.albef_pretraining import AlbefPretraining
+from diptych.tasks.pretraining import Draws, draw_fused
 from diptych.types import Batch, Progress, Term, Texts
 from tests import tiny
 
@@ -212,6 +215,52 @@ def test_until_fuse_start_only_the_contrast_trains(build: Build) -> None:
     assert {name for name, weight in task.named_parameters() if weight.grad is None} == unreached
     with pytest.raises(ValueError, match=r"task\.fuse_start=4 trains ITC alone first, but task\.itc is 0"):
         build(fuse_start=4, itc=0.0)
+
+
+@BOTH
+def test_fused_pairs_are_a_share_of_the_batch_with_the_terms_that_they_have_in_the_whole(build: Build) -> None:
+    whole, half, batch = build(), build(fused_share=0.5), tiny.batch()
+    losses, traces = half(batch, LATER), []
+    rows = half.draw(batch, LATER).some
+    assert rows.tolist() in ([0, 2], [1, 3])
+    whole(batch, LATER, trace=traces)
+    (trace,) = traces
+    judged = trace.match_logits.unflatten(0, (3, len(batch)))[:, rows].flatten(0, 1)
+    torch.testing.assert_close(losses.terms["itm"][1].mean, matching_loss(judged, match_labels(2, rows.device)).mean)
+    said = torch.isin(whole.draw(batch, LATER).masked_tokens()[0].pair, rows)
+    words = masked_lm_loss(trace.word_logits[said], trace.labels[said])
+    if isinstance(half, AlbefPretraining):
+        momentum_words = trace.momentum_word_logits[said]
+        words = mixed_word_loss(words, trace.word_logits[said], momentum_words, half.config.alpha_mlm)
+    torch.testing.assert_close(losses.terms["mlm"][1].mean, words.mean)
+    torch.testing.assert_close(losses.terms["itc"][1].mean, whole(batch, LATER).terms["itc"][1].mean)
+    half(batch, LATER, trace=traces)
+    torch.testing.assert_close(traces[1].match_logits, trace.match_logits)
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=rf"task\.fused_share={share} is not in 0 < share <= 1"):
+            build(fused_share=share)
+
+
+@pytest.mark.parametrize(("share", "sizes"), [(0.25, {4}), (0.3, {4, 5}), (0.9, {14, 15}), (0.01, {1})])
+def test_each_pair_is_fused_as_often_as_any_other_however_processes_cut_the_batch(
+    share: float, sizes: set[int]
+) -> None:
+    config, cpu = tiny.pretraining(fused_share=share).config, torch.device("cpu")
+
+    def drawn(processes: Processes, seed: int) -> list[int]:
+        return draw_fused(config, processes, torch.Generator().manual_seed(seed), cpu).tolist()
+
+    counts = Counter[int]()
+    for seed in range(400):
+        alone = drawn(Processes(16), seed)
+        assert len(alone) in sizes
+        counts.update(alone)
+        for rank, start in ((0, 0), (1, 10)):
+            part = [row + start for row in drawn(Processes((10, 6)[rank], rank, (10, 6)), seed)]
+            assert part == ([row for row in alone if start <= row < start + (10, 6)[rank]] or [start])
+    if share > 0.01:
+        expected = 400 * share
+        assert all(abs(counts[row] - expected) < 5 * (expected * (1 - share)) ** 0.5 for row in range(16))
 
 
 @pytest.mark.parametrize("fuse_start", [0, 100])

@@ -82,7 +82,9 @@ def check_heads(inputs: Golden, stored: Golden, step: Step) -> None:
     model, batch = task.model, pairs(inputs, "vl")
     assert made.negatives is not None
     images, here = model.image_state(batch.pixels), torch.arange(len(batch))
-    pooled = model.fuse(model.text_state(batch.texts), images, *matching_pairs(*made.negatives)).pooled
+    pooled = model.fuse(
+        model.text_state(batch.texts), images, *matching_pairs(torch.arange(len(made.negatives[0])), *made.negatives)
+    ).pooled
     stored.check("pretrain/itm_cls_feats", pooled)
     masked = Texts(inputs["vl/text_ids_mlm"], batch.texts.attention_mask)
     joint = model.fuse(model.text_state(masked), images, here, here, positions="all")
