@@ -10,6 +10,7 @@ EXAMPLES = """\
 examples:
   diptych export runs/demo --to demo-model              (a folder with a model card, for diptych.load)
   diptych export runs/demo --to demo-onnx --onnx        (for onnxruntime)
+  diptych export runs/demo --to demo-int8 --onnx --int8 (smaller and faster, a little less exact)
   diptych export runs/demo --push jane/demo --private   (to the Hugging Face Hub)
 
 The released layout of ALBEF and VLMo is written by `diptych convert RUN --to released FILE`.
@@ -29,6 +30,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--onnx", action="store_true", help="write both encoders and the fusion encoder as ONNX files")
+    parser.add_argument("--int8", action="store_true", help="with --onnx: round the weights to int8")
     parser.add_argument("--push", metavar="OWNER/NAME", help="put the model on the Hugging Face Hub")
     parser.add_argument("--private", action="store_true", default=None, help="make the repository of --push private")
     parser.add_argument(
@@ -43,7 +45,7 @@ def run(arguments: Sequence[str]) -> None:
     model = pretrained.load(options.run, "cpu")
     named = {} if options.license is None else {"license": options.license}
     if options.to and options.onnx:
-        for file in export_onnx(model, options.to):
+        for file in export_onnx(model, options.to, options.int8):
             print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
     elif options.to:
         print(f"{export_folder(model, options.to, **named)}: read its README.md before you share it")
@@ -57,6 +59,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("give a target: --to FOLDER, --push OWNER/NAME, or both")
     if options.onnx and not options.to:
         raise ValueError("--onnx writes files: give their folder as --to FOLDER")
+    if options.int8 and not options.onnx:
+        raise ValueError(
+            "--int8 is for --onnx. A folder holds the exact weights, and is rounded where it is loaded: precision=int8"
+        )
     if options.private and not options.push:
         raise ValueError("--private is for --push OWNER/NAME")
     if options.license and options.onnx and not options.push:

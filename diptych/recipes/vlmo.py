@@ -77,8 +77,10 @@ def vlmo_large() -> Recipe:
     )
 
 
-TINY_TASK = VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=750)
-"""Aligns by one branch, then fuses: docs/decisions.md 52, 118."""
+TINY_TASK = VlmoPretrainConfig(
+    mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=250, fused_share=0.5, ignore_true_texts=True
+)
+"""Aligns by one branch, then also fuses half of each batch: docs/decisions.md 52, 118, 132."""
 
 
 def vlmo_tiny() -> Recipe:
@@ -99,6 +101,7 @@ def vlmo_tiny() -> Recipe:
             max_positions=64, vocab_size=2000, drop_path=0.0, dropout=0.0, stem="conv", text_norm=False,
         ),
         task=TINY_TASK,
+        data=replace(tiny.data, single_phrases=0.3),
         tokenizer=replace(tiny.tokenizer, separator=True),
         schedule=replace(tiny.schedule, warmup_steps=200),
         run=replace(tiny.run, steps=1100),

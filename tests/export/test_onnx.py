@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from tokenizers import Tokenizer as Engine
 from diptych.apps.export import export_onnx
 from diptych.apps.export.graphs import Fusion, ImageEncoder, TextEncoder, padded
 from diptych.apps.export.standalone import standalone
-from diptych.apps.export.to_onnx import describe, graphs
+from diptych.apps.export.to_onnx import _round_weights, describe, graphs
 from diptych.catalog import build_task
 from diptych.cli.main import main
 from diptych.data.loader import evaluation_batch
@@ -151,6 +152,60 @@ def test_the_files_give_what_the_model_gives(exported: Callable[[str], Exported]
             close(text["vectors"], model.embed_text(text_state)["main"])
             joint = model.fuse(text_state, image_state, here, here)
             close(found.run("fusion", **states)["match"], model.match_logits(joint).softmax(1)[:, 1])
+
+
+@pytest.mark.parametrize("variant", TRACED)
+def test_matrices_are_constants_and_can_be_rounded(exported: Callable[[str], Exported], variant: str) -> None:
+    """A matrix that is computed at each run is one that no quantiser finds."""
+    exact, pixels, texts = exported(variant), given_pixels(4), given_texts([5, 9, 3, 7], 0)
+    rounded = Exported(exact.predictor, exact.folder.parent / "rounded")
+    shutil.copytree(exact.folder, rounded.folder)
+    mask = texts.attention_mask.long()
+    states = exact.run("text", input_ids=texts.input_ids, attention_mask=mask) | exact.run("image", pixels=pixels)
+    given = {
+        "image": {"pixels": pixels},
+        "text": {"input_ids": texts.input_ids, "attention_mask": mask},
+        "fusion": {name: states[name] for name in ("text_state", "image_state")} | {"attention_mask": mask},
+    }
+    for name, inputs in given.items():
+        file = rounded.folder / f"{name}.onnx"
+        assert {matrix.data_type for matrix in matrices(file)} == {onnx.TensorProto.FLOAT}
+        _round_weights(file)
+        assert {matrix.data_type for matrix in matrices(file)} == {onnx.TensorProto.INT8}
+        assert [entry.key for entry in onnx.load(file).metadata_props if entry.key == "system"]
+        assert file.stat().st_size < (exact.folder / file.name).stat().st_size
+        (result, *_), (expected, *_) = rounded.run(name, **inputs).values(), exact.run(name, **inputs).values()
+        if name == "fusion":
+            np.testing.assert_allclose(result, expected, atol=0.1)
+        else:
+            assert (result * expected).sum(axis=1).min() > 0.99
+
+
+def matrices(file: Path) -> list[onnx.TensorProto]:
+    """Returns the matrices of a file's linear layers. Fails for one that is computed from weights alone."""
+    graph = onnx.load(file).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        large = [name for name in node.input if name in constants and np.prod(constants[name].dims) > 256]
+        assert not (large and node.op_type != "Split" and all(n in constants for n in node.input)), node.op_type
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "MatMulInteger")]
+    return [constants[node.input[1]] for node in products if node.input[1] in constants]
+
+
+def test_the_command_writes_rounded_files_that_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, rounded = str(save_run(tmp_path / "run", "entailment")), []
+    monkeypatch.setattr("diptych.apps.export.to_onnx._write", lambda *given: given[-1].write_bytes(b"a file"))
+    monkeypatch.setattr("diptych.apps.export.to_onnx._round_weights", lambda file: rounded.append(file.name))
+    for name, more in (("exact", []), ("int8", ["--int8"])):
+        assert main(["export", run, "--to", str(tmp_path / name), "--onnx", *more]) == 0
+        about = json.loads((tmp_path / name / "model.json").read_text())
+        assert about["weights"] == {"exact": "float32"}.get(name, name)
+        assert ("are int8" in (tmp_path / name / "README.md").read_text()) == (name == "int8")
+    assert sorted(rounded) == ["fusion.onnx", "image.onnx", "text.onnx"]
+    assert main(["export", run, "--to", str(tmp_path / "folder"), "--int8"]) == 2
+    assert "--int8 is for --onnx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import warnings
@@ -43,22 +44,26 @@ class Graph:
     outputs: Sequence[str]
 
 
-def export_onnx(predictor: Predictor, folder: str | Path) -> tuple[Path, ...]:
+def export_onnx(predictor: Predictor, folder: str | Path, int8: bool = False) -> tuple[Path, ...]:
     """Writes image.onnx, text.onnx, fusion.onnx, tokenizer.json, model.json and README.md into a new folder.
 
     Batches may have any size, and texts any length up to the model's limit. A file has an output only if its weights
     were trained: `vectors` of the encoders, `match` of the fusion, and `logits` of a classifier. Returns the files.
-    Raises ValueError if the folder is not empty, and for a model without any such output; WriteError, with nothing
-    written, if the disk refuses.
+    `int8` rounds the matrices of linear layers, with a scale for each output channel, and the word embeddings; their
+    inputs are rounded when a file is used, with one scale for a tensor. Raises ValueError if the folder is not empty,
+    and for a model without any such output; WriteError, with nothing written, if the disk refuses.
     """
     folder = expand_home(folder)
     require_new(folder)
-    _require_extra()
+    _require_extra(*["onnxruntime"] * int8)
     parts = graphs(predictor)
-    description = describe(predictor, parts)
+    description = describe(predictor, parts) | {"weights": "int8" if int8 else "float32"}
     with whole_folder(folder) as unfinished:
         for name, graph in parts.items():
-            _write(graph, predictor, description, unfinished / f"{name}.onnx")
+            file = unfinished / f"{name}.onnx"
+            _write(graph, predictor, description, file)
+            if int8:
+                _round_weights(file)
         write_text(unfinished / "tokenizer.json", _tokenizer(predictor).to_str(pretty=True))
         write_text(unfinished / "model.json", json.dumps(description, indent=1, ensure_ascii=False) + "\n")
         write_text(unfinished / "README.md", _readme(description))
@@ -158,8 +163,35 @@ def _write(graph: Graph, predictor: Predictor, description: Mapping[str, Any], f
     for value in program.model.graph.inputs:
         assert value.shape is not None
         assert not isinstance(value.shape[0], int), f"{file.name}: the exporter took the batch size for a constant"
+    _fold_constants(program.model)
     program.model.metadata_props.update({name: _metadata(value) for name, value in description.items()})
     program.save(file)
+
+
+def _fold_constants(model: Any) -> None:
+    """Computes what depends on weights alone, such as matrices with the scales of a norm, once instead of at each run.
+
+    A linear layer then has a constant matrix, which is what quantisation looks for.
+    """
+    import onnxscript.optimizer
+
+    largest = sum(value.const_value.size for value in model.graph.initializers.values())
+    with _quiet():
+        onnxscript.optimizer.optimize(model, input_size_limit=4 * largest, output_size_limit=4 * largest)  # in bytes
+
+
+def _round_weights(file: Path) -> None:
+    """Rounds the matrices of a file's linear layers and its embeddings to int8, in place.
+
+    Matrices have 7 of the 8 bits, since a processor without VNNI adds two products in 16 bits, which could overflow.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            file, file, op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True,
+            reduce_range=True, weight_type=QuantType.QInt8,
+        )  # fmt: skip
 
 
 def _metadata(value: Any) -> str:
@@ -169,8 +201,8 @@ def _metadata(value: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter's remarks about itself and about optional libraries."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
+    """Silences the remarks of exporter and quantiser about themselves and about optional libraries."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript", None))}
     for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
@@ -182,12 +214,12 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _require_extra() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError("writing ONNX needs onnxscript: pip install 'diptych[export]'") from error
+def _require_extra(*more: str) -> None:
+    for package in ("onnx", "onnxscript", *more):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(f"writing ONNX needs {package}: pip install 'diptych[export]'") from error
 
 
 # --------------------------------------------------------------------------- README.md
@@ -218,6 +250,11 @@ def _readme(description: Mapping[str, Any]) -> str:
         "- `image_state`, `text_state`: inputs of the fusion. Row p of each belongs to pair p: repeat rows to compare "
         "one with many. `attention_mask` is that of the texts.",
     ]
+    if description["weights"] == "int8":
+        lines.append(
+            "- Matrices of linear layers and word embeddings are int8, so that the results differ a little from those "
+            "of the float32 files. Compare both on your own data before you rely on these."
+        )
     if "temperature" in description:
         lines.append(
             "- `vectors` [batch, width]: vectors of length 1, whose dot products are similarities. "
