@@ -121,7 +121,7 @@ def vlmo_small() -> Recipe:
         tiny,
         name="vlmo_small",
         model=replace(tiny.model, image_size=128, patch_size=16, width=256, depth=6, fusion_start=4, vocab_size=8000),
-        task=replace(TINY_TASK, fuse_start=1000),
+        task=replace(TINY_TASK, fuse_start=1000, fused_share=1.0, ignore_true_texts=False),
         data=DataConfig(source="scenes", scenes=ScenesConfig(size=128)),
         tokenizer=replace(tiny.tokenizer, size=8000),
         optim=OptimConfig(lr=6e-4),
