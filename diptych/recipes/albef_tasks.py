@@ -35,7 +35,6 @@ def tiny_task(
         name=name,
         model=replace(tiny.model, images_per_text=images_per_text),
         task=task,
-        data=replace(tiny.data, single_phrases=0.0),  # a task's texts stay whole
         optim=optim,
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=steps, batch_size=64, log_every=25, validate_every=500, checkpoint_every=500),

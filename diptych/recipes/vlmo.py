@@ -77,9 +77,7 @@ def vlmo_large() -> Recipe:
     )
 
 
-TINY_TASK = VlmoPretrainConfig(
-    mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=250, fused_share=0.5, ignore_true_texts=True
-)
+TINY_TASK = VlmoPretrainConfig(mlm=1.0, mask_probability=0.4, itc_branches="main", fuse_start=250, fused_share=0.5)
 """Aligns by one branch, then also fuses half of each batch: docs/decisions.md 52, 118, 132."""
 
 
@@ -101,7 +99,6 @@ def vlmo_tiny() -> Recipe:
             max_positions=64, vocab_size=2000, drop_path=0.0, dropout=0.0, stem="conv", text_norm=False,
         ),
         task=TINY_TASK,
-        data=replace(tiny.data, single_phrases=0.3),
         tokenizer=replace(tiny.tokenizer, separator=True),
         schedule=replace(tiny.schedule, warmup_steps=200),
         run=replace(tiny.run, steps=1100),
@@ -121,7 +118,7 @@ def vlmo_small() -> Recipe:
         tiny,
         name="vlmo_small",
         model=replace(tiny.model, image_size=128, patch_size=16, width=256, depth=6, fusion_start=4, vocab_size=8000),
-        task=replace(TINY_TASK, fuse_start=1000, fused_share=1.0, ignore_true_texts=False),
+        task=replace(TINY_TASK, fuse_start=1000, fused_share=1.0),
         data=DataConfig(source="scenes", scenes=ScenesConfig(size=128)),
         tokenizer=replace(tiny.tokenizer, size=8000),
         optim=OptimConfig(lr=6e-4),

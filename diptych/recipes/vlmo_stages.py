@@ -59,7 +59,7 @@ def visual_tokenizer_tiny() -> Recipe:
             image_size=64, patch_size=8, codes=128, code_width=64, width=128, residual_blocks=2
         ),
         task=VisualTokenizerTrainingConfig(anneal_steps=150, kl=0.1),
-        data=replace(vlmo_tiny().data, scenes=ALONE, single_phrases=0.0),
+        data=replace(vlmo_tiny().data, scenes=ALONE),
         optim=OptimConfig(lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=50, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=300, batch_size=64, log_every=25, validate_every=200, checkpoint_every=200),
@@ -203,7 +203,7 @@ def vlmo_tiny_language() -> Recipe:
     return replace(
         _language("vlmo_tiny_language", tiny, tiny.model.max_positions),
         task=LanguageStageConfig(mask_probability=0.4),
-        data=replace(tiny.data, scenes=replace(ALONE, seed=2), single_phrases=0.0),
+        data=replace(tiny.data, scenes=replace(ALONE, seed=2)),
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98)),
         schedule=ScheduleConfig(warmup_steps=100, warmup_lr=1e-5, min_lr=1e-5),
         run=RunConfig(steps=300, batch_size=128, log_every=25, validate_every=200, checkpoint_every=200),
