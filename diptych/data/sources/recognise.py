@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from diptych.data.columns import LOOKED_AT, NoColumns, choose_columns, kinds_of
+from diptych.data.columns import LOOKED_AT, NoColumns, kinds_of
 from diptych.data.files import files_below, is_text, split_paths
 from diptych.data.picture_kinds import is_picture
 from diptych.data.shards.remote import is_remote
-from diptych.data.sources.folder import CAPTIONS_FILE, METADATA_FILES
+from diptych.data.sources.folder import CAPTIONS_FILE, METADATA_FILES, side_car_of, side_cars
 from diptych.data.sources.snli_ve import PICTURE_KEYS
-from diptych.data.tables import NoTable, Table, open_table
+from diptych.data.sources.table import tell_columns
+from diptych.data.tables import SEPARATORS, NoTable, Table, open_table
 from diptych.data.tar import is_tar
 from diptych.schema import DataConfig
 
@@ -45,7 +46,7 @@ class Look:
     why_no_columns: str = "it has no columns"
     """Why captioned pictures cannot be read from it as a table; empty if they can."""
     two_columns: bool = False
-    """Whether it is a table of texts and addresses alone."""
+    """Whether it is a table of texts and addresses alone, separated by tabs."""
 
 
 Condition = tuple[Callable[[Look], bool], str]
@@ -107,7 +108,7 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
     ],
     "conceptual": [
         (_is("separated"), "it is no table"),
-        (lambda look: look.two_columns, "its columns are not a text and an address"),
+        (lambda look: look.two_columns, "it has not two columns, a text and an address, with a tab between"),
     ],
     "table": [
         (lambda look: look.kind in _A_TABLE or _is_parquet_folder(look), "it is no table"),
@@ -118,7 +119,10 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
         (_has("state.json", "dataset_dict.json"), "it has no state.json or dataset_dict.json of a saved data set"),
     ],
     "refcoco": [(_is("folder"), "it is no folder"), (_has("instances.json"), "it has no instances.json")],
-    "img2dataset": [(_is("tar", "folder"), "it is neither a tar file nor a folder"), (_has(".tar"), "it has no tar")],
+    "img2dataset": [
+        (_is("tar", "folder"), "it is neither a tar file nor a folder"),
+        (_has(".tar", "JSON beside"), "it has no tar, and no JSON beside its pictures"),
+    ],
     "folder": [
         (_is("folder"), "it is no folder"), (_has("picture"), "it holds no pictures"),
         (_has("side car", CAPTIONS_FILE, *METADATA_FILES), "no picture in it has a text beside it"),
@@ -137,6 +141,7 @@ TITLES = {
 """The data sets that have a layout of their own, in words."""
 ALSO: Mapping[str, str] = {"shards": "img2dataset"}
 """Sources that read what another layout reads."""
+SEPARATED_BY_TABS = f"a table separated by {SEPARATORS[chr(9)]}"
 OF_SEVERAL_FILES = ("refcoco", "sbu")
 """Sources whose files belong together and are of several kinds."""
 READS_FOLDERS_WITH: Mapping[str, Sequence[str]] = {
@@ -174,11 +179,15 @@ def look_at(path: str, config: DataConfig) -> Look | None:
 
 def _folder(place: Path) -> Look:
     files = list(files_below(place))
-    stems = {file.with_suffix("") for file in files if file.suffix.lower() == ".txt"}
+    texts, _ = side_cars(files)
+    metadata = {file.with_suffix("") for file in files if file.suffix.lower() == ".json"}
     pictures = [file for file in files if is_picture(file)]
     holds = {file.name for file in files} | {file.suffix for file in files}
     holds |= {"picture"} if pictures else set()
-    holds |= {"side car"} if any(file.with_suffix("") in stems for file in pictures) else set()
+    if any(side_car_of(file, texts) for file in pictures):
+        holds |= {"side car"}
+    elif any(file.with_suffix("") in metadata for file in pictures):
+        holds |= {"JSON beside"}
     return Look(
         "a folder" + (f" of {len(pictures)} pictures" if pictures else ""),
         "folder",
@@ -192,13 +201,13 @@ def _table(table: Table, config: DataConfig) -> Look:
     kinds = kinds_of(rows, table.columns)
     keys, why = frozenset(table.columns), ""
     try:
-        choose_columns(table.columns, rows, config.image_column, config.caption_column)
+        tell_columns(table, rows, config)
     except NoColumns as error:
         why = str(error)
     inner: frozenset[str] = frozenset()
     if table.kind == "object":
         keys, inner = frozenset(json.loads(table.place.read_bytes())), keys
-    two = sorted(kinds.values()) == ["address", "text"]
+    two = sorted(kinds.values()) == ["address", "text"] and table.form.startswith(SEPARATED_BY_TABS)
     columns = f" and the columns {', '.join(table.columns)}" if table.kind == "separated" else ""
     return Look(table.form + columns, table.kind, keys, inner, why, two)
 
