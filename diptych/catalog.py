@@ -334,7 +334,7 @@ def _advised(message: str, config: DataConfig) -> ValueError:
     """Returns an error that says what the files are, if they have another layout, before it lists their faults."""
     advice = recognise.advice(config)
     summary, *faults = message.split("\n", maxsplit=1)
-    return ValueError("\n".join([summary, *([advice] if advice else []), *faults]))
+    return ValueError("\n".join(filter(None, [summary, advice if advice not in message else "", *faults])))
 
 
 def _known(config: DataConfig) -> DataConfig:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,85 @@ def test_other_encodings_and_ends_of_lines_are_named(tmp_path: Path) -> None:
     file.write_bytes(b'{"image": "a.jpg", "caption": "a"}\r{"image": "a.jpg", "caption": "b"}\r')
     with pytest.raises(ValueError, match="end with CR alone"):
         read_jsonl(str(file), config())
+
+
+# --------------------------------------------------------------------------- what a tar holds
+
+
+@pytest.mark.parametrize("source", ["shards", "img2dataset", "auto"])
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [("json", {"text": "a fox"}), ("json", {"captions": ["a fox"]}), ("caption", "a fox")],
+    ids=["text", "captions", "member"],
+)
+def test_the_caption_of_a_sample_may_stand_under_other_usual_names(
+    tmp_path: Path, source: str, suffix: str, content: Any
+) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    members = [(f"{n}.{s}", c) for n in range(3) for s, c in (("jpg", jpeg(n)), (suffix, text.encode()))]
+    parts = read_splits(config(source=source, path=str(tar(tmp_path / "a.tar", members))))
+    assert [record.captions for record in parts["train"].records] == [("a fox",)] * 3
+
+
+def test_a_sample_without_a_caption_says_what_it_has_instead(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "a.tar", [("0.jpg", jpeg(0)), ("0.json", b'{"title": "a fox"}'), ("1.jpg", jpeg(1))])
+    listing = read_img2dataset(str(shard), config())
+    assert [error.detail for error in listing.skipped] == [
+        "no .txt, and none of caption, captions, text in the .json, which has ['title']",
+        "no .txt and no .json beside the picture",
+    ]
+
+
+def test_two_pictures_of_a_sample_are_named_by_their_names(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "a.tar", [("0.jpg", jpeg(0)), ("0.png", jpeg(1)), ("0.txt", b"a fox")])
+    assert read_img2dataset(str(shard), config()).skipped[0].detail == "its text may describe any of 0.jpg, 0.png"
+
+
+@pytest.mark.parametrize("source", ["shards", "img2dataset"])
+def test_links_in_a_tar_are_counted_with_the_way_to_pack_it(tmp_path: Path, source: str) -> None:
+    shard = tar(tmp_path / "a.tar", [*pair(0), *pair(1), ("2.txt", b"a fox")])
+    with tarfile.open(shard, "a") as archive:
+        link = tarfile.TarInfo("2.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "0.jpg"
+        archive.addfile(link)
+    parts = read_splits(config(source=source, path=str(shard)))
+    assert len(parts["train"].records) == 2
+    assert str(parts["train"].passed_over) == (
+        "passed over 1: 1 × link in a tar (pack it with `tar --hard-dereference -h`)"
+    )
+
+
+def test_a_tar_of_our_own_entries_of_any_task_is_recognised(tmp_path: Path) -> None:
+    entry = json.dumps({"question": "what?", "answers": ["fox"]}).encode()
+    shard = tar(tmp_path / "data/a.tar", [("0.jpg", jpeg(0)), ("0.json", entry)])
+    for path in (shard, shard.parent):
+        parts = read_splits(config(source="auto", path=str(path)))
+        assert [record.question for record in parts["train"].records] == ["what?"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"a" * 9999), "compressed with gzip: unpack it first"),
+        (b"PK\x03\x04" + bytes(600), "a ZIP archive: unpack it first"),
+        (b"<html>not found</html>", "a web page and not the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer and not the file itself"),
+        (bytes(10240), "filled with zeros"),
+    ],
+    ids=["gzip", "zip", "page", "pointer", "zeros"],
+)
+@pytest.mark.parametrize("name", ["a.tar", "a.jsonl", "a.csv", "a.txt"])
+def test_what_must_be_fetched_or_unpacked_first_is_told_by_its_beginning(
+    tmp_path: Path, content: bytes, words: str, name: str
+) -> None:
+    file = tmp_path / "data" / name
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file} is {words}")):
+        read_splits(config(source="auto", path=str(file)))
+    if name != "a.tar":  # a folder with such a name is read as shards, which name their own faults
+        with pytest.raises(ValueError, match=re.escape(f"it holds {file}, which is {words}")):
+            read_splits(config(source="auto", path=str(file.parent)))
 
 
 # --------------------------------------------------------------------------- folders and lists of names

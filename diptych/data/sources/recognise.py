@@ -7,20 +7,25 @@ of which it meets all conditions. It is nearest to the layouts of which it meets
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from diptych.data.columns import LOOKED_AT, NoColumns, kinds_of
-from diptych.data.files import files_below, is_text, split_paths
+from diptych.data.files import beginning_of, files_below, is_text, split_paths
 from diptych.data.picture_kinds import is_picture
+from diptych.data.shards.index import LARGEST_TEXT
 from diptych.data.shards.remote import is_remote
+from diptych.data.shards.samples import TASK_KEYS
 from diptych.data.sources.folder import CAPTIONS_FILE, METADATA_FILES, side_car_of, side_cars
 from diptych.data.sources.snli_ve import PICTURE_KEYS
 from diptych.data.sources.table import tell_columns
 from diptych.data.tables import SEPARATORS, NoTable, Table, open_table
-from diptych.data.tar import is_tar
+from diptych.data.tar import is_tar, tar_members
+from diptych.reading import ARCHIVE, disguise, parse_json
 from diptych.schema import DataConfig
 
 LARGEST = 1 << 30
@@ -119,6 +124,10 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
         (_has("state.json", "dataset_dict.json"), "it has no state.json or dataset_dict.json of a saved data set"),
     ],
     "refcoco": [(_is("folder"), "it is no folder"), (_has("instances.json"), "it has no instances.json")],
+    "shards": [
+        (_is("tar", "folder"), "it is neither a tar file nor a folder"),
+        (_has(".tar"), "it has no tar"), (_has("entries"), "its .json members are no entries of this library"),
+    ],
     "img2dataset": [
         (_is("tar", "folder"), "it is neither a tar file nor a folder"),
         (_has(".tar", "JSON beside"), "it has no tar, and no JSON beside its pictures"),
@@ -164,10 +173,12 @@ def look_at(path: str, config: DataConfig) -> Look | None:
         head = stream.read(1 << 12)
     if not head:
         return Look("an empty file", "other")
+    if (kind := _kept_from_reading(head)) is not None:
+        return Look(f"{path} is {kind}", "unreadable")
     if not is_text(head) and not head.startswith(b"PAR1") and not is_tar(head):
         return Look(f"no text (it begins with {head[:4]!r})", "other")
     if is_tar(head):
-        return Look("a tar file", "tar", frozenset({".tar"}))
+        return Look("a tar file", "tar", frozenset({".tar", *(["entries"] if _holds_entries(place) else [])}))
     try:
         table = open_table(place)
     except NoTable:
@@ -175,6 +186,24 @@ def look_at(path: str, config: DataConfig) -> Look | None:
     except ValueError as error:
         return Look(str(error), "unreadable")
     return _table(table, config)
+
+
+def _kept_from_reading(head: bytes) -> str | None:
+    """Says what a file is by its beginning if it must be fetched or unpacked first. None for data and other files."""
+    if head.startswith(ARCHIVE):
+        return "a ZIP archive: unpack it first"
+    return None if head.startswith(b"PAR1") or is_tar(head) else disguise(head)
+
+
+def _holds_entries(shard: Path) -> bool:
+    """Returns whether the first .json member of a tar file is an entry of this library, which may be of any task."""
+    with suppress(tarfile.TarError, OSError, EOFError, ValueError), shard.open("rb") as stream:
+        for member in islice(tar_members(shard), LOOKED_AT):
+            if member.name.endswith(".json") and member.size <= LARGEST_TEXT:
+                stream.seek(member.offset_data)
+                entry = parse_json(stream.read(member.size))
+                return isinstance(entry, Mapping) and any(key in entry for key in TASK_KEYS)
+    return False
 
 
 def _folder(place: Path) -> Look:
@@ -188,6 +217,8 @@ def _folder(place: Path) -> Look:
         holds |= {"side car"}
     elif any(file.with_suffix("") in metadata for file in pictures):
         holds |= {"JSON beside"}
+    tar = next((file for file in files if file.suffix == ".tar"), None)
+    holds |= {"entries"} if tar is not None and _holds_entries(place / tar) else set()
     return Look(
         "a folder" + (f" of {len(pictures)} pictures" if pictures else ""),
         "folder",
@@ -250,7 +281,7 @@ def advice(config: DataConfig) -> str:
             continue
         for path in paths:
             look = None if is_remote(path) else look_at(path, config)
-            if look is not None and look.kind != "unreadable" and not _fits(config.source, look):
+            if look is not None and not _fits(config.source, look):
                 return _answer(path, look, config)
     return ""
 
@@ -284,6 +315,7 @@ def _answer(path: str, look: Look, config: DataConfig) -> str:
         return f"{path} is {look.form}{title}. Read it with {_ways(fitting)}"
     lists = list(islice(_lists_in(Path(path), config), MOST_NAMED)) if look.kind == "folder" else []
     held = "".join(f"\n  it holds {file}, {form}: {ways} data.path={file}" for file, form, ways in lists)
+    held = held or "".join(f"\n  it holds {file}, which is {kind}" for file, kind in _packed_in(path, look))
     return f"{path} is {look.form}, which no layout fits. Nearest are {_nearest(look)}{held}"
 
 
@@ -301,6 +333,14 @@ def _lists_in(folder: Path, config: DataConfig) -> Iterator[tuple[Path, str, str
         fitting = [name for name in layouts_of(look) if name != "texts"] if look is not None else []
         if look is not None and fitting:
             yield folder / file, look.form, _ways(fitting)
+
+
+def _packed_in(path: str, look: Look) -> Iterator[tuple[Path, str]]:
+    """Yields the first files in a folder that are archives, compressed or not fetched, with what they are."""
+    files = islice(files_below(Path(path)), MOST_TRIED) if look.kind == "folder" else ()
+    others = [Path(path) / file for file in files if not is_picture(file)]
+    kinds = ((file, _kept_from_reading(head)) for file in others if (head := beginning_of(file)))
+    yield from islice(((file, kind) for file, kind in kinds if kind is not None), MOST_NAMED)
 
 
 def _nearest(look: Look) -> str:
