@@ -239,9 +239,7 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     except BadRecord:
         raise
     except ValueError as error:
-        if advice := recognise.advice(config):
-            raise ValueError(f"{error}\n{advice}") from error
-        raise
+        raise _advised(str(error), config) from error
 
 
 def _open_source(config: DataConfig, split: Split, kind: type) -> Any:
@@ -325,13 +323,18 @@ def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
     try:
         listings = find(config)
     except ValueError as error:
-        if advice := recognise.advice(config):
-            raise ValueError(f"{error}\n{advice}") from error
-        raise
-    if not any(listing.records for listing in listings.values()) and (advice := recognise.advice(config)):
+        raise _advised(str(error), config) from error
+    if not any(listing.records for listing in listings.values()) and recognise.advice(config):
         lost = [error for listing in listings.values() for error in listing.skipped]
-        raise ValueError(f"{config.path} holds no usable record:\n{list_errors(lost, most=3)}\n{advice}")
+        raise _advised(f"{config.path} holds no usable record:\n{list_errors(lost, most=3)}", config)
     return listings
+
+
+def _advised(message: str, config: DataConfig) -> ValueError:
+    """Returns an error that says what the files are, if they have another layout, before it lists their faults."""
+    advice = recognise.advice(config)
+    summary, *faults = message.split("\n", maxsplit=1)
+    return ValueError("\n".join(filter(None, [summary, advice if advice not in message else "", *faults])))
 
 
 def _known(config: DataConfig) -> DataConfig:

@@ -29,6 +29,8 @@ CAPTION_NAMES = (
 """Names of columns of captions. The first that is there decides among several columns of texts."""
 OTHER_NAMES = ("url", "urls", "image_url", "link", "address", "id", "image_id", "split", "comment_number", "index")
 """Further names that a header row has."""
+OTHER_TASKS = ("question", "questions", "hypothesis", "statement", "phrase", "answer", "answers")
+"""Names of columns that tell of other tasks than captions."""
 SPLIT_COLUMN = "split"
 LOOKED_AT = 200
 """This many rows are looked at to tell what the columns hold."""
@@ -44,6 +46,8 @@ class Columns:
 
     image: str
     captions: tuple[str, ...]
+    suffix: str = ""
+    """What is added to the values of the column of pictures, if they are names without a suffix."""
 
 
 class NoColumns(ValueError):
@@ -211,6 +215,11 @@ def _caption_columns(
     if numbered := _numbered(fitting):
         return numbered
     by_name = _by_name(fitting, CAPTION_NAMES)
+    if by_name is None and any(_plain(name) in OTHER_TASKS for name in fitting):
+        raise NoColumns(
+            f"the columns {_list(fitting)} are of another task than captions: tables hold captions alone. Write one"
+            ' object a line, such as {"image": …, "question": …, "answers": […]}, and read it with data.source=jsonl'
+        )
     if by_name is None:
         raise NoColumns(
             f"the columns {_list(fitting)} all hold texts ({_all_shown(fitting, rows, kinds)}): choose one, as in"

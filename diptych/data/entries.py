@@ -169,6 +169,13 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], AnyRecord]] = {
 """The function that reads an object with this key. The first key that is present decides."""
 
 
+KEYS = frozenset({
+    "id", "image", "images", "image_id", "image_ids", "captions", "caption", "clean", "hypothesis", "label", "question",
+    "answers", "answer", "weights", "statement", "group", "phrase", "box", "bbox", "proposals", "ref_id", "part",
+    "text", "split",
+})  # fmt: skip
+"""All keys that are read. Others hold what this library does not use, or are misspelt."""
+
 # --------------------------------------------------------------------------- values of an entry, checked
 
 LARGEST = 1e300
@@ -230,10 +237,19 @@ def name_of(entry: Mapping[str, Any], key: str, name: str) -> str | None:
 
 
 def label_of(entry: Mapping[str, Any], key: str, name: str) -> str:
-    """Returns the entailment label under a key. Raises BadRecord unless it is one of ENTAILMENT_LABELS."""
-    label = text_of(entry, key, name)
+    """Returns the entailment label under a key, in any case. Raises BadRecord unless it is one of ENTAILMENT_LABELS.
+
+    A number is none: data sets count the labels in different orders. SNLI marks by "-" that its annotators disagreed.
+    """
+    value, known = entry.get(key), ", ".join(ENTAILMENT_LABELS)
+    if isinstance(value, int | float):
+        detail = f"{value} is a number, and data sets number the labels differently: write one of {known}"
+        raise BadRecord(name, "label unknown", detail)
+    label = text_of(entry, key, name).strip().lower()
+    if label == "-":
+        raise BadRecord(name, "label unknown", "'-' says that the annotators did not agree: leave such lines out")
     if label not in ENTAILMENT_LABELS:
-        raise BadRecord(name, "label unknown", f"'{label}' is none of {', '.join(ENTAILMENT_LABELS)}")
+        raise BadRecord(name, "label unknown", f"{brief(label)} is none of {known}")
     return label
 
 

@@ -43,15 +43,15 @@ def names_below(folder: Path, seen: PassedOver | None = None) -> Iterator[str]:
         start = "" if below == os.curdir else f"{below}{os.sep}"
         for name in sorted(names):
             if seen is not None:
-                seen.note(start + name, b"" if "." in name else _head(Path(place, name)))
+                seen.note(start + name, b"" if "." in name else beginning_of(Path(place, name)))
             if not name.startswith("."):
                 yield start + name
         if seen is not None:
             seen.add(LINKED_FOLDER, sum((Path(place) / name).is_symlink() for name in folders))
 
 
-def _head(file: Path) -> bytes:
-    """Reads the beginning of a file. What cannot be read, or is no regular file, has none."""
+def beginning_of(file: Path) -> bytes:
+    """Returns the first bytes of a file. What cannot be read, or is no regular file, has none."""
     try:
         if not file.is_file():
             return b""

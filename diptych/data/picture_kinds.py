@@ -25,6 +25,7 @@ HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 NEEDS_HEIF = "HEIC (needs pillow-heif: pip install 'diptych[heif]')"
 NO_SUFFIX = "picture without a suffix (give it one, such as .jpg)"
 LINKED_FOLDER = "linked folder (name it as a folder of its own)"
+LINK_IN_TAR = "link in a tar (pack it with `tar --hard-dereference -h`)"
 MAC_FILE = "side file of macOS (._)"
 HIDDEN = "hidden picture"
 _SVG = "SVG (a drawing without pixels: export it as PNG)"
@@ -109,6 +110,13 @@ class PassedOver:
             return False
         self.add(reason)
         if reason not in (MAC_FILE, HIDDEN):
+            self.stems.add(os.path.splitext(name)[0])  # noqa: PTH122
+        return True
+
+    def note_link(self, name: str) -> bool:
+        """Counts a member of a tar that is a link, if it is called as a picture. Returns True: no link is read."""
+        if is_picture(name):
+            self.add(LINK_IN_TAR)
             self.stems.add(os.path.splitext(name)[0])  # noqa: PTH122
         return True
 

@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import struct
 import unicodedata
 import warnings
@@ -199,7 +200,7 @@ def _named(record_id: str) -> Iterator[None]:
         raise BadRecord(record_id, *refused.args) from None
     # Decoders can raise any error on broken bytes, and no file may end the training with a traceback.
     except Exception as error:
-        truncated = "truncated" in str(error) or isinstance(error, EOFError)
+        truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
         reason = "picture truncated" if truncated else "picture broken"
         raise BadRecord(record_id, reason, f"{type(error).__name__}: {error}") from None
 
@@ -287,14 +288,18 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _check_file(path: str) -> None:
+    if not path:
+        raise _Refused("picture missing", "its path is empty")
     try:
-        file = Path(file_of(path))
-        size = file.stat().st_size if file.is_file() else None
-    except (OSError, ValueError) as error:  # the file system does not accept the name
+        state = Path(file_of(path)).stat()
+    except FileNotFoundError:
+        link = Path(file_of(path)).is_symlink()
+        raise _Refused("picture missing", f"{path}{' is a link to a file that is not there' * link}") from None
+    except (OSError, ValueError) as error:  # the file system does not accept the name, or links lead in a circle
         raise _Refused("picture missing", str(error)) from None
-    if size is None:
-        raise _Refused("picture missing", path)
-    if size == 0:
+    if not stat.S_ISREG(state.st_mode):
+        raise _Refused("not a picture", f"{path}: {'a folder' if stat.S_ISDIR(state.st_mode) else 'no regular file'}")
+    if state.st_size == 0:
         raise _Refused("picture empty", path)
 
 
@@ -368,8 +373,8 @@ def _blocks(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scales grey values of 16 or 32 bits or in floating point to bytes.
 
-    White is 1 or 255 for floating-point values up to these, and otherwise 65535. Larger values are scaled by the
-    largest one, since nothing in the file says what white is.
+    White is 1 for floating-point values up to it, 255 for values up to it, and otherwise 65535. Larger values are
+    scaled by the largest one, since nothing in the file says what white is.
     """
     boxes = list(_blocks(image.size))
     page = Image.new("L", image.size)
@@ -381,7 +386,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     top = max(float(_grey(image, box).max(initial=0.0)) for box in boxes)
     if image.mode == "F" and top <= 1:
         white = 1.0
-    elif image.mode == "F" and top <= 255:
+    elif top <= 255:
         white = 255.0
     else:
         white = max(top, 65535.0)

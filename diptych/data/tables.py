@@ -86,10 +86,12 @@ def _is_lines_of_json(file: Path) -> bool:
     """Returns whether a file that begins with a brace holds an object in each line, instead of one over many lines."""
     entries = [entry for _, entry in islice(json_lines(file), 3)]
     objects = [entry for entry in entries if isinstance(entry, Mapping)]
-    # The object of a file of one line is taken for a row, unless it holds others or has paths for its keys.
+    # The object of a file of one line is taken for a row, unless it holds others, lists alone, or paths for its keys.
     if len(entries) > 1 or not objects:
         return bool(objects)
-    return not any(map(_holds_objects, objects[0].values())) and not any(map(is_path, objects[0]))
+    values = list(objects[0].values())
+    columns = any(map(_holds_objects, values)) or all(isinstance(value, list) for value in values)
+    return not columns and not any(map(is_path, objects[0]))
 
 
 def _holds_objects(value: Any) -> bool:
@@ -119,6 +121,8 @@ def _json_table(file: Path) -> Table:
             form = f"a JSON object with the list `{label}`"
         elif not lists and all(isinstance(value, str | list) for value in content.values()):
             form, entries = "a JSON object of captions", [{"key": key, "value": content[key]} for key in content]
+        elif not lists and all(isinstance(value, Mapping) for value in content.values()):
+            form, entries = "a JSON object of objects", [{"key": key, **content[key]} for key in content]
     if not isinstance(entries, list) or not any(isinstance(entry, Mapping) for entry in entries):
         raise NoTable(f"{file} holds no list of objects")
 

@@ -71,16 +71,19 @@ def is_tar(head: bytes) -> bool:
     return True
 
 
-def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """Yields the files of a tar shard in its order. Raises tarfile.TarError, OSError or EOFError if it is broken."""
+def tar_members(shard: Path, links: bool = False) -> Iterator[tarfile.TarInfo]:
+    """Yields the files of a tar shard in its order, and with `links` the links too, which have no content of their own.
+
+    Raises tarfile.TarError, OSError or EOFError if it is broken.
+    """
     with open_regular(shard) as stream:
-        yield from members(stream)
+        yield from members(stream, links=links)
         stream.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
         if any(stream.read()):  # without this check a shard cut between two members would look complete
             raise tarfile.ReadError("it does not end as tar files do")
 
 
-def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.TarInfo]:
+def members(stream: BinaryIO | io.BytesIO, start: int = 0, links: bool = False) -> Iterator[tarfile.TarInfo]:
     """Yields the files of a tar stream from `start` on. The last one may end behind the end of the stream.
 
     Sparse members, whose content is not what stands in the file, are left out. Raises tarfile.TarError, whatever the
@@ -95,7 +98,7 @@ def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.T
                 if archive.offset <= before or member.size < 0:
                     raise tarfile.ReadError("a member that leads backwards")
                 before = archive.offset
-                if member.isreg() and not member.issparse():
+                if (member.isreg() and not member.issparse()) or (links and is_link(member)):
                     yield member
     except tarfile.ReadError as error:
         stream.seek(start)
@@ -109,11 +112,17 @@ def members(stream: BinaryIO | io.BytesIO, start: int = 0) -> Iterator[tarfile.T
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 
 
+def is_link(member: tarfile.TarInfo) -> bool:
+    return member.islnk() or member.issym()
+
+
 def note_member(shard: Path, member: tarfile.TarInfo, seen: PassedOver) -> bool:
     """Counts a member in `seen` if it is passed over, and returns whether it is. Raises OSError.
 
-    The content is looked at only where the name has no suffix, as in folders.
+    The content is looked at only where the name has no suffix, as in folders. Links are passed over.
     """
+    if is_link(member):
+        return seen.note_link(member.name)
     head = b""
     if "." not in PurePosixPath(member.name).name:
         with shard.open("rb") as stream:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import binascii
 import math
 import os
+import re
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,9 @@ TAKEN = (
     "[H, W, 3] or [H, W]"
 )
 DATA_URL = "data:"
+LONGEST_NAME = 255
+"""Characters of a file's name. A longer text is shown by its beginning."""
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}\s*")
 LIMIT = "largest_pixels"
 """The argument of `diptych.load`, and as `--largest-pixels` the option of commands, that admits larger pictures."""
 _SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor)
@@ -95,7 +99,7 @@ def as_pictures(pictures: Any) -> Inputs[Picture]:
     paths = isinstance(pictures, np.ndarray) and pictures.ndim == 1 and pictures.dtype.kind in "OU"
     if not (batch or paths) and (isinstance(pictures, _SINGLE) or hasattr(pictures, "read")):
         return Inputs("pictures", [_taken(pictures, "the picture")], single=True)
-    if pictures is None or isinstance(pictures, float | dict):
+    if pictures is None or isinstance(pictures, int | float | dict):
         raise ValueError(_no_picture(pictures, "the picture"))
     listed = _listed("pictures", pictures)
     return Inputs(
@@ -124,14 +128,27 @@ def _no_picture(value: Any, name: str) -> str:
     if isinstance(value, dict):
         keys = ", ".join(map(repr, list(value)[:4]))
         return f"{name} is a dict with {keys}, no picture: give the value of one of them"
-    what = "None" if value is None else "NaN" if isinstance(value, float) and math.isnan(value) else None
-    return f"{name} is {what or f'of type {type(value).__name__}'}, no picture: {TAKEN}"
+    return f"{name} is {_what(value)}, no picture: {TAKEN}"
 
 
-def as_strings(texts: Strings, name: str = "texts") -> Inputs[str]:
-    """Takes one or many texts. Raises ValueError for an empty list, and for half of a surrogate pair."""
+def _what(value: Any) -> str:
+    """Says what a value is that is missing, as pandas marks it, or of a wrong type."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "None" if value is None else "NaN"
+    return f"of type {type(value).__name__}"
+
+
+def as_strings(texts: Any, name: str = "texts") -> Inputs[str]:
+    """Takes one or many texts.
+
+    Raises ValueError for an empty list, for a value that is no text, with its place, and for half of a surrogate pair.
+    """
+    if isinstance(texts, bytes | bytearray | Mapping):
+        raise ValueError(f"the {name} are of type {type(texts).__name__}: give a str, or a list of them")
     inputs = Inputs(name, [texts], single=True) if isinstance(texts, str) else _listed(name, texts)
-    for text in inputs.items:
+    for place, text in enumerate(inputs.items):
+        if not isinstance(text, str):
+            raise ValueError(f"item {place} of the {name} is {_what(text)}, no text")
         if not is_whole(text):
             raise ValueError(f"{text!r} holds half of a surrogate pair, which is no character")
     return inputs
@@ -159,6 +176,8 @@ def as_boxes(boxes: Boxes | Sequence[Boxes] | None) -> Inputs[tuple[Box, ...]]:
 
 
 def _listed(name: str, items: Any) -> Inputs[Any]:
+    if hasattr(items, "columns"):  # its items are the names of its columns
+        raise ValueError(f"a table with the columns {', '.join(map(str, items.columns))} is given: name one of them")
     try:
         listed = list(items)
     except TypeError:
@@ -227,6 +246,11 @@ def _content(picture: Picture) -> str | Path | bytes | None:
             raise BadRecord("data URL", "not a picture", f"its base64 is broken: {error}") from None
     if isinstance(picture, str) and picture.startswith(("http://", "https://")):
         raise BadRecord(picture, "not a picture", "addresses are not fetched: download it, and give the file")
+    if isinstance(picture, str) and picture.startswith("file://"):
+        raise BadRecord(picture, "not a picture", "give the path itself, without file://")
+    if isinstance(picture, str) and len(picture) > LONGEST_NAME and _BASE64.fullmatch(picture):
+        detail = f"a text of {len(picture)} characters is no path; before base64 there must be data:image/jpeg;base64,"
+        raise BadRecord(picture_name(picture), "not a picture", detail)
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, str | os.PathLike):
@@ -253,7 +277,8 @@ def _from_array(picture: Any) -> Image.Image:
 def picture_name(picture: Any, place: int | None = None) -> str:
     """Names a picture by its path or, if it is no file, by its place in the list."""
     if isinstance(picture, str | os.PathLike) and not str(picture).startswith(DATA_URL):
-        return str(picture)
+        name = str(picture)
+        return name if len(name) <= LONGEST_NAME else f"{name[:40]}…"
     return "the picture" if place is None else f"picture {place}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from diptych.data.loader import PairLoader, evaluation_items
-from diptych.data.pictures import LARGEST_PIXELS, open_picture
+from diptych.data.pictures import LARGEST_PIXELS, open_picture, upright
 from diptych.data.record import BadRecord
 from diptych.data.sources.files import open_layout
 from diptych.data.sources.folder import read_folder
@@ -68,6 +69,7 @@ def shades(image: Image.Image) -> np.ndarray:
     ("content", "reason"),
     [
         (b"", "picture empty"),
+        (JPEG[:100], "picture truncated"),
         (JPEG[: len(JPEG) // 2], "picture truncated"),
         (PNG[: len(PNG) // 2], "picture truncated"),
         (b"<html><body>404 Not Found</body></html>", "not a picture"),
@@ -89,12 +91,30 @@ def test_a_broken_file_is_named_with_its_reason(tmp_path: Path, content: bytes, 
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # it comes back from a worker
 
 
-def test_missing_files_and_folders_and_impossible_names_are_missing(tmp_path: Path) -> None:
+def test_what_is_no_file_says_what_it_is_instead(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
-    for name in ("absent.jpg", "folder.jpg", "x" * 5000, "a\0b.jpg"):
+    (tmp_path / "dead.jpg").symlink_to("gone.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason, words in (
+        ("absent.jpg", "picture missing", "absent.jpg"),
+        ("x" * 5000, "picture missing", "too long"),
+        ("a\0b.jpg", "picture missing", "null"),
+        ("dead.jpg", "picture missing", "dead.jpg is a link to a file that is not there"),
+        ("loop.jpg", "picture missing", "Too many levels of symbolic links"),
+        ("folder.jpg", "not a picture", "a folder"),
+        ("pipe.jpg", "not a picture", "no regular file"),
+    ):
         with pytest.raises(BadRecord) as caught:
             open_picture(tmp_path / name, "list:7")
-        assert caught.value.reason == "picture missing"
+        assert caught.value.reason == reason
+        assert words in caught.value.detail
+
+
+def test_grey_values_of_a_byte_in_wider_numbers_keep_their_shade() -> None:
+    grey = Image.new("L", (8, 8), 200)
+    for mode in ("I", "F"):
+        assert upright(grey.convert(mode)).getpixel((0, 0)) == (200, 200, 200)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

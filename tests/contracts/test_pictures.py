@@ -6,11 +6,13 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import struct
 import tarfile
 import tracemalloc
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from diptych.data.sources.folder import read_folder
 from diptych.data.sources.img2dataset import read_img2dataset
 from diptych.data.sources.pictures import read_pictures
 from diptych.data.validate import validate
-from diptych.predict.inputs import as_pictures, open_any
+from diptych.predict.inputs import as_pictures, as_strings, open_any
 from diptych.predict.results import Located
 from diptych.schema import DataConfig, GroundingConfig
 from diptych.tasks import grounding
@@ -317,6 +319,22 @@ def test_what_is_no_picture_is_named_in_one_sentence(form: Any, said: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["a", None], "item 1 of the texts is None, no text"),
+        (np.array(["a", math.nan], dtype=object), "item 1 of the texts is NaN, no text"),
+        ([["a"]], "item 0 of the texts is of type list, no text"),
+        (b"a", "the texts are of type bytes: give a str, or a list of them"),
+        ({"a": 1}, "the texts are of type dict: give a str, or a list of them"),
+        (SimpleNamespace(columns=["a", "b"]), "a table with the columns a, b is given: name one of them"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_place(texts: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        as_strings(texts)
+
+
+@pytest.mark.parametrize(
     ("form", "said"),
     [
         (np.zeros((4, 4, 3), np.float32), "scale floating-point values in 0..1 by 255"),
@@ -328,6 +346,9 @@ def test_what_is_no_picture_is_named_in_one_sentence(form: Any, said: str) -> No
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"", "picture empty"),
+        ("", "its path is empty"),
+        ("file:///home/me/a.png", "give the path itself, without file://"),
+        (base64.b64encode(bytes(600)).decode(), "before base64 there must be data:image/jpeg;base64,"),
     ],
 )
 def test_what_cannot_be_opened_says_what_it_is(form: Any, said: str) -> None:

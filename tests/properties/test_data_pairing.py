@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +238,159 @@ def test_other_encodings_and_ends_of_lines_are_named(tmp_path: Path) -> None:
     file.write_bytes(b'{"image": "a.jpg", "caption": "a"}\r{"image": "a.jpg", "caption": "b"}\r')
     with pytest.raises(ValueError, match="end with CR alone"):
         read_jsonl(str(file), config())
+
+
+# --------------------------------------------------------------------------- what a tar holds
+
+
+@pytest.mark.parametrize("source", ["shards", "img2dataset", "auto"])
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [("json", {"text": "a fox"}), ("json", {"captions": ["a fox"]}), ("caption", "a fox")],
+    ids=["text", "captions", "member"],
+)
+def test_the_caption_of_a_sample_may_stand_under_other_usual_names(
+    tmp_path: Path, source: str, suffix: str, content: Any
+) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    members = [(f"{n}.{s}", c) for n in range(3) for s, c in (("jpg", jpeg(n)), (suffix, text.encode()))]
+    parts = read_splits(config(source=source, path=str(tar(tmp_path / "a.tar", members))))
+    assert [record.captions for record in parts["train"].records] == [("a fox",)] * 3
+
+
+def test_a_sample_without_a_caption_says_what_it_has_instead(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "a.tar", [("0.jpg", jpeg(0)), ("0.json", b'{"title": "a fox"}'), ("1.jpg", jpeg(1))])
+    listing = read_img2dataset(str(shard), config())
+    assert [error.detail for error in listing.skipped] == [
+        "no .txt, and none of caption, captions, text in the .json, which has ['title']",
+        "no .txt and no .json beside the picture",
+    ]
+
+
+def test_two_pictures_of_a_sample_are_named_by_their_names(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "a.tar", [("0.jpg", jpeg(0)), ("0.png", jpeg(1)), ("0.txt", b"a fox")])
+    assert read_img2dataset(str(shard), config()).skipped[0].detail == "its text may describe any of 0.jpg, 0.png"
+
+
+@pytest.mark.parametrize("source", ["shards", "img2dataset"])
+def test_links_in_a_tar_are_counted_with_the_way_to_pack_it(tmp_path: Path, source: str) -> None:
+    shard = tar(tmp_path / "a.tar", [*pair(0), *pair(1), ("2.txt", b"a fox")])
+    with tarfile.open(shard, "a") as archive:
+        link = tarfile.TarInfo("2.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "0.jpg"
+        archive.addfile(link)
+    parts = read_splits(config(source=source, path=str(shard)))
+    assert len(parts["train"].records) == 2
+    assert str(parts["train"].passed_over) == (
+        "passed over 1: 1 × link in a tar (pack it with `tar --hard-dereference -h`)"
+    )
+
+
+def test_a_tar_of_our_own_entries_of_any_task_is_recognised(tmp_path: Path) -> None:
+    entry = json.dumps({"question": "what?", "answers": ["fox"]}).encode()
+    shard = tar(tmp_path / "data/a.tar", [("0.jpg", jpeg(0)), ("0.json", entry)])
+    for path in (shard, shard.parent):
+        parts = read_splits(config(source="auto", path=str(path)))
+        assert [record.question for record in parts["train"].records] == ["what?"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"a" * 9999), "compressed with gzip: unpack it first"),
+        (b"PK\x03\x04" + bytes(600), "a ZIP archive: unpack it first"),
+        (b"<html>not found</html>", "a web page and not the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer and not the file itself"),
+        (bytes(10240), "filled with zeros"),
+    ],
+    ids=["gzip", "zip", "page", "pointer", "zeros"],
+)
+@pytest.mark.parametrize("name", ["a.tar", "a.jsonl", "a.csv", "a.txt"])
+def test_what_must_be_fetched_or_unpacked_first_is_told_by_its_beginning(
+    tmp_path: Path, content: bytes, words: str, name: str
+) -> None:
+    file = tmp_path / "data" / name
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file} is {words}")):
+        read_splits(config(source="auto", path=str(file)))
+    if name != "a.tar":  # a folder with such a name is read as shards, which name their own faults
+        with pytest.raises(ValueError, match=re.escape(f"it holds {file}, which is {words}")):
+            read_splits(config(source="auto", path=str(file.parent)))
+
+
+# --------------------------------------------------------------------------- folders and lists of names
+
+
+def test_of_two_pictures_with_the_number_of_a_row_none_is_guessed(tmp_path: Path) -> None:
+    file = conceptual(tmp_path, "")
+    picture(tmp_path / "small/00002.jpg", 99)
+    listing = read_conceptual(str(file), config())
+    assert [(error.reason, error.detail) for error in listing.skipped] == [
+        ("sample ambiguous", "images/2.jpg and small/00002.jpg have the number of the row")
+    ]
+    assert len(listing.records) == 5
+
+
+@pytest.mark.parametrize("name", ["{stem}.caption", "{stem}.jpg.txt", "{stem}.TXT"])
+def test_texts_beside_pictures_may_have_other_usual_names(tmp_path: Path, name: str) -> None:
+    for number in range(3):
+        picture(tmp_path / f"{number}.jpg", number)
+        write(tmp_path / name.format(stem=number), f"number {number}")
+    listing = read_folder(str(tmp_path), config())
+    assert [(Path(r.image).name, r.captions) for r in listing.records] == [
+        (f"{n}.jpg", (f"number {n}",)) for n in range(3)
+    ]
+    assert not listing.skipped
+    assert read_splits(config(source="auto", path=str(tmp_path)))["train"].records == listing.records
+
+
+def test_what_stands_beside_several_pictures_or_texts_is_said(tmp_path: Path) -> None:
+    for file in ("a.jpg", "a.png", "b.jpg"):
+        picture(tmp_path / file, 1)
+    for file in ("a.txt", "b.txt", "b.caption"):
+        write(tmp_path / file, f"text of {file}")
+    listing = read_folder(str(tmp_path), config())
+    assert [record.captions for record in listing.records] == [("text of a.txt",)] * 2 + [("text of b.txt",)]
+    assert "1 texts such as b.caption are not read" in listing.notes[0]
+    assert "read for each of them: a.txt for a.jpg and a.png" in listing.notes[1]
+
+
+def test_metadata_in_json_beside_pictures_is_recognised(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / f"{number}.jpg", number)
+        write(tmp_path / f"{number}.json", json.dumps({"caption": f"number {number}"}))
+    assert len(read_splits(config(source="auto", path=str(tmp_path)))["train"].records) == 3
+    with pytest.raises(ValueError, match=r"Read it with data.source=img2dataset"):
+        read_splits(config(source="folder", path=str(tmp_path)))
+
+
+def test_a_list_of_names_of_pictures_is_no_file_of_texts(tmp_path: Path) -> None:
+    file = write(tmp_path / "trainImages.txt", "".join(f"{number}.jpg\n" for number in range(9)))
+    with pytest.raises(ValueError, match=r"holds no texts: 9 of its first lines are paths or addresses, such as 0.jpg"):
+        read_splits(config(source="texts", path=str(file)))
+
+
+def test_pictures_that_lie_elsewhere_are_found_for_the_message(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / f"data/photos/{number}.jpg", number)
+    inside = [{"image": f"{number}.jpg", "caption": "a fox"} for number in range(3)]
+    away = [{"image": f"/elsewhere/{number}.jpg", "caption": "a fox"} for number in range(3)]
+    for entries, words in (
+        (inside, f"They are in {tmp_path}/data/photos: set data.root={tmp_path}/data/photos"),
+        (away, f"Files of these names are in {tmp_path}/data/photos. These paths are absolute"),
+    ):
+        settings = config(source="jsonl", path=str(lines(tmp_path / "data/list.jsonl", entries)))
+        assert words in validate(read_splits(settings), settings).text()
+        with pytest.raises(ValueError, match=re.escape(words)):
+            open_source(settings, "train")
+
+
+@pytest.mark.parametrize(("label", "why"), [(1, "data sets number the labels differently"), ("-", "did not agree")])
+def test_labels_of_entailment_are_words_in_any_case(tmp_path: Path, label: Any, why: str) -> None:
+    picture(tmp_path / "a.jpg", 1)
+    entries = [{"image": "a.jpg", "hypothesis": f"{n}", "label": v} for n, v in enumerate(["Neutral", "ENTAILMENT "])]
+    file = lines(tmp_path / "list.jsonl", [*entries, {"image": "a.jpg", "hypothesis": "x", "label": label}])
+    listing = read_jsonl(str(file), config())
+    assert [record.label for record in listing.records] == ["neutral", "entailment"]
+    assert why in listing.skipped[0].detail

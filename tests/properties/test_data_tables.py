@@ -22,7 +22,7 @@ from diptych.data.sources.coco import read_coco_captions
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.sources.listing import SourceListing
-from diptych.data.sources.table import read_table
+from diptych.data.sources.table import read_table, written_list
 from diptych.data.validate import validate
 from diptych.schema import DataConfig
 from tests.layouts import karpathy, lines, picture, write
@@ -78,6 +78,9 @@ TABLES = {
     "list.json": json.dumps([{"img": f"{n:02}.png", "says": c} for n, c in enumerate(CAPTIONS)]),
     "wrapped.json": json.dumps({"v": 1, "data": [{"img": f"{n:02}.png", "says": c} for n, c in enumerate(CAPTIONS)]}),
     "mapped.json": json.dumps({f"{n:02}.png": [c] for n, c in enumerate(CAPTIONS)}),
+    "objects.json": json.dumps({f"{n:02}.png": {"says": c, "by": n} for n, c in enumerate(CAPTIONS)}),
+    "numbers.csv": "id,price,productName\n" + "".join(f"{n:02},{n},{quoted(c)}\n" for n, c in enumerate(CAPTIONS)),
+    "numbers.json": json.dumps({f"{n:02}": [c] for n, c in enumerate(CAPTIONS)}),
     "lines.jsonl": "".join(json.dumps({"file_name": f"{n:02}.png", "text": c}) + "\n" for n, c in enumerate(CAPTIONS)),
 }  # fmt: skip
 
@@ -389,3 +392,110 @@ def test_records_of_another_task_whose_values_are_wrong_are_no_captions(tmp_path
     listing = read_splits(DataConfig(source="jsonl", path=str(tmp_path / "phrases.jsonl")))["train"]
     assert not listing.records
     assert {error.reason for error in listing.skipped} == {"box wrong"}
+
+
+# --------------------------------------------------------------------------- what looks like something else
+
+
+@pytest.mark.parametrize(
+    "write_list", [json.dumps, repr, lambda texts: f"[{' '.join(map(repr, texts))}]"], ids=["JSON", "Python", "NumPy"]
+)
+def test_a_list_of_captions_that_was_written_into_a_cell_is_read_as_a_list(
+    tmp_path: Path, pictures: Path, write_list: Any
+) -> None:
+    texts = ["a fox", 'it\'s "one", a fox']
+    cells = [write_list(texts).replace('"', '""') for _ in range(COUNT)]
+    rows = "".join(f'{number:02}.png,"{cell}"\n' for number, cell in enumerate(cells))
+    listing = read_table(str(write(pictures / "list.csv", "image,captions\n" + rows)), config())
+    assert set(shown(listing).values()) == {tuple(texts)}
+
+
+def test_a_text_in_brackets_is_no_list() -> None:
+    for text in ("[sic] a fox", "['a'] and ['b']", "['a', b]", "[", "['a'" + " " * 100_000):
+        assert written_list(text) == text
+
+
+def test_a_row_with_a_list_of_one_picture_is_read_and_one_of_two_is_refused(tmp_path: Path) -> None:
+    def images(count: int) -> list[list[dict[str, Any]]]:
+        return [[{"bytes": png(number), "path": None}] * count for number in range(COUNT)]
+
+    pa.parquet.write_table(pa.table({"images": images(1), "text": CAPTIONS}), tmp_path / "one.parquet")
+    assert shown(read_table(str(tmp_path / "one.parquet"), config())) == WHOLE
+    pa.parquet.write_table(pa.table({"images": images(2), "text": CAPTIONS}), tmp_path / "two.parquet")
+    with pytest.raises(ValueError, match=r"two.parquet\[0\]: `images` holds 2 pictures, and nothing says which"):
+        read_table(str(tmp_path / "two.parquet"), config())
+
+
+def png(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_names_without_a_suffix_are_no_pictures_where_no_file_has_them(tmp_path: Path, pictures: Path) -> None:
+    rows = "".join(f"x{number},{caption!r}\n" for number, caption in enumerate(CAPTIONS)).replace("'", '"')
+    with pytest.raises(ValueError, match="no column holds pictures or paths of pictures"):
+        read_table(str(write(pictures / "list.csv", "id,text\n" + rows)), config())
+
+
+def test_a_list_derived_from_coco_may_name_pictures_by_their_addresses(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / f"val2017/{number:012}.png", number)
+    images = [{"id": n, "coco_url": f"http://images.cocodataset.org/val2017/{n:012}.png"} for n in range(4)]
+    content = {"images": images, "annotations": [{"image_id": n, "caption": CAPTIONS[n]} for n in range(4)]}
+    file = write(tmp_path / "annotations/captions.json", json.dumps(content))
+    assert shown(read_coco_captions(str(file), config())) == {n: (CAPTIONS[n],) for n in range(4)}
+
+
+@pytest.mark.parametrize("source", ["jsonl", "albef"])
+def test_objects_that_name_several_splits_are_divided_by_them(tmp_path: Path, pictures: Path, source: str) -> None:
+    splits = ["train", "val", "test", "train"]
+    entries = [{"image": f"{n:02}.png", "caption": CAPTIONS[n], "split": splits[n]} for n in range(4)]
+    text = "".join(map("{}\n".format, map(json.dumps, entries))) if source == "jsonl" else json.dumps(entries)
+    parts = read_splits(config(source=source, path=str(write(pictures / f"list.{source}", text))))
+    assert {split: sorted(shown(part)) for split, part in parts.items()} == {
+        "train": [0, 3],
+        "validation": [1],
+        "test": [2],
+    }
+    assert any("splits from `split`" in note for note in parts["train"].notes)
+    single = text.replace('"val"', '"train"').replace('"test"', '"train"')
+    parts = read_splits(config(source=source, path=str(write(pictures / f"one.{source}", single))))
+    assert sorted(shown(parts["train"])) == [0, 1, 2, 3]
+
+
+def test_keys_that_are_not_read_are_named(tmp_path: Path, pictures: Path) -> None:
+    entries = [{"image": f"{n:02}.png", "question": "what?", "multiple_choice_answer": "fox"} for n in range(4)]
+    parts = read_splits(config(source="jsonl", path=str(lines(pictures / "list.jsonl", entries))))
+    assert "list.jsonl: keys that are not read: `multiple_choice_answer`" in validate(parts, config()).text()
+
+
+def test_a_table_of_questions_is_answered_with_the_form_that_is_read(tmp_path: Path, pictures: Path) -> None:
+    rows = "".join(f"{n:02}.png,what is it?,fox\n" for n in range(4))
+    with pytest.raises(ValueError, match=r"of another task than captions(.|\n)*data.source=jsonl"):
+        read_splits(config(source="auto", path=str(write(pictures / "vqa.csv", "image,question,answer\n" + rows))))
+
+
+def test_the_way_out_stands_before_the_faults(tmp_path: Path, pictures: Path) -> None:
+    file = write(pictures / "captions.txt", TABLES["captions.txt"])
+    with pytest.raises(ValueError, match="line is not JSON") as error:
+        read_splits(config(source="jsonl", path=str(file)))
+    first, second, *faults = str(error.value).split("\n")
+    assert "holds no usable record" in first
+    assert "Read it with data.source=table" in second
+    assert faults
+
+
+def test_a_table_of_addresses_between_commas_is_not_taken_for_conceptual_captions(tmp_path: Path) -> None:
+    rows = "".join(f"http://a/{n}.jpg,{quoted(c)}\n" for n, c in enumerate(CAPTIONS))
+    with pytest.raises(ValueError, match=r"`url` holds web addresses. Fetch them first"):
+        read_splits(config(source="auto", path=str(write(tmp_path / "list.csv", "url,text\n" + rows))))
+
+
+def test_a_file_of_one_object_of_lists_is_no_line(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", number)
+    content = {"image_urls": [f"http://a/{number}.png" for number in range(4)], "captions": CAPTIONS[:4]}
+    file = write(tmp_path / "sbu.json", json.dumps(content))
+    with pytest.raises(ValueError, match=r"as of SBU. Read it with data.source=sbu"):
+        read_splits(config(source="table", path=str(file)))

@@ -60,6 +60,34 @@ def test_a_proxys_prefix_may_be_left_or_taken_off(pool: ModelPool) -> None:
         assert server.get("/openapi.json").json()["servers"] == [{"url": "/ai"}]
 
 
+def test_a_model_of_the_list_can_be_asked_for(served: Running) -> None:
+    listed = served.get("/v1/models").json()["data"]
+    for model in listed:
+        assert served.get(f"/v1/models/{model['id']}").json() == model
+    assert error(served.get("/v1/models/gpt")) == "unknown_model"
+
+
+@pytest.mark.parametrize(
+    "sent", ["https://example.org/a.jpg", ["a boat", " HTTP://example.org/a "], {"text": "http://a"}]
+)
+def test_an_address_is_neither_fetched_nor_read_as_a_text(served: Running, sent: Any) -> None:
+    response = served.post("/v1/embeddings", {"input": sent})
+    assert error(response) == "bad_picture"
+    assert "no address is ever fetched" in response.text
+    assert served.post("/v1/embeddings", {"input": "see http://a, a boat"}).status_code == 200
+    assert error(served.post("/v1/rerank", {"query": "a boat", "documents": ["https://a/b.jpg"]})) == "bad_picture"
+
+
+def test_refusals_are_said_in_the_words_of_the_request(served: Running) -> None:
+    for body, words in (
+        ({"input": []}, "input is empty: send a text"),
+        ({"input": None}, "input is empty: send a text"),
+        ({"input": "a", "truncate": True}, "truncate: there is no such field here"),
+        ({"input": ["a"] * 5000}, "pictures or texts are allowed in one request (--items)"),
+    ):
+        assert words in served.post("/v1/embeddings", body).json()["error"]["message"]
+
+
 # --------------------------------------------------------------------------- embeddings
 
 

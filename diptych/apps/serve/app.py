@@ -95,6 +95,14 @@ def _server_routes(state: ServerState) -> APIRouter:
         data = [schemas.ListedModel(id=model.name) for model in state.pool.models]
         return schemas.ModelsResponse(models=models, index=index, data=data)
 
+    @router.get("/v1/models/{name:path}", responses=documented(*COMMON_ERRORS, "unknown_model"))
+    async def one_model(name: str) -> schemas.ListedModel:
+        """Returns a model of the list in the form of OpenAI's API."""
+        if name not in (model.name for model in state.pool.models):
+            known = ", ".join(model.name for model in state.pool.models)
+            raise ApiError("unknown_model", f"no model {name[:100]!r} here. There are: {known}")
+        return schemas.ListedModel(id=name)
+
     unready: dict[int | str, dict[str, Any]] = {
         503: {"model": schemas.Health, "description": "The server is being stopped, or its models' thread has ended."}
     }

@@ -24,6 +24,7 @@ from diptych.apps.serve.schemas import FirstError, ModelRequest, ModelResponse, 
 from diptych.apps.serve.state import ServerState
 
 DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40})?;base64,", re.IGNORECASE)
+WEB_ADDRESS = re.compile(r"\s*https?://\S+\s*", re.IGNORECASE)
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 
 # --------------------------------------------------------------------------- requests
@@ -64,8 +65,10 @@ class EmbeddingsRequest(ModelRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_tokens(cls, values: Any) -> Any:
+    def _some_text(cls, values: Any) -> Any:
         sent = values.get("input") if isinstance(values, dict) else None
+        if isinstance(values, dict) and "input" in values and (sent is None or sent == []):
+            raise ValueError("input is empty: send a text, a data URL with a picture, or a list of them")
         if isinstance(sent, list) and sent and isinstance(sent[0], int | list):
             raise ValueError("input holds token ids, of another model's vocabulary: send the texts themselves")
         return values
@@ -127,9 +130,14 @@ class Given:
 def given_of(item: str | Part, name: str) -> Given:
     """Reads a text or a picture. Raises ApiError for a picture that is named by its address.
 
+    A text that is nothing but an address is refused as well: whoever sends it means what is there.
+
     >>> given_of("a boat", "input"), given_of("data:image/png;base64,iVBO", "input")
     (Given(content='a boat', is_picture=False), Given(content='iVBO', is_picture=True))
     """
+    if isinstance(text := item if isinstance(item, str) else item.text, str) and WEB_ADDRESS.fullmatch(text):
+        message = f"{name} is an address, and no address is ever fetched: send the picture as a data URL, or a text"
+        raise ApiError("bad_picture", message)
     if isinstance(item, str):
         url = DATA_URL.match(item)
         return Given(item, False) if url is None else Given(item[url.end() :], True)

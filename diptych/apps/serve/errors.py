@@ -95,6 +95,10 @@ HTTP_ERRORS = {
 """The error code and message for each status that the framework raises."""
 
 
+WORDS = {"extra_forbidden": "there is no such field here: /openapi.json lists the fields"}
+"""Our words for pydantic's kinds of errors, where its own say what it does instead of what is wrong."""
+
+
 def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
     """Describes the first of pydantic's errors in words.
 
@@ -105,7 +109,7 @@ def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
     for detail in details[:most]:
         parts = detail["loc"]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-        message = detail["msg"].removeprefix("Value error, ")
+        message = WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
         lines.append(f"{field[:100] or 'the body'}: {message[:1].lower()}{message[1:]}")
     more = len(details) - most
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")

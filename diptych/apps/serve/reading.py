@@ -57,7 +57,8 @@ def _parsed(body: bytes, limits: Limits) -> object:
 def _check_size(text: str, limits: Limits) -> None:
     most = VALUES_PER_ITEM * limits.items + OTHER_VALUES
     if count_values(text, most) > most:
-        raise ApiError("too_many", f"the body holds more than {most:,} JSON values, which no request needs")
+        detail = f"at most {limits.items:,} pictures or texts are allowed in one request (--items)"
+        raise ApiError("too_many", f"the body holds more than {most:,} JSON values; {detail}")
     most = ESCAPES_PER_CHARACTER * limits.items * limits.text_length
     if text.count("\\") > most:
         raise ApiError("too_many", f"the body holds more than {most:,} backslashes, which no request needs")

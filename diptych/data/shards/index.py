@@ -27,7 +27,7 @@ from diptych.data.picture_kinds import PassedOver, is_hidden, is_picture
 from diptych.data.record import BadRecord
 from diptych.data.shards.naming import TEXT_SUFFIXES, choose_naming, key_of
 from diptych.data.splits import draw_number
-from diptych.data.tar import note_member, tar_members
+from diptych.data.tar import is_link, note_member, tar_members
 from diptych.reading import open_regular, parse_json
 from diptych.schema import MemberNames, SampleNames
 
@@ -246,10 +246,10 @@ def _members(file: Path, name: str, lost: list[BadRecord], seen: PassedOver) -> 
     members: list[tarfile.TarInfo] = []
     passed_over: set[int] = set()
     try:
-        for member in tar_members(file):
+        for member in tar_members(file, links=True):
             if note_member(file, member, seen):
                 passed_over.add(member.offset)
-            if not is_hidden(member.name):
+            if not is_hidden(member.name) and not is_link(member):
                 members.append(member)
     except (tarfile.TarError, EOFError) as error:
         lost.append(BadRecord(name, "shard broken", str(error)))

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from diptych.data.picture_kinds import is_picture
 from diptych.schema import MemberNames, SampleNames
 
-TEXT_SUFFIXES = (".txt", ".json")
+TEXT_SUFFIXES = (".txt", ".json", ".caption")
 
 
 def key_of(member: str, naming: MemberNames = "first_dot") -> str:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from diptych.data.entries import from_entry, name_of, text_of
+from diptych.data.entries import from_entry, name_of, texts_of
 from diptych.data.files import decoded
 from diptych.data.picture_kinds import is_hidden, is_picture
 from diptych.data.pictures import part_of
@@ -26,6 +26,10 @@ from diptych.printable import brief
 from diptych.reading import parse_json
 from diptych.schema import MemberNames
 
+CAPTION_SUFFIXES = ("txt", "caption")
+"""The members that may be the caption of a sample, the usual one first."""
+CAPTION_KEYS = ("caption", "captions", "text")
+"""The keys of the metadata that may hold the caption of a sample without such a member."""
 TASK_KEYS = ("image", "images", "captions", "hypothesis", "question", "statement", "phrase")
 """Keys that mark a `.json` member as an entry of ours. img2dataset's metadata may have `caption` too."""
 
@@ -146,6 +150,8 @@ class Img2datasetSample:
     pictures: list[str] = field(default_factory=list)
     """One path, unless a picture was not fetched or the sample is ambiguous."""
     texts: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    """The names of the pictures in the shard or folder."""
 
 
 def read_img2dataset_sample(sample: Img2datasetSample, name: str) -> Record:
@@ -154,14 +160,21 @@ def read_img2dataset_sample(sample: Img2datasetSample, name: str) -> Record:
     if not sample.pictures:
         raise BadRecord(name, "picture missing", str(metadata.get("error_message") or "not fetched"))
     if len(sample.pictures) > 1:
-        raise BadRecord(name, "sample ambiguous", f"its text may describe any of {', '.join(sample.pictures)}")
-    if "txt" in sample.texts:
-        caption = decoded(sample.texts["txt"](), name, "text")
-    elif metadata.get("caption") is not None:
-        caption = text_of(metadata, "caption", name)
+        raise BadRecord(name, "sample ambiguous", f"its text may describe any of {', '.join(sample.names)}")
+    if suffix := next((suffix for suffix in CAPTION_SUFFIXES if suffix in sample.texts), None):
+        captions: tuple[str, ...] = (decoded(sample.texts[suffix](), name, "text"),)
+    elif key := next((key for key in CAPTION_KEYS if metadata.get(key) is not None), None):
+        captions = texts_of(metadata, key, name)
     else:
-        raise BadRecord(name, "caption missing")
-    return Record(name, sample.pictures[0], (caption,), name_of(metadata, "url", name) or name)
+        raise BadRecord(name, "caption missing", _without_caption(sample, metadata))
+    return Record(name, sample.pictures[0], captions, name_of(metadata, "url", name) or name)
+
+
+def _without_caption(sample: Img2datasetSample, metadata: Mapping[str, Any]) -> str:
+    """Says what a sample has instead of a caption."""
+    if not metadata:
+        return f"no .txt and no .json beside the picture{': only .' * bool(sample.texts)}{', .'.join(sample.texts)}"
+    return f"no .txt, and none of {', '.join(CAPTION_KEYS)} in the .json, which has {brief(list(metadata))}"
 
 
 def _metadata(sample: Img2datasetSample, name: str) -> dict[str, Any]:

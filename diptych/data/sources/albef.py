@@ -7,6 +7,8 @@
 | questions | `{"image": path, "question": text, "question_id": …, "dataset": "vqa" or "vg", "answer": text or texts}` |
 | statements about pairs, text assignment | `{"images": [path, path], "sentence": text, "label": "True" or "False"}` |
 | grounding | `{"image": path, "text": text, "ref_id": …}` |
+
+A key `split`, which other lists of this form have, divides the records, if it names more than one split.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diptych.data.columns import SPLIT_COLUMN
 from diptych.data.entries import (
     answers_of,
     from_entry,
@@ -30,8 +33,9 @@ from diptych.data.files import json_list
 from diptych.data.picture_kinds import is_picture
 from diptych.data.record import AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
 from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.table import name_splits, split_of_row
 from diptych.data.sources.visual_genome import ANSWER_WEIGHT
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Split
 
 LAYOUT = 'data.source=albef reads JSON lists of {"image": …, "caption": …}, separated by commas'
 
@@ -44,9 +48,16 @@ def read_albef(path: str, config: DataConfig) -> SourceListing:
     """
     listing = SourceListing()
     root = Path(config.root or Path(path).parent)
-    for index, entry in enumerate(json_list(path, LAYOUT)):
-        listing.add(entry, f"{path}[{index}]", root, config.max_words, _read)
+    entries = json_list(path, LAYOUT)
+    divided = name_splits(entry.get(SPLIT_COLUMN, "") for entry in entries if isinstance(entry, dict))
+    listing.notes += [f"{path}: splits from `{SPLIT_COLUMN}`"] if divided else []
+    for index, entry in enumerate(entries):
+        listing.add(entry, f"{path}[{index}]", root, config.max_words, _read, _split_of if divided else None)
     return listing
+
+
+def _split_of(entry: Any, name: str) -> Split:
+    return split_of_row(object_of(entry, name).get(SPLIT_COLUMN), name)
 
 
 def _read(entry: Any, name: str) -> AnyRecord:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diptych.data.entries import name_of, object_of, text_of
@@ -68,14 +69,22 @@ def _root(path: str, images: list[Any], config: DataConfig) -> tuple[Path, str]:
     folder = Path(path).parent
     if config.root is not None:
         return Path(config.root), ""
-    names = [str(image.get("file_name")) for image in images[:TRIED] if isinstance(image, dict)]
+    names = [_file_name(image) or "" for image in images[:TRIED] if isinstance(image, dict)]
     found = folder_of_pictures(folder, [coco_path(folder, name) for name in names])
     return found, "" if found == folder else f"{path}: pictures are taken from {found}"
 
 
 def _read(entry: Any, name: str, captions: dict[str | None, list[str]], root: Path) -> Record:
-    file = text_of(object_of(entry, name), "file_name", name)
+    file = _file_name(object_of(entry, name)) or text_of(entry, "file_name", name)
     number = name_of(entry, "id", name)
     if number not in captions:
         raise BadRecord(name, "caption missing", f"no annotation of image {number}")
     return Record(f"coco/{number}", coco_path(root, file), tuple(captions.pop(number)), file)
+
+
+def _file_name(image: Mapping[str, Any]) -> str | None:
+    """Returns the name of a picture's file. Lists derived from COCO, as LVIS, hold its address instead."""
+    if isinstance(address := image.get("coco_url"), str) and "file_name" not in image:
+        return PurePosixPath(address).name
+    file = image.get("file_name")
+    return file if isinstance(file, str) else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,26 +52,32 @@ def read_conceptual(path: str, config: DataConfig) -> SourceListing:
     return listing
 
 
-def _pictures(root: Path) -> dict[int, Path]:
-    """Returns the first file that is named after each row."""
-    named: dict[int, Path] = {}
+def _pictures(root: Path) -> dict[int, list[Path]]:
+    """Returns the files that are named after each row."""
+    named: defaultdict[int, list[Path]] = defaultdict(list)
     for file in files_below(root):
         if (match := _NAME.fullmatch(file.stem)) and (not file.suffix or is_picture(file)):
-            named.setdefault(int(match[1]), file)
-    return named
+            named[int(match[1])].append(file)
+    return dict(named)
 
 
-def _read(numbered: Any, name: str, pictures: dict[int, Path]) -> Record:
+def _read(numbered: Any, name: str, pictures: dict[int, list[Path]]) -> Record:
     number, row = numbered
     caption, url = _columns(row, name)
-    file = pictures.get(number)
-    if file is None:
+    if not (named := pictures.get(number)):
         raise BadRecord(name, "picture missing", url)
+    files = [file for file in named if (check := _check_of(file)) is None or check == zlib.crc32(url.encode())]
+    if not files:
+        raise BadRecord(name, "picture of another address", f"{named[0]} is not of {url}")
+    if len(files) > 1:
+        raise BadRecord(name, "sample ambiguous", f"{' and '.join(map(str, files))} have the number of the row")
+    return Record(name, files[0].as_posix(), (caption,), url)
+
+
+def _check_of(file: Path) -> int | None:
+    """Returns the CRC-32 of an address that a picture's name holds, if there is one."""
     match = _NAME.fullmatch(file.stem)
-    assert match is not None
-    if match[2] and int(match[2]) != zlib.crc32(url.encode()):
-        raise BadRecord(name, "picture of another address", f"{file} is not of {url}")
-    return Record(name, file.as_posix(), (caption,), url)
+    return int(match[2]) if match and match[2] else None
 
 
 def _columns(row: bytes, name: str) -> tuple[str, str]:
@@ -106,21 +113,19 @@ def _is_header(row: bytes, path: str) -> bool:
     return True
 
 
-def _check_numbers(pictures: dict[int, Path], rows: int, header: int, path: str) -> None:
+def _check_numbers(pictures: dict[int, list[Path]], rows: int, header: int, path: str) -> None:
     """Raises ValueError if the pictures are counted from 1, or the header was counted when they were fetched."""
     if 0 not in pictures and max(pictures, default=-1) == rows:
         counted = "the header row was counted" if header else "counting began at 1"
         raise ValueError(
-            f"{path} has {rows} rows, counted from 0, but {pictures[rows]} has the number {rows} and no picture has 0:"
-            f" {counted} when they were fetched. Each picture would get its neighbour's caption; rename the pictures"
+            f"{path} has {rows} rows, counted from 0, but {pictures[rows][0]} has the number {rows} and no picture has"
+            f" 0: {counted} when they were fetched. Each picture would get its neighbour's caption; rename the pictures"
         )
 
 
-def _notes(listing: SourceListing, pictures: dict[int, Path], header: int, path: str) -> list[str]:
+def _notes(listing: SourceListing, pictures: dict[int, list[Path]], header: int, path: str) -> list[str]:
     notes = [f"{path}: the first row names the columns and is not counted"] if header else []
-    unproven = [
-        record for record in listing.records if (match := _NAME.fullmatch(Path(record.image).stem)) and not match[2]
-    ]
+    unproven = [record for record in listing.records if _check_of(Path(record.image)) is None]
     if unproven:
         first = unproven[0]
         notes.append(

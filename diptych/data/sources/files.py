@@ -15,6 +15,7 @@ from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, R, Rec
 from diptych.data.shards.remote import say
 from diptych.data.skips import list_errors
 from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.lost import where_pictures_may_lie
 from diptych.data.splits import draw_number, held_out_count, own_path
 from diptych.schema import SPLITS, DataConfig, Split
 
@@ -69,9 +70,9 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
     """
     path = own_path(config, split)
     if path is not None:
-        return _complete(_checked(read(path), path).of_split(split), path, split, config)
+        return _complete(_checked(read(path), path, config).of_split(split), path, split, config)
     path = _training_path(config)
-    listing = _checked(read(path), path)
+    listing = _checked(read(path), path, config)
     if listing.splits and split not in ("train", *_undivided(listing)):
         return _complete(listing.of_split(split), path, split, config)
     records = _divided(listing, config, split)
@@ -96,10 +97,12 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
 
 def read_splits(read: Callable[[str, DataConfig], SourceListing], config: DataConfig) -> dict[Split, SourceListing]:
     """Reads all splits of a layout, divided as by `open_split`, each with its bad entries. Raises ValueError."""
-    listing = _checked(read(_training_path(config), config), _training_path(config))
+    listing = _checked(read(_training_path(config), config), _training_path(config), config)
     paths = {split: own_path(config, split) for split in SPLITS}
     return {
-        split: _divided(listing, config, split) if path is None else _checked(read(path, config), path).of_split(split)
+        split: _divided(listing, config, split)
+        if path is None
+        else _checked(read(path, config), path, config).of_split(split)
         for split, path in paths.items()
     }
 
@@ -110,8 +113,13 @@ def _training_path(config: DataConfig) -> str:
     return config.path
 
 
-def _checked(listing: SourceListing, path: str) -> SourceListing:
-    """Returns the listing. Raises ValueError if most of its captions are paths or addresses."""
+def _checked(listing: SourceListing, path: str, config: DataConfig) -> SourceListing:
+    """Returns the listing, with a note if none of its pictures is found.
+
+    Raises ValueError if most of its captions are paths or addresses.
+    """
+    if hint := where_pictures_may_lie(listing, path, config):
+        listing.notes.append(hint)
     captions = [text for record in listing.records if isinstance(record, Record) for text in record.captions]
     wrong = [text for text in captions if kind_of(text) in ("path", "address") and " " not in text.strip()]
     if len(wrong) > len(captions) / 2:
@@ -211,7 +219,9 @@ def _why_empty(listing: SourceListing, source: FileSource[Any], config: DataConf
     bad = [*listing.skipped, *source.skipped] if split != "train" else listing.skipped
     reasons = f"\n{len(bad)} could not be used:\n{list_errors(bad)}" if bad else ""
     if not listing.records:
-        return f"{config.path} holds no usable record{listing.passed_over.after}{reasons}"
+        hint = where_pictures_may_lie(listing, _training_path(config), config)
+        hint = f"\n{hint}" if hint else ""
+        return f"{config.path} holds no usable record{listing.passed_over.after}{hint}{reasons}"
     return (
         f"the {split} split is empty: of {len(listing.records)} records in {config.path},"
         f" data.held_out={config.held_out:g} leaves none for it. Give more pictures, another share, or"

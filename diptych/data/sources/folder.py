@@ -1,5 +1,7 @@
 """Reads a folder of pictures. The caption of each is the first line of the text file with the same name.
 
+The text of `17.jpg` is `17.txt`, `17.jpg.txt` or, as trainers of diffusion models write it, `17.caption`.
+
 A `captions.jsonl` in the folder takes the place of the text files. So do `metadata.csv`, `metadata.jsonl` and
 `metadata.parquet`, as in Hugging Face's imagefolder: they may lie in any folder, name the pictures below it, and belong
 to a split if the folder is called after one.
@@ -9,6 +11,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diptych.data.files import decoded, files_below
@@ -22,6 +26,8 @@ from diptych.schema import DataConfig
 
 CAPTIONS_FILE = "captions.jsonl"
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TEXT_SUFFIXES = (".txt", ".caption")
+"""Suffixes of texts beside pictures. If a picture has several, the first is read."""
 LONGEST_LINE = 1 << 16
 """At most this many bytes of a text file's first line are read."""
 
@@ -75,19 +81,35 @@ def _skip_unnamed(listing: SourceListing, folder: Path, files: list[Path], lists
             listing.skipped.append(BadRecord(file.as_posix(), "picture without text", f"not in {lists}"))
 
 
+def side_cars(files: Iterable[Path]) -> tuple[dict[Path, Path], list[Path]]:
+    """Returns the texts that may stand beside pictures by their names without suffix, and those that others replace."""
+    texts: dict[Path, Path] = {}
+    replaced: list[Path] = []
+    for suffix in TEXT_SUFFIXES:
+        fitting = [file for file in files if file.suffix.lower() == suffix]
+        replaced += [file for file in fitting if texts.setdefault(file.with_suffix(""), file) != file]
+    return texts, replaced
+
+
+def side_car_of(picture: Path, texts: Mapping[Path, Path]) -> Path | None:
+    """Returns the text beside a picture, named after it with or without its suffix, or None."""
+    return texts.get(picture.with_suffix("")) or texts.get(picture)
+
+
 def _side_cars(folder: Path, files: list[Path], max_words: int, seen: PassedOver) -> SourceListing:
     """Reads the text file beside each picture. A text beside a picture that is passed over lacks none."""
     listing = SourceListing()
-    texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
-    same_names = {_composed(file): file for file in texts.values()}
-    pictures = [file for file in files if is_picture(file)]
+    texts, replaced = side_cars(files)
+    composed = {_composed(stem): file for stem, file in texts.items()}
     longer: list[str] = []
-    for picture in pictures:
-        name = picture.as_posix()
-        text = texts.get(picture.with_suffix("")) or same_names.get(_composed(picture))
+    pictures_of: defaultdict[Path, list[str]] = defaultdict(list)
+    for picture in filter(is_picture, files):
+        name, stem = picture.as_posix(), picture.with_suffix("")
+        text = side_car_of(picture, texts) or composed.get(_composed(stem)) or composed.get(_composed(picture))
         if text is None:
-            listing.skipped.append(BadRecord(name, "picture without text", f"no {picture.with_suffix('.txt').name}"))
+            listing.skipped.append(BadRecord(name, "picture without text", f"no {stem.name}.txt"))
             continue
+        pictures_of[text].append(name)
         try:
             caption, more = _first_line(folder / text, name)
         except BadRecord as error:
@@ -95,21 +117,36 @@ def _side_cars(folder: Path, files: list[Path], max_words: int, seen: PassedOver
             continue
         longer += [text.as_posix()] if more else []
         listing.add({"image": name, "caption": caption}, name, folder, max_words)
-    if longer:
-        listing.notes.append(
-            f"{folder}: only the first line is read of {len(longer)} texts with several, such as {longer[0]}. List"
-            " several captions of an image in captions.jsonl or metadata.csv"
-        )
-    owners = {_composed(picture) for picture in pictures}
     for stem, text in texts.items():
-        if _composed(text) not in owners and str(stem) not in seen.stems:
+        if text not in pictures_of and str(stem) not in seen.stems:
             listing.skipped.append(BadRecord(text.as_posix(), "text without picture"))
+    listing.notes += [f"{folder}: {note}" for note in _notes(longer, replaced, pictures_of)]
     return listing
 
 
+def _notes(longer: Sequence[str], replaced: Sequence[Path], pictures_of: Mapping[Path, list[str]]) -> Iterator[str]:
+    """Yields what could have been meant otherwise."""
+    if longer:
+        yield (
+            f"only the first line is read of {len(longer)} texts with several, such as {longer[0]}. List"
+            " several captions of an image in captions.jsonl or metadata.csv"
+        )
+    if replaced:
+        yield (
+            f"{len(replaced)} texts such as {replaced[0].as_posix()} are not read, because another stands beside the"
+            " same picture"
+        )
+    if shared := [(text, names) for text, names in pictures_of.items() if len(names) > 1]:
+        text, names = shared[0]
+        yield (
+            f"{len(shared)} texts stand beside several pictures of their name, and are read for each of them:"
+            f" {text.as_posix()} for {' and '.join(names)}"
+        )
+
+
 def _composed(file: Path) -> str:
-    """Returns a file's name without its suffix, with accents as parts of their letters, however they are on disk."""
-    return unicodedata.normalize("NFC", file.with_suffix("").as_posix())
+    """Returns a path with accents as parts of their letters, however they are on disk."""
+    return unicodedata.normalize("NFC", file.as_posix())
 
 
 def _first_line(file: Path, name: str) -> tuple[str, bool]:

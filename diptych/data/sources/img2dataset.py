@@ -60,7 +60,7 @@ def shard_samples(
     members: list[tarfile.TarInfo] = []
     seen = PassedOver()
     try:
-        members.extend(member for member in tar_members(shard) if not note_member(shard, member, seen))
+        members.extend(m for m in tar_members(shard, links=True) if not note_member(shard, m, seen))
     except (tarfile.TarError, OSError, EOFError) as error:
         listing.skip(BadRecord(str(shard), "shard broken", str(error)))
     naming, note = choose_naming((member.name for member in members), names, "last_dot")
@@ -103,6 +103,8 @@ def _collect(samples: dict[str, Img2datasetSample], name: str, key: str, place: 
     """Adds a file called `name` to the sample called `key`."""
     suffix = PurePosixPath(name).suffix.lower()
     if is_picture(name):
-        samples.setdefault(key, Img2datasetSample()).pictures.append(place)
+        sample = samples.setdefault(key, Img2datasetSample())
+        sample.pictures.append(place)
+        sample.names.append(name)
     elif suffix in TEXT_SUFFIXES:
         samples.setdefault(key, Img2datasetSample()).texts[suffix[1:]] = text

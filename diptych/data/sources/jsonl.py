@@ -1,24 +1,32 @@
 """Reads records of any task from JSONL files, one per line (diptych/data/entries.py lists the schemas).
 
+A key `split` divides the records, if it names more than one split.
+
 Lines with other keys, such as `{"file_name": …, "text": …}` of Hugging Face's imagefolder, are read as a table of
 captioned pictures (diptych/data/sources/table.py).
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from diptych.data.columns import LOOKED_AT, NoColumns, choose_columns
-from diptych.data.entries import from_entry
-from diptych.data.files import existing, json_lines
+from diptych.data.columns import LOOKED_AT, SPLIT_COLUMN, NoColumns
+from diptych.data.entries import KEYS, from_entry, object_of
+from diptych.data.files import existing, json_lines, lines_of, parsed
 from diptych.data.record import BadRecord, PlainText
 from diptych.data.sources.listing import SourceListing
-from diptych.data.sources.table import add_table
+from diptych.data.sources.table import add_table, name_splits, split_of_row, tell_columns
 from diptych.data.tables import NoTable, Table, open_table
-from diptych.schema import DataConfig
+from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=jsonl reads a JSONL file, one record a line"
+MOST_NAMED = 8
+"""A note names this many keys that are not read."""
 
 
 def read_jsonl(path: str, config: DataConfig) -> SourceListing:
@@ -47,7 +55,7 @@ def table_of(file: Path, config: DataConfig) -> Table | None:
         return None
     try:
         table = open_table(file)
-        choose_columns(table.columns, table.first_rows(), config.image_column, config.caption_column)
+        tell_columns(table, table.first_rows(), config)
     except (NoTable, NoColumns):
         if named:
             raise
@@ -64,8 +72,29 @@ def _is_own(entry: object) -> bool:
 
 
 def read_lines(file: Path, root: Path, max_words: int) -> SourceListing:
-    """Reads all records of a file, with picture paths that start from `root`."""
+    """Reads all records of a file, with picture paths that start from `root`, and splits if its lines name several."""
     listing = SourceListing()
-    for name, entry in json_lines(existing(file, LAYOUT)):
-        listing.add(entry, name, root, max_words)
+    split_of = _split_of if name_splits(_splits_in(existing(file, LAYOUT))) else None
+    listing.notes += [f"{file}: splits from `{SPLIT_COLUMN}`"] if split_of else []
+    unread: Counter[str] = Counter()
+    for name, entry in json_lines(file):
+        listing.add(entry, name, root, max_words, split_of=split_of)
+        if isinstance(entry, dict):
+            unread.update(str(key) for key in entry.keys() - KEYS)
+    if unread:
+        named = ", ".join(f"`{key}`" for key, _ in unread.most_common(MOST_NAMED))
+        listing.notes.append(f"{file}: keys that are not read: {named}{', …' * (len(unread) > MOST_NAMED)}")
     return listing
+
+
+def _splits_in(file: Path) -> Iterator[Any]:
+    """Yields what the lines of a file have under `split`. Lines without that word are not parsed."""
+    for _, number, content in lines_of(file):
+        if b'"split"' in content:
+            with suppress(BadRecord):
+                entry = parsed(content, f"{file}:{number}")
+                yield entry.get(SPLIT_COLUMN, "") if isinstance(entry, dict) else ""
+
+
+def _split_of(entry: Any, name: str) -> Split:
+    return split_of_row(object_of(entry, name).get(SPLIT_COLUMN), name)

@@ -7,19 +7,25 @@ of which it meets all conditions. It is nearest to the layouts of which it meets
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from diptych.data.columns import LOOKED_AT, NoColumns, choose_columns, kinds_of
-from diptych.data.files import files_below, is_text, split_paths
+from diptych.data.columns import LOOKED_AT, NoColumns, kinds_of
+from diptych.data.files import beginning_of, files_below, is_text, split_paths
 from diptych.data.picture_kinds import is_picture
+from diptych.data.shards.index import LARGEST_TEXT
 from diptych.data.shards.remote import is_remote
-from diptych.data.sources.folder import CAPTIONS_FILE, METADATA_FILES
+from diptych.data.shards.samples import TASK_KEYS
+from diptych.data.sources.folder import CAPTIONS_FILE, METADATA_FILES, side_car_of, side_cars
 from diptych.data.sources.snli_ve import PICTURE_KEYS
-from diptych.data.tables import NoTable, Table, open_table
-from diptych.data.tar import is_tar
+from diptych.data.sources.table import tell_columns
+from diptych.data.tables import SEPARATORS, NoTable, Table, open_table
+from diptych.data.tar import is_tar, tar_members
+from diptych.reading import ARCHIVE, disguise, parse_json
 from diptych.schema import DataConfig
 
 LARGEST = 1 << 30
@@ -45,7 +51,7 @@ class Look:
     why_no_columns: str = "it has no columns"
     """Why captioned pictures cannot be read from it as a table; empty if they can."""
     two_columns: bool = False
-    """Whether it is a table of texts and addresses alone."""
+    """Whether it is a table of texts and addresses alone, separated by tabs."""
 
 
 Condition = tuple[Callable[[Look], bool], str]
@@ -107,7 +113,7 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
     ],
     "conceptual": [
         (_is("separated"), "it is no table"),
-        (lambda look: look.two_columns, "its columns are not a text and an address"),
+        (lambda look: look.two_columns, "it has not two columns, a text and an address, with a tab between"),
     ],
     "table": [
         (lambda look: look.kind in _A_TABLE or _is_parquet_folder(look), "it is no table"),
@@ -118,7 +124,14 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
         (_has("state.json", "dataset_dict.json"), "it has no state.json or dataset_dict.json of a saved data set"),
     ],
     "refcoco": [(_is("folder"), "it is no folder"), (_has("instances.json"), "it has no instances.json")],
-    "img2dataset": [(_is("tar", "folder"), "it is neither a tar file nor a folder"), (_has(".tar"), "it has no tar")],
+    "shards": [
+        (_is("tar", "folder"), "it is neither a tar file nor a folder"),
+        (_has(".tar"), "it has no tar"), (_has("entries"), "its .json members are no entries of this library"),
+    ],
+    "img2dataset": [
+        (_is("tar", "folder"), "it is neither a tar file nor a folder"),
+        (_has(".tar", "JSON beside"), "it has no tar, and no JSON beside its pictures"),
+    ],
     "folder": [
         (_is("folder"), "it is no folder"), (_has("picture"), "it holds no pictures"),
         (_has("side car", CAPTIONS_FILE, *METADATA_FILES), "no picture in it has a text beside it"),
@@ -137,6 +150,7 @@ TITLES = {
 """The data sets that have a layout of their own, in words."""
 ALSO: Mapping[str, str] = {"shards": "img2dataset"}
 """Sources that read what another layout reads."""
+SEPARATED_BY_TABS = f"a table separated by {SEPARATORS[chr(9)]}"
 OF_SEVERAL_FILES = ("refcoco", "sbu")
 """Sources whose files belong together and are of several kinds."""
 READS_FOLDERS_WITH: Mapping[str, Sequence[str]] = {
@@ -159,10 +173,12 @@ def look_at(path: str, config: DataConfig) -> Look | None:
         head = stream.read(1 << 12)
     if not head:
         return Look("an empty file", "other")
+    if (kind := _kept_from_reading(head)) is not None:
+        return Look(f"{path} is {kind}", "unreadable")
     if not is_text(head) and not head.startswith(b"PAR1") and not is_tar(head):
         return Look(f"no text (it begins with {head[:4]!r})", "other")
     if is_tar(head):
-        return Look("a tar file", "tar", frozenset({".tar"}))
+        return Look("a tar file", "tar", frozenset({".tar", *(["entries"] if _holds_entries(place) else [])}))
     try:
         table = open_table(place)
     except NoTable:
@@ -172,13 +188,37 @@ def look_at(path: str, config: DataConfig) -> Look | None:
     return _table(table, config)
 
 
+def _kept_from_reading(head: bytes) -> str | None:
+    """Says what a file is by its beginning if it must be fetched or unpacked first. None for data and other files."""
+    if head.startswith(ARCHIVE):
+        return "a ZIP archive: unpack it first"
+    return None if head.startswith(b"PAR1") or is_tar(head) else disguise(head)
+
+
+def _holds_entries(shard: Path) -> bool:
+    """Returns whether the first .json member of a tar file is an entry of this library, which may be of any task."""
+    with suppress(tarfile.TarError, OSError, EOFError, ValueError), shard.open("rb") as stream:
+        for member in islice(tar_members(shard), LOOKED_AT):
+            if member.name.endswith(".json") and member.size <= LARGEST_TEXT:
+                stream.seek(member.offset_data)
+                entry = parse_json(stream.read(member.size))
+                return isinstance(entry, Mapping) and any(key in entry for key in TASK_KEYS)
+    return False
+
+
 def _folder(place: Path) -> Look:
     files = list(files_below(place))
-    stems = {file.with_suffix("") for file in files if file.suffix.lower() == ".txt"}
+    texts, _ = side_cars(files)
+    metadata = {file.with_suffix("") for file in files if file.suffix.lower() == ".json"}
     pictures = [file for file in files if is_picture(file)]
     holds = {file.name for file in files} | {file.suffix for file in files}
     holds |= {"picture"} if pictures else set()
-    holds |= {"side car"} if any(file.with_suffix("") in stems for file in pictures) else set()
+    if any(side_car_of(file, texts) for file in pictures):
+        holds |= {"side car"}
+    elif any(file.with_suffix("") in metadata for file in pictures):
+        holds |= {"JSON beside"}
+    tar = next((file for file in files if file.suffix == ".tar"), None)
+    holds |= {"entries"} if tar is not None and _holds_entries(place / tar) else set()
     return Look(
         "a folder" + (f" of {len(pictures)} pictures" if pictures else ""),
         "folder",
@@ -192,13 +232,13 @@ def _table(table: Table, config: DataConfig) -> Look:
     kinds = kinds_of(rows, table.columns)
     keys, why = frozenset(table.columns), ""
     try:
-        choose_columns(table.columns, rows, config.image_column, config.caption_column)
+        tell_columns(table, rows, config)
     except NoColumns as error:
         why = str(error)
     inner: frozenset[str] = frozenset()
     if table.kind == "object":
         keys, inner = frozenset(json.loads(table.place.read_bytes())), keys
-    two = sorted(kinds.values()) == ["address", "text"]
+    two = sorted(kinds.values()) == ["address", "text"] and table.form.startswith(SEPARATED_BY_TABS)
     columns = f" and the columns {', '.join(table.columns)}" if table.kind == "separated" else ""
     return Look(table.form + columns, table.kind, keys, inner, why, two)
 
@@ -241,7 +281,7 @@ def advice(config: DataConfig) -> str:
             continue
         for path in paths:
             look = None if is_remote(path) else look_at(path, config)
-            if look is not None and look.kind != "unreadable" and not _fits(config.source, look):
+            if look is not None and not _fits(config.source, look):
                 return _answer(path, look, config)
     return ""
 
@@ -275,6 +315,7 @@ def _answer(path: str, look: Look, config: DataConfig) -> str:
         return f"{path} is {look.form}{title}. Read it with {_ways(fitting)}"
     lists = list(islice(_lists_in(Path(path), config), MOST_NAMED)) if look.kind == "folder" else []
     held = "".join(f"\n  it holds {file}, {form}: {ways} data.path={file}" for file, form, ways in lists)
+    held = held or "".join(f"\n  it holds {file}, which is {kind}" for file, kind in _packed_in(path, look))
     return f"{path} is {look.form}, which no layout fits. Nearest are {_nearest(look)}{held}"
 
 
@@ -292,6 +333,14 @@ def _lists_in(folder: Path, config: DataConfig) -> Iterator[tuple[Path, str, str
         fitting = [name for name in layouts_of(look) if name != "texts"] if look is not None else []
         if look is not None and fitting:
             yield folder / file, look.form, _ways(fitting)
+
+
+def _packed_in(path: str, look: Look) -> Iterator[tuple[Path, str]]:
+    """Yields the first files in a folder that are archives, compressed or not fetched, with what they are."""
+    files = islice(files_below(Path(path)), MOST_TRIED) if look.kind == "folder" else ()
+    others = [Path(path) / file for file in files if not is_picture(file)]
+    kinds = ((file, _kept_from_reading(head)) for file in others if (head := beginning_of(file)))
+    yield from islice(((file, kind) for file, kind in kinds if kind is not None), MOST_NAMED)
 
 
 def _nearest(look: Look) -> str:

@@ -11,11 +11,13 @@ Pictures that stand in the table itself are unpacked once, into a tar file in th
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,11 @@ SPLIT_NAMES: Mapping[str, Split] = {
 """Our names of the splits that lists, folders and data sets name."""
 ROWS = "rows"
 """The member of a tar of unpacked pictures that lists the picture of each row."""
+_ENTRY = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?:,\s*)?""", re.DOTALL)
+"""An entry of a list of texts that Python or NumPy wrote."""
+USUAL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Suffixes that a table may leave out."""
+LONGEST_NAME = 200
 TRIED = 20
 """This many pictures are looked for to find the folder that they lie in."""
 
@@ -71,11 +78,14 @@ def add_table(
     """Adds the records of a table, which belong to `split` if it is given. Raises ValueError."""
     sample = table.first_rows()
     try:
-        columns = choose_columns(table.columns, sample, config.image_column, config.caption_column)
+        columns = tell_columns(table, sample, config, root)
     except NoColumns as error:
         raise ValueError(f"{table.place} is {table.form}. {error}") from None
     split_column = _split_column(table) if split is None else None
-    notes = [f"pictures from `{columns.image}`, captions from {', '.join(f'`{name}`' for name in columns.captions)}"]
+    files = f" with {columns.suffix} added" if columns.suffix else ""
+    notes = [
+        f"pictures from `{columns.image}`{files}, captions from {', '.join(f'`{name}`' for name in columns.captions)}"
+    ]
     notes += [f"splits from `{split_column}`"] if split_column else []
     pictures = _Pictures(table, columns, config, sample, root)
     groups = _grouped(listing, table, columns, split_column, pictures)
@@ -86,6 +96,40 @@ def add_table(
         named = split or group_split
         split_of = (lambda entry, name, of=named: of) if named else None
         listing.add(entry, group.name, pictures.root, config.max_words, from_entry, split_of)
+
+
+def tell_columns(
+    table: Table, rows: Sequence[Mapping[str, Any]], config: DataConfig, root: Path | None = None
+) -> Columns:
+    """Chooses the columns of pictures and captions (`choose_columns`), by looking for files where no value is a path.
+
+    Many tables name a picture by a number: `15970` stands for `images/15970.jpg`. Raises NoColumns.
+    """
+    names, captions = table.columns, config.caption_column
+    try:
+        return choose_columns(names, rows, config.image_column, captions)
+    except NoColumns:
+        asked = [config.image_column] if config.image_column in names else names
+        starts = root or (Path(config.root) if config.root else None)
+        found = [(name, suffix) for name in asked if (suffix := _missing_suffix(table, rows, name, starts))]
+        if len(found) != 1:
+            raise
+    ((name, suffix),) = found
+    completed = [{**row, name: f"{row.get(name)}{suffix}"} for row in rows]
+    return replace(choose_columns(names, completed, name, captions), suffix=suffix)
+
+
+def _missing_suffix(table: Table, rows: Sequence[Mapping[str, Any]], column: str, root: Path | None) -> str:
+    """Returns the suffix with which the values of a column are names of files; empty if there is none."""
+    values = [str(row[column]) for row in rows[:TRIED] if isinstance(row.get(column), str | int)]
+    if any("\n" in value or not 0 < len(value) < LONGEST_NAME for value in values):
+        return ""
+    for suffix in USUAL_SUFFIXES if values else ():
+        paths = [value + suffix for value in values]
+        folder = root or folder_of_pictures(table.place.parent, paths)
+        if 2 * sum((folder / path).is_file() for path in paths) > len(paths):
+            return suffix
+    return ""
 
 
 @dataclass
@@ -108,7 +152,7 @@ def _grouped(
         try:
             if isinstance(row, BadRecord):
                 raise row
-            split = _split_of(row.get(split_column), name) if split_column else None
+            split = split_of_row(row.get(split_column), name) if split_column else None
             picture = pictures.entry(number, row, name)
             captions = [caption for column in columns.captions for caption in _captions(row.get(column), column, name)]
         except BadRecord as error:
@@ -119,12 +163,9 @@ def _grouped(
 
 
 def _captions(value: Any, column: str, name: str) -> list[str]:
-    """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as JSON."""
+    """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as a text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return [value]
+        value = written_list(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return [""]
     parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
@@ -134,18 +175,45 @@ def _captions(value: Any, column: str, name: str) -> list[str]:
     return list(map(str, texts))
 
 
+def written_list(text: str) -> Any:
+    """Returns the list that a text is, as JSON, Python or NumPy write one. Any other text is returned as it is.
+
+    pandas writes the lists and the arrays of a column that way.
+
+    >>> written_list("['a cat', \"it's\"]"), written_list("['a' 'b']"), written_list("[sic] a cat")
+    (['a cat', "it's"], ['a', 'b'], '[sic] a cat')
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    inner, place, entries = text.strip()[1:-1], 0, []
+    while text.rstrip().endswith("]") and (match := _ENTRY.match(inner, place)):
+        entries.append(match[1])
+        place = match.end()
+    try:  # one entry at a time, because Python joins those between which no comma stands
+        return list(map(ast.literal_eval, entries)) if entries and place == len(inner) else text
+    except (ValueError, SyntaxError):
+        return text
+
+
 def _split_column(table: Table) -> str | None:
     """Returns the column that names the split of each row, if there is one that names more than one known split."""
     for column in table.columns:
         if column.strip().lower() == SPLIT_COLUMN:
             rows = (row for _, row in table.rows([column]) if not isinstance(row, BadRecord))
-            values = {str(row[column]).strip().lower() for row in rows if row.get(column) is not None}
-            if len({SPLIT_NAMES.get(value) for value in values} - {None}) > 1:
+            if name_splits(row[column] for row in rows if row.get(column) is not None):
                 return column
     return None
 
 
-def _split_of(value: Any, name: str) -> Split:
+def name_splits(values: Iterable[Any]) -> bool:
+    """Returns whether values of a column or key `split` name more than one known split, and so divide the data."""
+    return len({SPLIT_NAMES.get(value) for value in {str(value).strip().lower() for value in values}} - {None}) > 1
+
+
+def split_of_row(value: Any, name: str) -> Split:
+    """Returns the split that a row or an object names. Raises BadRecord."""
     split = SPLIT_NAMES.get(str(value).strip().lower())
     if split is None:
         raise BadRecord(name, "split unknown", f"'{value}' is none of {', '.join(SPLIT_NAMES)}")
@@ -161,7 +229,7 @@ class _Pictures:
     def __init__(
         self, table: Table, columns: Columns, config: DataConfig, sample: Sequence[Mapping[str, Any]], root: Path | None
     ) -> None:
-        self.column = columns.image
+        self.column, self.suffix = columns.image, columns.suffix
         self.unpacked: list[tuple[str, str] | None] = []
         self.guessed = False
         if kinds_of(sample, [self.column])[self.column] == "embedded":
@@ -170,7 +238,7 @@ class _Pictures:
         elif root is not None or config.root is not None:
             self.root = root or Path(config.root or "")
         else:
-            paths = [path for row in sample[:TRIED] if (path := _path(row.get(self.column)))]
+            paths = [path for row in sample[:TRIED] if (path := _path(row.get(self.column), self.suffix))]
             self.root = folder_of_pictures(table.place.parent, paths)
             self.guessed = self.root != table.place.parent
 
@@ -181,7 +249,7 @@ class _Pictures:
         """
         if self.unpacked and (unpacked := self.unpacked[number]):
             return {"image": unpacked[1], "image_id": unpacked[0]}
-        if self.unpacked or not (path := _path(row.get(self.column))):
+        if self.unpacked or not (path := _path(row.get(self.column), self.suffix)):
             raise BadRecord(name, "picture missing", f"`{self.column}` is empty")
         return {"image": path}
 
@@ -200,8 +268,10 @@ def folder_of_pictures(folder: Path, paths: Sequence[str]) -> Path:
     return folder
 
 
-def _path(value: Any) -> str | None:
+def _path(value: Any, suffix: str) -> str | None:
     """Returns the path that a value of a column of pictures is, without the number of a caption (`1.jpg#0`)."""
+    if suffix:
+        return f"{value}{suffix}" if isinstance(value, str | int) and value != "" else None
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
         value = value[0]
     if isinstance(value, Mapping):
@@ -236,8 +306,15 @@ def _unpacked(table: Table, column: str, config: DataConfig) -> list[tuple[str, 
 
 
 def _embedded(table: Table, column: str) -> Iterator[bytes | None]:
-    for _, row in table.rows([column]):
+    for name, row in table.rows([column]):
         value = None if isinstance(row, BadRecord) else row.get(column)
+        if isinstance(value, list | tuple):
+            if len(value) > 1:
+                raise ValueError(
+                    f"{name}: `{column}` holds {len(value)} pictures, and nothing says which of them the text"
+                    " describes. Name another column with data.image_column, or keep one picture in each row"
+                )
+            value = value[0] if value else None
         value = value.get("bytes") if isinstance(value, Mapping) else value
         yield bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, overload
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt
 
-from diptych.data.columns import NoColumns, choose_columns
+from diptych.data.columns import LOOKED_AT, NoColumns, choose_columns, kind_of
 from diptych.data.entries import from_entry
 from diptych.data.files import decoded, files_below, line_content, lines_of, parsed, split_paths
 from diptych.data.record import BadRecord, PlainText
@@ -29,6 +30,7 @@ from diptych.data.sources.listing import SourceListing
 from diptych.data.splits import draw_number, held_out_count, own_path
 from diptych.data.tables import NoTable, open_table
 from diptych.data.tar import members, tar_members
+from diptych.printable import printable
 from diptych.schema import SPLITS, DataConfig, Split
 
 LAYOUT = "data.source=texts reads .txt files (one text a line), .jsonl files, .tar shards, and folders of them"
@@ -219,8 +221,13 @@ def _text_files(place: Path) -> list[Path]:
 
 
 def _not_tables(files: Iterable[Path]) -> Iterator[Path]:
-    """Yields the files. Raises ValueError for a table of captioned pictures, whose paths would be taken for texts."""
+    """Yields the files. Raises ValueError for a list or table of pictures, whose paths would be taken for texts."""
     for file in files:
+        if paths := _paths_in(file):
+            raise ValueError(
+                f"{file} holds no texts: {len(paths)} of its first lines are paths or addresses, such as"
+                f" {printable(paths[0][:60])}"
+            )
         if _suffix(file) == ".txt":
             with suppress(NoTable, NoColumns):
                 table = open_table(file)
@@ -229,6 +236,15 @@ def _not_tables(files: Iterable[Path]) -> Iterator[Path]:
                     f"{file} is {table.form}, with pictures in `{columns.image}`: read it with data.source=table"
                 )
         yield file
+
+
+def _paths_in(file: Path) -> list[str]:
+    """Returns the paths and addresses among the first lines of a text file, if most lines are such."""
+    if _suffix(file) != ".txt":
+        return []
+    lines = [content.decode(errors="replace") for _, _, content in islice(lines_of(file), LOOKED_AT)]
+    paths = [line for line in lines if kind_of(line) in ("path", "address") and " " not in line]
+    return paths if len(paths) > len(lines) / 2 else []
 
 
 # --------------------------------------------------------------------------- reading
