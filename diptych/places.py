@@ -63,6 +63,12 @@ def allow(places: Mapping[str, str | None]) -> None:
         remember(asked.values())
 
 
+def is_allowed(place: str) -> bool:
+    """Says whether a place may be used without a question: one that is not marked, or that `allow` lets pass."""
+    unasked = not isinstance(place, StoredPlace) or os.environ.get(TRUST) == "trusted"
+    return unasked or _normal(place) in _allowed | _known()
+
+
 def remember(places: Iterable[str]) -> None:
     """Notes places that the user of this machine has named. Where the file cannot be written, only for this process.
 

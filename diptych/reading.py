@@ -75,6 +75,15 @@ def read_object(path: str | Path, most: int = LARGEST_JSON) -> dict[str, Any]:
     return content
 
 
+def read_stored(path: str | Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """Reads a JSON object as `read_object`, and names the file in every ValueError."""
+    try:
+        return read_object(path, most)
+    except ValueError as error:
+        reason = str(error) if type(error) is ValueError else "not JSON"
+        raise ValueError(f"{path} is damaged, or of something else ({reason})") from None
+
+
 # --------------------------------------------------------------------------- what a file really is
 
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (

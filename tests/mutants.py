@@ -32,22 +32,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from diptych import catalog
+from diptych.apps.compare.quality import quality
+from diptych.apps.doctor import examine
+from diptych.apps.doctor import read_run as read_logged_run
 from diptych.apps.index import build_index, index_info, open_index
 from diptych.apps.index.items import read_items
+from diptych.apps.report import collect, write_report
+from diptych.apps.report.stages import training_rate, training_stages
 from diptych.data.record import BadRecord, Record
 from diptych.data.validate import validate
 from diptych.predict import Predictor, load
+from diptych.predict.kept_vectors import KeptVectors
 from diptych.predict.loading import check_model_size
 from diptych.pretrained import inspect
 from diptych.pretrained.formats import read
 from diptych.schema import DataConfig
-from diptych.serialize import from_dict
+from diptych.serialize import from_dict, to_dict
+from diptych.train.state import check_folder, stored_recipe
 from tests.index.sources import CAPTIONS, save_lines, save_pictures
 from tests.runs import TEXTS, save_run
 from tests.shards import shards
 
+KINDS = ("checkpoint", "recipe", "index", "shards", "list", "published", "run", "table", "kept")
 SECONDS, HANGS = 10, 60
 """Processor time of a mutant, and the time on a clock after which its process is ended."""
 MEMORY = 1 << 30
@@ -93,6 +102,8 @@ def kinds(place: Path) -> dict[str, Kind]:
     (place / "published").mkdir()
     torch.save(published_vit(), place / "published" / "vit.pth")
     shutil.copytree(photos, place / "list")
+    os.environ["DIPTYCH_CACHE"] = str(place / "kept")
+    KeptVectors(model, photos).embed([f"{number}.png" for number in range(5)])
     return {
         "checkpoint": Kind(checkpoint, read_checkpoint, "manifest.json"),
         "recipe": Kind(place / "recipe", lambda folder: read_recipe(folder, model)),
@@ -100,7 +111,56 @@ def kinds(place: Path) -> dict[str, Kind]:
         "shards": Kind(place / "shards", read_shards),
         "list": Kind(place / "list", read_list),
         "published": Kind(place / "published", read_published),
+        "run": Kind(save_logged_run(place / "logged"), read_run),
+        "table": Kind(save_tables(place / "tables"), read_tables),
+        "kept": Kind(place / "kept", lambda folder: search_again(folder, photos, model)),
     }
+
+
+def save_logged_run(folder: Path) -> Path:
+    """Writes what the folder of a run holds besides its checkpoints."""
+    folder.mkdir()
+    recipe = to_dict(catalog.find_recipe("albef_tiny"))
+    lines: list[dict[str, Any]] = [
+        {
+            "step": step, "epoch": step / 100, "pairs": 8 * step, "seconds": step / 10, "lr": 1e-4, "waiting": 0.1,
+            "pairs_per_second": 80.0, "gradient_norm": 1.0, "loss": 9.0 - step / 100,
+            "losses": {"itc": 3.0, "itm": 0.6, "mlm": 5.4 - step / 100},
+            "measures": {"temperature": 0.07, "positive_similarity": 0.5, "other_similarity": 0.1, "alpha": 0.4},
+        }
+        for step in range(25, 300, 25)
+    ]  # fmt: skip
+    validation = {"text_to_image.recall@1": 9.5, "mean_recall": 20.1, "chance": 1.0}
+    lines.append({"step": 275, "epoch": 2.75, "pairs": 2200, "seconds": 28.0, "validation": validation})
+    for name, content in {
+        "recipe.json": recipe,
+        "start.json": {"from": None, "fresh": {"model": 137}, "untrained": [], "borrowed": []},
+        "data.json": [{"since": 0, "place": "scenes", "records": 1000, "skipped": 0, "read": 200, "texts": {
+            "texts": 200, "pictures": 200, "distinct": 198, "same_text": 0.01, "commonest": "a dog",
+            "commonest_pictures": 2, "unknown": 0.0, "unread": ""}}],
+        "eval.json": {"split": "test", "images": 1000, "text_to_image.recall@1": 9.5, "chance": 1.0,
+                      "text_to_image.recall@1.interval": [8.0, 11.0]},
+        "compute.json": {"steps": 275, "records": 2200, "flops": 1e12, "seconds": 28.0},
+    }.items():  # fmt: skip
+        (folder / name).write_text(json.dumps(content))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def save_tables(folder: Path) -> Path:
+    """Writes the same table as CSV and Parquet, with paths of pictures and with pictures."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(picture, "PNG")
+    (folder / "a.png").write_bytes(picture.getvalue())
+    (folder / "rows.csv").write_text("image,caption\n" + "".join(f'a.png,"{text}, here"\n' for text in CAPTIONS))
+    columns = {"image": [{"bytes": picture.getvalue(), "path": "a.png"}] * len(CAPTIONS), "caption": list(CAPTIONS)}
+    parquet.write_table(pyarrow.table(columns), folder / "rows.parquet")
+    parquet.write_table(pyarrow.table({**columns, "image": ["a.png"] * len(CAPTIONS)}), folder / "paths.parquet")
+    return folder
 
 
 def published_vit() -> dict[str, Any]:
@@ -161,6 +221,28 @@ def read_list(folder: Path) -> None:
     config = DataConfig("jsonl", str(folder / "list.jsonl"))
     validate(catalog.read_splits(config), config).text()
     read_items(folder / "list.jsonl")
+
+
+def read_run(folder: Path) -> None:
+    diagnosis = examine(read_logged_run(folder), ())
+    diagnosis.text(), json.dumps(diagnosis.to_json())
+    write_report(folder, collect(folder))
+    quality([folder, folder])
+    training_stages(folder), training_rate(folder), check_folder(folder, resume=True), stored_recipe(folder)
+
+
+def read_tables(folder: Path) -> None:
+    for name in ("rows.csv", "rows.parquet", "paths.parquet"):
+        config = DataConfig("table", str(folder / name), held_out=0.0, cache=str(folder / "cache"))
+        validate(catalog.read_splits(config), config).text()
+
+
+def search_again(folder: Path, photos: Path, model: Predictor) -> None:
+    os.environ["DIPTYCH_CACHE"] = str(folder)
+    kept = KeptVectors(model, photos)
+    kept.embed([path.name for path in sorted(photos.glob("*.png"))])
+    for note in kept.notes:
+        assert len(note.split()) > 3
 
 
 def read_published(folder: Path) -> None:
@@ -440,7 +522,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=("checkpoint", "recipe", "index", "shards", "list", "published"))
+    parser.add_argument("--kind", choices=KINDS)
     options = parser.parse_args()
     os.environ["DIPTYCH_PLACES"] = ""
     outcome = run(options.count, options.seed, options.kind)

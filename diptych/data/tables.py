@@ -287,12 +287,24 @@ def arrow_table(
     def read(asked: Sequence[str]) -> Iterator[Row]:
         number = 0
         for batch in batches(asked):
-            for row in batch.to_pylist():
+            for row in _rows(batch, f"{place}[{number}]"):
                 yield f"{place}[{number}]", row
                 number += 1
 
     kind: Literal["parquet", "arrow"] = "parquet" if form == PARQUET else "arrow"
     return Table(place, kind, form, tuple(columns), read, stamp)
+
+
+def _rows(batch: Any, name: str) -> Iterator[Mapping[str, Any] | BadRecord]:
+    """Yields the rows of a batch whose first is called `name`. Texts of a file need not be UTF-8, as they should."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                yield from batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield BadRecord(name, "row wrong", f"a text of row {number} after it is not UTF-8")
 
 
 def saved_table(folder: Path) -> Table:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diptych import catalog
+from diptych.logged import read_evaluation
 from diptych.predict.loading import load
 from diptych.predict.predictor import Predictor
 from diptych.reading import expand_home
@@ -48,7 +48,7 @@ class ModelPool:
             raise ValueError(f"{doubled} is given twice (a run brings those in its tasks folder)")
         return cls(
             tuple(
-                PooledModel(name, load(name, device, largest_pixels, precision), _evaluation(Path(name)))
+                PooledModel(name, load(name, device, largest_pixels, precision), read_evaluation(Path(name)))
                 for name in names
             )
         )
@@ -95,8 +95,3 @@ def _names(run: Path) -> tuple[str, ...]:
 def _task_runs(run: Path) -> list[str]:
     """Finds the runs below `tasks` that hold a checkpoint, as an interrupted one may not yet."""
     return sorted(folder.parent.as_posix() for folder in run.glob("tasks/*/checkpoints") if any(folder.iterdir()))
-
-
-def _evaluation(run: Path) -> dict[str, Any] | None:
-    file = run / "eval.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

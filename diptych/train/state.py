@@ -25,6 +25,7 @@ from diptych.checkpoints import store
 from diptych.data.record import BadRecord
 from diptych.data.skips import SkipLedger
 from diptych.nn.shards import own_part
+from diptych.reading import read_stored
 from diptych.schema import RESUMABLE, Recipe
 from diptych.serialize import from_dict, to_dict
 from diptych.train.distributed import World
@@ -275,7 +276,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def stored_recipe(folder: Path) -> Recipe:
     """Reads the recipe of a run from its folder."""
-    return from_dict(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+    return from_dict(read_stored(folder / "recipe.json"))
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -309,3 +309,55 @@ def test_a_proxys_prefix_is_in_every_address(
 def test_open_requests_are_bounded(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MOST_OPEN", 0)
     assert client.get("/config").status_code == 503
+
+
+def send_part_of_an_upload(address: str, length: int, sent: int) -> None:
+    """Announces an upload, sends a part of it, and leaves."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + bytes(sent))
+        time.sleep(0.1)
+
+
+def test_what_arrived_of_uploads_that_were_cut_off_takes_up_no_space(client: httpx.Client, app: App) -> None:
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    for _ in range(3):
+        send_part_of_an_upload(app.address, 1_000_000, 400_000)
+    end = time.monotonic() + 10
+    while parts := [file.name for file in folder.iterdir() if file.is_file()]:
+        assert time.monotonic() < end, f"{parts} stay"
+        time.sleep(0.05)
+    files = {"files": ("a.png", png_of(8, 8), "image/png")}
+    assert client.post("/gradio_api/upload", files=files).status_code == 200
+
+
+def test_an_upload_is_one_file_and_a_small_one_counts_as_more(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(*contents: bytes) -> int:
+        files = [("files", (f"{number}.png", content, "image/png")) for number, content in enumerate(contents)]
+        return client.post("/gradio_api/upload", files=files).status_code
+
+    assert upload(b"a", b"b") == 400
+    room = guard._bytes_in(Path(os.environ["GRADIO_TEMP_DIR"])) + 2 * guard.SMALLEST
+    monkeypatch.setattr(guard, "UPLOADED", room)
+    assert [upload(bytes([number]) * 50) for number in range(4)] == [200, 200, 507, 507]
+
+
+def test_requests_that_break_gradio_get_a_short_answer_and_the_connection_goes_on(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    nameless = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--x--\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = client.post("/gradio_api/upload", content=nameless, headers=form)
+    assert response.status_code == 400
+    assert "one file with a name" in response.json()["detail"]
+    response = client.get("/pwa_icon/30000")
+    assert response.status_code == 500
+    assert response.json()["detail"] == "the server could not answer this request"
+    assert sum(len(one.getMessage()) for one in caplog.records) < 2 * LONGEST_LOG

@@ -16,8 +16,8 @@ def test_damaged_files_are_read_or_refused_in_one_sentence(monkeypatch: pytest.M
     outcome = mutants.run(COUNT)
     assert not outcome.wrong, str(outcome)
     assert sum(outcome.counts.values()) == COUNT
-    for kind in ("checkpoint", "index", "recipe", "shards", "list", "published"):
-        assert outcome.counts[kind, "refused"] or kind in ("shards", "list")  # these leave out what is broken
+    for kind in mutants.KINDS:
+        assert outcome.counts[kind, "refused"] or kind in ("shards", "list", "kept")  # these leave out what is broken
 
 
 @pytest.mark.parametrize(

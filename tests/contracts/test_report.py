@@ -47,9 +47,11 @@ from diptych.apps.report.data import (
 from diptych.apps.report.html import picture
 from diptych.apps.report.numbers import number
 from diptych.apps.report.page import draw
+from diptych.apps.report.stages import training_stages
 from diptych.apps.report.task_evaluation import confusion, given_answers, groups
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.transforms import EvaluationTransform
+from diptych.logged import read_evaluation
 from diptych.metrics.accuracy import Estimate
 from diptych.metrics.intervals import Interval
 from diptych.metrics.task_evaluation import Decision
@@ -331,7 +333,8 @@ def test_curves_are_those_of_the_metrics_file(tmp_path: Path) -> None:
     assert "measures.surprise" in curves, "a measure that no chart was made for is drawn for itself"
     bound = next(chart for chart in data.charts if chart.title.startswith("Mutual"))
     assert bound.references == ((f"log N = {math.log(1000):.2f}", math.log(1000)),)
-    (tmp_path / "recipe.json").write_text((tmp_path / "recipe.json").read_text().replace('"queue_size": 936', ""))
+    recipe = (tmp_path / "recipe.json").read_text()
+    (tmp_path / "recipe.json").write_text(recipe.replace('"queue_size": 936', '"kind": "VlmoPretrainConfig"'))
     bound = next(chart for chart in collect(tmp_path).charts if chart.title.startswith("Mutual"))
     assert bound.references == ((f"log N = {math.log(64):.2f}", math.log(64)),), "without a queue, the batch"
     assert dict(data.facts) == {
@@ -358,14 +361,18 @@ def begun(folder: Path, name: str, **task: object) -> Path:
     return folder
 
 
-def test_the_runs_that_led_to_a_run_are_shown_in_their_order_by_their_own_measures(tmp_path: Path) -> None:
+def test_the_runs_that_led_to_a_run_are_shown_in_their_order_by_their_own_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A tokenizer is one of them. Measures on unseen records are shown, or else those of the log."""
+    monkeypatch.setenv("DIPTYCH_PLACES", "trusted")
     codes = begun(tmp_path / "codes", "visual_tokenizer_tiny", kind="VisualTokenizerTrainingConfig")
     vision = begun(tmp_path / "vision", "vlmo_tiny_vision", kind="VisionStageConfig", tokenizer=str(codes))
     words = begun(tmp_path / "words", "vlmo_tiny_language", kind="Unknown", start=str(vision))
     (codes / "eval.json").write_text(json.dumps({"accuracy": 80.0, "code_perplexity": 59.55}))
     (vision / "eval.json").write_text(json.dumps({"accuracy": 35.25, "references.commonest": 9.0}))
-    (vision / "compute.json").write_text(json.dumps({"flops": 2.5e13}))
+    compute = {"steps": 5, "records": 40, "flops": 2.5e13, "seconds": 9.0}
+    (vision / "compute.json").write_text(json.dumps(compute))
     folder = run_folder(tmp_path)
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "recipe.json").write_text(json.dumps(recipe | {"init_from": str(words)}))
@@ -389,6 +396,37 @@ def test_what_a_run_started_from_may_be_gone(tmp_path: Path) -> None:
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "recipe.json").write_text(json.dumps(recipe | {"init_from": str(tmp_path / "gone")}))
     assert collect(folder).stages == ()
+
+
+def test_a_run_that_names_itself_or_a_place_that_nobody_allowed_has_no_earlier_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIPTYCH_PLACES", "")
+    first = begun(tmp_path / "first", "first")
+    second = begun(tmp_path / "second", "second", start=str(first))
+    assert [stage.recipe for stage in training_stages(second)] == ["second"]
+    monkeypatch.setenv("DIPTYCH_PLACES", "trusted")
+    assert [stage.recipe for stage in training_stages(second)] == ["first", "second"]
+    recipe = json.loads((first / "recipe.json").read_text())
+    (first / "recipe.json").write_text(json.dumps(recipe | {"init_from": str(second)}))
+    assert [stage.recipe for stage in training_stages(second)] == ["first", "second"]
+
+
+def test_what_is_damaged_in_a_run_is_named(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    whole = (folder / "metrics.jsonl").read_text()
+    for line in ("[" * 100_000, '{"step": "x"}', "[1]", '{"loss": 1.0}', '{"step": 1e999}', '{"step": 1, "loss": []}'):
+        (folder / "metrics.jsonl").write_text(f"{whole.splitlines()[0]}\n{line}\n")
+        with pytest.raises(ValueError, match=re.escape("metrics.jsonl, line 2 is damaged")):
+            collect(folder)
+    (folder / "metrics.jsonl").write_text(whole)
+    (folder / "recipe.json").write_bytes(b"\xff{")
+    with pytest.raises(ValueError, match=re.escape("recipe.json is damaged")):
+        collect(folder)
+    for content in ("[]", "{", '{"accuracy": "9"}', '{"accuracy": 9, "accuracy.interval": [1]}', '{"task": 5}'):
+        (folder / "eval.json").write_text(content)
+        with pytest.raises(ValueError, match=re.escape("eval.json is damaged")):
+            read_evaluation(folder)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -604,7 +642,7 @@ def test_a_measure_stands_beside_what_can_be_had_without_looking(value: float, v
 def test_curves_of_tasks_have_names_and_a_ramp_that_lets_nothing_in_has_none(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     recipe = json.loads((folder / "recipe.json").read_text())
-    (folder / "recipe.json").write_text(json.dumps(recipe | {"task": {"alpha": 0.0}}))
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"task": {"kind": "EntailmentConfig", "alpha": 0.0}}))
     measures = {"accuracy": 0.5, "alpha": 0.0}
     line = metrics_line(10, losses={"entailment": 1.0}, measures=measures) + metrics_line(
         10, validation={"accuracy": 40}

@@ -24,7 +24,7 @@ from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import Metrics
 from diptych.apps.serve.requests import Inputs
-from diptych.apps.serve.server import check_open
+from diptych.apps.serve.server import BACKLOG, Listening, check_open
 from diptych.apps.web import allowed_hosts
 from diptych.cli.main import main
 from diptych.predict import ModelPool
@@ -405,3 +405,48 @@ def test_metrics_count_what_clients_saw(served: Running) -> None:
 def test_the_tests_have_a_request_for_every_endpoint(served: Running) -> None:
     posts = {path for path, methods in served.get("/openapi.json").json()["paths"].items() if "post" in methods}
     assert posts == requests().keys()
+
+
+# --------------------------------------------------------------------------- connections that wait to be accepted
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    with Listening(socket.AF_INET, socket.SOCK_STREAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        yield listening
+
+
+def connect(listening: Listening, reset: bool = False) -> socket.socket:
+    """Connects. A client that resets its connection has left before it is accepted."""
+    client = socket.create_connection(listening.getsockname(), timeout=2)
+    if reset:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    return client
+
+
+def test_a_burst_of_connections_is_kept_until_it_is_accepted(listening: Listening) -> None:
+    clients = [connect(listening) for _ in range(4 * BACKLOG)]  # with a full queue, one waits for a second or more
+    accepted = [listening.accept()[0] for _ in clients]
+    for connection in (*clients, *accepted):
+        connection.close()
+
+
+def test_clients_that_broke_off_do_not_hold_up_those_behind_them(listening: Listening) -> None:
+    for _ in range(BACKLOG - 1):
+        connect(listening, reset=True)
+    with connect(listening) as client:
+        connection, address = listening.accept()
+        with connection:
+            assert address == client.getsockname()
+    for _ in range(BACKLOG + 1):  # so many at once give others a turn
+        connect(listening, reset=True)
+    with connect(listening) as client:
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+        connection, address = listening.accept()
+        with connection:
+            assert address == client.getsockname()

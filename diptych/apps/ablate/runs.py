@@ -33,9 +33,10 @@ from diptych.apps.ablate.grid import Grid, Part
 from diptych.apps.compare.compute import record_compute
 from diptych.apps.compare.quality import data_fields
 from diptych.apps.report.numbers import duration
-from diptych.apps.report.stages import COMPUTE
 from diptych.console import end_of, escape_output
 from diptych.data.workers import end_with, processors
+from diptych.logged import COMPUTE
+from diptych.reading import read_stored
 from diptych.recipes.override import override
 from diptych.run import evaluate, train
 from diptych.schema import Recipe
@@ -142,7 +143,7 @@ def _linked(part: Part, seed: int, folder: Path, links: Mapping[str, Path], meas
 
 
 def _asked(request: Path) -> Recipe:
-    return from_dict(json.loads(request.read_text(encoding="utf-8")))
+    return from_dict(read_stored(request))
 
 
 # --------------------------------------------------------------------------- side by side

@@ -15,7 +15,7 @@ from diptych.apps.ablate.runs import place, plan, task_place
 from diptych.apps.compare.quality import quality, same_data
 from diptych.apps.report.compared import Score
 from diptych.apps.report.numbers import columns, duration, number
-from diptych.apps.report.stages import COMPUTE
+from diptych.logged import COMPUTE, read_compute
 from diptych.metrics.intervals import Interval, holm, paired_p, seed_interval, seeds_for
 from diptych.writing import write_text
 
@@ -183,7 +183,7 @@ def _training_costs(grid: Grid, variant: Part, folder: Path) -> Iterator[Trainin
 
 def _training_cost(part: Part, folders: Sequence[Path]) -> Iterator[TrainingCost]:
     """Yields the mean cost of the finished runs of a part; nothing if none has finished."""
-    runs = [json.loads((run / COMPUTE).read_text()) for run in folders if (run / COMPUTE).is_file()]
+    runs = [cost for run in folders if (cost := read_compute(run))]
     if runs:
         means = {key: fmean(run[key] for run in runs) for key in ("steps", "records", "flops", "seconds")}
         yield TrainingCost(part.name, **means)

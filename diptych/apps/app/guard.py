@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import time
 import traceback
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs
 
 import gradio
@@ -20,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diptych.apps.app.fields import MOST_BYTES
 from diptych.apps.web import OncePerSecond, cut, host_is_allowed, host_name, without_prefix
+from diptych.printable import printable
 
 LOG = logging.getLogger(__name__)
 MOST_FORM_BYTES = 2**20
@@ -30,6 +34,8 @@ UPLOADED = 500 * 2**20
 """Bytes of all uploads that are kept at a time."""
 SLOWEST_FORM, SLOWEST_UPLOAD = 20.0, 120.0
 """Seconds for the body of a request to arrive."""
+SMALLEST = 2**16
+"""Bytes that a smaller upload counts as, so that the folder of uploads stays one that can be listed quickly."""
 UNREAD_SECONDS = 60.0
 """Seconds after which answers are dropped that nobody fetches."""
 MOST_UNREAD, MOST_OF_A_SESSION = 64, 8
@@ -61,8 +67,8 @@ class Guard:
         self.hosts, self.names, self.root_path = hosts, frozenset(names), root_path
         self._open = 0
         """Requests that are being answered."""
-        self._arriving = 0
-        """Bytes of the uploads that are arriving."""
+        self._arriving = self._uploading = 0
+        """Bytes, and number, of the uploads that are arriving."""
         self._reading: Counter[str] = Counter()
         """Open streams of answers by session."""
         self._asked: dict[str, float] = {}
@@ -91,8 +97,12 @@ class Guard:
             await self._pass_on(scope, receive, tell)
         except Refused as refused:
             if not begun:
-                answer = JSONResponse({"detail": str(refused)}, refused.status, {"Connection": "close"})
-                await answer(scope, receive, send)
+                await _refusal(refused)(scope, receive, send)
+        except Exception:
+            # Gradio trusts its own pages: what others send can break it anywhere.
+            LOG.error("%s %s broke: %s", scope["method"], cut(printable(scope["path"])), cut(traceback.format_exc()))
+            if not begun:
+                await _refusal(Refused(500, "the server could not answer this request"))(scope, receive, send)
         finally:
             self._open -= 1
 
@@ -131,9 +141,6 @@ class Guard:
         size = int(sent[:20])
         if size > MOST_BYTES + MULTIPART:
             raise Refused(413, f"an upload has at most {MOST_BYTES // 2**20} MiB, which is the maximum allowed size")
-        if self._arriving + size + _bytes_in(self.uploads) > UPLOADED:
-            raise Refused(507, "the space for uploads is full: try again later, when old ones were deleted")
-        self._arriving += size
         end = time.monotonic() + SLOWEST_UPLOAD
 
         async def receive_in_time() -> Message:
@@ -143,10 +150,30 @@ class Guard:
             except TimeoutError:
                 return {"type": "http.disconnect"}
 
+        self._arriving += size
+        self._uploading += 1
         try:
+            kept = await asyncio.to_thread(_bytes_in, self.uploads)
+            if self._arriving + kept > UPLOADED:
+                raise Refused(507, "the space for uploads is full: try again later, when old ones were deleted")
             await self.app(scope, receive_in_time, send)
+        except (AttributeError, TypeError, ValueError, LookupError):
+            raise Refused(400, "an upload is one file with a name, sent as a form") from None
         finally:
             self._arriving -= size
+            self._uploading -= 1
+            self._delete_parts()
+
+    def _delete_parts(self) -> None:
+        """Deletes what has arrived of uploads that were cut off. Gradio forgets it, so it would take up space for good.
+
+        Whole uploads lie in folders of their own.
+        """
+        before = time.time() - SLOWEST_UPLOAD if self._uploading else float("inf")
+        with contextlib.suppress(OSError), os.scandir(self.uploads) as entries:
+            for entry in entries:
+                if entry.is_file() and entry.stat().st_mtime < before:
+                    os.unlink(entry)  # noqa: PTH108
 
     # ------------------------------------------------------------------ answers
 
@@ -224,14 +251,29 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
+def _refusal(refused: Refused) -> JSONResponse:
+    return JSONResponse({"detail": str(refused)}, refused.status, {"Connection": "close"})
+
+
 def _bytes_in(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size
-        except OSError:  # it was deleted in between
-            continue
+        with contextlib.suppress(OSError):  # it was deleted in between
+            if file.is_file():
+                total += max(file.stat().st_size, SMALLEST)
     return total
+
+
+class _OneFile(gradio.route_utils.GradioMultiPartParser):
+    """Reads uploads of one file, as pages send them. Gradio's own would open a thousand files at a time."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **{**named, "max_files": 1, "max_fields": 1})
+
+
+def limit_uploads() -> None:
+    """Lets every upload hold one file."""
+    vars(gradio.route_utils)["GradioMultiPartParser"] = _OneFile
 
 
 # --------------------------------------------------------------------------- the log

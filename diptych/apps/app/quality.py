@@ -24,10 +24,10 @@ def describe(measured: Mapping[str, Any]) -> str:
     'finds the right one of 1,000 unseen pictures first for 62.8 % of captions (95 % interval 59.9 … 65.9)'
     """
     unseen = "unseen" if measured.get("split") == "test" else f"{measured.get('split', 'other')}-split"
-    if "text_to_image.recall@1" in measured:
+    if {"text_to_image.recall@1", "text_to_image.recall@1.interval", "images"} <= measured.keys():
         share = _estimate(measured, "text_to_image.recall@1", " of captions")
         return f"finds the right one of {measured['images']:,} {unseen} pictures first for {share}"
-    if "accuracy" not in measured:
+    if not {"accuracy", "accuracy.interval", "examples"} <= measured.keys():
         return NOT_MEASURED
     report = dict(catalog.reports()).get(str(measured.get("task")))
     subject = report.judged if report else "its task"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from diptych import catalog
-from diptych.apps.report.stages import COMPUTE, training_rate
+from diptych.apps.report.stages import training_rate
 from diptych.checkpoints import store
 from diptych.data.loader import PairLoader
-from diptych.logged import read_metrics
+from diptych.logged import COMPUTE, read_metrics
 from diptych.run.evaluation import open_task
 from diptych.run.splits import open_split
 from diptych.train.flops import counted

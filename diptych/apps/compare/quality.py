@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from diptych import catalog
 from diptych.apps.report.compared import Quality, Score
 from diptych.apps.report.task_evaluation import measure_names
+from diptych.logged import EVALUATION, read_evaluation
 from diptych.metrics.intervals import Interval
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
@@ -68,12 +68,11 @@ def data_fields(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 
 def _evaluation(run: Path) -> dict[str, Any]:
-    file = run / "eval.json"
+    file = run / EVALUATION
     for needed in (run / "recipe.json", file):
         if not needed.is_file():
             raise ValueError(f"{needed} does not exist: a comparison needs runs that `diptych evaluate` has measured")
-    evaluation: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return evaluation
+    return read_evaluation(run) or {}
 
 
 def quality(runs: Sequence[Path]) -> tuple[Quality, ...]:
@@ -108,11 +107,14 @@ def _is_measure(key: str) -> bool:
 
 def _score(evaluation: Mapping[str, Any], key: str) -> Score | None:
     reranked = key.startswith(("text_to_image", "image_to_text"))
-    if key not in evaluation or (reranked and "rerank_gain.recall@1" not in evaluation):
+    if evaluation.get(key) is None or f"{key}.interval" not in evaluation:
+        return None
+    if reranked and "rerank_gain.recall@1" not in evaluation:
         return None
     return Score(evaluation[key], Interval(*evaluation[f"{key}.interval"]))
 
 
 def _chance(evaluations: Sequence[Mapping[str, Any]], key: str) -> float | None:
     names = [f"chance.{key.removeprefix('contrastive.')}", *(REFERENCES if key == "accuracy" else ())]
-    return next((evaluation[name] for evaluation in evaluations for name in names if name in evaluation), None)
+    known = [evaluation[name] for evaluation in evaluations for name in names if evaluation.get(name) is not None]
+    return known[0] if known else None

@@ -13,9 +13,9 @@ from diptych.apps.compare.compute import record_compute
 from diptych.apps.demo.systems import SYSTEMS, Demonstration
 from diptych.apps.report import summary
 from diptych.apps.report.run import report, write
-from diptych.apps.report.stages import COMPUTE
 from diptych.checkpoints import store
 from diptych.data.sources.folder import CAPTIONS_FILE
+from diptych.logged import COMPUTE
 from diptych.run import train
 from diptych.run.evaluation import EvaluatedRetrieval, evaluate_as_retrieval
 from diptych.schema import Recipe

@@ -13,7 +13,6 @@ A band holds for runs whose recipes agree in all fields that matter to the loss,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -23,6 +22,7 @@ from typing import Any
 from diptych.apps.doctor.chance import chances
 from diptych.apps.doctor.finding import Finding
 from diptych.apps.doctor.run import FEWEST, Point, Run
+from diptych.reading import read_object
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, to_dict
 
@@ -86,7 +86,7 @@ class Envelope:
     def read(cls, file: Path) -> Envelope:
         """Reads an envelope. Raises ValueError for a file that is none."""
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_object(file)
             bands = {name: Band(**band) for name, band in content["bands"].items()}
             return cls(from_dict(content["recipe"]), content["runs"], bands)
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -5,14 +5,13 @@ The log is split into lines of training and lines of validation. `late` means th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diptych.logged import read_data, read_metrics
-from diptych.reading import expand_home
+from diptych.reading import expand_home, read_object, read_stored
 from diptych.schema import Recipe
 from diptych.serialize import from_dict
 
@@ -103,7 +102,7 @@ def read_run(folder: Path) -> Run:
     validations = tuple(line for line in lines if "loss" not in line)
     return Run(
         folder=folder,
-        recipe=from_dict(json.loads(recipe.read_text(encoding="utf-8"))),
+        recipe=from_dict(read_stored(recipe)),
         lines=training,
         validations=validations,
         start=_json(folder / "start.json"),
@@ -123,7 +122,6 @@ def _newest_state(folder: Path) -> dict[str, Any] | None:
 def _json(path: Path) -> dict[str, Any] | None:
     """Reads a JSON object; None for a missing or broken file, since resuming reports damaged checkpoints."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None

@@ -27,7 +27,7 @@ import diptych
 from diptych.apps.export.card import Evaluation, model_card
 from diptych.checkpoints import store
 from diptych.predict import Predictor, load
-from diptych.reading import expand_home
+from diptych.reading import expand_home, read_stored
 from diptych.schema import Recipe
 from diptych.serialize import to_dict
 from diptych.writing import is_free, whole_folder
@@ -137,8 +137,7 @@ def _config(recipe: Recipe) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+    return read_stored(file)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

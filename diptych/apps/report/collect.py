@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from diptych.apps.report.data import Chart, Examples, ReportData, Series, TaskEv
 from diptych.apps.report.numbers import duration, number
 from diptych.apps.report.stages import earlier_stages
 from diptych.logged import read_metrics
+from diptych.serialize import to_dict
+from diptych.train.state import stored_recipe
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def collect(
 
     The named arguments are fields of ReportData. Raises ValueError for a folder without metrics.jsonl.
     """
-    recipe = _json(folder / "recipe.json") or {}
+    recipe = to_dict(stored_recipe(folder)) if (folder / "recipe.json").is_file() else {}
     lines = read_metrics(folder / "metrics.jsonl")
     return ReportData(
         title=f"{recipe.get('name', 'run')} in {folder.name}",
@@ -185,13 +186,6 @@ def collect(
         task_evaluation=task_evaluation,
         stages=earlier_stages(folder) if recipe else (),
     )
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 # --------------------------------------------------------------------------- curves
@@ -251,7 +245,10 @@ def facts(recipe: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> tu
     if lines:
         last = lines[-1]
         named.append(("Steps", f"{last['step']:,.0f}"))
-        named.append(("Pairs seen", f"{last['pairs']:,.0f}"))
-        named.append(("Epochs", number(last["epoch"])))
-        named.append(("Time", duration(last["seconds"])))
+        if "pairs" in last:
+            named.append(("Pairs seen", f"{last['pairs']:,.0f}"))
+        if "epoch" in last:
+            named.append(("Epochs", number(last["epoch"])))
+        if "seconds" in last:
+            named.append(("Time", duration(last["seconds"])))
     return tuple(named)

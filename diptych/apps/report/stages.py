@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 from diptych import catalog
 from diptych.apps.report.data import Stage
 from diptych.apps.report.numbers import number
-from diptych.logged import read_metrics
+from diptych.logged import read_compute, read_evaluation, read_metrics
+from diptych.places import StoredPlace, is_allowed
+from diptych.reading import read_stored
 from diptych.serialize import KIND
 
 IN_TRAINING = {
@@ -22,13 +23,11 @@ IN_TRAINING = {
     "perplexity": ("perplexity of a masked word", 1.0, ""),
 }
 """Measures of a log by their key, with their name, factor and unit."""
-COMPUTE = "compute.json"
-"""File in a run's folder with the operations of its training, where they were counted."""
 
 
 def training_stages(folder: Path) -> tuple[Stage, ...]:
     """Lists the runs that led to this one in their order, itself last. Runs whose folders are gone are left out."""
-    return tuple(dict.fromkeys(_stages(folder)))
+    return tuple(dict.fromkeys(_stages(folder, set())))
 
 
 def earlier_stages(folder: Path) -> tuple[Stage, ...]:
@@ -36,35 +35,43 @@ def earlier_stages(folder: Path) -> tuple[Stage, ...]:
     return training_stages(folder)[:-1]
 
 
-def _stages(folder: Path) -> Iterator[Stage]:
-    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    for start in (recipe.get("task", {}).get("tokenizer"), recipe.get("init_from")):
-        if start and (Path(start) / "recipe.json").is_file() and (Path(start) / "metrics.jsonl").is_file():
-            yield from _stages(Path(start))
+def _stages(folder: Path, seen: set[Path]) -> Iterator[Stage]:
+    """Yields a run after those that it began with."""
+    seen.add(folder.resolve())
+    recipe = read_stored(folder / "recipe.json")
+    task = recipe["task"] if isinstance(recipe.get("task"), Mapping) else {}
+    for start in (task.get("tokenizer"), recipe.get("init_from")):
+        if isinstance(start, str) and _is_run(start) and Path(start).resolve() not in seen:
+            yield from _stages(Path(start), seen)
     lines = read_metrics(folder / "metrics.jsonl")
     last: Mapping[str, float] = lines[-1] if lines else {}
-    compute = folder / COMPUTE
+    compute = read_compute(folder)
     yield Stage(
-        recipe=recipe["name"],
+        recipe=str(recipe.get("name")),
         folder=str(folder),
         steps=int(last.get("step", 0)),
         records=int(last.get("pairs", 0)),
         seconds=last.get("seconds", 0.0),
-        measures=tuple(_evaluated(folder, recipe) or _logged(lines)),
-        flops=json.loads(compute.read_text(encoding="utf-8"))["flops"] if compute.is_file() else None,
+        measures=tuple(_evaluated(folder, task) or _logged(lines)),
+        flops=compute["flops"] if compute else None,
     )
 
 
-def _evaluated(folder: Path, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _is_run(place: str) -> bool:
+    """Says whether the place that a recipe names is a run that is still there, and that may be looked at."""
+    names = ("recipe.json", "metrics.jsonl")
+    return is_allowed(StoredPlace(place)) and all((Path(place) / name).is_file() for name in names)
+
+
+def _evaluated(folder: Path, task: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Reads the measures of a run that was evaluated record by record; empty for other runs."""
-    file, report = folder / "eval.json", dict(catalog.reports()).get(recipe.get("task", {}).get(KIND, ""))
-    if not file.is_file() or report is None:
+    evaluation, report = read_evaluation(folder), dict(catalog.reports()).get(str(task.get(KIND)))
+    if evaluation is None or report is None:
         return []
-    evaluation = json.loads(file.read_text(encoding="utf-8"))
     shares = {"accuracy": report.measure} | {f"references.{key}": name for key, name in report.references.items()}
     return [
-        *((name, f"{evaluation[key]:.1f} %") for key, name in shares.items() if key in evaluation),
-        *((name, number(evaluation[key])) for key, name in report.figures.items() if key in evaluation),
+        *((name, f"{evaluation[key]:.1f} %") for key, name in shares.items() if evaluation.get(key) is not None),
+        *((name, number(evaluation[key])) for key, name in report.figures.items() if evaluation.get(key) is not None),
     ]
 
 

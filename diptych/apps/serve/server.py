@@ -30,7 +30,10 @@ KEY_VARIABLE = "DIPTYCH_API_KEY"
 LEAST_KEY = 16
 """Least number of characters of a key. Shorter keys could be guessed at the rate at which a server answers."""
 BACKLOG = 128
-"""Connections that the system keeps until they are accepted. As many may be accepted before the first is closed."""
+"""Connections that are accepted before the first of them is looked at, and may be closed for being too many."""
+QUEUE = 4_096
+"""Connections that the system keeps until they are accepted. While the queue is full it forgets new ones, whose clients
+try again after one second, then two, then four."""
 OTHER_FILES = 64
 """Files that the process may need to open besides its connections."""
 READ_AT_ONCE = 1 << 13
@@ -109,6 +112,24 @@ def most_connections(wanted: int) -> int:
     if files == resource.RLIM_INFINITY:
         return wanted
     return max(1, min(wanted, files - opened - BACKLOG - OTHER_FILES))
+
+
+class Listening(socket.socket):
+    """Listens with a long queue, and passes over clients that have broken off while they were in it.
+
+    Thousands of them would otherwise keep those behind them waiting, for each would be set up before it is closed.
+    """
+
+    def listen(self, *_: int) -> None:
+        super().listen(QUEUE)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        for _ in range(BACKLOG):
+            connection, address = super().accept()
+            if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return connection, address
+            connection.close()
+        raise BlockingIOError  # others get their turn before the next ones
 
 
 class _TimedProtocol(H11Protocol):
@@ -257,13 +278,13 @@ def read_key(file: Path | None) -> str | None:
     return key
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> Listening:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = Listening(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-        listening.listen(BACKLOG)
+        listening.listen()
     except (OSError, OverflowError) as error:
         listening.close()
         raise ValueError(f"cannot listen at {host}:{port}: {error}") from None
