@@ -1,14 +1,13 @@
 """The five tasks for the demo's VLMo, minutes each on two CPU cores. Published settings: vlmo_base_tasks.py.
 
-They train with AdamW: Muon was tried for ALBEF's only (albef_tasks.py). No task has a momentum encoder. What they reach
-from the present `vlmo_tiny` was not measured; figures of an earlier version are in docs/results.md.
+They train as ALBEF's do (albef_tasks.py), but none has a momentum encoder.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from diptych.recipes.albef_tasks import tiny_task
+from diptych.recipes.albef_tasks import TUNING, tiny_task
 from diptych.recipes.vlmo import vlmo_tiny
 from diptych.schema import (
     DecoderConfig,
@@ -17,7 +16,6 @@ from diptych.schema import (
     GroundingConfig,
     GroundingTrainingConfig,
     Nlvr2Config,
-    OptimConfig,
     Recipe,
     RetrievalConfig,
     TaskConfig,
@@ -27,9 +25,8 @@ from diptych.schema import (
 )
 
 
-def _tiny(name: str, task: TaskConfig, steps: int, lr: float = 3e-4, images_per_text: int = 1) -> Recipe:
-    optim = OptimConfig(lr=lr, betas=(0.9, 0.98))
-    return tiny_task(vlmo_tiny(), name, task, steps, optim, images_per_text, "runs/demo-vlmo")
+def _tiny(name: str, task: TaskConfig, steps: int, images_per_text: int = 1) -> Recipe:
+    return tiny_task(vlmo_tiny(), name, task, steps, TUNING, images_per_text, "runs/demo-vlmo")
 
 
 def vlmo_tiny_retrieval() -> Recipe:
@@ -40,7 +37,7 @@ def vlmo_tiny_retrieval() -> Recipe:
     Expected: not measured; before fine-tuning recall@1 is 90 % both ways.
     """
     task = RetrievalConfig(keys="batch", queue_size=0, alpha=0.0, itm=0.0)
-    return replace(_tiny("vlmo_tiny_retrieval", task, 700), evaluation=EvaluationConfig(rerank=0))
+    return replace(_tiny("vlmo_tiny_retrieval", task, 500), evaluation=EvaluationConfig(rerank=0))
 
 
 def vlmo_tiny_grounding() -> Recipe:
@@ -53,7 +50,7 @@ def vlmo_tiny_grounding() -> Recipe:
     """
     boxes = GroundingConfig(mode="itc", layer=2)
     task = GroundingTrainingConfig(keys="batch", queue_size=0, alpha=0.0, boxes=boxes)
-    return _tiny("vlmo_tiny_grounding", task, 700)
+    return _tiny("vlmo_tiny_grounding", task, 500)
 
 
 def vlmo_tiny_entailment() -> Recipe:
@@ -63,7 +60,7 @@ def vlmo_tiny_entailment() -> Recipe:
     Cost: minutes on two cores.
     Expected: accuracy not measured; 30 % on blank images in an earlier version.
     """
-    return _tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 2000, lr=2.5e-4)
+    return _tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 1500)
 
 
 def vlmo_tiny_vqa() -> Recipe:
@@ -74,7 +71,7 @@ def vlmo_tiny_vqa() -> Recipe:
     Expected: VQA accuracy not measured; 27 % on blank images in an earlier version.
     """
     decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm_eps=1e-6, norm="pre", dropout=0.0)
-    return _tiny("vlmo_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 2200)
+    return _tiny("vlmo_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 1500)
 
 
 def vlmo_tiny_vqa_closed() -> Recipe:
@@ -84,7 +81,7 @@ def vlmo_tiny_vqa_closed() -> Recipe:
     Cost: minutes on two cores.
     Expected: VQA accuracy not measured; 28 % on blank images in an earlier version.
     """
-    return _tiny("vlmo_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1800)
+    return _tiny("vlmo_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1500)
 
 
 def vlmo_tiny_assignment() -> Recipe:
@@ -94,7 +91,7 @@ def vlmo_tiny_assignment() -> Recipe:
     Cost: minutes on two cores.
     Expected: not measured; 33 % by chance.
     """
-    recipe = _tiny("vlmo_tiny_assignment", TextAssignmentConfig(), 600, lr=2.5e-4, images_per_text=2)
+    recipe = _tiny("vlmo_tiny_assignment", TextAssignmentConfig(), 400, images_per_text=2)
     return replace(recipe, init_from="runs/vlmo_tiny_entailment")
 
 
@@ -105,5 +102,5 @@ def vlmo_tiny_nlvr2() -> Recipe:
     Cost: minutes on two cores.
     Expected: not measured; 50 % accuracy and 0 % consistency on blank images.
     """
-    recipe = _tiny("vlmo_tiny_nlvr2", Nlvr2Config(alpha=0.0, head="gelu"), 2300, lr=1.5e-4, images_per_text=2)
+    recipe = _tiny("vlmo_tiny_nlvr2", Nlvr2Config(alpha=0.0, head="gelu"), 800, images_per_text=2)
     return replace(recipe, init_from="runs/vlmo_tiny_assignment")
