@@ -38,6 +38,8 @@ def filled(page: str) -> str:
 def _part(name: str) -> str:
     if name == "compositions":
         return compositions()
+    if name == "depth":
+        return depth()
     file = RESULTS / f"{name}.json"
     return _section(name, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ""
 
@@ -197,6 +199,39 @@ def _is_read(runs: Mapping[str, Mapping[str, float]], kind: str, score: str) -> 
     return all(interval is not None and interval.low > 0 for interval in intervals)
 
 
+# --------------------------------------------------------------------------- how deep to re-rank
+
+WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+
+
+def depth() -> str:
+    """Writes the table of the numbers of candidates from the files of `python -m benchmarks.depth`."""
+    stored = {
+        system: json.loads(file.read_text(encoding="utf-8"))
+        for system in SYSTEMS
+        if (file := RESULTS / f"depth_{system}.json").is_file()
+    }
+    lines: list[str] = []
+    for system, runs in stored.items():
+        depths = sorted({int(name.rpartition(".")[2]) for measures in runs.values() for name in measures})
+        body = [
+            (
+                str(k) if k else "similarity alone",
+                *(_mean(_values(runs, f"{way}.recall@1.{k}")) for way in WAYS),
+                *(_mean(_values(runs, f"{way}.among.{k}")) for way in WAYS),
+            )
+            for k in depths
+        ]
+        head = (
+            "candidates",
+            *(f"recall@1, {way}" for way in WAYS.values()),
+            *(f"among them, {w}" for w in WAYS.values()),
+        )
+        seeds = "one run" if len(runs) == 1 else f"means of {len(runs)} seeds with Student's 95 % intervals"
+        lines += [f"{SYSTEMS[system]}, in %, {seeds}:", "", *_table(head, body), ""]
+    return "\n".join(lines)
+
+
 # --------------------------------------------------------------------------- figures
 
 WIDTH, LEFT, LINE, TOP = 760, 330, 26, 34
@@ -239,7 +274,7 @@ def figure(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     for file in sorted(RESULTS.glob("*.json")):
-        if not file.stem.startswith("compositions"):
+        if not file.stem.startswith(("compositions", "depth")):
             rows = _rows(json.loads(file.read_text(encoding="utf-8")))
             (PICTURES / f"ideas-{file.stem}.svg").write_text(figure(file.stem, rows), encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
