@@ -64,10 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("DIPTYCH_DEBUG"):
             raise
-        return complain(str(error))
+        return complain(_in_words(error))
+    except ModuleNotFoundError as error:
+        if os.environ.get("DIPTYCH_DEBUG") or not error.name or error.name.partition(".")[0] == "diptych":
+            raise
+        package = error.name.partition(".")[0]
+        return complain(f"the package {package} is not installed, without which this cannot be done: install it by pip")
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _in_words(error: ValueError | OSError) -> str:
+    """Returns an error's message. Of the system's own errors, the file comes first and the number is left out."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror and str(error).startswith("[Errno"):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _at_home(argument: str) -> str:

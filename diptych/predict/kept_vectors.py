@@ -150,11 +150,11 @@ class KeptVectors:
 
     def _read(self) -> dict[str, Row]:
         """Reads the stored rows by name. What is damaged, or belongs to something else, counts as nothing."""
+        if not self.file.exists():  # nor its folder, perhaps
+            return {}
         try:
             heading, vectors = unpacked(self.file)
             rows = self._rows(heading, vectors)
-        except FileNotFoundError:
-            return {}
         except (OSError, ValueError, TypeError) as error:
             self.notes.append(f"the vectors of an earlier search cannot be used and are computed anew: {error}")
             return {}

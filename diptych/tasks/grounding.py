@@ -352,8 +352,21 @@ def find_box(
     return proposals[int(proposal_scores(grown, offered, config.alpha).argmax())]
 
 
+SMALLEST = 8
+"""Pixels of a side. In a smaller picture a box may be a pixel."""
+
+
 def check_within(proposals: Sequence[Box], size: tuple[int, int]) -> None:
-    """Raises ValueError for a proposal of which no part is in a picture of `size` (width, height)."""
+    """Raises ValueError for a proposal of which no part is in a picture of `size` (width, height).
+
+    Raises it as well if all numbers are within 0..1, unless the picture is that small.
+    """
+    numbers = [number for box in proposals for number in box]
+    if numbers and min(size) > SMALLEST and all(0 <= number <= 1 for number in numbers):
+        raise ValueError(
+            f"all numbers of the proposals are within 0..1, as shares of the picture of {size[0]} × {size[1]} pixels:"
+            " boxes are x, y, width and height in its pixels"
+        )
     for number, box in enumerate(proposals):
         x, y, width, height = box
         if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:

@@ -83,6 +83,24 @@ def test_a_mistake_is_one_line_and_status_2(
     assert captured.err.count("\n") == 1
 
 
+def test_a_missing_package_and_the_systems_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, words in (
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"), "the package yaml is not installed"),
+        (OSError(30, "Read-only file system", "a/b"), "diptych: a/b: Read-only file system"),
+        (OSError(28, "No space left on device"), "diptych: No space left on device"),
+    ):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("diptych.cli.recipes.run", fail)
+        assert main(["recipes"]) == 2
+        assert words in (said := capsys.readouterr().err)
+        assert len(said.splitlines()) == 1
+
+
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIPTYCH_DEBUG", "1")
     with pytest.raises(ValueError, match="no recipe 'albef'"):

@@ -499,3 +499,12 @@ def test_a_file_of_one_object_of_lists_is_no_line(tmp_path: Path) -> None:
     file = write(tmp_path / "sbu.json", json.dumps(content))
     with pytest.raises(ValueError, match=r"as of SBU. Read it with data.source=sbu"):
         read_splits(config(source="table", path=str(file)))
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(write(tmp_path / "file", "")))
+    pa.parquet.write_table(table_of_pictures(), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"unpacked into .*file/pictures, which failed \(.*\): name another folder by"):
+        read_table(str(tmp_path / "a.parquet"), config())

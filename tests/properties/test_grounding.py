@@ -256,6 +256,14 @@ def test_a_proposal_outside_of_the_picture_is_refused_when_a_user_gives_it() -> 
             check_within([(0.0, 0.0, 9.0, 9.0), outside], (64, 64))
 
 
+def test_proposals_as_shares_of_the_picture_are_refused() -> None:
+    shares = [(0.1, 0.2, 0.5, 0.5), (0.0, 0.0, 1.0, 1.0)]
+    with pytest.raises(ValueError, match=r"all numbers of the proposals are within 0..1, as shares of the picture"):
+        check_within(shares, (64, 64))
+    check_within([*shares, (3.0, 3.0, 9.0, 9.0)], (64, 64))
+    check_within([(0.0, 0.0, 1.0, 1.0)], (4, 4))
+
+
 def test_what_lies_outside_the_picture_adds_nothing() -> None:
     heat = np.ones((4, 6))
     boxes = np.array([[-3.0, -2, 5, 4], [4, 2, 10, 10], [-9, 0, 4, 4], [7, 0, 2, 2]])

@@ -288,21 +288,32 @@ def _unpacked(table: Table, column: str, config: DataConfig) -> list[tuple[str, 
     folder = (Path(config.cache) if config.cache else cache_folder()) / "pictures"
     key = hashlib.blake2b(f"{table.stamp}\n{column}".encode(), digest_size=16).hexdigest()
     file = folder / f"{key}.tar"
-    with locked(folder / f"{key}.lock"):
-        if not file.is_file():
-            say(f"the pictures of {table.place} are unpacked into {file}")
-            with whole_shard(file) as archive:
-                rows: list[str] = []
-                names: set[str] = set()
-                for content in _embedded(table, column):
-                    rows.append(_content_name(content) if content else "")
-                    if content and rows[-1] not in names:
-                        add_member(archive, rows[-1], content)
-                        names.add(rows[-1])
-                add_member(archive, ROWS, "\n".join(rows).encode())
+    try:
+        with locked(folder / f"{key}.lock"):
+            if not file.is_file():
+                say(f"the pictures of {table.place} are unpacked into {file}")
+                _unpack(table, column, file)
+    except OSError as error:
+        raise ValueError(
+            f"the pictures of {table.place} are unpacked into {folder}, which failed ({error.strerror or error}): name"
+            " another folder by data.cache or DIPTYCH_CACHE"
+        ) from None
     members = {member.name: part_of(file.resolve(), member.offset_data, member.size) for member in tar_members(file)}
     listed = picture_bytes(members[ROWS]).decode().split("\n")
     return [(name, members[name]) if name else None for name in listed]
+
+
+def _unpack(table: Table, column: str, file: Path) -> None:
+    """Writes the pictures of a column into a tar file."""
+    with whole_shard(file) as archive:
+        rows: list[str] = []
+        names: set[str] = set()
+        for content in _embedded(table, column):
+            rows.append(_content_name(content) if content else "")
+            if content and rows[-1] not in names:
+                add_member(archive, rows[-1], content)
+                names.add(rows[-1])
+        add_member(archive, ROWS, "\n".join(rows).encode())
 
 
 def _embedded(table: Table, column: str) -> Iterator[bytes | None]:
