@@ -12,7 +12,6 @@ Pictures that stand in the table itself are unpacked once, into a tar file in th
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from diptych.data.shards.remote import say
 from diptych.data.sources.listing import SourceListing
 from diptych.data.tables import Table, open_table, parquet_table, saved_table
 from diptych.data.tar import add_member, tar_members, whole_shard
+from diptych.reading import parse_json, read_stored
 from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=table reads CSV, TSV, JSON lines, JSON lists and Parquet with any names of columns"
@@ -122,7 +122,7 @@ def _captions(value: Any, column: str, name: str) -> list[str]:
     """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             return [value]
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -269,7 +269,9 @@ def read_datasets(path: str, config: DataConfig) -> SourceListing:
     """
     folder, listing = Path(path), SourceListing()
     if (folder / "dataset_dict.json").is_file():
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        names = read_stored(folder / "dataset_dict.json").get("splits")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{folder / 'dataset_dict.json'} is damaged (it does not list the splits)")
         tables = {name: saved_table(folder / name) for name in names}
     elif (folder / "state.json").is_file():
         tables = {"train": saved_table(folder)}
