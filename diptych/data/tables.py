@@ -276,18 +276,22 @@ def _unquoted(cell: str) -> str:
 
 def parquet_table(file: Path) -> Table:
     """Opens a Parquet file. Raises ValueError if pyarrow is missing or the file is broken."""
-    parquet = _pyarrow(f"{file} is Parquet").parquet
+    arrow = _pyarrow(f"{file} is Parquet")
+    parquet = arrow.parquet
     try:
         reader = parquet.ParquetFile(file)
         columns = tuple(reader.schema_arrow.names)
+        nested = {field.name for field in reader.schema_arrow if arrow.types.is_nested(field.type)}
         leaves = [reader.schema.column(number) for number in range(len(reader.schema))]
-        # A value that stands in the file once and belongs to many rows is kept once, and not copied for each.
-        shared = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in columns]
     except Exception as error:  # pyarrow's errors derive from many classes
         raise ValueError(f"{file} is broken Parquet: {error}") from None
 
     def batches(asked: Sequence[str]) -> Iterator[Any]:
-        return parquet.ParquetFile(file, read_dictionary=shared).iter_batches(BATCH, columns=list(asked))
+        # A value that stands in the file once and belongs to many rows is kept once, and not copied for each row. Arrow
+        # cannot do that for nested columns, whose rows are read one at a time.
+        at_once = 1 if nested.intersection(asked) else BATCH
+        return parquet.ParquetFile(file, read_dictionary=texts).iter_batches(at_once, columns=list(asked))
 
     state = file.stat()
     return arrow_table(file, PARQUET, columns, batches, f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}")
