@@ -7,9 +7,9 @@ content and never by its suffix.
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from diptych.data.columns import LOOKED_AT, first_row_is_header, is_path
 from diptych.data.files import check_lines, decoded, json_lines, line_content
 from diptych.data.record import BadRecord
+from diptych.reading import parse_json
 
 Row = tuple[str, Mapping[str, Any] | BadRecord]
 """The name of a row and its values, or the reason why it cannot be read."""
@@ -30,6 +31,10 @@ MOST_LINES = 50
 PARQUET = "Parquet"
 BATCH = 100
 """Rows of a Parquet file that are read at once. They may hold pictures."""
+HEAD = 64
+"""Bytes of a picture that are looked at to tell what a column holds."""
+TOGETHER = 1 << 28
+"""Bytes that rows may have to be converted together. A column may hold one value of a gigabyte for all of them."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,18 @@ class Table:
         return self.read(self.columns if columns is None else columns)
 
     def first_rows(self) -> list[Mapping[str, Any]]:
-        """Returns the first rows that can be read, by which the columns are judged."""
-        return [row for _, row in islice(self.rows(), LOOKED_AT) if not isinstance(row, BadRecord)]
+        """Returns the first rows that can be read, by which the columns are judged. Of pictures, only the beginning."""
+        rows = islice(self.rows(), LOOKED_AT)
+        return [{name: _begun(row[name]) for name in row} for _, row in rows if not isinstance(row, BadRecord)]
+
+
+def _begun(value: Any) -> Any:
+    """Cuts a picture, which may be large. What a column holds is told by its beginning."""
+    if isinstance(value, bytes):
+        return value[:HEAD]
+    if isinstance(value, Mapping) and isinstance(content := value.get("bytes"), bytes):
+        return {**value, "bytes": content[:HEAD]}
+    return value
 
 
 class NoTable(ValueError):
@@ -109,8 +124,8 @@ def _json_lines_table(file: Path) -> Table:
 def _json_table(file: Path) -> Table:
     """Opens a JSON list of objects, an object with one such list, or one that maps paths to captions."""
     try:
-        content = json.loads(file.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = parse_json(file.read_bytes())
+    except ValueError as error:
         raise NoTable(f"{file} is not JSON: {error}") from None
     kind: Literal["list", "object"] = "list" if isinstance(content, list) else "object"
     form, label, entries = "a JSON list", "", content
@@ -265,15 +280,22 @@ def _unquoted(cell: str) -> str:
 
 def parquet_table(file: Path) -> Table:
     """Opens a Parquet file. Raises ValueError if pyarrow is missing or the file is broken."""
-    parquet = _pyarrow(f"{file} is Parquet").parquet
+    arrow = _pyarrow(f"{file} is Parquet")
+    parquet = arrow.parquet
     try:
         reader = parquet.ParquetFile(file)
         columns = tuple(reader.schema_arrow.names)
+        nested = {field.name for field in reader.schema_arrow if arrow.types.is_nested(field.type)}
+        leaves = [reader.schema.column(number) for number in range(len(reader.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in columns]
     except Exception as error:  # pyarrow's errors derive from many classes
         raise ValueError(f"{file} is broken Parquet: {error}") from None
 
     def batches(asked: Sequence[str]) -> Iterator[Any]:
-        return parquet.ParquetFile(file).iter_batches(BATCH, columns=list(asked))
+        # A value that stands in the file once and belongs to many rows is kept once, and not copied for each row. Arrow
+        # cannot do that for nested columns, whose rows are read one at a time.
+        at_once = 1 if nested.intersection(asked) else BATCH
+        return parquet.ParquetFile(file, read_dictionary=texts).iter_batches(at_once, columns=list(asked))
 
     state = file.stat()
     return arrow_table(file, PARQUET, columns, batches, f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}")
@@ -282,29 +304,49 @@ def parquet_table(file: Path) -> Table:
 def arrow_table(
     place: Path, form: str, columns: Sequence[str], batches: Callable[[Sequence[str]], Iterator[Any]], stamp: str
 ) -> Table:
-    """Returns a table of Arrow's record batches. `batches` yields them with the columns that are asked for."""
+    """Returns a table of Arrow's record batches. `batches` yields them with the columns that are asked for.
+
+    Reading it raises ValueError for whatever Arrow does on broken data.
+    """
 
     def read(asked: Sequence[str]) -> Iterator[Row]:
-        number = 0
-        for batch in batches(asked):
-            for row in _rows(batch, f"{place}[{number}]"):
-                yield f"{place}[{number}]", row
-                number += 1
+        rows = _unbroken(place, (row for batch in batches(asked) for row in _rows(batch)))
+        for number, row in enumerate(rows):
+            name = f"{place}[{number}]"
+            yield name, BadRecord(name, "row wrong", "a text is not UTF-8") if row is None else row
 
     kind: Literal["parquet", "arrow"] = "parquet" if form == PARQUET else "arrow"
     return Table(place, kind, form, tuple(columns), read, stamp)
 
 
-def _rows(batch: Any, name: str) -> Iterator[Mapping[str, Any] | BadRecord]:
-    """Yields the rows of a batch whose first is called `name`. Texts of a file need not be UTF-8, as they should."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for number in range(batch.num_rows):
-            try:
-                yield from batch.slice(number, 1).to_pylist()
-            except UnicodeDecodeError:
-                yield BadRecord(name, "row wrong", f"a text of row {number} after it is not UTF-8")
+def _rows(batch: Any) -> Iterator[Mapping[str, Any] | None]:
+    """Yields the rows of a batch, and None for one with a text that is not UTF-8.
+
+    If all of them could hold more than is good to have in memory, they are converted one at a time.
+    """
+    if batch.nbytes * batch.num_rows < TOGETHER:
+        with suppress(UnicodeDecodeError):
+            yield from batch.to_pylist()
+            return
+    for number in range(batch.num_rows):
+        try:
+            row = batch.slice(number, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            row = None
+        yield row
+
+
+def _unbroken(place: Path, rows: Iterator[Any]) -> Iterator[Any]:
+    """Yields what `rows` yields. Raises ValueError for its errors, which derive from many classes of pyarrow."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{place} is broken, or too large to be read ({reason})") from None
+        yield row
 
 
 def saved_table(folder: Path) -> Table:
@@ -323,7 +365,10 @@ def saved_table(folder: Path) -> Table:
                 yield batch.select(list(asked))
 
     states = "\n".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    names = opened(files[0]).schema.names
+    try:
+        names = opened(files[0]).schema.names
+    except Exception as error:
+        raise ValueError(f"{files[0]} is no whole file of Arrow ({error})") from None
     return arrow_table(folder, "a data set of Hugging Face", names, batches, f"{folder.resolve()}\n{states}")
 
 

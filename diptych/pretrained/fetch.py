@@ -33,6 +33,9 @@ BACKOFF = 1.0
 STALL = 180.0
 """Seconds without progress after which a process no longer waits for another one's fetch."""
 CHUNK = 1 << 18
+LEAST, WITHIN = 1 << 16, 60.0
+"""Bytes that an attempt brings, and a connection within so many seconds, or else they bring nothing. A file of 3 GB
+would take a month."""
 PART = ".part"
 
 
@@ -40,17 +43,18 @@ class Unavailable(Exception):
     """An address does not give the file. The message says what came back."""
 
 
-def fetch(url: str, file: Path, label: str = "") -> None:
+def fetch(url: str, file: Path, most: int, label: str = "") -> None:
     """Fetches `url` to FILE.part, which `file` is to be renamed from, and shows its progress on stderr.
 
     What an earlier call has left is kept if the server still has the same version of the file and can send a part.
-    Raises Unavailable for an address that does not give the file, and ValueError for a disk that does not take it.
+    Raises Unavailable for an address that does not give the file, or more than `most` bytes, and ValueError for a disk
+    that does not take it.
     """
     part, fruitless = _part(file), 0
     while True:
         before = _size(part)
         try:
-            return _fetch_once(url, part, Progress(label or file.name))
+            return _fetch_once(url, part, most, Progress(label or file.name))
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 425, 429):
                 raise Unavailable(f"the server says {error.code} {error.reason}") from None
@@ -61,7 +65,7 @@ def fetch(url: str, file: Path, label: str = "") -> None:
             reason = str(error.reason)
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
-        fruitless = 0 if _size(part) > before else fruitless + 1
+        fruitless = 0 if _size(part) >= before + LEAST else fruitless + 1
         if fruitless >= TRIES:
             raise Unavailable(f"{TRIES} tries brought nothing; the last: {reason}")
         pause = BACKOFF * 2 ** max(fruitless - 1, 0)
@@ -129,7 +133,7 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _fetch_once(url: str, part: Path, progress: Progress) -> None:
+def _fetch_once(url: str, part: Path, most: int, progress: Progress) -> None:
     """Fetches what is missing of a file. Raises OSError or HTTPException where the connection breaks."""
     known = _known(url, part)
     start = _size(part) if known else 0
@@ -147,6 +151,8 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
         raise ConnectionError("the server has no such part of the file any more: beginning anew") from None
     with answer:
         total = _total(answer, start)
+        if total is not None and total > most:
+            raise Unavailable(f"the server offers {total:,} bytes, and the file has less than {most:,}")
         if known and start and (answer.status != 206 or total != known["bytes"]):
             if answer.status == 206:
                 _restart(part)
@@ -157,25 +163,32 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
         with _disk(part, total - start if total else None):
             state = {"url": url, "bytes": total, "tag": "" if tag.startswith("W/") else tag}
             _beside(part).write_text(json.dumps(state))
-        _copy(answer, part, start, total, progress)
+        _copy(answer, part, start, total, most, progress)
     if total is not None and (size := _size(part)) != total:
         raise ConnectionError(f"cut off after {size:,} of {total:,} bytes")
 
 
-def _copy(answer: Any, part: Path, start: int, total: int | None, progress: Progress) -> None:
-    """Appends the body of an answer to what has arrived."""
+def _copy(answer: Any, part: Path, start: int, total: int | None, most: int, progress: Progress) -> None:
+    """Appends the body of an answer to what has arrived. Raises ConnectionError if hardly anything comes."""
     with _disk(part):
         stream = part.open("r+b" if start else "wb", buffering=0)  # what a full disk refuses is in no buffer
     with stream:
         done = stream.seek(start)
         progress.begin(start, total)
+        since, at = time.monotonic(), done
         try:
-            while chunk := memoryview(answer.read(CHUNK)):
+            while chunk := memoryview(answer.read1(CHUNK)):
                 while chunk:
                     with _disk(part):
                         written = stream.write(chunk)
                     done, chunk = done + written, chunk[written:]
                 progress.show(done)
+                if done > most:
+                    raise Unavailable(f"the server sends more than {most:,} bytes, which the file does not have")
+                if (now := time.monotonic()) - since > WITHIN:
+                    if done - at < LEAST:
+                        raise ConnectionError(f"only {done - at:,} bytes came in {WITHIN:g} s")
+                    since, at = now, done
         finally:
             progress.end(done)
 
@@ -199,8 +212,8 @@ def _total(answer: Any, start: int) -> int | None:
     """Returns the size of the whole file, of which an answer may send the rest. None: the server does not say it."""
     if answer.status != 206:
         length = answer.headers.get("Content-Length")
-        return None if length is None else int(length)
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        return int(length) if length is not None and re.fullmatch(r"\d{1,18}", length) else None
+    match = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer.headers.get("Content-Range", ""))
     if match is None or int(match[1]) != start:
         raise ConnectionError(f"the server sends another part than from byte {start:,} on")
     return int(match[2])

@@ -39,6 +39,8 @@ NEVER_FUSED = "text.layers.*.cross"
 """The untrained part by which start weights are told from a model: none of them looks at images."""
 FOLDER, MIRROR = "DIPTYCH_WEIGHTS", "DIPTYCH_WEIGHTS_MIRROR"
 """Environment variables: the cache, and an address below which NAME/FILE is looked for before all others."""
+SMALL = 1 << 26
+"""Bytes that any published file may have."""
 GENERAL = (*FOLDER_FILES, VOCABULARY_FILE, "tokenizer_config.json", "config.json")
 """Names of files that many weights have, which are therefore looked for in their own folders only."""
 
@@ -243,7 +245,7 @@ def _get(entry: Published, places: Sequence[str], check: bool = True) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             with locked(file):
                 if not file.exists():  # another process may have fetched it meanwhile
-                    fetch(address, file, f"{entry.name}/{name}")
+                    fetch(address, file, max(2 * entry.bytes, SMALL), f"{entry.name}/{name}")
                     _accept(entry, file, check, address)
             return file
         except Unavailable as error:

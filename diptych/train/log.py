@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.reading import parse_json
 from diptych.schema import Recipe
 from diptych.train.state import Plan, RunState
 from diptych.train.trackers import Trackers
 from diptych.types import Losses, Term
-from diptych.writing import WriteError, write_text
+from diptych.writing import WriteError, whole_file
 
 CHANCE = "chance"
 """The name of what a guesser would get of the measure that decides which checkpoint is best."""
@@ -213,9 +214,15 @@ def _drop_after(path: Path, step: int) -> None:
     """Removes the lines of steps that a resumed run will take again, and a line that a kill cut short."""
     if not path.exists():
         return
-    lines = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        lines.append(line)
-    write_text(path, "".join(lines))
+    *lines, _ = path.read_bytes().split(b"\n")
+    kept = next((number for number, line in enumerate(lines) if _step_of(line) > step), len(lines))
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(b"".join(line + b"\n" for line in lines[:kept]))
+
+
+def _step_of(line: bytes) -> float:
+    """Returns the step of a line. A damaged line stays where it is, as of step 0: a log ends no training."""
+    try:
+        return float(parse_json(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return 0.0

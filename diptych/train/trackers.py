@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from diptych.checkpoints.files import flush
+from diptych.reading import read_object
 from diptych.schema import Recipe, RunConfig
 from diptych.serialize import to_dict
 
@@ -175,7 +176,11 @@ class Trackers:
         self.say = say
         self.open: dict[str, Tracker] = {}
         path = folder / IDS
-        ids: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            stored = read_object(path) if path.exists() else {}
+        except (OSError, ValueError):  # it is damaged, and the trackers begin anew
+            stored = {}
+        ids = {name: known for name, known in stored.items() if isinstance(known, str)}
         for name in chosen(recipe.run):
             title, _, _, opened = TRACKERS[name]
             try:

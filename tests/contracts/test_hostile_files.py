@@ -34,6 +34,8 @@ from diptych.data.files import json_lines
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord
 from diptych.data.sources.recognise import look_at
+from diptych.data.sources.table import _captions
+from diptych.data.tables import open_table
 from diptych.data.tar import is_tar, tar_members
 from diptych.data.tokenizer import Tokenizer
 from diptych.pretrained import inspect
@@ -537,3 +539,70 @@ def test_commands_print_escaped_names(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "\x1b" not in printed.out + printed.err
     assert "secret" not in printed.out + printed.err
     assert "\\x1b[2J" in printed.err
+
+
+# --------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_value_that_parquet_holds_once_for_many_rows_is_not_copied_for_each(tmp_path: Path, nested: bool) -> None:
+    """A file of a few kilobytes would otherwise take gigabytes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    picture = pyarrow.array([bytes(16_000_000)], pyarrow.binary())
+    if nested:
+        picture = pyarrow.StructArray.from_arrays([picture], ["bytes"])
+    columns = {"image": pyarrow.chunked_array([picture] * 60), "caption": ["a boat"] * 60}
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(
+        pyarrow.table(columns), file, compression="zstd", use_dictionary=[f"image{'.bytes' * nested}"],
+        dictionary_pagesize_limit=1 << 30,
+        write_statistics=False,
+    )  # fmt: skip
+    assert file.stat().st_size < 100_000
+    before, largest = pyarrow.total_allocated_bytes(), 0
+    table = open_table(file)
+    for _, row in table.rows():
+        assert not isinstance(row, BadRecord)
+        assert len(row["image"]["bytes"] if nested else row["image"]) == 16_000_000
+        largest = max(largest, pyarrow.total_allocated_bytes() - before)
+    assert largest < 200_000_000
+    assert {len(row["image"]["bytes"] if nested else row["image"]) for row in table.first_rows()} == {64}
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"splits": null}', '{"splits": [5]}', "[" * 100_000, "{"])
+def test_a_saved_data_set_that_lists_no_splits_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "dataset_dict.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape("dataset_dict.json is damaged")):
+        catalog.read_splits(DataConfig("datasets", str(tmp_path)))
+
+
+def test_what_arrow_does_on_broken_files_is_told_with_the_files_name(tmp_path: Path) -> None:
+    import pyarrow
+
+    (tmp_path / "state.json").write_text("{}")
+    for name, columns in {"a": ["image", "caption"], "b": ["other"]}.items():
+        table = pyarrow.table({column: ["a.png"] for column in columns})
+        with pyarrow.ipc.new_stream(str(tmp_path / f"{name}.arrow"), table.schema) as stream:
+            stream.write_table(table)
+    config = DataConfig("datasets", str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} is broken")):
+        catalog.read_splits(config)
+    (tmp_path / "a.arrow").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=re.escape("a.arrow is no whole file of Arrow")):
+        catalog.read_splits(config)
+
+
+def test_texts_of_a_table_that_nobody_can_decode_are_left_out(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    wrong = pyarrow.array([b"a fox", b"\xff\xfe", b"a boat"]).cast(pyarrow.string(), safe=False)
+    parquet.write_table(pyarrow.table({"image": ["a.png", "b.png", "c.png"], "caption": wrong}), tmp_path / "t.parquet")
+    rows = [row for _, row in open_table(tmp_path / "t.parquet").rows()]
+    assert [isinstance(row, BadRecord) for row in rows] == [False, True, False]
+
+
+def test_a_cell_that_is_nested_without_end_is_a_text(tmp_path: Path) -> None:
+    assert _captions("[" * 100_000, "caption", "a row") == ["[" * 100_000]

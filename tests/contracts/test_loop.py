@@ -30,6 +30,7 @@ from diptych.schema import Recipe
 from diptych.task import Task
 from diptych.train.distributed import World
 from diptych.train.guard import StoppedWaiting, StopSignals, reproducible
+from diptych.train.log import _drop_after
 from diptych.train.loop import Validation, train
 from diptych.train.optim import learning_rate
 from diptych.train.watch import Watch
@@ -520,3 +521,12 @@ def test_a_changed_seed_changes_the_run_and_the_same_one_does_not(tmp_path: Path
     ]
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_a_damaged_line_of_the_log_ends_no_training_that_is_resumed(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    damaged = [b"\xff\xfe", b"[" * 100_000, b"{}", b'{"step": "x"}', b"null", b'{"step": 1' + b"0" * 5000 + b"}"]
+    whole = [b'{"step": 1}', *damaged, b'{"step": 2}']
+    log.write_bytes(b"\n".join([*whole, b'{"step": 3}', b'{"step": 4}', b'{"st']))
+    _drop_after(log, 2)
+    assert log.read_bytes() == b"".join(line + b"\n" for line in whole)

@@ -6,8 +6,12 @@ import functools
 import gzip
 import hashlib
 import json
+import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -458,3 +462,72 @@ def test_a_bert_by_name_is_a_vocabulary(site: Site, tmp_path: Path) -> None:
     file.write_bytes(torch_bytes(small_albef()))
     assert diptych.from_pretrained(file, vocabulary="bert-base", device="cpu").tokenizer.vocabulary == WORDS
     assert [path for path, _ in site.asked] == [path_of("bert-base", "vocab.txt")]
+
+
+# --------------------------------------------------------------------------- servers that mean no good
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Answers every connection on loopback by a function. Yields the address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            try:
+                connection = listening.accept()[0]
+            except OSError:  # the test is over
+                return
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                answer(connection)
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/file"
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+
+
+def endless(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(bytes(100_000))
+
+
+def dripping(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    while True:
+        connection.sendall(b"a")
+        time.sleep(0.05)
+
+
+def single(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: 1\r\n\r\na")
+
+
+def boasting(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\na")
+
+
+def odd(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n" + bytes(2_000_000))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (endless, "sends more than 1,000,000 bytes"),
+        (dripping, "bytes came in 0.2 s"),
+        (single, "5 tries brought nothing"),
+        (boasting, "offers 99,999,999,999,999 bytes"),
+        (odd, "sends more than 1,000,000 bytes"),
+    ],
+)
+def test_a_server_that_never_ends_or_sends_too_much_is_given_up(
+    answer: Callable[[socket.socket], None], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "WITHIN", 0.2)
+    monkeypatch.setattr(fetch, "BACKOFF", 0.01)
+    with answering(answer) as address, pytest.raises(fetch.Unavailable, match=re.escape(told)):
+        fetch.fetch(address, tmp_path / "file", most=1_000_000)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 2_000_000

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from diptych.data.shards.remote import say
 from diptych.data.sources.listing import SourceListing
 from diptych.data.tables import Table, open_table, parquet_table, saved_table
 from diptych.data.tar import add_member, tar_members, whole_shard
+from diptych.reading import parse_json, read_stored
 from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=table reads CSV, TSV, JSON lines, JSON lists and Parquet with any names of columns"
@@ -184,8 +184,8 @@ def written_list(text: str) -> Any:
     (['a cat', "it's"], ['a', 'b'], '[sic] a cat')
     """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         pass
     inner, place, entries = text.strip()[1:-1], 0, []
     while text.rstrip().endswith("]") and (match := _ENTRY.match(inner, place)):
@@ -357,7 +357,9 @@ def read_datasets(path: str, config: DataConfig) -> SourceListing:
     """
     folder, listing = Path(path), SourceListing()
     if (folder / "dataset_dict.json").is_file():
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        names = read_stored(folder / "dataset_dict.json").get("splits")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{folder / 'dataset_dict.json'} is damaged (it does not list the splits)")
         tables = {name: saved_table(folder / name) for name in names}
     elif (folder / "state.json").is_file():
         tables = {"train": saved_table(folder)}
