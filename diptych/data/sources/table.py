@@ -180,8 +180,8 @@ def written_list(text: str) -> Any:
 
     pandas writes the lists and the arrays of a column that way.
 
-    >>> written_list("['a cat', \"it's\"]"), written_list("['a' 'b']"), written_list("[sic] a cat")
-    (['a cat', "it's"], ['a', 'b'], '[sic] a cat')
+    >>> written_list("['a cat', 'a dog']"), written_list("['a' 'b']"), written_list("[sic] a cat")
+    (['a cat', 'a dog'], ['a', 'b'], '[sic] a cat')
     """
     try:
         return parse_json(text)
