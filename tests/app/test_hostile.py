@@ -277,6 +277,12 @@ def test_a_picture_that_was_not_uploaded_is_named(sent: Any) -> None:
         PictureField().read(sent)
 
 
+def test_an_upload_that_is_gone_or_a_folder_is_asked_for_again(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "gone.png"):
+        with pytest.raises(ValueError, match=r"x\.png is not here any more"):
+            PictureField().read({"path": str(path), "orig_name": "x.png"})
+
+
 @pytest.mark.parametrize("sent", [{"a": 1}, ["x"], 5, "\ud800"])
 def test_what_is_no_text_is_named(sent: Any) -> None:
     with pytest.raises(ValueError, match="not a text"):

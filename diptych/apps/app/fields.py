@@ -16,6 +16,7 @@ from PIL import Image
 
 from diptych.data.pictures import LARGEST_PIXELS, open_picture
 from diptych.predict.inputs import is_whole
+from diptych.reading import open_regular
 
 MOST_BYTES = 20 * 2**20
 """Largest size of an uploaded file."""
@@ -109,7 +110,11 @@ def read_picture(path: Path, name: str, largest_pixels: int = LARGEST_PIXELS) ->
 
     Messages show `name` instead of the path, which belongs to the server.
     """
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise ValueError(f"{name} has {size / 2**20:.0f} MiB: give a picture of at most {MOST_BYTES // 2**20} MiB")
-    return open_picture(path.read_bytes(), name, most_pixels=largest_pixels, limit="--largest-pixels")
+    try:
+        with open_regular(path) as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except OSError:
+        raise ValueError(f"{name} is not here any more: upload it again") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{name} is too large: give a picture of at most {MOST_BYTES // 2**20} MiB")
+    return open_picture(content, name, most_pixels=largest_pixels, limit="--largest-pixels")
