@@ -302,7 +302,7 @@ def unlabelled_pair(n: int) -> dict[str, Any]:
         ("vqa", "jsonl", unanswered, {"task.answers": ["two"], "run.validate_every": 0}, "answer missing"),
         ("vqa", "jsonl", unanswered, {"task.answers": ["two"]}, "the validation split has no labels"),
         ("grounding", "albef", lambda n: {"image": f"{n}.jpg", "text": "fox", "ref_id": n}, {}, "split has no labels"),
-        ("entailment", "snli_ve", lambda n: snli_ve(n) | {"gold_label": "-"}, {}, "label unknown ('-' is none of"),
+        ("entailment", "snli_ve", lambda n: snli_ve(n) | {"gold_label": "-"}, {}, "the annotators did not agree"),
         ("nlvr2", "nlvr2", unlabelled_pair, {}, "label unknown"),
         ("nlvr2", "jsonl", caption, {}, "data.source=jsonl holds captions; this task needs statements about pairs"),
     ],
