@@ -95,7 +95,7 @@ def _server_routes(state: ServerState) -> APIRouter:
         data = [schemas.ListedModel(id=model.name) for model in state.pool.models]
         return schemas.ModelsResponse(models=models, index=index, data=data)
 
-    @router.get("/v1/models/{name:path}", responses=documented(*COMMON_ERRORS, "unknown_model"))
+    @router.get("/v1/models/{name:path}", responses=documented(*COMMON_ERRORS, "unknown_model", "bad_request"))
     async def one_model(name: str) -> schemas.ListedModel:
         """Returns a model of the list in the form of OpenAI's API."""
         if name not in (model.name for model in state.pool.models):
