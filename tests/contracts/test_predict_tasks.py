@@ -520,7 +520,7 @@ for ask in (
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines() == [
-        "3 are no pictures",
+        f"the picture is of type int, no picture: {TAKEN}",
         f"picture 0 is None, no picture: {TAKEN}",
         f"picture 0 is of type list, no picture: {TAKEN}",
         "1 is no box: proposals are a list of [x, y, width, height] in pixels",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.apps.index import IndexQuery, build_index, open_index
+from diptych.apps.index import IndexHit, IndexQuery, build_index, open_index
 from diptych.cli.main import main
 from diptych.predict import Predictor, search_folder
 from diptych.predict.duplicates import fold
@@ -83,6 +83,11 @@ def test_an_index_and_a_folder_answer_a_query_alike(model: Predictor, photos: Pa
     assert index.search("a boat +qzx").unknown_words == search_folder(model, "a boat +qzx", photos).unknown_words
 
 
+def shown(hit: IndexHit) -> tuple[str, int]:
+    """Returns the image of a hit, whichever of its copies comes first: their scores differ by rounding alone."""
+    return hit.id.replace("-copy", ""), len(hit.copies)
+
+
 @pytest.mark.parametrize("system", ["albef", "vlmo"])
 def test_searches_together_find_what_each_finds_alone(
     system: str, model: Predictor, vlmo: Predictor, photos: Path, tmp_path: Path
@@ -108,7 +113,7 @@ def test_searches_together_find_what_each_finds_alone(
             alone = open_index(tmp_path / place, predictor).search(
                 one.query, one.k, of, rerank, one.min_match, one.fold_copies
             )
-            assert [(hit.id, hit.copies) for hit in found.hits] == [(hit.id, hit.copies) for hit in alone.hits]
+            assert [shown(hit) for hit in found.hits] == [shown(hit) for hit in alone.hits]
             assert [hit.match for hit in found.hits] == pytest.approx([hit.match for hit in alone.hits], abs=1e-5)
             assert [hit.similarity for hit in found.hits] == pytest.approx(
                 [hit.similarity for hit in alone.hits], abs=1e-5
