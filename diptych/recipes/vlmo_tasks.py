@@ -34,7 +34,7 @@ def vlmo_tiny_retrieval() -> Recipe:
 
     Command: `diptych train vlmo_tiny_retrieval`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: not measured; before fine-tuning recall@1 is 90 % both ways.
+    Expected: recall@1 91.9 and 92.6 %; 89.1 and 89.9 % before (one run).
     """
     task = RetrievalConfig(keys="batch", queue_size=0, alpha=0.0, itm=0.0)
     return replace(_tiny("vlmo_tiny_retrieval", task, 500), evaluation=EvaluationConfig(rerank=0))
@@ -58,7 +58,7 @@ def vlmo_tiny_entailment() -> Recipe:
 
     Command: `diptych train vlmo_tiny_entailment`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: accuracy not measured; 30 % on blank images in an earlier version.
+    Expected: accuracy 79 % (one run); 30 % on blank images in an earlier version.
     """
     return _tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 1500)
 
@@ -68,7 +68,7 @@ def vlmo_tiny_vqa() -> Recipe:
 
     Command: `diptych train vlmo_tiny_vqa`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: VQA accuracy not measured; 27 % on blank images in an earlier version.
+    Expected: VQA accuracy 64 % (one run); 27 % on blank images in an earlier version.
     """
     decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm_eps=1e-6, norm="pre", dropout=0.0)
     return _tiny("vlmo_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 1500)
