@@ -122,7 +122,8 @@ class AlbefPretraining(DistilledTask):
     ) -> None:
         """Copies the model as its momentum encoder and makes an empty queue.
 
-        Raises ValueError if ITC should train alone until `fuse_start`, but has weight 0.
+        Raises ValueError if ITC should train alone until `fuse_start`, but has weight 0, and for a `fused_share` that
+        is none.
         """
         super().__init__()
         check_fusion(config)

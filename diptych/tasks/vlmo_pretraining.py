@@ -91,7 +91,7 @@ class VlmoPretraining(Task):
     ) -> None:
         """Raises ValueError for settings that need VL-FFNs where the model has none.
 
-        Likewise if ITC should train alone until `fuse_start`, but has weight 0.
+        Likewise if ITC should train alone until `fuse_start`, but has weight 0, and for a `fused_share` that is none.
         """
         super().__init__()
         check_fusion(config)

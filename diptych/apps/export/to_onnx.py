@@ -55,7 +55,7 @@ def export_onnx(predictor: Predictor, folder: str | Path, int8: bool = False) ->
     """
     folder = expand_home(folder)
     require_new(folder)
-    _require_extra(*["onnxruntime"] * int8)
+    _require_extra("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))
     parts = graphs(predictor)
     description = describe(predictor, parts) | {"weights": "int8" if int8 else "float32"}
     with whole_folder(folder) as unfinished:
@@ -175,9 +175,9 @@ def _fold_constants(model: Any) -> None:
     """
     import onnxscript.optimizer
 
-    largest = sum(value.const_value.size for value in model.graph.initializers.values())
+    all_weights = 4 * sum(value.const_value.size for value in model.graph.initializers.values())  # in bytes
     with _quiet():
-        onnxscript.optimizer.optimize(model, input_size_limit=4 * largest, output_size_limit=4 * largest)  # in bytes
+        onnxscript.optimizer.optimize(model, input_size_limit=all_weights, output_size_limit=all_weights)
 
 
 def _round_weights(file: Path) -> None:
@@ -214,8 +214,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _require_extra(*more: str) -> None:
-    for package in ("onnx", "onnxscript", *more):
+def _require_extra(*packages: str) -> None:
+    for package in packages:
         try:
             importlib.import_module(package)
         except ImportError as error:
