@@ -22,6 +22,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ablations"
 PAGE = HERE / "ideas.md"
 PICTURES = HERE / "pictures"
+SEVERAL = ("compositions", "depth", "views")
+"""Parts of the page that are made of a file for each system."""
 LEVEL = 0.05
 MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MEASURES = tuple(
@@ -40,6 +42,8 @@ def _part(name: str) -> str:
         return compositions()
     if name == "depth":
         return depth()
+    if name == "views":
+        return views()
     file = RESULTS / f"{name}.json"
     return _section(name, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ""
 
@@ -172,9 +176,10 @@ def _values(runs: Mapping[str, Mapping[str, float]], name: str) -> list[float]:
     return [measures[name] for measures in runs.values() if name in measures]
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], digits: int = 1) -> str:
     interval = seed_interval(values)
-    return (f"{fmean(values):.1f}" if values else "") + (f" ({interval})" if interval else "")
+    ends = f" ({interval.low:.{digits}f} … {interval.high:.{digits}f})" if interval else ""
+    return (f"{fmean(values):.{digits}f}" if values else "") + ends
 
 
 def _readings(found: Found) -> Iterator[str]:
@@ -232,6 +237,49 @@ def depth() -> str:
     return "\n".join(lines)
 
 
+# --------------------------------------------------------------------------- objectives as views
+
+BOUNDS = {
+    "mi_bound": "image and text (ITC)",
+    "mi_bound_words": "word and its context (MLM)",
+    "mi_bound_teacher": "image and a text of the momentum encoder",
+}
+
+
+def stored_views() -> dict[str, dict[str, dict[str, float]]]:
+    """Reads the files of `python -m benchmarks.views`, by system and run."""
+    files = {system: RESULTS / f"views_{system}.json" for system in SYSTEMS}
+    return {system: json.loads(file.read_text("utf-8")) for system, file in files.items() if file.is_file()}
+
+
+def views() -> str:
+    """Writes, for each system, its figure and a table of the bounds where the recall was validated."""
+    lines: list[str] = []
+    for system, runs in stored_views().items():
+        measures = [name for name in (*BOUNDS, "mean_recall") if _courses(runs, name)]
+        steps = sorted(_courses(runs, "mean_recall"))
+        body = [
+            (str(step), *(_mean(_courses(runs, name).get(step, ()), 2 if name in BOUNDS else 1) for name in measures))
+            for step in steps
+        ]
+        head = ("step", *(BOUNDS[name] for name in measures if name in BOUNDS), "validation's mean recall, %")
+        lines += [f"![The bounds over the steps](pictures/ideas-views_{system}.svg)", ""]
+        lines += [f"{SYSTEMS[system]}, bounds in nats, means of {len(runs)} seeds with Student's 95 % intervals:", ""]
+        lines += [*_table(head, body), ""]
+    return "\n".join(lines)
+
+
+def _courses(runs: Mapping[str, Mapping[str, float]], name: str) -> dict[int, list[float]]:
+    """Collects the values of a measure by step, those of all runs together."""
+    found: dict[int, list[float]] = {}
+    for measures in runs.values():
+        for key, value in measures.items():
+            measure, _, step = key.rpartition(".")
+            if measure == name:
+                found.setdefault(int(step), []).append(value)
+    return found
+
+
 # --------------------------------------------------------------------------- figures
 
 WIDTH, LEFT, LINE, TOP = 760, 330, 26, 34
@@ -272,9 +320,54 @@ def figure(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+CURVES = {"mi_bound": "#2a8fb0", "mi_bound_words": "#c46f1f", "mi_bound_teacher": "#8a63b8", "mean_recall": "#57965c"}
+
+
+def curves(title: str, runs: Mapping[str, Mapping[str, float]]) -> str:
+    """Draws the bounds in nats and, below them, the validation's recall over the steps, as SVG; means of all runs."""
+    courses = {name: {step: fmean(values) for step, values in _courses(runs, name).items()} for name in CURVES}
+    last = max(step for course in courses.values() for step in course)
+    most = max(value for name in BOUNDS for value in courses[name].values())
+    upper, lower, left, right = (40, 200), (250, 350), 50, WIDTH - 250
+
+    def line(name: str, band: tuple[int, int], full: float) -> Iterator[str]:
+        course = sorted(courses[name].items())
+        at = [
+            (left + step / last * (right - left), band[1] - max(value, 0) / full * (band[1] - band[0]))
+            for step, value in course
+        ]
+        if not at:
+            return
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
+        yield f'<path d="M{path}" fill="none" stroke="{CURVES[name]}" stroke-width="2"/>'
+        label = escape(BOUNDS.get(name, "mean recall"))
+        yield f'<text x="{right + 8}" y="{at[-1][1] + 4:.1f}" fill="{CURVES[name]}">{label}</text>'
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 390" width="{WIDTH}" height="390" '
+        'font-family="-apple-system, Segoe UI, Noto Sans, Helvetica, Arial, sans-serif" font-size="13" fill="#768390">',
+        f"<title>{escape(title)}</title>",
+    ]
+    for (top, bottom), most_said, unit in ((upper, f"{most:.1f}", "nats"), (lower, "100", "%")):
+        parts += [
+            f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#768390"/>',
+            f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">{most_said}</text>',
+            f'<text x="{left - 6}" y="{bottom + 4}" text-anchor="end">0</text>',
+            f'<text x="{left - 6}" y="{(top + bottom) // 2 + 4}" text-anchor="end">{unit}</text>',
+        ]
+    for name in BOUNDS:
+        parts += line(name, upper, most)
+    parts += line("mean_recall", lower, 100)
+    parts.append(f'<text x="{left}" y="372">step 0</text><text x="{right}" y="372" text-anchor="end">{last}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
 def main() -> None:
+    for system, runs in stored_views().items():
+        title = f"{SYSTEMS[system]}: bounds on mutual information and recall"
+        (PICTURES / f"ideas-views_{system}.svg").write_text(curves(title, runs), encoding="utf-8")
     for file in sorted(RESULTS.glob("*.json")):
-        if not file.stem.startswith(("compositions", "depth")):
+        if not file.stem.startswith(SEVERAL):
             rows = _rows(json.loads(file.read_text(encoding="utf-8")))
             (PICTURES / f"ideas-{file.stem}.svg").write_text(figure(file.stem, rows), encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

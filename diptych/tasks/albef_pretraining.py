@@ -23,6 +23,7 @@ from diptych.losses.contrastive import (
     Similarities,
     distilled_contrastive_loss,
     ignore,
+    information_bound,
     others_of_same_image,
     similarity,
 )
@@ -343,10 +344,18 @@ class AlbefPretraining(DistilledTask):
     ) -> dict[str, Term]:
         """Measures ITC: its bound on mutual information, cosines, τ, repeated images, and the pseudo-targets' trust.
 
-        `teacher_label_probability` is the probability that the momentum encoder gives the positive.
+        `teacher_label_probability` is the probability that the momentum encoder gives the positive. `mi_bound_teacher`
+        is the bound where the other view of an image is a text that the momentum encoder draws, and the reverse: to
+        ALBEF §4 distillation is such a view. It is measured while pseudo-targets have a weight.
         """
-        both_ways = similarities.momentum_image_to_text.softmax(1) + similarities.momentum_text_to_image.softmax(1)
-        return {
+        teacher = similarities.momentum_image_to_text.softmax(1), similarities.momentum_text_to_image.softmax(1)
+        both_ways = teacher[0] + teacher[1]
+        views = {}
+        if ramp > 0:
+            bound = information_bound(similarities.image_to_text, teacher[0])
+            bound = bound + information_bound(similarities.text_to_image, teacher[1])
+            views["mi_bound_teacher"] = Term.over(bound / 2)
+        return views | {
             **contrast_measures(similarities, positives.float(), self.model.temp),
             "false_negatives": repeated_pictures(same_image),
             "alpha": Term.over(similarities.image_to_text.new_full((1,), ramp)),

@@ -110,6 +110,7 @@ def log(run: Path, after: int = 0) -> list[Json]:
     logged = lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     for line in logged:
         line.get("validation", {}).pop("chance", None)  # what guessing would get is written since then
+        line.get("measures", {}).pop("mi_bound_teacher", None)  # and the bound of the momentum encoder's view
     return [{key: value for key, value in line.items() if key not in TIMES} for line in logged if line["step"] > after]
 
 

@@ -31,11 +31,18 @@ def test_the_page_is_what_the_stored_results_say(script: dict[str, Any]) -> None
     assert script["filled"](page) == page, "run python docs/ideas.py"
     marked = {name for _, name, _ in script["MARKED"].findall(page)}
     stored = {file.stem for file in (DOCS / "results" / "ablations").glob("*.json")}
-    several = {"compositions", "depth"}  # made of a file for each system
+    several = {*script["SEVERAL"]}
     assert {name for name in stored if name.partition("_")[0] not in several} == marked - several
     for name in marked - several:
         rows = script["_rows"](json.loads((DOCS / "results" / "ablations" / f"{name}.json").read_text("utf-8")))
         assert script["figure"](name, rows) == (DOCS / "pictures" / f"ideas-{name}.svg").read_text("utf-8")
+
+
+def test_the_figures_of_the_bounds_are_those_of_the_stored_runs(script: dict[str, Any]) -> None:
+    for system, stored in script["stored_views"]().items():
+        title = f"{script['SYSTEMS'][system]}: bounds on mutual information and recall"
+        figure = (DOCS / "pictures" / f"ideas-views_{system}.svg").read_text("utf-8")
+        assert script["curves"](title, stored) == figure, "run python docs/ideas.py"
 
 
 def test_a_sentence_says_whether_a_difference_is_beyond_noise(script: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -95,3 +96,29 @@ def test_retrieval_counts_other_captions_of_a_picture_as_belonging_together() ->
     task = tiny.retrieval(queue_size=0)
     losses = task(replace(tiny.batch(), image_ids=torch.tensor([10, 10, 12, 13])), Progress(0, 0.0))
     assert int(losses.measures["other_similarity"].count) == 16 - 4 - 2
+
+
+def test_the_bound_of_the_momentum_encoder_s_view_is_that_of_the_texts_that_it_draws() -> None:
+    task = tiny.pretraining(queue_size=0, alpha_ramp=0.0)
+    batch = tiny.batch()
+    task.model.eval()
+    task.before_step()
+    with torch.no_grad():
+        (image, text), (key_image, key_text) = (
+            (model.embed_image(model.image_state(batch.pixels)), model.embed_text(model.text_state(batch.texts)))
+            for model in (task.model, task.momentum_encoder)
+        )
+    image, text, key_image, key_text = (vectors["main"] for vectors in (image, text, key_image, key_text))
+    tau = float(task.model.temperature())
+    bounds = []
+    for own, keys, teacher in ((image, key_text, key_image), (text, key_image, key_text)):
+        for query, drawn in zip(own, teacher, strict=True):
+            chances = [math.exp(float(drawn @ key) / tau) for key in keys]
+            scores = [math.exp(float(query @ key) / tau) for key in keys]
+            bounds += [
+                chance / sum(chances) * math.log(len(keys) * score / sum(scores))
+                for chance, score in zip(chances, scores, strict=True)
+            ]
+    losses = task(batch, Progress(0, 0.0))
+    assert float(losses.measures["mi_bound_teacher"].mean) == pytest.approx(sum(bounds) / (2 * len(batch)), abs=1e-4)
+    assert "mi_bound_teacher" not in measured(tiny.pretraining(momentum_start=5))

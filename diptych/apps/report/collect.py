@@ -58,7 +58,11 @@ CHARTS = (
     ChartSpec(
         "Mutual information, lower bounds",
         "nats",
-        {"measures.mi_bound": "picture and text", "measures.mi_bound_words": "word and its context"},
+        {
+            "measures.mi_bound": "picture and text",
+            "measures.mi_bound_teacher": "picture and the momentum encoder's text",
+            "measures.mi_bound_words": "word and its context",
+        },
         "What the objectives maximise (ALBEF §4). The first, log N less the hard-label ITC loss, cannot pass log N.",
     ),
     ChartSpec(
