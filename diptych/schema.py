@@ -835,11 +835,6 @@ class ScenesConfig:
     """Seed of all scenes."""
     mismatch: float = 0.0
     """Share of training captions that are replaced by the caption of another image. These are not made noisy."""
-    twins: float = 0.0
-    """Share of training scenes that are drawn as twins, if a caption can say where their things are (about a third):
-    two scenes of the same things on the same background, but what is to the left in one is to the right in the other,
-    and what is above is below. Both captions say where things are, and both stand in one batch, as hard negatives of
-    each other."""
 
 
 Normalise = Literal["albef", "vlmo", "imagenet"]

@@ -72,30 +72,23 @@ def check_processes(batch_size: int, size: int) -> None:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Orders an epoch by one permutation. The records that it has beyond whole batches are left out of that epoch.
-
-    Runs of `together` records, as they stand in the source, stay side by side. What is left over at the source's end is
-    left out.
-    """
+    """Orders an epoch by one permutation. The records that it has beyond whole batches are left out of that epoch."""
 
     count: int
     batch_size: int
     seed: int
     size: int = 1
-    together: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.count // self.together * self.together // self.batch_size
+        return self.count // self.batch_size
 
     def keys(self, step: int, rank: int) -> list[Key]:
         epoch, within = divmod(step, self.steps_per_epoch)
         share = self.batch_size // self.size
         first = within * self.batch_size + rank * share
-        order = _cached_order(self.count // self.together, self.seed, epoch)
-        places = np.arange(first, first + share)
-        indices = order[places // self.together] * self.together + places % self.together
-        return [(epoch, index) for index in indices.tolist()]
+        order = _cached_order(self.count, self.seed, epoch)
+        return [(epoch, index) for index in order[first : first + share].tolist()]
 
 
 # --------------------------------------------------------------------------- lanes

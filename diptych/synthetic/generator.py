@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from random import Random
 from typing import Literal
@@ -118,14 +118,6 @@ class Scene:
     def boxes(self) -> tuple[Box, ...]:
         return tuple(item.box for item in self.objects)
 
-    def turned(self) -> Scene:
-        """Returns the scene whose things stand where they would if this one were turned by 180°; they stay upright."""
-        objects = tuple(
-            replace(item, x=self.side - item.x - item.width, y=self.side - item.y - item.height)
-            for item in self.objects
-        )
-        return replace(self, objects=objects)
-
     def relations(self) -> Iterator[tuple[str, Relation, str]]:
         """Yields every (name, relation, name) that plainly holds between all objects of the two names."""
         for first, subjects in self.kinds.items():
@@ -186,15 +178,10 @@ def check(config: ScenesConfig) -> None:
         raise ValueError(f"scenes.objects={config.objects}: needs 1 <= least <= most <= {MOST_OBJECTS}")
     if config.size < 32:
         raise ValueError(f"scenes.size={config.size}: sprites are not told apart below 32 pixels")
-    for name in ("complete", "size_said", "background_said", "relation_said", "noise", "mismatch", "twins"):
+    for name in ("complete", "size_said", "background_said", "relation_said", "noise", "mismatch"):
         share = getattr(config, name)
         if not 0 <= share <= 1:
             raise ValueError(f"scenes.{name}={share}: a share lies between 0 and 1")
-    if config.twins and config.language != "en":
-        raise ValueError(
-            f"scenes.twins={config.twins}: twins differ in where things are, which only English captions say; "
-            f"scenes.language is {config.language}"
-        )
     if min(config.count, config.evaluation_count) < 1:
         raise ValueError("scenes.count and scenes.evaluation_count must be at least 1")
 

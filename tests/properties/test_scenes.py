@@ -209,43 +209,6 @@ def test_the_facts_of_the_caption_that_a_record_shows_are_known_unless_noise_cha
     assert test.given(0) == test.caption(0)
 
 
-def _is_turned(scene: Scene, other: Scene) -> bool:
-    places = [
-        (item.name, scene.side - item.x - item.width, scene.side - item.y - item.height) for item in scene.objects
-    ]
-    return places == [(item.name, item.x, item.y) for item in other.objects] and scene.background == other.background
-
-
-def test_twins_differ_in_where_things_are_and_their_captions_say_so() -> None:
-    source = open_scenes(DataConfig(scenes=replace(CURATED, twins=1.0, count=600)), "train")
-    pairs = [(index, index + 1) for index in range(0, 600, 2)]
-    twins = [pair for pair in pairs if _is_turned(*(source.scene(index) for index in pair))]
-    assert 80 < len(twins) < 160, "about a third of all scenes"
-    for pair in twins:
-        for index, other in (pair, pair[::-1]):
-            assert source.caption(index).true_of(source.scene(index))
-            assert not source.caption(index).true_of(source.scene(other))
-            assert source.record(index).captions == (source.caption(index).text,)
-        assert len({source.record(index).image_id for index in pair}) == 2
-    plain = open_scenes(DataConfig(scenes=replace(CURATED, count=600)), "train")
-    others = [index for pair in pairs if pair not in twins for index in pair]
-    assert [source.record(index) for index in others] == [plain.record(index) for index in others]
-
-
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_twins_stand_side_by_side_in_one_batch_in_an_order_that_processes_share(size: int) -> None:
-    source = open_scenes(DataConfig(scenes=replace(SHAPES, twins=0.5, count=101)), "train")
-    order = source.order(8, 3, size)
-    batches = [[key for rank in range(size) for key in order.keys(step, rank)] for step in range(24)]
-    assert batches == [source.order(8, 3, 1).keys(step, 0) for step in range(24)]
-    for epoch, steps in enumerate((batches[:12], batches[12:])):
-        indices = [index for batch in steps for _, index in batch]
-        assert {epoch} == {found for batch in steps for found, _ in batch}
-        assert len(set(indices)) == 96
-        assert max(indices) < 100
-        assert all(a % 2 == 0 and b == a + 1 for a, b in zip(indices[::2], indices[1::2], strict=True))
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -255,8 +218,6 @@ def test_twins_stand_side_by_side_in_one_batch_in_an_order_that_processes_share(
         (replace(SHAPES, size=16), "scenes.size"),
         (replace(SHAPES, noise=1.5), "scenes.noise"),
         (replace(SHAPES, count=0), "scenes.count"),
-        (replace(SHAPES, twins=-0.1), "scenes.twins"),
-        (replace(CURATED, language="de", twins=0.5), "only English captions say"),
         (replace(SHAPES, language="de"), "openmoji"),
         (replace(CURATED, language="xx"), "emoji package has ar, de, en"),
     ],

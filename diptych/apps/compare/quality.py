@@ -18,7 +18,7 @@ from diptych.train.state import stored_recipe
 TRAINING_ONLY = frozenset(
     ("validation_path", "crop", "flip", "randaugment", "max_tokens", "max_tokens_evaluation", "partial_captions",
      "single_phrases", "bad_share", "workers", "lanes", "window", "cache", "cache_bytes", "timeout", "retries",
-     "normalise", "count", "complete", "noise", "mismatch", "twins")
+     "normalise", "count", "complete", "noise", "mismatch")
 )  # fmt: skip
 """Fields of `data` that no test record depends on. The number of tokens that a model reads may differ, too."""
 COUNTS = ("images", "texts", "examples", "labelled")

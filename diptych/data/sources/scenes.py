@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from PIL import Image
 
-from diptych.data.order import Shuffled
 from diptych.data.record import BadRecord, Part, Record
 from diptych.schema import DataConfig, ScenesConfig, Split
-from diptych.synthetic.captions import Caption, RelationFact, caption_parts, describe, name_list, true_phrases
+from diptych.synthetic.captions import Caption, caption_parts, describe, name_list, true_phrases
 from diptych.synthetic.evaluation import EvaluationSet, evaluation_set
 from diptych.synthetic.generator import Box, Scene, check, make_scene, render, stream
 from diptych.synthetic.noise import add_boilerplate, drop_words
 from diptych.synthetic.sprites import sprite_set
 
-_CAPTION, _NOISE, _MISMATCH, _TWINS = 1, 2, 3, 4
+_CAPTION, _NOISE, _MISMATCH = 1, 2, 3
 """Purposes of the random streams (`generator.stream`). Purpose 0 is the scene itself."""
 
 
@@ -44,9 +43,9 @@ class SceneTruth:
 class Scenes:
     """Serves a split of made scenes. It holds only its configuration; each scene is made when it is read.
 
-    A training record is scene i with one caption, which is noisy with the configured probability. Scene 2i + 1 may be
-    the twin of scene 2i (`scenes.twins`). Validation and test have one clean caption per scene, which is true of no
-    other scene of the split (`evaluation_set`, built once per process).
+    A training record is scene i with one caption, which is noisy with the configured probability. Validation and test
+    have one clean caption per scene, which is true of no other scene of the split (`evaluation_set`, built once per
+    process).
     """
 
     config: ScenesConfig
@@ -60,7 +59,7 @@ class Scenes:
         """Returns the scene of record `index`: names, boxes, sizes, relations and background."""
         if self.split != "train":
             return self.evaluation.scenes[self._within(index)]
-        return self._described(index)[0]
+        return make_scene(self.config, self.split, self._within(index))
 
     def boxes(self, index: int) -> tuple[Box, ...]:
         """Returns x, y, width and height in pixels of each object of record `index`, from back to front."""
@@ -70,14 +69,11 @@ class Scenes:
         """Returns the clean caption of record `index`, with the facts that it states."""
         if self.split != "train":
             return self.evaluation.captions[self._within(index)]
-        return self._described(index)[1]
-
-    def order(self, batch_size: int, seed: int, size: int) -> Shuffled:
-        """Returns a random order in which twins stay side by side."""
-        return Shuffled(len(self), batch_size, seed, size, together=2 if self.config.twins else 1)
+        return self._describe(self.scene(index))
 
     def record(self, index: int) -> Record:
-        scene, caption = self._described(index) if self.split == "train" else (self.scene(index), self.caption(index))
+        scene = self.scene(index)
+        caption = self.caption(index) if self.split != "train" else self._describe(scene)
         clean = caption.text
         text = self._given(caption, index)[0] if self.split == "train" else clean
         return Record(
@@ -111,23 +107,10 @@ class Scenes:
             raise IndexError(f"scenes/{self.split} has {len(self)} records, asked for {index}")
         return index
 
-    def _described(self, index: int) -> tuple[Scene, Caption]:
-        """Returns a training scene and its caption."""
-        first = self._within(index) // 2 * 2
-        if self.config.twins and stream(self.config.seed, self.split, first, _TWINS).random() < self.config.twins:
-            scene = make_scene(self.config, self.split, first)
-            scenes = scene, replace(scene.turned(), index=first + 1)
-            said = replace(self.config, relation_said=1.0)
-            twins = [(each, self._describe(each, said)) for each in scenes]
-            if all(any(isinstance(fact, RelationFact) for fact in caption.facts) for _, caption in twins):
-                return twins[index - first]
-        scene = make_scene(self.config, self.split, index)
-        return scene, self._describe(scene, self.config)
-
-    def _describe(self, scene: Scene, config: ScenesConfig) -> Caption:
-        if config.language != "en":
+    def _describe(self, scene: Scene) -> Caption:
+        if self.config.language != "en":
             return name_list(scene)
-        return describe(scene, stream(config.seed, scene.split, scene.index, _CAPTION), config)
+        return describe(scene, stream(self.config.seed, scene.split, scene.index, _CAPTION), self.config)
 
     def _given(self, clean: Caption, index: int) -> tuple[str, Caption | None]:
         """Returns the clean caption, or with the configured probabilities another scene's, or one as noisy as the
