@@ -17,7 +17,7 @@ from diptych.catalog import LAYOUTS, open_source, read_splits
 from diptych.cli.main import main
 from diptych.data.columns import NoColumns, choose_columns, is_path
 from diptych.data.pictures import open_picture
-from diptych.data.record import PlainText
+from diptych.data.record import Picture, PlainText
 from diptych.data.sources.coco import read_coco_captions
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
@@ -368,6 +368,91 @@ def test_an_unknown_file_is_answered_with_the_two_nearest_layouts(tmp_path: Path
         with pytest.raises(ValueError, match=words) as caught:
             read_splits(config(source=layout, path=str(file)))
         assert str(caught.value).count(") and ") == 1
+
+
+CHAT = {
+    "llava": ("conversations", "from", "value", ("human", "gpt")),
+    "messages": ("messages", "role", "content", ("user", "assistant")),
+}
+
+
+def conversation(form: str, number: int, answers: list[str]) -> dict[str, Any]:
+    """A row in which a picture is asked about as often as there are answers."""
+    key, speaker, said, (asks, replies) = CHAT[form]
+    turns = [turn for text in answers for turn in ({speaker: asks, said: "<image>"}, {speaker: replies, said: text})]
+    return {"id": f"{number:02}", "image": f"{number:02}.png", key: turns}
+
+
+@pytest.mark.parametrize("form", CHAT)
+@pytest.mark.parametrize("layout", ["auto", "table"])
+def test_the_answer_of_a_conversation_is_a_caption(
+    tmp_path: Path, pictures: Path, form: str, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [conversation(form, n, [c]) for n, c in enumerate(CAPTIONS)]
+    listing = read_splits(config(source=layout, path=str(write(tmp_path / "chat.json", json.dumps(rows)))))["train"]
+    assert shown(listing) == WHOLE
+    assert f"captions from the answers of `{CHAT[form][0]}`" in listing.notes[0]
+
+
+def test_a_conversation_of_several_answers_holds_no_caption(tmp_path: Path, pictures: Path) -> None:
+    rows = [conversation("llava", n, [c] if n else [c, "a fox"]) for n, c in enumerate(CAPTIONS)]
+    rows.append({**rows[1], "conversations": [{"from": "gpt", "value": 7}]})
+    listing = read_table(str(write(tmp_path / "chat.json", json.dumps(rows))), config())
+    assert len(listing.records) == COUNT - 1
+    assert [(error.reason, error.record.rsplit("/")[-1]) for error in listing.skipped] == [
+        ("no caption", "chat.json[0]"),
+        ("wrong type", f"chat.json[{COUNT}]"),
+    ]
+
+
+def test_a_message_in_parts_is_its_texts(tmp_path: Path, pictures: Path) -> None:
+    parts = [[{"type": "image"}, {"type": "text", "text": caption}] for caption in CAPTIONS]
+    rows = [{"image": f"{n:02}.png", "messages": [{"role": "assistant", "content": p}]} for n, p in enumerate(parts)]
+    assert shown(read_table(str(write(tmp_path / "chat.json", json.dumps(rows))), config())) == WHOLE
+
+
+def text_caps(number: int, caption: str) -> dict[str, Any]:
+    return {
+        "caption_str": caption, "caption_tokens": caption.split(), "reference_strs": [caption],
+        "image_classes": ["Art"], "image_id": f"{number:02}", "image_path": f"train/{number:02}.png",
+        "set_name": "train", "flickr_original_url": f"https://farm.example/{number}.jpg",
+    }  # fmt: skip
+
+
+def test_textcaps_captions_are_read_and_the_folder_of_another_name_is_pointed_out(tmp_path: Path) -> None:
+    for number in range(COUNT):
+        picture(tmp_path / f"train_images/{number:02}.png", number)
+    content = {"dataset_name": "textcaps", "data": [text_caps(n, c) for n, c in enumerate(CAPTIONS)]}
+    file = write(tmp_path / "TextCaps_0.1_train.json", json.dumps(content))
+    listing = read_splits(config(source="auto", path=str(file)))["train"]
+    assert any(
+        f"Files of these names are in {tmp_path / 'train_images'}, but the list" in note for note in listing.notes
+    )
+    (tmp_path / "train").symlink_to("train_images")
+    assert shown(read_splits(config(source="auto", path=str(file)))["train"]) == WHOLE
+
+
+@pytest.mark.parametrize("layout", ["auto", "folder", "jsonl", "table"])
+def test_folders_of_classes_are_answered_with_what_they_are_good_for(tmp_path: Path, layout: str) -> None:
+    for number in range(COUNT):
+        picture(tmp_path / f"photos/{('fox', 'owl')[number % 2]}/{number:02}.png", number)
+    place = tmp_path / "photos"
+    with pytest.raises(ValueError, match="12 pictures without texts") as caught:
+        read_splits(config(source=layout, path=str(place)))
+    assert f"2 folders (fox, owl) are classes, `diptych evaluate RUN --classes {place}`" in str(caught.value)
+    assert "data.source=pictures" in str(caught.value)
+    with pytest.raises(ValueError, match=r"metadata\.csv"):
+        open_source(config(source=layout, path=str(place)), "train")
+
+
+def test_pictures_without_texts_are_recognised_where_no_text_is_needed(tmp_path: Path, pictures: Path) -> None:
+    assert len(open_source(config(source="auto", path=str(pictures)), "train", Picture)) == COUNT
+
+
+def test_what_the_captions_lack_is_not_said_of_the_pictures(tmp_path: Path, pictures: Path) -> None:
+    rows = [{"id": f"{n:02}", "image": f"{n:02}.png", "score": n} for n in range(COUNT)]
+    with pytest.raises(ValueError, match="no column holds texts: `id` holds numbers"):
+        read_table(str(write(tmp_path / "scores.json", json.dumps(rows))), config())
 
 
 def test_a_layout_that_fits_is_not_argued_with(tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def where_pictures_may_lie(listing: SourceListing, path: str, config: DataConfig
     if inside and here:
         return f"{said}. They are in {found}: set data.root={found}"
     if inside:
+        bare = folder_of_pictures(folder, [picture.name for picture in pictures])
+        if any((bare / picture.name).is_file() for picture in pictures):
+            return (
+                f"{said}. Files of these names are in {bare}, but the list has {names[0]}: name that folder as the list"
+                " does, or make a link to it"
+            )
         return f"{said}. data.root names the folder that their paths start from"
     away = f". Files of these names are in {found}" if here else ""
     return f"{said}{away}. These paths are absolute, so data.root does not change them: write them relative to a folder"

@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cache import cache_folder
-from diptych.data.columns import LOOKED_AT, SPLIT_COLUMN, Columns, NoColumns, choose_columns, kinds_of, uncounted
+from diptych.data.columns import (
+    LOOKED_AT,
+    SPLIT_COLUMN,
+    TURNS,
+    Columns,
+    NoColumns,
+    choose_columns,
+    kind_of,
+    kinds_of,
+    uncounted,
+)
 from diptych.data.entries import from_entry
 from diptych.data.files import existing, files_below
 from diptych.data.picture_kinds import HEIF_SUFFIXES, SUFFIXES
@@ -83,9 +93,9 @@ def add_table(
         raise ValueError(f"{table.place} is {table.form}. {error}") from None
     split_column = _split_column(table) if split is None else None
     files = f" with {columns.suffix} added" if columns.suffix else ""
-    notes = [
-        f"pictures from `{columns.image}`{files}, captions from {', '.join(f'`{name}`' for name in columns.captions)}"
-    ]
+    kinds = kinds_of(sample, columns.captions)
+    captions = [f"{'the answers of ' * (kinds[name] == 'conversation')}`{name}`" for name in columns.captions]
+    notes = [f"pictures from `{columns.image}`{files}, captions from {', '.join(captions)}"]
     notes += [f"splits from `{split_column}`"] if split_column else []
     pictures = _Pictures(table, columns, config, sample, root)
     groups = _grouped(listing, table, columns, split_column, pictures)
@@ -110,6 +120,8 @@ def tell_columns(
         return choose_columns(names, rows, config.image_column, captions)
     except NoColumns:
         asked = [config.image_column] if config.image_column in names else names
+        if not {"path", "embedded"}.isdisjoint(kinds_of(rows, asked).values()):
+            raise  # the pictures are named, and it is the captions that cannot be told
         starts = root or (Path(config.root) if config.root else None)
         found = [(name, suffix) for name in asked if (suffix := _missing_suffix(table, rows, name, starts))]
         if len(found) != 1:
@@ -163,16 +175,43 @@ def _grouped(
 
 
 def _captions(value: Any, column: str, name: str) -> list[str]:
-    """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as a text."""
+    """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as a text.
+
+    The caption of a conversation is its only answer.
+    """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = written_list(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return [""]
     parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if kind_of(value) == "conversation":
+        return [_only_answer(parts, name)]
     texts = [part["raw"] if isinstance(part, Mapping) and "raw" in part else part for part in parts]
     if not all(isinstance(text, str | int | float) for text in texts):
         raise BadRecord(name, "wrong type", f"`{column}` must be a text or a list of texts")
     return list(map(str, texts))
+
+
+def _only_answer(turns: Sequence[Any], name: str) -> str:
+    """Returns what is answered in a conversation. Raises BadRecord unless it is one text.
+
+    With several questions, as in LLaVA's instructions, none of the answers describes the picture as a caption does.
+    """
+    answers = [
+        turn.get(said)
+        for turn in turns
+        if isinstance(turn, Mapping)
+        for speaker, said, speakers in TURNS
+        if turn.get(speaker) in speakers
+    ]
+    if len(answers) != 1:
+        raise BadRecord(name, "no caption", f"in a conversation with {len(answers)} answers none is the caption")
+    (answer,) = answers
+    if isinstance(answer, Sequence) and not isinstance(answer, str):  # parts of a message, as chat models write them
+        answer = " ".join(str(part["text"]) for part in answer if isinstance(part, Mapping) and "text" in part)
+    if not isinstance(answer, str):
+        raise BadRecord(name, "wrong type", "the answer of a conversation must be a text")
+    return answer
 
 
 def written_list(text: str) -> Any:
