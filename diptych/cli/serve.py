@@ -75,7 +75,9 @@ def run(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("diptych"):
             raise
-        raise ValueError(f"serving needs {error.name}: pip install 'diptych[serve]'") from None
+        raise ValueError(
+            f"serving needs {(error.name or '').partition('.')[0]}: pip install 'diptych[serve]'"
+        ) from None
     from diptych.pretrained import locate
 
     runs = [str(locate(run)) for run in options.runs]

@@ -280,7 +280,7 @@ def _unquoted(cell: str) -> str:
 
 def parquet_table(file: Path) -> Table:
     """Opens a Parquet file. Raises ValueError if pyarrow is missing or the file is broken."""
-    arrow = _pyarrow(f"{file} is Parquet")
+    arrow = import_pyarrow(f"{file} is Parquet")
     parquet = arrow.parquet
     try:
         reader = parquet.ParquetFile(file)
@@ -351,7 +351,7 @@ def _unbroken(place: Path, rows: Iterator[Any]) -> Iterator[Any]:
 
 def saved_table(folder: Path) -> Table:
     """Opens a data set of one split that `datasets.Dataset.save_to_disk` wrote. Raises ValueError."""
-    arrow = _pyarrow(f"{folder} is a data set of Arrow files")
+    arrow = import_pyarrow(f"{folder} is a data set of Arrow files")
     files = sorted(folder.glob("[!.]*.arrow"))
     if not files:
         raise ValueError(f"{folder} is a data set of Hugging Face without its .arrow files")
@@ -372,12 +372,14 @@ def saved_table(folder: Path) -> Table:
     return arrow_table(folder, "a data set of Hugging Face", names, batches, f"{folder.resolve()}\n{states}")
 
 
-def _pyarrow(what: str) -> Any:
+def import_pyarrow(what: str, extra: str = "datasets") -> Any:
     """Returns pyarrow with its readers. Raises ValueError, which begins with `what`, if it is not installed."""
     try:
         import pyarrow
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"{what}, which needs pyarrow: pip install 'diptych[datasets]'") from None
+        raise ValueError(f"{what}, which needs pyarrow: pip install 'diptych[{extra}]'") from None
+    with suppress(Exception):  # at its first array it looks for pandas, which is not needed and may be broken
+        pyarrow.array([])
     return pyarrow
