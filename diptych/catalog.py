@@ -332,9 +332,12 @@ def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
 
 def _advised(message: str, config: DataConfig) -> ValueError:
     """Returns an error that says what the files are, if they have another layout, before it lists their faults."""
-    advice = recognise.advice(config)
+    if not (advice := recognise.advice(config)) or advice in message:
+        return ValueError(message)
     summary, *faults = message.split("\n", maxsplit=1)
-    return ValueError("\n".join(filter(None, [summary, advice if advice not in message else "", *faults])))
+    reason = summary.partition(": ")[2]
+    said = [] if reason and reason in advice else [summary]
+    return ValueError("\n".join([*said, advice, *faults]))
 
 
 def _known(config: DataConfig, bare: bool = False) -> DataConfig:

@@ -36,6 +36,8 @@ TURNS = (("from", "value", ("gpt", "assistant", "model")), ("role", "content", (
 """How the turns of a conversation are written, by LLaVA and by chat models: the key of the speaker, that of what is
 said, and the speakers who describe the picture."""
 SPLIT_COLUMN = "split"
+MISSING = ("", "nan", "NaN", "<NA>", "None", "NULL", "null")
+"""What stands in a cell without a value, as pandas, Python and databases write it."""
 LOOKED_AT = 200
 """This many rows are looked at to tell what the columns hold."""
 MOST = 0.9
@@ -113,7 +115,7 @@ def kind_of(value: Any) -> Kind:
 
 
 def _kind_of_text(text: str) -> Kind:
-    if not text:
+    if text in MISSING:
         return "empty"
     if is_address(text):
         return "address"

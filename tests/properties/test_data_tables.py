@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -593,3 +595,88 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
     pa.parquet.write_table(table_of_pictures(), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"unpacked into .*file/pictures, which failed \(.*\): name another folder by"):
         read_table(str(tmp_path / "a.parquet"), config())
+
+
+def test_pictures_of_one_name_in_several_folders_are_several_pictures(tmp_path: Path) -> None:
+    """Each folder of an imagefolder numbers its own pictures, and so may each of several lists."""
+    for number in range(6):
+        folder = tmp_path / ("train", "validation", "test")[number % 3]
+        picture(folder / f"{number // 3}.png", number)
+    for folder in ("train", "validation", "test"):
+        names = sorted(file.name for file in (tmp_path / folder).glob("*.png"))
+        lines(
+            tmp_path / folder / "metadata.jsonl", [{"file_name": name, "text": f"a fox of {folder}"} for name in names]
+        )
+    settings = config(source="folder", path=str(tmp_path))
+    parts = read_splits(settings)
+    assert {record.image_id for listing in parts.values() for record in listing.records} == {
+        f"{folder}/{name}.png" for folder in ("train", "validation", "test") for name in (0, 1)
+    }
+    assert not [error for error in validate(parts, settings).errors if "share" in error]
+    one, two = (str(tmp_path / folder / "metadata.jsonl") for folder in ("train", "validation"))
+    joined = read_splits(config(source="table", path=f"{one},{two}"))["train"]
+    assert len({record.image_id for record in joined.records}) == 4
+    apart = config(source="table", path=one, validation_path=two)
+    assert not [error for error in validate(read_splits(apart), apart).errors if "share" in error]
+
+
+def test_pictures_are_taken_from_the_folder_that_the_list_is_named_after(tmp_path: Path) -> None:
+    for number, folder in enumerate(("train2017", "val2017")):
+        picture(tmp_path / folder / "1.png", number)
+    rows = "file,caption\n1.png,a fox\n"
+    file = write(tmp_path / "annotations" / "captions_val2017.csv", rows)
+    assert shown(read_table(str(file), config())) == {1: ("a fox",)}
+    other = write(tmp_path / "annotations" / "list.csv", rows)
+    with pytest.raises(ValueError, match=r"are in .*train2017 and in .*val2017: say by data.root"):
+        read_table(str(other), config())
+
+
+def test_a_cell_without_a_value_is_no_caption(tmp_path: Path, pictures: Path) -> None:
+    """pandas and databases write what is missing as a word, which would be trained on."""
+    missing = dict(enumerate(["nan", "NaN", "NULL", "None", "<NA>", ""]))
+    rows = [f"{n:02}.png;{missing.get(n, c)}\n" for n, c in enumerate(CAPTIONS)]
+    listing = read_table(str(write(pictures / "list.csv", "file;text\n" + "".join(rows))), config())
+    assert shown(listing) == {number: (caption,) for number, caption in enumerate(CAPTIONS) if number not in missing}
+    assert {error.reason for error in listing.skipped} == {"caption empty"}
+    assert len(listing.skipped) == len(missing)
+
+
+@pytest.mark.parametrize("layout", ["auto", "table"])
+def test_a_table_in_another_encoding_is_said_to_be_in_one(tmp_path: Path, pictures: Path, layout: str) -> None:
+    content = "Datei;Text\n" + "".join(f"{n:02}.png;{c} – schön\n" for n, c in enumerate(CAPTIONS))
+    (pictures / "list.csv").write_bytes(content.encode("cp1252"))
+    with pytest.raises(ValueError, match=r"no row of .* can be read; the first: .*it looks like cp1252") as caught:
+        read_splits(config(source=layout, path=str(pictures / "list.csv")))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "words"),
+    [
+        (str.upper, "upper and lower case differ here"),
+        ("C:\\Users\\me\\{}".format, "Files of these names are in .*photos. These paths are absolute"),
+    ],
+)
+def test_names_of_another_system_are_said_to_be_such(
+    tmp_path: Path, pictures: Path, spelling: Callable[[str], str], words: str
+) -> None:
+    rows = "".join(f"{spelling(f'{n:02}.png')};{c}\n" for n, c in enumerate(CAPTIONS))
+    parts = read_splits(config(source="table", path=str(write(tmp_path / "list.csv", "file;text\n" + rows))))
+    assert re.search(words, parts["train"].notes[0] + parts["train"].notes[-1])
+
+
+def test_a_reason_is_said_once(tmp_path: Path, pictures: Path) -> None:
+    file = write(
+        pictures / "list.csv", "url;text\n" + "".join(f"http://a/{n}.png;{c}\n" for n, c in enumerate(CAPTIONS))
+    )
+    with pytest.raises(ValueError, match="Nearest are table") as caught:
+        read_splits(config(source="table", path=str(file)))
+    assert str(caught.value).count("holds web addresses") == 1
+
+
+def test_texts_with_commas_that_no_marks_enclose_are_named(tmp_path: Path, pictures: Path) -> None:
+    rows = "".join(f"{n:02}.png,{c}\n" for n, c in enumerate(CAPTIONS))
+    with pytest.raises(ValueError, match="3 columns instead of 2: a text that holds commas needs quotation marks"):
+        read_splits(config(source="auto", path=str(write(pictures / "list.csv", "image,caption\n" + rows))))
+    rows = "".join(f"{n},{n:02}.png,{quoted(c)}\n" for n, c in enumerate(CAPTIONS))
+    assert shown(read_table(str(write(pictures / "r.csv", "image,caption\n" + rows)), config())) == WHOLE

@@ -7,6 +7,7 @@ of which it meets all conditions. It is nearest to the layouts of which it meets
 from __future__ import annotations
 
 import json
+import shlex
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -183,12 +184,11 @@ def look_at(path: str, config: DataConfig) -> Look | None:
     if is_tar(head):
         return Look("a tar file", "tar", frozenset({".tar", *(["entries"] if _holds_entries(place) else [])}))
     try:
-        table = open_table(place)
+        return _table(open_table(place), config)
     except NoTable:
         return _other(place, head)
     except ValueError as error:
         return Look(str(error), "unreadable")
-    return _table(table, config)
 
 
 def _kept_from_reading(head: bytes) -> str | None:
@@ -341,8 +341,9 @@ def _without_texts(path: str, look: Look) -> str:
         return ways
     names = ", ".join(look.folders[:3]) + (", …" if len(look.folders) > 3 else "")
     return (
-        f"If its {len(look.folders)} folders ({names}) are classes, `diptych evaluate RUN --classes {path}` measures a"
-        f" model on them; their names are not read as captions. {ways}"
+        f"If its {len(look.folders)} folders ({names}) are classes,"
+        f" `diptych evaluate RUN --classes {shlex.quote(path)}` measures a model on them; their names are not read as"
+        f" captions. {ways}"
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,7 +89,7 @@ def add_table(
     try:
         columns = tell_columns(table, sample, config, root)
     except NoColumns as error:
-        raise ValueError(f"{table.place} is {table.form}. {error}") from None
+        raise ValueError(f"{table.place} is {table.form}: {error}") from None
     split_column = _split_column(table) if split is None else None
     files = f" with {columns.suffix} added" if columns.suffix else ""
     kinds = kinds_of(sample, columns.captions)
@@ -138,7 +137,7 @@ def _missing_suffix(table: Table, rows: Sequence[Mapping[str, Any]], column: str
         return ""
     for suffix in USUAL_SUFFIXES if values else ():
         paths = [value + suffix for value in values]
-        folder = root or folder_of_pictures(table.place.parent, paths)
+        folder = root or folder_of_pictures(table.place, paths)
         if 2 * sum((folder / path).is_file() for path in paths) > len(paths):
             return suffix
     return ""
@@ -181,15 +180,13 @@ def _captions(value: Any, column: str, name: str) -> list[str]:
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = written_list(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return [""]
     parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if kind_of(value) == "conversation":
         return [_only_answer(parts, name)]
     texts = [part["raw"] if isinstance(part, Mapping) and "raw" in part else part for part in parts]
-    if not all(isinstance(text, str | int | float) for text in texts):
+    if not all(text is None or isinstance(text, str | int | float) for text in texts):
         raise BadRecord(name, "wrong type", f"`{column}` must be a text or a list of texts")
-    return list(map(str, texts))
+    return ["" if kind_of(text) == "empty" else str(text) for text in texts] or [""]
 
 
 def _only_answer(turns: Sequence[Any], name: str) -> str:
@@ -278,7 +275,7 @@ class _Pictures:
             self.root = root or Path(config.root or "")
         else:
             paths = [path for row in sample[:TRIED] if (path := _path(row.get(self.column), self.suffix))]
-            self.root = folder_of_pictures(table.place.parent, paths)
+            self.root = folder_of_pictures(table.place, paths)
             self.guessed = self.root != table.place.parent
 
     def entry(self, number: int, row: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -293,18 +290,37 @@ class _Pictures:
         return {"image": path}
 
 
-def folder_of_pictures(folder: Path, paths: Sequence[str]) -> Path:
-    """Returns the folder that paths start from: `folder`, or a folder in it or beside it in which most of them are."""
+def folder_of_pictures(file: Path, paths: Sequence[str]) -> Path:
+    """Returns the folder that the paths in a list start from: its own, or a folder in or beside it with most of them.
+
+    Of several, the one is meant whose name is part of the list's, as `val2017` is of `captions_val2017.json`. Raises
+    ValueError if there is none, because equal names may be of different pictures.
+    """
+    fitting = folders_with(file.parent, paths)
+    if len(fitting) < 2 or fitting[0] == file.parent:
+        return fitting[0] if fitting else file.parent
+    named = [place for place in fitting if place.name.lower() in file.stem.lower()]
+    if not named:
+        places = " and in ".join(map(str, fitting[:3]))
+        raise ValueError(
+            f"pictures of the names in {file}, such as {paths[0]}, are in {places}: say by data.root which are meant"
+        )
+    return max(named, key=lambda place: len(place.name))
+
+
+def folders_with(folder: Path, paths: Sequence[str]) -> list[Path]:
+    """Returns the folders in which most of the paths are files, among `folder` and those in it and beside it."""
     candidates = [folder]
     for parent in (folder, folder.parent):
         try:
             candidates += sorted(place for place in parent.iterdir() if place.is_dir() and place not in candidates)
         except OSError:
             continue
-    for candidate in candidates:
-        if paths and 2 * sum((candidate / path.replace("\\", "/")).is_file() for path in paths) > len(paths):
-            return candidate
-    return folder
+    return [
+        candidate
+        for candidate in candidates
+        if 2 * sum((candidate / path.replace("\\", "/")).is_file() for path in paths) > len(paths)
+    ]
 
 
 def _path(value: Any, suffix: str) -> str | None:
