@@ -70,6 +70,12 @@ def test_a_slash_too_many_makes_no_difference(path: str, served: Running) -> Non
     assert served.get("/v1/nothing/").status_code == 404
 
 
+def test_a_base_address_without_its_end_is_pointed_out(served: Running) -> None:
+    answer = served.post("/embeddings", {"input": "a boat"})
+    assert (answer.status_code, error(answer)) == (404, "unknown_path")
+    assert "/v1/embeddings is meant" in answer.json()["error"]["message"]
+
+
 PAGE, PREFLIGHT = "https://photos.example.org", {"Access-Control-Request-Method": "POST"}
 
 
