@@ -233,7 +233,7 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     """
     if config.source != "scenes":  # which reads nothing
         allow(places_of(config, "data"))
-    config = _known(config)
+    config = _known(config, bare=kind is Picture)
     try:
         return _open_source(config, split, kind)
     except BadRecord:
@@ -332,15 +332,18 @@ def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
 
 def _advised(message: str, config: DataConfig) -> ValueError:
     """Returns an error that says what the files are, if they have another layout, before it lists their faults."""
-    advice = recognise.advice(config)
+    if not (advice := recognise.advice(config)) or advice in message:
+        return ValueError(message)
     summary, *faults = message.split("\n", maxsplit=1)
-    return ValueError("\n".join(filter(None, [summary, advice if advice not in message else "", *faults])))
+    reason = summary.partition(": ")[2]
+    said = [] if reason and reason in advice else [summary]
+    return ValueError("\n".join([*said, advice, *faults]))
 
 
-def _known(config: DataConfig) -> DataConfig:
+def _known(config: DataConfig, bare: bool = False) -> DataConfig:
     """Returns the configuration with the name of a known source. Raises ValueError."""
     if config.source == AUTO:
-        return replace(config, source=recognise.recognised(config))
+        return replace(config, source=recognise.recognised(config, bare))
     if config.source not in SOURCES:
         raise ValueError(_unknown("data.source", config.source, {**SOURCES, AUTO: None}))
     return config

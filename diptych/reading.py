@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickletools
 import stat
+import zipfile
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-from diptych.printable import printable
+from diptych.printable import brief, printable
 
 LARGEST_JSON = 1 << 26
 """Largest file, in bytes, of JSON that belongs to a checkpoint or an index."""
@@ -131,10 +134,36 @@ def disguise(head: bytes) -> str | None:
     return None
 
 
-def disguise_of(path: str | Path) -> str | None:
-    """Says what a file is by its first bytes, as `disguise`. Returns None also where it cannot be read."""
+def disguise_of(path: str | Path, binary: bool = False) -> str | None:
+    """Says what a file is by its first bytes, as `disguise`. Returns None also where it cannot be read.
+
+    `binary`: the file should hold numbers, so text is a disguise too, and so is an archive without its end.
+    """
     try:
         with open_regular(path) as stream:
-            return disguise(stream.read(HEAD))
+            head = stream.read(HEAD)
+        if kind := disguise(head):
+            return kind
+        if binary and head.startswith(ARCHIVE) and not zipfile.is_zipfile(path):
+            return "cut off: it begins as a file of torch.save, and its end is missing. Fetch or copy it again"
     except OSError:
         return None
+    return text_of(head) if binary else None
+
+
+def text_of(head: bytes) -> str | None:
+    """Says that a file is text by its first bytes, with its beginning. A pickle of letters alone is no text.
+
+    >>> text_of(b"Access denied\n"), text_of(b"(dp0\nVa\np1\n"), text_of(bytes([128, 2]))
+    ("text, which begins with 'Access denied'", None, None)
+    """
+    text = head.decode("utf-8", "replace").removesuffix("\ufffd")  # the end may be within a letter
+    if not text.strip() or not all(letter.isprintable() or letter.isspace() for letter in text) or "\ufffd" in text:
+        return None
+    try:
+        deque(pickletools.genops(head), maxlen=0)
+        return None
+    except Exception as error:  # of each opcode another one; text soon has a letter that is none
+        if "unknown" not in str(error):
+            return None
+    return f"text, which begins with {brief(text.split(chr(10))[0][:60].strip())}"

@@ -74,6 +74,22 @@ def root_path_of(prefix: str) -> tuple[str, list[str]]:
     return path, names
 
 
+def origin_of(text: str) -> str:
+    """Returns an origin of web pages in lower case, or `*` for all of them. Raises ValueError for something else.
+
+    >>> origin_of("https://Photos.example.org/"), origin_of("http://localhost:3000"), origin_of("*")
+    ('https://photos.example.org', 'http://localhost:3000', '*')
+    """
+    origin = text.strip().rstrip("/").lower()
+    scheme, _, authority = origin.partition("://")
+    if origin != "*" and (scheme not in ("http", "https") or not authority or set(authority) & set("/?#@* ")):
+        raise ValueError(
+            f"--allow-origin {text}: give what a page's address begins with, as in https://photos.example.org or"
+            " http://localhost:3000, or * for all pages"
+        )
+    return origin
+
+
 def without_prefix(path: str, root_path: str) -> str:
     """Takes a proxy's prefix off a path, if the proxy has left it there.
 

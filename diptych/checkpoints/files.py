@@ -16,6 +16,9 @@ from torch import Tensor
 from diptych.reading import open_regular
 from diptych.writing import WriteError, flush
 
+PUBLISHED_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the file with the weights in a folder of the Hugging Face layout."""
+
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> dict[str, Any]:
     """Writes a safetensors file, flushes it to the disk and returns its fingerprint. Raises OSError."""

@@ -33,7 +33,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from diptych.checkpoints.files import fingerprint, save_tensors
+from diptych.checkpoints.files import PUBLISHED_FILES, fingerprint, save_tensors
 from diptych.checkpoints.renames import current_name
 from diptych.checkpoints.tensors import TensorFile, is_finite
 from diptych.places import allow
@@ -459,11 +459,27 @@ def load_from(path: Path | str) -> Checkpoint:
         return load(path)
     checkpoint, damaged = _first_whole(_by_measure(path / "checkpoints"))
     if checkpoint is None:
-        reason = "holds no checkpoint" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"{path} {reason}: name a run folder or one of the folders in its checkpoints/")
+        raise CheckpointError(f"{path} {_why_none(path)}")
     for damage in damaged:
         _warn(f"{damage.reason}\n  taking {checkpoint.folder} instead")
     return checkpoint
+
+
+def _why_none(path: Path) -> str:
+    """Says why a path leads to no checkpoint: the rest of a sentence that begins with the path."""
+    convert = f"`diptych convert {path} --to FOLDER` makes a run's folder of published weights"
+    if path.is_file():
+        if (path.parent / MANIFEST).is_file():
+            return f"is one file of a checkpoint: name its folder, {path.parent}"
+        kind = disguise_of(path, binary=True)
+        return (
+            f"is no checkpoint that can be read: it is {kind}" if kind else f"is a file, not a run's folder: {convert}"
+        )
+    if not path.is_dir():
+        return "does not exist: name a run folder or one of the folders in its checkpoints/"
+    if any((path / name).is_file() for name in PUBLISHED_FILES):
+        return f"holds published weights, not a run: {convert}"
+    return "holds no checkpoint: name a run folder or one of the folders in its checkpoints/"
 
 
 def load(folder: Path) -> Checkpoint:

@@ -47,7 +47,10 @@ def run(arguments: Sequence[str]) -> None:
     try:
         from diptych.apps.app.server import serve
     except ModuleNotFoundError as error:
-        raise ValueError(f"the web app needs {error.name}: pip install 'diptych[app]'") from error
+        package = (error.name or "").partition(".")[0]
+        if package == "diptych":
+            raise
+        raise ValueError(f"the web app needs {package}: pip install 'diptych[app]'") from error
 
     from diptych.pretrained import locate
 

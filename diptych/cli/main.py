@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from types import FrameType
 
 from diptych import __version__
 from diptych.console import escape_output
@@ -39,13 +43,20 @@ VERBS = {
     "where": ("diptych.cli.where", 'find the code of a paper\'s equation: where "ALBEF Eq. 6"'),
 }
 """Module of each verb, which has `run(arguments)`, and its line of help."""
+NAMES_ON_PYPI = {"faiss": "faiss-cpu", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+"""Packages that are installed under another name than they are imported by."""
 
-USAGE = 2
-"""Exit status after a user's mistake."""
+USAGE, INTERRUPTED = 2, 130
+"""Exit statuses after a user's mistake and after Ctrl-C."""
+STOPPED = "diptych: stopped before it was done"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status. A user's mistake is one line on stderr; DIPTYCH_DEBUG=1 shows where."""
+    if arguments is None:
+        _use_utf8()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
+            signal.signal(signal.SIGINT, _interrupt)
     escape_output()
     verb, *rest = map(_at_home, list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
     try:
@@ -65,14 +76,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("DIPTYCH_DEBUG"):
             raise
         return complain(_in_words(error))
-    except ModuleNotFoundError as error:
-        if os.environ.get("DIPTYCH_DEBUG") or not error.name or error.name.partition(".")[0] == "diptych":
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if os.environ.get("DIPTYCH_DEBUG") or package in ("", "diptych"):
             raise
-        package = error.name.partition(".")[0]
-        return complain(f"the package {package} is not installed, without which this cannot be done: install it by pip")
+        return complain(_lacking(package, error))
     except KeyboardInterrupt:
-        return 130
+        print(STOPPED, file=sys.stderr, flush=True)
+        return INTERRUPTED
     return 0
+
+
+def _use_utf8() -> None:
+    """Starts Python anew in UTF-8 mode where the locale knows ASCII alone: names and texts may hold other characters.
+
+    Python does so itself under the locale C, unless PYTHONUTF8=0 forbids it.
+    """
+    if sys.getfilesystemencoding() == "ascii" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Answers Ctrl-C. Within an import the process ends at once, because C++ code may not survive an exception."""
+    while frame is not None:
+        if "importlib._bootstrap" in frame.f_code.co_filename:
+            with suppress(OSError):
+                os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _lacking(package: str, error: ImportError) -> str:
+    """Says how a package is installed that is not there, or why one that is there cannot be used."""
+    if not isinstance(error, ModuleNotFoundError):
+        reason = str(error).partition("\n")[0]
+        return f"the package {package} is installed and cannot be used ({reason}): install it anew"
+    from importlib import metadata
+
+    name = NAMES_ON_PYPI.get(package, package.replace("_", "-"))
+    needs = []
+    with suppress(metadata.PackageNotFoundError):  # the library may run from its folder
+        needs = metadata.requires("diptych") or []
+    extras = [match[1] for need in needs if (match := re.match(rf"{name}\b.*extra == .([\w-]+)", need))]
+    wanted = f"'diptych[{extras[0]}]'" if extras else name
+    return f"the package {package} is not installed, without which this cannot be done: pip install {wanted}"
 
 
 def _in_words(error: ValueError | OSError) -> str:

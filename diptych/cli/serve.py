@@ -52,6 +52,10 @@ def run(arguments: Sequence[str]) -> None:
         "--allow-host", action="append", default=[], metavar="NAME", help="another host name that clients may use"
     )
     parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="web pages that may send requests, as in https://photos.example.org; * allows all (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
         "--root-path", default="", metavar="PATH",
         help="prefix under which a proxy offers the server, as in /ai or https://example.org/ai",
     )  # fmt: skip
@@ -71,11 +75,14 @@ def run(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("diptych"):
             raise
-        raise ValueError(f"serving needs {error.name}: pip install 'diptych[serve]'") from None
+        raise ValueError(
+            f"serving needs {(error.name or '').partition('.')[0]}: pip install 'diptych[serve]'"
+        ) from None
     from diptych.pretrained import locate
 
     runs = [str(locate(run)) for run in options.runs]
     server.serve(
         runs, options.index, options.host, options.port, options.device, server.read_key(options.api_key_file),
         options.no_key, options.allow_host, limits_set, options.root_path, options.precision,
+        options.allow_origin,
     )  # fmt: skip

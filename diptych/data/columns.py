@@ -15,23 +15,29 @@ from typing import Any, Literal
 
 from diptych.data.picture_kinds import HEIF_SUFFIXES, SUFFIXES
 
-Kind = Literal["embedded", "path", "address", "text", "number", "empty", "other"]
-"""What a value is: a picture itself, a picture's path, a web address, a text, a number, nothing, or anything else."""
+Kind = Literal["embedded", "path", "address", "text", "conversation", "number", "empty", "other"]
+"""What a value is: a picture itself, a picture's path, a web address, a text, a conversation about a picture, a number,
+nothing, or anything else."""
 IMAGE_NAMES = (
     "image", "file_name", "filename", "image_path", "img_path", "filepath", "file_path", "path", "image_name",
     "image_file", "img", "picture", "photo", "file", "jpg",
 )  # fmt: skip
 """Names of columns of pictures. The first that is there decides among several columns of pictures."""
 CAPTION_NAMES = (
-    "captions", "caption", "text", "texts", "sentences", "sentence", "raw", "comment", "description", "descriptions",
-    "alt_text", "alt", "prompt", "label_text", "title", "txt",
+    "captions", "caption", "caption_str", "text", "texts", "sentences", "sentence", "raw", "comment", "description",
+    "descriptions", "alt_text", "alt", "prompt", "label_text", "title", "txt",
 )  # fmt: skip
 """Names of columns of captions. The first that is there decides among several columns of texts."""
 OTHER_NAMES = ("url", "urls", "image_url", "link", "address", "id", "image_id", "split", "comment_number", "index")
 """Further names that a header row has."""
 OTHER_TASKS = ("question", "questions", "hypothesis", "statement", "phrase", "answer", "answers")
 """Names of columns that tell of other tasks than captions."""
+TURNS = (("from", "value", ("gpt", "assistant", "model")), ("role", "content", ("assistant", "model")))
+"""How the turns of a conversation are written, by LLaVA and by chat models: the key of the speaker, that of what is
+said, and the speakers who describe the picture."""
 SPLIT_COLUMN = "split"
+MISSING = ("", "nan", "NaN", "<NA>", "None", "NULL", "null")
+"""What stands in a cell without a value, as pandas, Python and databases write it."""
 LOOKED_AT = 200
 """This many rows are looked at to tell what the columns hold."""
 MOST = 0.9
@@ -98,6 +104,8 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, Mapping):  # a picture in a data set of Hugging Face
         if value.keys() <= {"bytes", "path"} and any(value.values()):
             return "embedded" if value.get("bytes") else "path"
+        if any(speaker in value and said in value for speaker, said, _ in TURNS):
+            return "conversation"
         return kind_of(value["raw"]) if "raw" in value else "other"
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "empty"
@@ -107,7 +115,7 @@ def kind_of(value: Any) -> Kind:
 
 
 def _kind_of_text(text: str) -> Kind:
-    if not text:
+    if text in MISSING:
         return "empty"
     if is_address(text):
         return "address"
@@ -162,6 +170,8 @@ def choose_columns(
     Raises NoColumns if a named column does not hold what it should, or if the values leave a choice.
     """
     kinds = kinds_of(rows, names)
+    if captions is None:
+        _check_task(names, kinds)
     return Columns(_image_column(names, rows, kinds, image), _caption_columns(names, rows, kinds, captions))
 
 
@@ -208,6 +218,7 @@ def _caption_columns(
                 )
         return chosen
     fitting = [name for name in names if kinds[name] == "text" and _plain(name) != SPLIT_COLUMN]
+    fitting = fitting or [name for name in names if kinds[name] == "conversation"]
     if len(fitting) == 1:
         return (fitting[0],)
     if not fitting:
@@ -215,17 +226,24 @@ def _caption_columns(
     if numbered := _numbered(fitting):
         return numbered
     by_name = _by_name(fitting, CAPTION_NAMES)
-    if by_name is None and any(_plain(name) in OTHER_TASKS for name in fitting):
-        raise NoColumns(
-            f"the columns {_list(fitting)} are of another task than captions: tables hold captions alone. Write one"
-            ' object a line, such as {"image": …, "question": …, "answers": […]}, and read it with data.source=jsonl'
-        )
     if by_name is None:
         raise NoColumns(
             f"the columns {_list(fitting)} all hold texts ({_all_shown(fitting, rows, kinds)}): choose one, as in"
             f" data.caption_column={fitting[0]}, or several with commas between"
         )
     return (by_name,)
+
+
+def _check_task(names: Sequence[str], kinds: Mapping[str, Kind]) -> None:
+    """Raises NoColumns if the names of the columns tell of another task than captions, and none of captions."""
+    texts = [name for name in names if kinds[name] == "text"]
+    others = [name for name in texts if _plain(name) in OTHER_TASKS]
+    if others and _by_name(texts, CAPTION_NAMES) is None:
+        raise NoColumns(
+            f"the columns {_list(others)} are of another task than captions, and tables are read for captions alone."
+            ' Write one object a line, such as {"image": …, "question": …, "answers": […]}, and read it with'
+            f" data.source=jsonl. If they are captions, say so: data.caption_column={others[0]}"
+        )
 
 
 def _named(wanted: str, names: Sequence[str], setting: str) -> str:
@@ -264,7 +282,7 @@ def _all_shown(names: Sequence[str], rows: Sequence[Mapping[str, Any]], kinds: M
 
 _WORDS: Mapping[Kind, str] = {
     "embedded": "pictures", "path": "paths of pictures", "address": "web addresses", "text": "texts",
-    "number": "numbers", "empty": "nothing", "other": "values of several kinds",
+    "conversation": "conversations", "number": "numbers", "empty": "nothing", "other": "values of several kinds",
 }  # fmt: skip
 
 

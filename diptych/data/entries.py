@@ -303,8 +303,9 @@ def _unicode(text: str, name: str) -> str:
     """Refuses lone surrogates, which JSON and file names can hold but tokenizers and terminals cannot handle."""
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRecord(name.encode(errors="backslashreplace").decode(), "not Unicode", str(error)) from None
+    except UnicodeEncodeError:
+        reason = "in another encoding than UTF-8: rename the file, or save the list as UTF-8"
+        raise BadRecord(name.encode(errors="backslashreplace").decode(), "not Unicode", reason) from None
     return text
 
 

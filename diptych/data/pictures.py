@@ -287,16 +287,20 @@ def upright(image: Image.Image) -> Image.Image:
     return picture
 
 
+def why_missing(path: str, error: OSError | ValueError) -> str:
+    """Says why the file of a picture cannot be had, given the error that asking for it raised."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}{' is a link to a file that is not there' * Path(file_of(path)).is_symlink()}"
+    return str(error)  # the file system does not accept the name, or links lead in a circle
+
+
 def _check_file(path: str) -> None:
     if not path:
         raise _Refused("picture missing", "its path is empty")
     try:
         state = Path(file_of(path)).stat()
-    except FileNotFoundError:
-        link = Path(file_of(path)).is_symlink()
-        raise _Refused("picture missing", f"{path}{' is a link to a file that is not there' * link}") from None
-    except (OSError, ValueError) as error:  # the file system does not accept the name, or links lead in a circle
-        raise _Refused("picture missing", str(error)) from None
+    except (OSError, ValueError) as error:
+        raise _Refused("picture missing", why_missing(path, error)) from None
     if not stat.S_ISREG(state.st_mode):
         raise _Refused("not a picture", f"{path}: {'a folder' if stat.S_ISDIR(state.st_mode) else 'no regular file'}")
     if state.st_size == 0:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from diptych.data.columns import LOOKED_AT, first_row_is_header, is_path
+from diptych.data.columns import LOOKED_AT, first_row_is_header, is_header_name, is_path, kind_of
 from diptych.data.files import check_lines, decoded, json_lines, line_content
 from diptych.data.record import BadRecord
 from diptych.reading import parse_json
@@ -57,9 +57,15 @@ class Table:
         return self.read(self.columns if columns is None else columns)
 
     def first_rows(self) -> list[Mapping[str, Any]]:
-        """Returns the first rows that can be read, by which the columns are judged. Of pictures, only the beginning."""
-        rows = islice(self.rows(), LOOKED_AT)
-        return [{name: _begun(row[name]) for name in row} for _, row in rows if not isinstance(row, BadRecord)]
+        """Returns the first rows that can be read, by which the columns are judged. Of pictures, only the beginning.
+
+        Raises ValueError if there are rows, and none can be read.
+        """
+        rows = [row for _, row in islice(self.rows(), LOOKED_AT)]
+        broken = [row for row in rows if isinstance(row, BadRecord)]
+        if broken and len(broken) == len(rows):
+            raise ValueError(f"no row of {self.place} can be read; the first: {broken[0]}")
+        return [{name: _begun(row[name]) for name in row} for row in rows if not isinstance(row, BadRecord)]
 
 
 def _begun(value: Any) -> Any:
@@ -164,7 +170,7 @@ def _separated_table(file: Path) -> Table:
     check_lines(file)
     separator = _separator(file)
     rows = [row for _, row in islice(_cells(file, separator), LOOKED_AT) if not isinstance(row, BadRecord)]
-    width = _usual_width(rows)
+    width = len(rows[0]) if _names_fewer(rows) else _usual_width(rows)
     whole = [row for row in rows if len(row) == width]
     header = first_row_is_header(whole) if rows[0] == whole[0] else False
     columns = _column_names(whole[0]) if header else tuple(f"column {number}" for number in range(1, width + 1))
@@ -198,6 +204,15 @@ def _separator(file: Path) -> str:
 
 def _usual_width(rows: Sequence[Sequence[str]]) -> int:
     return Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
+
+
+def _names_fewer(rows: Sequence[Sequence[str]]) -> bool:
+    """Returns whether the first row names fewer columns than most rows have, because texts hold separators.
+
+    Rows that begin with a number may have one more, as R writes them.
+    """
+    usual = next((row for row in rows if len(row) == _usual_width(rows)), ())
+    return 1 < len(rows[0]) < len(usual) and all(map(is_header_name, rows[0])) and kind_of(usual[0]) != "number"
 
 
 def _column_names(cells: Sequence[str]) -> tuple[str, ...]:
@@ -280,7 +295,7 @@ def _unquoted(cell: str) -> str:
 
 def parquet_table(file: Path) -> Table:
     """Opens a Parquet file. Raises ValueError if pyarrow is missing or the file is broken."""
-    arrow = _pyarrow(f"{file} is Parquet")
+    arrow = import_pyarrow(f"{file} is Parquet")
     parquet = arrow.parquet
     try:
         reader = parquet.ParquetFile(file)
@@ -351,7 +366,7 @@ def _unbroken(place: Path, rows: Iterator[Any]) -> Iterator[Any]:
 
 def saved_table(folder: Path) -> Table:
     """Opens a data set of one split that `datasets.Dataset.save_to_disk` wrote. Raises ValueError."""
-    arrow = _pyarrow(f"{folder} is a data set of Arrow files")
+    arrow = import_pyarrow(f"{folder} is a data set of Arrow files")
     files = sorted(folder.glob("[!.]*.arrow"))
     if not files:
         raise ValueError(f"{folder} is a data set of Hugging Face without its .arrow files")
@@ -372,12 +387,14 @@ def saved_table(folder: Path) -> Table:
     return arrow_table(folder, "a data set of Hugging Face", names, batches, f"{folder.resolve()}\n{states}")
 
 
-def _pyarrow(what: str) -> Any:
+def import_pyarrow(what: str, extra: str = "datasets") -> Any:
     """Returns pyarrow with its readers. Raises ValueError, which begins with `what`, if it is not installed."""
     try:
         import pyarrow
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"{what}, which needs pyarrow: pip install 'diptych[datasets]'") from None
+        raise ValueError(f"{what}, which needs pyarrow: pip install 'diptych[{extra}]'") from None
+    with suppress(Exception):  # at its first array it looks for pandas, which is not needed and may be broken
+        pyarrow.array([])
     return pyarrow

@@ -62,6 +62,8 @@ class Assembled:
     report: Report
     resized: str | None
     """How positions were resized, in words."""
+    beside: tuple[str, ...] = ()
+    """What the files hold beside the model, such as an optimiser, which is not read."""
 
     def __str__(self) -> str:
         """Writes the report with a line for each reason."""
@@ -70,7 +72,9 @@ class Assembled:
         for verb, reasons in (("dropped", report.dropped.values()), ("missing", report.missing.values())):
             counts = Counter(re.sub(r"^second name of .*", "second names of loaded ones", reason) for reason in reasons)
             lines += [f"{count:5} {verb}: {reason}" for reason, count in counts.items()]
-        return "\n".join([self.layout.title, *lines, *([f"      {self.resized}"] if self.resized else [])])
+        lines += [f"      {self.resized}"] if self.resized else []
+        lines += [f"      not read, because beside the model: {', '.join(self.beside)}"] if self.beside else []
+        return "\n".join([self.layout.title, *lines])
 
 
 def assemble(files: Sequence[Path | str], options: Options) -> Assembled:
@@ -127,7 +131,8 @@ def _assemble(files: Sequence[Path | str], options: Options) -> Assembled:
     report = replace(report, missing=absences(fresh, ours, (*optional, *rules)))
     weights = ours | {name: _substitute(name, ours, fresh) for name in report.missing}
     store.load_into(task, weights, origin)
-    return Assembled(layout, recipe, tokenizer, weights, report, resized)
+    beside = tuple(name for content in contents for name in content.beside)
+    return Assembled(layout, recipe, tokenizer, weights, report, resized, beside)
 
 
 def _substitute(name: str, ours: State, fresh: State) -> Tensor:

@@ -24,8 +24,8 @@ def _inspect_file(path: Path) -> str:
     layout = LAYOUTS[recognise(contents.tensors, LAYOUTS)]
     state = spell(contents.tensors, layout)
     beside = f", beside {', '.join(contents.beside)}" if contents.beside else ""
-    wrapping = f'under "{contents.wrapper}"{beside}' if contents.wrapper else "bare"
-    lines = [f"{contents.file}: {layout.title}", f"  holds    {len(state)} tensors, {wrapping}"]
+    wrapping = f'under "{contents.wrapper}"' if contents.wrapper else "bare"
+    lines = [f"{contents.file}: {layout.title}", f"  holds    {len(state)} tensors, {wrapping}{beside}"]
     lines += family_of(layout).describe_file(state, layout)
     return "\n".join([*lines, f"  can      {'; '.join(layout.able)}"])
 

@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,24 @@ import torch
 from torch import Tensor
 
 from diptych.checkpoints.convert import Absent, Rule
+from diptych.checkpoints.files import PUBLISHED_FILES
 from diptych.checkpoints.tensors import TensorFile
 from diptych.printable import brief
-from diptych.reading import HEAD, disguise, expand_home, open_regular
+from diptych.reading import disguise_of, expand_home, open_regular
 
 PLAIN: list[Any] = [argparse.Namespace]
 """Classes that a file may hold beside tensors and plain values: the settings of a training, which run nothing."""
 WRAPPERS = ("model", "state_dict", "module")
 """Entries under which a file keeps its tensors, if it holds more than these."""
-PREFIXES = ("module.", "model.")
-"""Prefixes that stand before all names of a file: of DataParallel and DDP, and of a module of Lightning."""
+PREFIXES = ("module.", "model.", "net.", "network.", "base_model.")
+"""Prefixes that stand before the names of a file: of DataParallel and DDP, of the model in a module of Lightning, of
+adapters."""
+MOST = 0.9
+"""A prefix stands before at least this share of the names. Others are of the training, such as `loss.weight`."""
+OF_TRAINING = re.compile(r"optim|sched|scaler|rng|loss|criterion", re.IGNORECASE)
+"""Entries of a file with this in their names are no model."""
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts that torch.compile, FSDP and activation checkpointing insert into names, wherever they were applied."""
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of the file with the weights in a folder of the Hugging Face layout."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,7 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     file = _file(expand_home(path))
     if _is_safetensors(file):
         return _contents(file, _read_safetensors(file, shapes_only))
-    with open_regular(file) as stream:
-        head = stream.read(HEAD)
-    if kind := disguise(head):
+    if kind := disguise_of(file, binary=True):
         raise ValueError(f"{file} is no checkpoint that can be read: it is {kind}")
     content = _read_torch(file, shapes_only)
     if not isinstance(content, dict):
@@ -151,9 +153,10 @@ def _wrapper(content: Mapping[Any, Any], file: Path) -> str | None:
     known = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
     if known:  # one of them may be the settings of the model
         return next((name for name in known if any(isinstance(v, Tensor) for v in content[name].values())), known[0])
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return None
     named = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
+    named = [name for name in named if not OF_TRAINING.search(name)]
+    if not named and any(isinstance(value, Tensor) for value in content.values()):
+        return None
     if len(named) > 1:
         raise ValueError(
             f"{file} holds tensors under {', '.join(map(brief_name, named))}: save the ones that are meant alone"
@@ -193,11 +196,19 @@ def _contents(
             raise ValueError(f"{file}: {brief_name(name)} is no plain tensor of the numbers that the file holds")
         plain[name] = tensor
     bare = {_bare(name): tensor for name, tensor in plain.items()}
-    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in bare)), None):
-        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
     if len(bare) < len(plain):
         raise ValueError(f"{file} holds the same names with and without {', '.join(INSERTED)}")
+    while prefix := _prefix(bare):
+        beside += tuple(name for name in bare if not name.startswith(prefix))
+        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items() if name.startswith(prefix)}
     return Contents(file, bare, wrapper, beside)
+
+
+def _prefix(names: Collection[str]) -> str | None:
+    """Returns the prefix that stands before all names, or all but a few of a training."""
+    counts = {prefix: sum(name.startswith(prefix) for name in names) for prefix in PREFIXES}
+    prefix = max(PREFIXES, key=counts.__getitem__)
+    return prefix if counts[prefix] and counts[prefix] >= MOST * len(names) else None
 
 
 def _bare(name: str) -> str:
@@ -215,10 +226,10 @@ def _file(path: Path) -> Path:
         return path
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    for name in FOLDER_FILES:
+    for name in PUBLISHED_FILES:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path} is a folder without {' or '.join(FOLDER_FILES)}: name a file, a run or a checkpoint")
+    raise ValueError(f"{path} is a folder without {' or '.join(PUBLISHED_FILES)}: name a file, a run or a checkpoint")
 
 
 def _is_safetensors(file: Path) -> bool:

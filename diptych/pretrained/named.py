@@ -20,7 +20,7 @@ from typing import Any
 
 from diptych.cache import cache_folder
 from diptych.checkpoints import store
-from diptych.checkpoints.files import fingerprint
+from diptych.checkpoints.files import PUBLISHED_FILES, fingerprint
 from diptych.data.tokenizer import VOCABULARY_FILE, Tokenizer
 from diptych.predict import Predictor
 from diptych.predict import load as load_folder
@@ -28,7 +28,7 @@ from diptych.pretrained import exchange
 from diptych.pretrained.assemble import LAYOUTS, family_of
 from diptych.pretrained.family import Options
 from diptych.pretrained.fetch import Unavailable, fetch, finish, is_partly_here, locked, set_aside
-from diptych.pretrained.formats import FOLDER_FILES, read, recognise, spell
+from diptych.pretrained.formats import read, recognise, spell
 from diptych.pretrained.published import HUB, PUBLISHED, STARTS, Published, nearest, parts
 from diptych.reading import expand_home
 from diptych.schema import AlbefConfig, Recipe
@@ -41,7 +41,7 @@ FOLDER, MIRROR = "DIPTYCH_WEIGHTS", "DIPTYCH_WEIGHTS_MIRROR"
 """Environment variables: the cache, and an address below which NAME/FILE is looked for before all others."""
 SMALL = 1 << 26
 """Bytes that any published file may have."""
-GENERAL = (*FOLDER_FILES, VOCABULARY_FILE, "tokenizer_config.json", "config.json")
+GENERAL = (*PUBLISHED_FILES, VOCABULARY_FILE, "tokenizer_config.json", "config.json")
 """Names of files that many weights have, which are therefore looked for in their own folders only."""
 
 

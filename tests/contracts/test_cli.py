@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +30,9 @@ from diptych.predict import ModelPool
 from diptych.pretrained.formats import read as read_published
 from diptych.recipes.override import override, parse_assignments
 from diptych.run import train
+from diptych.writing import write_text
+from tests.layouts import picture
+from tests.runs import save_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,6 +138,108 @@ def test_output_escapes_what_a_console_cannot_show(encoding: str, tmp_path: Path
         run = subprocess.run(command, capture_output=True, check=False, timeout=120, env=environment)
         assert shown in run.stdout.decode(encoding.partition(":")[0]), run.stderr
         assert b"Error" not in run.stderr
+
+
+def test_names_and_words_work_where_the_locale_knows_ascii_alone(tmp_path: Path) -> None:
+    """Python is told not to use UTF-8, as some clusters do for all programs."""
+    folder = tmp_path / "größe 红"
+    picture(folder / "ü.png", 0)
+    (folder / "ü.txt").write_text("ein größerer Kreis", encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "diptych", "data", "convert", "folder", str(folder), "--to", str(tmp_path / "ö")]
+    run = subprocess.run(command, capture_output=True, check=False, timeout=120, env=os.environ | locale)
+    assert (run.returncode, run.stderr) == (0, b"")
+    entry = json.loads((tmp_path / "ö" / "train.jsonl").read_text(encoding="utf-8"))
+    assert (entry["image"], entry["captions"]) == ("../größe 红/ü.png", ["ein größerer Kreis"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("trained") / "run", "pretraining")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("huggingface_hub", "the package huggingface_hub is not installed.*: pip install huggingface-hub"),
+        ("faiss", r"pip install 'diptych\[search\]'"),
+        ("fastapi", r"pip install 'diptych\[serve\]'"),
+        ("starlette", r"serving needs starlette: pip install 'diptych\[serve\]'"),
+        ("gradio", r"pip install 'diptych\[app\]'"),
+        ("onnx", r"pip install 'diptych\[export\]'"),
+        ("pyarrow", r"which needs pyarrow: pip install 'diptych\[search\]'"),
+        ("yaml", "the package yaml is not installed.*: pip install pyyaml"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_line(
+    missing: str, said: str, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, picture = str(trained), str(tmp_path / "a.png")
+    arguments = {
+        "huggingface_hub": ["search", "nobody/nothing", "x", "--images", picture],
+        "faiss": ["index", "build", picture, "--model", run, "--at", str(tmp_path / "index")],
+        "fastapi": ["serve", run], "starlette": ["serve", run], "gradio": ["app", run],
+        "onnx": ["export", run, "--to", str(tmp_path / "onnx"), "--onnx"],
+        "pyarrow": ["embed", run, picture, "--to", str(tmp_path / "v.parquet")],
+        "yaml": ["ablate", "albef_table1"],
+    }  # fmt: skip
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from diptych.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    run_ = subprocess.run(
+        [sys.executable, "-c", code, *arguments[missing]], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run_.returncode == 2, run_.stderr
+    assert re.search(said, run_.stderr.splitlines()[-1])
+    assert "Traceback" not in run_.stderr
+
+
+def test_a_package_that_cannot_be_used_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(arguments: list[str]) -> None:
+        raise ImportError("libGL.so.1: cannot open shared object file", name="cv2")
+
+    monkeypatch.setattr("diptych.cli.recipes.run", broken)
+    assert main(["recipes"]) == 2
+    assert "the package cv2 is installed and cannot be used (libGL.so.1" in capsys.readouterr().err
+
+
+def test_parquet_is_written_without_pandas(tmp_path: Path, trained: Path) -> None:
+    """pyarrow looks for pandas at its first array, which may be broken."""
+    picture(tmp_path / "pictures" / "a.png", 0)
+    code = "import sys; sys.modules['pandas'] = None; from diptych.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["embed", str(trained), str(tmp_path / "pictures"), "--to", str(tmp_path / "v.parquet")]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("place", ["an import", "the verb"])
+def test_ctrl_c_is_one_line_and_130(place: str, tmp_path: Path) -> None:
+    """Within an import the process ends at once, because C++ code may not survive an exception."""
+    (tmp_path / "slow_import.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(60)\n")
+    (tmp_path / "slow_verb.py").write_text(
+        "import time\ndef run(arguments):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    module = {"an import": "slow_import", "the verb": "slow_verb"}[place]
+    code = f"import sys, diptych.cli.main as cli; cli.VERBS['slow'] = ({module!r}, ''); sys.exit(cli.main())"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "slow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "diptych: stopped before it was done\n")
+
+
+def test_a_file_of_names_that_are_no_unicode_is_written_with_escapes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"gr\xfcn.png")
+    assert write_text(tmp_path / "page.html", name).read_text(encoding="utf-8") == "gr\\udcfcn.png"
 
 
 def test_the_library_escapes_too_where_its_caller_has_set_up_the_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ from diptych.printable import printable
 from diptych.reading import disguise, parse_json
 from diptych.run.evaluation import open_task
 from diptych.schema import DataConfig
+from tests.layouts import picture
 from tests.mutants import published_vit
 from tests.runs import save_run
 from tests.shards import pair, shard, tar
@@ -469,6 +470,11 @@ def test_a_list_that_is_none_is_told_by_its_first_bytes(tmp_path: Path, content:
         lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: {}}, "param_groups": [{}]}},
         lambda state: {"net": state, "optimizer": {"state": {}, "param_groups": []}, "args": Namespace(lr=0.1)},
         lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "epoch": 1},
+        lambda state: {"net": state, "scaler": {"scale": torch.ones(1)}, "rng_state": torch.zeros(8)},
+        lambda state: {f"base_model.model.{name}": value for name, value in state.items()},
+        lambda state: {
+            "state_dict": {**{f"model.{name}": value for name, value in state.items()}, "loss.weight": torch.ones(1)}
+        },
     ],
 )
 def test_what_tools_of_training_put_around_a_state_is_taken_off(tmp_path: Path, wrap: Callable[..., Any]) -> None:
@@ -479,6 +485,54 @@ def test_what_tools_of_training_put_around_a_state_is_taken_off(tmp_path: Path, 
     assert plain.tensors.keys() == wrapped.tensors.keys()
     assert all(torch.equal(value, wrapped.tensors[name]) for name, value in plain.tensors.items())
     assert inspect(tmp_path / "wrapped.pth").splitlines()[2:] == inspect(tmp_path / "plain.pth").splitlines()[2:]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        *DISGUISES,
+        (b'{"error": "Access to this model is restricted"}\n', 'text, which begins with \'{"error"'),
+        ("Zugriff verweigert: prüfen Sie den Schlüssel\n".encode(), "text, which begins with 'Zugriff"),
+        (b"PK\x03\x04" + bytes(range(256)) * 9, "cut off"),
+        (b"\x80\x02}q\x00." + bytes(99), "is a file, not a run's folder: `diptych convert"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["search", "index", "embed", "evaluate", "export", "serve", "train", "audit"])
+def test_a_file_in_the_place_of_a_run_is_said_to_be_what_it_is(
+    tmp_path: Path, content: bytes, words: str, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, pictures = tmp_path / "model.pth", str(tmp_path / "pictures")
+    file.write_bytes(content)
+    picture(tmp_path / "pictures/a.png", 0)
+    arguments = {
+        "search": [file, "a fox", "--images", pictures], "index": ["build", pictures, "--model", file, "--at", "x"],
+        "embed": [file, pictures, "--to", tmp_path / "v.npy"], "evaluate": [file], "serve": [file, "--port", "0"],
+        "export": [file, "--to", tmp_path / "out"],
+        "train": ["albef_tiny_retrieval", f"init_from={file}", "run.steps=1", "--folder", tmp_path / "run"],
+        "audit": ["audit", "pictures", pictures, "--model", file, "--to", tmp_path / "audit"],
+    }  # fmt: skip
+    assert main(["data" if verb == "audit" else verb, *map(str, arguments[verb])]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "does not exist" not in said
+    assert said.count("\n") == 1
+    if "convert" not in words:
+        assert main(["convert", str(file), "--to", str(tmp_path / "out")]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_file_of_a_checkpoint_leads_to_its_folder(copy: Path, tmp_path: Path) -> None:
+    assert f"name its folder, {copy}" in refusal(next(copy.glob("weights*.safetensors")))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "pytorch_model.bin").write_bytes(b"")
+    assert "holds published weights, not a run: `diptych convert" in refusal(tmp_path / "hub")
+
+
+def test_what_stands_beside_a_model_is_said(tmp_path: Path) -> None:
+    state = {name.removeprefix("module."): value for name, value in published_vit()["model"].items()}
+    lightning = {f"model.{name}": value for name, value in state.items()} | {"loss.weight": torch.ones(1)}
+    torch.save({"state_dict": lightning, "epoch": 1}, tmp_path / "a.pth")
+    assert "beside epoch, loss.weight" in inspect(tmp_path / "a.pth")
 
 
 def test_two_states_in_a_file_are_named(tmp_path: Path) -> None:

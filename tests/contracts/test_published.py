@@ -302,7 +302,8 @@ def test_every_tensor_is_accounted_for(golden_albef: Path, released: Callable[..
     assert set(report.loaded.values()) | report.missing.keys() == assembled.weights.keys()
     assert not set(report.loaded.values()) & report.missing.keys()
     assert all((*report.dropped.values(), *report.missing.values()))
-    lines = str(assembled).splitlines()
+    *lines, beside = str(assembled).splitlines()
+    assert beside.split(": ")[1] == "epoch, config"
     assert lines[0] == LAYOUTS[KINDS[kind]].title
     assert sum(int(line.split()[0]) for line in lines[2:]) == len(report.dropped) + len(report.missing)
 

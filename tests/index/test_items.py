@@ -76,3 +76,10 @@ def test_a_source_without_anything_to_embed_is_refused(tmp_path: Path) -> None:
         read_items(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"the first that cannot be used: list\.jsonl:1"):
         read_items(save_lines(tmp_path / "list.jsonl", [{"image": "gone.png"}]))
+
+
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("nowhere.png")
+    save_picture(tmp_path / "b.png", 0)
+    (error,) = read_items(tmp_path).skipped
+    assert str(error) == f"a.png: picture missing ({tmp_path / 'a.png'} is a link to a file that is not there)"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from diptych.catalog import LAYOUTS, open_source, read_splits
 from diptych.cli.main import main
 from diptych.data.columns import NoColumns, choose_columns, is_path
 from diptych.data.pictures import open_picture
-from diptych.data.record import PlainText
+from diptych.data.record import Picture, PlainText
 from diptych.data.sources.coco import read_coco_captions
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
@@ -370,6 +372,91 @@ def test_an_unknown_file_is_answered_with_the_two_nearest_layouts(tmp_path: Path
         assert str(caught.value).count(") and ") == 1
 
 
+CHAT = {
+    "llava": ("conversations", "from", "value", ("human", "gpt")),
+    "messages": ("messages", "role", "content", ("user", "assistant")),
+}
+
+
+def conversation(form: str, number: int, answers: list[str]) -> dict[str, Any]:
+    """A row in which a picture is asked about as often as there are answers."""
+    key, speaker, said, (asks, replies) = CHAT[form]
+    turns = [turn for text in answers for turn in ({speaker: asks, said: "<image>"}, {speaker: replies, said: text})]
+    return {"id": f"{number:02}", "image": f"{number:02}.png", key: turns}
+
+
+@pytest.mark.parametrize("form", CHAT)
+@pytest.mark.parametrize("layout", ["auto", "table"])
+def test_the_answer_of_a_conversation_is_a_caption(
+    tmp_path: Path, pictures: Path, form: str, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [conversation(form, n, [c]) for n, c in enumerate(CAPTIONS)]
+    listing = read_splits(config(source=layout, path=str(write(tmp_path / "chat.json", json.dumps(rows)))))["train"]
+    assert shown(listing) == WHOLE
+    assert f"captions from the answers of `{CHAT[form][0]}`" in listing.notes[0]
+
+
+def test_a_conversation_of_several_answers_holds_no_caption(tmp_path: Path, pictures: Path) -> None:
+    rows = [conversation("llava", n, [c] if n else [c, "a fox"]) for n, c in enumerate(CAPTIONS)]
+    rows.append({**rows[1], "conversations": [{"from": "gpt", "value": 7}]})
+    listing = read_table(str(write(tmp_path / "chat.json", json.dumps(rows))), config())
+    assert len(listing.records) == COUNT - 1
+    assert [(error.reason, error.record.rsplit("/")[-1]) for error in listing.skipped] == [
+        ("no caption", "chat.json[0]"),
+        ("wrong type", f"chat.json[{COUNT}]"),
+    ]
+
+
+def test_a_message_in_parts_is_its_texts(tmp_path: Path, pictures: Path) -> None:
+    parts = [[{"type": "image"}, {"type": "text", "text": caption}] for caption in CAPTIONS]
+    rows = [{"image": f"{n:02}.png", "messages": [{"role": "assistant", "content": p}]} for n, p in enumerate(parts)]
+    assert shown(read_table(str(write(tmp_path / "chat.json", json.dumps(rows))), config())) == WHOLE
+
+
+def text_caps(number: int, caption: str) -> dict[str, Any]:
+    return {
+        "caption_str": caption, "caption_tokens": caption.split(), "reference_strs": [caption],
+        "image_classes": ["Art"], "image_id": f"{number:02}", "image_path": f"train/{number:02}.png",
+        "set_name": "train", "flickr_original_url": f"https://farm.example/{number}.jpg",
+    }  # fmt: skip
+
+
+def test_textcaps_captions_are_read_and_the_folder_of_another_name_is_pointed_out(tmp_path: Path) -> None:
+    for number in range(COUNT):
+        picture(tmp_path / f"train_images/{number:02}.png", number)
+    content = {"dataset_name": "textcaps", "data": [text_caps(n, c) for n, c in enumerate(CAPTIONS)]}
+    file = write(tmp_path / "TextCaps_0.1_train.json", json.dumps(content))
+    listing = read_splits(config(source="auto", path=str(file)))["train"]
+    assert any(
+        f"Files of these names are in {tmp_path / 'train_images'}, but the list" in note for note in listing.notes
+    )
+    (tmp_path / "train").symlink_to("train_images")
+    assert shown(read_splits(config(source="auto", path=str(file)))["train"]) == WHOLE
+
+
+@pytest.mark.parametrize("layout", ["auto", "folder", "jsonl", "table"])
+def test_folders_of_classes_are_answered_with_what_they_are_good_for(tmp_path: Path, layout: str) -> None:
+    for number in range(COUNT):
+        picture(tmp_path / f"photos/{('fox', 'owl')[number % 2]}/{number:02}.png", number)
+    place = tmp_path / "photos"
+    with pytest.raises(ValueError, match="12 pictures without texts") as caught:
+        read_splits(config(source=layout, path=str(place)))
+    assert f"2 folders (fox, owl) are classes, `diptych evaluate RUN --classes {place}`" in str(caught.value)
+    assert "data.source=pictures" in str(caught.value)
+    with pytest.raises(ValueError, match=r"metadata\.csv"):
+        open_source(config(source=layout, path=str(place)), "train")
+
+
+def test_pictures_without_texts_are_recognised_where_no_text_is_needed(tmp_path: Path, pictures: Path) -> None:
+    assert len(open_source(config(source="auto", path=str(pictures)), "train", Picture)) == COUNT
+
+
+def test_what_the_captions_lack_is_not_said_of_the_pictures(tmp_path: Path, pictures: Path) -> None:
+    rows = [{"id": f"{n:02}", "image": f"{n:02}.png", "score": n} for n in range(COUNT)]
+    with pytest.raises(ValueError, match="no column holds texts: `id` holds numbers"):
+        read_table(str(write(tmp_path / "scores.json", json.dumps(rows))), config())
+
+
 def test_a_layout_that_fits_is_not_argued_with(tmp_path: Path) -> None:
     file = karpathy(tmp_path, coco=False)
     with pytest.raises(ValueError, match="picture missing") as caught:
@@ -508,3 +595,88 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
     pa.parquet.write_table(table_of_pictures(), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"unpacked into .*file/pictures, which failed \(.*\): name another folder by"):
         read_table(str(tmp_path / "a.parquet"), config())
+
+
+def test_pictures_of_one_name_in_several_folders_are_several_pictures(tmp_path: Path) -> None:
+    """Each folder of an imagefolder numbers its own pictures, and so may each of several lists."""
+    for number in range(6):
+        folder = tmp_path / ("train", "validation", "test")[number % 3]
+        picture(folder / f"{number // 3}.png", number)
+    for folder in ("train", "validation", "test"):
+        names = sorted(file.name for file in (tmp_path / folder).glob("*.png"))
+        lines(
+            tmp_path / folder / "metadata.jsonl", [{"file_name": name, "text": f"a fox of {folder}"} for name in names]
+        )
+    settings = config(source="folder", path=str(tmp_path))
+    parts = read_splits(settings)
+    assert {record.image_id for listing in parts.values() for record in listing.records} == {
+        f"{folder}/{name}.png" for folder in ("train", "validation", "test") for name in (0, 1)
+    }
+    assert not [error for error in validate(parts, settings).errors if "share" in error]
+    one, two = (str(tmp_path / folder / "metadata.jsonl") for folder in ("train", "validation"))
+    joined = read_splits(config(source="table", path=f"{one},{two}"))["train"]
+    assert len({record.image_id for record in joined.records}) == 4
+    apart = config(source="table", path=one, validation_path=two)
+    assert not [error for error in validate(read_splits(apart), apart).errors if "share" in error]
+
+
+def test_pictures_are_taken_from_the_folder_that_the_list_is_named_after(tmp_path: Path) -> None:
+    for number, folder in enumerate(("train2017", "val2017")):
+        picture(tmp_path / folder / "1.png", number)
+    rows = "file,caption\n1.png,a fox\n"
+    file = write(tmp_path / "annotations" / "captions_val2017.csv", rows)
+    assert shown(read_table(str(file), config())) == {1: ("a fox",)}
+    other = write(tmp_path / "annotations" / "list.csv", rows)
+    with pytest.raises(ValueError, match=r"are in .*train2017 and in .*val2017: say by data.root"):
+        read_table(str(other), config())
+
+
+def test_a_cell_without_a_value_is_no_caption(tmp_path: Path, pictures: Path) -> None:
+    """pandas and databases write what is missing as a word, which would be trained on."""
+    missing = dict(enumerate(["nan", "NaN", "NULL", "None", "<NA>", ""]))
+    rows = [f"{n:02}.png;{missing.get(n, c)}\n" for n, c in enumerate(CAPTIONS)]
+    listing = read_table(str(write(pictures / "list.csv", "file;text\n" + "".join(rows))), config())
+    assert shown(listing) == {number: (caption,) for number, caption in enumerate(CAPTIONS) if number not in missing}
+    assert {error.reason for error in listing.skipped} == {"caption empty"}
+    assert len(listing.skipped) == len(missing)
+
+
+@pytest.mark.parametrize("layout", ["auto", "table"])
+def test_a_table_in_another_encoding_is_said_to_be_in_one(tmp_path: Path, pictures: Path, layout: str) -> None:
+    content = "Datei;Text\n" + "".join(f"{n:02}.png;{c} – schön\n" for n, c in enumerate(CAPTIONS))
+    (pictures / "list.csv").write_bytes(content.encode("cp1252"))
+    with pytest.raises(ValueError, match=r"no row of .* can be read; the first: .*it looks like cp1252") as caught:
+        read_splits(config(source=layout, path=str(pictures / "list.csv")))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "words"),
+    [
+        (str.upper, "upper and lower case differ here"),
+        ("C:\\Users\\me\\{}".format, "Files of these names are in .*photos. These paths are absolute"),
+    ],
+)
+def test_names_of_another_system_are_said_to_be_such(
+    tmp_path: Path, pictures: Path, spelling: Callable[[str], str], words: str
+) -> None:
+    rows = "".join(f"{spelling(f'{n:02}.png')};{c}\n" for n, c in enumerate(CAPTIONS))
+    parts = read_splits(config(source="table", path=str(write(tmp_path / "list.csv", "file;text\n" + rows))))
+    assert re.search(words, parts["train"].notes[0] + parts["train"].notes[-1])
+
+
+def test_a_reason_is_said_once(tmp_path: Path, pictures: Path) -> None:
+    file = write(
+        pictures / "list.csv", "url;text\n" + "".join(f"http://a/{n}.png;{c}\n" for n, c in enumerate(CAPTIONS))
+    )
+    with pytest.raises(ValueError, match="Nearest are table") as caught:
+        read_splits(config(source="table", path=str(file)))
+    assert str(caught.value).count("holds web addresses") == 1
+
+
+def test_texts_with_commas_that_no_marks_enclose_are_named(tmp_path: Path, pictures: Path) -> None:
+    rows = "".join(f"{n:02}.png,{c}\n" for n, c in enumerate(CAPTIONS))
+    with pytest.raises(ValueError, match="3 columns instead of 2: a text that holds commas needs quotation marks"):
+        read_splits(config(source="auto", path=str(write(pictures / "list.csv", "image,caption\n" + rows))))
+    rows = "".join(f"{n},{n:02}.png,{quoted(c)}\n" for n, c in enumerate(CAPTIONS))
+    assert shown(read_table(str(write(pictures / "r.csv", "image,caption\n" + rows)), config())) == WHOLE

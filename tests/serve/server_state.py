@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,10 +90,11 @@ def running(
     index: str | None = None,
     key: str | None = None,
     root_path: str = "",
+    origins: Sequence[str] = (),
 ) -> Iterator[Running]:
     """Serves until the block ends, and then stops as after a signal."""
     state = make_server_state(pool, index, limits or Limits())
-    admission = build_app(state, key, LOOPBACK_NAMES, root_path)
+    admission = build_app(state, key, LOOPBACK_NAMES, root_path, origins)
     server = Server(admission, state.limits, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

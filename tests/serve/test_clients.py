@@ -7,10 +7,12 @@ import gzip
 import json
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 from diptych.apps.serve.limits import Limits
+from diptych.apps.web import origin_of
 from diptych.predict import ModelPool
 from tests.serve.server_state import Running, encoded, error, picture, running, wait_until
 
@@ -58,6 +60,63 @@ def test_a_proxys_prefix_may_be_left_or_taken_off(pool: ModelPool) -> None:
         assert server.post("/ai/v1/embed", {"texts": ["a boat"]}).status_code == 200
         assert server.get("/aihealthz").status_code == 404
         assert server.get("/openapi.json").json()["servers"] == [{"url": "/ai"}]
+
+
+@pytest.mark.parametrize("path", ["/v1/embed/", "/v1//embed", "/v1//embed//"])
+def test_a_slash_too_many_makes_no_difference(path: str, served: Running) -> None:
+    body = {"texts": ["a boat"]}
+    assert served.post(path, body).json() == served.post("/v1/embed", body).json()
+    assert served.get("/healthz/").status_code == 200
+    assert served.get("/v1/nothing/").status_code == 404
+
+
+def test_a_base_address_without_its_end_is_pointed_out(served: Running) -> None:
+    answer = served.post("/embeddings", {"input": "a boat"})
+    assert (answer.status_code, error(answer)) == (404, "unknown_path")
+    assert "/v1/embeddings is meant" in answer.json()["error"]["message"]
+
+
+PAGE, PREFLIGHT = "https://photos.example.org", {"Access-Control-Request-Method": "POST"}
+
+
+def asked(server: Running, origin: str, wanted: str = "authorization, content-type") -> httpx.Response:
+    """Asks what a browser asks before it sends a request of a web page."""
+    headers = {"Origin": origin, **PREFLIGHT, "Access-Control-Request-Headers": wanted}
+    with server.client() as client:
+        return client.options("/v1/embed", headers=headers)
+
+
+def test_web_pages_of_an_allowed_origin_may_ask_and_read_answers_and_errors(pool: ModelPool) -> None:
+    with running(pool, key="k" * 16, origins=[PAGE]) as server:
+        answer = asked(server, PAGE, "authorization, content-type, x-stainless-os")
+        assert answer.status_code == 204
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert "POST" in answer.headers["access-control-allow-methods"]
+        assert answer.headers["access-control-allow-headers"] == "authorization, content-type, x-stainless-os"
+        for key, status in (("k" * 16, 200), ("wrong", 401)):
+            headers = {"Origin": PAGE, "Authorization": f"Bearer {key}"}
+            sent = server.post("/v1/embed", {"texts": ["a boat"]}, headers=headers)
+            assert (sent.status_code, sent.headers["access-control-allow-origin"]) == (status, PAGE)
+            assert sent.headers["vary"] == "Origin"
+        other = asked(server, "https://evil.example")
+        assert (other.status_code, error(other)) == (405, "wrong_method")
+        assert "--allow-origin" in other.json()["error"]["message"]
+        assert "access-control-allow-origin" not in other.headers
+        assert "access-control-allow-origin" not in server.get("/healthz").headers
+
+
+def test_no_web_page_may_ask_unless_it_is_said(served: Running, pool: ModelPool) -> None:
+    assert asked(served, PAGE).status_code == 405
+    headers = served.post("/v1/embed", {"texts": ["a boat"]}, headers={"Origin": PAGE}).headers
+    assert not any(name.startswith("access-control") for name in headers)
+    with running(pool, origins=["*"]) as server:
+        assert asked(server, "https://any.example").headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("text", ["photos.example.org", "https://", "https://a.example/page", "null", ""])
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--allow-origin"):
+        origin_of(text)
 
 
 def test_a_model_of_the_list_can_be_asked_for(served: Running) -> None:

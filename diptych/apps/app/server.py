@@ -125,5 +125,6 @@ def serve(
         print(f"{site.album.folder}: {site.album.passed_over}", file=sys.stderr)
     blocks = build(site)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # exits normally, so that uploads are deleted
-    print(f"{len(site.pool.models)} models at {start(blocks, host, port, names, root_path)} (Ctrl-C stops)", flush=True)
+    address = start(blocks, host, port, names, root_path)
+    print(f"{len(site.pool.models)} model(s) at {address} (Ctrl-C stops)", flush=True)
     blocks.block_thread()

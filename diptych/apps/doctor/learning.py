@@ -58,7 +58,8 @@ def _against(run: Run, level: Chance, first: float) -> Finding:
     known = f"chance is {level.nats:.2f} ({level.words})"
     if late is None or not run.settled(level.since):
         if first > FAR_ABOVE * level.nats:
-            return Finding(name, "note", f"begins at {first:.2f}, while {known}", "check labels and tokenizer")
+            way = "lower optim.lr or lengthen schedule.warmup_steps, and check labels and tokenizer"
+            return Finding(name, "note", f"begins at {first:.2f}, while {known}", way)
         return Finding(name, "unknown", f"begins at {first:.2f}, while {known}; it is too early to tell more")
     if late >= AT_CHANCE * level.nats:
         return Finding(

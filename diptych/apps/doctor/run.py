@@ -98,7 +98,10 @@ def read_run(folder: Path) -> Run:
     lines = read_metrics(folder / "metrics.jsonl")
     training = tuple(line for line in lines if "loss" in line)
     if not training:
-        raise ValueError(f"{folder} has logged no step yet: wait for the first line of its metrics.jsonl")
+        raise ValueError(
+            f"{folder} has logged no step yet: wait for the first line of its metrics.jsonl."
+            " If the run has ended, its last message says why, and run.log_every=1 logs from the first step on"
+        )
     validations = tuple(line for line in lines if "loss" not in line)
     return Run(
         folder=folder,

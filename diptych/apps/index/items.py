@@ -12,7 +12,7 @@ from diptych.data.cleanup import clean_caption
 from diptych.data.entries import from_entry, name_of, picture_from_entry, plain_path
 from diptych.data.files import files_below, json_lines
 from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
-from diptych.data.pictures import file_of
+from diptych.data.pictures import file_of, why_missing
 from diptych.data.record import BadRecord, PlainText
 from diptych.reading import expand_home
 
@@ -125,11 +125,11 @@ class _SourceReader:
             self._add_text(base if isinstance(record, PlainText) else f"{base}#{position}", text, name)
 
     def _add_picture(self, id: str, path: str, name: str) -> None:
+        place = str(self.root / path)
         try:
-            # Path.stat takes seconds longer for a million files.
-            status = os.stat(file_of(str(self.root / path)))  # noqa: PTH116
+            status = os.stat(file_of(place))  # noqa: PTH116 — Path.stat takes seconds longer for a million files
         except (OSError, ValueError) as error:
-            self.skipped.append(BadRecord(name, "picture missing", str(error)))
+            self.skipped.append(BadRecord(name, "picture missing", why_missing(place, error)))
             return
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
         self._add(Item(id, "picture", path, stamp, self.number), name)

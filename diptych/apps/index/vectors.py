@@ -31,6 +31,7 @@ from diptych.apps.index.embedding import PORTION, Portion, embed
 from diptych.apps.index.files import write_json, write_lines, write_skipped, write_whole
 from diptych.apps.index.items import Item, SourceItems, read_items
 from diptych.data.record import BadRecord
+from diptych.data.tables import import_pyarrow
 from diptych.nn.lowered import Precision
 from diptych.predict import Predictor
 from diptych.predict.identity import ModelIdentity
@@ -102,7 +103,7 @@ def check_target(to: Path) -> None:
     if not to.parent.is_dir():
         raise ValueError(f"no folder {to.parent}: make it first")
     if to.suffix == ".parquet":
-        _parquet()
+        import_pyarrow(f"{to} is Parquet", "search")
 
 
 @dataclass(frozen=True)
@@ -228,11 +229,11 @@ def _write_npy(file: IO[bytes], shape: tuple[int, int], portions: Iterator[Porti
 
 
 def _write_parquet(file: IO[bytes], width: int, portions: Iterator[Portion]) -> None:
-    pa, parquet = _parquet()
+    pa = import_pyarrow("the file is Parquet", "search")
     schema = pa.schema(
         {"id": pa.string(), "kind": pa.string(), "vector": pa.list_(pa.float32(), width), "text": pa.string()}
     )
-    with parquet.ParquetWriter(file, schema) as writer:
+    with pa.parquet.ParquetWriter(file, schema) as writer:
         for portion in portions:
             items, numbers = portion.items, np.ascontiguousarray(portion.vectors).reshape(-1)
             columns = {
@@ -242,12 +243,3 @@ def _write_parquet(file: IO[bytes], width: int, portions: Iterator[Portion]) -> 
                 "text": [item.content if item.kind == "text" else None for item in items],
             }
             writer.write_table(pa.table(columns, schema))
-
-
-def _parquet() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError("writing Parquet needs pyarrow: pip install 'diptych[search]'; or name a .npy file") from error
-    return pyarrow, pyarrow.parquet

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import time
 import zlib
 from collections.abc import Collection, Mapping
@@ -42,6 +43,12 @@ DISCARDED = 1 << 20
 """Bytes of a refused body that are read in any case, so that its client gets to read the answer."""
 GZIP = 31
 """The zlib window of the gzip format."""
+ANY_ORIGIN = "*"
+PREFLIGHT_HEADERS = (
+    (b"access-control-allow-methods", b"GET, HEAD, POST"),
+    (b"access-control-max-age", b"600"),
+)
+"""What a browser is told that asks on behalf of a web page of another origin (CORS)."""
 
 
 class ClientLeft(Exception):
@@ -101,14 +108,15 @@ class AdmissionMiddleware:
         key: str | None = None,
         hosts: Collection[str] | None = None,
         root_path: str = "",
+        origins: Collection[str] = (),
     ) -> None:
         """`paths` are the existing paths and their methods, `hosts` the accepted Host headers (None accepts any), both
-        in lower case. `root_path` is taken off the beginning of paths.
+        in lower case. `root_path` is taken off the beginning of paths. Web pages of `origins` may read the answers.
         """
         self.app, self.limits, self.metrics, self.batcher = app, limits, metrics, batcher
         self.endpoints = {*paths, *PUBLIC}
         self._take_bodies = {path for path, methods in paths.items() if "post" in methods}
-        self.hosts, self._root_path = hosts, root_path
+        self.hosts, self._root_path, self._origins = hosts, root_path, origins
         self._key = None if key is None else _digest(key.encode())
         self.stopping = False
         self.in_flight = 0
@@ -143,14 +151,20 @@ class AdmissionMiddleware:
             self._hold(exchange, -exchange.held_bytes)
 
     def _with_local_path(self, scope: Scope) -> Scope:
-        """Takes the proxy's prefix off the path, and answers HEAD as GET, whose body the connection leaves out."""
+        """Takes the proxy's prefix and slashes too many off the path, and answers HEAD as GET, whose body the
+        connection leaves out."""
         path = without_prefix(scope["path"], self._root_path)
+        plain = re.sub("/+", "/", path).rstrip("/") or "/"  # clients write /v1/embed/, and /v1//embed for a base /v1/
+        path = plain if plain in self.endpoints else path
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "method": method}
 
     # ------------------------------------------------------------------ admission
 
     async def _admit(self, exchange: Exchange) -> Answer:
+        self._check_host(exchange)
+        if exchange.scope["method"] == "OPTIONS" and "access-control-request-method" in exchange.headers:
+            return self._answer_preflight(exchange)
         self._check_head(exchange)
         if not exchange.for_model:
             return await self._forward(exchange, Body(bytearray()), None)
@@ -167,10 +181,27 @@ class AdmissionMiddleware:
                 expected.arrived()
             self._count_in_flight(-1)
 
-    def _check_head(self, exchange: Exchange) -> None:
-        """Checks host, key, content type and encoding. Raises ApiError."""
+    def _check_host(self, exchange: Exchange) -> None:
         if not host_is_allowed(exchange.headers.get("host"), self.hosts, exchange.scope["http_version"]):
             raise ApiError("wrong_host", "this server answers to its own names only; --allow-host adds one")
+
+    def _answer_preflight(self, exchange: Exchange) -> Answer:
+        """Answers a browser that asks whether a web page may send a request. Such a question has no key."""
+        if not self._cross_origin(exchange):
+            raise ApiError("wrong_method", "web pages of this origin may not ask; --allow-origin of the server adds it")
+        wanted = exchange.headers.get("access-control-request-headers", "").encode("latin-1")
+        return Answer(204, [*PREFLIGHT_HEADERS, (b"access-control-allow-headers", wanted)])
+
+    def _cross_origin(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        """Returns the headers that let a web page of an allowed origin read an answer."""
+        origin = exchange.headers.get("origin", "")
+        allowed = ANY_ORIGIN if ANY_ORIGIN in self._origins else origin
+        if not origin or allowed.lower() not in self._origins:
+            return []
+        return [(b"access-control-allow-origin", allowed.encode("latin-1")), (b"access-control-expose-headers", b"*")]
+
+    def _check_head(self, exchange: Exchange) -> None:
+        """Checks key, content type and encoding. Raises ApiError."""
         if self._key is not None and exchange.path not in PUBLIC and not self._has_key(exchange.headers):
             message = "this server requires a key: send the header Authorization: Bearer KEY"
             raise ApiError("no_key", message, {"WWW-Authenticate": "Bearer"})
@@ -275,7 +306,8 @@ class AdmissionMiddleware:
 
     async def _deliver(self, exchange: Exchange, answer: Answer) -> None:
         """Sends an answer piece by piece, and cuts the connection if the client does not take it. Raises ClientLeft."""
-        headers = [*answer.headers, *SECURITY_HEADERS]
+        headers = [*answer.headers, *SECURITY_HEADERS, *self._cross_origin(exchange)]
+        headers += [(b"vary", b"Origin")] if self._origins else []
         if not exchange.read_to_end and not await self._discard_body(exchange):
             headers.append((b"connection", b"close"))
         endpoint = self._endpoint(exchange.path)

@@ -35,11 +35,16 @@ MODEL_ERRORS = (
 
 
 def build_app(
-    state: ServerState, key: str | None = None, hosts: Sequence[str] | None = None, root_path: str = ""
+    state: ServerState,
+    key: str | None = None,
+    hosts: Sequence[str] | None = None,
+    root_path: str = "",
+    origins: Sequence[str] = (),
 ) -> AdmissionMiddleware:
     """Builds the ASGI application. Requests must send `key`. `hosts` are accepted Host headers; None accepts any.
 
     `root_path` is the prefix under which a proxy offers the server, as in /ai. It is taken off if the proxy leaves it.
+    Web pages of `origins`, in lower case, may ask and read the answers; `*` stands for all of them.
     """
     app = FastAPI(
         title="diptych",
@@ -63,7 +68,9 @@ def build_app(
     async def root() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
-    admission = AdmissionMiddleware(app, state.limits, state.metrics, state.batcher, paths, key, hosts, root_path)
+    admission = AdmissionMiddleware(
+        app, state.limits, state.metrics, state.batcher, paths, key, hosts, root_path, origins
+    )
     app.state.admission = admission
     return admission
 

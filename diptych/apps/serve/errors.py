@@ -75,9 +75,11 @@ def add_handlers(app: FastAPI) -> None:
         assert isinstance(error, ApiError)
         return error.response()
 
-    async def on_http_error(_: Request, error: Exception) -> Response:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, message = HTTP_ERRORS.get(error.status_code, ("bad_request", str(error.detail)))
+        if code == "unknown_path" and (meant := f"/v1{request.url.path}") in app.openapi()["paths"]:
+            message = f"there is nothing at this path: {meant} is meant, so end the base address with /v1"
         return ApiError(code, message, error.headers).response()
 
     async def on_failure(_: Request, error: Exception) -> Response:

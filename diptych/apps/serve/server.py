@@ -22,7 +22,7 @@ from diptych.apps.serve.admission import ABORT, AdmissionMiddleware
 from diptych.apps.serve.app import build_app
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.state import ServerState
-from diptych.apps.web import OncePerSecond, allowed_hosts, is_loopback, root_path_of
+from diptych.apps.web import OncePerSecond, allowed_hosts, is_loopback, origin_of, root_path_of
 from diptych.predict import ModelPool, PooledModel
 
 log = logging.getLogger("diptych.apps.serve")
@@ -209,15 +209,18 @@ def serve(
     limits: Limits | None = None,
     root_path: str = "",
     precision: str = "fp32",
+    origins: Sequence[str] = (),
 ) -> None:
     """Serves until SIGTERM or SIGINT. Raises ValueError for runs, an index, a key or an address that cannot be used.
 
     `index` is a place that `diptych.apps.index.open_index` opens. Requests must send `key`; an address that other
     machines can reach requires one, or `without_key`. `names` are further names that a Host header may give.
-    `root_path` is a proxy's prefix: a path, or a whole address, whose host is then accepted too.
+    `root_path` is a proxy's prefix: a path, or a whole address, whose host is then accepted too. `origins` are those of
+    web pages that may ask and read the answers; `*` stands for all.
     """
     limits = limits or Limits()
     root_path, public_names = root_path_of(root_path)
+    origins = list(map(origin_of, origins))
     check_open(host, key, without_key)
     listening = _listen(host, port)  # before loading the models, which may take long
     with listening:
@@ -226,7 +229,7 @@ def serve(
             print(f"precision: {note}", file=sys.stderr)
         state = make_server_state(pool, index, limits)
         try:
-            app = build_app(state, key, allowed_hosts(host, [*names, *public_names]), root_path)
+            app = build_app(state, key, allowed_hosts(host, [*names, *public_names]), root_path, origins)
             server = Server(app, limits, host, port)
             url = _url(listening.getsockname())
             print(f"serving {len(state.pool.models)} model(s) at {url} (/ is the documentation)", flush=True)

@@ -70,7 +70,7 @@ def _root(path: str, images: list[Any], config: DataConfig) -> tuple[Path, str]:
     if config.root is not None:
         return Path(config.root), ""
     names = [_file_name(image) or "" for image in images[:TRIED] if isinstance(image, dict)]
-    found = folder_of_pictures(folder, [coco_path(folder, name) for name in names])
+    found = folder_of_pictures(Path(path), [coco_path(folder, name) for name in names])
     return found, "" if found == folder else f"{path}: pictures are taken from {found}"
 
 

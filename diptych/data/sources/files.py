@@ -14,7 +14,7 @@ from diptych.data.pictures import LARGEST_PIXELS, open_picture
 from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, R, Record, Referring
 from diptych.data.shards.remote import say
 from diptych.data.skips import list_errors
-from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.listing import SourceListing, tell_apart
 from diptych.data.sources.lost import where_pictures_may_lie
 from diptych.data.splits import draw_number, held_out_count, own_path
 from diptych.schema import SPLITS, DataConfig, Split
@@ -99,12 +99,15 @@ def read_splits(read: Callable[[str, DataConfig], SourceListing], config: DataCo
     """Reads all splits of a layout, divided as by `open_split`, each with its bad entries. Raises ValueError."""
     listing = _checked(read(_training_path(config), config), _training_path(config), config)
     paths = {split: own_path(config, split) for split in SPLITS}
-    return {
+    listings = {
         split: _divided(listing, config, split)
         if path is None
         else _checked(read(path, config), path, config).of_split(split)
         for split, path in paths.items()
     }
+    if any(paths.values()):
+        tell_apart(listings.values())
+    return listings
 
 
 def _training_path(config: DataConfig) -> str:

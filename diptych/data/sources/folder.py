@@ -19,7 +19,7 @@ from diptych.data.files import decoded, files_below
 from diptych.data.picture_kinds import PassedOver, is_picture
 from diptych.data.record import BadRecord
 from diptych.data.sources.jsonl import read_lines
-from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.listing import SourceListing, tell_apart
 from diptych.data.sources.table import SPLIT_NAMES, add_table
 from diptych.data.tables import open_table
 from diptych.schema import DataConfig
@@ -68,6 +68,8 @@ def _with_metadata(folder: Path, files: list[Path], metadata: list[Path], config
     for file in metadata:
         split = splits[file] if divided else None
         add_table(listing, open_table(folder / file), config, split, folder / file.parent)
+    if len(metadata) > 1:
+        tell_apart([listing])
     _skip_unnamed(listing, folder, files, ", ".join(map(str, metadata)))
     return listing
 

@@ -6,7 +6,8 @@ An entry is what a published list says about one record. A reader function turns
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,29 @@ def _with_slashes(record: AnyRecord, root: Path) -> tuple[AnyRecord, list[str]]:
     return record, paths
 
 
+def tell_apart(listings: Iterable[SourceListing]) -> None:
+    """Gives different pictures of one name identities of their own: their paths from the folder that holds them all.
+
+    Lists in several folders name pictures from there, so that `0001.jpg` may stand for several.
+    """
+    listings = list(listings)
+    places: defaultdict[str, set[str]] = defaultdict(set)
+    for record in (record for listing in listings for record in listing.records):
+        for image, image_id in zip(record.images, record.image_ids, strict=True):
+            places[image_id].add(image)
+    ids: dict[str, str] = {}
+    for image_id, files in places.items():
+        if len(files) > 1 and all(file.endswith(f"/{image_id}") for file in files):
+            common = os.path.commonpath([os.path.dirname(file) for file in files])  # noqa: PTH120
+            ids |= {file: Path(os.path.relpath(file, common)).as_posix() for file in files}
+    for listing in listings if ids else ():
+        for number, record in enumerate(listing.records):
+            pairs = zip(record.images, record.image_ids, strict=True)
+            if names := {image_id: ids[image] for image, image_id in pairs if image in ids}:
+                assert isinstance(listing.records, list)
+                listing.records[number] = with_image_ids(record, names)
+
+
 def each(read: Callable[[str, DataConfig], SourceListing]) -> Callable[[str, DataConfig], SourceListing]:
     """Makes a reader of one path into a reader of several, separated by commas. It joins their records in order."""
 
@@ -182,6 +206,8 @@ def each(read: Callable[[str, DataConfig], SourceListing]) -> Callable[[str, Dat
         listing = SourceListing()
         for path in split_paths(paths):
             listing.join(read(path, config), path)
+        if len(split_paths(paths)) > 1:
+            tell_apart([listing])
         return listing
 
     return read_each

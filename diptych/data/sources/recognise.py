@@ -7,6 +7,7 @@ of which it meets all conditions. It is nearest to the layouts of which it meets
 from __future__ import annotations
 
 import json
+import shlex
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -52,6 +53,8 @@ class Look:
     """Why captioned pictures cannot be read from it as a table; empty if they can."""
     two_columns: bool = False
     """Whether it is a table of texts and addresses alone, separated by tabs."""
+    folders: tuple[str, ...] = ()
+    """The folders of a folder that hold pictures. They may be classes."""
 
 
 Condition = tuple[Callable[[Look], bool], str]
@@ -158,7 +161,8 @@ READS_FOLDERS_WITH: Mapping[str, Sequence[str]] = {
     "texts": (".txt", ".jsonl", ".tar"),
 }  # fmt: skip
 """What a folder holds that a source reads, although the folder may be of another layout."""
-PICTURES_ALONE = ("pictures", "scenes", "mix")
+PICTURES = "pictures"
+PICTURES_ALONE = (PICTURES, "scenes", "mix")
 """Sources about which nothing is said, since any folder will do, or none is needed."""
 
 
@@ -180,12 +184,11 @@ def look_at(path: str, config: DataConfig) -> Look | None:
     if is_tar(head):
         return Look("a tar file", "tar", frozenset({".tar", *(["entries"] if _holds_entries(place) else [])}))
     try:
-        table = open_table(place)
+        return _table(open_table(place), config)
     except NoTable:
         return _other(place, head)
     except ValueError as error:
         return Look(str(error), "unreadable")
-    return _table(table, config)
 
 
 def _kept_from_reading(head: bytes) -> str | None:
@@ -224,6 +227,7 @@ def _folder(place: Path) -> Look:
         "folder",
         frozenset(holds),
         why_no_columns="",
+        folders=tuple(sorted({file.parts[0] for file in pictures if len(file.parts) > 1})),
     )
 
 
@@ -293,17 +297,22 @@ def _fits(source: str, look: Look) -> bool:
     return ALSO.get(source, source) in layouts_of(look)
 
 
-def recognised(config: DataConfig) -> str:
-    """Returns the layout of `config.path`. Raises ValueError with the nearest layouts if it is unknown."""
+def recognised(config: DataConfig, bare: bool = False) -> str:
+    """Returns the layout of `config.path`, or `pictures` if they may be `bare` of texts and it holds nothing else.
+
+    Raises ValueError with the nearest layouts if it is unknown.
+    """
     if config.path is None:
         raise ValueError("data.source=auto needs data.path: where the pictures and their captions are")
     path = next(iter(split_paths(config.path)), "")
     look = look_at(path, config)
     if look is None:
         raise ValueError(f"no file or folder {path}: data.source=auto looks at what data.path names")
-    if not (fitting := layouts_of(look)):
-        raise ValueError(_answer(path, look, config))
-    return fitting[0]
+    if fitting := layouts_of(look):
+        return fitting[0]
+    if bare and "picture" in look.keys:
+        return PICTURES
+    raise ValueError(_answer(path, look, config))
 
 
 def _answer(path: str, look: Look, config: DataConfig) -> str:
@@ -316,7 +325,26 @@ def _answer(path: str, look: Look, config: DataConfig) -> str:
     lists = list(islice(_lists_in(Path(path), config), MOST_NAMED)) if look.kind == "folder" else []
     held = "".join(f"\n  it holds {file}, {form}: {ways} data.path={file}" for file, form, ways in lists)
     held = held or "".join(f"\n  it holds {file}, which is {kind}" for file, kind in _packed_in(path, look))
+    if not held and "picture" in look.keys:
+        return f"{path} is {look.form} without texts. {_without_texts(path, look)}"
     return f"{path} is {look.form}, which no layout fits. Nearest are {_nearest(look)}{held}"
+
+
+def _without_texts(path: str, look: Look) -> str:
+    """Says what pictures without texts are good for, and how they get texts."""
+    ways = (
+        "To train on pictures and texts, give each a text of its name (17.txt beside 17.jpg), or list them in"
+        " metadata.csv with the columns file_name and text. Without texts they can be searched and indexed, and"
+        " data.source=pictures reads them for the vision stage"
+    )
+    if len(look.folders) < 2:
+        return ways
+    names = ", ".join(look.folders[:3]) + (", …" if len(look.folders) > 3 else "")
+    return (
+        f"If its {len(look.folders)} folders ({names}) are classes,"
+        f" `diptych evaluate RUN --classes {shlex.quote(path)}` measures a model on them; their names are not read as"
+        f" captions. {ways}"
+    )
 
 
 def _ways(layouts: Sequence[str]) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cache import cache_folder
-from diptych.data.columns import LOOKED_AT, SPLIT_COLUMN, Columns, NoColumns, choose_columns, kinds_of, uncounted
+from diptych.data.columns import (
+    LOOKED_AT,
+    SPLIT_COLUMN,
+    TURNS,
+    Columns,
+    NoColumns,
+    choose_columns,
+    kind_of,
+    kinds_of,
+    uncounted,
+)
 from diptych.data.entries import from_entry
 from diptych.data.files import existing, files_below
 from diptych.data.picture_kinds import HEIF_SUFFIXES, SUFFIXES
@@ -80,12 +89,12 @@ def add_table(
     try:
         columns = tell_columns(table, sample, config, root)
     except NoColumns as error:
-        raise ValueError(f"{table.place} is {table.form}. {error}") from None
+        raise ValueError(f"{table.place} is {table.form}: {error}") from None
     split_column = _split_column(table) if split is None else None
     files = f" with {columns.suffix} added" if columns.suffix else ""
-    notes = [
-        f"pictures from `{columns.image}`{files}, captions from {', '.join(f'`{name}`' for name in columns.captions)}"
-    ]
+    kinds = kinds_of(sample, columns.captions)
+    captions = [f"{'the answers of ' * (kinds[name] == 'conversation')}`{name}`" for name in columns.captions]
+    notes = [f"pictures from `{columns.image}`{files}, captions from {', '.join(captions)}"]
     notes += [f"splits from `{split_column}`"] if split_column else []
     pictures = _Pictures(table, columns, config, sample, root)
     groups = _grouped(listing, table, columns, split_column, pictures)
@@ -110,6 +119,8 @@ def tell_columns(
         return choose_columns(names, rows, config.image_column, captions)
     except NoColumns:
         asked = [config.image_column] if config.image_column in names else names
+        if not {"path", "embedded"}.isdisjoint(kinds_of(rows, asked).values()):
+            raise  # the pictures are named, and it is the captions that cannot be told
         starts = root or (Path(config.root) if config.root else None)
         found = [(name, suffix) for name in asked if (suffix := _missing_suffix(table, rows, name, starts))]
         if len(found) != 1:
@@ -126,7 +137,7 @@ def _missing_suffix(table: Table, rows: Sequence[Mapping[str, Any]], column: str
         return ""
     for suffix in USUAL_SUFFIXES if values else ():
         paths = [value + suffix for value in values]
-        folder = root or folder_of_pictures(table.place.parent, paths)
+        folder = root or folder_of_pictures(table.place, paths)
         if 2 * sum((folder / path).is_file() for path in paths) > len(paths):
             return suffix
     return ""
@@ -163,16 +174,41 @@ def _grouped(
 
 
 def _captions(value: Any, column: str, name: str) -> list[str]:
-    """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as a text."""
+    """Returns the captions of a value: a text, a list of texts or of objects with `raw`, or such a list as a text.
+
+    The caption of a conversation is its only answer.
+    """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = written_list(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return [""]
     parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if kind_of(value) == "conversation":
+        return [_only_answer(parts, name)]
     texts = [part["raw"] if isinstance(part, Mapping) and "raw" in part else part for part in parts]
-    if not all(isinstance(text, str | int | float) for text in texts):
+    if not all(text is None or isinstance(text, str | int | float) for text in texts):
         raise BadRecord(name, "wrong type", f"`{column}` must be a text or a list of texts")
-    return list(map(str, texts))
+    return ["" if kind_of(text) == "empty" else str(text) for text in texts] or [""]
+
+
+def _only_answer(turns: Sequence[Any], name: str) -> str:
+    """Returns what is answered in a conversation. Raises BadRecord unless it is one text.
+
+    With several questions, as in LLaVA's instructions, none of the answers describes the picture as a caption does.
+    """
+    answers = [
+        turn.get(said)
+        for turn in turns
+        if isinstance(turn, Mapping)
+        for speaker, said, speakers in TURNS
+        if turn.get(speaker) in speakers
+    ]
+    if len(answers) != 1:
+        raise BadRecord(name, "no caption", f"in a conversation with {len(answers)} answers none is the caption")
+    (answer,) = answers
+    if isinstance(answer, Sequence) and not isinstance(answer, str):  # parts of a message, as chat models write them
+        answer = " ".join(str(part["text"]) for part in answer if isinstance(part, Mapping) and "text" in part)
+    if not isinstance(answer, str):
+        raise BadRecord(name, "wrong type", "the answer of a conversation must be a text")
+    return answer
 
 
 def written_list(text: str) -> Any:
@@ -239,7 +275,7 @@ class _Pictures:
             self.root = root or Path(config.root or "")
         else:
             paths = [path for row in sample[:TRIED] if (path := _path(row.get(self.column), self.suffix))]
-            self.root = folder_of_pictures(table.place.parent, paths)
+            self.root = folder_of_pictures(table.place, paths)
             self.guessed = self.root != table.place.parent
 
     def entry(self, number: int, row: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -254,18 +290,37 @@ class _Pictures:
         return {"image": path}
 
 
-def folder_of_pictures(folder: Path, paths: Sequence[str]) -> Path:
-    """Returns the folder that paths start from: `folder`, or a folder in it or beside it in which most of them are."""
+def folder_of_pictures(file: Path, paths: Sequence[str]) -> Path:
+    """Returns the folder that the paths in a list start from: its own, or a folder in or beside it with most of them.
+
+    Of several, the one is meant whose name is part of the list's, as `val2017` is of `captions_val2017.json`. Raises
+    ValueError if there is none, because equal names may be of different pictures.
+    """
+    fitting = folders_with(file.parent, paths)
+    if len(fitting) < 2 or fitting[0] == file.parent:
+        return fitting[0] if fitting else file.parent
+    named = [place for place in fitting if place.name.lower() in file.stem.lower()]
+    if not named:
+        places = " and in ".join(map(str, fitting[:3]))
+        raise ValueError(
+            f"pictures of the names in {file}, such as {paths[0]}, are in {places}: say by data.root which are meant"
+        )
+    return max(named, key=lambda place: len(place.name))
+
+
+def folders_with(folder: Path, paths: Sequence[str]) -> list[Path]:
+    """Returns the folders in which most of the paths are files, among `folder` and those in it and beside it."""
     candidates = [folder]
     for parent in (folder, folder.parent):
         try:
             candidates += sorted(place for place in parent.iterdir() if place.is_dir() and place not in candidates)
         except OSError:
             continue
-    for candidate in candidates:
-        if paths and 2 * sum((candidate / path.replace("\\", "/")).is_file() for path in paths) > len(paths):
-            return candidate
-    return folder
+    return [
+        candidate
+        for candidate in candidates
+        if 2 * sum((candidate / path.replace("\\", "/")).is_file() for path in paths) > len(paths)
+    ]
 
 
 def _path(value: Any, suffix: str) -> str | None:
