@@ -22,7 +22,7 @@ from diptych.apps.serve.batching import Batcher
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import Metrics
-from diptych.apps.serve.pictures import DRAWN, DRAWN_IN_FULL, HeatCanvas, open_upload
+from diptych.apps.serve.pictures import DRAWN, DRAWN_IN_FULL, HeatCanvas, charge_upload
 from diptych.apps.serve.reading import read_request
 from diptych.apps.serve.schemas import EmbedRequest
 from diptych.apps.serve.workers import Work, WorkEnded, Workers
@@ -89,12 +89,11 @@ def test_others_are_answered_while_bodies_are_read(served: Running, monkeypatch:
 def test_the_pictures_of_a_request_have_a_budget_together() -> None:
     work = Work(Limits(pixels=1_000, request_pixels=2_500))
     sent = encoded(Image.new("RGB", (30, 30)))
-    open_upload(sent, "first", work)
-    open_upload(sent, "second", work)
+    assert charge_upload(sent, "first", work) == charge_upload(sent, "second", work) == (30, 30)
     with pytest.raises(ApiError, match="third: with it the request costs more than 2,500 pixels"):
-        open_upload(sent, "third", work)
+        charge_upload(sent, "third", work)
     with pytest.raises(ApiError, match=r"large: .*1,000"):
-        open_upload(encoded(Image.new("RGB", (40, 40))), "large", Work(Limits(pixels=1_000, request_pixels=2_500)))
+        charge_upload(encoded(Image.new("RGB", (40, 40))), "large", Work(Limits(pixels=1_000, request_pixels=2_500)))
 
 
 def test_a_jpeg_of_many_scans_costs_more() -> None:
@@ -102,11 +101,36 @@ def test_a_jpeg_of_many_scans_costs_more() -> None:
     Image.new("RGB", (30, 30)).save(stream, "JPEG", progressive=True)
     raw = stream.getvalue()
     usual, many = Work(Limits()), Work(Limits())
-    open_upload(base64.b64encode(raw).decode(), "usual", usual)
+    charge_upload(base64.b64encode(raw).decode(), "usual", usual)
     comment = b"\xff\xfe\x00\x52" + b"\xff\xda" * 40  # counted as scans, and cheap to decode
-    open_upload(base64.b64encode(raw[:2] + comment + raw[2:]).decode(), "many", many)
+    charge_upload(base64.b64encode(raw[:2] + comment + raw[2:]).decode(), "many", many)
     assert Limits().request_pixels - usual.pixels_left == 900
     assert Limits().request_pixels - many.pixels_left >= 4 * 900
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("embed", {"pictures": [encoded(picture(1, (40, 40)))] * 6}),
+        ("match", {"pictures": [encoded(picture(1, (40, 40)))] * 6, "texts": ["a boat"]}),
+        ("embeddings", {"input": [{"image": encoded(picture(1, (40, 40)))}] * 6}),
+        ("locate", {"picture": encoded(picture(1, (40, 40))), "phrases": ["a boat"] * 6}),
+    ],
+)
+def test_a_request_that_costs_too_much_decodes_nothing(
+    path: str, body: dict[str, Any], pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    with running(pool, Limits(request_pixels=9_000)) as small:
+        response = small.post(f"/v1/{path}", body)
+    assert (response.status_code, error(response)) == (413, "picture_too_large")
+
+
+@pytest.mark.parametrize("raw", [b"P3 1 1 255\n1 2 3\n", b"P2 1 1 255\n7\n", b"P6 1 1 65535\n" + bytes(6)])
+def test_what_pillow_decodes_in_python_is_not_decoded(raw: bytes, served: Running) -> None:
+    response = served.post("/v1/embed", {"pictures": [base64.b64encode(raw).decode()]})
+    assert (response.status_code, error(response)) == (422, "bad_picture")
+    assert "send JPEG or PNG" in response.text
 
 
 @pytest.mark.parametrize(
@@ -177,7 +201,7 @@ def test_a_decoder_that_does_not_end_costs_one_request_its_answer(
 
     monkeypatch.setattr("diptych.apps.serve.preparing.open_upload", slow)
     with running(pool, Limits(seconds=1.0)) as server:
-        late = server.post("/v1/embed", {"pictures": ["x"] * 64})
+        late = server.post("/v1/embed", {"pictures": [encoded(picture())] * 64})
         assert (late.status_code, error(late)) == (504, "timed_out")
         time.sleep(0.5)
         count = len(opened)
