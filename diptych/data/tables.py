@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from diptych.data.columns import LOOKED_AT, first_row_is_header, is_path
 from diptych.data.files import check_lines, decoded, json_lines, line_content
+from diptych.data.parquet_pages import largest_page
 from diptych.data.record import BadRecord
 from diptych.reading import parse_json
 
@@ -287,15 +288,19 @@ def parquet_table(file: Path) -> Table:
         columns = tuple(reader.schema_arrow.names)
         nested = {field.name for field in reader.schema_arrow if arrow.types.is_nested(field.type)}
         leaves = [reader.schema.column(number) for number in range(len(reader.schema))]
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in columns]
+        lists = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level > 0]
     except Exception as error:  # pyarrow's errors derive from many classes
         raise ValueError(f"{file} is broken Parquet: {error}") from None
+    # No value is larger than the page that it stands in, or that holds it once for many rows.
+    most = max(1, min(BATCH, TOGETHER // 2 // max(1, largest_page(file, reader.metadata))))
 
     def batches(asked: Sequence[str]) -> Iterator[Any]:
-        # A value that stands in the file once and belongs to many rows is kept once, and not copied for each row. Arrow
-        # cannot do that for nested columns, whose rows are read one at a time.
-        at_once = 1 if nested.intersection(asked) else BATCH
-        return parquet.ParquetFile(file, read_dictionary=texts).iter_batches(at_once, columns=list(asked))
+        # A row of a list may hold a value many times, which is kept once and not copied. Arrow keeps such values until
+        # the end of what it is asked for, hence one row group after another.
+        at_once = 1 if nested.intersection(asked) else most
+        opened = parquet.ParquetFile(file, read_dictionary=lists)
+        for group in range(opened.num_row_groups):
+            yield from opened.iter_batches(at_once, [group], list(asked))
 
     state = file.stat()
     return arrow_table(file, PARQUET, columns, batches, f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}")
@@ -313,27 +318,47 @@ def arrow_table(
         rows = _unbroken(place, (row for batch in batches(asked) for row in _rows(batch)))
         for number, row in enumerate(rows):
             name = f"{place}[{number}]"
-            yield name, BadRecord(name, "row wrong", "a text is not UTF-8") if row is None else row
+            yield name, BadRecord(name, "row wrong", row) if isinstance(row, str) else row
 
     kind: Literal["parquet", "arrow"] = "parquet" if form == PARQUET else "arrow"
     return Table(place, kind, form, tuple(columns), read, stamp)
 
 
-def _rows(batch: Any) -> Iterator[Mapping[str, Any] | None]:
-    """Yields the rows of a batch, and None for one with a text that is not UTF-8.
+def _rows(batch: Any) -> Iterator[Mapping[str, Any] | str]:
+    """Yields the rows of a batch, and the reason for one that cannot be read.
 
-    If all of them could hold more than is good to have in memory, they are converted one at a time.
+    If all of them hold more than is good to have in memory, they are converted one at a time.
     """
-    if batch.nbytes * batch.num_rows < TOGETHER:
+    if sum(map(_converted_bytes, batch.columns)) < TOGETHER:
         with suppress(UnicodeDecodeError):
             yield from batch.to_pylist()
             return
     for number in range(batch.num_rows):
+        row = batch.slice(number, 1)
         try:
-            row = batch.slice(number, 1).to_pylist()[0]
+            large = sum(map(_converted_bytes, row.columns)) > TOGETHER
+            yield f"it holds more than {TOGETHER:,} bytes" if large else row.to_pylist()[0]
         except UnicodeDecodeError:
-            row = None
-        yield row
+            yield "a text is not UTF-8"
+
+
+def _converted_bytes(array: Any) -> int:
+    """Returns the bytes of an Arrow array's values in Python, where a value that is held once stands for each place."""
+    from pyarrow import compute, types
+
+    kind = array.type
+    if types.is_dictionary(kind):
+        if types.is_primitive(kind.value_type):
+            return int(array.nbytes)
+        lengths = compute.binary_length(array.dictionary).cast("int64")
+        return int(compute.sum(lengths.take(array.indices)).as_py() or 0)
+    if types.is_struct(kind):
+        return sum(map(_converted_bytes, array.flatten()))
+    if types.is_map(kind):
+        return _converted_bytes(array.keys) + _converted_bytes(array.items)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _converted_bytes(array.flatten())
+    return int(array.nbytes)
 
 
 def _unbroken(place: Path, rows: Iterator[Any]) -> Iterator[Any]:

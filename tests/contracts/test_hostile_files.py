@@ -29,13 +29,15 @@ from diptych.apps.index.folder import FolderStore
 from diptych.apps.index.index import index_info
 from diptych.checkpoints.tensors import read_header
 from diptych.cli.main import main
+from diptych.data import parquet_pages, tables
 from diptych.data.entries import from_entry
 from diptych.data.files import json_lines
+from diptych.data.parquet_pages import largest_page
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord
 from diptych.data.sources.recognise import look_at
 from diptych.data.sources.table import _captions
-from diptych.data.tables import open_table
+from diptych.data.tables import _converted_bytes, open_table
 from diptych.data.tar import is_tar, tar_members
 from diptych.data.tokenizer import Tokenizer
 from diptych.pretrained import inspect
@@ -569,6 +571,83 @@ def test_a_value_that_parquet_holds_once_for_many_rows_is_not_copied_for_each(tm
         largest = max(largest, pyarrow.total_allocated_bytes() - before)
     assert largest < 200_000_000
     assert {len(row["image"]["bytes"] if nested else row["image"]) for row in table.first_rows()} == {64}
+
+
+def save_wide(file: Path, captions: list[Any], dictionary: bool = False, version: str = "1.0", **options: Any) -> Path:
+    """Saves a table whose captions are long and take little in the file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": ["a.png"] * len(captions), "caption": captions})
+    parquet.write_table(
+        table, file, compression="zstd", use_dictionary=dictionary, dictionary_pagesize_limit=1 << 30,
+        write_statistics=False, data_page_version=version, **options,
+    )  # fmt: skip
+    assert file.stat().st_size < 100_000
+    return file
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_page_of_parquet_is_bounded_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool, version: str
+) -> None:
+    import pyarrow
+
+    file = save_wide(tmp_path / "rows.parquet", ["a" * 4_000_000], dictionary, version)
+    with file.open("rb") as stream:
+        assert largest_page(file, pyarrow.parquet.ParquetFile(stream).metadata) == pytest.approx(4_000_000, abs=100)
+    assert len(next(open_table(file).rows())[1]["caption"]) == 4_000_000  # type: ignore[index]
+    monkeypatch.setattr(parquet_pages, "LARGEST_PAGE", 3_000_000)
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(
+        ValueError, match=r"rows.parquet holds 4,000,\d* bytes in one page, .*, and at most 3,000,000 are"
+    ):
+        open_table(file)
+    assert pyarrow.total_allocated_bytes() - before < 1_000_000
+
+
+def test_few_wide_values_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+
+    texts = [chr(97 + number) * 10_000_000 for number in range(20)]
+    file = save_wide(tmp_path / "rows.parquet", texts, write_batch_size=1)
+    before, largest = pyarrow.total_allocated_bytes(), 0
+    monkeypatch.setattr(tables, "TOGETHER", 30_000_000)
+    for _, row in open_table(file).rows():
+        assert len(row["caption"]) == 10_000_000  # type: ignore[index]
+        largest = max(largest, pyarrow.total_allocated_bytes() - before)
+    assert largest < 100_000_000  # of 200 MB
+
+
+def test_a_row_that_holds_a_value_many_times_is_left_out(tmp_path: Path) -> None:
+    file = save_wide(tmp_path / "rows.parquet", [["a boat"], ["b" * 5_000_000] * 200, ["a fox"]], dictionary=True)
+    rows = [row for _, row in open_table(file).rows()]
+    assert [isinstance(row, BadRecord) for row in rows] == [False, True, False]
+    assert "holds more than 268,435,456 bytes" in str(rows[1])
+
+
+def test_lists_of_a_row_group_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [[chr(97 + number) * 1_000_000] for number in range(8)]
+    whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    save_wide(whole, texts, write_batch_size=1)
+    save_wide(parts, texts, write_batch_size=1, row_group_size=2)
+    monkeypatch.setattr(parquet_pages, "LARGEST_PAGE", 3_000_000)
+    with pytest.raises(ValueError, match="smaller row groups"):
+        open_table(whole)
+    assert [row["caption"] for _, row in open_table(parts).rows()] == texts  # type: ignore[index]
+
+
+def test_values_that_stand_for_many_are_measured() -> None:
+    import pyarrow
+
+    words = pyarrow.array(["a", "bcd", None, "bcd"]).dictionary_encode()
+    numbers = pyarrow.array([7, 8, 8]).dictionary_encode()
+    assert _converted_bytes(words) == 7
+    assert _converted_bytes(numbers) == numbers.nbytes
+    assert _converted_bytes(pyarrow.ListArray.from_arrays([0, 2, 4], words)) == 7
+    assert _converted_bytes(pyarrow.ListArray.from_arrays([0, 2, 4], words).slice(1)) == 3
+    assert _converted_bytes(pyarrow.StructArray.from_arrays([words], ["raw"])) == 7
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"splits": null}', '{"splits": [5]}', "[" * 100_000, "{"])
