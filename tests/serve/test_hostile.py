@@ -311,6 +311,53 @@ def test_an_answer_that_is_read_arrives_whole(talkative: Running) -> None:
 # --------------------------------------------------------------------------- connections and the log
 
 
+def test_connections_that_ask_nothing_make_room_for_others(pool: ModelPool) -> None:
+    with running(pool, Limits(connections=8)) as server:
+        place = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        idle = [socket.create_connection(place, timeout=20) for _ in range(30)]
+        idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nX: ")  # a head that does not end
+        for _ in range(3):
+            assert server.post("/v1/embed", {"texts": ["a boat"]}).status_code == 200
+        assert len(server.server.server_state.connections) <= 8
+        assert closed(idle[0])
+        for connection in idle:
+            connection.close()
+
+
+def test_a_connection_whose_request_is_answered_is_not_idle(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        reading.set()
+        assert go_on.wait(20)
+        return read_request(*arguments)
+
+    monkeypatch.setattr("diptych.apps.serve.app.read_request", slow)
+    with running(pool, Limits(connections=4)) as server:
+        statuses: list[int] = []
+        asking = threading.Thread(
+            target=lambda: statuses.append(server.post("/v1/embed", {"texts": ["a boat"]}).status_code)
+        )
+        asking.start()
+        assert reading.wait(20)
+        place = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        idle = [socket.create_connection(place, timeout=20) for _ in range(12)]
+        assert closed(idle[0])
+        go_on.set()
+        asking.join(20)
+        assert statuses == [200]
+        for connection in idle:
+            connection.close()
+
+
+def closed(connection: socket.socket) -> bool:
+    """Says whether the server has closed a connection, or will within its timeout."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 def test_there_are_no_more_connections_than_files(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
