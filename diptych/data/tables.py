@@ -29,11 +29,17 @@ LEAST_SHARE = 0.5
 """At least this share of the first lines has as many columns as most of them, or else the file is no table."""
 MOST_LINES = 50
 """A text in quotation marks spans at most this many lines. A mark that is not closed until then is a mistake."""
+MOST_OPEN_MARKS = 100
+"""After so many marks that are not closed, no text of the file is looked for on several lines."""
+MOST_COLUMNS = 4_096
+"""Columns of a table. Looking at each takes time."""
 PARQUET = "Parquet"
 BATCH = 100
 """Rows of a Parquet file that are read at once. They may hold pictures."""
 HEAD = 64
 """Bytes of a picture that are looked at to tell what a column holds."""
+LONGEST_LOOKED_AT = 4_096
+"""Letters of a text, and entries of a list or an object, that are looked at to tell it."""
 TOGETHER = 1 << 28
 """Bytes that rows may have to be converted together. A column may hold one value of a gigabyte for all of them."""
 
@@ -59,14 +65,20 @@ class Table:
 
     def first_rows(self) -> list[Mapping[str, Any]]:
         """Returns the first rows that can be read, by which the columns are judged. Of pictures, only the beginning."""
+        if len(self.columns) > MOST_COLUMNS:
+            raise NoTable(f"{self.place} is {self.form}, of more than {MOST_COLUMNS:,} columns")
         rows = islice(self.rows(), LOOKED_AT)
         return [{name: _begun(row[name]) for name in row} for _, row in rows if not isinstance(row, BadRecord)]
 
 
 def _begun(value: Any) -> Any:
-    """Cuts a picture, which may be large. What a column holds is told by its beginning."""
+    """Cuts what may be large. What a column holds is told by its beginning."""
     if isinstance(value, bytes):
         return value[:HEAD]
+    if isinstance(value, str | list):
+        return value[:LONGEST_LOOKED_AT]
+    if isinstance(value, Mapping) and len(value) > LONGEST_LOOKED_AT:
+        return {}
     if isinstance(value, Mapping) and isinstance(content := value.get("bytes"), bytes):
         return {**value, "bytes": content[:HEAD]}
     return value
@@ -214,10 +226,11 @@ def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRec
     """Yields the name and the cells of each row that is not blank.
 
     Between commas and semicolons, a text in quotation marks may span several lines. If a mark is not closed, its line
-    is named, and the lines behind it are read as rows of their own.
+    is named, and the lines behind it are read as rows of their own. A row of more than MOST_COLUMNS is named, too.
     """
     lines = _lines(file)
     again: deque[tuple[str, str | BadRecord]] = deque()
+    open_marks = 0
 
     def following() -> tuple[str, str | BadRecord] | None:
         return again.popleft() if again else next(lines, None)
@@ -229,7 +242,8 @@ def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRec
             continue
         cells = _split(text, separator)
         taken: list[tuple[str, str | BadRecord]] = []
-        while cells is None and len(taken) < MOST_LINES and (more := following()) is not None:
+        most = MOST_LINES if open_marks < MOST_OPEN_MARKS else 0
+        while cells is None and len(taken) < most and (more := following()) is not None:
             taken.append(more)
             if isinstance(more[1], BadRecord):
                 break
@@ -237,7 +251,10 @@ def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRec
             cells = _split(text, separator)
         if cells is None:
             again.extendleft(reversed(taken))
+            open_marks += 1
             yield name, BadRecord(name, "row wrong", "a quotation mark is not closed")
+        elif len(cells) > MOST_COLUMNS:
+            yield name, BadRecord(name, "row wrong", f"{len(cells):,} columns; at most {MOST_COLUMNS:,} are read")
         elif any(map(str.strip, cells)):
             yield name, cells
 

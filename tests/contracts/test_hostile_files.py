@@ -683,5 +683,53 @@ def test_texts_of_a_table_that_nobody_can_decode_are_left_out(tmp_path: Path) ->
     assert [isinstance(row, BadRecord) for row in rows] == [False, True, False]
 
 
+def test_marks_that_stay_open_are_looked_after_a_bounded_number_of_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = b"image,caption\n" + b"a.png,a boat\n" * 300
+    spanning = b'b.png,"a boat\nat sea"\n'
+    (tmp_path / "rows.csv").write_bytes(plain + spanning + b'a.png,"a\n' * 1_000)
+    table, split, tried = open_table(tmp_path / "rows.csv"), tables._split, 0
+
+    def counted(text: str, separator: str) -> list[str] | None:
+        nonlocal tried
+        tried += 1
+        return split(text, separator)
+
+    monkeypatch.setattr(tables, "_split", counted)
+    rows = [row for _, row in table.rows()]
+    assert rows[300] == {"image": "b.png", "caption": "a boat\nat sea"}
+    assert len(rows) == 1_301
+    assert all(isinstance(row, BadRecord) for row in rows[301:])
+    assert tried < 10_000  # fifty times a thousand without a bound
+
+
+def test_rows_and_tables_of_countless_columns_are_named(tmp_path: Path) -> None:
+    plain = b"image,caption\n" + b"a.png,a boat\n" * 3
+    (tmp_path / "row.csv").write_bytes(plain + b"a," * 5_000 + b"\n" + b"a.png,a fox\n")
+    rows = [row for _, row in open_table(tmp_path / "row.csv").rows()]
+    assert [isinstance(row, BadRecord) for row in rows] == [False] * 3 + [True, False]
+    assert "5,001 columns; at most 4,096 are read" in str(rows[3])
+    (tmp_path / "all.csv").write_bytes(
+        b",".join(b"c%d" % number for number in range(5_000)) + b"\n" + b"a," * 4_999 + b"a\n"
+    )
+    (tmp_path / "all.jsonl").write_text(json.dumps({f"k{number}": 1 for number in range(5_000)}) + "\n{}\n")
+    for name in ("all.csv", "all.jsonl"):
+        with pytest.raises(ValueError, match=r"all\.(csv is no table|jsonl is JSON lines, of more than 4,096 columns)"):
+            open_table(tmp_path / name).first_rows()
+
+
+def test_of_large_values_only_the_beginning_is_looked_at(tmp_path: Path) -> None:
+    row = {
+        "image": "a.png",
+        "caption": "a" * 100_000,
+        "list": [0] * 100_000,
+        "object": {str(n): n for n in range(9_000)},
+    }
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    first, _ = open_table(tmp_path / "rows.jsonl").first_rows()
+    assert [len(first[name]) for name in row] == [5, 4_096, 4_096, 0]
+
+
 def test_a_cell_that_is_nested_without_end_is_a_text(tmp_path: Path) -> None:
     assert _captions("[" * 100_000, "caption", "a row") == ["[" * 100_000]
