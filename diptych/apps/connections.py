@@ -13,8 +13,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 ABORT = "diptych.abort"
 """Key in a request's scope of the function that ends its connection at once."""
-BACKLOG = 128
-"""Connections that are accepted before the first of them is looked at, and may be closed for being too many."""
+BACKLOG = 4
+"""Connections that are accepted before those that are open get their turn. Of a flood that breaks off, more are passed
+over unseen the later they are accepted: with 128, others waited three times as long."""
 OTHER_FILES = 64
 """Files that the process may need to open besides its connections."""
 READ_AT_ONCE = 1 << 13

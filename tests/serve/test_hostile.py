@@ -324,6 +324,11 @@ def test_connections_that_ask_nothing_make_room_for_others(pool: ModelPool) -> N
             connection.close()
 
 
+def test_few_connections_of_a_flood_are_accepted_before_others_get_their_turn(pool: ModelPool) -> None:
+    with running(pool) as server:
+        assert server.server.config.backlog <= 8  # as many as asyncio accepts at a time
+
+
 def test_a_connection_whose_request_is_answered_is_not_idle(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, go_on = threading.Event(), threading.Event()
 

@@ -30,6 +30,8 @@ LEAST_KEY = 16
 QUEUE = 4_096
 """Connections that the system keeps until they are accepted. While the queue is full it forgets new ones, whose clients
 try again after one second, then two, then four."""
+PASSED_OVER = 128
+"""Connections that have broken off while they waited, and are passed over before others get their turn."""
 STOPPING = 2.0
 """Seconds of the time to stop that are kept for closing connections and threads."""
 
@@ -99,7 +101,7 @@ class Listening(socket.socket):
         super().listen(QUEUE)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        for _ in range(BACKLOG):
+        for _ in range(PASSED_OVER):
             connection, address = super().accept()
             if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 return connection, address
