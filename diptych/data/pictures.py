@@ -24,10 +24,20 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from diptych.data.picture_headers import (
+    MOST_COMMENTS,
+    MOST_SCANS,
+    SLOW_DECODERS,
+    CountedStream,
+    TooManyParts,
+    guard_directories,
+    jpeg_scans,
+)
 from diptych.data.picture_kinds import reads_heif, told_by_content
 from diptych.data.picture_sizes import Stream, piece_sizes
 from diptych.data.record import BadRecord
@@ -49,6 +59,9 @@ LARGEST_PIECE = 4096 * 4096
 BLOCK = 1 << 20
 """Pixels that are converted at once."""
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
+
+SLOW = "SLOW"
+"""Stands among refused formats for those that Pillow decodes in Python (SLOW_DECODERS)."""
 
 _OpenFile = io.BytesIO | io.BufferedReader
 _PART = re.compile(r"(.*\.tar)@(\d+)\+(\d+)", re.DOTALL)
@@ -133,10 +146,11 @@ def picture_digest(path: str) -> bytes:
 
 def suffix_of(content: bytes) -> str:
     """Returns the file suffix that fits the format of a picture's bytes. Raises OSError if they are no picture."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+    try:
+        with _opened(content) as (image, _):
             kind = (image.format or "").lower()
+    except (_Refused, TooManyParts, ValueError) as error:
+        raise OSError(str(error)) from None
     return {"jpeg": ".jpg", "mpo": ".jpg", "jpeg2000": ".jp2", "heif": ".heic"}.get(kind, f".{kind}")
 
 
@@ -155,8 +169,8 @@ def open_picture(
     """Decodes the RGB picture of a file, of a part of a tar shard (`part_of`), or of the bytes of a file.
 
     A picture of more than `most_pixels` is refused before it is decoded, and the message names `limit`, the setting
-    that raises it. None admits any number. `refused` names formats of FORMATS that are not decoded: JPEG 2000 takes
-    several seconds where others take a tenth.
+    that raises it. None admits any number. `refused` names formats of FORMATS that are not decoded, or SLOW: JPEG 2000
+    takes several seconds where others take a tenth.
 
     With `least_side`, a large JPEG may be decoded at a half, a quarter or an eighth of its size, which is several times
     faster, as long as no side falls below `least_side`. The scaled pixels differ slightly, so evaluation does not use
@@ -165,8 +179,21 @@ def open_picture(
     Raises BadRecord, which names `record_id`.
     """
     draft = None if least_side is None else (least_side, least_side)
-    with _named(record_id), _checked(path, most_pixels, limit, refused) as image:
+    with _named(record_id), _checked(path, most_pixels, limit, refused) as (image, stream):
+        check_time(image, stream, refused)
         return _decoded(image, draft)
+
+
+def check_picture(
+    content: bytes, record_id: str, most_pixels: int | None, limit: str = LIMIT, refused: Collection[str] = ()
+) -> tuple[int, int]:
+    """Refuses what `open_picture` refuses before it decodes, and returns the width and height in the header.
+
+    Raises BadRecord, which names `record_id`.
+    """
+    with _named(record_id), _checked(content, most_pixels, limit, refused) as (image, stream):
+        check_time(image, stream, refused)
+        return image.size
 
 
 def open_small(
@@ -176,7 +203,8 @@ def open_small(
 
     Refuses as `open_picture` does.
     """
-    with _named(record_id), _checked(path, most_pixels, LIMIT, ()) as image:
+    with _named(record_id), _checked(path, most_pixels, LIMIT, ()) as (image, stream):
+        check_time(image, stream, ())
         width, height = image.size
         scale = min(1.0, side / max(width, height))
         # Twice the size that is needed, so that a JPEG's coarse scaling does not show.
@@ -187,7 +215,7 @@ def open_small(
 
 def picture_size(path: str) -> tuple[int, int]:
     """Reads the width and height of an upright picture from its header. Raises BadRecord."""
-    with _named(path), _checked(path, None, LIMIT, ()) as image:
+    with _named(path), _checked(path, None, LIMIT, ()) as (image, _):
         return (image.height, image.width) if _turn(image) in _QUARTER_TURNS else image.size
 
 
@@ -198,6 +226,8 @@ def _named(record_id: str) -> Iterator[None]:
         yield
     except _Refused as refused:
         raise BadRecord(record_id, *refused.args) from None
+    except TooManyParts as error:
+        raise BadRecord(record_id, "picture broken", str(error)) from None
     # Decoders can raise any error on broken bytes, and no file may end the training with a traceback.
     except Exception as error:
         truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
@@ -208,8 +238,8 @@ def _named(record_id: str) -> Iterator[None]:
 @contextmanager
 def _checked(
     path: str | Path | bytes, most_pixels: int | None, limit: str, refused: Collection[str]
-) -> Iterator[Image.Image]:
-    """Opens a picture whose size is admitted. Raises _Refused."""
+) -> Iterator[tuple[Image.Image, _OpenFile]]:
+    """Opens a picture whose size is admitted, and its bytes. Raises _Refused."""
     if not isinstance(path, bytes):
         _check_file(str(path))
     elif not path:
@@ -219,7 +249,7 @@ def _checked(
             raise _Refused("format not accepted", f"{image.format}: send JPEG or PNG")
         check_size(image, most_pixels, limit)
         check_pieces(image, stream, most_pixels)
-        yield image
+        yield image, stream
 
 
 def check_size(image: Image.Image, most_pixels: int | None, limit: str = LIMIT) -> None:
@@ -246,6 +276,23 @@ def check_pieces(image: Image.Image, stream: Stream, most_pixels: int | None) ->
         stream.seek(place)
 
 
+def check_time(image: Image.Image, stream: Stream, refused: Collection[str]) -> None:
+    """Raises _Refused for a picture that would keep its decoder busy far longer than others. Moves nothing."""
+    decoder = image.tile[0][0] if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    if decoder in SLOW_DECODERS and SLOW in refused:
+        raise _Refused("format not accepted", f"{image.format} in a form that takes too long: send JPEG or PNG")
+    if image.format not in ("JPEG", "MPO") and decoder != "ppm_plain":
+        return
+    place = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(place)
+    if decoder == "ppm_plain" and content.count(b"#") > MOST_COMMENTS:
+        raise _Refused("picture broken", f"more than {MOST_COMMENTS:,} comments among its pixels")
+    if decoder == "jpeg" and jpeg_scans(content) > MOST_SCANS:
+        raise _Refused("picture broken", f"a JPEG of more than {MOST_SCANS} scans, which no encoder writes")
+
+
 def _too_large(size: str, most_pixels: int | None, limit: str) -> _Refused:
     allowed = "" if most_pixels is None else f"; {limit} allows {most_pixels:,}"
     return _Refused("picture too large", f"{size} pixels{allowed}")
@@ -261,6 +308,7 @@ def upright_within(image: Image.Image, record_id: str, most_pixels: int | None, 
         stream = getattr(image, "fp", None) if getattr(image, "tile", None) else None  # no tile: it is decoded
         if stream is not None and not stream.closed and stream.seekable():
             check_pieces(image, stream, most_pixels)
+            check_time(image, stream, ())
         return upright(image)
 
 
@@ -315,8 +363,9 @@ def _opened(
     with warnings.catch_warnings(), _stream(path) as stream:
         warnings.simplefilter("ignore")  # the limit on pixels is ours, and notes on odd metadata help nobody here
         _raise_pillows_limit(most_pixels)
+        counted: Any = CountedStream(stream)
         try:
-            image = Image.open(stream, formats=_formats())
+            image = Image.open(counted, formats=_formats())
         except UnidentifiedImageError:
             name = "" if isinstance(path, bytes) else f"{path}: "
             stream.seek(0)
@@ -326,6 +375,9 @@ def _opened(
         except Image.DecompressionBombError as error:
             pixels = re.search(r"\d+", str(error))
             raise _too_large(f"{int(pixels[0]):,}" if pixels else "far more", most_pixels, limit) from None
+        place = stream.tell()
+        counted.allow_content(stream.seek(0, os.SEEK_END))
+        stream.seek(place)
         with image:
             yield image, stream
 
@@ -339,6 +391,7 @@ def _raise_pillows_limit(most_pixels: int | None) -> None:
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     Image.init()
+    guard_directories()
     if reads_heif():
         from pillow_heif import register_heif_opener
 

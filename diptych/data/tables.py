@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from diptych.data.columns import LOOKED_AT, first_row_is_header, is_header_name, is_path, kind_of
 from diptych.data.files import check_lines, decoded, json_lines, line_content
+from diptych.data.parquet_pages import largest_page
 from diptych.data.record import BadRecord
 from diptych.reading import parse_json
 
@@ -28,11 +29,17 @@ LEAST_SHARE = 0.5
 """At least this share of the first lines has as many columns as most of them, or else the file is no table."""
 MOST_LINES = 50
 """A text in quotation marks spans at most this many lines. A mark that is not closed until then is a mistake."""
+MOST_OPEN_MARKS = 100
+"""After so many marks that are not closed, no text of the file is looked for on several lines."""
+MOST_COLUMNS = 4_096
+"""Columns of a table. Looking at each takes time."""
 PARQUET = "Parquet"
 BATCH = 100
 """Rows of a Parquet file that are read at once. They may hold pictures."""
 HEAD = 64
 """Bytes of a picture that are looked at to tell what a column holds."""
+LONGEST_LOOKED_AT = 4_096
+"""Letters of a text, and entries of a list or an object, that are looked at to tell it."""
 TOGETHER = 1 << 28
 """Bytes that rows may have to be converted together. A column may hold one value of a gigabyte for all of them."""
 
@@ -61,6 +68,8 @@ class Table:
 
         Raises ValueError if there are rows, and none can be read.
         """
+        if len(self.columns) > MOST_COLUMNS:
+            raise NoTable(f"{self.place} is {self.form}, of more than {MOST_COLUMNS:,} columns")
         rows = [row for _, row in islice(self.rows(), LOOKED_AT)]
         broken = [row for row in rows if isinstance(row, BadRecord)]
         if broken and len(broken) == len(rows):
@@ -69,9 +78,13 @@ class Table:
 
 
 def _begun(value: Any) -> Any:
-    """Cuts a picture, which may be large. What a column holds is told by its beginning."""
+    """Cuts what may be large. What a column holds is told by its beginning."""
     if isinstance(value, bytes):
         return value[:HEAD]
+    if isinstance(value, str | list):
+        return value[:LONGEST_LOOKED_AT]
+    if isinstance(value, Mapping) and len(value) > LONGEST_LOOKED_AT:
+        return {}
     if isinstance(value, Mapping) and isinstance(content := value.get("bytes"), bytes):
         return {**value, "bytes": content[:HEAD]}
     return value
@@ -228,10 +241,11 @@ def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRec
     """Yields the name and the cells of each row that is not blank.
 
     Between commas and semicolons, a text in quotation marks may span several lines. If a mark is not closed, its line
-    is named, and the lines behind it are read as rows of their own.
+    is named, and the lines behind it are read as rows of their own. A row of more than MOST_COLUMNS is named, too.
     """
     lines = _lines(file)
     again: deque[tuple[str, str | BadRecord]] = deque()
+    open_marks = 0
 
     def following() -> tuple[str, str | BadRecord] | None:
         return again.popleft() if again else next(lines, None)
@@ -243,7 +257,8 @@ def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRec
             continue
         cells = _split(text, separator)
         taken: list[tuple[str, str | BadRecord]] = []
-        while cells is None and len(taken) < MOST_LINES and (more := following()) is not None:
+        most = MOST_LINES if open_marks < MOST_OPEN_MARKS else 0
+        while cells is None and len(taken) < most and (more := following()) is not None:
             taken.append(more)
             if isinstance(more[1], BadRecord):
                 break
@@ -251,7 +266,10 @@ def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRec
             cells = _split(text, separator)
         if cells is None:
             again.extendleft(reversed(taken))
+            open_marks += 1
             yield name, BadRecord(name, "row wrong", "a quotation mark is not closed")
+        elif len(cells) > MOST_COLUMNS:
+            yield name, BadRecord(name, "row wrong", f"{len(cells):,} columns; at most {MOST_COLUMNS:,} are read")
         elif any(map(str.strip, cells)):
             yield name, cells
 
@@ -302,15 +320,19 @@ def parquet_table(file: Path) -> Table:
         columns = tuple(reader.schema_arrow.names)
         nested = {field.name for field in reader.schema_arrow if arrow.types.is_nested(field.type)}
         leaves = [reader.schema.column(number) for number in range(len(reader.schema))]
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in columns]
+        lists = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level > 0]
     except Exception as error:  # pyarrow's errors derive from many classes
         raise ValueError(f"{file} is broken Parquet: {error}") from None
+    # No value is larger than the page that it stands in, or that holds it once for many rows.
+    most = max(1, min(BATCH, TOGETHER // 2 // max(1, largest_page(file, reader.metadata))))
 
     def batches(asked: Sequence[str]) -> Iterator[Any]:
-        # A value that stands in the file once and belongs to many rows is kept once, and not copied for each row. Arrow
-        # cannot do that for nested columns, whose rows are read one at a time.
-        at_once = 1 if nested.intersection(asked) else BATCH
-        return parquet.ParquetFile(file, read_dictionary=texts).iter_batches(at_once, columns=list(asked))
+        # A row of a list may hold a value many times, which is kept once and not copied. Arrow keeps such values until
+        # the end of what it is asked for, hence one row group after another.
+        at_once = 1 if nested.intersection(asked) else most
+        opened = parquet.ParquetFile(file, read_dictionary=lists)
+        for group in range(opened.num_row_groups):
+            yield from opened.iter_batches(at_once, [group], list(asked))
 
     state = file.stat()
     return arrow_table(file, PARQUET, columns, batches, f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}")
@@ -328,27 +350,47 @@ def arrow_table(
         rows = _unbroken(place, (row for batch in batches(asked) for row in _rows(batch)))
         for number, row in enumerate(rows):
             name = f"{place}[{number}]"
-            yield name, BadRecord(name, "row wrong", "a text is not UTF-8") if row is None else row
+            yield name, BadRecord(name, "row wrong", row) if isinstance(row, str) else row
 
     kind: Literal["parquet", "arrow"] = "parquet" if form == PARQUET else "arrow"
     return Table(place, kind, form, tuple(columns), read, stamp)
 
 
-def _rows(batch: Any) -> Iterator[Mapping[str, Any] | None]:
-    """Yields the rows of a batch, and None for one with a text that is not UTF-8.
+def _rows(batch: Any) -> Iterator[Mapping[str, Any] | str]:
+    """Yields the rows of a batch, and the reason for one that cannot be read.
 
-    If all of them could hold more than is good to have in memory, they are converted one at a time.
+    If all of them hold more than is good to have in memory, they are converted one at a time.
     """
-    if batch.nbytes * batch.num_rows < TOGETHER:
+    if sum(map(_converted_bytes, batch.columns)) < TOGETHER:
         with suppress(UnicodeDecodeError):
             yield from batch.to_pylist()
             return
     for number in range(batch.num_rows):
+        row = batch.slice(number, 1)
         try:
-            row = batch.slice(number, 1).to_pylist()[0]
+            large = sum(map(_converted_bytes, row.columns)) > TOGETHER
+            yield f"it holds more than {TOGETHER:,} bytes" if large else row.to_pylist()[0]
         except UnicodeDecodeError:
-            row = None
-        yield row
+            yield "a text is not UTF-8"
+
+
+def _converted_bytes(array: Any) -> int:
+    """Returns the bytes of an Arrow array's values in Python, where a value that is held once stands for each place."""
+    from pyarrow import compute, types
+
+    kind = array.type
+    if types.is_dictionary(kind):
+        if types.is_primitive(kind.value_type):
+            return int(array.nbytes)
+        lengths = compute.binary_length(array.dictionary).cast("int64")
+        return int(compute.sum(lengths.take(array.indices)).as_py() or 0)
+    if types.is_struct(kind):
+        return sum(map(_converted_bytes, array.flatten()))
+    if types.is_map(kind):
+        return _converted_bytes(array.keys) + _converted_bytes(array.items)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _converted_bytes(array.flatten())
+    return int(array.nbytes)
 
 
 def _unbroken(place: Path, rows: Iterator[Any]) -> Iterator[Any]:

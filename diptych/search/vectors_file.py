@@ -38,6 +38,8 @@ def unpacked(file: Path) -> tuple[Any, Float32[np.ndarray, "N E"]]:
         raise
     except Exception as error:  # whatever NumPy and zipfile raise on what was not written here
         raise ValueError(f"{file} is damaged ({str(error) or type(error).__name__})") from error
+    if not isinstance(vectors, np.ndarray):  # an entry that is no array is given as its bytes
+        raise ValueError(f"{file} is damaged (it does not hold vectors)")
     if vectors.ndim != 2 or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
         raise ValueError(f"{file} is damaged (it does not hold vectors)")
     return heading, vectors

@@ -312,6 +312,60 @@ def test_a_proxys_prefix_is_in_every_address(
         running.blocks.close()
 
 
+@pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/gradio_api/queue/join", "/gradio_api/cancel"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"x",
+        b"[" * 200_000,
+        b"\xff\xfe",
+        b'{"data":null}',
+        b'{"event_id":5,"session_hash":[]}',
+    ]
+    + [
+        b'{"data":%b,"fn_index":%b,"session_hash":"a","event_id":"\\ud800"}' % (data, index)
+        for data in (b"[]", b"{}", b'["\\ud800"]', b"[NaN,1e999]", b'[{"path":"/etc/passwd"}]', b"[" * 400 + b"]" * 400)
+        for index in (b"0", b"-1", b"1", b'"x"', b"10000000000000000000000")
+    ],
+)
+def test_odd_values_are_the_clients_fault(client: httpx.Client, path: str, body: bytes) -> None:
+    response = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code < 500 or response.status_code == 503
+
+
+def test_pages_that_only_say_that_they_are_there_leave_room_for_others(
+    client: httpx.Client, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MOST_HEARTBEATS", 1)
+    with client.stream("GET", "/gradio_api/heartbeat/a") as first:
+        assert first.status_code == 200
+        assert client.get("/gradio_api/heartbeat/b").status_code == 503
+        assert client.get("/config").status_code == 200
+
+
+def test_idle_connections_make_room_for_others(
+    families: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(guard, "MOST_CONNECTIONS", 8)
+    running = serve_runs(families[:1])
+    host, _, port = running.address.removeprefix("http://").partition(":")
+    idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(20)]
+    try:
+        assert httpx.get(f"{running.address}/config", trust_env=False).status_code == 200
+        assert idle[0].recv(1) == b"" or pytest.fail("it was not closed")
+    except ConnectionResetError:
+        pass
+    finally:
+        for connection in idle:
+            connection.close()
+        running.blocks.close()
+
+
 def test_open_requests_are_bounded(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MOST_OPEN", 0)
     assert client.get("/config").status_code == 503
@@ -363,7 +417,13 @@ def test_requests_that_break_gradio_get_a_short_answer_and_the_connection_goes_o
     response = client.post("/gradio_api/upload", content=nameless, headers=form)
     assert response.status_code == 400
     assert "one file with a name" in response.json()["detail"]
-    response = client.get("/pwa_icon/30000")
-    assert response.status_code == 500
-    assert response.json()["detail"] == "the server could not answer this request"
+    for path in ("/pwa_icon/30000", "/gradio_api/proxy=a%00b", "/monitoring", "/openapi.json", "/gradio_api/vibe-code"):
+        response = client.get(path)
+        assert response.status_code == 404
+        assert response.json()["detail"] == "there is nothing at this path"
+    for path in ("/static/", "/assets/", "/gradio_api/file="):
+        assert client.get(path + "a" * 3_000).status_code in (403, 404)
+    for path in ("/gradio_api/call/x", "/gradio_api/call/v2/x", "/gradio_api/api/x", "/gradio_api/reset"):
+        assert client.post(path, json={"data": [], "fn_index": -1, "session_hash": "a"}).status_code == 404
+    assert client.put("/config").status_code == client.get("/gradio_api/cancel").status_code == 405
     assert sum(len(one.getMessage()) for one in caplog.records) < 2 * LONGEST_LOG

@@ -20,6 +20,7 @@ from diptych.apps import doctor
 from diptych.apps.doctor import CHECKS, Diagnosis, known, read_run, record
 from diptych.apps.doctor.chance import chances
 from diptych.apps.doctor.envelope import RECORDED, Envelope, _band, _quantile, differences
+from diptych.apps.report.stages import training_rate
 from diptych.catalog import RECIPES, find_recipe
 from diptych.cli.main import main
 from diptych.data.loader import Loaded
@@ -202,6 +203,18 @@ def test_a_log_from_before_the_new_measures_is_read(tmp_path: Path) -> None:
     assert diagnosis.healthy
     assert levels(diagnosis)["loader"] == levels(diagnosis)["false negatives"] == "unknown"
     assert levels(diagnosis)["features"] == "fine", "a bound above 0 excludes a collapse"
+
+
+def test_lines_without_their_pairs_are_passed_over(tmp_path: Path) -> None:
+    def odd(line: Line) -> None:
+        if line["step"] == 10 * EVERY:
+            del line["pairs"]
+        if line["step"] == 11 * EVERY:
+            line["pairs_per_second"] = 0.0
+
+    run = write(tmp_path / "run", pairs(), odd)
+    assert levels(examine(run))["records"] == "fine"
+    assert (training_rate(run) or 0) > 0
 
 
 def test_records_that_were_left_out_are_named_by_the_newest_checkpoint(tmp_path: Path) -> None:

@@ -29,13 +29,15 @@ from diptych.apps.index.folder import FolderStore
 from diptych.apps.index.index import index_info
 from diptych.checkpoints.tensors import read_header
 from diptych.cli.main import main
+from diptych.data import parquet_pages, tables
 from diptych.data.entries import from_entry
 from diptych.data.files import json_lines
+from diptych.data.parquet_pages import largest_page
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord
 from diptych.data.sources.recognise import look_at
 from diptych.data.sources.table import _captions
-from diptych.data.tables import open_table
+from diptych.data.tables import _converted_bytes, open_table
 from diptych.data.tar import is_tar, tar_members
 from diptych.data.tokenizer import Tokenizer
 from diptych.pretrained import inspect
@@ -625,6 +627,83 @@ def test_a_value_that_parquet_holds_once_for_many_rows_is_not_copied_for_each(tm
     assert {len(row["image"]["bytes"] if nested else row["image"]) for row in table.first_rows()} == {64}
 
 
+def save_wide(file: Path, captions: list[Any], dictionary: bool = False, version: str = "1.0", **options: Any) -> Path:
+    """Saves a table whose captions are long and take little in the file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": ["a.png"] * len(captions), "caption": captions})
+    parquet.write_table(
+        table, file, compression="zstd", use_dictionary=dictionary, dictionary_pagesize_limit=1 << 30,
+        write_statistics=False, data_page_version=version, **options,
+    )  # fmt: skip
+    assert file.stat().st_size < 100_000
+    return file
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_page_of_parquet_is_bounded_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool, version: str
+) -> None:
+    import pyarrow
+
+    file = save_wide(tmp_path / "rows.parquet", ["a" * 4_000_000], dictionary, version)
+    with file.open("rb") as stream:
+        assert largest_page(file, pyarrow.parquet.ParquetFile(stream).metadata) == pytest.approx(4_000_000, abs=100)
+    assert len(next(open_table(file).rows())[1]["caption"]) == 4_000_000  # type: ignore[index]
+    monkeypatch.setattr(parquet_pages, "LARGEST_PAGE", 3_000_000)
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(
+        ValueError, match=r"rows.parquet holds 4,000,\d* bytes in one page, .*, and at most 3,000,000 are"
+    ):
+        open_table(file)
+    assert pyarrow.total_allocated_bytes() - before < 1_000_000
+
+
+def test_few_wide_values_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+
+    texts = [chr(97 + number) * 10_000_000 for number in range(20)]
+    file = save_wide(tmp_path / "rows.parquet", texts, write_batch_size=1)
+    before, largest = pyarrow.total_allocated_bytes(), 0
+    monkeypatch.setattr(tables, "TOGETHER", 30_000_000)
+    for _, row in open_table(file).rows():
+        assert len(row["caption"]) == 10_000_000  # type: ignore[index]
+        largest = max(largest, pyarrow.total_allocated_bytes() - before)
+    assert largest < 100_000_000  # of 200 MB
+
+
+def test_a_row_that_holds_a_value_many_times_is_left_out(tmp_path: Path) -> None:
+    file = save_wide(tmp_path / "rows.parquet", [["a boat"], ["b" * 5_000_000] * 200, ["a fox"]], dictionary=True)
+    rows = [row for _, row in open_table(file).rows()]
+    assert [isinstance(row, BadRecord) for row in rows] == [False, True, False]
+    assert "holds more than 268,435,456 bytes" in str(rows[1])
+
+
+def test_lists_of_a_row_group_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [[chr(97 + number) * 1_000_000] for number in range(8)]
+    whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    save_wide(whole, texts, write_batch_size=1)
+    save_wide(parts, texts, write_batch_size=1, row_group_size=2)
+    monkeypatch.setattr(parquet_pages, "LARGEST_PAGE", 3_000_000)
+    with pytest.raises(ValueError, match="smaller row groups"):
+        open_table(whole)
+    assert [row["caption"] for _, row in open_table(parts).rows()] == texts  # type: ignore[index]
+
+
+def test_values_that_stand_for_many_are_measured() -> None:
+    import pyarrow
+
+    words = pyarrow.array(["a", "bcd", None, "bcd"]).dictionary_encode()
+    numbers = pyarrow.array([7, 8, 8]).dictionary_encode()
+    assert _converted_bytes(words) == 7
+    assert _converted_bytes(numbers) == numbers.nbytes
+    assert _converted_bytes(pyarrow.ListArray.from_arrays([0, 2, 4], words)) == 7
+    assert _converted_bytes(pyarrow.ListArray.from_arrays([0, 2, 4], words).slice(1)) == 3
+    assert _converted_bytes(pyarrow.StructArray.from_arrays([words], ["raw"])) == 7
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"splits": null}', '{"splits": [5]}', "[" * 100_000, "{"])
 def test_a_saved_data_set_that_lists_no_splits_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "dataset_dict.json").write_text(content)
@@ -656,6 +735,54 @@ def test_texts_of_a_table_that_nobody_can_decode_are_left_out(tmp_path: Path) ->
     parquet.write_table(pyarrow.table({"image": ["a.png", "b.png", "c.png"], "caption": wrong}), tmp_path / "t.parquet")
     rows = [row for _, row in open_table(tmp_path / "t.parquet").rows()]
     assert [isinstance(row, BadRecord) for row in rows] == [False, True, False]
+
+
+def test_marks_that_stay_open_are_looked_after_a_bounded_number_of_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = b"image,caption\n" + b"a.png,a boat\n" * 300
+    spanning = b'b.png,"a boat\nat sea"\n'
+    (tmp_path / "rows.csv").write_bytes(plain + spanning + b'a.png,"a\n' * 1_000)
+    table, split, tried = open_table(tmp_path / "rows.csv"), tables._split, 0
+
+    def counted(text: str, separator: str) -> list[str] | None:
+        nonlocal tried
+        tried += 1
+        return split(text, separator)
+
+    monkeypatch.setattr(tables, "_split", counted)
+    rows = [row for _, row in table.rows()]
+    assert rows[300] == {"image": "b.png", "caption": "a boat\nat sea"}
+    assert len(rows) == 1_301
+    assert all(isinstance(row, BadRecord) for row in rows[301:])
+    assert tried < 10_000  # fifty times a thousand without a bound
+
+
+def test_rows_and_tables_of_countless_columns_are_named(tmp_path: Path) -> None:
+    plain = b"image,caption\n" + b"a.png,a boat\n" * 3
+    (tmp_path / "row.csv").write_bytes(plain + b"a," * 5_000 + b"\n" + b"a.png,a fox\n")
+    rows = [row for _, row in open_table(tmp_path / "row.csv").rows()]
+    assert [isinstance(row, BadRecord) for row in rows] == [False] * 3 + [True, False]
+    assert "5,001 columns; at most 4,096 are read" in str(rows[3])
+    (tmp_path / "all.csv").write_bytes(
+        b",".join(b"c%d" % number for number in range(5_000)) + b"\n" + b"a," * 4_999 + b"a\n"
+    )
+    (tmp_path / "all.jsonl").write_text(json.dumps({f"k{number}": 1 for number in range(5_000)}) + "\n{}\n")
+    for name in ("all.csv", "all.jsonl"):
+        with pytest.raises(ValueError, match=r"all\.(csv is no table|jsonl is JSON lines, of more than 4,096 columns)"):
+            open_table(tmp_path / name).first_rows()
+
+
+def test_of_large_values_only_the_beginning_is_looked_at(tmp_path: Path) -> None:
+    row = {
+        "image": "a.png",
+        "caption": "a" * 100_000,
+        "list": [0] * 100_000,
+        "object": {str(n): n for n in range(9_000)},
+    }
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    first, _ = open_table(tmp_path / "rows.jsonl").first_rows()
+    assert [len(first[name]) for name in row] == [5, 4_096, 4_096, 0]
 
 
 def test_a_cell_that_is_nested_without_end_is_a_text(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(diptych.__file__).parent
 
 APPS = (
     ("app", "serve"), ("ablate", "demo"), ("audit", "compare", "doctor", "plan"), ("report",),
-    ("adapters", "index", "export", "web"),
+    ("adapters", "index", "export", "connections", "web"),
 )  # fmt: skip
 """The outer ring, `diptych/apps`: applications of trained models."""
 CORE = (
@@ -64,6 +64,7 @@ MAY_IMPORT_CATALOG = {
     "cli", "apps.app", "apps.serve", "apps.ablate", "apps.demo", "apps.compare", "apps.plan", "apps.report",
     "apps.export", "run", "pretrained", "predict",
 }  # fmt: skip
+WEB_ROOMS = ("apps.app", "apps.connections", "apps.serve")
 WEB = {"fastapi", "flask", "gradio", "starlette", "streamlit", "uvicorn"}
 WITHOUT_TORCH = (
     "schema", "serialize", "seeds", "launched", "places", "printable", "reading", "data.record", "apps.doctor",
@@ -167,7 +168,7 @@ def test_a_circle_of_imports_is_found() -> None:
     assert not import_circle({"store": ["items"], "folder": ["store", "items"]})
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) not in ("apps.app", "apps.serve")])
+@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) not in WEB_ROOMS])
 def test_web_dependencies_stay_in_the_web_rooms(name: str) -> None:
     assert not WEB & {imported.partition(".")[0] for imported in imports(MODULES[name].read_text())}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +150,7 @@ def test_another_model_and_another_limit_have_vectors_of_their_own(
     assert len(files(kept)) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "folder", "foreign", "rows"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "folder", "foreign", "rows", "bytes"])
 def test_a_damaged_file_is_made_anew_with_one_line(
     model: Predictor, photos: Path, kept: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -175,6 +177,13 @@ def test_a_damaged_file_is_made_anew_with_one_line(
         heading, vectors = kept_vectors.unpacked(file)
         heading[1][0][1] = "large"
         file.write_bytes(kept_vectors.packed(heading, vectors))
+    elif damage == "bytes":  # an archive whose vectors are no array
+        heading, _ = kept_vectors.unpacked(file)
+        with zipfile.ZipFile(file, "w") as archive:
+            rows = io.BytesIO()
+            np.save(rows, np.frombuffer(json.dumps(heading).encode(), np.uint8))
+            archive.writestr("rows.npy", rows.getvalue())
+            archive.writestr("vectors.npy", bytes(100))
     result = same(search_folder(model, QUERY, photos), model, photos)
     assert result.embedded == PICTURES
     assert "computed anew" in result.notes[0]

@@ -25,7 +25,7 @@ from diptych.data import picture_kinds
 from diptych.data.heatmap import BAR, FOUND, scaled_box
 from diptych.data.picture_kinds import MAC_FILE, PassedOver, is_picture, passed_over
 from diptych.data.picture_sizes import piece_sizes
-from diptych.data.pictures import LARGEST_PIXELS, open_picture, open_small, to_rgb
+from diptych.data.pictures import LARGEST_PIXELS, SLOW, open_picture, open_small, to_rgb
 from diptych.data.record import BadRecord
 from diptych.data.shards.index import Stamp, build_index, read_index
 from diptych.data.sources.files import open_layout
@@ -264,6 +264,130 @@ def test_a_part_of_a_shard_that_is_longer_than_the_shard_is_no_picture(tmp_path:
     for part in ("0+4611686018427387904", "99999999999999999999+5", "90+20"):
         with pytest.raises(BadRecord):
             open_picture(f"{tmp_path}/a.tar@{part}", "a")
+
+
+# --------------------------------------------------------------------------- headers
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def directory(entries: list[tuple[int, int, int]], content: bytes) -> bytes:
+    """A TIFF directory of entries (tag, type, count). Values of more than four bytes all lie at the same place."""
+    at = 8 + 2 + 12 * len(entries) + 4
+    fields = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: at, 277: 1, 278: 8, 279: 64}
+    packed = b"".join(struct.pack("<HHII", tag, kind, count, fields.get(tag, at)) for tag, kind, count in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4) + content
+
+
+def grey(entries: list[tuple[int, int, int]], content: bytes) -> bytes:
+    """A grey TIFF of 8 × 8 pixels with further entries."""
+    plain = [(tag, 4, 1) for tag in (256, 257, 258, 259, 262, 273, 277, 278, 279)]
+    return directory(sorted([entry for entry in plain if entry[0] not in [e[0] for e in entries]] + entries), content)
+
+
+def with_exif(exif: bytes) -> dict[str, bytes]:
+    """Pictures with EXIF data of any length. The one of a JPEG is cut into segments."""
+    png, jpeg = photo(), encoded(Image.fromarray(PHOTO), "JPEG")
+    idat, tables = png.index(b"IDAT") - 4, jpeg.index(b"\xff\xdb")
+    parts = [b"Exif\0\0" + exif[start : start + 60_000] for start in range(0, len(exif), 60_000)]
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in parts)
+    return {"PNG": png[:idat] + chunk(b"eXIf", exif) + png[idat:], "JPEG": jpeg[:2] + segments + jpeg[tables:]}
+
+
+MANY = [(40_000 + number, 7, 1_000_000) for number in range(100)]
+"""Entries that name the same million bytes."""
+
+
+def test_values_that_share_their_bytes_take_no_memory() -> None:
+    content = bytes(1_000_000)
+    honest = [(40_000, 7, 1_000_000), (274, 3, 1)]
+    assert open_picture(grey(honest, content), "a").size == (8, 8)
+    files = with_exif(directory(MANY, content))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRecord, match="directory whose entries claim more than the file can hold"):
+            open_picture(grey(MANY, content), "a")
+        for kind, file in files.items():  # broken EXIF data do not spoil a picture
+            assert open_picture(file, kind).size == (40, 24)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 20e6
+
+
+@pytest.mark.parametrize("entry", [(274, 5, 2_000), (273, 4, 1_100_000)])
+def test_numbers_that_no_encoder_writes_are_not_converted(entry: tuple[int, int, int]) -> None:
+    with pytest.raises(BadRecord, match="directory"):
+        open_picture(grey([entry], bytes(5_000_000)), "a")
+
+
+def test_the_orientation_of_a_directory_is_still_read() -> None:
+    for kind, file in with_exif(TURNED.tobytes()).items():
+        assert open_picture(file, kind).size == (24, 40)
+
+
+def many_parts() -> dict[str, bytes]:
+    png, jpeg, gif = photo(), encoded(Image.fromarray(PHOTO), "JPEG"), encoded(Image.new("P", (8, 8)), "GIF")
+    idat, frame = png.index(b"IDAT") - 4, gif.index(b",")
+    return {
+        "JPEG segments": jpeg[:2] + b"\xff\xe3\0\2" * 30_000 + jpeg[2:],
+        "JPEG of FF": jpeg[:2] + b"\xff" * 30_000 + jpeg[2:],
+        "JPEG of EXIF": jpeg[:2] + b"\xff\xe1\0\x0aExif\0\0II" * 30_000 + jpeg[2:],
+        "PNG chunks": png[:idat] + chunk(b"abCd", b"") * 30_000 + png[idat:],
+        "PNG data": png[:idat] + chunk(b"IDAT", b"") * 30_000 + png[idat:],
+        "PNG behind the data": png[:-12] + chunk(b"abCd", b"") * 30_000 + png[-12:],
+        "GIF comment": gif[:frame] + b"!\xfe" + b"\1a" * 30_000 + b"\0" + gif[frame:],
+        "GIF comments": gif[:frame] + b"!\xfe\1a\0" * 30_000 + gif[frame:],
+        "PPM comment": b"P6\n#" + b"a" * 30_000 + b"\n8 8 255\n" + bytes(192),
+        "PPM blanks": b"P6\n" + b" " * 30_000 + b"8 8 255\n" + bytes(192),
+    }
+
+
+@pytest.mark.parametrize("kind", many_parts())
+def test_a_file_of_countless_parts_is_refused_soon(kind: str) -> None:
+    with pytest.raises(BadRecord, match=r"^a: picture broken \(it consists of more than 20,000 parts"):
+        open_picture(many_parts()[kind], "a")
+
+
+def test_a_long_comment_and_many_rows_are_read() -> None:
+    gif = encoded(Image.new("P", (8, 8)), "GIF", comment=b"a" * 100_000)
+    assert open_picture(gif, "a").size == (8, 8)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8))
+    for kind in ("PNG", "TIFF", "PPM", "GIF"):
+        assert open_picture(encoded(noise, kind), "a").size == (600, 600)
+    jpeg = encoded(Image.fromarray(PHOTO), "JPEG", icc_profile=bytes(15_000_000))
+    assert open_picture(jpeg, "a").size == (40, 24)
+
+
+def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = encoded(Image.fromarray(PHOTO), "JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    behind = jpeg + b"\xff\xda" * 200  # as in the film of a motion photo
+    assert open_picture(behind, "a").size == (40, 24)
+    mark = b"\xff\xfe\x01\x92" + b"\xff\xda" * 200  # in a comment
+    assert open_picture(jpeg[:2] + mark + jpeg[2:], "a").size == (40, 24)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    for read in (open_picture, lambda content, name: open_small(content, name, 8)):
+        with pytest.raises(BadRecord, match="more than 100 scans"):
+            read(jpeg[:-2] + scan * 100 + jpeg[-2:], "a")
+
+
+def test_comments_among_the_pixels_of_a_plain_picture_are_bounded() -> None:
+    assert open_picture(b"P3 2 1 255\n# a\n1 2 3\n# b\n4 5 6\n", "a").size == (2, 1)
+    with pytest.raises(BadRecord, match="more than 1,000 comments"):
+        open_picture(b"P3 2 1 255\n" + b"#\n" * 1_001 + b"1 2 3 4 5 6\n", "a")
+
+
+def test_formats_that_pillow_decodes_in_python_can_be_refused() -> None:
+    slow = (b"P3 1 1 255\n1 2 3\n", b"P6 1 1 65535\n" + bytes(6), bmp(8, 1, b"\x08\x07\0\1"))
+    for content in slow:
+        open_picture(content, "a")
+        with pytest.raises(BadRecord, match="in a form that takes too long: send JPEG or PNG"):
+            open_picture(content, "a", refused=(SLOW,))
+    for kind in ("PPM", "BMP"):
+        assert open_picture(encoded(Image.fromarray(PHOTO), kind), "a", refused=(SLOW,)).size == (40, 24)
 
 
 # --------------------------------------------------------------------------- forms

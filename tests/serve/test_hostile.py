@@ -22,7 +22,7 @@ from diptych.apps.serve.batching import Batcher
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import Metrics
-from diptych.apps.serve.pictures import DRAWN, DRAWN_IN_FULL, HeatCanvas, open_upload
+from diptych.apps.serve.pictures import DRAWN, DRAWN_IN_FULL, HeatCanvas, charge_upload
 from diptych.apps.serve.reading import read_request
 from diptych.apps.serve.schemas import EmbedRequest
 from diptych.apps.serve.workers import Work, WorkEnded, Workers
@@ -89,12 +89,11 @@ def test_others_are_answered_while_bodies_are_read(served: Running, monkeypatch:
 def test_the_pictures_of_a_request_have_a_budget_together() -> None:
     work = Work(Limits(pixels=1_000, request_pixels=2_500))
     sent = encoded(Image.new("RGB", (30, 30)))
-    open_upload(sent, "first", work)
-    open_upload(sent, "second", work)
+    assert charge_upload(sent, "first", work) == charge_upload(sent, "second", work) == (30, 30)
     with pytest.raises(ApiError, match="third: with it the request costs more than 2,500 pixels"):
-        open_upload(sent, "third", work)
+        charge_upload(sent, "third", work)
     with pytest.raises(ApiError, match=r"large: .*1,000"):
-        open_upload(encoded(Image.new("RGB", (40, 40))), "large", Work(Limits(pixels=1_000, request_pixels=2_500)))
+        charge_upload(encoded(Image.new("RGB", (40, 40))), "large", Work(Limits(pixels=1_000, request_pixels=2_500)))
 
 
 def test_a_jpeg_of_many_scans_costs_more() -> None:
@@ -102,11 +101,36 @@ def test_a_jpeg_of_many_scans_costs_more() -> None:
     Image.new("RGB", (30, 30)).save(stream, "JPEG", progressive=True)
     raw = stream.getvalue()
     usual, many = Work(Limits()), Work(Limits())
-    open_upload(base64.b64encode(raw).decode(), "usual", usual)
+    charge_upload(base64.b64encode(raw).decode(), "usual", usual)
     comment = b"\xff\xfe\x00\x52" + b"\xff\xda" * 40  # counted as scans, and cheap to decode
-    open_upload(base64.b64encode(raw[:2] + comment + raw[2:]).decode(), "many", many)
+    charge_upload(base64.b64encode(raw[:2] + comment + raw[2:]).decode(), "many", many)
     assert Limits().request_pixels - usual.pixels_left == 900
     assert Limits().request_pixels - many.pixels_left >= 4 * 900
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("embed", {"pictures": [encoded(picture(1, (40, 40)))] * 6}),
+        ("match", {"pictures": [encoded(picture(1, (40, 40)))] * 6, "texts": ["a boat"]}),
+        ("embeddings", {"input": [{"image": encoded(picture(1, (40, 40)))}] * 6}),
+        ("locate", {"picture": encoded(picture(1, (40, 40))), "phrases": ["a boat"] * 6}),
+    ],
+)
+def test_a_request_that_costs_too_much_decodes_nothing(
+    path: str, body: dict[str, Any], pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    with running(pool, Limits(request_pixels=9_000)) as small:
+        response = small.post(f"/v1/{path}", body)
+    assert (response.status_code, error(response)) == (413, "picture_too_large")
+
+
+@pytest.mark.parametrize("raw", [b"P3 1 1 255\n1 2 3\n", b"P2 1 1 255\n7\n", b"P6 1 1 65535\n" + bytes(6)])
+def test_what_pillow_decodes_in_python_is_not_decoded(raw: bytes, served: Running) -> None:
+    response = served.post("/v1/embed", {"pictures": [base64.b64encode(raw).decode()]})
+    assert (response.status_code, error(response)) == (422, "bad_picture")
+    assert "send JPEG or PNG" in response.text
 
 
 @pytest.mark.parametrize(
@@ -177,7 +201,7 @@ def test_a_decoder_that_does_not_end_costs_one_request_its_answer(
 
     monkeypatch.setattr("diptych.apps.serve.preparing.open_upload", slow)
     with running(pool, Limits(seconds=1.0)) as server:
-        late = server.post("/v1/embed", {"pictures": ["x"] * 64})
+        late = server.post("/v1/embed", {"pictures": [encoded(picture())] * 64})
         assert (late.status_code, error(late)) == (504, "timed_out")
         time.sleep(0.5)
         count = len(opened)
@@ -285,6 +309,58 @@ def test_an_answer_that_is_read_arrives_whole(talkative: Running) -> None:
 
 
 # --------------------------------------------------------------------------- connections and the log
+
+
+def test_connections_that_ask_nothing_make_room_for_others(pool: ModelPool) -> None:
+    with running(pool, Limits(connections=8)) as server:
+        place = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        idle = [socket.create_connection(place, timeout=20) for _ in range(30)]
+        idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nX: ")  # a head that does not end
+        for _ in range(3):
+            assert server.post("/v1/embed", {"texts": ["a boat"]}).status_code == 200
+        assert len(server.server.server_state.connections) <= 8
+        assert closed(idle[0])
+        for connection in idle:
+            connection.close()
+
+
+def test_few_connections_of_a_flood_are_accepted_before_others_get_their_turn(pool: ModelPool) -> None:
+    with running(pool) as server:
+        assert server.server.config.backlog <= 8  # as many as asyncio accepts at a time
+
+
+def test_a_connection_whose_request_is_answered_is_not_idle(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        reading.set()
+        assert go_on.wait(20)
+        return read_request(*arguments)
+
+    monkeypatch.setattr("diptych.apps.serve.app.read_request", slow)
+    with running(pool, Limits(connections=4)) as server:
+        statuses: list[int] = []
+        asking = threading.Thread(
+            target=lambda: statuses.append(server.post("/v1/embed", {"texts": ["a boat"]}).status_code)
+        )
+        asking.start()
+        assert reading.wait(20)
+        place = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        idle = [socket.create_connection(place, timeout=20) for _ in range(12)]
+        assert closed(idle[0])
+        go_on.set()
+        asking.join(20)
+        assert statuses == [200]
+        for connection in idle:
+            connection.close()
+
+
+def closed(connection: socket.socket) -> bool:
+    """Says whether the server has closed a connection, or will within its timeout."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_there_are_no_more_connections_than_files(monkeypatch: pytest.MonkeyPatch) -> None:

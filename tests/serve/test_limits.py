@@ -24,7 +24,7 @@ from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.metrics import Metrics
 from diptych.apps.serve.requests import Inputs
-from diptych.apps.serve.server import BACKLOG, Listening, check_open
+from diptych.apps.serve.server import PASSED_OVER, Listening, check_open
 from diptych.apps.web import allowed_hosts
 from diptych.cli.main import main
 from diptych.predict import ModelPool
@@ -429,20 +429,20 @@ def connect(listening: Listening, reset: bool = False) -> socket.socket:
 
 
 def test_a_burst_of_connections_is_kept_until_it_is_accepted(listening: Listening) -> None:
-    clients = [connect(listening) for _ in range(4 * BACKLOG)]  # with a full queue, one waits for a second or more
+    clients = [connect(listening) for _ in range(4 * PASSED_OVER)]  # with a full queue, one waits for a second or more
     accepted = [listening.accept()[0] for _ in clients]
     for connection in (*clients, *accepted):
         connection.close()
 
 
 def test_clients_that_broke_off_do_not_hold_up_those_behind_them(listening: Listening) -> None:
-    for _ in range(BACKLOG - 1):
+    for _ in range(PASSED_OVER - 1):
         connect(listening, reset=True)
     with connect(listening) as client:
         connection, address = listening.accept()
         with connection:
             assert address == client.getsockname()
-    for _ in range(BACKLOG + 1):  # so many at once give others a turn
+    for _ in range(PASSED_OVER + 1):  # so many at once give others a turn
         connect(listening, reset=True)
     with connect(listening) as client:
         with pytest.raises(BlockingIOError):

@@ -17,12 +17,16 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import gradio
+import uvicorn
+from gradio import http_server
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diptych.apps.app.fields import MOST_BYTES
+from diptych.apps.connections import ABORT, Connections, most_connections
 from diptych.apps.web import OncePerSecond, cut, host_is_allowed, host_name, without_prefix
+from diptych.predict.inputs import is_whole
 from diptych.printable import printable
 
 LOG = logging.getLogger(__name__)
@@ -42,8 +46,24 @@ MOST_UNREAD, MOST_OF_A_SESSION = 64, 8
 """Questions, of all visitors and of one, whose answers nobody fetches at the moment. Further ones are refused."""
 LONGEST_SESSION = 100
 """Characters of the name that a browser gives to its session."""
-MOST_OPEN = 512
-"""Requests that are open at once, most of them streams that browsers keep. Further ones are refused."""
+MOST_OPEN, MOST_HEARTBEATS = 512, 256
+"""Requests that are open at once, and those of them that browsers keep open to say that they are there. Further ones
+are refused."""
+MOST_CONNECTIONS = 1_024
+"""Open connections. For a further one, an idle one is closed."""
+SLOWEST_HEAD, SLOWEST_READER = 20.0, 30.0
+"""Seconds for the head of a request to arrive, and for a client to take a piece of an answer."""
+READ, WRITTEN = ("GET", "HEAD"), ("POST",)
+READ_PATHS = (
+    "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/info", "/gradio_api/app_id",
+    "/gradio_api/queue/data", "/gradio_api/upload_progress", "/gradio_api/startup-events",
+)  # fmt: skip
+"""What pages and clients of Gradio ask for, besides the pages and what lies below READ_BELOW."""
+FILES_BELOW = ("/static/", "/assets/", "/svelte/", "/gradio_api/file=")
+READ_BELOW = (*FILES_BELOW, "/gradio_api/heartbeat/")
+AT_ONCE = "/gradio_api/run/predict"
+"""What a choice in a list asks for, which is answered without waiting."""
+WRITE_PATHS = ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/cancel", AT_ONCE)
 
 
 class Refused(Exception):
@@ -52,6 +72,10 @@ class Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ClientGone(Exception):
+    """Says that a client did not take its answer, and that its connection was ended."""
 
 
 class Guard:
@@ -65,8 +89,9 @@ class Guard:
         case. `uploads` is the folder of uploaded files, and `root_path` a proxy's prefix."""
         self.app, self.blocks, self.uploads = app, blocks, uploads
         self.hosts, self.names, self.root_path = hosts, frozenset(names), root_path
-        self._open = 0
-        """Requests that are being answered."""
+        self._pages = frozenset(f"/{page[0]}" for page in blocks.pages)
+        self._open = self._heartbeats = 0
+        """Requests that are being answered, and the heartbeats among them."""
         self._arriving = self._uploading = 0
         """Bytes, and number, of the uploads that are arriving."""
         self._reading: Counter[str] = Counter()
@@ -87,17 +112,26 @@ class Guard:
         async def tell(message: Message) -> None:
             nonlocal begun
             begun = True
-            await send(message)
+            try:
+                async with asyncio.timeout(SLOWEST_READER):
+                    await send(message)
+            except TimeoutError:
+                if ABORT in scope:
+                    scope[ABORT]()
+                raise ClientGone from None
 
         self._open += 1
         try:
             self._check_origin(scope)
+            self._check_path(scope)
             if self._open > MOST_OPEN:
                 raise Refused(503, "too many requests are open: try again later")
             await self._pass_on(scope, receive, tell)
         except Refused as refused:
             if not begun:
                 await _refusal(refused)(scope, receive, send)
+        except ClientGone:
+            pass
         except Exception:
             # Gradio trusts its own pages: what others send can break it anywhere.
             LOG.error("%s %s broke: %s", scope["method"], cut(printable(scope["path"])), cut(traceback.format_exc()))
@@ -119,18 +153,53 @@ class Guard:
         if authority != (host or "").lower() and host_name(authority) not in self.names:
             raise Refused(403, "a page of another server sent this; --allow-host adds the name of a server")
 
+    def _check_path(self, scope: Scope) -> None:
+        """Refuses what the pages do not use. Gradio has many more routes, which break on requests of others."""
+        path: str = scope["path"].rstrip("/") or "/"
+        read = path in READ_PATHS or path in self._pages or path.startswith(READ_BELOW)
+        if not read and path not in WRITE_PATHS:
+            raise Refused(404, "there is nothing at this path")
+        if scope["method"] not in (READ if read else WRITTEN):
+            raise Refused(405, "this path does not accept this method")
+
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"].rstrip("/")
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            if path.endswith("/queue/data"):
-                return await self._read_answers(scope, receive, send)
+        if path.endswith("/queue/data"):
+            return await self._read_answers(scope, receive, send)
+        if path.startswith("/gradio_api/heartbeat/"):
+            return await self._keep_heartbeat(scope, receive, send)
+        if path.startswith(FILES_BELOW):
+            return await self._read_file(scope, receive, send)
+        if scope["method"] in READ:
             return await self.app(scope, receive, send)
         if path.endswith("/gradio_api/upload"):
             return await self._upload(scope, receive, send)
         body = await _read(receive, MOST_FORM_BYTES, SLOWEST_FORM)
         if path.endswith("/queue/join"):
-            self._admit_question(body)
-        return await self.app(scope, _replay(body, receive), send)
+            self._admit_question(self._question(body))
+        if path != AT_ONCE:
+            return await self.app(scope, _replay(body, receive), send)
+        self._question(body)
+        try:
+            return await self.app(scope, _replay(body, receive), _blaming_client(send))
+        except Exception as error:  # no model is asked, so that only values of a wrong kind break it
+            LOG.info("%s broke: %s", path, cut(repr(error)))
+            raise Refused(400, "this is not a question of these pages") from None
+
+    async def _keep_heartbeat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._heartbeats >= MOST_HEARTBEATS:
+            raise Refused(503, "too many pages are open: try again later")
+        self._heartbeats += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._heartbeats -= 1
+
+    async def _read_file(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except (OSError, ValueError):  # a name that no file can have
+            raise Refused(404, "there is nothing at this path") from None
 
     # ------------------------------------------------------------------ uploads
 
@@ -177,14 +246,22 @@ class Guard:
 
     # ------------------------------------------------------------------ answers
 
-    def _admit_question(self, body: bytes) -> None:
-        """Refuses a question if too many answers wait to be fetched."""
+    def _question(self, body: bytes) -> str:
+        """Returns the session of a question to one of the pages. Raises Refused for anything else."""
         try:
-            session = json.loads(body)["session_hash"]
+            question = json.loads(body)
+            session, number = question["session_hash"], question["fn_index"]
+            known = isinstance(number, int) and number in self.blocks.fns
         except (ValueError, TypeError, KeyError, RecursionError):
             raise Refused(400, "this is not a question") from None
-        if not isinstance(session, str) or not 0 < len(session) <= LONGEST_SESSION:
+        if not known:
+            raise Refused(400, "this is not a question of these pages")
+        if not isinstance(session, str) or not 0 < len(session) <= LONGEST_SESSION or not is_whole(session):
             raise Refused(400, f"a session is named by at most {LONGEST_SESSION} characters")
+        return session
+
+    def _admit_question(self, session: str) -> None:
+        """Refuses a question if too many answers wait to be fetched."""
         waiting = self.blocks._queue.pending_event_ids_session
         unread = sum(len(events) for name, events in waiting.items() if not self._reading[name])
         if unread >= MOST_UNREAD or len(waiting.get(session, ())) >= MOST_OF_A_SESSION:
@@ -241,6 +318,15 @@ async def _read(receive: Receive, most: int, seconds: float) -> bytes:
     return bytes(body)
 
 
+def _blaming_client(send: Send) -> Send:
+    """Returns a channel on which 500 becomes 400. What is answered at once only breaks on values of a wrong kind."""
+
+    async def sent(message: Message) -> None:
+        await send({**message, "status": 400} if message.get("status") == 500 else message)
+
+    return sent
+
+
 def _replay(body: bytes, receive: Receive) -> Receive:
     """Returns a channel that gives the body that was read, and then what `receive` gives."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -274,6 +360,16 @@ class _OneFile(gradio.route_utils.GradioMultiPartParser):
 def limit_uploads() -> None:
     """Lets every upload hold one file."""
     vars(gradio.route_utils)["GradioMultiPartParser"] = _OneFile
+
+
+def limit_connections() -> None:
+    """Lets connections that ask nothing, or read nothing, make room. Gradio makes its server without any limit."""
+    connections = Connections(most_connections(MOST_CONNECTIONS), SLOWEST_HEAD, SLOWEST_READER)
+
+    def config(**named: Any) -> uvicorn.Config:
+        return uvicorn.Config(**named, http=connections.protocol, ws="none", timeout_graceful_shutdown=1)  # type: ignore[arg-type]
+
+    vars(http_server)["uvicorn"] = SimpleNamespace(Config=config)
 
 
 # --------------------------------------------------------------------------- the log

@@ -26,7 +26,7 @@ from starlette.middleware import Middleware
 
 from diptych.apps.app.fields import MOST_BYTES, PictureField
 from diptych.apps.app.form import Form, lay_out
-from diptych.apps.app.guard import Guard, cut_logs, limit_uploads
+from diptych.apps.app.guard import Guard, cut_logs, limit_connections, limit_uploads
 from diptych.apps.app.look import FAVICON, STYLE, TITLE, theme
 from diptych.apps.app.pages import ask, compare, entail, experts, locate, match, pseudo_targets, search
 from diptych.apps.app.site import Site
@@ -85,6 +85,7 @@ def start(blocks: gr.Blocks, host: str, port: int, names: Sequence[str] = (), ro
     # A client could send a URL instead of an upload, and Gradio would fetch it.
     gr.processing_utils.async_ssrf_protected_download = _no_download
     limit_uploads()
+    limit_connections()
     _, address, _ = blocks.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
         max_file_size=MOST_BYTES, allowed_paths=[], enable_monitoring=False, footer_links=[], ssr_mode=False,

@@ -63,7 +63,7 @@ def gradient(run: Run) -> Iterator[Finding]:
 def records(run: Run) -> Iterator[Finding]:
     """Checks how many records could not be read, by the pairs that steps lack. A checkpoint names some of them."""
     pairs_per_step = run.recipe.run.batch_size * run.recipe.optim.accumulate
-    known = [(0, 0.0), *((int(line["step"]), line["pairs"]) for line in run.lines)]
+    known = [(0, 0.0), *((int(line["step"]), line["pairs"]) for line in run.lines if "pairs" in line)]
     gaps = [(new[0] - old[0]) * pairs_per_step - (new[1] - old[1]) for old, new in pairwise(known)]
     total = run.step * pairs_per_step
     if sum(gaps) <= 0:

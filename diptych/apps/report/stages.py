@@ -85,7 +85,8 @@ def _logged(lines: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
 
 def training_rate(folder: Path) -> float | None:
     """Computes the records a second over all steps of a run, without its validations; None without a log."""
-    lines = [{"pairs": 0.0}, *(line for line in read_metrics(folder / "metrics.jsonl") if "pairs_per_second" in line)]
+    logged = (line for line in read_metrics(folder / "metrics.jsonl") if line.get("pairs_per_second", 0) > 0)
+    lines = [{"pairs": 0.0}, *(line for line in logged if "pairs" in line)]
     steps = [(new["pairs"] - old["pairs"], new["pairs_per_second"]) for old, new in pairwise(lines)]
     seconds = sum(pairs / rate for pairs, rate in steps)
     return sum(pairs for pairs, _ in steps) / seconds if seconds else None

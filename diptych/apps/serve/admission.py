@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from diptych.apps.connections import ABORT
 from diptych.apps.serve.batching import Batcher, ExpectedRequest
 from diptych.apps.serve.errors import ApiError, failed
 from diptych.apps.serve.limits import Limits
@@ -35,8 +36,6 @@ SECURITY_HEADERS = (
 )
 CLIENT_CLOSED_REQUEST = 499
 """The status that metrics count when a client leaves before its answer, as in nginx."""
-ABORT = "diptych.abort"
-"""Key in a request's scope of the function that ends its connection at once."""
 PIECE = 1 << 16
 """Bytes of an answer that are handed to the connection at a time."""
 DISCARDED = 1 << 20

@@ -13,48 +13,54 @@ from PIL import Image
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.workers import Work
 from diptych.data.heatmap import heat_picture
-from diptych.data.pictures import open_picture
+from diptych.data.picture_headers import jpeg_scans
+from diptych.data.pictures import SLOW, check_picture, open_picture
 from diptych.data.record import BadRecord, Box
 
-MOST_SCANS = 100
-"""Scans of a JPEG. Encoders write about ten; thousands, each over all pixels, are an attack on the decoder's time."""
 USUAL_SCANS = 10
 """Scans of a JPEG that cost no more than one. Twice as many cost twice the pixels."""
 JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 """What JPEG2000 files begin with. They are refused: 391 bytes of them can keep the decoder busy for a second."""
+NOT_DECODED = ("JPEG2000", "HEIF", SLOW)
+"""Formats that are refused."""
 DRAWN = 1_024
 """Largest side of a drawn heat map in pixels. It is meant for looking at, and drawing takes 100 bytes per pixel."""
 DRAWN_IN_FULL = 16
 """Heat maps of one answer that are drawn at that size. More are drawn smaller, to the same number of pixels in all."""
 
 
-def open_upload(content: str, name: str, work: Work) -> Image.Image:
-    """Decodes the RGB picture in a field called `name`, and charges its pixels to the request's work.
+def charge_upload(content: str, name: str, work: Work) -> tuple[int, int]:
+    """Charges the pixels of the picture in a field called `name` to the request's work, by its header.
 
-    Raises ApiError for anything that is not a picture, and for too many pixels.
+    Nothing is decoded. Returns the width and height that the header says. Raises ApiError for anything that is not a
+    picture, and for too many pixels.
     """
     work.go_on()
     raw, cost = _decoded(content, name), 1
     if raw.startswith(JPEG2000):
         raise ApiError("bad_picture", f"{name}: JPEG2000 is not decoded here, for it takes too long: send JPEG or PNG")
     if raw.startswith(b"\xff\xd8"):
-        scans = raw.count(b"\xff\xda")
-        if scans > MOST_SCANS:
-            raise ApiError("bad_picture", f"{name}: a JPEG of {scans} scans; at most {MOST_SCANS} are allowed")
-        cost = max(1, -(-scans // USUAL_SCANS))
+        cost = max(1, -(-jpeg_scans(raw) // USUAL_SCANS))
     most_pixels, affordable = work.limits.pixels, work.pixels_left // cost
     try:
-        picture = open_picture(
-            raw, name, most_pixels=min(most_pixels, affordable), limit="--pixels", refused=("JPEG2000", "HEIF")
-        )
+        width, height = check_picture(raw, name, min(most_pixels, affordable), "--pixels", NOT_DECODED)
     except BadRecord as bad:
         if bad.reason == "picture too large":
             if affordable < most_pixels:
                 work.spend(work.pixels_left + 1, name)
             raise ApiError("picture_too_large", f"{name}: {bad.detail}") from None
         raise ApiError("bad_picture", str(bad)) from None
-    work.spend(picture.width * picture.height * cost, name)
-    return picture
+    work.spend(width * height * cost, name)
+    return width, height
+
+
+def open_upload(content: str, name: str, work: Work) -> Image.Image:
+    """Decodes the RGB picture in a field called `name`, whose pixels `charge_upload` has charged. Raises ApiError."""
+    work.go_on()
+    try:
+        return open_picture(_decoded(content, name), name, None, work.limits.pixels, "--pixels", NOT_DECODED)
+    except BadRecord as bad:
+        raise ApiError("bad_picture", str(bad)) from None
 
 
 def _decoded(content: str, name: str) -> bytes:
@@ -74,6 +80,7 @@ class HeatCanvas:
     """
 
     def __init__(self, content: str, name: str, maps: int, work: Work) -> None:
+        charge_upload(content, name, work)
         picture = open_upload(content, name, work)
         width, height = picture.size
         side = int(DRAWN * min(1, DRAWN_IN_FULL / maps) ** 0.5)

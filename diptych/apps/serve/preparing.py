@@ -5,14 +5,15 @@ What handles pictures runs on the preparing threads, each of which holds one pic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from PIL import Image
 
 from diptych.apps.serve import schemas
 from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
-from diptych.apps.serve.pictures import HeatCanvas, open_upload
+from diptych.apps.serve.pictures import HeatCanvas, charge_upload, open_upload
 from diptych.apps.serve.requests import Inputs, at_size
 from diptych.apps.serve.workers import Work
 from diptych.predict import Located, Predictor
@@ -86,36 +87,33 @@ class InputPreparer:
         """Prepares a list of pictures and a list of texts, from fields with these names."""
         self.check_texts(texts, text_field, predictor)
         self.check_count(len(pictures), picture_field)
-        opened = (
-            open_upload(content, f"{picture_field}[{position}]", work) for position, content in enumerate(pictures)
-        )  # lazily, so that each picture is resized before the next is decoded
-        return Inputs(tuple(at_size(picture, predictor) for picture in opened), tuple(texts))
+        named = [(f"{picture_field}[{position}]", content) for position, content in enumerate(pictures)]
+        return Inputs(opened(named, work, predictor), tuple(texts))
 
     def named(
         self, work: Work, predictor: Predictor, pictures: Mapping[str, str], texts: Mapping[str, str]
     ) -> tuple[Inputs, int]:
         """Prepares pictures and texts by their names in messages, and counts the tokens of the texts."""
         tokens = sum(self.check_text(text, name, predictor) for name, text in texts.items())
-        opened = (open_upload(content, name, work) for name, content in pictures.items())
-        return Inputs(tuple(at_size(picture, predictor) for picture in opened), tuple(texts.values())), tokens
+        return Inputs(opened(pictures.items(), work, predictor), tuple(texts.values())), tokens
 
     def texts_about(
         self, work: Work, predictor: Predictor, pictures: Mapping[str, str], texts: Sequence[str]
     ) -> Inputs:
         """Prepares texts that share the same pictures. `pictures` maps the names of fields to their contents."""
         self.check_texts(texts, "texts", predictor)
-        opened = (open_upload(content, name, work) for name, content in pictures.items())
-        return Inputs(tuple(at_size(picture, predictor) for picture in opened), tuple(texts))
+        return Inputs(opened(pictures.items(), work, predictor), tuple(texts))
 
     def to_locate(
         self, work: Work, predictor: Predictor, picture: str, phrases: Sequence[str]
     ) -> tuple[tuple[int, int], Inputs]:
         """Prepares phrases about a picture, as `texts_about`, and returns the picture's width and height as well."""
         self.check_texts(phrases, "phrases", predictor)
-        opened = open_upload(picture, "picture", work)
+        width, height = charge_upload(picture, "picture", work)
         # Each map is enlarged to the picture's size. This is charged here, before a model computes the maps.
-        work.spend(opened.width * opened.height * len(phrases), f"{len(phrases)} phrases in a picture of this size")
-        return opened.size, Inputs((at_size(opened, predictor),), tuple(phrases))
+        work.spend(width * height * len(phrases), f"{len(phrases)} phrases in a picture of this size")
+        upright = open_upload(picture, "picture", work)
+        return upright.size, Inputs((at_size(upright, predictor),), tuple(phrases))
 
     # ------------------------------------------------------------------ after the model
 
@@ -140,3 +138,15 @@ class InputPreparer:
                 heat = schemas.Heat(map=located.heat.tolist(), png=canvas.draw(located.heat, box))
             items.append(schemas.LocatedItem(phrase=located.phrase, box=list(box), score=located.score, heat=heat))
         return items
+
+
+def opened(pictures: Iterable[tuple[str, str]], work: Work, predictor: Predictor) -> tuple[Image.Image, ...]:
+    """Opens pictures, given as their names in messages and their base64, at the size of the model's input.
+
+    All are charged before the first is decoded, so that a request that costs too much costs little. Each is resized
+    before the next is decoded.
+    """
+    pictures = tuple(pictures)
+    for name, content in pictures:
+        charge_upload(content, name, work)
+    return tuple(at_size(open_upload(content, name, work), predictor) for name, content in pictures)

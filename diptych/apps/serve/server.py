@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import os
 import socket
@@ -13,12 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from diptych.apps.serve.admission import ABORT, AdmissionMiddleware
+from diptych.apps.connections import BACKLOG, Connections, most_connections
+from diptych.apps.serve.admission import AdmissionMiddleware
 from diptych.apps.serve.app import build_app
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.state import ServerState
@@ -29,15 +27,11 @@ log = logging.getLogger("diptych.apps.serve")
 KEY_VARIABLE = "DIPTYCH_API_KEY"
 LEAST_KEY = 16
 """Least number of characters of a key. Shorter keys could be guessed at the rate at which a server answers."""
-BACKLOG = 128
-"""Connections that are accepted before the first of them is looked at, and may be closed for being too many."""
 QUEUE = 4_096
 """Connections that the system keeps until they are accepted. While the queue is full it forgets new ones, whose clients
 try again after one second, then two, then four."""
-OTHER_FILES = 64
-"""Files that the process may need to open besides its connections."""
-READ_AT_ONCE = 1 << 13
-"""Bytes that are read from a connection at a time. A body of one-byte chunks takes 25 ms for these."""
+PASSED_OVER = 128
+"""Connections that have broken off while they waited, and are passed over before others get their turn."""
 STOPPING = 2.0
 """Seconds of the time to stop that are kept for closing connections and threads."""
 
@@ -46,18 +40,15 @@ class Server(uvicorn.Server):
     """Runs uvicorn, and finishes accepted requests after the first signal to stop while new ones get status 503."""
 
     def __init__(self, app: AdmissionMiddleware, limits: Limits, host: str, port: int) -> None:
-        connections = most_connections(limits.connections)
-        if connections < limits.connections:
-            log.warning("at most %d connections at once, for the process may open no more files", connections)
-
-        def protocol(*arguments: Any, **named: Any) -> asyncio.Protocol:
-            return _TimedProtocol(limits, connections, *arguments, **named)
-
+        most = most_connections(limits.connections)
+        if most < limits.connections:
+            log.warning("at most %d connections at once, for the process may open no more files", most)
+        connections = Connections(most, limits.body_seconds, limits.answer_seconds)
         config = uvicorn.Config(
             app,
             host,
             port,
-            http=protocol,  # type: ignore[arg-type]  # a factory serves as well as a class
+            http=connections.protocol,  # type: ignore[arg-type]  # a factory serves as well as a class
             ws="none",
             lifespan="off",
             log_config=None,
@@ -100,20 +91,6 @@ class Server(uvicorn.Server):
         return _url(self.servers[0].sockets[0].getsockname())
 
 
-def most_connections(wanted: int) -> int:
-    """Returns how many connections there can be at once, given how many files the process may open."""
-    try:
-        import resource
-
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    except (ImportError, OSError):  # not on every system
-        return wanted
-    if files == resource.RLIM_INFINITY:
-        return wanted
-    return max(1, min(wanted, files - opened - BACKLOG - OTHER_FILES))
-
-
 class Listening(socket.socket):
     """Listens with a long queue, and passes over clients that have broken off while they were in it.
 
@@ -124,77 +101,12 @@ class Listening(socket.socket):
         super().listen(QUEUE)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        for _ in range(BACKLOG):
+        for _ in range(PASSED_OVER):
             connection, address = super().accept()
             if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 return connection, address
             connection.close()
         raise BlockingIOError  # others get their turn before the next ones
-
-
-class _TimedProtocol(H11Protocol):
-    """Closes connections that send no request or take no answer in time, and those beyond the limit on connections."""
-
-    def __init__(self, limits: Limits, most: int, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._limits, self._most = limits, most
-        self._timeout: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        with contextlib.suppress(AttributeError):  # an event loop of another kind
-            transport.max_size = READ_AT_ONCE  # type: ignore[attr-defined]
-        if len(self.connections) > self._most:
-            transport.abort()
-        self._wait_for_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        if self._unread is not None:
-            self._unread.cancel()
-        super().connection_lost(exc)
-
-    def handle_events(self) -> None:
-        before = self.cycle
-        super().handle_events()
-        if self.cycle is not before:
-            self._stop_waiting()
-            cast(dict[str, Any], self.cycle.scope)[ABORT] = self.transport.abort
-        elif self._timeout is None and (self.cycle is None or self.cycle.response_complete):
-            self._wait_for_head()  # the head of the next request has begun
-
-    def on_response_complete(self) -> None:
-        """Gives the client a time to take what is left of the answer, also if the connection is to be closed then."""
-        if self._unread is not None:
-            self._unread.cancel()
-        self._unread = self.loop.call_later(self._limits.answer_seconds, self._abort_unread)
-        super().on_response_complete()
-
-    def _abort_unread(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answers in the shape of every other error. `msg` is always the same."""
-        content = json.dumps({"error": {"code": "bad_http", "message": "this is not an HTTP request"}}).encode()
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + content)
-        self.transport.close()
-
-    def _wait_for_head(self) -> None:
-        self._stop_waiting()
-        self._timeout = self.loop.call_later(self._limits.body_seconds, self._end)
-
-    def _end(self) -> None:
-        """Closes the connection, at once if the client does not take what is left."""
-        self._abort_unread()
-        self.transport.close()
-
-    def _stop_waiting(self) -> None:
-        if self._timeout is not None:
-            self._timeout.cancel()
-            self._timeout = None
 
 
 def serve(

@@ -453,7 +453,8 @@ def _named_tables(path: str) -> dict[str, Table]:
         data = splits[split]
 
         def batches(asked: Sequence[str]) -> Iterator[Any]:
-            yield from data.select_columns(list(asked)).with_format("arrow").iter(LOOKED_AT)
+            for part in data.select_columns(list(asked)).with_format("arrow").iter(LOOKED_AT):
+                yield from part.to_batches()
 
         return arrow_table(
             Path(f"{path}/{split}"), "a data set of Hugging Face", data.column_names, batches, data._fingerprint
