@@ -152,7 +152,7 @@ def disguise_of(path: str | Path, binary: bool = False) -> str | None:
 
 
 def text_of(head: bytes) -> str | None:
-    """Says that a file is text by its first bytes, with its beginning. A pickle of letters alone is no text.
+    r"""Says that a file is text by its first bytes, with its beginning. A pickle of letters alone is no text.
 
     >>> text_of(b"Access denied\n"), text_of(b"(dp0\nVa\np1\n"), text_of(bytes([128, 2]))
     ("text, which begins with 'Access denied'", None, None)

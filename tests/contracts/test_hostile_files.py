@@ -409,7 +409,7 @@ DISGUISES = [
     (LFS, "git-lfs pointer"),
     (b"\n<!DOCTYPE html>\n<html><head></head></html>", "a web page"),
     (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page"),
-    (gzip.compress(b"a" * 100), "compressed with gzip"),
+    (gzip.compress(b"a" * 100, mtime=0), "compressed with gzip"),
     (b"\x28\xb5\x2f\xfd" + bytes(20), "compressed with zstd"),
     (b"\xfd7zXZ\x00" + bytes(20), "compressed with xz"),
     (b"BZh9" + bytes(20), "compressed with bzip2"),
