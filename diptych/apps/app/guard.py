@@ -134,7 +134,7 @@ class Guard:
             pass
         except Exception:
             # Gradio trusts its own pages: what others send can break it anywhere.
-            LOG.error("%s %s broke: %s", scope["method"], cut(printable(scope["path"])), cut(traceback.format_exc()))
+            LOG.error("%s %s broke: %s", scope["method"], cut(printable(scope["path"])), _safe(traceback.format_exc()))
             if not begun:
                 await _refusal(Refused(500, "the server could not answer this request"))(scope, receive, send)
         finally:
@@ -183,7 +183,7 @@ class Guard:
         try:
             return await self.app(scope, _replay(body, receive), _blaming_client(send))
         except Exception as error:  # no model is asked, so that only values of a wrong kind break it
-            LOG.info("%s broke: %s", path, cut(repr(error)))
+            LOG.info("%s broke: %s", path, _safe(repr(error)))
             raise Refused(400, "this is not a question of these pages") from None
 
     async def _keep_heartbeat(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -375,6 +375,11 @@ def limit_connections() -> None:
 # --------------------------------------------------------------------------- the log
 
 
+def _safe(text: str) -> str:
+    """Cuts an entry of the log, and escapes what a terminal would obey and what no file can hold."""
+    return printable(cut(text), lines=True)
+
+
 class _CutFormatter(logging.Formatter):
     """Formats as another formatter does, and cuts."""
 
@@ -383,12 +388,12 @@ class _CutFormatter(logging.Formatter):
         self._formatter = formatter
 
     def format(self, record: logging.LogRecord) -> str:
-        return cut(self._formatter.format(record))
+        return _safe(self._formatter.format(record))
 
 
 def cut_logs() -> None:
     """Cuts what Gradio and uvicorn log. Gradio prints tracebacks itself, whose errors quote whole requests."""
-    shim = SimpleNamespace(print_exc=lambda: LOG.error("%s", cut(traceback.format_exc())))
+    shim = SimpleNamespace(print_exc=lambda: LOG.error("%s", _safe(traceback.format_exc())))
     for module in (gradio.queueing, gradio.routes, gradio.route_utils):
         vars(module)["traceback"] = shim
     for name in ("uvicorn", "uvicorn.error"):
