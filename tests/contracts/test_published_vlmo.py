@@ -194,7 +194,7 @@ def test_a_damaged_file_is_said_to_be_one(tmp_path: Path, capsys: pytest.Capture
     file = write(tmp_path / "file.pth", published(tiny.VLMO))
     file.write_bytes(file.read_bytes()[:2000])
     assert main(["inspect", str(file)]) == 2
-    assert "is no checkpoint that can be read, or is damaged" in capsys.readouterr().err
+    assert "is no checkpoint that can be read: it is cut off" in capsys.readouterr().err
 
 
 def test_what_the_user_must_say_is_asked_for(tmp_path: Path, words: Path) -> None:

@@ -365,7 +365,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3300
         (lambda: b"", "is empty"),
         (lambda: gzip.compress(torch_bytes(small_vit())), "is compressed with gzip"),
         (lambda: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
-        (lambda: torch_bytes(small_albef())[:-4000], "is no checkpoint that can be read, or is damaged"),
+        (lambda: torch_bytes(small_albef())[:-4000], "is no checkpoint that can be read: it is cut off"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_it_holds(

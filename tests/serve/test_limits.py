@@ -96,7 +96,7 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
     ("/v1/search", {"text": "a boat"}, 409, "no_index"),
     ("/v1/search", {"text": "a boat", "picture": GOOD}, 422, "bad_request"),
     ("/v1/nothing", {}, 404, "unknown_path"),
-    ("/v1/embed/", {}, 404, "unknown_path"),
+    ("/v1/embed/more", {}, 404, "unknown_path"),
 ]
 
 
