@@ -162,7 +162,7 @@ def ask_some(client: httpx.Client, requests_of_client: list[Prepared], known: se
             outcome.wrong.append(f"{type(failure).__name__}: {failure}")
             continue
         outcome.slowest = max(outcome.slowest, time.perf_counter() - start)
-        path = re.sub("/+", "/", response.request.url.path).rstrip("/")  # the server takes slashes too many
+        path = re.sub("/+", "/", response.request.url.path).rstrip("/") or "/"  # the server takes slashes too many
         if path != "/metrics":
             outcome.seen[path if path in known else "other", response.status_code] += 1
         if problem := complaint(response):
