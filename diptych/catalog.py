@@ -239,7 +239,7 @@ def open_source(config: DataConfig, split: Split, kind: type = Record) -> Any:
     except BadRecord:
         raise
     except ValueError as error:
-        raise _advised(str(error), config) from error
+        raise _advised(str(error), recognise.advice(config)) from error
 
 
 def _open_source(config: DataConfig, split: Split, kind: type) -> Any:
@@ -323,16 +323,16 @@ def read_splits(config: DataConfig) -> dict[Split, SourceListing]:
     try:
         listings = find(config)
     except ValueError as error:
-        raise _advised(str(error), config) from error
-    if not any(listing.records for listing in listings.values()) and recognise.advice(config):
+        raise _advised(str(error), recognise.advice(config)) from error
+    if not any(listing.records for listing in listings.values()) and (advice := recognise.advice(config)):
         lost = [error for listing in listings.values() for error in listing.skipped]
-        raise _advised(f"{config.path} holds no usable record:\n{list_errors(lost, most=3)}", config)
+        raise _advised(f"{config.path} holds no usable record:\n{list_errors(lost, most=3)}", advice)
     return listings
 
 
-def _advised(message: str, config: DataConfig) -> ValueError:
+def _advised(message: str, advice: str) -> ValueError:
     """Returns an error that says what the files are, if they have another layout, before it lists their faults."""
-    if not (advice := recognise.advice(config)) or advice in message:
+    if not advice or advice in message:
         return ValueError(message)
     summary, *faults = message.split("\n", maxsplit=1)
     reason = summary.partition(": ")[2]

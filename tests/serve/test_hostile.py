@@ -66,7 +66,9 @@ def test_validation_ends_at_the_first_wrong_item() -> None:
         read_request(b'{"texts": [1, 2, 3, 4]}', EmbedRequest, Limits())
 
 
-def test_others_are_answered_while_bodies_are_read(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Holds back the reading of a body: the first event says that it has begun, the second lets it go on."""
     reading, go_on = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
@@ -75,6 +77,13 @@ def test_others_are_answered_while_bodies_are_read(served: Running, monkeypatch:
         return read_request(*arguments)
 
     monkeypatch.setattr("diptych.apps.serve.app.read_request", slow)
+    return reading, go_on
+
+
+def test_others_are_answered_while_bodies_are_read(
+    served: Running, held: tuple[threading.Event, threading.Event]
+) -> None:
+    reading, go_on = held
     thread = threading.Thread(target=served.post, args=("/v1/embed", {"texts": ["a boat"]}))
     thread.start()
     assert reading.wait(20)
@@ -329,15 +338,10 @@ def test_few_connections_of_a_flood_are_accepted_before_others_get_their_turn(po
         assert server.server.config.backlog <= 8  # as many as asyncio accepts at a time
 
 
-def test_a_connection_whose_request_is_answered_is_not_idle(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, go_on = threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> Any:
-        reading.set()
-        assert go_on.wait(20)
-        return read_request(*arguments)
-
-    monkeypatch.setattr("diptych.apps.serve.app.read_request", slow)
+def test_a_connection_whose_request_is_answered_is_not_idle(
+    pool: ModelPool, held: tuple[threading.Event, threading.Event]
+) -> None:
+    reading, go_on = held
     with running(pool, Limits(connections=4)) as server:
         statuses: list[int] = []
         asking = threading.Thread(
