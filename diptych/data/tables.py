@@ -66,15 +66,20 @@ class Table:
     def first_rows(self) -> list[Mapping[str, Any]]:
         """Returns the first rows that can be read, by which the columns are judged. Of pictures, only the beginning.
 
-        Raises ValueError if there are rows, and none can be read.
+        Raises NoTable for too many columns, and ValueError if there are rows, and none can be read.
         """
         if len(self.columns) > MOST_COLUMNS:
             raise NoTable(f"{self.place} is {self.form}, of more than {MOST_COLUMNS:,} columns")
-        rows = [row for _, row in islice(self.rows(), LOOKED_AT)]
-        broken = [row for row in rows if isinstance(row, BadRecord)]
-        if broken and len(broken) == len(rows):
+        rows: list[Mapping[str, Any]] = []
+        broken: list[BadRecord] = []
+        for _, row in islice(self.rows(), LOOKED_AT):  # cut as they come: whole pictures of all would fill the memory
+            if isinstance(row, BadRecord):
+                broken.append(row)
+            else:
+                rows.append({name: _begun(row[name]) for name in row})
+        if broken and not rows:
             raise ValueError(f"no row of {self.place} can be read; the first: {broken[0]}")
-        return [{name: _begun(row[name]) for name in row} for row in rows if not isinstance(row, BadRecord)]
+        return rows
 
 
 def _begun(value: Any) -> Any:
