@@ -9,6 +9,7 @@ D width, V vocabulary, H heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -113,9 +114,8 @@ class Vlmo(Model):
         self.word_head = UntiedWordHead(config.vocab_size, width, config.text_norm_eps)
         self.image_proj, self.text_proj = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.vl_image_proj, self.vl_text_proj = (nn.Linear(width, width, bias=False) for _ in range(2))
-        # On the CPU also where the model is built without memory: there torch imports its compiler, for a second.
-        start = -torch.tensor(config.temperature, device="cpu").log().item()
-        self.log_scale, self.vl_log_scale = (nn.Parameter(torch.tensor(start)) for _ in range(2))  # log 1/τ
+        start = -math.log(config.temperature)  # log 1/τ
+        self.log_scale, self.vl_log_scale = (nn.Parameter(torch.tensor(start)) for _ in range(2))
         for part in (self.types, self.pooler, self.match_head, self.image_proj, self.text_proj):
             part.apply(init_weights)
         self.vl_image_proj.apply(init_weights)
