@@ -23,7 +23,7 @@ from PIL import Image
 from diptych.apps.report.examples import pseudo_target_examples
 from diptych.data.heatmap import enlarge
 from diptych.predict import Predictor, load
-from diptych.predict.explain import explain
+from diptych.predict.explain import explain, last_colour
 from diptych.predict.routing import expert_ways
 from diptych.run import open_task
 from diptych.run.splits import open_split, read_retrieval
@@ -109,12 +109,13 @@ def words(walk: Walk) -> Figure:
     columns = max(map(len, maps.values()))
     figure, axes = plt.subplots(2, columns, figsize=(0.95 * columns, 2.6), squeeze=False)
     for row, (name, heats) in zip(axes, maps.items(), strict=True):
-        hottest = max(heat.max() for _, heat in heats)
+        hottest = float(max(heat.max() for _, heat in heats))
         for axis in row:
             axis.axis("off")
         for axis, (word, heat) in zip(row, heats, strict=False):
             show(axis, picture.convert("L").convert("RGB"))
-            axis.imshow(np.clip(heat / max(hottest, 1e-12), 0, 1), cmap="viridis", alpha=0.65, vmin=0, vmax=1)
+            end = last_colour(float(heat.max()), hottest) or 1.0
+            axis.imshow(np.clip(heat / end, 0, 1), cmap="viridis", alpha=0.65, vmin=0, vmax=1)
             axis.set_title(word, fontweight="normal")
         row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right", weight="bold")
     figure.tight_layout()

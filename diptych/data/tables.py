@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from diptych.data.arrow_streams import is_compressed
 from diptych.data.columns import LOOKED_AT, first_row_is_header, is_header_name, is_path, kind_of
 from diptych.data.files import check_lines, decoded, json_lines, line_content
 from diptych.data.parquet_pages import largest_page
@@ -427,10 +428,17 @@ def saved_table(folder: Path) -> Table:
                 yield batch.select(list(asked))
 
     states = "\n".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    try:
-        names = opened(files[0]).schema.names
-    except Exception as error:
-        raise ValueError(f"{files[0]} is no whole file of Arrow ({error})") from None
+    for file in files:
+        try:
+            names = opened(file).schema.names
+            compressed = is_compressed(arrow, file)
+        except Exception as error:
+            raise ValueError(f"{file} is no whole file of Arrow ({error})") from None
+        if compressed:
+            raise ValueError(
+                f"{file} is compressed, so that nothing tells how much it holds: write it by "
+                "datasets.Dataset.save_to_disk, which does not compress, or as Parquet"
+            )
     return arrow_table(folder, "a data set of Hugging Face", names, batches, f"{folder.resolve()}\n{states}")
 
 

@@ -5,6 +5,7 @@ L tokens of a text, h × w patches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -51,18 +52,33 @@ class Explained:
     picture: Picture = field(repr=False)
 
     def draw(self, side: int | None = None) -> tuple[Image.Image, ...]:
-        """Draws each word's map over the picture in grey, on one scale.
+        """Draws each word's map over the picture in grey.
 
-        The longer side is `side`, also of a smaller picture. None draws a picture at its own size, at most `DRAWN`.
+        Each word has a scale of its own, by `last_colour`. The longer side is `side`, also of a smaller picture. None
+        draws a picture at its own size, at most `DRAWN`.
         """
         image = enlarged(open_to_draw(self.picture, DRAWN if side is None else side)[0], side)
         heats = [torch.from_numpy(word.heat) for word in self.words]
-        top = max((float(enlarge(heat, image.size).max()) for heat in heats), default=0.0)
-        drawn = [heat_picture(image, heat, hottest=top if top > 0 else None) for heat in heats]
+        peaks = [float(enlarge(heat, image.size).max()) for heat in heats]
+        ends = [last_colour(peak, max(peaks)) for peak in peaks]
+        drawn = [heat_picture(image, heat, hottest=end) for heat, end in zip(heats, ends, strict=True)]
         return tuple(picture.crop((0, 0, picture.width, picture.height - BAR)) for picture in drawn)
 
     def __str__(self) -> str:
         return f"{self.text}: {self.match:.1%}"
+
+
+def last_colour(peak: float, highest: float) -> float | None:
+    """Returns the heat at which a word's map reaches the last colour: the geometric mean of its peak and the highest.
+
+    On one scale a single hot patch would leave all other words dark. With each peak in the last colour, words that look
+    nowhere would seem to look somewhere. In between, a peak of a hundredth of the highest has the colour of a tenth.
+    None for a map without heat.
+
+    >>> last_colour(0.01, 1.0)
+    0.1
+    """
+    return math.sqrt(peak * highest) or None
 
 
 def explain(predictor: Predictor, picture: Picture, text: str, maps: Maps = "attention") -> Explained:

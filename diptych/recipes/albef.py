@@ -95,7 +95,7 @@ def albef_tiny() -> Recipe:
     """The demo: 64-pixel scenes, minutes on two CPU cores, from random weights.
 
     Command: `diptych demo`, or `diptych train albef_tiny` (`data.source=folder data.path=DIR` for your own images)
-    Cost: nine minutes on two cores.
+    Cost: seven to nine minutes on two cores.
     Expected: recall@1 above 92 % both ways among 1,000 unseen scenes (chance 0.1 %), of which re-ranking adds 5 points.
     """
     return Recipe(

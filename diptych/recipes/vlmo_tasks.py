@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diptych.recipes.albef_tasks import TUNING, tiny_task
+from diptych.recipes.albef_tasks import BOXES, TUNING, tiny_task, tuned_gently
 from diptych.recipes.vlmo import vlmo_tiny
 from diptych.schema import (
     DecoderConfig,
     EntailmentConfig,
     EvaluationConfig,
-    GroundingConfig,
     GroundingTrainingConfig,
     Nlvr2Config,
     Recipe,
@@ -48,9 +47,8 @@ def vlmo_tiny_grounding() -> Recipe:
     Cost: minutes on two cores.
     Expected: not measured; the most central proposal 19 %, the largest 14 %.
     """
-    boxes = GroundingConfig(mode="itc", layer=2)
-    task = GroundingTrainingConfig(keys="batch", queue_size=0, alpha=0.0, boxes=boxes)
-    return _tiny("vlmo_tiny_grounding", task, 500)
+    task = GroundingTrainingConfig(keys="batch", queue_size=0, alpha=0.0, boxes=BOXES)
+    return tuned_gently(_tiny("vlmo_tiny_grounding", task, 300))
 
 
 def vlmo_tiny_entailment() -> Recipe:

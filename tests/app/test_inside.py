@@ -87,7 +87,7 @@ def test_pieces_of_a_word_are_one_word() -> None:
     torch.testing.assert_close(torch.from_numpy(words[1].heat), heat[2:].sum(0))
 
 
-def test_maps_of_words_are_drawn_on_one_scale(pretrained: Predictor, picture: Path) -> None:
+def test_maps_of_words_are_drawn_so_that_a_weak_word_shows_and_is_weaker(pretrained: Predictor, picture: Path) -> None:
     found = explain(pretrained, picture, TEXT)
     drawn = found.draw(96)
     assert {one.size for one in drawn} == {(96, 80)}
@@ -95,6 +95,10 @@ def test_maps_of_words_are_drawn_on_one_scale(pretrained: Predictor, picture: Pa
     cold = replace(found, words=tuple(replace(one, heat=one.heat * 0) for one in found.words))
     assert len({one.tobytes() for one in cold.draw()}) == 1
     assert len({one.tobytes() for one in drawn}) > 1
+    heat = torch.tensor([[1.0, 0], [0, 0]]).numpy()
+    named = [replace(found.words[0], heat=heat * strength) for strength in (1.0, 0.01, 0.0)]
+    strong, weak, none = (one.convert("L").getdata()[0] for one in replace(found, words=tuple(named)).draw())
+    assert strong > weak > none
 
 
 # --------------------------------------------------------------------------- the momentum encoder

@@ -727,6 +727,31 @@ def test_what_arrow_does_on_broken_files_is_told_with_the_files_name(tmp_path: P
         catalog.read_splits(config)
 
 
+@pytest.mark.parametrize("column", ["plain", "dictionary"])
+@pytest.mark.parametrize("compression", [None, "zstd", "lz4"])
+def test_an_arrow_stream_that_would_have_to_be_unpacked_is_refused(
+    tmp_path: Path, column: str, compression: str | None
+) -> None:
+    """4 kB may hold a gigabyte, which would be unpacked as a whole."""
+    import pyarrow
+
+    (tmp_path / "state.json").write_text("{}")
+    captions = pyarrow.array([f"a fox beside {number} cars" for number in range(9)])
+    if column == "dictionary":
+        captions = captions.dictionary_encode()
+    table = pyarrow.table({"image": [f"{number}.png" for number in range(9)], "caption": captions})
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    with pyarrow.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema, options=options) as stream:
+        stream.write_table(table)
+    config = DataConfig("datasets", str(tmp_path))
+    if compression is None:
+        listing = next(iter(catalog.read_splits(config).values()))
+        assert {error.reason for error in listing.skipped} == {"picture missing"}, "it was read"
+        return
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'a.arrow'} is compressed")):
+        catalog.read_splits(config)
+
+
 def test_texts_of_a_table_that_nobody_can_decode_are_left_out(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet

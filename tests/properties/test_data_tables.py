@@ -315,6 +315,17 @@ def test_cocos_captions_are_read_and_their_pictures_found_beside_them(tmp_path: 
     assert "pictures are taken from" in listing.notes[0]
 
 
+def test_captions_that_vizwiz_marks_as_rejected_are_left_out_and_counted(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["is_rejected"] = annotation["caption"].endswith(" 1")
+    listing = read_coco_captions(str(write(file, content)), config())
+    assert shown(listing) == {n: (f"{c} 0",) for n, c in enumerate(CAPTIONS)}
+    assert any(f"{COUNT} captions are marked as rejected" in note for note in listing.notes)
+    assert listing.skipped == []
+
+
 def test_cocos_captions_and_pictures_that_do_not_meet_are_named(tmp_path: Path) -> None:
     file = coco(tmp_path)
     content = json.loads(file.read_text())

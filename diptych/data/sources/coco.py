@@ -37,23 +37,29 @@ def coco_path(root: Path, file_name: str) -> str:
 def read_coco_captions(path: str, config: DataConfig) -> SourceListing:
     """Reads all pictures of a file with their captions.
 
-    Picture paths start from `config.root`, or else from the file's folder or a folder in it or beside it. Raises
-    ValueError.
+    Picture paths start from `config.root`, or else from the file's folder or a folder in it or beside it. Captions
+    that VizWiz-Captions marks as rejected are left out, with a note. Raises ValueError.
     """
     content = json_object(path, LAYOUT)
     images, annotations = (list_of(content, key, path, LAYOUT) for key in ("images", "annotations"))
     listing = SourceListing()
     captions: defaultdict[str | None, list[str]] = defaultdict(list)
+    rejected = 0
     for index, annotation in enumerate(annotations):
         name = f"{path}, annotations[{index}]"
         try:
             number = name_of(object_of(annotation, name), "image_id", name)
             caption = text_of(annotation, "caption", name)
+            if annotation.get("is_rejected") is True:  # in VizWiz-Captions
+                rejected += 1
+                continue
             captions[number].append(caption)
         except BadRecord as error:
             listing.skip(error)
     if not captions:
         raise ValueError(f"{path} has no captions among its annotations: {LAYOUT}")
+    if rejected:
+        listing.notes.append(f"{path}: {rejected} captions are marked as rejected by the data set, and are left out")
     root, note = _root(path, images, config)
     listing.notes += [note] if note else []
     for index, entry in enumerate(images):
