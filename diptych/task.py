@@ -58,6 +58,8 @@ class Model(Network, ABC):
     """Tokens that an image adds to each pair it is fused in. 0 where the text cross-attends to the image."""
     map_layers: range
     """Layers of `fuse` that can return attention maps from text to image (`maps`)."""
+    image_layers: range
+    """Blocks in which `image_state` can record the attention of [CLS] to the patches (`maps`)."""
 
     @abstractmethod
     def image_state(

@@ -71,6 +71,15 @@ class Claims:
 
 
 @dataclass(frozen=True)
+class Phrases:
+    """One phrase of each pair's text, such as `a fox`."""
+
+    texts: Texts
+    said: Int[Tensor, "B 1"]
+    """The claim that a phrase makes, as in `Claims.said`."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Image-text pairs: sample b is the image pixels[b] with the text texts[b]."""
 
@@ -84,6 +93,8 @@ class Batch:
     """RNG key of each image, for dropout, as `Texts.rng_keys`."""
     claims: Claims | None = None
     """By which texts are known to be true of other images. None where the task does not need them."""
+    phrases: Phrases | None = None
+    """None where the task does not need them."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

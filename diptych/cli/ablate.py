@@ -15,7 +15,7 @@ EXAMPLES = """\
 examples:
   diptych ablate vlmo_stages
   diptych ablate vlmo_losses --seeds 0,1 run.steps=500
-  diptych ablate albef_tiny --variant full --variant "no ITC: task.itc=0 task.fuse_start=0"
+  diptych ablate albef_tiny --variant full --variant "no ITC: task.itc=0 task.phrases=0 task.fuse_start=0"
   diptych ablate mine.yaml "language:run.steps=200"
 
 mine.yaml:

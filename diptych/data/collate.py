@@ -21,6 +21,7 @@ from diptych.types import (
     Claims,
     LabelledBatch,
     LabelledPicturePairs,
+    Phrases,
     PictureBatch,
     QuestionBatch,
     TextBatch,
@@ -51,6 +52,8 @@ class Sample:
     """The score of each answer of a closed set."""
     claims: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     """What a caption says, and what is known of its picture: at least that."""
+    phrase: tuple[str, list[int]] | None = None
+    """A phrase of the caption and its token ids."""
 
 
 def identity_number(image_id: str) -> int:
@@ -70,6 +73,15 @@ def collate_claims(samples: Sequence[Sample]) -> Claims | None:
             numbers = [identity_number(claim) for claim in claims[:width]]
             rows.append(numbers + [NO_CLAIM] * (width - len(numbers)))
     return Claims(torch.tensor(said), torch.tensor(known))
+
+
+def collate_phrases(samples: Sequence[Sample], pad_id: int) -> Phrases | None:
+    """Pads the phrases and numbers what they say. Returns None if a sample has none."""
+    phrases = [sample.phrase for sample in samples if sample.phrase is not None]
+    if len(phrases) < len(samples):
+        return None
+    said = torch.tensor([[identity_number(phrase)] for phrase, _ in phrases])
+    return Phrases(pad_texts([ids for _, ids in phrases], pad_id), said)
 
 
 def pad_texts(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Texts:
@@ -93,6 +105,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         image_ids=torch.tensor([identity_number(sample.image_id) for sample in samples], dtype=torch.long),
         records=tuple(sample.record for sample in samples),
         claims=collate_claims(samples),
+        phrases=collate_phrases(samples, pad_id),
     )
 
 

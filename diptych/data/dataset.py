@@ -26,7 +26,7 @@ from diptych.data.collate import (
     collate_texts,
 )
 from diptych.data.order import Key
-from diptych.data.phrases import check_shares, claims_of, draw_part
+from diptych.data.phrases import check_shares, claims_of, draw_part, draw_phrase
 from diptych.data.record import (
     ENTAILMENT_LABELS,
     AnyRecord,
@@ -76,9 +76,11 @@ class PairDataset(Dataset[Sample]):
         seed: int,
         answers: Sequence[str] = (),
         claims: bool = False,
+        phrases: bool = False,
     ) -> None:
         """With a closed set of `answers`, questions get the scores of that set instead of the annotators' answers.
-        With `claims`, batches of captions say what is known to be true of their pictures.
+        With `claims`, batches of captions say what is known to be true of their pictures. With `phrases` they also hold
+        one phrase of each caption.
 
         Raises ValueError for shares of captions that are not shares of one whole.
         """
@@ -90,6 +92,7 @@ class PairDataset(Dataset[Sample]):
         self.seed = seed
         self.answers = tuple(answers)
         self.claims = claims
+        self.phrases = phrases
 
     def __getitem__(self, key: Key) -> Sample:
         """Makes one sample. Raises BadRecord."""
@@ -99,7 +102,10 @@ class PairDataset(Dataset[Sample]):
     def _sample(self, record: AnyRecord, epoch: int, index: int) -> Sample:
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
         text = rng.choice(record.texts) if record.texts else ""
-        claims = None
+        claims = phrase = None
+        if self.phrases and isinstance(record, Record):
+            said = draw_phrase(record, text, self.config, random.Random(seed_of(self.seed, "phrase", epoch, index)))
+            phrase = said, self.tokenizer.encode([said], self.config.max_tokens)[0]
         if isinstance(record, Record) and (self.claims or self.config.partial_captions or self.config.single_phrases):
             part = draw_part(record, text, self.config, random.Random(seed_of(self.seed, "part", epoch, index)))
             text = part.text
@@ -107,7 +113,8 @@ class PairDataset(Dataset[Sample]):
         cleaned = clean_text(text, record, self.config.max_words)
         if record.texts and not has_word(cleaned):
             raise BadRecord(record.id, f"{record.text_name} empty")
-        views = [self.transform(picture, text, rng) for picture in pictures_of(self.source, record, self.config)]
+        shown = text if phrase is None else f"{text} {phrase[0]}"  # an image is flipped where neither tells of sides
+        views = [self.transform(picture, shown, rng) for picture in pictures_of(self.source, record, self.config)]
         sample = Sample(
             pixels=views[0] if views else None,
             input_ids=self.tokenizer.encode([cleaned], self.config.max_tokens)[0] if record.texts else [],
@@ -115,6 +122,7 @@ class PairDataset(Dataset[Sample]):
             record=record.id,
             second_pixels=views[1] if len(views) > 1 else None,
             claims=claims,
+            phrase=phrase,
         )
         complete, _ = KINDS[type(record)]
         return complete(sample, record, self)

@@ -55,11 +55,12 @@ class PairLoader:
         size: int = 1,
         released: Released = Released(),
         claims: bool = False,
+        phrases: bool = False,
         timeout: float = RunConfig.timeout,
     ) -> None:
         """`batch_size` counts the pairs of all `size` processes together. Process `rank` gets an equal part, in order.
-        `answers` and `claims` are passed on to `PairDataset`. `timeout` is how many seconds to wait for a batch of the
-        workers.
+        `answers`, `claims` and `phrases` are passed on to `PairDataset`. `timeout` is how many seconds to wait for a
+        batch of the workers.
 
         Raises ValueError if the source cannot fill a batch, or if a batch cannot be divided among the processes.
         """
@@ -74,7 +75,7 @@ class PairLoader:
                 f"the training split has {count}, fewer than one batch of {batch_size}: {lower}give more data"
             )
         transform = TrainTransform(config, image_size, released)
-        self.dataset = PairDataset(source, transform, tokenizer, config, seed, answers, claims)
+        self.dataset = PairDataset(source, transform, tokenizer, config, seed, answers, claims, phrases)
         self.rank = rank
         order = source.order if isinstance(source, Ordered) else partial(Shuffled, len(source))
         self.order: Order = order(batch_size, seed, size)

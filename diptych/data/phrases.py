@@ -72,6 +72,13 @@ def draw_part(record: Record, caption: str, config: DataConfig, rng: random.Rand
     return rng.choice(shorter) if shorter else whole
 
 
+def draw_phrase(record: Record, caption: str, config: DataConfig, rng: random.Random) -> str:
+    """Draws one of a caption's phrases, cleaned up. A caption of one phrase is one itself."""
+    whole, *shorter = parts_in(record, caption)
+    single = [part for part in shorter if len(part.phrases) == 1]
+    return said_by(rng.choice(single) if single else whole, config.max_words)[0]
+
+
 def said_by(part: Part, max_words: int) -> tuple[str, ...]:
     """Returns what a text says, cleaned up: its phrases, or the text as one claim if these are more than `SAID`."""
     phrases = part.phrases if 0 < len(part.phrases) <= SAID else (part.text,)

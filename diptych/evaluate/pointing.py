@@ -25,7 +25,7 @@ def evaluate_pointing(predictor: Predictor, scenes: int = 300, split: Split = "t
 
     The thing is drawn among those that are the only ones of their name. Its name is read as part of the scene's
     caption, which names everything, and alone (`a fox`). The result has, in percent of the scenes, for each kind of
-    map that `diptych.predict.explain.explain` makes (`attention`, `grad_cam`):
+    map that `diptych.predict.explain.explain` makes (`similarity`, `attention`, `grad_cam`):
 
     - `….caption`: the map of the name within the caption points at the thing;
     - `….alone`: the map of the name as the whole text does;

@@ -182,6 +182,7 @@ class Albef(Model):
         self.vision = VisionEncoder(config.vision)
         self.text = TextEncoder(config.text, config.vision.width, config.images_per_text)
         self.map_layers = range(config.text.fusion_start, len(self.text.layers))
+        self.image_layers = range(config.vision.depth)
         self.call_parts = {
             "embed_image": ("image_proj",),
             "embed_text": ("text_proj", "text.text_norm"),

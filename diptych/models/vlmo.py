@@ -97,6 +97,7 @@ class Vlmo(Model):
         self.types = nn.Embedding(1 + config.images_per_text, width)  # of text, then of each image of a text
         side = config.image_size // config.patch_size
         self.fused_image_tokens, self.map_layers = 1 + side**2, range(config.depth)
+        self.image_layers = range(config.depth)
         self.positions = RelativePositions(side, config.max_positions, config.depth, config.heads) if relative else None
         self.blocks = stacked(
             MoMEBlock(

@@ -87,8 +87,9 @@ TINY_TASK = AlbefPretrainConfig(
     momentum_start=700,
     alpha_ramp=0.2,
     mask_probability=0.4,
+    phrases=0.5,
 )
-"""First ITC alone, then all losses, then pseudo-targets (docs/decisions.md 12, 95)."""
+"""First ITC alone, of captions and of phrases, then all losses, then pseudo-targets (docs/decisions.md 12, 95, 139)."""
 
 
 def albef_tiny() -> Recipe:

@@ -46,8 +46,8 @@ TUNING = OptimConfig(lr=6e-4, betas=(0.9, 0.98), kind="muon")
 """A third of pre-training's rate (docs/decisions.md 129)."""
 
 
-BOXES = GroundingConfig(mode="itc", layer=2, threshold=0.2)
-"""Boxes of maps reach down to a fifth of the peak, as in class activation maps (Zhou et al., CVPR 2016, §3.2)."""
+BOXES = GroundingConfig(mode="itc", layer="all", threshold=0.25)
+"""Boxes of maps reach down to a quarter of the peak; in class activation maps to a fifth (Zhou et al., CVPR 2016)."""
 
 
 def tuned_gently(recipe: Recipe) -> Recipe:

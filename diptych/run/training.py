@@ -74,7 +74,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
     loader = PairLoader(
         source, tokenizer, recipe.data, size, run.batch_size * recipe.optim.accumulate, run.seed,
         kind.closed_set(recipe.task), rank=world.rank, size=world.size, released=recipe.released,
-        claims=recipe.task.needs_claims, timeout=run.timeout,
+        claims=recipe.task.needs_claims, phrases=recipe.task.needs_phrases, timeout=run.timeout,
     )  # fmt: skip
     validation = make_validation(recipe, task, tokenizer)
     if world.first:

@@ -45,7 +45,7 @@ from diptych.tasks.pretraining import (
     Negatives,
     NegativeWeights,
     TrueTexts,
-    check_fusion,
+    check_losses,
     compared_claims,
     contrast_measures,
     draw_fused,
@@ -55,6 +55,7 @@ from diptych.tasks.pretraining import (
     ignored_both_ways,
     matching_measures,
     negative_similarity,
+    phrase_contrast,
     repeated_pictures,
     true_texts_measure,
     word_measures,
@@ -127,7 +128,7 @@ class AlbefPretraining(DistilledTask):
         is none.
         """
         super().__init__()
-        check_fusion(config)
+        check_losses(config)
         self.model, self.config, self.special, self.released = model, config, special, released
         self.momentum_encoder = momentum_copy(model, without=("match_head", "temp"))
         claims = (SAID, KNOWN) if config.ignore_true_texts else None
@@ -193,12 +194,16 @@ class AlbefPretraining(DistilledTask):
             ignore(similarity(momentum_text, candidate_images, tau.detach()), ignored_images),  # s'(T, I) / τ [B, K]
         )
         itc = distilled_contrastive_loss(similarities, positives.float(), alpha_itc)
+        # Our own addition: the same contrast with one phrase of each caption in its place (task.phrases).
+        phrases = (
+            {"phrases": (config.phrases, phrase_contrast(model, image, batch, processes))} if config.phrases else {}
+        )
         measures = self._contrast_measures(similarities, positives, same_image, ramp) | true_texts_measure(true)
         carry = None
         if uses_momentum:  # `after_step` puts the entries into the queue
             carry = entries if claims is None else (*entries, claims)
         if draws is None:
-            return Losses.weighted(measures=measures, carry=carry, itc=(config.itc, itc))
+            return Losses.weighted(measures=measures, carry=carry, itc=(config.itc, itc), **phrases)
 
         # 4. Hard negatives (§3.2): for each text an image and for each image a text, drawn with the probabilities of
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
@@ -228,7 +233,7 @@ class AlbefPretraining(DistilledTask):
         # 6. The sum of the three; the paper's weights are 1, and a loss of weight 0 is left out.
         terms = {"itc": (config.itc, itc), "itm": (config.itm, itm), "mlm": (config.mlm, mlm)}
         trained = {name: term for name, term in terms.items() if term[0]}
-        return Losses.weighted(measures=measures, carry=carry, **trained)  # ALBEF Eq. 5
+        return Losses.weighted(measures=measures, carry=carry, **trained, **phrases)  # ALBEF Eq. 5
 
     def _phase(self, progress: Progress, traced: bool) -> tuple[bool, bool, float]:
         """Returns whether the momentum encoder is used, whether fusion trains, and how far α has risen, 0 to 1.

@@ -231,8 +231,12 @@ def phrase_maps(
             raise ValueError(f"{len(pixels)} images for {phrases} phrases: say by image_index which belong together")
         image_index = torch.arange(phrases, device=pixels.device)
     find = _fusion_maps if config.mode == "itm" else _encoder_maps
+    if config.layer == "all":
+        layers = tuple(model.map_layers if config.mode == "itm" else model.image_layers)
+    else:
+        layers = (config.layer,)
     with _frozen(model):
-        heat, score, fit = find(model, pixels, texts, config.layer, image_index)
+        heat, score, fit = find(model, pixels, texts, layers, image_index)
     tokens = patch_grid(heat, pixels)
     if config.mode == "itc":
         return PhraseMaps(tokens[:, 0], None, score, fit)
@@ -262,9 +266,9 @@ def _frozen(model: Model) -> Iterator[None]:
 
 
 def _fusion_maps(
-    model: Model, pixels: Tensor, texts: Texts, layer: int, image_index: Int[Tensor, "P"]
+    model: Model, pixels: Tensor, texts: Texts, layers: tuple[int, ...], image_index: Int[Tensor, "P"]
 ) -> tuple[Float[Tensor, "P l patches"], Float[Tensor, "P"], Float[Tensor, "P"]]:
-    """Uses the cross-attention of a fusion layer; the score is the match logit.
+    """Uses the cross-attention of fusion layers; the score is the match logit.
 
     Padding has no gradient, so its maps are 0. The graph begins with the encoded images: it exists for frozen weights
     too and leaves out the encoders.
@@ -273,34 +277,37 @@ def _fusion_maps(
         images, words = model.image_state(pixels), model.text_state(texts)
     with torch.enable_grad():
         text_index = torch.arange(len(texts), device=image_index.device)
-        joint = model.fuse(words, _tracked(images), text_index, image_index, maps=(layer,))
-        attention, logits = joint.maps[layer], model.match_logits(joint)
-        (gradient,) = torch.autograd.grad(logits[:, 1].sum(), attention)
-    return _grad_cam(attention, gradient), logits[:, 1].detach(), logits.detach().float().softmax(1)[:, 1]
+        joint = model.fuse(words, _tracked(images), text_index, image_index, maps=layers)
+        attention, logits = [joint.maps[layer] for layer in layers], model.match_logits(joint)
+        gradients = torch.autograd.grad(logits[:, 1].sum(), attention)
+    heat = sum(_grad_cam(*both) for both in zip(attention, gradients, strict=True))
+    assert isinstance(heat, Tensor)
+    return heat, logits[:, 1].detach(), logits.detach().float().softmax(1)[:, 1]
 
 
 def _encoder_maps(
-    model: Model, pixels: Tensor, texts: Texts, block: int, image_index: Int[Tensor, "P"]
+    model: Model, pixels: Tensor, texts: Texts, blocks: tuple[int, ...], image_index: Int[Tensor, "P"]
 ) -> tuple[Float[Tensor, "P 1 patches"], Float[Tensor, "P"], Float[Tensor, "P"]]:
-    """Uses the class token's self-attention in a block of the image encoder; the score is similarity / temperature.
+    """Uses the class token's self-attention in blocks of the image encoder; the score is similarity / temperature.
 
     Phrases of one image share its attention, so each needs a backward pass of its own.
     """
     with torch.no_grad():
         text = model.embed_text(model.text_state(texts))["main"]
     with torch.enable_grad():
-        images = model.image_state(pixels.detach().requires_grad_(), maps=(block,))
+        images = model.image_state(pixels.detach().requires_grad_(), maps=blocks)
         image = model.embed_image(images)["main"]  # first: a model may not attend before it embeds
         similarity = (image[image_index] * text).sum(1)
         score = similarity / model.temperature().detach()
-    if block not in images.maps:
-        raise ValueError(f"the image encoder has no block {block}: blocks count from 0")
-    attention, turns = images.maps[block], _turns(image_index)
-    heat = attention.new_zeros(len(texts), *attention.shape[2:])
+    if missing := [block for block in blocks if block not in images.maps]:
+        raise ValueError(f"the image encoder has no block {missing[0]}: blocks count from 0")
+    attention, turns = [images.maps[block] for block in blocks], _turns(image_index)
+    heat = score.new_zeros(len(texts), *attention[0].shape[2:])
     for turn in range(int(turns.max()) + 1):
         now = turns == turn
-        (gradient,) = torch.autograd.grad(score, attention, now.to(score.dtype), retain_graph=True)
-        heat[now] = _grad_cam(attention, gradient)[image_index[now]]
+        gradients = torch.autograd.grad(score, attention, now.to(score.dtype), retain_graph=True)
+        for both in zip(attention, gradients, strict=True):
+            heat[now] += _grad_cam(*both)[image_index[now]]
     return heat, score.detach(), similarity.detach()
 
 

@@ -7,14 +7,23 @@ length, R masked tokens of the fused pairs, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diptych.losses.contrastive import IGNORED_LOGIT, Logits, information_bound, known_true
+from diptych.losses.contrastive import (
+    IGNORED_LOGIT,
+    Logits,
+    contrastive_loss,
+    in_batch_contrast,
+    information_bound,
+    known_true,
+    others_of_same_image,
+    own_pairs,
+)
 from diptych.losses.masked_lm import masked_tokens
 from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_pairs
 from diptych.nn.counter_rng import derived
@@ -23,8 +32,10 @@ from diptych.schema import AlbefPretrainConfig, Released, VlmoPretrainConfig
 from diptych.task import Model
 from diptych.types import Batch, Claims, Term, Texts, TokenPositions
 
-MASKED = 0
-"""Number that sets the dropout draws of a masked text apart from those of the text itself."""
+MASKED, PHRASE = 0, 2
+"""Numbers that set the dropout draws of a masked text and of a phrase apart from those of the text itself."""
+PHRASE_TEMPERATURE = 0.07
+"""A phrase is true of many images, for which the learnt temperature of whole captions is too low."""
 
 PretrainConfig = AlbefPretrainConfig | VlmoPretrainConfig
 Negatives = tuple[Int[Tensor, "F"], Int[Tensor, "F"]]
@@ -86,8 +97,10 @@ class DrawnNegatives:
         return cls(text, texts[here, text], image, images[here, image])
 
 
-def check_fusion(config: PretrainConfig) -> None:
-    """Raises ValueError where ITC should train alone first, but is left out, or where no pair would be fused."""
+def check_losses(config: PretrainConfig) -> None:
+    """Raises ValueError for losses that need ITC where it is left out, and where no pair would be fused."""
+    if config.phrases and not config.itc:
+        raise ValueError(f"task.phrases={config.phrases} extends ITC to phrases, but task.itc is 0: set task.phrases=0")
     if not 0 < config.fused_share <= 1:
         raise ValueError(f"task.fused_share={config.fused_share} is not in 0 < share <= 1")
     if config.fuse_start > 0 and not config.itc:
@@ -126,6 +139,30 @@ def compared_claims(batch: Batch, processes: Processes) -> tuple[Claims, Claims]
         raise ValueError("task.ignore_true_texts=true needs a batch with claims: load it with PairLoader(claims=True)")
     said, known = processes.compared(batch.claims.said), processes.compared(batch.claims.known)
     return Claims(said[0], known[0]), Claims(said[1], known[1])
+
+
+def phrase_contrast(
+    model: Model, image: Float[Tensor, "B E"], batch: Batch, processes: Processes, branch: str = "main"
+) -> Term:
+    """Contrasts images with one phrase of each caption, in both directions as ITC (`task.phrases`).
+
+    `image` are the features of a branch. A phrase is true of many images: those of which it is known to be true are
+    neither positive nor negative. Raises ValueError for a batch without phrases.
+    """
+    if batch.phrases is None or batch.claims is None:
+        raise ValueError("task.phrases needs a batch with phrases: load it with PairLoader(claims=True, phrases=True)")
+    said, known = processes.compared(batch.phrases.said), processes.compared(batch.claims.known)
+    positives = own_pairs(processes, image.device)  # [Q, G]
+    same_image = others_of_same_image(*processes.compared(batch.image_ids), positives)
+    true = TrueTexts.of(Claims(said[0], known[0]), Claims(said[1], known[1]), positives)
+    texts = batch.phrases.texts
+    if batch.texts.rng_keys is not None:
+        texts = replace(texts, rng_keys=derived(batch.texts.rng_keys, PHRASE))
+    phrase = model.embed_text(model.text_state(texts), (branch,))[branch]  # [B, E]
+    temperature = image.new_tensor(PHRASE_TEMPERATURE)
+    logits = in_batch_contrast(image, phrase, temperature, processes, ignored_both_ways(same_image, true))  # [Q, G]
+    targets = positives.float()
+    return contrastive_loss(logits.image_to_text, logits.text_to_image, targets, targets)
 
 
 def hard_negative_weights(

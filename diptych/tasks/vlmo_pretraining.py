@@ -40,7 +40,7 @@ from diptych.tasks.pretraining import (
     Negatives,
     NegativeWeights,
     TrueTexts,
-    check_fusion,
+    check_losses,
     compared_claims,
     contrast_measures,
     draw_fused,
@@ -50,6 +50,7 @@ from diptych.tasks.pretraining import (
     ignored_both_ways,
     matching_measures,
     negative_similarity,
+    phrase_contrast,
     repeated_pictures,
     true_texts_measure,
     word_measures,
@@ -94,7 +95,7 @@ class VlmoPretraining(Task):
         Likewise if ITC should train alone until `fuse_start`, but has weight 0, and for a `fused_share` that is none.
         """
         super().__init__()
-        check_fusion(config)
+        check_losses(config)
         if "vl" in self.branches(config) and not model.config.has_fusion_experts:
             raise ValueError(
                 f"task.itc_branches={config.itc_branches} needs vision-language experts, which this model lacks: "
@@ -164,6 +165,10 @@ class VlmoPretraining(Task):
             measures |= self._contrast_measures(similarities, positives, same_image) | true_texts_measure(true)
             if branches:
                 terms["itc"] = (config.itc, mean_of_branches(similarities, positives))
+            # Our own addition: the same contrast with one phrase of each caption in its place (task.phrases).
+            if config.phrases:
+                of_phrases = phrase_contrast(model, image[compared[0]], batch, processes, compared[0])
+                terms["phrases"] = (config.phrases, of_phrases)
 
         # 3. Hard negatives (§3.3): for each text an image and for each image a text, drawn with the probabilities of
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.

@@ -22,7 +22,7 @@ from diptych.data.heatmap import BAR
 from diptych.data.pictures import LARGEST_PIXELS
 from diptych.losses.masked_lm import IGNORED
 from diptych.predict import Predictor, load
-from diptych.predict.explain import explain, gather_words, match_config
+from diptych.predict.explain import SIMILARITY, explain, match_config, words_of
 from diptych.predict.pseudo_targets import MomentumEncoder
 from diptych.predict.routing import expert_ways
 from diptych.search.calibration import MatchCalibration
@@ -64,7 +64,7 @@ def test_a_words_map_sums_those_of_its_pieces_and_the_match_is_the_models(pretra
 
 
 def test_a_words_attention_is_what_exceeds_the_mean_of_all_tokens(pretrained: Predictor, picture: Path) -> None:
-    found, model, texts = explain(pretrained, picture, TEXT), pretrained.model, pretrained.texts(TEXT)
+    found, model, texts = explain(pretrained, picture, TEXT, "attention"), pretrained.model, pretrained.texts(TEXT)
     assert found.match == pytest.approx(pretrained.match(picture, TEXT).item(), abs=1e-5)
     assert found.layers == tuple(model.map_layers)
     pixels, first = pretrained.transform(Image.open(picture))[None], torch.zeros(1, dtype=torch.long)
@@ -78,13 +78,39 @@ def test_a_words_attention_is_what_exceeds_the_mean_of_all_tokens(pretrained: Pr
     assert heat.max() > 0
 
 
+def test_a_words_map_of_similarity_is_that_of_the_word_alone_above_the_mean_of_all_words(
+    pretrained: Predictor, picture: Path
+) -> None:
+    found, model = explain(pretrained, picture, TEXT), pretrained.model
+    assert found.match == pytest.approx(pretrained.match(picture, TEXT).item(), abs=1e-5)
+    assert found.layers == tuple(model.image_layers)
+    pixels = pretrained.transform(Image.open(picture))[None]
+    total = torch.zeros(len(found.words), *found.words[0].heat.shape)
+    for row, word in enumerate(TEXT.split()):
+        for layer in found.layers:  # each by itself: their sum is that of all
+            config = replace(SIMILARITY, layer=layer)
+            total[row] += phrase_maps(model, pixels, pretrained.texts(word), config).phrase[0]
+    own = (total - total.sum(0) / (len(total) + 1)).clamp(min=0)
+    for one, heat in zip(found.words, own, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one.heat), heat, atol=1e-6, rtol=1e-4)
+    assert own.max() > 0
+    (alone,) = explain(pretrained, picture, "fox").words
+    assert alone.heat.max() > 0
+
+
+def test_a_model_without_similarity_is_explained_by_its_attention(
+    pretrained: Predictor, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "missing", lambda self, ability: "untrained" if ability == "embed" else None)
+    assert explain(pretrained, picture, TEXT).layers == tuple(pretrained.model.map_layers)
+    with pytest.raises(ValueError, match="no words"):
+        explain(pretrained, picture, ",")
+
+
 def test_pieces_of_a_word_are_one_word() -> None:
     assert len(WORDS.pieces("beachbird")) > 1
     ids = WORDS.encode(["a beachbird"])[0]
-    heat = torch.rand(len(ids), 2, 2)
-    words = gather_words(ids, heat, WORDS)
-    assert [one.word for one in words] == ["a", "beachbird"]
-    torch.testing.assert_close(torch.from_numpy(words[1].heat), heat[2:].sum(0))
+    assert words_of(ids, WORDS) == [("a", ids[1:2], [1]), ("beachbird", ids[2:], [*range(2, len(ids))])]
 
 
 def test_maps_of_words_are_drawn_so_that_a_weak_word_shows_and_is_weaker(pretrained: Predictor, picture: Path) -> None:

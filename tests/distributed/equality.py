@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.train.distributed import World, global_losses, loss_share
-from diptych.types import Batch, Claims, Progress, Texts
+from diptych.types import Batch, Claims, Phrases, Progress, Texts
 from tests import tiny
 from tests.traces import traced
 from tests.worlds import mean_gradients
@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "easy negatives": {"hard_negatives": False},
     "false negatives": {"keep_false_negatives": True},
     "known true texts": {"ignore_true_texts": True},
+    "phrases": {"phrases": 0.5},
     "align first": {"fuse_start": 10},
     "half of the pairs fused": {"fused_share": 0.5},
 }
@@ -63,7 +64,15 @@ def share_of(rank: int, size: int) -> Batch:
     width = max(LENGTHS[rows])
     texts = Texts(whole.texts.input_ids[rows, :width], whole.texts.attention_mask[rows, :width])
     claims = Claims(CLAIMS.said[rows], CLAIMS.known[rows])
-    return Batch(whole.pixels[rows], texts, whole.image_ids[rows], claims=claims)
+    return Batch(whole.pixels[rows], texts, whole.image_ids[rows], claims=claims, phrases=phrases_of(rows))
+
+
+def phrases_of(rows: slice) -> Phrases:
+    """Returns a phrase of two to four tokens for each text, which says what the text says first."""
+    lengths = [2 + place % 3 for place in range(len(LENGTHS))]
+    words, width = tiny.texts(lengths, seed=3), max(lengths[rows])
+    texts = Texts(words.input_ids[rows, :width], words.attention_mask[rows, :width])
+    return Phrases(texts, CLAIMS.said[rows, :1])
 
 
 def step(rank: int, size: int, changes: dict[str, Any]) -> StepResult:

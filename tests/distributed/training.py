@@ -33,7 +33,7 @@ from diptych.train.state import Plan, RunState
 from diptych.train.watch import Watch
 from diptych.types import Batch, Claims, PictureBatch, TextBatch, Texts
 from tests import tiny
-from tests.distributed.equality import CLAIMS, IDS, LENGTHS
+from tests.distributed.equality import CLAIMS, IDS, LENGTHS, phrases_of
 
 STEPS = 2
 CUT_FIRST = (6, 2)
@@ -60,6 +60,8 @@ TASKS: dict[str, Any] = {
     "albef": lambda: tiny.pretraining(model={"dropout": 0.2}),
     "albef, uniform negatives": lambda: tiny.pretraining(hard_negatives=False, keep_false_negatives=True),
     "albef, known true texts": lambda: tiny.pretraining(ignore_true_texts=True),
+    "albef, phrases": lambda: tiny.pretraining(phrases=0.5, model={"dropout": 0.2}),
+    "vlmo, phrases": lambda: tiny.vlmo_pretraining(phrases=0.5, model={"dropout": 0.2}),
     "albef, align first": lambda: tiny.pretraining(fuse_start=10, momentum_start=1),
     "vlmo": lambda: tiny.vlmo_pretraining(model={"dropout": 0.2, "drop_path": 0.3}),
     "language stage": lambda: tiny.language_stage(model={"dropout": 0.2, "drop_path": 0.3}),
@@ -106,7 +108,7 @@ def rows_of(task: Task, rows: slice) -> Any:
     if type(task).__name__ == "LanguageStage":
         return TextBatch(texts)
     claims = Claims(CLAIMS.said[rows], CLAIMS.known[rows])
-    return Batch(whole.pixels[rows], texts, whole.image_ids[rows], claims=claims)
+    return Batch(whole.pixels[rows], texts, whole.image_ids[rows], claims=claims, phrases=phrases_of(rows))
 
 
 def recipe_of(changes: dict[str, Any]) -> Recipe:

@@ -124,6 +124,18 @@ def test_a_map_is_attention_times_the_positive_gradient_averaged_over_heads() ->
 # --------------------------------------------------------------------------- maps
 
 
+@pytest.mark.parametrize("mode", ["itm", "itc"])
+@pytest.mark.parametrize("system", tiny.MODELS, ids=str)
+def test_the_map_of_all_layers_is_the_sum_of_theirs(mode: Any, system: dict[str, Any]) -> None:
+    model, pixels, texts = tiny.any_model(**system), pictures(4), tiny.texts([5, 9, 3, 7])
+    layers = model.map_layers if mode == "itm" else model.image_layers
+    assert len(layers) > 1
+    found = phrase_maps(model, pixels, texts, GroundingConfig(mode, "all"))
+    single = [phrase_maps(model, pixels, texts, GroundingConfig(mode, layer)) for layer in layers]
+    assert_same_maps(found.phrase, torch.stack([each.phrase for each in single]).sum(0))
+    torch.testing.assert_close(found.score, single[0].score)
+
+
 @place
 @pytest.mark.parametrize("system", tiny.MODELS, ids=str)
 def test_padding_and_batch_mates_change_no_map(mode: Any, layer: int, system: dict[str, Any]) -> None:

@@ -30,19 +30,22 @@ from diptych.run.splits import check_partial
 from diptych.schema import DataConfig, ScenesConfig
 from diptych.synthetic.evaluation import noun_queries
 from diptych.synthetic.generator import Scene
-from diptych.types import KNOWN, NO_CLAIM, SAID, Batch, Claims, Progress, Term
+from diptych.types import KNOWN, NO_CLAIM, SAID, Batch, Claims, Phrases, Progress, Term
 from tests import tiny
 from tests.properties.test_data_loader import SIZE, TOKENIZER, MadeSource, same, take
 from tests.properties.test_scenes_captions import Reader, Reading
 
 LATER = Progress(step=5, epoch=2.0)
 SHORT = DataConfig(workers=0, bad_share=0.5, partial_captions=0.4, single_phrases=0.4)
+WHOLE = DataConfig(workers=0, bad_share=0.5)
 LISTS = ("a red fox, a blue car and a tree", "one fox with two cars while three trees stand near a tree")
 
 
-def loader(config: DataConfig = SHORT, claims: bool = True, batch: int = 4, **shares: int) -> PairLoader:
+def loader(
+    config: DataConfig = SHORT, claims: bool = True, batch: int = 4, phrases: bool = False, **shares: int
+) -> PairLoader:
     source = MadeSource(24, captions=LISTS)
-    return PairLoader(source, TOKENIZER, config, SIZE, batch, 3, claims=claims, **shares)
+    return PairLoader(source, TOKENIZER, config, SIZE, batch, 3, claims=claims, phrases=phrases, **shares)
 
 
 def said(text: str) -> tuple[str, ...]:
@@ -298,6 +301,91 @@ def test_by_default_claims_change_nothing(name: str) -> None:
     assert torch.equal(plain[0].total, given[0].total)
     with pytest.raises(ValueError, match="needs a batch with claims"):
         traced(name, tiny.batch(), ignore_true_texts=True)
+
+
+# --------------------------------------------------------------------------- the contrast of phrases
+
+
+def test_a_batch_holds_one_phrase_of_each_caption() -> None:
+    batch = take(loader(WHOLE, batch=24, phrases=True), 1)[0].batch
+    assert batch.phrases is not None
+    spoken = {
+        tuple(TOKENIZER.encode([phrase], 25)[0]): identity_number(phrase) for text in LISTS for phrase in said(text)
+    }
+    lengths = batch.phrases.texts.attention_mask.sum(1).tolist()
+    found = [tuple(ids[:length]) for ids, length in zip(batch.phrases.texts.input_ids.tolist(), lengths, strict=True)]
+    assert len(set(found)) > 3, "phrases differ"
+    assert [spoken[ids] for ids in found] == batch.phrases.said[:, 0].tolist()
+    assert all(claim in known for (claim,), known in zip(batch.phrases.said, batch.claims.known, strict=True))
+
+
+def test_phrases_change_nothing_else_and_are_the_same_with_workers_and_processes() -> None:
+    plain, given = take(loader(), 9), take(loader(phrases=True), 9)
+    assert all(same_with_claims(a, b) for a, b in zip(plain, given, strict=True))
+    later = take(loader(replace(SHORT, workers=2), phrases=True), 5, start=4)
+    assert [b.batch.phrases.said.tolist() for b in given[4:]] == [b.batch.phrases.said.tolist() for b in later]
+    halves = [take(loader(phrases=True, rank=rank, size=2), 1)[0].batch.phrases.said for rank in range(2)]
+    assert torch.equal(torch.cat(halves), given[0].batch.phrases.said)
+
+
+def test_an_image_is_not_flipped_if_only_its_phrase_tells_of_sides() -> None:
+    """The part that is shown may leave out what the phrase says."""
+    config = DataConfig(
+        workers=0, single_phrases=1.0, flip=1.0, crop=(1.0, 1.0), randaugment=(0, 0), bad_share=0.5
+    )  # fmt: skip
+    source = MadeSource(24, captions=("a fox on the left and a car", "a car and a fox on the left"))
+
+    def views(**more: bool) -> Any:
+        return take(PairLoader(source, TOKENIZER, config, SIZE, 24, 3, claims=True, **more), 1)[0].batch
+
+    alone, beside = views(), views(phrases=True)
+    sided = beside.phrases.said[:, 0] == identity_number("a fox on the left")
+    flipped = torch.tensor([not torch.equal(a, b) for a, b in zip(alone.pixels, beside.pixels, strict=True)])
+    shown_sided = alone.claims.said[:, 0] == identity_number("a fox on the left")
+    assert torch.equal(flipped, sided & ~shown_sided)
+    assert flipped.any()
+
+
+PHRASES = ["a fox", "a dog", "a cat", "a fox"]
+
+
+def with_phrases(batch: Batch) -> Batch:
+    numbers = [[identity_number(phrase)] for phrase in PHRASES]
+    return replace(claimed(batch), phrases=Phrases(tiny.texts((4, 3, 4, 4), 5), torch.tensor(numbers)))
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_the_contrast_of_phrases_is_that_with_images_of_which_they_are_not_known_to_be_true(name: str) -> None:
+    """The expected loss sums the exponentials of the remaining candidates, row by row."""
+    own = {"albef": {}, "vlmo": {"itc_branches": "main"}}[name]
+    task, batch = BUILD[name](phrases=0.5, **own).eval(), with_phrases(tiny.batch())
+    losses = task(batch, LATER)
+    weight, term = losses.terms["phrases"]
+    model = task.model
+    with torch.no_grad():
+        images = model.embed_image(model.image_state(batch.pixels))["main"]
+        phrases = model.embed_text(model.text_state(batch.phrases.texts))["main"]
+    logits, total = images @ phrases.T / 0.07, 0.0
+    true = [[PHRASES[t] in SHOWN[i] for t in range(4)] for i in range(4)]
+    for b in range(4):
+        texts = [t for t in range(4) if t == b or not true[b][t]]
+        pictures = [i for i in range(4) if i == b or not true[i][b]]
+        total -= (2 * logits[b, b] - logits[b, texts].logsumexp(0) - logits[pictures, b].logsumexp(0)).item() / 2
+    assert (weight, term.count.item()) == (0.5, 4)
+    assert term.sum.item() == pytest.approx(total, rel=1e-5)
+    plain = BUILD[name](**own).eval()(with_phrases(tiny.batch()), LATER)
+    assert "phrases" not in plain.terms
+    assert losses.total.item() == pytest.approx(plain.total.item() + 0.5 * term.mean.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="needs a batch with phrases"):
+        task(claimed(tiny.batch()), LATER)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_phrases_train_before_fusion_and_need_itc(name: str) -> None:
+    losses = BUILD[name](phrases=1.0, fuse_start=10)(with_phrases(tiny.batch()), LATER)
+    assert {*losses.terms} == {"itc", "phrases"}
+    with pytest.raises(ValueError, match=r"task.phrases=1.0 extends ITC to phrases, but task.itc is 0"):
+        BUILD[name](phrases=1.0, itc=0.0)
 
 
 def test_the_queue_keeps_claims_and_true_texts_in_it_are_ignored() -> None:

@@ -56,7 +56,7 @@ def test_a_model_that_looks_at_what_a_word_names_points_always(
                 if word in name.split() and kind == "attention":
                     heat[y : y + height, x : x + width] += 1
             words.append(WordMap(word, heat))
-        return Explained(text, 1.0, tuple(words), (0,), picture)
+        return Explained(text, 1.0, tuple(words), (0,), "attention", picture)
 
     monkeypatch.setattr(pointing, "explain", looks)
     found = evaluate_pointing(predictor, scenes=30)

@@ -24,7 +24,7 @@ ALBEF_TABLE1 = Grid(
     (
         Part(
             "MLM and ITM", "albef_tiny",
-            {**UNDISTILLED, "task.hard_negatives": False, "task.itc": 0.0, "task.fuse_start": 0},
+            {**UNDISTILLED, "task.hard_negatives": False, "task.itc": 0.0, "task.phrases": 0.0, "task.fuse_start": 0},
         ),
         Part("with ITC", "albef_tiny", {**UNDISTILLED, "task.hard_negatives": False}),
         Part("with hard negatives", "albef_tiny", UNDISTILLED),
@@ -72,7 +72,7 @@ VLMO_LOSSES = Grid(
         "vlmo_tiny",
         {
             "all three": {},
-            "no ITC": {"task.itc": 0.0, "task.fuse_start": 0},
+            "no ITC": {"task.itc": 0.0, "task.phrases": 0.0, "task.fuse_start": 0},
             "no ITM": {"task.itm": 0.0},
             "no MLM": {"task.mlm": 0.0},
             "uniform negatives": {"task.hard_negatives": False},

@@ -64,7 +64,7 @@ def step_flops(folder: Path, steps: int) -> float:
     pairs = run.batch_size * recipe.optim.accumulate
     loader = PairLoader(
         source, opened.tokenizer, data, size, pairs, run.seed, answers, released=recipe.released,
-        claims=recipe.task.needs_claims,
+        claims=recipe.task.needs_claims, phrases=recipe.task.needs_phrases,
     )  # fmt: skip
     total, parallel = 0, ParallelTask(task)
     places = sorted({int(steps * (turn + 0.5) / COUNTED) for turn in range(COUNTED)})

@@ -40,6 +40,7 @@ from diptych.types import (
     Claims,
     LabelledBatch,
     LabelledPicturePairs,
+    Phrases,
     PictureBatch,
     Progress,
     QuestionBatch,
@@ -267,10 +268,12 @@ def make_batch(recipe: Recipe, pixels: Sequence[Tensor], tokens: int, words: Tok
         return QuestionBatch(
             pixels[0], texts, numbers, answers=answer_texts, answer_of=numbers, weights=torch.ones(size)
         )
-    claims = None
+    claims = phrases = None
     if task.needs_claims:
         claims = Claims(numbers[:, None].expand(-1, SAID), numbers[:, None].expand(-1, KNOWN))
-    return Batch(pixels[0], texts, numbers, claims=claims)
+    if task.needs_phrases:  # [CLS], an article, a noun and [SEP]
+        phrases = Phrases(Texts(ids[:, :4], texts.attention_mask[:, :4]), numbers[:, None])
+    return Batch(pixels[0], texts, numbers, claims=claims, phrases=phrases)
 
 
 def queued(task: Task) -> int:

@@ -70,7 +70,9 @@ def _pretraining_examples(
         return (), ()
     source = catalog.open_source(recipe.data, "train")
     transform = TrainTransform(recipe.data, recipe.model.image_size, recipe.released)
-    dataset = PairDataset(source, transform, tokenizer, recipe.data, 0, claims=recipe.task.needs_claims)
+    dataset = PairDataset(
+        source, transform, tokenizer, recipe.data, 0, claims=recipe.task.needs_claims, phrases=recipe.task.needs_phrases
+    )
     fetched = dataset.__getitems__([(0, index) for index in range(min(size, len(source)))])
     if fetched.batch is None:
         return (), ()

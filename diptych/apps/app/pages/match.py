@@ -1,6 +1,8 @@
-"""Says whether a text fits a picture, and which words decide it."""
+"""Says whether a text fits a picture, and where the picture shows its words."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from PIL import Image
 
@@ -9,15 +11,23 @@ from diptych.apps.app.form import Form, Page
 from diptych.apps.app.render import SIDE, render
 from diptych.apps.app.site import Site
 from diptych.predict import PooledModel
-from diptych.predict.explain import explain
+from diptych.predict.explain import Maps, explain
 
 PAGE = Page(
     "match",
     "Match",
     "Does the text fit the picture?",
     "Give a picture and a sentence. The model says how likely they belong together, and shows where in the picture "
-    "each word looks.",
+    "it finds each word.",
 )
+
+ABOUT: Mapping[Maps, str] = {
+    "similarity": "Which patches bring the picture nearer to the word as a search alone would use it (Grad-CAM of the "
+    "similarity), above the mean of all words. Weaker words are darker.",
+    "attention": "The word's attention to the picture in the fusion layers, above the mean of all words. Weaker words "
+    "are darker.",
+    "grad_cam": "Which patches support the match through the word (Grad-CAM of the match).",
+}
 
 
 def form(site: Site) -> Form:
@@ -37,4 +47,6 @@ def answer(model: PooledModel, picture: Image.Image, text: str) -> str:
     explanation = explain(model.predictor, picture, text)
     images = explanation.draw(SIDE)
     words = [(image, word.word) for image, word in zip(images, explanation.words, strict=True)]
-    return render("match", models=[model], explanation=explanation, text=text, words=words)
+    return render(
+        "match", models=[model], explanation=explanation, text=text, words=words, about=ABOUT[explanation.maps]
+    )
