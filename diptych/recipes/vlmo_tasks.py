@@ -40,7 +40,7 @@ def vlmo_tiny_retrieval() -> Recipe:
 
 
 def vlmo_tiny_grounding() -> Recipe:
-    """Grounding: retrieval's losses on phrases; boxes from the attention of [CLS] in the last block.
+    """Grounding: retrieval's losses on phrases; boxes from the attention of [CLS] in all blocks.
 
     ITM trains too, so that boxes can be read from the fusion attention: `task.boxes.mode=itm task.boxes.layer=2`.
     Command: `diptych train vlmo_tiny_grounding`, after `diptych demo --model vlmo`

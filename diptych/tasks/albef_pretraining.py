@@ -195,9 +195,9 @@ class AlbefPretraining(DistilledTask):
         )
         itc = distilled_contrastive_loss(similarities, positives.float(), alpha_itc)
         # Our own addition: the same contrast with one phrase of each caption in its place (task.phrases).
-        phrases = (
-            {"phrases": (config.phrases, phrase_contrast(model, image, batch, processes))} if config.phrases else {}
-        )
+        phrases: dict[str, tuple[float, Term]] = {}
+        if config.phrases and (trace is None or batch.phrases is not None):
+            phrases["phrases"] = (config.phrases, phrase_contrast(model, image, batch, processes))
         measures = self._contrast_measures(similarities, positives, same_image, ramp) | true_texts_measure(true)
         carry = None
         if uses_momentum:  # `after_step` puts the entries into the queue

@@ -166,7 +166,7 @@ class VlmoPretraining(Task):
             if branches:
                 terms["itc"] = (config.itc, mean_of_branches(similarities, positives))
             # Our own addition: the same contrast with one phrase of each caption in its place (task.phrases).
-            if config.phrases:
+            if config.phrases and (trace is None or batch.phrases is not None):
                 of_phrases = phrase_contrast(model, image[compared[0]], batch, processes, compared[0])
                 terms["phrases"] = (config.phrases, of_phrases)
 
