@@ -22,8 +22,8 @@ PAGE = Page(
 )
 
 ABOUT: Mapping[Maps, str] = {
-    "similarity": "Which patches bring the picture nearer to the word as a search alone would use it (Grad-CAM of the "
-    "similarity), above the mean of all words. Weaker words are darker.",
+    "similarity": "Which patches make the picture more similar to this word on its own (Grad-CAM of the similarity), "
+    "above the mean of all words. Weaker words are darker.",
     "attention": "The word's attention to the picture in the fusion layers, above the mean of all words. Weaker words "
     "are darker.",
     "grad_cam": "Which patches support the match through the word (Grad-CAM of the match).",
