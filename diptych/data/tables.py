@@ -428,9 +428,10 @@ def saved_table(folder: Path) -> Table:
                 yield batch.select(list(asked))
 
     states = "\n".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    names: list[str] = []
     for file in files:
         try:
-            names = opened(file).schema.names
+            names = names or opened(file).schema.names
             compressed = is_compressed(arrow, file)
         except Exception as error:
             raise ValueError(f"{file} is no whole file of Arrow ({error})") from None
