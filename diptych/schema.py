@@ -383,7 +383,7 @@ class AlbefPretrainConfig(TaskFacts):
     included) and in ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short captions)."""
     phrases: float = 0.0
     """Weight of a further contrast of each image, with one phrase of its caption such as "a fox" (docs/data.md, short
-    captions); 0 leaves it out. Our own addition: the demos' contrast learns twice as fast with it
+    captions); 0 leaves it out. Our own addition: ALBEF's demo aligns twice as fast with it
     (docs/decisions.md 139)."""
 
     @property
@@ -500,7 +500,7 @@ class VlmoPretrainConfig(TaskFacts):
     ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short captions)."""
     phrases: float = 0.0
     """Weight of a further contrast of each image, with one phrase of its caption such as "a fox" (docs/data.md, short
-    captions); 0 leaves it out. Our own addition: the demos' contrast learns twice as fast with it
+    captions); 0 leaves it out. Our own addition: ALBEF's demo aligns twice as fast with it
     (docs/decisions.md 139)."""
 
     @property
