@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 from PIL import Image
@@ -30,6 +31,10 @@ class SceneTruth:
 
     def parts(self) -> tuple[Part, ...]:
         """Returns the caption and the well-formed texts that state some of its facts; none for a list of names."""
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> tuple[Part, ...]:  # asked for three times a sample
         if self.caption is None or self.language != "en":
             return ()
         return tuple(Part(text, phrases) for text, phrases in caption_parts(self.caption, self.scene))

@@ -26,7 +26,6 @@ ABOUT: Mapping[Maps, str] = {
     "above the mean of all words. Weaker words are darker.",
     "attention": "The word's attention to the picture in the fusion layers, above the mean of all words. Weaker words "
     "are darker.",
-    "grad_cam": "Which patches support the match through the word (Grad-CAM of the match).",
 }
 
 
