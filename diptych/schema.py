@@ -385,6 +385,9 @@ class AlbefPretrainConfig(TaskFacts):
     """Weight of a further contrast of each image, with one phrase of its caption such as "a fox" (docs/data.md, short
     captions); 0 leaves it out. Our own addition: ALBEF's demo aligns twice as fast with it
     (docs/decisions.md 139)."""
+    match_phrases: bool = False
+    """Whether ITM, too, learns from these phrases, each with its image and with a hard one, at the weight of `phrases`
+    (docs/decisions.md 141)."""
 
     @property
     def contrast(self) -> Contrast:
@@ -502,6 +505,9 @@ class VlmoPretrainConfig(TaskFacts):
     """Weight of a further contrast of each image, with one phrase of its caption such as "a fox" (docs/data.md, short
     captions); 0 leaves it out. Our own addition: ALBEF's demo aligns twice as fast with it
     (docs/decisions.md 139)."""
+    match_phrases: bool = False
+    """Whether ITM, too, learns from these phrases, each with its image and with a hard one, at the weight of `phrases`
+    (docs/decisions.md 141)."""
 
     @property
     def contrast(self) -> Contrast:

@@ -5,13 +5,14 @@ B samples of a batch, L padded text length, D width, P pairs, R tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 Movable = TypeVar("Movable")
 
@@ -46,6 +47,17 @@ class Texts:
     def __getitem__(self, rows: Tensor | slice) -> Texts:
         rng_keys = None if self.rng_keys is None else self.rng_keys[rows]
         return Texts(self.input_ids[rows], self.attention_mask[rows], rng_keys)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Texts]) -> Texts:
+        """Joins texts, padded to the longest. All have RNG keys or none has."""
+        longest = max(part.input_ids.shape[1] for part in parts)
+        ids, masks = (
+            torch.cat([F.pad(tokens, (0, longest - tokens.shape[1])) for tokens in column])
+            for column in zip(*((part.input_ids, part.attention_mask) for part in parts), strict=True)
+        )
+        keys = [part.rng_keys for part in parts if part.rng_keys is not None]
+        return cls(ids, masks, torch.cat(keys) if keys else None)
 
 
 NO_CLAIM = -1

@@ -35,8 +35,24 @@ def resize_positions(table: Float[Tensor, "1 T D"], side: int) -> Float[Tensor, 
     return torch.cat([table[:, :first], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
+def sine_positions(side: int, width: int, size: float = 0.5) -> Float[Tensor, "S2 D"]:
+    """Computes sines and cosines of the row and the column of each patch, whose amplitude is `size`.
+
+    Each of the four takes a quarter of the channels, with wavelengths from 2π to 200π patches.
+    """
+    frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)  # radians a patch
+    angles = torch.arange(side)[:, None] * frequencies  # [S, D / 4]
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [S, D / 2], of a row or a column
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)  # [S, S, D / 2]
+    return size * torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
 class ImageEmbedding(nn.Module):
-    """Embeds images as a class token and their patches; adds learnt positions unless the model has others."""
+    """Embeds images as a class token and their patches; adds learnt positions unless the model has others.
+
+    With a convolutional stem, which only small models have, positions start as sines, since few steps do not teach them
+    from small random numbers (docs/decisions.md 141).
+    """
 
     def __init__(
         self, image_size: int, patch_size: int, width: int, stem: Literal["patch", "conv"], positions: bool = True,
@@ -57,6 +73,9 @@ class ImageEmbedding(nn.Module):
         if positions:
             self.positions = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + class_token, width))
             nn.init.trunc_normal_(self.positions, std=0.02)
+            if stem == "conv":
+                with torch.no_grad():
+                    self.positions[0, class_token:] = sine_positions(image_size // patch_size, width)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
         """Embeds images of any square size that is a multiple of the patch size. Positions are resized to it."""

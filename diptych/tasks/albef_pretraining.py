@@ -39,6 +39,7 @@ from diptych.nn.queue import FeatureQueue
 from diptych.schema import AlbefPretrainConfig, Released, SpecialIds
 from diptych.seeds import seed_of
 from diptych.tasks.distilled import DistilledTask
+from diptych.tasks.phrases import PhraseContrast, add_phrases, phrase_matching_loss
 from diptych.tasks.pretraining import (
     DrawnNegatives,
     Draws,
@@ -55,7 +56,6 @@ from diptych.tasks.pretraining import (
     ignored_both_ways,
     matching_measures,
     negative_similarity,
-    phrase_contrast,
     repeated_pictures,
     true_texts_measure,
     word_measures,
@@ -156,12 +156,16 @@ class AlbefPretraining(DistilledTask):
             draws = replace(draws, some=None)
 
         # 1. Encode (§3.1): each image once; the B captions, then the captions of the F pairs that are fused (all B in
-        # the paper; task.fused_share) with 15 % of the tokens masked.
+        # the paper; task.fused_share) with 15 % of the tokens masked. Our own addition: a phrase of each caption
+        # (task.phrases).
         texts = draws.with_masked(batch.texts) if draws else batch.texts  # B + F texts; B before fuse_start
+        with_phrases = config.phrases > 0 and (trace is None or batch.phrases is not None)
+        texts = add_phrases(texts, batch) if with_phrases else texts  # B more
         image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # image tokens [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
         image = model.embed_image(image_state)["main"]  # g_v(v_cls), L2-normalised [B, E]
-        text = model.embed_text(text_state)["main"][:batch_size]  # g_w(w_cls) of the unmasked captions [B, E]
+        every_text = model.embed_text(text_state)["main"]  # g_w(w_cls), L2-normalised
+        text, phrase = every_text[:batch_size], every_text[-batch_size:]  # captions, and phrases if there are: [B, E]
 
         # 2. Momentum encoder (§3.2, §3.3): an EMA copy of the whole model. It sees the same batch and gives, without a
         # gradient, the candidates of ITC and its prediction of the masked tokens. Features of earlier batches wait in
@@ -194,10 +198,10 @@ class AlbefPretraining(DistilledTask):
             ignore(similarity(momentum_text, candidate_images, tau.detach()), ignored_images),  # s'(T, I) / τ [B, K]
         )
         itc = distilled_contrastive_loss(similarities, positives.float(), alpha_itc)
-        # Our own addition: the same contrast with one phrase of each caption in its place (task.phrases).
         phrases: dict[str, tuple[float, Term]] = {}
-        if config.phrases and (trace is None or batch.phrases is not None):
-            phrases["phrases"] = (config.phrases, phrase_contrast(model, image, batch, processes))
+        contrast = PhraseContrast.of(image, phrase, batch, processes) if with_phrases else None
+        if contrast is not None:
+            phrases["phrases"] = (config.phrases, contrast.loss)
         measures = self._contrast_measures(similarities, positives, same_image, ramp) | true_texts_measure(true)
         carry = None
         if uses_momentum:  # `after_step` puts the entries into the queue
@@ -209,14 +213,21 @@ class AlbefPretraining(DistilledTask):
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
         weights = hard_negative_weights(similarities, positives, ignored, processes, config, released, true)  # 2×[B, G]
         rows, negatives = draws.fused, draw_hard_negatives(weights, draws)  # [F]; an image [F] and a text [F] for each
-        image_state, text_state, local = self._fetch_negatives(image_state, text_state, negatives, processes)
+        drawn = negatives
+        if contrast is not None and config.match_phrases and config.itm:  # an image for each phrase, too [2F]
+            phrase_images = contrast.draw_images(rows, config, progress, processes)
+            drawn = torch.cat([negatives[0], phrase_images]), negatives[1]
+        image_state, text_state, local = self._fetch_negatives(image_state, text_state, drawn, processes)
 
         # 5. Fusion: one call for 4F pairs: F matched pairs, F texts with their hard-negative image, F images with their
         # hard-negative text, F masked captions with their image. ITM (Eq. 4) classifies the fused [CLS] of the first 3F
         # as matched or not. MLM (Eq. 3) predicts the masked tokens of the last F; the momentum encoder's distribution
-        # over the vocabulary is a second target of weight α (Eq. 7).
+        # over the vocabulary is a second target of weight α (Eq. 7). With match_phrases, 2F phrases come before these.
         masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]
         match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, rows, local, masked)
+        match_logits, phrase_logits = match_logits[: 3 * len(rows)], match_logits[3 * len(rows) :]
+        if len(phrase_logits):
+            phrases["phrases_itm"] = (config.phrases, phrase_matching_loss(phrase_logits))  # from [2F, 2]
         itm = matching_loss(match_logits, match_labels(len(rows), match_logits.device))  # from [3F, 2]
         mlm = one_hot_mlm = masked_lm_loss(word_logits, labels)  # from [R, V]
         if momentum_word_logits is not None:

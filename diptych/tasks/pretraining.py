@@ -7,7 +7,7 @@ length, R masked tokens of the fused pairs, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
@@ -17,29 +17,28 @@ from torch import Tensor
 from diptych.losses.contrastive import (
     IGNORED_LOGIT,
     Logits,
-    contrastive_loss,
-    in_batch_contrast,
     information_bound,
     known_true,
-    others_of_same_image,
-    own_pairs,
 )
 from diptych.losses.masked_lm import masked_tokens
-from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_pairs
+from diptych.losses.matching import (
+    both_negative_weights,
+    draw_negatives,
+    match_labels,
+    matching_pairs,
+)
 from diptych.nn.counter_rng import derived
 from diptych.nn.gather import Processes
 from diptych.schema import AlbefPretrainConfig, Released, VlmoPretrainConfig
 from diptych.task import Model
 from diptych.types import Batch, Claims, Term, Texts, TokenPositions
 
-MASKED, PHRASE = 0, 2
-"""Numbers that set the dropout draws of a masked text and of a phrase apart from those of the text itself."""
-PHRASE_TEMPERATURE = 0.07
-"""A phrase is true of many images, for which the learnt temperature of whole captions is too low."""
+MASKED = 0
+"""The number that sets the dropout draws of a masked text apart from those of the text itself."""
 
 PretrainConfig = AlbefPretrainConfig | VlmoPretrainConfig
-Negatives = tuple[Int[Tensor, "F"], Int[Tensor, "F"]]
-"""Index of a hard image for each fused text, and of a hard text for each fused image."""
+Negatives = tuple[Int[Tensor, "_"], Int[Tensor, "F"]]
+"""Index of a hard image for each fused text (then for each fused phrase), and of a hard text for each fused image."""
 NegativeWeights = tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]
 """Sampling weights of the images for each text, and of the texts for each image."""
 
@@ -67,11 +66,8 @@ class Draws:
     def with_masked(self, texts: Texts) -> Texts:
         """Returns the B texts and, behind them, the F fused ones with words masked."""
         rows, keys = self.fused, texts.rng_keys
-        return Texts(
-            torch.cat([texts.input_ids, self.masked_ids[rows]]),
-            torch.cat([texts.attention_mask, texts.attention_mask[rows]]),
-            None if keys is None else torch.cat([keys, derived(keys[rows], MASKED)]),
-        )
+        masked_keys = None if keys is None else derived(keys[rows], MASKED)
+        return Texts.cat([texts, Texts(self.masked_ids[rows], texts.attention_mask[rows], masked_keys)])
 
     def masked_tokens(self) -> tuple[TokenPositions, Int[Tensor, "R"]]:
         """Returns where tokens are masked (`pair` counts the fused pairs) and which tokens they were."""
@@ -141,30 +137,6 @@ def compared_claims(batch: Batch, processes: Processes) -> tuple[Claims, Claims]
     return Claims(said[0], known[0]), Claims(said[1], known[1])
 
 
-def phrase_contrast(
-    model: Model, image: Float[Tensor, "B E"], batch: Batch, processes: Processes, branch: str = "main"
-) -> Term:
-    """Contrasts images with one phrase of each caption, in both directions as ITC (`task.phrases`).
-
-    `image` are the features of a branch. A phrase is true of many images: those of which it is known to be true are
-    neither positive nor negative. Raises ValueError for a batch without phrases.
-    """
-    if batch.phrases is None or batch.claims is None:
-        raise ValueError("task.phrases needs a batch with phrases: load it with PairLoader(claims=True, phrases=True)")
-    said, known = processes.compared(batch.phrases.said), processes.compared(batch.claims.known)
-    positives = own_pairs(processes, image.device)  # [Q, G]
-    same_image = others_of_same_image(*processes.compared(batch.image_ids), positives)
-    true = TrueTexts.of(Claims(said[0], known[0]), Claims(said[1], known[1]), positives)
-    texts = batch.phrases.texts
-    if batch.texts.rng_keys is not None:
-        texts = replace(texts, rng_keys=derived(batch.texts.rng_keys, PHRASE))
-    phrase = model.embed_text(model.text_state(texts), (branch,))[branch]  # [B, E]
-    temperature = image.new_tensor(PHRASE_TEMPERATURE)
-    logits = in_batch_contrast(image, phrase, temperature, processes, ignored_both_ways(same_image, true))  # [Q, G]
-    targets = positives.float()
-    return contrastive_loss(logits.image_to_text, logits.text_to_image, targets, targets)
-
-
 def hard_negative_weights(
     similarities: Logits, positives: Bool[Tensor, "Q K"], ignored: Bool[Tensor, "Q K"], processes: Processes,
     config: PretrainConfig, released: Released, true: TrueTexts | None = None,
@@ -176,18 +148,24 @@ def hard_negative_weights(
     has no negative.
     """
     batch = slice(processes.rows), slice(processes.total)
-    own = positives[batch]
-    excluded = own | ignored[batch]
-    if config.negatives == "own":
-        excluded = excluded | ~own.any(dim=0)
-    images = texts = excluded
+    images = texts = excluded = no_negatives(positives, ignored, processes, config)
     if true is not None:
-        images, texts = (_unless_all(excluded, each[batch]) for each in (true.images, true.texts))
+        images, texts = (unless_all(excluded, each[batch]) for each in (true.images, true.texts))
     after_softmax = released.negatives_mask_after_softmax
     return both_negative_weights(similarities, images, texts, after_softmax, config.hard_negatives)
 
 
-def _unless_all(excluded: Bool[Tensor, "B G"], true: Bool[Tensor, "B G"]) -> Bool[Tensor, "B G"]:
+def no_negatives(
+    positives: Bool[Tensor, "Q K"], ignored: Bool[Tensor, "Q K"], processes: Processes, config: PretrainConfig
+) -> Bool[Tensor, "B G"]:
+    """Marks which pairs of all processes are no negatives: positives, ignored ones, and others with negatives="own"."""
+    batch = slice(processes.rows), slice(processes.total)
+    own = positives[batch]
+    excluded = own | ignored[batch]
+    return excluded | ~own.any(dim=0) if config.negatives == "own" else excluded
+
+
+def unless_all(excluded: Bool[Tensor, "B G"], true: Bool[Tensor, "B G"]) -> Bool[Tensor, "B G"]:
     """Excludes true texts too, but not in rows of which nothing would be left."""
     both = excluded | true
     return both & ~both.all(1, keepdim=True) | excluded
@@ -220,14 +198,9 @@ def draw_hard_negatives(weights: NegativeWeights, draws: Draws) -> Negatives:
 
 @overload
 def fuse_pairs(
-    model: Model,
-    texts: Any,
-    images: Any,
-    size: int,
-    rows: Int[Tensor, "F"],
-    negatives: Negatives,
+    model: Model, texts: Any, images: Any, size: int, rows: Int[Tensor, "F"], negatives: Negatives,
     masked: TokenPositions,
-) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "R V"]]: ...
+) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "R V"]]: ...  # fmt: skip
 @overload
 def fuse_pairs(
     model: Model, texts: Any, images: Any, size: int, rows: Int[Tensor, "F"], negatives: Negatives | None,
@@ -239,11 +212,19 @@ def fuse_pairs(
 ) -> tuple[Float[Tensor, "P 2"] | None, Float[Tensor, "R V"] | None]:  # fmt: skip
     """Fuses 4F pairs in one call: positives, (text, hard image), (hard text, image), (masked text, image).
 
-    Returns the match logits of the first 3F pairs and the word logits at the masked tokens of the last F.
+    If `negatives` hold an image for each phrase, too, (phrase, image) and (phrase, hard image) stand before the last.
+    Returns the match logits of the first 3F pairs, or 5F, and the word logits at the masked tokens of the last F.
     `rows` are the fused pairs of the batch. The first `size` (B) texts and images are the batch's, the next F texts the
-    masked ones. `negatives` of None leave out ITM with its 3F pairs, `masked` of None leaves out MLM with its F pairs.
+    masked ones, the next B the phrases. `negatives` of None leave out ITM with all its pairs, `masked` of None leaves
+    out MLM with its F texts and pairs.
     """
-    pairs = [] if negatives is None else [matching_pairs(rows, *negatives)]
+    pairs: list[tuple[Tensor, Tensor]] = []
+    if negatives is not None:
+        hard_image, phrase_image = negatives[0].split([len(rows), len(negatives[0]) - len(rows)])
+        pairs.append(matching_pairs(rows, hard_image, negatives[1]))
+        if len(phrase_image):
+            phrases = rows + size + (0 if masked is None else len(rows))
+            pairs += [(phrases, rows), (phrases, phrase_image)]
     judged = sum(len(text) for text, _ in pairs)
     if masked is not None:
         pairs.append((torch.arange(len(rows), device=rows.device) + size, rows))

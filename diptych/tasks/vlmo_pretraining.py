@@ -34,6 +34,7 @@ from diptych.nn.packed import TextState
 from diptych.schema import LanguageStageConfig, Recipe, Released, SpecialIds, VisionStageConfig, VlmoPretrainConfig
 from diptych.seeds import seed_of
 from diptych.task import Task
+from diptych.tasks.phrases import PhraseContrast, add_phrases, phrase_matching_loss
 from diptych.tasks.pretraining import (
     DrawnNegatives,
     Draws,
@@ -50,7 +51,6 @@ from diptych.tasks.pretraining import (
     ignored_both_ways,
     matching_measures,
     negative_similarity,
-    phrase_contrast,
     repeated_pictures,
     true_texts_measure,
     word_measures,
@@ -137,8 +137,12 @@ class VlmoPretraining(Task):
 
         # 1. Input (§3.1): patch embeddings of each image; token embeddings of the B captions, then of the captions of
         # the F pairs that are fused (all B in the paper; task.fused_share) with 15 % of the tokens masked. One MoME
-        # transformer reads them, as a dual encoder and as a fusion encoder.
+        # transformer reads them, as a dual encoder and as a fusion encoder. Our own addition: a phrase of each caption
+        # (task.phrases).
         texts = draws.with_masked(batch.texts) if draws and trains_mlm else batch.texts  # B + F texts, or B without MLM
+        phrases_from, contrast = len(texts), None
+        with_phrases = config.phrases > 0 and (trace is None or batch.phrases is not None)
+        texts = add_phrases(texts, batch) if with_phrases else texts  # B more
         image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # patches [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
 
@@ -165,10 +169,10 @@ class VlmoPretraining(Task):
             measures |= self._contrast_measures(similarities, positives, same_image) | true_texts_measure(true)
             if branches:
                 terms["itc"] = (config.itc, mean_of_branches(similarities, positives))
-            # Our own addition: the same contrast with one phrase of each caption in its place (task.phrases).
-            if config.phrases and (trace is None or batch.phrases is not None):
-                of_phrases = phrase_contrast(model, image[compared[0]], batch, processes, compared[0])
-                terms["phrases"] = (config.phrases, of_phrases)
+            if with_phrases:
+                phrase = model.embed_text(text_state[phrases_from:], compared[:1])  # [B, D]
+                contrast = PhraseContrast.of(image[compared[0]], phrase[compared[0]], batch, processes)
+                terms["phrases"] = (config.phrases, contrast.loss)
 
         # 3. Hard negatives (§3.3): for each text an image and for each image a text, drawn with the probabilities of
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
@@ -184,13 +188,21 @@ class VlmoPretraining(Task):
         # 4. Fusion encoder (§3.1, §3.2): text and image tokens are concatenated and attend to each other. Lower layers
         # route them to L-FFN and V-FFN, the upper layers to one VL-FFN. One call for up to 4F pairs: F matched pairs,
         # F texts with their hard-negative image, F images with their hard-negative text, F masked captions with their
-        # image. ITM classifies the pooled [CLS] of the first 3F, MLM predicts the masked tokens of the last F.
+        # image. ITM classifies the pooled [CLS] of the first 3F, MLM predicts the masked tokens of the last F. With
+        # match_phrases, 2F phrases come before these.
         if draws and (trains_itm or trains_mlm):
-            fetched = self._fetch_negatives(image_state, text_state, negatives, batch, processes)
+            drawn = negatives
+            if negatives is not None and contrast is not None and config.match_phrases:  # an image for each phrase, too
+                phrase_images = contrast.draw_images(draws.fused, config, progress, processes)
+                drawn = torch.cat([negatives[0], phrase_images]), negatives[1]
+            fetched = self._fetch_negatives(image_state, text_state, drawn, batch, processes)
             image_state, text_state, local = fetched
             masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]
             positions, rows = masked if trains_mlm else None, draws.fused
             match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, rows, local, positions)
+            if match_logits is not None and len(match_logits) > 3 * len(rows):
+                match_logits, phrase_logits = match_logits[: 3 * len(rows)], match_logits[3 * len(rows) :]
+                terms["phrases_itm"] = (config.phrases, phrase_matching_loss(phrase_logits))  # from [2F, 2]
         if match_logits is not None:  # [3F, 2]
             match = match_labels(len(match_logits) // 3, match_logits.device)
             terms["itm"] = (config.itm, matching_loss(match_logits, match))

@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "easy negatives": {"hard_negatives": False},
     "false negatives": {"keep_false_negatives": True},
     "known true texts": {"ignore_true_texts": True},
-    "phrases": {"phrases": 0.5},
+    "phrases": {"phrases": 0.5, "match_phrases": True},
     "align first": {"fuse_start": 10},
     "half of the pairs fused": {"fused_share": 0.5},
 }

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from diptych.models.albef import Albef, ImageState, TextState
 from diptych.nn.blocks import TextBlock
-from diptych.nn.embeddings import resize_positions
+from diptych.nn.embeddings import ImageEmbedding, resize_positions
 from diptych.types import Joint, Progress, Texts, TokenPositions
 from tests import tiny
 from tests.tiny import alone, same
@@ -163,6 +163,23 @@ def test_another_image_size_resizes_the_positions(model: Albef, side: int) -> No
     tokens = model.image_state(pixels(side)).tokens
     assert tokens.shape[1] == (side // 4) ** 2 + 1
     same(tokens, other.image_state(pixels(side)).tokens)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_positions_start_as_sines_of_row_and_column_with_a_convolutional_stem_alone(class_token: bool) -> None:
+    """Written out patch by patch: 16 channels are four frequencies of four waves each."""
+    torch.manual_seed(0)
+    conv, patch = (ImageEmbedding(12, 4, 16, stem, class_token=class_token).positions[0] for stem in ("conv", "patch"))
+    first, speeds = int(class_token), [0.01 ** (place / 3) for place in range(4)]
+    for row in range(3):
+        for column in range(3):
+            found = conv[first + 3 * row + column].tolist()
+            expected = [
+                wave(place * speed) / 2 for place in (row, column) for wave in (math.sin, math.cos) for speed in speeds
+            ]
+            assert found == pytest.approx(expected, abs=1e-6)
+    assert conv[:first].abs().sum() < 1
+    assert patch.abs().max() < 0.1
 
 
 # --------------------------------------------------------------------------- fusion

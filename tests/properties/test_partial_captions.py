@@ -22,6 +22,7 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.evaluate.nouns import evaluate_nouns, noun_measures
 from diptych.losses.contrastive import known_true
 from diptych.metrics.roc import roc_areas
+from diptych.nn.gather import Processes
 from diptych.nn.queue import FeatureQueue
 from diptych.predict.loading import make_predictor
 from diptych.recipes.albef import albef_tiny
@@ -30,6 +31,7 @@ from diptych.run.splits import check_partial
 from diptych.schema import DataConfig, ScenesConfig
 from diptych.synthetic.evaluation import noun_queries
 from diptych.synthetic.generator import Scene
+from diptych.tasks.phrases import PhraseContrast
 from diptych.types import KNOWN, NO_CLAIM, SAID, Batch, Claims, Phrases, Progress, Term
 from tests import tiny
 from tests.properties.test_data_loader import SIZE, TOKENIZER, MadeSource, same, take
@@ -378,6 +380,51 @@ def test_the_contrast_of_phrases_is_that_with_images_of_which_they_are_not_known
     assert losses.total.item() == pytest.approx(plain.total.item() + 0.5 * term.mean.item(), rel=1e-5)
     with pytest.raises(ValueError, match="needs a batch with phrases"):
         task(claimed(tiny.batch()), LATER)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_matching_of_phrases_is_that_with_their_image_and_with_one_of_which_they_are_not_known_to_be_true(
+    name: str,
+) -> None:
+    """Fuses each phrase with its own image and with each wrong one by itself: the drawn ones are among these."""
+    task, batch = BUILD[name](phrases=0.3, match_phrases=True, fused_share=0.5).eval(), with_phrases(tiny.batch())
+    model, losses = task.model, task(batch, LATER)
+    weight, term = losses.terms["phrases_itm"]
+    fused = task.draw(batch, LATER).fused
+    with torch.no_grad():
+        images, phrases = model.image_state(batch.pixels), model.text_state(batch.phrases.texts)
+        pairs = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+        each = -model.match_logits(model.fuse(phrases, images, *pairs.T)).log_softmax(1).reshape(4, 4, 2)
+    wrong = [[i for i in range(4) if PHRASES[t] not in SHOWN[i]] for t in range(4)]
+    sums = [
+        sum(each[t, t, 1].item() + each[t, i, 0].item() for t, i in zip(fused.tolist(), images, strict=True))
+        for images in itertools.product(*(wrong[t] for t in fused.tolist()))
+    ]
+    assert len(fused) == 2
+    assert len(sums) > 1
+    assert (weight, term.count.item()) == (0.3, 4)
+    assert min(abs(term.sum.item() - total) for total in sums) < 1e-5
+    plain = BUILD[name](phrases=0.3, fused_share=0.5).eval()(batch, LATER)
+    assert losses.total.item() == pytest.approx(plain.total.item() + 0.3 * term.mean.item(), rel=1e-5)
+    assert "phrases_itm" not in plain.terms
+    for missing in ("phrases", "itm"):
+        losses = BUILD[name](**{"phrases": 0.3, "match_phrases": True, missing: 0.0})(with_phrases(tiny.batch()), LATER)
+        assert "phrases_itm" not in losses.terms
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_the_wrong_image_of_a_phrase_is_as_likely_as_it_is_similar(name: str) -> None:
+    task, batch = BUILD[name](phrases=1.0).eval(), with_phrases(tiny.batch())
+    with torch.no_grad():
+        image = task.model.embed_image(task.model.image_state(batch.pixels))["main"]
+        phrase = task.model.embed_text(task.model.text_state(batch.phrases.texts))["main"]
+    contrast = PhraseContrast.of(image, phrase, batch, Processes.meet(4))
+    drawn, rows = torch.zeros(4, 4), torch.arange(4)
+    for step in range(2000):
+        drawn[rows, contrast.draw_images(rows, task.config, replace(LATER, step=step), Processes.meet(4))] += 1
+    wrong = torch.tensor([[PHRASES[t] not in SHOWN[i] for i in range(4)] for t in range(4)])
+    expected = (phrase @ image.T / 0.07).masked_fill(~wrong, -torch.inf).softmax(1)
+    torch.testing.assert_close(drawn / 2000, expected, atol=0.04, rtol=0)
 
 
 @pytest.mark.parametrize("name", BUILD)
