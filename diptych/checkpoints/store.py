@@ -455,7 +455,7 @@ def load_from(path: Path | str) -> Checkpoint:
     """
     allow({"its start": path if isinstance(path, str) else None})
     path = Path(os.path.expanduser(path))  # noqa: PTH111 — Path raises RuntimeError for ~ and an unknown name
-    if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
+    if (path / MANIFEST).is_file() or (STEP.fullmatch(path.name) and path.is_dir()):
         return load(path)
     checkpoint, damaged = _first_whole(_by_measure(path / "checkpoints"))
     if checkpoint is None:

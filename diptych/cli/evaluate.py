@@ -115,6 +115,8 @@ def classes_as_text(evaluated: EvaluatedClasses) -> str:
     for name, count in evaluated.zero_shot.classes.items():
         by_probe = f"  {probe.classes[name].right:>6,}" if probe else ""
         lines.append(f"  {name:<{wide}}  {count.right:>6,}{by_probe} of {count.labelled:,}")
+    if evaluated.unknown_words:
+        lines.append(f"words of the names that the model cannot read: {', '.join(evaluated.unknown_words)}")
     if evaluated.skipped:
         lines.append(f"{len(evaluated.skipped)} could not be read: {evaluated.skipped[0]}")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ print(search_folder(model, "a fox left of a red car", "pictures"))
 
 from diptych.facts import Answer, Choice
 from diptych.predict.folder import SearchResult, search_folder
-from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, unknown_words
+from diptych.predict.inputs import Picture, Pictures, Strings, as_count, prepare_texts, unknown_words
 from diptych.predict.loading import is_own, load, make_predictor
 from diptych.predict.model_pool import ModelPool, PooledModel
 from diptych.predict.predictor import Predictor
@@ -26,6 +26,7 @@ __all__ = [
     "Ranking",
     "SearchResult",
     "Strings",
+    "as_count",
     "is_own",
     "load",
     "make_predictor",

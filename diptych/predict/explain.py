@@ -60,8 +60,10 @@ class Explained:
         """Draws each word's map over the picture in grey.
 
         Each word has a scale of its own, by `last_colour`. The longer side is `side`, also of a smaller picture. None
-        draws a picture at its own size, at most `DRAWN`.
+        draws a picture at its own size, at most `DRAWN`. Raises ValueError for a side below 1.
         """
+        if side is not None and side < 1:
+            raise ValueError(f"side is {side}: draw at least one pixel")
         image = enlarged(open_to_draw(self.picture, DRAWN if side is None else side)[0], side)
         heats = [torch.from_numpy(word.heat) for word in self.words]
         peaks = [float(enlarge(heat, image.size).max()) for heat in heats]

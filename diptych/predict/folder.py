@@ -14,7 +14,7 @@ from diptych.data.files import names_below
 from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.record import BadRecord
 from diptych.predict.duplicates import SPARE, copies_noted, fold, named_copies
-from diptych.predict.inputs import Picture, unknown_words
+from diptych.predict.inputs import Picture, as_count, unknown_words
 from diptych.predict.kept_vectors import KeptVectors
 from diptych.predict.predictor import Predictor
 from diptych.predict.queries import read_query
@@ -103,7 +103,7 @@ def search_folder(
     later search with the same model embeds only what is new or has changed. Raises ValueError if there is nothing to
     search.
     """
-    folder = expand_home(folder)
+    folder, k = expand_home(folder), as_count(k, "picture")
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds pictures")
     seen = PassedOver()

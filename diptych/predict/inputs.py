@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import math
+import operator
 import os
 import re
 from base64 import b64decode
@@ -154,6 +155,17 @@ def as_strings(texts: Any, name: str = "texts") -> Inputs[str]:
     return inputs
 
 
+def as_count(k: Any, of: str) -> int:
+    """Takes a number of results, of pictures for example. Raises ValueError for what is no whole number from 1 on."""
+    try:
+        count = operator.index(k)
+    except TypeError:
+        raise ValueError(f"k is {k!r}: give a whole number of {of}s") from None
+    if count < 1:
+        raise ValueError(f"k is {count}: ask for at least one {of}")
+    return count
+
+
 def is_whole(text: str) -> bool:
     """Tells whether a text consists of characters: JSON can write half of a surrogate pair, which is none."""
     try:
@@ -260,7 +272,11 @@ def _content(picture: Picture) -> str | Path | bytes | None:
 
 def _from_array(picture: Any) -> Image.Image:
     """Makes an image of an array or a tensor of bytes. Raises ValueError for other arrays."""
-    array = picture.detach().cpu().numpy() if isinstance(picture, torch.Tensor) else np.asarray(picture)
+    if isinstance(picture, torch.Tensor):
+        tensor = picture.detach().cpu()
+        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
+    else:
+        array = np.asarray(picture)
     channels_first = isinstance(picture, torch.Tensor) and array.ndim == 3 and array.shape[0] in (1, 3, 4)
     if channels_first:
         array = array.transpose(1, 2, 0)
@@ -268,8 +284,9 @@ def _from_array(picture: Any) -> Image.Image:
     if array.dtype != np.uint8 or not (colours or array.ndim == 2) or not array.size:
         scale = "; scale floating-point values in 0..1 by 255" if array.dtype.kind == "f" else ""
         kind = "a tensor" if isinstance(picture, torch.Tensor) else "an array"
+        given = str(picture.dtype).removeprefix("torch.")
         raise ValueError(
-            f"{kind} of {array.dtype} {list(picture.shape)} is no picture: give uint8, [H, W, 3] or [H, W]{scale}"
+            f"{kind} of {given} {list(picture.shape)} is no picture: give uint8, [H, W, 3] or [H, W]{scale}"
         )
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
 

@@ -32,6 +32,7 @@ from diptych.predict.inputs import (
     Pictures,
     Strings,
     as_boxes,
+    as_count,
     as_pictures,
     as_strings,
     count_results,
@@ -175,9 +176,20 @@ class Predictor:
         return _softmax(self._pair_logits(images, texts))
 
     def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
-        """Matches some pairs only. A pair is the place of a picture and of a text; pairs are in ascending order."""
+        """Matches some pairs only. A pair is the place of a picture and of a text; pairs are in ascending order.
+
+        Raises ValueError for a place that there is not.
+        """
         self._require(*OF_PAIRS)
         pictures, words = as_pictures(images).items, self.texts(texts)
+        for place in pairs:
+            if not (0 <= place[0] < len(pictures) and 0 <= place[1] < len(words)):
+                raise ValueError(
+                    f"there is no pair {tuple(place)} of {len(pictures)} pictures and {len(words)} texts, which are "
+                    "counted from 0"
+                )
+        if not len(pairs):
+            return torch.empty(0)
         image, text = torch.tensor(pairs).T
         start, logits = 0, []
         with evaluating(self.model):
@@ -222,6 +234,8 @@ class Predictor:
         by a picture (`of_texts`) is never calibrated. Raises ValueError for a number outside 0..1, and for one above 0
         without re-ranking, since only the fusion encoder gives a match probability.
         """
+        if isinstance(least, str):
+            raise ValueError(f"the least match is a number from 0 to 1, such as 0.5, not the text {least!r}")
         if least is not None and not 0 <= least <= 1:
             raise ValueError(f"the least match is a probability from 0 to 1, not {least:g}")
         if least and not rerank:
@@ -429,8 +443,7 @@ class Predictor:
         `embed` is called once, after everything else has been checked. By default it leaves out pictures below the
         least match of the model's calibration.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}: ask for at least one picture")
+        k = as_count(k, "picture")
         rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank
         limit = self.min_match(min_match, rerank)
         wanted = read_query(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 PLUS, MINUS = 1.0, 0.5
 """Weights of `+word` and `-word` without a weight of their own; the words without a sign have weight 1."""
@@ -46,14 +47,17 @@ class Query:
         return len(self.terms) == 1
 
 
-def read_query(text: str) -> Query:
+def read_query(text: Any) -> Query:
     """Splits a query into the words without a sign and its terms: `+word`, `-word`, `+"two words"`, `-word^0.5`.
 
-    A text without signs is one term, unchanged. Raises ValueError for a query that wants nothing, and for weight 0.
+    A text without signs is one term, unchanged. Raises ValueError for what is no text, for a query that wants nothing,
+    and for weight 0.
 
     >>> [(term.text, term.weight) for term in read_query('a fox in a t-shirt +snow -"red car"^0.3').terms]
     [('a fox in a t-shirt', 1.0), ('snow', 1.0), ('red car', -0.3)]
     """
+    if not isinstance(text, str):
+        raise QueryError(f"a search by words needs a text, and {text!r:.40} is none: give one str")
     found = list(_TERM.finditer(text))
     if not found:
         return Query((Term(text, 1.0),))

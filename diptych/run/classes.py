@@ -16,7 +16,7 @@ from diptych.data.record import BadRecord
 from diptych.evaluate.linear_probe import cross_predict, predict, train_probe
 from diptych.metrics.accuracy import Accuracy, Estimate, accuracy, estimate
 from diptych.nn.lowered import Precision
-from diptych.predict import Strings, load
+from diptych.predict import Strings, load, unknown_words
 from diptych.predict.predictor import TEMPLATES, Predictor
 from diptych.run.evaluation import folder_of
 
@@ -41,6 +41,8 @@ class EvaluatedClasses:
     trained_on: int | None
     """Number of pictures that the probe was trained on; None where it was measured in five folds."""
     skipped: tuple[BadRecord, ...]
+    unknown_words: tuple[str, ...]
+    """Words of the names that the model's vocabulary lacks."""
     precision: Precision = "fp32"
     """The precision of the products in the model's transformer blocks."""
 
@@ -55,7 +57,8 @@ class EvaluatedClasses:
         content: dict[str, Any] = {
             "checkpoint": self.checkpoint, "source": str(self.source), "unit": "percent",
             "pictures": self.zero_shot.overall.count, "skipped": len(self.skipped), "classes": len(self.names),
-            "templates": list(self.templates), "chance.accuracy": round(100 / len(self.names), 6),
+            "unknown_words": list(self.unknown_words), "templates": list(self.templates),
+            "chance.accuracy": round(100 / len(self.names), 6),
         }  # fmt: skip
         for name, score in self.scores().items():
             content |= {name: round(score.value, 6), f"{name}.interval": [round(end, 6) for end in score.interval]}
@@ -125,7 +128,8 @@ def evaluate_classes(
         by_probe = accuracy(predictions, labels, measured.names, resamples=resamples)
     return EvaluatedClasses(
         folder_of(predictor.origin), source, predictor.origin.name, measured.names, wanted, zero_shot, of_five,
-        by_probe, trained_on, tuple(skipped), predictor.precision,
+        by_probe, trained_on, tuple(skipped), unknown_words(" ".join(measured.names), predictor.tokenizer),
+        predictor.precision,
     )  # fmt: skip
 
 

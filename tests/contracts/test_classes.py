@@ -109,6 +109,18 @@ def test_the_command_prints_and_writes(run: Path, tmp_path: Path, capsys: pytest
     assert f"Zero-shot, by name  {stored['zero_shot.accuracy']:5.1f}" in table
     assert "Linear probe" in table
     assert "1 could not be read: " in table
+    assert stored["unknown_words"] == []
+    assert "cannot read" not in table
+
+
+def test_words_of_names_that_the_model_cannot_read_are_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_classes(tmp_path / "classes", 2)
+    (folder / "bird").rename(folder / "狐")
+    assert main(["evaluate", str(run), "--classes", str(folder)]) == 0
+    assert "words of the names that the model cannot read: 狐" in capsys.readouterr().out
+    assert json.loads((run / "eval-classes.json").read_text())["unknown_words"] == ["狐"]
 
 
 def test_five_of_many_classes_are_measured_too(run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
 from diptych.models.albef import Albef
-from diptych.predict import Predictor, load, search_folder
+from diptych.predict import Predictor, as_count, load, search_folder
+from diptych.predict.explain import explain
+from diptych.predict.queries import read_query
 from diptych.recipes.override import override
 from diptych.schema import (
     AlbefConfig,
@@ -211,11 +214,43 @@ def test_wrong_inputs_are_named(predictor: Predictor, folder: Path) -> None:
         predictor.embed_texts([])
     with pytest.raises(ValueError, match="at least one picture"):
         predictor.rank("a fox", painted(0), k=0)
+    with pytest.raises(ValueError, match=r"a tensor of bfloat16 .* is no picture: give uint8"):
+        predictor.embed_images(torch.zeros(4, 4, 3, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="side is 0: draw at least one pixel"):
+        explain(predictor, painted(0), "a boat").draw(0)
+
+
+@pytest.mark.parametrize("query", [None, ["a fox"], b"a fox", math.nan])
+def test_a_search_by_words_needs_a_text(query: Any) -> None:
+    with pytest.raises(ValueError, match=r"a search by words needs a text, and .* is none: give one str"):
+        read_query(query)
+
+
+@pytest.mark.parametrize("k", [1.5, "3", None])
+def test_a_number_of_hits_is_whole(k: Any) -> None:
+    assert as_count(np.int64(1), "picture") == 1
+    with pytest.raises(ValueError, match=r"k is .*: give a whole number of pictures"):
+        as_count(k, "picture")
+
+
+def test_the_number_of_hits_is_named_as_it_was_given(predictor: Predictor, folder: Path) -> None:
+    with pytest.raises(ValueError, match="k is -1: ask for at least one picture"):
+        search_folder(predictor, "a fox", folder, -1, fold_copies=True)
+
+
+def test_pairs_that_there_are_not_are_named_and_none_are_none(predictor: Predictor) -> None:
+    pictures = [painted(0), painted(1)]
+    for pair in ((0, 2), (-1, 0), (2, 0)):
+        with pytest.raises(ValueError, match=rf"no pair \({pair[0]}, {pair[1]}\) of 2 pictures and 2 texts, which are"):
+            predictor.match_pairs(pictures, ["a boat", "a fox"], [(0, 0), pair])
+    assert predictor.match_pairs(pictures, ["a boat", "a fox"], []).shape == (0,)
 
 
 def test_loading_refuses_what_does_not_fit(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"step-9 does not exist: name a run folder"):
+        load(tmp_path / "checkpoints" / "step-9")
     wide = replace(RECIPE, model=replace(RECIPE.model, embed_dim=9))
     weights = {f"model.{name}": value for name, value in tiny_model().state_dict().items()}
     content = CheckpointState(weights, {}, {"step": 1}, to_dict(wide), Tokenizer.train(CAPTIONS, size=60).save)

@@ -17,7 +17,7 @@ from diptych.apps.index.places import find_place
 from diptych.apps.index.results import IndexHit, IndexInfo, SearchResults
 from diptych.apps.index.states import ImageStateCache
 from diptych.apps.index.store import Store
-from diptych.predict import Picture, Predictor, unknown_words
+from diptych.predict import Picture, Predictor, as_count, unknown_words
 from diptych.predict.duplicates import SPARE, fold, named_copies
 from diptych.predict.queries import Query, read_query
 from diptych.predict.results import MinMatch
@@ -134,8 +134,7 @@ class Index:
 
         All queries are encoded together, and so are the pictures that are re-ranked, each once for all queries.
         """
-        for query in queries:
-            self._check(query.text, query.k, of, rerank)
+        queries = [replace(query, k=self._checked(query.text, query.k, of, rerank)) for query in queries]
         limits = [self.predictor.min_match(query.min_match, rerank, of_texts=of == "text") for query in queries]
         wanted = [None if query.text is None else read_query(query.text) for query in queries]
         states = self._encoded(queries) if rerank and of == "text" else None
@@ -151,11 +150,11 @@ class Index:
             )
         ]
 
-    def _check(self, text: str | None, k: int, of: Kind, rerank: bool) -> None:
+    def _checked(self, text: str | None, k: int, of: Kind, rerank: bool) -> int:
+        """Returns the number of hits. Raises ValueError for a search that this index cannot answer."""
         if of not in KINDS:
             raise ValueError(f"an index holds pictures and texts: of is picture or text, not {of!r}")
-        if k < 1:
-            raise ValueError(f"k is {k}: ask for at least one {of}")
+        k = as_count(k, of)
         if not self._store.count(of):
             raise ValueError(f"{self._store.place} holds no {of}s")
         if rerank and (text is None) == (of == "picture"):
@@ -163,6 +162,7 @@ class Index:
             raise ValueError(
                 f"re-ranking matches pictures with texts: a {query} is re-ranked among {target}s (of={target})"
             )
+        return k
 
     def _encoded(self, queries: Sequence[IndexQuery]) -> State:
         """Encodes the pictures of queries, those of files once for all searches."""
