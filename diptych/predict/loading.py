@@ -43,8 +43,6 @@ def load(
     Raises ValueError for a folder without a checkpoint, a damaged one, weights that do not fit the recipe, and a
     precision that the device lacks.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"load takes the path of a run or a checkpoint, or a name, and not {path!r:.40}")
     check_precision(precision, find_device(device))  # before loading, which may take long
     checkpoint = store.load_from(_folder(path))
     recipe, tokenizer = from_dict(checkpoint.recipe), Tokenizer.load(checkpoint.tokenizer)

@@ -60,6 +60,8 @@ def load(
     Raises ValueError for a folder without a checkpoint, a damaged one, weights that do not fit the recipe,
     published weights that cannot be had, and a precision that the device lacks.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"load takes the path of a run or a checkpoint, or a name, and {path!r} is neither")
     return load_folder(locate(path), device, largest_pixels, precision)
 
 

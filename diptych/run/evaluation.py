@@ -35,6 +35,7 @@ from diptych.run.splits import (
     open_split,
     ranks_pairs,
     read_retrieval,
+    warn_of_training_data,
 )
 from diptych.run.submission import check_submission, write_submission
 from diptych.schema import Recipe, Split
@@ -163,6 +164,7 @@ def evaluate_as_retrieval(
     if fits:
         predictor = calibration.calibrate(predictor)
     predictor = replace(predictor, recipe=recipe)
+    warn_of_training_data(recipe, split)
     source = open_split(recipe, split)
     read = read_retrieval(recipe, source, predictor.tokenizer)
     with RichProgress(transient=True) as bars:
@@ -283,6 +285,7 @@ def evaluate_by_record(
     """Measures a run's best checkpoint, or the checkpoint given, by its task's own measure. Writes nothing."""
     changes = changes or {}
     opened = open_task(path, changes, precision)
+    warn_of_training_data(opened.recipe, split)
     source = open_split(opened.recipe, split)
     records: dict[str, AnyRecord] = {}
     batches = _noted(batches_of(opened.recipe, source, opened.tokenizer), records)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from diptych.data.collate import pad_texts
 from diptych.data.loader import EvaluationBatch, Item, check_readable, evaluation_batches, items_at
 from diptych.data.phrases import check_shares
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Source
+from diptych.data.sources.files import FileSource
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
 from diptych.schema import Recipe, Split
@@ -39,6 +41,25 @@ def open_split(recipe: Recipe, split: Split) -> AnySource:
     if split == "train" and (seen := getattr(source, "passed_over", None)):  # sources of files only have it
         print(f"the {split} data: {seen}")
     return source
+
+
+def warn_of_shared(training: AnySource, source: AnySource, split: str) -> None:
+    """Prints how many images of an evaluation split are images of the training data, too, where both are lists."""
+    if isinstance(training, FileSource) and isinstance(source, FileSource):
+        known = {image_id for record in training.records for image_id in record.image_ids}
+        images = {image_id for record in source.records for image_id in record.image_ids}
+        if shared := len(known & images):
+            say(
+                f"warning: {shared:,} of the {len(images):,} {split} images are training images, so that it measures "
+                "memory, too"
+            )
+
+
+def warn_of_training_data(recipe: Recipe, split: Split) -> None:
+    """Prints that the place of an evaluation split is that of the training data, if it is."""
+    place, training = getattr(recipe.data, f"{split}_path", None), recipe.data.path
+    if place and training and Path(place).exists() and Path(training).exists() and Path(place).samefile(training):
+        say(f"warning: data.{split}_path is the training data, which the model has seen")
 
 
 def _print_skipped(split: str, skipped: Sequence[BadRecord], shown: int = 5) -> None:

@@ -76,7 +76,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
         kind.closed_set(recipe.task), rank=world.rank, size=world.size, released=recipe.released,
         claims=recipe.task.needs_claims, phrases=recipe.task.needs_phrases, timeout=run.timeout,
     )  # fmt: skip
-    validation = make_validation(recipe, task, tokenizer)
+    validation = make_validation(recipe, task, tokenizer, source)
     if world.first:
         if started:
             record_start(folder, task, *started)

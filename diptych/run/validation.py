@@ -8,7 +8,7 @@ from diptych.device import find_device
 from diptych.evaluate import contrastive_recall, evaluate_task
 from diptych.metrics.recall import chance_mean_recall
 from diptych.metrics.task_evaluation import MAIN, has_label
-from diptych.run.splits import batches_of, open_split, ranks_pairs, read_retrieval
+from diptych.run.splits import AnySource, batches_of, open_split, ranks_pairs, read_retrieval, warn_of_shared
 from diptych.schema import Recipe
 from diptych.task import Model, Task
 from diptych.train import loop
@@ -18,14 +18,16 @@ MAXIMISED = "mean_recall"
 """The measure of contrastive recall that decides which checkpoint is best."""
 
 
-def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> loop.Validation | None:
+def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer, training: AnySource) -> loop.Validation | None:
     """Prepares contrastive recall on the validation split or, record by record, the task's own measure.
 
-    Raises ValueError for a validation split that cannot be measured.
+    Warns of images that are in the `training` data, too. Raises ValueError for a validation split that cannot be
+    measured.
     """
     if not recipe.run.validate_every:
         return None
     source = open_split(recipe, "validation")
+    warn_of_shared(training, source, "validation")
     if ranks_pairs(recipe):
         split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
         split.pictures.check()

@@ -134,6 +134,28 @@ def test_a_run_goes_on_where_its_data_have_moved_to(tmp_path: Path, capsys: pyte
     assert checkpoint.recipe["model"] == json.loads(json.dumps(to_dict(moved)))["model"]
 
 
+def test_images_that_are_both_trained_on_and_measured_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, new = photos(tmp_path / "seen", DIFFERENT), photos(tmp_path / "new", DIFFERENT[:4])
+    some = tmp_path / "some.jsonl"
+    files = [seen / "000.png", seen / "001.png", new / "002.png", new / "003.png"]
+    some.write_text("".join(json.dumps({"image": str(file), "caption": "a fox"}) + "\n" for file in files))
+    small = {"run.steps": 2, "run.batch_size": 4, "run.validate_every": 2, "evaluation.rerank": 0, "data.workers": 0}
+    listed = {"data.source": "jsonl", "data.path": str(tmp_path / "all.jsonl")}
+    (tmp_path / "all.jsonl").write_text(
+        "".join(json.dumps({"image": str(file), "caption": "a fox"}) + "\n" for file in sorted(seen.glob("*.png")))
+    )
+    recipe = override(recipe_on(seen), small | listed | {"data.validation_path": str(some)})
+    run = train(recipe, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "warning: 2 of the 4 validation images are training images, so that it measures memory, too" in said
+    assert main(["evaluate", str(run), f"data.test_path={tmp_path / 'all.jsonl'}"]) == 0
+    assert "warning: data.test_path is the training data, which the model has seen" in capsys.readouterr().out
+    assert main(["evaluate", str(run), f"data.test_path={some}"]) == 0
+    assert "warning: data.test_path" not in capsys.readouterr().out
+
+
 def test_a_query_that_the_vocabulary_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos(tmp_path / "photos", DIFFERENT[:2])
     run = save_run(tmp_path / "run", "pretraining")

@@ -78,7 +78,7 @@ def test_validation_is_the_task_s_own_measure_of_the_first_records(monkeypatch: 
     monkeypatch.setattr(validation_room, "open_split", lambda recipe, split: Shown(RECORDS["vqa"]))
     task = always("red")
     few = recipe(run__validation_items=3, model__vision__image_size=tiny.SIDE, data__workers=0)
-    validation = make_validation(few, task, TOKENIZER)
+    validation = make_validation(few, task, TOKENIZER, Shown(()))
     assert validation is not None
     evaluation = judged(task, RECORDS["vqa"][:3])
     expected = evaluation.scores
@@ -96,5 +96,5 @@ def test_validation_without_labels_is_refused_before_training(monkeypatch: pytes
     monkeypatch.setattr(validation_room, "open_split", lambda recipe, split: Shown(tuple(map(hidden, RECORDS[kind]))))
     name = {"vqa": "albef_tiny_vqa", "grounding": "albef_tiny_grounding"}[kind]
     with pytest.raises(ValueError, match=r"no labels: name another, or set run\.validate_every=0"):
-        make_validation(recipe(name), tiny.retrieval(), TOKENIZER)
-    assert make_validation(recipe(name, run__validate_every=0), tiny.retrieval(), TOKENIZER) is None
+        make_validation(recipe(name), tiny.retrieval(), TOKENIZER, Shown(()))
+    assert make_validation(recipe(name, run__validate_every=0), tiny.retrieval(), TOKENIZER, Shown(())) is None
