@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from diptych.apps.serve.compatible import RerankRequest
+from diptych.apps.serve.errors import describe
 from diptych.apps.serve.limits import Limits
 from diptych.apps.web import origin_of
 from diptych.predict import ModelPool
@@ -237,3 +240,20 @@ def test_texts_are_ordered_for_a_picture_and_for_a_text(served: Running) -> None
 def test_documents_of_two_kinds_are_refused(served: Running) -> None:
     response = served.post("/v1/rerank", {"query": "a boat", "documents": ["a boat", PICTURE]})
     assert (response.status_code, error(response)) == (422, "refused")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"query": "a", "documents": [{"text": "x", "id": 3}]}, "documents[0].id: there is no such field here"),
+        ({"query": ["a"], "documents": ["x"]}, "query: a text, or an object with one of text, image_url and image"),
+        ({"query": "a", "documents": ["x", None]}, "documents[1]: input should be a valid string"),
+    ],
+)
+def test_errors_name_the_field_and_no_other_kind_of_value(body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RerankRequest.model_validate(body)
+    said = describe(caught.value.errors())
+    assert said.startswith(message)
+    assert ";" not in said
+    assert "function" not in said

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from diptych.apps.serve import requests as calls
 from diptych.apps.serve import schemas
@@ -51,12 +51,21 @@ class Part(schemas.Request):
         return self
 
 
-Item = Text | Part
+def _kind(sent: Any) -> str:
+    """Tells by its type what was sent, so that errors are about that alone. `describe` leaves out names in brackets."""
+    return "[part]" if isinstance(sent, dict | Part) else "[list]" if isinstance(sent, list) else "[text]"
+
+
+Item = Annotated[Annotated[Text, Tag("[text]")] | Annotated[Part, Tag("[part]")], Discriminator(_kind)]
 Items = Annotated[list[Item], Field(min_length=1), FirstError()]
+Input = Annotated[
+    Annotated[Text, Tag("[text]")] | Annotated[Part, Tag("[part]")] | Annotated[Items, Tag("[list]")],
+    Discriminator(_kind),
+]
 
 
 class EmbeddingsRequest(ModelRequest):
-    input: Item | Items = Field(description="A text, a data URL, a part, or a list of them.")
+    input: Input = Field(description="A text, a data URL, a part, or a list of them.")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: the vector's little-endian 32-bit floats in base64."
     )

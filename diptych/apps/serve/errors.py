@@ -97,7 +97,10 @@ HTTP_ERRORS = {
 """The error code and message for each status that the framework raises."""
 
 
-WORDS = {"extra_forbidden": "there is no such field here: /openapi.json lists the fields"}
+WORDS = {
+    "extra_forbidden": "there is no such field here: /openapi.json lists the fields",
+    "union_tag_invalid": "a text, or an object with one of text, image_url and image is needed",
+}
 """Our words for pydantic's kinds of errors, where its own say what it does instead of what is wrong."""
 
 
@@ -109,7 +112,7 @@ def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
     """
     lines = []
     for detail in details[:most]:
-        parts = detail["loc"]
+        parts = [part for part in detail["loc"] if isinstance(part, int) or "[" not in part]  # no kinds of a union
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         message = WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
         lines.append(f"{field[:100] or 'the body'}: {message[:1].lower()}{message[1:]}")

@@ -54,21 +54,26 @@ def _resolved(schema: Schema, openapi: Schema) -> Schema:
     return component
 
 
+def _options(schema: Schema) -> list[Schema]:
+    """Returns the kinds of values of which one is given; none for a value of a single kind."""
+    return schema.get("anyOf") or schema.get("oneOf") or []
+
+
 def _innermost(schema: Schema, openapi: Schema) -> Schema:
     """Unwraps lists and optional values."""
     whole = _resolved(schema, openapi)
     if "items" in whole:
         return _innermost(whole["items"], openapi)
-    if "anyOf" in whole:
-        return _innermost(whole["anyOf"][0], openapi)
+    if options := _options(whole):
+        return _innermost(options[0], openapi)
     return whole
 
 
 def _type(schema: Schema, openapi: Schema) -> str:
     """Names a type in words."""
     whole = _resolved(schema, openapi)
-    if "anyOf" in whole:
-        return " or ".join(_type(option, openapi) for option in whole["anyOf"])
+    if options := _options(whole):
+        return " or ".join(_type(option, openapi) for option in options)
     if "enum" in whole:
         return " or ".join(f'"{value}"' for value in whole["enum"])
     if "items" in whole:
