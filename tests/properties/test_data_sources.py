@@ -248,6 +248,22 @@ def test_given_splits_are_read_whole_and_training_keeps_everything(tmp_path: Pat
         assert [record.id for record in open_folder(settings, split).records] == [f"{name}{n}.png" for n in range(5)]
 
 
+@pytest.mark.parametrize("stray", [False, True])
+def test_folders_called_after_splits_divide_pairs_if_all_lie_in_them(tmp_path: Path, stray: bool) -> None:
+    names = {"train": "train", "val": "validation", "Test": "test"}
+    for name in names:
+        for number in range(5):
+            picture(tmp_path / name / f"{number}.png")
+            (tmp_path / name / f"{number}.txt").write_text("x")
+    picture(tmp_path / "cover.png")  # without a text it is no pair
+    if stray:
+        (tmp_path / "cover.txt").write_text("x")
+    listing = read_folder(str(tmp_path), DataConfig())
+    expected = {f"{name}/{number}.png": split for name, split in names.items() for number in range(5)}
+    assert listing.splits == ({} if stray else expected)
+    assert len(listing.records) == 15 + stray
+
+
 def test_an_empty_split_says_what_to_do(tmp_path: Path) -> None:
     file = _jsonl(tmp_path, ["p1", "p2", "p3"])
     with pytest.raises(ValueError, match=r"the validation split is empty: of 3 records .* data\.validation_path"):

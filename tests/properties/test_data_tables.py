@@ -242,11 +242,20 @@ def test_pictures_in_parquet_are_unpacked_once(tmp_path: Path, cache: Path, caps
     assert capsys.readouterr().err == ""
 
 
-def test_a_folder_of_parquet_files_has_the_splits_of_their_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("training", "validation"),
+    [
+        ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"),
+        ("train/0000.parquet", "val/0000.parquet"),
+    ],
+)
+def test_a_folder_of_parquet_files_has_the_splits_of_their_names(
+    tmp_path: Path, training: str, validation: str
+) -> None:
     content = table_of_pictures()
-    (tmp_path / "data").mkdir()
-    pyarrow.parquet.write_table(content.slice(0, 9), tmp_path / "data/train-00000-of-00001.parquet")
-    pyarrow.parquet.write_table(content.slice(9), tmp_path / "data/validation-00000-of-00001.parquet")
+    for name, rows in ((training, content.slice(0, 9)), (validation, content.slice(9))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(rows, tmp_path / name)
     parts = read_splits(config(source="table", path=str(tmp_path)))
     assert [len(parts[split]) for split in ("train", "validation")] == [9, 3]
 

@@ -1,6 +1,7 @@
 """Reads a folder of pictures. The caption of each is the first line of the text file with the same name.
 
-The text of `17.jpg` is `17.txt`, `17.jpg.txt` or, as trainers of diffusion models write it, `17.caption`.
+The text of `17.jpg` is `17.txt`, `17.jpg.txt` or, as trainers of diffusion models write it, `17.caption`. If all pairs
+lie in folders that are called after splits, such as `train` and `val`, they belong to these.
 
 A `captions.jsonl` in the folder takes the place of the text files. So do `metadata.csv`, `metadata.jsonl` and
 `metadata.parquet`, as in Hugging Face's imagefolder: they may lie in any folder, name the pictures below it, and belong
@@ -20,7 +21,7 @@ from diptych.data.picture_kinds import PassedOver, is_picture
 from diptych.data.record import BadRecord
 from diptych.data.sources.jsonl import read_lines
 from diptych.data.sources.listing import SourceListing, tell_apart
-from diptych.data.sources.table import SPLIT_NAMES, add_table
+from diptych.data.sources.table import add_table, splits_by_folder
 from diptych.data.tables import open_table
 from diptych.schema import DataConfig
 
@@ -63,11 +64,9 @@ def _captioned(folder: Path, files: list[Path], max_words: int) -> SourceListing
 def _with_metadata(folder: Path, files: list[Path], metadata: list[Path], config: DataConfig) -> SourceListing:
     """Reads imagefolder's metadata files, and skips the pictures that they do not mention."""
     listing = SourceListing()
-    splits = {file: SPLIT_NAMES.get(file.parts[0].lower()) if len(file.parts) > 1 else None for file in metadata}
-    divided = len(set(splits.values())) > 1 and None not in splits.values()
+    splits = splits_by_folder(metadata)
     for file in metadata:
-        split = splits[file] if divided else None
-        add_table(listing, open_table(folder / file), config, split, folder / file.parent)
+        add_table(listing, open_table(folder / file), config, splits.get(file), folder / file.parent)
     if len(metadata) > 1:
         tell_apart([listing])
     _skip_unnamed(listing, folder, files, ", ".join(map(str, metadata)))
@@ -103,22 +102,29 @@ def _side_cars(folder: Path, files: list[Path], max_words: int, seen: PassedOver
     listing = SourceListing()
     texts, replaced = side_cars(files)
     composed = {_composed(stem): file for stem, file in texts.items()}
+    text_of = {
+        picture: side_car_of(picture, texts)
+        or composed.get(_composed(picture.with_suffix("")))
+        or composed.get(_composed(picture))
+        for picture in filter(is_picture, files)
+    }
+    splits = splits_by_folder([picture for picture, text in text_of.items() if text])
     longer: list[str] = []
     pictures_of: defaultdict[Path, list[str]] = defaultdict(list)
-    for picture in filter(is_picture, files):
-        name, stem = picture.as_posix(), picture.with_suffix("")
-        text = side_car_of(picture, texts) or composed.get(_composed(stem)) or composed.get(_composed(picture))
+    for picture, text in text_of.items():
+        name, split = picture.as_posix(), splits.get(picture)
         if text is None:
-            listing.skipped.append(BadRecord(name, "picture without text", f"no {stem.name}.txt"))
+            listing.skipped.append(BadRecord(name, "picture without text", f"no {picture.stem}.txt"))
             continue
         pictures_of[text].append(name)
         try:
             caption, more = _first_line(folder / text, name)
         except BadRecord as error:
-            listing.skipped.append(error)
+            listing.skip(error, split)
             continue
         longer += [text.as_posix()] if more else []
-        listing.add({"image": name, "caption": caption}, name, folder, max_words)
+        split_of = (lambda entry, name, of=split: of) if split else None
+        listing.add({"image": name, "caption": caption}, name, folder, max_words, split_of=split_of)
     for stem, text in texts.items():
         if text not in pictures_of and str(stem) not in seen.stems:
             listing.skipped.append(BadRecord(text.as_posix(), "text without picture"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ TRIED = 20
 
 
 def read_table(path: str, config: DataConfig) -> SourceListing:
-    """Reads all captioned pictures of a table, or of the Parquet files of a folder, whose names may begin with a split.
+    """Reads all captioned pictures of a table, or of the Parquet files of a folder. Their names may begin with a split,
+    or all may lie in folders that are called after one.
 
     Paths of pictures start from `config.root`, or else from the file's folder or a folder in it or beside it. Raises
     ValueError.
@@ -76,9 +77,23 @@ def read_table(path: str, config: DataConfig) -> SourceListing:
         raise ValueError(f"no Parquet file in {path}: {LAYOUT}")
     splits = {file: SPLIT_NAMES.get(file.name.split("-")[0].split(".")[0]) for file in files}
     divided = len(set(splits.values())) > 1 and None not in splits.values()
+    splits = splits if divided else dict(splits_by_folder(files))
     for file in files:
-        add_table(listing, parquet_table(Path(path) / file), config, splits[file] if divided else None)
+        add_table(listing, parquet_table(Path(path) / file), config, splits.get(file))
     return listing
+
+
+def splits_by_folder(files: Collection[Path]) -> Mapping[Path, Split]:
+    """Returns the split of each file if all lie in folders that are called after splits, and after more than one.
+
+    >>> splits_by_folder([Path("train/a.jpg"), Path("val/b.jpg")])
+    {PosixPath('train/a.jpg'): 'train', PosixPath('val/b.jpg'): 'validation'}
+    >>> splits_by_folder([Path("train/a.jpg"), Path("b.jpg")])
+    {}
+    """
+    splits = {file: SPLIT_NAMES.get(file.parts[0].lower()) if len(file.parts) > 1 else None for file in files}
+    named = {file: split for file, split in splits.items() if split is not None}
+    return named if len(named) == len(splits) and len(set(named.values())) > 1 else {}
 
 
 def add_table(
