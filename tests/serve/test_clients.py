@@ -166,6 +166,8 @@ def test_embeddings_are_the_same_as_floats_and_in_base64(served: Running) -> Non
         assert np.allclose(unpacked, vector, atol=1e-6)
     assert floats["object"] == "list"
     assert floats["usage"]["prompt_tokens"] > 0
+    null = {"encoding_format": None, "dimensions": None, "user": None, "model": None}
+    assert served.post("/v1/embeddings", {**body, **null}).json()["data"] == floats["data"]
 
 
 def test_a_single_input_is_a_list_of_one(served: Running) -> None:

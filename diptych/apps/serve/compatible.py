@@ -66,8 +66,8 @@ Input = Annotated[
 
 class EmbeddingsRequest(ModelRequest):
     input: Input = Field(description="A text, a data URL, a part, or a list of them.")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: the vector's little-endian 32-bit floats in base64."
+    encoding_format: Literal["float", "base64"] | None = Field(
+        "float", description="base64: the vector's little-endian 32-bit floats in base64. null is float."
     )
     dimensions: int | None = Field(None, ge=1, description="Numbers of a vector; only the model's own can be had.")
     user: Text | None = Field(None, description="Accepted from clients that send it; nothing is kept about users.")
