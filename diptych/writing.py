@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -83,6 +83,33 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             flush(folder if inside else folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def spare(targets: Iterable[Path], read: Iterable[str | Path], is_own: Callable[[Path], bool]) -> None:
+    """Raises ValueError if one of the files to be written is one of those that are `read`, also through a link, or is
+    there already without being this library's own (`is_own`)."""
+    present = [target for target in targets if os.path.lexists(target)]
+    identities = {identity: target for target in present if (identity := _identity(target)) is not None}
+    for file in read if identities else ():
+        if (identity := _identity(file)) in identities:
+            raise ValueError(f"{identities[identity]} is one of the files that are read: write to another place")
+    for target in present:
+        if not is_own(target):
+            raise ValueError(f"{target} is there already, and diptych did not write it: write to another place")
+
+
+def spare_page(page: Path, read: Iterable[str | Path] = ()) -> None:
+    """Raises ValueError if an HTML page would overwrite a file that is read, or one that is no page by its name."""
+    spare([page], read, lambda file: file.suffix.lower() in (".html", ".htm"))
+
+
+def _identity(file: str | Path) -> tuple[int, int] | None:
+    """Returns what all names and links of a file have in common, or None where there is no file."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 — Path.stat takes seconds longer for a million files
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_free(folder: Path) -> bool:

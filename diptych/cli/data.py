@@ -165,10 +165,11 @@ def _tokenizer(place: str) -> Tokenizer:
 
 def _convert(options: argparse.Namespace) -> None:
     from diptych.data.convert import SHARD_BYTES, write_splits
+    from diptych.data.splits import named_paths
 
-    _, parts = _read(options)
+    config, parts = _read(options)
     _tell(parts)
-    print(write_splits(parts, options.to, SHARD_BYTES if options.shards else None))
+    print(write_splits(parts, options.to, SHARD_BYTES if options.shards else None, named_paths(config)))
 
 
 def _shard(options: argparse.Namespace) -> None:
@@ -207,17 +208,22 @@ def _parts(config: DataConfig, task: str) -> dict[Split, SplitSource]:
 
 def _show(options: argparse.Namespace) -> None:
     from diptych.apps.report.samples import write_samples
+    from diptych.data.splits import named_paths
 
     config, parts = _read(options)
     _tell(parts)
     title = f"{options.layout}: {options.path}"
-    print(write_samples(parts, options.to, title, options.count, options.seed, config.largest_pixels))
+    count, seed, read = options.count, options.seed, named_paths(config)
+    print(write_samples(parts, options.to, title, count, seed, config.largest_pixels, read))
 
 
 def _audit(options: argparse.Namespace) -> None:
-    from diptych.apps.audit import audit, write_audit
+    from diptych.apps.audit import audit, spare_audit, write_audit
+    from diptych.data.splits import named_paths
 
-    _, parts = _read(options)
+    config, parts = _read(options)
     _tell(parts)
+    read = named_paths(config)
+    spare_audit(parts, options.to, read)  # before the model is asked for hours
     found = audit(load_model(options.model, options), parts, options.score, options.drop)
-    print(write_audit(found, options.to, f"{options.layout}: {options.path}", options.count))
+    print(write_audit(found, options.to, f"{options.layout}: {options.path}", options.count, read))

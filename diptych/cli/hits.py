@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.writing import spare_page
+
 if TYPE_CHECKING:
     from diptych.apps.index import SearchResults
     from diptych.predict import SearchResult
@@ -44,6 +46,8 @@ def check_options(options: argparse.Namespace) -> None:
         _viewer()
     if options.html is not None and options.html.is_dir():
         raise ValueError(f"--html {options.html} is a folder: name a file, as in {options.html / 'hits.html'}")
+    if options.html is not None:
+        spare_page(options.html)
 
 
 def show(found: SearchResult | SearchResults, options: argparse.Namespace) -> None:

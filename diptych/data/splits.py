@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from diptych.data.files import split_paths
 from diptych.schema import DataConfig, Split
 
 LEAST_DRAWN = 3
@@ -24,6 +25,12 @@ PATH_SETTINGS: Mapping[Split, str] = {
 def own_path(config: DataConfig, split: Split) -> str | None:
     """Returns the path that the configuration sets for an evaluation split, or None if the split is to be drawn."""
     return {"validation": config.validation_path, "test": config.test_path}.get(split)
+
+
+def named_paths(config: DataConfig) -> list[str]:
+    """Returns the files and folders that the configuration names for all splits."""
+    settings = (config.path, config.validation_path, config.test_path)
+    return [path for setting in settings if setting for path in split_paths(setting)]
 
 
 def draw_number(identity: str) -> int:

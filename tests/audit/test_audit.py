@@ -175,6 +175,26 @@ def test_the_verb_audits_a_folder_with_a_real_model(
     assert "lies between 0 and 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "pairs.jsonl"])
+def test_an_audit_overwrites_neither_what_it_reads_nor_what_no_audit_wrote(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    data = folder(tmp_path / "data", 8)
+    data = data.rename(data.with_name(name))
+    content = data.read_bytes()
+    call = ["data", "audit", "jsonl", str(data), "--model", str(run), "--device", "cpu"]
+    assert main([*call, "--to", str(data.parent)]) == 2
+    assert f"{data} is one of the files that are read: write to another place" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(content)
+    assert main([*call, "--to", str(tmp_path / "out")]) == 2
+    assert "diptych did not write it" in capsys.readouterr().err
+    assert data.read_bytes() == (tmp_path / "out" / name).read_bytes() == content
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [name]
+    (tmp_path / "out" / name).unlink()
+    assert main([*call, "--to", str(tmp_path / "out")]) == main([*call, "--to", str(tmp_path / "out")]) == 0
+
+
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.4, 350, 450), (1.0, 990, 1000)])
 def test_mismatch_gives_the_asked_share_another_scene_s_caption(share: float, low: int, high: int) -> None:
     scenes = ScenesConfig(sprites="shapes", count=1000, mismatch=share)

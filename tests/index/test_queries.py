@@ -241,6 +241,7 @@ def test_hits_as_json_as_a_page_and_in_a_viewer(
         (["--open", "-1"], "--open is -1: name how many pictures to open"),
         (["--open"], "no program opens pictures here"),
         (["--html", "."], "--html . is a folder: name a file"),
+        (["--html", __file__], f"{__file__} is there already, and diptych did not write it"),
     ],
 )
 def test_what_cannot_be_shown_is_said_before_the_model_is_loaded(

@@ -411,6 +411,65 @@ def test_convert_and_show_write_what_they_say(tmp_path: Path, capsys: pytest.Cap
     assert str(tmp_path / "page.html") in capsys.readouterr().out
 
 
+OVERWRITTEN = r"is one of the files that are read|is there already, and diptych did not write it"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["convert", "jsonl", "Q/train.jsonl", "--to", "Q"],
+        ["convert", "jsonl", "Q/link.jsonl", "--to", "Q"],
+        ["convert", "jsonl", "Q/other.jsonl", "--validation", "Q/other.jsonl", "--to", "Q"],
+        ["convert", "jsonl", "own/train.jsonl", "--to", "own"],
+        ["convert", "texts", "texts", "--to", "texts"],
+        ["convert", "img2dataset", "Q/pictures-00000.tar", "--to", "Q", "--shards"],
+        ["shard", "shards", "Q/train-00000.tar", "--to", "Q"],
+        ["shard", "jsonl", "Q/other.jsonl", "--to", "Q"],
+        ["show", "jsonl", "Q/train.jsonl", "--to", "Q/train.jsonl"],
+        ["show", "jsonl", "Q/train.html", "--to", "Q/train.html"],
+        ["show", "jsonl", "Q/train.jsonl", "--to", "Q/0.jpg"],
+    ],
+    ids=lambda call: " ".join(call[:4]),
+)
+def test_no_verb_overwrites_what_it_reads_or_what_diptych_did_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Q"
+    folder.mkdir()
+    captioned(folder, [f"a thing {number}" for number in range(12)])
+    content = (folder / "train.jsonl").read_text()
+    for name in ("train", "validation", "other"):
+        (folder / f"{name}.jsonl").write_text(content)
+    (folder / "link.jsonl").symlink_to("train.jsonl")
+    (folder / "train.html").write_text(content)
+    Image.new("RGB", (8, 8)).save(folder / "0.jpg")
+    for name in ("train-00000", "pictures-00000"):
+        with tarfile.open(folder / f"{name}.tar", "w") as archive:
+            for number in range(2):
+                (tmp_path / "text").write_text(f"a thing {number}")
+                archive.add(folder / "0.jpg", f"{number:09}.jpg")
+                archive.add(tmp_path / "text", f"{number:09}.txt")
+    verb.run(["convert", "jsonl", "Q/other.jsonl", "--to", "own"])
+    Path("texts").mkdir()
+    Path("texts/train.jsonl").write_text("".join(f'{{"id": "{n}", "text": "word {n}"}}\n' for n in range(12)))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=OVERWRITTEN):
+        verb.run(call)
+    after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {file for file in after if not file.name.endswith(".index")} == set(before)
+    assert {file: after[file] for file in before} == before
+
+
+def test_a_conversion_can_be_repeated(tmp_path: Path) -> None:
+    config = split_files(tmp_path)
+    call = ["convert", *arguments(config), "--to", str(tmp_path / "out"), "--shards"]
+    verb.run(call)
+    before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    verb.run(call)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
 def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no layout 'karpathi'\. Did you mean 'karpathy'\? Known: .*refcoco"):
         verb.run(["validate", "karpathi", str(tmp_path)])

@@ -4,7 +4,7 @@
 """
 
 from diptych.apps.audit.audit import Audit, audit
-from diptych.apps.audit.output import write_audit
+from diptych.apps.audit.output import spare_audit, write_audit
 from diptych.apps.audit.scores import SCORES, PairScores, score_pairs
 
-__all__ = ["SCORES", "Audit", "PairScores", "audit", "score_pairs", "write_audit"]
+__all__ = ["SCORES", "Audit", "PairScores", "audit", "score_pairs", "spare_audit", "write_audit"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -11,24 +11,44 @@ from PIL import Image
 from diptych.apps.audit.audit import Audit, Copy, Pair
 from diptych.apps.report.html import LARGEST
 from diptych.apps.report.page import fill
-from diptych.data.convert import write_splits
+from diptych.data.convert import files_read, spare_data, write_splits
+from diptych.data.files import json_lines
 from diptych.data.pictures import open_small
 from diptych.data.record import BadRecord, Record
-from diptych.writing import write_text
+from diptych.data.sources.listing import SourceListing
+from diptych.schema import Split
+from diptych.writing import spare, write_text
 
 PAGE, SCORED = "audit.html", "pairs.jsonl"
 
 
-def write_audit(audit: Audit, folder: Path, title: str, count: int = 48) -> str:
+def write_audit(audit: Audit, folder: Path, title: str, count: int = 48, read: Sequence[str | Path] = ()) -> str:
     """Writes `audit.html` with the `count` worst pairs, `pairs.jsonl`, and `train.jsonl` and so on with what is kept.
 
-    Each file is whole or not written. Returns what was found and how the lists are used.
+    Each file is whole or not written. Returns what was found and how the lists are used. Raises ValueError where
+    `spare_audit` does; `read` names the files that the data were read from.
     """
+    spare_audit(audit.listings, folder, read)
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(_entry(pair), ensure_ascii=False) for pair in audit.pairs)
     scored = write_text(folder / SCORED, "".join(f"{line}\n" for line in lines))
     page = write_text(folder / PAGE, render(audit, title, count))
-    return "\n".join([audit.summary(), f"page: {page}", f"scores: {scored}", write_splits(audit.kept(), folder)])
+    return "\n".join(
+        [audit.summary(), f"page: {page}", f"scores: {scored}", write_splits(audit.kept(), folder, read=read)]
+    )
+
+
+def spare_audit(listings: Mapping[Split, SourceListing], folder: Path, read: Sequence[str | Path]) -> None:
+    """Raises ValueError if `write_audit` would overwrite a file that is read, or what no audit wrote."""
+    spare([folder / PAGE, folder / SCORED], files_read(listings, read), _is_own)
+    spare_data(listings, folder, read)
+
+
+def _is_own(file: Path) -> bool:
+    if file.name == PAGE:
+        return True
+    first = next(json_lines(file), ("", None))[1]
+    return first is None or (isinstance(first, dict) and {"contrast", "score", "dropped"} <= first.keys())
 
 
 def _entry(pair: Pair) -> dict[str, object]:

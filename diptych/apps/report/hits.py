@@ -12,14 +12,16 @@ from diptych.apps.report.html import LARGEST
 from diptych.apps.report.page import fill
 from diptych.data.pictures import open_picture
 from diptych.data.record import BadRecord
-from diptych.writing import write_text
+from diptych.writing import spare_page, write_text
 
 
 def write_hits(found: Mapping[str, Any], file: Path) -> Path:
-    """Writes a page with the hits of a search, whole or not at all. Returns its path.
+    """Writes a page with the hits of a search, whole or not at all. Returns its path. Raises ValueError if the page
+    would overwrite a file that is no page.
 
     `found` is what `to_json` of `SearchResult` or `SearchResults` returns.
     """
+    spare_page(file)
     sections = [("hits", "Hits", True)]
     return write_text(
         file, fill("hits.html.j2", title=found["query"], sections=sections, found=found, hits=list(_opened(found)))

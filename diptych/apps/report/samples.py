@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from PIL import Image, ImageDraw
 
 from diptych.apps.report.html import LARGEST
 from diptych.apps.report.page import fill
+from diptych.data.convert import files_read
 from diptych.data.heatmap import scaled_box
 from diptych.data.pictures import LARGEST_PIXELS, open_small
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Entailment, PairStatement, Question, Referring
 from diptych.data.sources.listing import SourceListing
 from diptych.schema import Split
-from diptych.writing import write_text
+from diptych.writing import spare_page, write_text
 
 MOST_ANSWERS = 5
 MOST_PROPOSALS = 20
@@ -65,10 +66,15 @@ def write_samples(
     count: int,
     seed: int,
     largest_pixels: int = LARGEST_PIXELS,
+    read: Sequence[str | Path] = (),
 ) -> Path:
-    """Writes a page with `count` records of each split, drawn by `seed`, whole or not at all. Returns its path."""
+    """Writes a page with `count` records of each split, drawn by `seed`, whole or not at all. Returns its path.
+
+    Raises ValueError if the page would overwrite a file that is no page, or one that is `read`.
+    """
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1")
+    spare_page(file, files_read(parts, read))
     return write_text(file, render(parts, title, count, seed, largest_pixels))
 
 

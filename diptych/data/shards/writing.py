@@ -12,7 +12,7 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from diptych.data.splits import PATH_SETTINGS
 from diptych.data.tar import add_member, whole_shard
 from diptych.data.workers import each_in_parallel
 from diptych.schema import Split
-from diptych.writing import write_text
+from diptych.writing import spare, write_text
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"
@@ -96,8 +96,9 @@ def write_shards(
     plan = {**origin, "samples_per_shard": samples, "records": {name: len(split) for name, split in splits.items()}}
     shards = list(_jobs(splits, samples))
     notes = folder / UNFINISHED
+    _finished(folder, plan, shards)  # refuses before anything is written, the lock included
     with locked(notes / "lock", f"another process writes to {folder}"):
-        done = _finished(folder, plan)
+        done = _finished(folder, plan, shards)
         remaining = [job for job in shards if not _is_complete(folder, done.get(job.name))]
         if remaining:
             _write_json(notes / "plan.json", plan)
@@ -185,10 +186,14 @@ def _picture_content(picture: Image.Image | str, record_id: str, largest_pixels:
 # --------------------------------------------------------------------------- earlier calls, manifest, report
 
 
-def _finished(folder: Path, plan: Mapping[str, Any]) -> dict[str, WrittenShard]:
-    """Returns the shards that an earlier call completed. Raises ValueError if that call wrote something else."""
+def _finished(folder: Path, plan: Mapping[str, Any], shards: Iterable[Job]) -> dict[str, WrittenShard]:
+    """Returns the shards that an earlier call completed. Raises ValueError if that call wrote something else, or if no
+    call wrote what is there already."""
     manifest, notes = _read_json(folder / MANIFEST), folder / UNFINISHED
-    earlier = manifest["plan"] if manifest else _read_json(notes / "plan.json")
+    is_manifest = isinstance(manifest, dict) and {"plan", "shards"} <= manifest.keys()
+    earlier = manifest["plan"] if is_manifest else _read_json(notes / "plan.json")
+    if earlier is None:
+        spare([folder / MANIFEST, *(folder / job.name for job in shards)], (), lambda file: False)
     present = json.loads(json.dumps(plan))
     if earlier is not None and earlier != present:
         changed = sorted(key for key in {*earlier, *plan} if earlier.get(key) != present.get(key))
@@ -196,10 +201,10 @@ def _finished(folder: Path, plan: Mapping[str, Any]) -> dict[str, WrittenShard]:
             f"{folder} holds shards of something else, or the source has changed ({', '.join(changed)}): name another"
             " folder, or remove it"
         )
-    shards = manifest["shards"] if manifest else [_read_json(note) for note in sorted(notes.glob("[!.]*.tar.json"))]
+    written = manifest["shards"] if is_manifest else [_read_json(note) for note in sorted(notes.glob("[!.]*.tar.json"))]
     return {
         shard["name"]: WrittenShard(**{**shard, "left_out": tuple(map(tuple, shard["left_out"]))})
-        for shard in shards
+        for shard in written
         if shard
     }
 
