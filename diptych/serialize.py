@@ -74,7 +74,7 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
     """
     _check_plain(plain)
     released: dict[str, Any] = {}
-    recipe = _built(Recipe, plain, (), released)
+    recipe = _marked(_built(Recipe, plain, (), released))
     return replace(recipe, released=replace(recipe.released, **released))
 
 
@@ -113,13 +113,22 @@ def _built(cls: type[Config], plain: Any, path: tuple[str, ...], released: dict[
             kind, rest = _kind(options, plain[key], ".".join(name))
             values[key] = _built(kind, rest, name, released)
         else:
-            values[key] = _stored(cls, key, typed(hint, plain[key], ".".join(name)))
+            values[key] = typed(hint, plain[key], ".".join(name))
     return cls(**values)
 
 
-def _stored(cls: type, key: str, value: Any) -> Any:
-    """Marks a place. An empty text names none."""
-    return StoredPlace(value) if value and isinstance(value, str) and key in PLACES.get(cls, ()) else value
+def _marked(config: Any) -> Any:
+    """Marks the places that a config and those in it name. An empty text names none."""
+    values = {}
+    for key in field_types(type(config)):
+        value = getattr(config, key)
+        if is_dataclass(value):
+            values[key] = _marked(value)
+        elif isinstance(value, tuple):
+            values[key] = tuple(_marked(entry) if is_dataclass(entry) else entry for entry in value)
+        elif value and isinstance(value, str) and key in PLACES.get(type(config), ()):
+            values[key] = StoredPlace(value)
+    return replace(config, **values)
 
 
 def places_of(config: Any, name: str = "") -> dict[str, str]:

@@ -17,6 +17,7 @@ from diptych.checkpoints import store
 from diptych.data.shards.listing import shard_names
 from diptych.data.tokenizer import Tokenizer
 from diptych.places import PlaceError, StoredPlace
+from diptych.recipes.override import override, parse_assignments
 from diptych.run import evaluate, train
 from diptych.schema import DataConfig, MixConfig, Recipe, RunConfig, TokenizerConfig
 from diptych.serialize import PLACES, field_types, from_dict, places_of, to_dict
@@ -94,6 +95,18 @@ def test_no_place_of_a_stored_recipe_is_opened(photos: Path, split: str, monkeyp
             catalog.read_splits(recipe.data)
     named = replace(recipe.data, path=str(photos), test_path=None)  # as an override on the command line
     assert len(catalog.open_source(named, "train")) == 6
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_the_sources_of_a_mix_that_the_user_names_are_read(photos: Path, tmp_path: Path, inline: bool) -> None:
+    mix = json.dumps([{"source": "jsonl", "path": str(photos)}])
+    (tmp_path / "mix.json").write_text(mix)
+    named = mix if inline else f"@{tmp_path / 'mix.json'}"
+    changes = parse_assignments(["data.source=mix", f"data.mix={named}"])
+    assert len(catalog.open_source(override(catalog.find_recipe("albef_tiny"), changes).data, "train")) == 6
+    stored = of_somebody(override(catalog.find_recipe("albef_tiny"), changes))
+    with pytest.raises(PlaceError, match=r"data\.mix\.0\.path"):
+        catalog.open_source(stored.data, "train")
 
 
 def test_a_vocabulary_and_a_start_are_places_too(tmp_path: Path) -> None:
