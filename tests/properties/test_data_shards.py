@@ -180,6 +180,24 @@ def test_validation_finds_what_is_wrong_in_shards(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- order
 
 
+def test_captions_without_a_word_are_no_captions_in_shards_either(tmp_path: Path) -> None:
+    """The first sample has an empty text, the second an empty `caption`, the third one caption of two."""
+    texts: list[list[tuple[str, bytes]]] = [
+        [("0.txt", b" \n")],
+        [("1.json", b'{"caption": ""}')],
+        [("2.json", b'{"captions": ["", "a fox"]}')],
+        [("3.txt", b"a boat")],
+    ]
+    members = [member for number, text in enumerate(texts) for member in [(f"{number}.jpg", jpeg(number)), *text]]
+    config = DataConfig("shards", str(tar(tmp_path / "0.tar", members)), held_out=0.0)
+    listing = read_splits(config)["train"]
+    assert [record.captions for record in listing.records] == [("a fox",), ("a boat",)]
+    assert [error.reason for error in listing.skipped] == ["caption empty"] * 2
+    checked = validate(read_splits(config), config)
+    assert checked.splits[0].records == 2
+    assert "train: 2 records cannot be used; data.bad_share allows 1" in checked.errors
+
+
 @pytest.mark.parametrize("sizes", [[30, 1, 0, 25, 18, 40, 22], [64], [3] * 40])
 def test_an_epoch_shows_each_sample_once_but_for_what_fills_no_batch(tmp_path: Path, sizes: list[int]) -> None:
     shards(tmp_path / "data", sizes)

@@ -140,19 +140,28 @@ def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[
     Raises BadRecord if a picture is missing, no text is left, or none of a question's answers holds a word.
     """
     record, paths = _with_slashes(record, root)
-    usable = [number for number, text in enumerate(record.texts) if has_word(clean_text(text, record, max_words))]
-    if not usable and not isinstance(record, Picture):
-        raise BadRecord(name, f"{record.text_name} empty", paths[0] if paths else "")
-    if isinstance(record, Question) and record.answers and not record.targets:
-        raise BadRecord(name, "answer empty", paths[0])
+    record, empty_captions = without_empty(with_images(record, paths), name, max_words)
     for path in paths:
         if "\0" in path or not os.path.isfile(file_of(path)):  # noqa: PTH113 — a million Path.is_file take seconds
             raise BadRecord(name, "picture missing", path)
-    record = with_images(record, paths)
-    if not isinstance(record, Record):
+    return record, empty_captions
+
+
+def without_empty(record: AnyRecord, name: str, max_words: int) -> tuple[AnyRecord, list[BadRecord]]:
+    """Removes the captions of a record that hold no word. They are returned as errors.
+
+    Raises BadRecord if no text is left, or none of a question's answers holds a word.
+    """
+    place = record.images[0] if record.images else ""
+    usable = [number for number, text in enumerate(record.texts) if has_word(clean_text(text, record, max_words))]
+    if not usable and not isinstance(record, Picture):
+        raise BadRecord(name, f"{record.text_name} empty", place)
+    if isinstance(record, Question) and record.answers and not record.targets:
+        raise BadRecord(name, "answer empty", place)
+    if not isinstance(record, Record) or len(usable) == len(record.captions):
         return record, []
     empty = [
-        BadRecord(f"{name}, caption {number + 1}", "caption empty", paths[0])
+        BadRecord(f"{name}, caption {number + 1}", "caption empty", place)
         for number in range(len(record.captions))
         if number not in usable
     ]

@@ -28,7 +28,7 @@ from diptych.data.shards.remote import is_remote
 from diptych.data.shards.samples import members_of, record_of
 from diptych.data.skips import list_errors
 from diptych.data.sources.files import TRAINING_SIDE
-from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.listing import SourceListing, without_empty
 from diptych.data.splits import check_held_out, own_path
 from diptych.schema import SPLITS, DataConfig, Split
 
@@ -84,7 +84,7 @@ class ShardSource:
             raise BadRecord(error.record, reason, error.detail) from None
         if self.kind is not None and not isinstance(record, self.kind):
             raise BadRecord(record.id, "another task", f"{TASK_NAMES[type(record)]} among {TASK_NAMES[self.kind]}")
-        return record
+        return without_empty(record, record.id, self.config.max_words)[0]
 
     def picture(self, record: Any) -> Image.Image:
         """Returns the first picture of a record. Raises BadRecord."""
