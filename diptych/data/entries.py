@@ -11,9 +11,9 @@ The keys of an object are the fields of its record. The key of the text says whi
      "image_id": "…", "ref_id": "…", "part": "testA"}
     {"id": "…", "text": "…"}
 
-`caption` with one string may stand for `captions`, `answer` for `answers` and `bbox` for `box`. An answer may be a
-number, or an object {"answer": "red"}, as VQA v2 and VizWiz write it. `id` defaults to `FILE:LINE` and
-`image_id` to the image path.
+`caption` with one string may stand for `captions`, and so may `text` beside an image, `answer` for `answers` and `bbox`
+for `box`. An answer may be a number, or an object {"answer": "red"}, as VQA v2 and VizWiz write it. `id` defaults to
+`FILE:LINE` and `image_id` to the image path.
 `picture_from_entry` reads pictures alone, and ignores all texts. It is a separate function, because otherwise a line
 without a text is a mistake.
 """
@@ -80,10 +80,7 @@ def from_entry(entry: Any, name: str) -> AnyRecord:
     """
     if not isinstance(entry, Mapping):
         raise BadRecord(name, "not an object", 'each entry is {"image": …, "caption": …}')
-    for key, read in _READERS.items():
-        if key in entry:
-            return read(entry, name)
-    return _record(entry, name)
+    return _READERS[text_key(entry) or "caption"](entry, name)
 
 
 def picture_from_entry(entry: Any, name: str) -> Picture:
@@ -95,7 +92,7 @@ def picture_from_entry(entry: Any, name: str) -> Picture:
 
 def _record(entry: Mapping[str, Any], name: str) -> Record:
     image = text_of(entry, "image", name)
-    captions = texts_of(entry, "captions" if "captions" in entry else "caption", name)
+    captions = texts_of(entry, next((key for key in CAPTION_KEYS if key in entry), "caption"), name)
     clean = texts_of(entry, "clean", name) if entry.get("clean") else ()
     if clean and len(clean) != len(captions):
         raise BadRecord(name, "wrong type", "`clean` must have one text for each caption")
@@ -167,6 +164,12 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], AnyRecord]] = {
     "text": _plain_text,
 }
 """The function that reads an object with this key. The first key that is present decides."""
+CAPTION_KEYS = ("captions", "caption", "text")
+
+
+def text_key(entry: Any) -> str | None:
+    """Returns the key of an object's text, which decides how it is read, or None."""
+    return next((key for key in _READERS if isinstance(entry, Mapping) and key in entry), None)
 
 
 KEYS = frozenset({

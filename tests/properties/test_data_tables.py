@@ -204,6 +204,23 @@ def test_imagefolder_is_read_with_its_metadata_and_splits(tmp_path: Path) -> Non
     assert [(e.record, e.reason) for e in parts["train"].skipped] == [("train/forgotten.png", "picture without text")]
 
 
+@pytest.mark.parametrize("keys", [("file_name", "text"), ("image", "text"), ("image", "caption")])
+def test_captions_of_a_folder_may_have_other_keys(tmp_path: Path, pictures: Path, keys: tuple[str, str]) -> None:
+    lines = [json.dumps({keys[0]: f"{n:02}.png", keys[1]: caption}) for n, caption in enumerate(CAPTIONS)]
+    write(pictures / "captions.jsonl", "\n".join(lines))
+    listing = read_folder(str(pictures), config())
+    assert shown(listing) == WHOLE
+    assert listing.skipped == []
+
+
+def test_lines_with_a_caption_and_with_a_text_stand_in_one_file(pictures: Path) -> None:
+    keys = ("caption", "text")
+    lines = [json.dumps({"image": f"{n:02}.png", keys[n % 2]: caption}) for n, caption in enumerate(CAPTIONS)]
+    listing = read_jsonl(str(write(pictures / "list.jsonl", "\n".join(lines))), config())
+    assert shown(listing) == WHOLE
+    assert listing.skipped == []
+
+
 def test_metadata_in_json_lines_takes_the_place_of_texts(tmp_path: Path, pictures: Path) -> None:
     write(pictures / "metadata.jsonl", TABLES["lines.jsonl"])
     listing = read_folder(str(pictures), config())

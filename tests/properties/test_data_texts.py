@@ -135,7 +135,7 @@ def test_broken_lines_are_named_and_the_others_read(tmp_path: Path) -> None:
     assert {error.record: error.reason for error in source.skipped} == {
         f"{file}:2": "text empty", f"{file}:3": "wrong type", f"{file}:4": "line is not JSON",
         f"{file}:5": "not an object", f"{file}:6": "line is not UTF-8", f"{file}:7": "key missing",
-        f"{file}:8": "key missing", f"{file}:9": "another task",
+        f"{file}:8": "another task", f"{file}:9": "another task",
     }  # fmt: skip
     with pytest.raises(ValueError, match="8 texts of the test split"):
         opened(config(lines(tmp_path / "t.txt"), test_path=str(file)), "test")

@@ -99,7 +99,7 @@ def _fill(
     """Embeds the items that are not stored yet, and commits them."""
     description, number = description.with_root(_root(source))
     items = read_items(source, description.roots[number].prefix, number)
-    notes = (str(items.passed_over),) if items.passed_over else ()
+    notes = items.notes
     writer.begin(description, anew)
     writer.drop_unwanted({item.id: item for item in items.items})
     missing = [

@@ -1,26 +1,32 @@
-"""Lists what is embedded: the pictures of a folder, or the pictures and texts of a JSONL file."""
+"""Lists what is embedded: the pictures of a folder, or the pictures and texts of a list, read as for training."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from diptych.data.cleanup import clean_caption
-from diptych.data.entries import from_entry, name_of, picture_from_entry, plain_path
+from diptych.data.columns import LOOKED_AT
+from diptych.data.entries import from_entry, name_of, picture_from_entry, plain_path, text_key
 from diptych.data.files import files_below, json_lines
 from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.pictures import file_of, why_missing
 from diptych.data.record import BadRecord, PlainText
+from diptych.data.sources.jsonl import table_of
+from diptych.data.sources.listing import SourceListing, paths_below
+from diptych.data.sources.table import add_table
+from diptych.data.tables import NoTable, Table, open_table
 from diptych.reading import expand_home
+from diptych.schema import DataConfig
 
 Kind = Literal["picture", "text"]
 T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("picture", "text")
-TEXT_KEYS = ("captions", "caption", "hypothesis", "question", "statement", "phrase", "text")
-"""Keys of a JSONL line that hold a text, as in diptych/data/entries.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,13 @@ class SourceItems:
     """Invalid lines, missing pictures, texts without words, and repeated ids."""
     passed_over: PassedOver = field(default_factory=PassedOver)
     """The files of a folder that look like pictures and are not read as such."""
+    columns: tuple[str, ...] = ()
+    """What was found out about the columns of a list by looking, for its user to check."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the source."""
+        return (*self.columns, *([str(self.passed_over)] if self.passed_over else []))
 
     def file(self, item: Item) -> Path:
         """Returns the file of a picture."""
@@ -56,7 +69,7 @@ class SourceItems:
 
 
 ItemSource = str | Path | Sequence[Item]
-"""A folder, a JSONL file, or a list of items whose paths are absolute."""
+"""A folder, a file that lists pictures and texts, or a sequence of items whose paths are absolute."""
 
 
 def read_items(source: ItemSource, prefix: str = "", number: int = 0) -> SourceItems:
@@ -74,9 +87,9 @@ def read_items(source: ItemSource, prefix: str = "", number: int = 0) -> SourceI
         reader.read_folder()
     elif path.is_file():
         reader = _SourceReader(path.resolve().parent, prefix, number)
-        reader.read_jsonl(path)
+        reader.read_list(path)
     else:
-        raise ValueError(f"no folder or file {path}: name a folder of pictures, or a JSONL file of pictures and texts")
+        raise ValueError(f"no folder or file {path}: name a folder of pictures, or a list of pictures and texts")
     if not reader.items:
         first = f"; the first that cannot be used: {reader.skipped[0]}" if reader.skipped else ""
         expected = (
@@ -85,7 +98,7 @@ def read_items(source: ItemSource, prefix: str = "", number: int = 0) -> SourceI
             else "a line is an object with an `image` or a text"
         )
         raise ValueError(f"nothing to embed in {path}: {expected}{first}{reader.passed_over.after}")
-    return SourceItems(reader.root, list(reader.items.values()), reader.skipped, reader.passed_over)
+    return SourceItems(reader.root, list(reader.items.values()), reader.skipped, reader.passed_over, reader.columns)
 
 
 class _SourceReader:
@@ -96,13 +109,43 @@ class _SourceReader:
         self.items: dict[str, Item] = {}
         self.skipped: list[BadRecord] = []
         self.passed_over = PassedOver()
+        self.columns: tuple[str, ...] = ()
 
     def read_folder(self) -> None:
         for file in files_below(self.root, self.passed_over):
             if is_picture(file):
                 self._add_picture(self.prefix + file.as_posix(), file.as_posix(), file.as_posix())
 
-    def read_jsonl(self, path: Path) -> None:
+    def read_list(self, path: Path) -> None:
+        """Reads lines with the keys of this library, or else a table of captioned pictures with any columns."""
+        if (table := _table(path.resolve())) is None:
+            self._read_lines(path)
+            return
+        listing = SourceListing()
+        try:
+            add_table(listing, table, DataConfig())
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\nnothing was read. `diptych data convert table {path} --to FOLDER` takes such settings as"
+                " options (--root, --image-column, --caption-column), and writes a list that can be read here"
+            ) from None
+        self.columns = tuple(listing.notes)
+        listed = str(table.place)
+        self.skipped += [
+            BadRecord(error.record.replace(listed, path.name, 1), error.reason, error.detail)
+            for error in listing.skipped
+        ]
+        for record in listing.records:
+            name = record.id.replace(listed, path.name, 1)
+            self._add_picture(self.prefix + record.image_id, self._content(record.image), f"{name}, {record.image}")
+            for position, text in enumerate(record.captions, start=1):
+                self._add_text(f"{self.prefix}{name}#{position}", text, name)
+
+    def _content(self, path: str) -> str:
+        """Returns the path of a picture as items have it: from the root, unless it lies elsewhere."""
+        return plain_path(path.removeprefix(f"{self.root}{os.sep}"))
+
+    def _read_lines(self, path: Path) -> None:
         for line, entry in json_lines(path):
             name = f"{path.name}:{line.rpartition(':')[2]}"
             try:
@@ -114,12 +157,13 @@ class _SourceReader:
 
     def _read_line(self, entry: Any, name: str) -> None:
         """Adds the pictures and texts of one line. Raises BadRecord for an invalid line."""
-        has_text = isinstance(entry, dict) and any(key in entry for key in TEXT_KEYS)
-        record = from_entry(entry, name) if has_text else picture_from_entry(entry, name)
+        record = from_entry(entry, name) if text_key(entry) else picture_from_entry(entry, name)
         line_id = name_of(entry, "id", name)
-        for image, image_id in zip(record.images, record.image_ids, strict=True):
-            id = image_id if image_id != plain_path(image) else self.prefix + image_id
-            self._add_picture(id, plain_path(image), f"{name}, {image}")
+        named = record.image_ids
+        record, paths = paths_below(record, self.root)
+        for image, place, own_id, image_id in zip(record.images, paths, named, record.image_ids, strict=True):
+            id = image_id if own_id != plain_path(image) else self.prefix + image_id
+            self._add_picture(id, self._content(place), f"{name}, {image}")
         base = line_id if line_id is not None else self.prefix + name
         for position, text in enumerate(record.texts, start=1):
             self._add_text(base if isinstance(record, PlainText) else f"{base}#{position}", text, name)
@@ -147,6 +191,20 @@ class _SourceReader:
         known = self.items.setdefault(item.id, item)
         if known is not item and known != item:  # a picture that several lines name is one item
             self.skipped.append(BadRecord(name, "id repeated", item.id))
+
+
+def _table(path: Path) -> Table | None:
+    """Returns the table that a list is; None for lines with the keys of this library."""
+    table = None
+    with suppress(NoTable):
+        table = open_table(path)
+    if table is None or table.kind == "lines" or (table.kind == "separated" and _has_objects(path)):
+        return table_of(path, DataConfig())
+    return table
+
+
+def _has_objects(path: Path) -> bool:
+    return any(isinstance(entry, dict) for _, entry in islice(json_lines(path), LOOKED_AT))
 
 
 def _unstorable(text: str) -> str | None:

@@ -70,7 +70,7 @@ def embed_source(
     if reason := predictor.missing("embed"):
         raise ValueError(reason)
     job = _EmbeddingJob(to, read_items(source), ModelIdentity.of(predictor), part_size, predictor.precision)
-    seen = (str(job.source.passed_over),) if job.source.passed_over else ()
+    seen = job.source.notes
     if job.done():
         return job.report(waiting=0, notes=(f"{to} is of this source and model already", *seen))
     notes = (*job.begin(), *seen)

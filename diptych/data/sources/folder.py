@@ -14,12 +14,13 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from diptych.data.files import decoded, files_below
 from diptych.data.picture_kinds import PassedOver, is_picture
 from diptych.data.record import BadRecord
-from diptych.data.sources.jsonl import read_lines
+from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.sources.listing import SourceListing, tell_apart
 from diptych.data.sources.table import add_table, splits_by_folder
 from diptych.data.tables import open_table
@@ -45,7 +46,7 @@ def read_folder(path: str, config: DataConfig) -> SourceListing:
     seen = PassedOver()
     files = list(files_below(folder, seen))
     if (folder / CAPTIONS_FILE).is_file():
-        listing = _captioned(folder, files, config.max_words)
+        listing = _captioned(folder, files, config)
     elif metadata := [file for file in files if file.name in METADATA_FILES]:
         listing = _with_metadata(folder, files, metadata, config)
     else:
@@ -54,9 +55,9 @@ def read_folder(path: str, config: DataConfig) -> SourceListing:
     return listing
 
 
-def _captioned(folder: Path, files: list[Path], max_words: int) -> SourceListing:
+def _captioned(folder: Path, files: list[Path], config: DataConfig) -> SourceListing:
     """Reads `captions.jsonl`, and skips the pictures that it does not mention."""
-    listing = read_lines(folder / CAPTIONS_FILE, folder, max_words)
+    listing = read_jsonl(str(folder / CAPTIONS_FILE), replace(config, root=str(folder)))
     _skip_unnamed(listing, folder, files, CAPTIONS_FILE)
     return listing
 

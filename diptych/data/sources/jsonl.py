@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.columns import LOOKED_AT, SPLIT_COLUMN, NoColumns
-from diptych.data.entries import KEYS, from_entry, object_of
+from diptych.data.entries import KEYS, from_entry, object_of, text_key
 from diptych.data.files import existing, json_lines, lines_of, parsed
-from diptych.data.record import BadRecord, PlainText
+from diptych.data.record import BadRecord
 from diptych.data.sources.listing import SourceListing
 from diptych.data.sources.table import add_table, name_splits, split_of_row, tell_columns
 from diptych.data.tables import NoTable, Table, open_table
@@ -64,11 +64,15 @@ def table_of(file: Path, config: DataConfig) -> Table | None:
 
 
 def _is_own(entry: object) -> bool:
-    """Whether an entry has the keys of a record with a picture, even if their values cannot be used."""
+    """Whether an entry has the keys of a record with a picture, even if their values cannot be used.
+
+    A file with all its captions under `text` is read as a table, as Hugging Face's lists are.
+    """
     try:
-        return not isinstance(from_entry(entry, ""), PlainText)
+        from_entry(entry, "")
     except BadRecord as error:
-        return isinstance(entry, dict) and error.reason != "key missing"
+        return isinstance(entry, dict) and text_key(entry) != "text" and error.reason != "key missing"
+    return text_key(entry) != "text"
 
 
 def read_lines(file: Path, root: Path, max_words: int) -> SourceListing:

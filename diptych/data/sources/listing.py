@@ -139,7 +139,7 @@ def _located(record: AnyRecord, name: str, root: Path, max_words: int) -> tuple[
 
     Raises BadRecord if a picture is missing, no text is left, or none of a question's answers holds a word.
     """
-    record, paths = _with_slashes(record, root)
+    record, paths = paths_below(record, root)
     record, empty_captions = without_empty(with_images(record, paths), name, max_words)
     for path in paths:
         if "\0" in path or not os.path.isfile(file_of(path)):  # noqa: PTH113 — a million Path.is_file take seconds
@@ -170,7 +170,7 @@ def without_empty(record: AnyRecord, name: str, max_words: int) -> tuple[AnyReco
     return replace(record, captions=captions, clean=clean), empty
 
 
-def _with_slashes(record: AnyRecord, root: Path) -> tuple[AnyRecord, list[str]]:
+def paths_below(record: AnyRecord, root: Path) -> tuple[AnyRecord, list[str]]:
     """Returns the record with the paths of its pictures below `root`.
 
     Lists written on Windows separate folders by backslashes, which are also letters of a name elsewhere. They are
