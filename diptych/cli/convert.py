@@ -14,7 +14,7 @@ examples:
   diptych convert beit_base.pth --vocabulary vocab.txt --to runs/beit   (then: train vlmo_base_language …)
   diptych convert deit_base.pth bert-base-uncased --to runs/start      (then: train … init_from=runs/start)
   diptych convert albef-4m --image-size 384 --to runs/albef-384        (published weights by name)
-  diptych convert runs/demo --to released demo.pth
+  diptych convert runs/albef --to released ours.pth                    (a run of a published size)
 
 `diptych inspect FILE` describes a file. `diptych weights` lists the names of published weights, which are fetched.
 """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from diptych.checkpoints import store
 from diptych.checkpoints.convert import Report, absences, counts, from_published, to_published
@@ -16,6 +17,9 @@ from diptych.pretrained.assemble import Assembled, assemble, family_with
 from diptych.pretrained.family import Options
 from diptych.serialize import from_dict, to_dict
 from diptych.writing import UNFINISHED, is_free, whole_file
+
+RELEASED = {"stem": "patch", "norm": "post"}
+"""The only values of these fields, wherever they stand, that the released code computes with."""
 
 
 def convert(files: Sequence[Path | str], folder: Path, options: Options) -> Assembled:
@@ -34,6 +38,16 @@ def convert(files: Sequence[Path | str], folder: Path, options: Options) -> Asse
         unfinished.write_text(json.dumps(asdict(assembled.report), indent=1, ensure_ascii=False), encoding="utf-8")
         store.save_checkpoint(folder / "checkpoints", 0, content)
     return assembled
+
+
+def _unpublished(config: Any, name: str) -> Iterator[str]:
+    """Yields the fields of a config, and of those in it, with values that were never published."""
+    for field in fields(config):
+        value, place = getattr(config, field.name), f"{name}.{field.name}"
+        if is_dataclass(value):
+            yield from _unpublished(value, place)
+        elif value != RELEASED.get(field.name, value):
+            yield f"{place}={value}"
 
 
 def fresh_parts(report: Report) -> list[str]:
@@ -71,6 +85,12 @@ def export(run: Path, file: Path) -> dict[str, str]:
     if family is None or layout is None:
         raise ValueError(f"{recipe.name} trains what was never released: it has no released layout")
     rules = layout.rules(recipe.model)
+    if unknown := [*_unpublished(recipe.model, "model"), *_unpublished(recipe.task, "task")]:
+        raise ValueError(
+            f"{checkpoint.folder} has no released layout: the released code does not know {' and '.join(unknown)},"
+            " which recipes for training small models from random weights set. Name a run of a published size, as of"
+            " albef_base or vlmo_base, or write this one with `diptych export RUN --to FOLDER`"
+        )
     weights = checkpoint.weights()
     try:
         published = to_published(family.as_released(weights, recipe), rules)

@@ -495,7 +495,7 @@ def test_a_model_that_the_released_code_cannot_compute_is_not_exported(tmp_path:
     recipe, tokenizer = find_recipe("albef_tiny"), Tokenizer.train(["a red fox"], size=30)
     content = store.CheckpointState(build_task(recipe, tokenizer).state_dict(), {}, {"step": 1}, to_dict(recipe))
     store.save_checkpoint(tmp_path / "checkpoints", 1, content)
-    with pytest.raises(ValueError, match=r"has no released layout: model\.\S+ has no published name"):
+    with pytest.raises(ValueError, match=r"does not know model\.vision\.stem=conv and model\.text\.norm=pre, which"):
         export(tmp_path, tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
 
