@@ -5,7 +5,7 @@ Whatever is counted or derived, is so from the records that can be used.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +13,7 @@ from typing import Any
 
 from diptych.data.boxes import BoxCheck, boxes_of
 from diptych.data.cleanup import clean_text
-from diptych.data.pictures import open_picture, picture_digest, picture_size
+from diptych.data.pictures import file_of, open_picture, picture_digest, picture_size
 from diptych.data.profile import TextProfile, is_other_script, profile_texts
 from diptych.data.record import (
     ENTAILMENT_LABELS,
@@ -116,6 +116,7 @@ def validate(
     errors = [error for check in checks for error in _errors(check)]
     notes = [note for listing in listings.values() for note in listing.notes]
     notes += [f"{split}: {listing.passed_over}" for split, listing in listings.items() if listing.passed_over]
+    notes += [f"{split}: {note}" for split, listing in listings.items() for note in _joined_files(listing, opened)]
     notes += [note for check in checks for note in _notes(check, config)]
     for first, second in combinations(SPLITS, 2):
         texts_alone = _has_texts_alone(listings[first]) and _has_texts_alone(listings[second])
@@ -272,6 +273,30 @@ def _shared_pictures(first: SourceListing, second: SourceListing, opened: _Opene
         if key in names and name not in shared:
             shared[name] = name if names[key] == name else f"{name} (the same as {names[key]})"
     return sorted(shared.values())
+
+
+def _joined_files(listing: SourceListing, opened: _OpenedPictures | None) -> Iterator[str]:
+    """Notes that files which differ have one `image_id`, and so are one picture.
+
+    Files that were opened differ by their content, others by their paths. Each sample of a shard has a copy of its own.
+    """
+    first: dict[str, tuple[str | bytes, str]] = {}
+    others: defaultdict[str, set[str]] = defaultdict(set)
+    for record in listing.records if not _has_texts_alone(listing) else ():
+        for image_id, path in zip(record.image_ids, record.images, strict=True):
+            content = opened.hashes.get(path) if opened else path
+            if content is None or (opened is None and file_of(path) != path):
+                continue
+            if first.setdefault(image_id, (content, path))[0] != content:
+                others[image_id].add(path)
+    if others:
+        image_id, paths = next(iter(others.items()))
+        files = [first[image_id][1], *sorted(paths)]
+        yield (
+            f"{_counted(len(others), '`image_id`')} of several files that differ, such as {image_id} of {_some(files)}:"
+            " files with one `image_id` count as one picture, which is never a negative of itself. Leave it out, or"
+            " give each picture its own, if they show different things"
+        )
 
 
 def _names(listing: SourceListing, opened: _OpenedPictures | None) -> dict[Any, str]:

@@ -267,6 +267,21 @@ def test_words_that_a_vocabulary_does_not_know_are_counted(tmp_path: Path) -> No
     assert "the vocabulary does not know 80.0% of the word pieces ([UNK]), as in '红色圆形'" in note
 
 
+@pytest.mark.parametrize("opened", [True, False])
+def test_files_that_differ_and_have_one_identity_are_noted(tmp_path: Path, opened: bool) -> None:
+    train = [
+        {"image": picture(tmp_path / f"d{number}.png", number), "caption": f"thing {number}", "image_id": number // 4}
+        for number in range(24)
+    ]
+    copy = {"image": picture(tmp_path / "copy.png", 9), "caption": "a copy", "image_id": "c"}
+    same = {"image": picture(tmp_path / "same.png", 9), "caption": "the same", "image_id": "c"}
+    config = split_files(tmp_path, train=[*train, copy, same])
+    (note,) = (note for note in check(config, opened).notes if "`image_id`" in note)
+    assert note.startswith(f"train: {6 if opened else 7} `image_id`s of several files that differ, such as 0 of ")
+    assert f"{tmp_path}/d0.png, {tmp_path}/d1.png" in note
+    assert not any("`image_id`" in note for note in check(split_files(tmp_path), opened).notes)
+
+
 def boxed(folder: Path, boxes: list[list[float]]) -> tuple[str, ...]:
     """Returns what is noted about the boxes of phrases, which are in pictures of 6 × 4 pixels."""
     train = [
