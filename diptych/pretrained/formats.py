@@ -24,7 +24,7 @@ from diptych.checkpoints.convert import Absent, Rule
 from diptych.checkpoints.files import PUBLISHED_FILES
 from diptych.checkpoints.tensors import TensorFile
 from diptych.printable import brief
-from diptych.reading import disguise_of, expand_home, open_regular
+from diptych.reading import disguise_of, expand_home, open_regular, read_stored
 
 PLAIN: list[Any] = [argparse.Namespace]
 """Classes that a file may hold beside tensors and plain values: the settings of a training, which run nothing."""
@@ -37,6 +37,10 @@ MOST = 0.9
 """A prefix stands before at least this share of the names. Others are of the training, such as `loss.weight`."""
 OF_TRAINING = re.compile(r"optim|sched|scaler|rng|loss|criterion", re.IGNORECASE)
 """Entries of a file with this in their names are no model."""
+INDEX = ".index.json"
+"""Ends the name of the file that says in which files the tensors of a checkpoint are, behind the usual name."""
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(?:safetensors|bin)$")
+"""Ends the name of one of these files."""
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts that torch.compile, FSDP and activation checkpointing insert into names, wherever they were applied."""
 
@@ -129,6 +133,13 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     that could only be read by running code, one that is no checkpoint, and a missing one.
     """
     file = _file(expand_home(path))
+    if file.name.endswith(INDEX):
+        return _contents(file, _read_shards(file, shapes_only))
+    if (match := SHARD.search(file.name)) and int(match[1]) > 1:
+        raise ValueError(
+            f"{file} is one of the {int(match[1])} files in which a checkpoint lies: name the folder of all of them,"
+            f" with their {INDEX.removeprefix('.')}"
+        )
     if _is_safetensors(file):
         return _contents(file, _read_safetensors(file, shapes_only))
     if kind := disguise_of(file, binary=True):
@@ -226,10 +237,26 @@ def _file(path: Path) -> Path:
         return path
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    for name in PUBLISHED_FILES:
+    for name in (*PUBLISHED_FILES, *(f"{name}{INDEX}" for name in PUBLISHED_FILES)):
         if (path / name).is_file():
             return path / name
     raise ValueError(f"{path} is a folder without {' or '.join(PUBLISHED_FILES)}: name a file, a run or a checkpoint")
+
+
+def _read_shards(index: Path, shapes_only: bool) -> dict[str, Tensor]:
+    """Reads the safetensors files of a checkpoint that was cut into several, whose index names the file of each."""
+    content = read_stored(index)
+    places = content.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index} does not say in which files its tensors are (it has no `weight_map`)")
+    files = [index.with_name(Path(name).name) for name in dict.fromkeys(places.values())]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(
+            f"{index} names {len(files)} files, of which these are not beside it: {', '.join(missing[:5])}"
+        )
+    if others := [file.name for file in files if not _is_safetensors(file)]:
+        raise ValueError(f"{index} names files that are no safetensors: {', '.join(others[:5])}. Save them as one file")
+    return {name: tensor for file in files for name, tensor in _read_safetensors(file, shapes_only).items()}
 
 
 def _is_safetensors(file: Path) -> bool:

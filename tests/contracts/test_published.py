@@ -466,6 +466,22 @@ def test_a_full_disk_leaves_nothing_and_a_second_try_works(
     assert back.is_file()
 
 
+def test_a_checkpoint_in_several_files_is_read_as_a_whole(tmp_path: Path) -> None:
+    tensors = {name: torch.full((2, 3), float(number)) for number, name in enumerate("abcd")}
+    names = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(zip("abcd", [*names, *names], strict=True))}))
+    save_file({"a": tensors["a"], "c": tensors["c"]}, tmp_path / names[0])
+    with pytest.raises(ValueError, match=rf"names 2 files, of which these are not beside it: {names[1]}"):
+        read(tmp_path)
+    save_file({"b": tensors["b"], "d": tensors["d"]}, tmp_path / names[1])
+    for place in (tmp_path, index):
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in read(place).tensors.items())
+        assert set(read(place, shapes_only=True).tensors) == set(tensors)
+    with pytest.raises(ValueError, match="is one of the 2 files in which a checkpoint lies: name the folder"):
+        read(tmp_path / names[0])
+
+
 def test_a_folder_or_file_that_is_there_is_not_overwritten(
     golden_albef: Path, released: Callable[..., Path], tmp_path: Path
 ) -> None:
