@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,40 @@ def test_a_header_row_is_not_counted_as_a_row(tmp_path: Path, first: str) -> Non
 def test_a_first_row_that_may_be_either_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"list\.tsv:1: the first row .* has no address\. Remove it if it names"):
         read_conceptual(str(conceptual(tmp_path, "Bildtext\tOrt\n")), config())
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["caption,url", "", "  ", "# CC3M", "caption", "caption\turl\tlabels", "\tcaption\turl", "a fox\thttp://a\tx"],
+)
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_row_that_programs_count_or_not_is_refused_where_only_numbers_pair(
+    tmp_path: Path, row: str, place: int
+) -> None:
+    file = conceptual(tmp_path, "")
+    rows = file.read_text().splitlines()
+    write(file, "\n".join([*rows[:place], row, *rows[place:]]) + "\n")
+    with pytest.raises(ValueError, match=rf"list\.tsv:{place + 1}: the (first )?row .* Remove it if it names"):
+        read_conceptual(str(file), config())
+
+
+def test_a_row_that_may_not_count_harms_no_pair_that_is_proven_or_before_it(tmp_path: Path) -> None:
+    file = conceptual(tmp_path, "")
+    file.write_text(file.read_text() + "\n\n")
+    assert len(read_conceptual(str(file), config()).records) == 6
+    file.write_text("\n" + file.read_text())
+    for number in range(6):
+        check = zlib.crc32(f"http://example.org/{number}.jpg".encode())
+        (tmp_path / f"images/{number}.jpg").rename(tmp_path / f"images/{number + 1}_{check}.jpg")
+    listing = read_conceptual(str(file), config())
+    assert [record.captions for record in listing.records] == [(f"caption {number}",) for number in range(6)]
+
+
+def test_empty_lines_at_the_end_hide_no_counting_from_one(tmp_path: Path) -> None:
+    file = conceptual(tmp_path, "", begin=1)
+    file.write_text(file.read_text() + "\n\n")
+    with pytest.raises(ValueError, match="no picture has 0: "):
+        read_conceptual(str(file), config())
 
 
 @pytest.mark.parametrize(("first", "why"), [("caption\turl\n", "the header row was counted"), ("", "began at 1")])

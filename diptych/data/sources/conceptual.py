@@ -5,7 +5,8 @@ A picture file is named after its row, counted from 0. It may have leading zeros
 without a picture are skipped and counted.
 
 A header row, which some guides tell people to add, is recognised and not counted. Nothing but the number pairs a
-picture that has no CRC-32 with its row, so everything that hints at a shift is refused or noted.
+picture that has no CRC-32 with its row, so everything that hints at a shift is refused or noted: above all a row that
+some programs count and others do not, such as an empty one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,16 +40,23 @@ def read_conceptual(path: str, config: DataConfig) -> SourceListing:
     pictures = _pictures(root)
     read = partial(_read, pictures=pictures)
     listing = SourceListing()
-    header, rows = 0, 0
+    header, rows, last = 0, 0, 0
+    doubt: tuple[str, int] | None = None
+    """What to say of the first row that may not count, and how many pairs stand before it."""
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             row = line_content(line, number, b"\r\n")
-            if number == 1 and _is_header(row, path):
+            if number == 1 and _is_header(row):
                 header = 1
                 continue
+            if doubt is None and _may_not_count(row):
+                doubt = _doubt(row, path, number), len(listing.records)
             listing.add((rows, row), f"{path}:{number}", root, config.max_words, read)
             rows += 1
-    _check_numbers(pictures, rows, header, path)
+            last = rows if row.strip() else last
+    _check_numbers(pictures, last, header, path)
+    if doubt is not None and _unproven(listing.records[doubt[1] :]):
+        raise ValueError(doubt[0])
     listing.notes += _notes(listing, pictures, header, path)
     return listing
 
@@ -95,22 +104,31 @@ def _columns(row: bytes, name: str) -> tuple[str, str]:
 # --------------------------------------------------------------------------- pairing by number
 
 
-def _is_header(row: bytes, path: str) -> bool:
-    """Returns whether the first row names the columns.
+def _is_header(row: bytes) -> bool:
+    """Returns whether the first row names the columns."""
+    columns = row.decode(errors="replace").split("\t")
+    return len(columns) == 2 and not any(map(is_address, columns)) and any(map(is_header_name, columns))
 
-    Raises ValueError if that cannot be told: counting a header as row 0 would give every picture its neighbour's
-    caption.
+
+def _may_not_count(row: bytes) -> bool:
+    """Returns whether a row is none of a caption and an address. Some programs count such rows, others leave them out.
+
+    Counting a header as row 0, for example, would give every picture its neighbour's caption.
     """
     columns = row.decode(errors="replace").split("\t")
-    if len(columns) != 2 or any(map(is_address, columns)):
-        return False
-    if not any(map(is_header_name, columns)):
-        raise ValueError(
-            f"{path}:1: the first row ({columns[0][:40]!r}, {columns[1][:40]!r}) has no address. Remove it if it names"
-            " the columns, or else complete it: pictures are paired with rows by number, and one row too many gives"
-            " each picture its neighbour's caption"
-        )
-    return True
+    return len(columns) != 2 or not any(map(is_address, columns))
+
+
+def _doubt(row: bytes, path: str, number: int) -> str:
+    """Says what is to be done about a row that may not count."""
+    columns = row.decode(errors="replace").split("\t")
+    shown = ", ".join(repr(column[:40]) for column in columns[:3]) + ", …" * (len(columns) > 3)
+    lacks = "is no caption and address with a tab between" if any(map(is_address, columns)) else "has no address"
+    return (
+        f"{path}:{number}: the {'first ' * (number == 1)}row ({shown}) {lacks}. Remove it if it names the columns or"
+        " was left out when the pictures were fetched, or else complete it: pictures are paired with rows by number,"
+        " and one row too many or too few gives each picture behind it its neighbour's caption"
+    )
 
 
 def _check_numbers(pictures: dict[int, list[Path]], rows: int, header: int, path: str) -> None:
@@ -123,10 +141,14 @@ def _check_numbers(pictures: dict[int, list[Path]], rows: int, header: int, path
         )
 
 
+def _unproven(records: Iterable[Record]) -> list[Record]:
+    """Returns the records whose pictures are paired with their rows by number alone."""
+    return [record for record in records if _check_of(Path(record.image)) is None]
+
+
 def _notes(listing: SourceListing, pictures: dict[int, list[Path]], header: int, path: str) -> list[str]:
     notes = [f"{path}: the first row names the columns and is not counted"] if header else []
-    unproven = [record for record in listing.records if _check_of(Path(record.image)) is None]
-    if unproven:
+    if unproven := _unproven(listing.records):
         first = unproven[0]
         notes.append(
             f"{path}: {len(unproven)} pictures are paired with rows by their number alone, which nothing can check:"
