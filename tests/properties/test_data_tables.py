@@ -668,6 +668,37 @@ def test_pictures_are_taken_from_the_folder_that_the_list_is_named_after(tmp_pat
         read_table(str(other), config())
 
 
+@pytest.mark.parametrize("form", ["csv", "coco"])
+@pytest.mark.parametrize("own", [0, 5])
+def test_pictures_of_a_folder_beside_take_the_place_of_no_own_ones(tmp_path: Path, own: int, form: str) -> None:
+    """Folders that number their pictures have the same names for different ones."""
+    for number in range(COUNT):
+        picture(tmp_path / f"b/{number:02}.png", number + 100)
+    for number in range(own):
+        picture(tmp_path / f"a/{number:02}.png", number)
+    if form == "csv":
+        rows = "".join(f"{n:02}.png,{c}\n" for n, c in enumerate(CAPTIONS)).replace("fox, n", "fox n")
+        file = write(tmp_path / "a/all.csv", "image,caption\n" + rows)
+    else:
+        images = [{"id": n, "file_name": f"{n:02}.png"} for n in range(COUNT)]
+        content = {"images": images, "annotations": [{"image_id": n, "caption": c} for n, c in enumerate(CAPTIONS)]}
+        file = write(tmp_path / "a/all.json", content)
+    parts = read_splits(config(source="auto", path=str(file)))
+    assert set(shown(parts["train"])) == set(range(own))
+    assert len(parts["train"].skipped) == COUNT - own
+    if not own:
+        assert f"They are in {tmp_path / 'b'}: set data.root={tmp_path / 'b'}" in validate(parts, config()).text()
+
+
+def test_a_few_own_pictures_and_most_in_a_folder_below_leave_a_choice(tmp_path: Path, pictures: Path) -> None:
+    picture(tmp_path / "03.png", 100)
+    file = write(
+        tmp_path / "list.csv", "image;caption\n" + "".join(f"{n:02}.png;{c}\n" for n, c in enumerate(CAPTIONS))
+    )
+    with pytest.raises(ValueError, match=rf"such as 03.png, are in {tmp_path} and in {pictures}: say by data.root"):
+        read_table(str(file), config())
+
+
 def test_a_cell_without_a_value_is_no_caption(tmp_path: Path, pictures: Path) -> None:
     """pandas and databases write what is missing as a word, which would be trained on."""
     missing = dict(enumerate(["nan", "NaN", "NULL", "None", "<NA>", ""]))

@@ -57,6 +57,8 @@ _ENTRY = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?:,\s*)?""",
 USUAL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Suffixes that a table may leave out."""
 LONGEST_NAME = 200
+LIST_FOLDERS = {"annotation", "caption", "label", "list", "metadata", "split", "text"}
+"""Words, without the s of the plural, in the names of folders that hold lists, whose pictures lie beside them."""
 TRIED = 20
 """This many pictures are looked for to find the folder that they lie in."""
 
@@ -306,21 +308,42 @@ class _Pictures:
 
 
 def folder_of_pictures(file: Path, paths: Sequence[str]) -> Path:
-    """Returns the folder that the paths in a list start from: its own, or a folder in or beside it with most of them.
+    """Returns the folder that the paths in a list start from: its own, or one in it or beside it with most of them.
 
-    Of several, the one is meant whose name is part of the list's, as `val2017` is of `captions_val2017.json`. Raises
-    ValueError if there is none, because equal names may be of different pictures.
+    Any picture in its own folder decides for that. A folder beside it needs a sign that the list means it
+    (`_may_mean`). Of several, the one is meant after which the list is named. Raises ValueError if the choice is open,
+    because equal names may be of different pictures.
     """
-    fitting = folders_with(file.parent, paths)
-    if len(fitting) < 2 or fitting[0] == file.parent:
-        return fitting[0] if fitting else file.parent
-    named = [place for place in fitting if place.name.lower() in file.stem.lower()]
-    if not named:
-        places = " and in ".join(map(str, fitting[:3]))
+    own = file.parent
+    found = folders_with(own, paths)
+    if own in found:
+        return own
+    fitting = [place for place in found if place.parent == own or _may_mean(file, place)]
+    here = [path for path in paths if (own / path.replace("\\", "/")).is_file()]
+    named = [place for place in fitting if _is_named_after(file, place)]
+    if not fitting:
+        return own
+    if here or (len(fitting) > 1 and not named):
+        places = " and in ".join(map(str, [own, *fitting[:3]] if here else fitting[:3]))
         raise ValueError(
-            f"pictures of the names in {file}, such as {paths[0]}, are in {places}: say by data.root which are meant"
+            f"pictures of the names in {file}, such as {(here or paths)[0]}, are in {places}: say by data.root which"
+            " are meant"
         )
-    return max(named, key=lambda place: len(place.name))
+    return max(named or fitting, key=lambda place: len(place.name))
+
+
+def _may_mean(file: Path, beside: Path) -> bool:
+    """Returns whether a list may mean the pictures of a folder beside its own, where others may have the same names.
+
+    It does if it is named after that folder, as `captions_val2017.json` is after `val2017`, or if its own folder is
+    called after lists, as COCO's `annotations` is.
+    """
+    words = {word.removesuffix("s") for word in re.split("[^a-z]+", file.parent.name.lower())}
+    return _is_named_after(file, beside) or not words.isdisjoint(LIST_FOLDERS)
+
+
+def _is_named_after(file: Path, folder: Path) -> bool:
+    return bool(re.search(rf"(?<![^\W_]){re.escape(folder.name.lower())}(?![^\W_])", file.stem.lower()))
 
 
 def folders_with(folder: Path, paths: Sequence[str]) -> list[Path]:
