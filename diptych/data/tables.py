@@ -7,6 +7,7 @@ content and never by its suffix.
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -246,8 +247,9 @@ def _column_names(cells: Sequence[str]) -> tuple[str, ...]:
 def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRecord]]:
     """Yields the name and the cells of each row that is not blank.
 
-    Between commas and semicolons, a text in quotation marks may span several lines. If a mark is not closed, its line
-    is named, and the lines behind it are read as rows of their own. A row of more than MOST_COLUMNS is named, too.
+    A text in quotation marks may span several lines, except between bars. If a mark is not closed, the lines behind it
+    are read as rows of their own, and its line is named; between tabs, where texts are often written without enclosing
+    marks, the mark belongs to the text. A row of more than MOST_COLUMNS is named, too.
     """
     lines = _lines(file)
     again: deque[tuple[str, str | BadRecord]] = deque()
@@ -273,6 +275,8 @@ def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRec
         if cells is None:
             again.extendleft(reversed(taken))
             open_marks += 1
+            cells = text.partition("\n")[0].split("\t") if separator == "\t" else None
+        if cells is None:
             yield name, BadRecord(name, "row wrong", "a quotation mark is not closed")
         elif len(cells) > MOST_COLUMNS:
             yield name, BadRecord(name, "row wrong", f"{len(cells):,} columns; at most {MOST_COLUMNS:,} are read")
@@ -291,27 +295,57 @@ def _lines(file: Path) -> Iterator[tuple[str, str | BadRecord]]:
 
 
 def _split(text: str, separator: str) -> list[str] | None:
-    """Splits a row into cells. Returns None if a quotation mark is not closed within the text."""
-    if separator in "\t|":
-        cells = text.split(separator)
-        return [cell.strip() for cell in cells] if separator == "|" else list(map(_unquoted, cells))
-    try:
-        return next(csv.reader([text], delimiter=separator, strict=True, skipinitialspace=True), [])
-    except csv.Error as error:
-        if "unexpected end" in str(error) or "\n" in text:
-            return None
+    """Splits a row into cells. Returns None if a quotation mark is not closed within the text.
+
+    Marks within a text in marks are doubled, or follow a backslash, as some programs write them.
+    """
+    if separator == "|":
+        return [cell.strip() for cell in text.split(separator)]
+    if separator == "\t":
+        return _split_at_tabs(text)
+    unclosed = "\n" in text
+    for written in dict.fromkeys((text, text.replace('\\"', '""'))):
+        try:
+            return next(csv.reader([written], delimiter=separator, strict=True, skipinitialspace=True), [])
+        except csv.Error as error:
+            unclosed = unclosed or "unexpected end" in str(error)
+    if unclosed:
+        return None
     try:
         return next(csv.reader([text], delimiter=separator, skipinitialspace=True), [])
     except csv.Error:  # a cell of more than 128 kB
         return text.split(separator)
 
 
-def _unquoted(cell: str) -> str:
-    """Removes the quotation marks that pandas puts around a cell with such marks. Others belong to the text."""
-    inner = cell[1:-1]
-    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', ""):
-        return inner.replace('""', '"')
-    return cell
+_ENCLOSED = re.compile(r'"((?:\\"|""|\\(?!")|[^"\\\n])*|(?:\\"|""|\\(?!")|[^"\\\t])*)"(?=\t|\Z)')
+"""A cell in quotation marks between tabs. If it spans lines it holds no tabs, for then they would be rows."""
+_OPEN = re.compile(r'"(?:\\"|""|\\(?!")|[^"\\\t])*\Z')
+"""A cell that begins with a quotation mark which may be closed on another line."""
+
+
+def _split_at_tabs(text: str) -> list[str] | None:
+    """Splits a row at tabs, except within marks that enclose a whole cell, as pandas writes them.
+
+    Other marks belong to the text, as in `a 5" screen`. Returns None if a mark may be closed on another line.
+
+    >>> _split_at_tabs('1.jpg\\t"a 5"" screen"\\t"old" and new'), _split_at_tabs('1.jpg\\t"a screen')
+    (['1.jpg', 'a 5" screen', '"old" and new'], None)
+    """
+    cells: list[str] = []
+    place = 0
+    while place <= len(text):
+        if enclosed := _ENCLOSED.match(text, place):
+            cells.append(re.sub(r'\\"|""', '"', enclosed[1]))
+            place = enclosed.end() + 1
+            continue
+        if _OPEN.match(text, place):
+            return None
+        end = text.find("\t", place)
+        cells.append(text[place : end if end >= 0 else None])
+        place += len(cells[-1]) + 1
+        if "\n" in cells[-1]:
+            return None
+    return cells
 
 
 # --------------------------------------------------------------------------- Parquet and Arrow

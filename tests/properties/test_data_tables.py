@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -19,12 +20,13 @@ from diptych.catalog import LAYOUTS, open_source, read_splits
 from diptych.cli.main import main
 from diptych.data.columns import NoColumns, choose_columns, is_path
 from diptych.data.pictures import open_picture
-from diptych.data.record import Picture, PlainText
+from diptych.data.record import BadRecord, Picture, PlainText
 from diptych.data.sources.coco import read_coco_captions
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.sources.listing import SourceListing
 from diptych.data.sources.table import read_table, written_list
+from diptych.data.tables import open_table
 from diptych.data.validate import validate
 from diptych.schema import DataConfig
 from tests.layouts import karpathy, lines, picture, write
@@ -740,6 +742,44 @@ def test_a_reason_is_said_once(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(ValueError, match="Nearest are table") as caught:
         read_splits(config(source="table", path=str(file)))
     assert str(caught.value).count("holds web addresses") == 1
+
+
+MARKED = [
+    'a "fox"',
+    "a fox\nand an owl",
+    'a\tfox, "so"\tit is',
+    '"a fox',
+    '5" fox',
+    '""',
+    'owl"',
+    'says "x"\nor "y"',
+    "a\nb\n\nc",
+]
+"""Texts that csv and pandas put in quotation marks, and others."""
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "marks",
+    [{}, {"doublequote": False, "escapechar": "\\", "quoting": csv.QUOTE_ALL}],
+    ids=["doubled", "behind backslashes"],
+)
+def test_texts_that_programs_put_in_quotation_marks_are_read_as_they_were(
+    tmp_path: Path, separator: str, marks: dict[str, Any]
+) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=separator, **marks)
+    writer.writerows([["image", "caption", "by"], *([f"a\\{n}.png", text, "me"] for n, text in enumerate(MARKED))])
+    table = open_table(write(tmp_path / "list.csv", stream.getvalue().replace("a\\\\", "a\\")))
+    rows = [row if isinstance(row, BadRecord) else (row["image"], row["caption"]) for _, row in table.rows()]
+    assert rows == [(f"a\\{n}.png", text) for n, text in enumerate(MARKED)]
+
+
+def test_marks_between_tabs_that_enclose_no_cell_belong_to_the_text(tmp_path: Path) -> None:
+    texts = ['a 5" fox', '"a fox', "a fox", 'fox"', '"owl', '"a" and "b"', 'so "it" is', '"', "a fox"]
+    rows = "".join(f"{n}.png\t{text}\n" for n, text in enumerate(texts))
+    table = open_table(write(tmp_path / "list.tsv", rows))
+    assert [row if isinstance(row, BadRecord) else row["column 2"] for _, row in table.rows()] == texts
 
 
 def test_texts_with_commas_that_no_marks_enclose_are_named(tmp_path: Path, pictures: Path) -> None:
