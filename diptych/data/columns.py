@@ -43,7 +43,16 @@ LOOKED_AT = 200
 MOST = 0.9
 """A column holds what this share of its values is. The rest may be broken."""
 _NUMBERED = re.compile(r"(.*?)[ _.-]?(\d+)")
+_END_OF_NAME = re.compile(r"[\s,;|=]|:(?=\s|$)")
+"""What may follow a name at the beginning of a line."""
 _COUNTED_PATH = re.compile(r"(.+)#\d+")
+
+NAMED_LINES = (
+    "Write the name and the caption of each picture on one line with a tab between, and read the list with"
+    " data.source=table; or write each caption into a text beside its picture (17.txt beside 17.jpg), which"
+    " data.source=folder reads"
+)
+"""What to do with a file whose lines begin with names of pictures, but are not divided into columns."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,15 @@ def is_path(text: str) -> bool:
     """
     name = PurePosixPath(uncounted(text.strip()).replace("\\", "/")).name
     return _looks_like_picture(name) and "\n" not in text and not is_address(text)
+
+
+def begins_with_path(line: str) -> bool:
+    """Returns whether a line begins with the path of a picture.
+
+    >>> begins_with_path("1.jpg a fox"), begins_with_path("a/1.jpg: a fox"), begins_with_path("a fox, 1.jpg")
+    (True, True, False)
+    """
+    return is_path(_END_OF_NAME.split(line.strip(), maxsplit=1)[0].strip("\"'([<"))
 
 
 def uncounted(path: str) -> str:

@@ -406,6 +406,20 @@ def test_a_list_of_names_of_pictures_is_no_file_of_texts(tmp_path: Path) -> None
         read_splits(config(source="texts", path=str(file)))
 
 
+@pytest.mark.parametrize("between", [" ", "  ", ": ", " - ", " => ", "=", "\n", "\n\n"])
+@pytest.mark.parametrize("source", ["auto", "texts"])
+def test_lines_that_begin_with_names_of_pictures_are_no_texts(tmp_path: Path, source: str, between: str) -> None:
+    file = write(tmp_path / "list.txt", "".join(f"photos/{n}.jpg{between}a red fox\n" for n in range(9)))
+    with pytest.raises(ValueError, match=r"a list of pictures: 9 of its first .*such as 'photos/0.jpg.* with a tab"):
+        read_splits(config(source=source, path=str(file)))
+
+
+def test_texts_about_pictures_are_texts(tmp_path: Path) -> None:
+    texts = [f"the file {n}.jpg shows a fox" for n in range(20)] + ["fox.jpg is a name"]
+    file = write(tmp_path / "list.txt", "\n".join(texts))
+    assert sum(map(len, read_splits(config(source="texts", path=str(file))).values())) == 21
+
+
 def test_pictures_that_lie_elsewhere_are_found_for_the_message(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"data/photos/{number}.jpg", number)

@@ -20,7 +20,7 @@ from typing import BinaryIO, overload
 import numpy as np
 from jaxtyping import Bool, Int, UInt
 
-from diptych.data.columns import LOOKED_AT, NoColumns, choose_columns, kind_of
+from diptych.data.columns import LOOKED_AT, NAMED_LINES, NoColumns, begins_with_path, choose_columns, kind_of
 from diptych.data.entries import from_entry
 from diptych.data.files import decoded, files_below, line_content, lines_of, parsed, split_paths
 from diptych.data.record import BadRecord, PlainText
@@ -34,6 +34,8 @@ from diptych.printable import printable
 from diptych.schema import SPLITS, DataConfig, Split
 
 LAYOUT = "data.source=texts reads .txt files (one text a line), .jsonl files, .tar shards, and folders of them"
+MOST_NAMED = 0.1
+"""If more than this share of the first lines begin with the name of a picture, they belong to a list of pictures."""
 LARGEST_TEXT = 1 << 20
 """A text may have at most this many bytes."""
 
@@ -223,28 +225,30 @@ def _text_files(place: Path) -> list[Path]:
 def _not_tables(files: Iterable[Path]) -> Iterator[Path]:
     """Yields the files. Raises ValueError for a list or table of pictures, whose paths would be taken for texts."""
     for file in files:
-        if paths := _paths_in(file):
-            raise ValueError(
-                f"{file} holds no texts: {len(paths)} of its first lines are paths or addresses, such as"
-                f" {printable(paths[0][:60])}"
-            )
         if _suffix(file) == ".txt":
-            with suppress(NoTable, NoColumns):
-                table = open_table(file)
-                columns = choose_columns(table.columns, table.first_rows())
-                raise ValueError(
-                    f"{file} is {table.form}, with pictures in `{columns.image}`: read it with data.source=table"
-                )
+            _check_texts(file)
         yield file
 
 
-def _paths_in(file: Path) -> list[str]:
-    """Returns the paths and addresses among the first lines of a text file, if most lines are such."""
-    if _suffix(file) != ".txt":
-        return []
+def _check_texts(file: Path) -> None:
+    """Raises ValueError if the first lines of a text file name pictures."""
     lines = [content.decode(errors="replace") for _, _, content in islice(lines_of(file), LOOKED_AT)]
     paths = [line for line in lines if kind_of(line) in ("path", "address") and " " not in line]
-    return paths if len(paths) > len(lines) / 2 else []
+    if len(paths) > len(lines) / 2:
+        raise ValueError(
+            f"{file} holds no texts: {len(paths)} of its first lines are paths or addresses, such as"
+            f" {printable(paths[0][:60])}"
+        )
+    with suppress(NoTable, NoColumns):
+        table = open_table(file)
+        columns = choose_columns(table.columns, table.first_rows())
+        raise ValueError(f"{file} is {table.form}, with pictures in `{columns.image}`: read it with data.source=table")
+    named = [line for line in lines if begins_with_path(line)]
+    if len(named) > MOST_NAMED * len(lines):
+        raise ValueError(
+            f"{file} is a list of pictures: {len(named)} of its first {len(lines)} lines begin with the name of one,"
+            f" such as {printable(named[0][:60])!r}. {NAMED_LINES}"
+        )
 
 
 # --------------------------------------------------------------------------- reading
