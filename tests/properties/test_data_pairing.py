@@ -435,6 +435,46 @@ def test_pictures_that_lie_elsewhere_are_found_for_the_message(tmp_path: Path) -
             open_source(settings, "train")
 
 
+@pytest.mark.parametrize("slash", ["/", "\\"])
+@pytest.mark.parametrize("folder", ["annotations", "a"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json", "coco"])
+def test_paths_that_start_above_their_list_are_found_or_answered_with_the_root(
+    tmp_path: Path, form: str, folder: str, slash: str
+) -> None:
+    names = [f"photos{slash}{number}.jpg" for number in range(4)]
+    for number in range(4):
+        picture(tmp_path / f"photos/{number}.jpg", number)
+    entries = [{"image": name, "caption": "a fox"} for name in names]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    content: dict[str, object] = {
+        "csv": "image,caption\n" + "".join(f"{name},a fox\n" for name in names),
+        "jsonl": "\n".join(map(json.dumps, entries)),
+        "json": entries,
+        "coco": {"images": images, "annotations": [{"image_id": n, "caption": "a fox"} for n in range(4)]},
+    }
+    file = write(tmp_path / folder / f"list.{form.replace('coco', 'json')}", content[form])
+    settings = config(source="auto", path=str(file))
+    if form in ("csv", "coco"):
+        assert len(open_source(settings, "train")) == 4
+    else:
+        assert f"They are in {tmp_path}: set data.root={tmp_path}" in validate(read_splits(settings), settings).text()
+        assert len(open_source(config(source="auto", path=str(file), root=str(tmp_path)), "train")) == 4
+
+
+@pytest.mark.parametrize("path", ["", "photos"])
+def test_a_metadata_file_whose_paths_start_above_it_is_answered_with_the_way_out(tmp_path: Path, path: str) -> None:
+    for number in range(4):
+        picture(tmp_path / f"photos/{number}.jpg", number)
+    rows = "".join(f"photos/{number}.jpg,a fox\n" for number in range(4))
+    file = write(tmp_path / "photos/metadata.csv", "file_name,text\n" + rows)
+    settings = config(source="folder", path=str(tmp_path / path))
+    words = (
+        f"There is {tmp_path}/photos/0.jpg, but the paths in a metadata file start from its own folder. Read it with"
+    )
+    assert f"{words} data.source=table data.path={file}" in validate(read_splits(settings), settings).text()
+    assert len(open_source(config(source="table", path=str(file)), "train")) == 4
+
+
 @pytest.mark.parametrize(("label", "why"), [(1, "data sets number the labels differently"), ("-", "did not agree")])
 def test_labels_of_entailment_are_words_in_any_case(tmp_path: Path, label: Any, why: str) -> None:
     picture(tmp_path / "a.jpg", 1)

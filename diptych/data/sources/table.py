@@ -308,17 +308,23 @@ class _Pictures:
 
 
 def folder_of_pictures(file: Path, paths: Sequence[str]) -> Path:
-    """Returns the folder that the paths in a list start from: its own, or one in it or beside it with most of them.
+    """Returns the folder that the paths in a list start from: its own, one in it or beside it, or the one above it.
 
-    Any picture in its own folder decides for that. A folder beside it needs a sign that the list means it
-    (`_may_mean`). Of several, the one is meant after which the list is named. Raises ValueError if the choice is open,
-    because equal names may be of different pictures.
+    Any picture in its own folder decides for that; the others must have most of the pictures. A folder beside it needs
+    a sign that the list means it (`_may_mean`), and so does the one above it unless the paths name folders there. Of
+    several, the one is meant after which the list is named. Raises ValueError if the choice is open, because equal
+    names may be of different pictures.
     """
     own = file.parent
     found = folders_with(own, paths)
     if own in found:
         return own
-    fitting = [place for place in found if place.parent == own or _may_mean(file, place)]
+    with_folders = all("/" in path.replace("\\", "/") for path in paths)
+    fitting = [
+        place
+        for place in found
+        if place.parent == own or _may_mean(file, place) or (with_folders and place == own.parent)
+    ]
     here = [path for path in paths if (own / path.replace("\\", "/")).is_file()]
     named = [place for place in fitting if _is_named_after(file, place)]
     if not fitting:
@@ -347,13 +353,14 @@ def _is_named_after(file: Path, folder: Path) -> bool:
 
 
 def folders_with(folder: Path, paths: Sequence[str]) -> list[Path]:
-    """Returns the folders in which most of the paths are files, among `folder` and those in it and beside it."""
+    """Returns the folders in which most of the paths are files: `folder`, those in and beside it, and its parent."""
     candidates = [folder]
     for parent in (folder, folder.parent):
         try:
             candidates += sorted(place for place in parent.iterdir() if place.is_dir() and place not in candidates)
         except OSError:
             continue
+    candidates += [folder.parent] if folder.parent not in candidates else []
     return [
         candidate
         for candidate in candidates
