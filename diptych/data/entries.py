@@ -39,6 +39,7 @@ from diptych.data.record import (
     Record,
     Referring,
 )
+from diptych.data.written_lists import written_list
 from diptych.printable import brief
 from diptych.schema import Split
 
@@ -92,7 +93,9 @@ def picture_from_entry(entry: Any, name: str) -> Picture:
 
 def _record(entry: Mapping[str, Any], name: str) -> Record:
     image = text_of(entry, "image", name)
-    captions = texts_of(entry, next((key for key in CAPTION_KEYS if key in entry), "caption"), name)
+    key = next((key for key in CAPTION_KEYS if key in entry), "caption")
+    written = written_list(entry[key]) if isinstance(entry.get(key), str) else None
+    captions = texts_of({key: written} if isinstance(written, list) else entry, key, name)
     clean = texts_of(entry, "clean", name) if entry.get("clean") else ()
     if clean and len(clean) != len(captions):
         raise BadRecord(name, "wrong type", "`clean` must have one text for each caption")

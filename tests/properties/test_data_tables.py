@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -25,9 +26,10 @@ from diptych.data.sources.coco import read_coco_captions
 from diptych.data.sources.folder import read_folder
 from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.sources.listing import SourceListing
-from diptych.data.sources.table import read_table, written_list
+from diptych.data.sources.table import read_table
 from diptych.data.tables import open_table
 from diptych.data.validate import validate
+from diptych.data.written_lists import written_list
 from diptych.schema import DataConfig
 from tests.layouts import karpathy, lines, picture, write
 
@@ -524,7 +526,15 @@ def test_records_of_another_task_whose_values_are_wrong_are_no_captions(tmp_path
 
 
 @pytest.mark.parametrize(
-    "write_list", [json.dumps, repr, lambda texts: f"[{' '.join(map(repr, texts))}]"], ids=["JSON", "Python", "NumPy"]
+    "write_list",
+    [
+        json.dumps,
+        repr,
+        lambda texts: f"[{' '.join(map(repr, texts))}]",
+        lambda texts: repr(tuple(texts)),
+        lambda texts: repr(np.array(texts, object)),
+    ],
+    ids=["JSON", "Python", "NumPy", "tuple", "array"],
 )
 def test_a_list_of_captions_that_was_written_into_a_cell_is_read_as_a_list(
     tmp_path: Path, pictures: Path, write_list: Any
@@ -534,10 +544,46 @@ def test_a_list_of_captions_that_was_written_into_a_cell_is_read_as_a_list(
     rows = "".join(f'{number:02}.png,"{cell}"\n' for number, cell in enumerate(cells))
     listing = read_table(str(write(pictures / "list.csv", "image,captions\n" + rows)), config())
     assert set(shown(listing).values()) == {tuple(texts)}
+    entries: list[object] = [{"image": f"{n:02}.png", "captions": write_list(texts)} for n in range(COUNT)]
+    listing = read_jsonl(str(lines(pictures / "list.jsonl", entries)), config())
+    assert set(shown(listing).values()) == {tuple(texts)}
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("a fox | an owl", "12 of 12 captions hold bars between"),
+        ("a fox; an owl", "hold semicolons between"),
+        ("a fox <SEP> an owl", "hold <SEP> between"),
+        ("a fox\nan owl", "hold line breaks between"),
+        ("{'en': 'a fox', 'de': 'ein Fuchs'}", "are objects"),
+        ("a fox, an owl", ""),
+        ("a fox |", ""),
+    ],
+)
+def test_captions_that_seem_to_be_several_are_said_to_be_read_as_one(pictures: Path, caption: str, words: str) -> None:
+    entries: list[object] = [{"image": f"{n:02}.png", "caption": f"{caption}{'' if n else '.'}"} for n in range(COUNT)]
+    rows = [f'{n:02}.png\t"{caption}"\n' for n in range(COUNT)]
+    for file in (
+        lines(pictures / "list.jsonl", entries),
+        write(pictures / "list.tsv", "image\tcaption\n" + "".join(rows)),
+    ):
+        notes = read_splits(config(source="auto", path=str(file)))["train"].notes
+        assert any("Each is read as one caption" in note for note in notes) == bool(words)
+        assert not words or any(words in note for note in notes)
 
 
 def test_a_text_in_brackets_is_no_list() -> None:
-    for text in ("[sic] a fox", "['a'] and ['b']", "['a', b]", "[", "['a'" + " " * 100_000):
+    for text in (
+        "[sic] a fox",
+        "['a'] and ['b']",
+        "['a', b]",
+        "[",
+        "['a'" + " " * 100_000,
+        "('a')",
+        "(a, b)",
+        "array('a')",
+    ):
         assert written_list(text) == text
 
 

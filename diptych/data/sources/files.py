@@ -17,6 +17,7 @@ from diptych.data.skips import list_errors
 from diptych.data.sources.listing import SourceListing, tell_apart
 from diptych.data.sources.lost import where_pictures_may_lie
 from diptych.data.splits import draw_number, held_out_count, own_path
+from diptych.data.written_lists import note_on_several
 from diptych.schema import SPLITS, DataConfig, Split
 
 TRAINING_SIDE = 1024
@@ -117,7 +118,7 @@ def _training_path(config: DataConfig) -> str:
 
 
 def _checked(listing: SourceListing, path: str, config: DataConfig) -> SourceListing:
-    """Returns the listing, with a note if none of its pictures is found.
+    """Returns the listing, with a note if none of its pictures is found, or if each caption seems to be several.
 
     Raises ValueError if most of its captions are paths or addresses.
     """
@@ -130,6 +131,8 @@ def _checked(listing: SourceListing, path: str, config: DataConfig) -> SourceLis
             f"{path}: {len(wrong)} of {len(captions)} captions are no texts but paths or addresses, such as"
             f" {wrong[0][:60]!r}. Its columns or keys are not those that were read"
         )
+    if several := note_on_several(captions):
+        listing.notes.append(f"{path}: {several}")
     return listing
 
 

@@ -11,7 +11,6 @@ Pictures that stand in the table itself are unpacked once, into a tar file in th
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -41,7 +40,8 @@ from diptych.data.shards.remote import say
 from diptych.data.sources.listing import SourceListing
 from diptych.data.tables import Table, open_table, parquet_table, saved_table
 from diptych.data.tar import add_member, tar_members, whole_shard
-from diptych.reading import parse_json, read_stored
+from diptych.data.written_lists import written_list
+from diptych.reading import read_stored
 from diptych.schema import DataConfig, Split
 
 LAYOUT = "data.source=table reads CSV, TSV, JSON lines, JSON lists and Parquet with any names of columns"
@@ -52,8 +52,6 @@ SPLIT_NAMES: Mapping[str, Split] = {
 """Our names of the splits that lists, folders and data sets name."""
 ROWS = "rows"
 """The member of a tar of unpacked pictures that lists the picture of each row."""
-_ENTRY = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?:,\s*)?""", re.DOTALL)
-"""An entry of a list of texts that Python or NumPy wrote."""
 USUAL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Suffixes that a table may leave out."""
 LONGEST_NAME = 200
@@ -195,8 +193,7 @@ def _captions(value: Any, column: str, name: str) -> list[str]:
 
     The caption of a conversation is its only answer.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = written_list(value)
+    value = written_list(value) if isinstance(value, str) else value
     parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if kind_of(value) == "conversation":
         return [_only_answer(parts, name)]
@@ -226,28 +223,6 @@ def _only_answer(turns: Sequence[Any], name: str) -> str:
     if not isinstance(answer, str):
         raise BadRecord(name, "wrong type", "the answer of a conversation must be a text")
     return answer
-
-
-def written_list(text: str) -> Any:
-    """Returns the list that a text is, as JSON, Python or NumPy write one. Any other text is returned as it is.
-
-    pandas writes the lists and the arrays of a column that way.
-
-    >>> written_list("['a cat', 'a dog']"), written_list("['a' 'b']"), written_list("[sic] a cat")
-    (['a cat', 'a dog'], ['a', 'b'], '[sic] a cat')
-    """
-    try:
-        return parse_json(text)
-    except ValueError:
-        pass
-    inner, place, entries = text.strip()[1:-1], 0, []
-    while text.rstrip().endswith("]") and (match := _ENTRY.match(inner, place)):
-        entries.append(match[1])
-        place = match.end()
-    try:  # one entry at a time, because Python joins those between which no comma stands
-        return list(map(ast.literal_eval, entries)) if entries and place == len(inner) else text
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _split_column(table: Table) -> str | None:
