@@ -35,6 +35,8 @@ MOST_OPEN_MARKS = 100
 """After so many marks that are not closed, no text of the file is looked for on several lines."""
 MOST_COLUMNS = 4_096
 """Columns of a table. Looking at each takes time."""
+_SAID = re.compile(r'"?sep=(.)"?')
+"""A first line that tells Excel what separates the columns."""
 PARQUET = "Parquet"
 BATCH = 100
 """Rows of a Parquet file that are read at once. They may hold pictures."""
@@ -188,15 +190,20 @@ def _keys(rows: Iterator[Mapping[str, Any] | BadRecord]) -> tuple[str, ...]:
 
 def _separated_table(file: Path) -> Table:
     check_lines(file)
-    separator = _separator(file)
-    rows = [row for _, row in islice(_cells(file, separator), LOOKED_AT) if not isinstance(row, BadRecord)]
+    separator, begin = _said_separator(file) or (_separator(file), 0)
+    named = [(name, row) for name, row in islice(_cells(file, separator, begin), LOOKED_AT) if isinstance(row, list)]
+    comments = _comments([row for _, row in named])
+    begin = int(named[comments][0].rpartition(":")[2]) - 1 if comments else begin
+    rows = [row for _, row in named[comments:]]
+    if not rows:
+        raise NoTable(f"{file} has no rows")
     width = len(rows[0]) if _names_fewer(rows) else _usual_width(rows)
     whole = [row for row in rows if len(row) == width]
     header = first_row_is_header(whole) if rows[0] == whole[0] else False
     columns = _column_names(whole[0]) if header else tuple(f"column {number}" for number in range(1, width + 1))
 
     def read(asked: Sequence[str]) -> Iterator[Row]:
-        for name, row in islice(_cells(file, separator), int(header), None):
+        for name, row in islice(_cells(file, separator, begin), int(header), None):
             if isinstance(row, BadRecord):
                 yield name, row
             elif len(row) != width:
@@ -206,7 +213,42 @@ def _separated_table(file: Path) -> Table:
                 yield name, dict(zip(columns, row, strict=True))
 
     form = f"a table separated by {SEPARATORS[separator]}, with{'' if header else 'out'} a header row"
+    form += f" (the comments before its line {begin + 1} are not read)" if comments else ""
     return Table(file, "separated", form, columns, read)
+
+
+def _said_separator(file: Path) -> tuple[str, int] | None:
+    """Returns what separates the columns if the first line says so, as in `sep=;` for Excel, and the lines before them.
+
+    Raises NoTable if nothing is separated by it.
+    """
+    first = next((text for _, text in _lines(file)), "")
+    match = _SAID.fullmatch(first) if isinstance(first, str) else None
+    if match is None:
+        return None
+    if match[1] not in SEPARATORS:
+        raise NoTable(
+            f"the columns of {file} are separated by {match[1]!r}, as its first line says, and only"
+            f" {', '.join(SEPARATORS.values())} are read"
+        )
+    return match[1], 1
+
+
+def _comments(rows: Sequence[Sequence[str]]) -> int:
+    """Returns how many first rows are comments: they begin with #, and are neither the names of the columns nor rows.
+
+    In `# image,caption` before rows without names it is the names that begin with #.
+    """
+    marked = [
+        row[0].lstrip().startswith("#") and not any(kind_of(cell) in ("path", "address") for cell in row)
+        for row in rows
+    ]
+    count = marked.index(False) if False in marked else 0
+    if count == 0:
+        return 0
+    rest = rows[count:]
+    whole = [row for row in rest if len(row) == _usual_width(rest)]
+    return count if len(rows[count - 1]) != len(whole[0]) or first_row_is_header(whole) else count - 1
 
 
 def _separator(file: Path) -> str:
@@ -244,14 +286,14 @@ def _column_names(cells: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _cells(file: Path, separator: str) -> Iterator[tuple[str, list[str] | BadRecord]]:
-    """Yields the name and the cells of each row that is not blank.
+def _cells(file: Path, separator: str, begin: int = 0) -> Iterator[tuple[str, list[str] | BadRecord]]:
+    """Yields the name and the cells of each row that is not blank, behind the first `begin` lines.
 
     A text in quotation marks may span several lines, except between bars. If a mark is not closed, the lines behind it
     are read as rows of their own, and its line is named; between tabs, where texts are often written without enclosing
     marks, the mark belongs to the text. A row of more than MOST_COLUMNS is named, too.
     """
-    lines = _lines(file)
+    lines = islice(_lines(file), begin, None)
     again: deque[tuple[str, str | BadRecord]] = deque()
     open_marks = 0
 

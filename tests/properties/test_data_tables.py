@@ -790,6 +790,29 @@ def test_a_reason_is_said_once(tmp_path: Path, pictures: Path) -> None:
     assert str(caught.value).count("holds web addresses") == 1
 
 
+@pytest.mark.parametrize("header", ["image{}caption\n", ""])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize(
+    "first", ["sep={}\n", "\ufeffsep={}\r\n", '"sep={}"\n', "# a comment\n", "# one\n\n#\n# two{}two\n"]
+)
+def test_lines_before_the_columns_are_none_of_their_rows(
+    tmp_path: Path, pictures: Path, first: str, separator: str, header: str
+) -> None:
+    rows = "".join(f"{n:02}.png{separator}{c.replace(',', '')}\n" for n, c in enumerate(CAPTIONS))
+    file = write(pictures / "list.csv", (first + header).replace("{}", separator) + rows)
+    listing = read_table(str(file), config())
+    assert shown(listing) == {n: (c.replace(",", ""),) for n, c in enumerate(CAPTIONS)}
+    assert listing.skipped == []
+
+
+@pytest.mark.parametrize("first", ["# image\tcaption\n", "#1 fox\t00.png\n"])
+def test_a_row_that_begins_with_a_hash_may_be_none_of_a_comment(tmp_path: Path, pictures: Path, first: str) -> None:
+    rows = "".join(f"{n:02}.png\t{c}\n" for n, c in enumerate(CAPTIONS))
+    table = open_table(write(pictures / "list.tsv", first + rows))
+    assert len(list(table.rows())) == COUNT + ("fox" in first)
+    assert "comments" not in table.form
+
+
 MARKED = [
     'a "fox"',
     "a fox\nand an owl",
