@@ -380,6 +380,18 @@ def test_texts_beside_pictures_may_have_other_usual_names(tmp_path: Path, name: 
     assert read_splits(config(source="auto", path=str(tmp_path)))["train"].records == listing.records
 
 
+@pytest.mark.parametrize("before", ["\n", "\ufeff\r\n \t\r\n", "\n" * 100])
+def test_blank_lines_before_a_caption_hide_it_not(tmp_path: Path, before: str) -> None:
+    picture(tmp_path / "a.png", 1)
+    write(tmp_path / "a.txt", before + "a fox\n")
+    picture(tmp_path / "b.png", 2)
+    write(tmp_path / "b.txt", "\n" * 100_000)
+    listing = read_folder(str(tmp_path), config())
+    assert [record.captions[0].strip() for record in listing.records] == ["a fox"]
+    assert [error.reason for error in listing.skipped] == ["caption empty"]
+    assert listing.notes == []
+
+
 def test_what_stands_beside_several_pictures_or_texts_is_said(tmp_path: Path) -> None:
     for file in ("a.jpg", "a.png", "b.jpg"):
         picture(tmp_path / file, 1)

@@ -1,4 +1,4 @@
-"""Reads a folder of pictures. The caption of each is the first line of the text file with the same name.
+"""Reads a folder of pictures. The caption of each is the first line of the text file with its name that is not blank.
 
 The text of `17.jpg` is `17.txt`, `17.jpg.txt` or, as trainers of diffusion models write it, `17.caption`. If all pairs
 lie in folders that are called after splits, such as `train` and `val`, they belong to these.
@@ -10,6 +10,7 @@ to a split if the folder is called after one.
 
 from __future__ import annotations
 
+import codecs
 import os
 import unicodedata
 from collections import defaultdict
@@ -159,13 +160,15 @@ def _composed(file: Path) -> str:
 
 
 def _first_line(file: Path, name: str) -> tuple[str, bool]:
-    """Reads the first line of a text file, and returns whether others follow.
+    """Reads the first line of a text file that is not blank, and returns whether others follow.
 
     Raises BadRecord, which names the picture, if it is not UTF-8.
     """
     try:
         with file.open("rb") as stream:
-            line = decoded(stream.readline(LONGEST_LINE), name, "text")
-            return line, bool(stream.read(LONGEST_LINE).strip())
+            line = stream.readline(LONGEST_LINE)
+            while line and not line.removeprefix(codecs.BOM_UTF8).strip() and stream.tell() < LONGEST_LINE:
+                line = stream.readline(LONGEST_LINE)
+            return decoded(line, name, "text"), bool(stream.read(LONGEST_LINE).strip())
     except OSError as error:
         raise BadRecord(name, "text unreadable", str(error)) from None
