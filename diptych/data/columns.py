@@ -42,6 +42,8 @@ LOOKED_AT = 200
 """This many rows are looked at to tell what the columns hold."""
 MOST = 0.9
 """A column holds what this share of its values is. The rest may be broken."""
+MOST_NAMED = 0.1
+"""If more than this share of the lines of a text begin with the name of a picture, it is a list of pictures."""
 _NUMBERED = re.compile(r"(.*?)[ _.-]?(\d+)")
 _END_OF_NAME = re.compile(r"[\s,;|=]|:(?=\s|$)")
 """What may follow a name at the beginning of a line."""
@@ -83,13 +85,14 @@ def is_path(text: str) -> bool:
     return _looks_like_picture(name) and "\n" not in text and not is_address(text)
 
 
-def begins_with_path(line: str) -> bool:
-    """Returns whether a line begins with the path of a picture.
+def lines_with_names(lines: Sequence[str]) -> list[str]:
+    """Returns the lines that begin with the path of a picture, if they are too many for a file of texts.
 
-    >>> begins_with_path("1.jpg a fox"), begins_with_path("a/1.jpg: a fox"), begins_with_path("a fox, 1.jpg")
-    (True, True, False)
+    >>> lines_with_names(["1.jpg a fox", "a/2.jpg: an owl", "a fox, 1.jpg"]), lines_with_names(["a fox"])
+    (['1.jpg a fox', 'a/2.jpg: an owl'], [])
     """
-    return is_path(_END_OF_NAME.split(line.strip(), maxsplit=1)[0].strip("\"'([<"))
+    named = [line for line in lines if is_path(_END_OF_NAME.split(line.strip(), maxsplit=1)[0].strip("\"'([<"))]
+    return named if len(named) > MOST_NAMED * len(lines) else []
 
 
 def uncounted(path: str) -> str:

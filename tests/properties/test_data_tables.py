@@ -413,6 +413,35 @@ def test_an_unknown_file_is_answered_with_the_two_nearest_layouts(tmp_path: Path
         assert str(caught.value).count(") and ") == 1
 
 
+OBJECT = '{\n "image": "00.png",\n "caption": "a fox"\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("l.csv", "a fox\nan owl\n", "give it a name in .txt, and read it with data.source=texts"),
+        ("l.yaml", "- image: 00.png\n  caption: a fox\n", "give it a name in .txt"),
+        ("l.csv", "00.png a fox\n01.png an owl\n", r"2 of the first 2 lines begin with the name .* with a tab between"),
+        ("l.txt", "00.png a fox\n01.png an owl\n", r"2 of (the|its) first 2 lines begin with the name .* with a tab"),
+        ("l.csv", "\n \n", "a file of blank lines"),
+        ("l.jsonl", OBJECT * 3, "is not JSON: Extra data.* each object on a line of its own"),
+        (
+            "l.jsonl",
+            "{'image': '00.png', 'caption': 'a fox'}\n" * 3,
+            "is not JSON: .* each object on a line of its own",
+        ),
+        ("l.json", '[{"image": "00.png"},]', "is not JSON: .* Write it as one JSON list"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["auto", "table", "jsonl", "texts"])
+def test_no_answer_leads_to_a_source_that_refuses_the_file(
+    tmp_path: Path, layout: str, name: str, content: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        open_source(config(source=layout, path=str(write(tmp_path / name, content))), "train")
+    assert "Read it with data.source=texts" not in str(caught.value)
+
+
 CHAT = {
     "llava": ("conversations", "from", "value", ("human", "gpt")),
     "messages": ("messages", "role", "content", ("user", "assistant")),

@@ -11,12 +11,12 @@ import shlex
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from diptych.data.columns import LOOKED_AT, NoColumns, kinds_of
-from diptych.data.files import beginning_of, files_below, is_text, split_paths
+from diptych.data.columns import LOOKED_AT, NAMED_LINES, NoColumns, kinds_of, lines_with_names
+from diptych.data.files import beginning_of, files_below, is_text, lines_of, split_paths
 from diptych.data.picture_kinds import is_picture
 from diptych.data.shards.index import LARGEST_TEXT
 from diptych.data.shards.remote import is_remote
@@ -26,6 +26,7 @@ from diptych.data.sources.snli_ve import PICTURE_KEYS
 from diptych.data.sources.table import tell_columns
 from diptych.data.tables import SEPARATORS, NoTable, Table, open_table
 from diptych.data.tar import is_tar, tar_members
+from diptych.printable import printable
 from diptych.reading import ARCHIVE, disguise, parse_json
 from diptych.schema import DataConfig
 
@@ -55,6 +56,10 @@ class Look:
     """Whether it is a table of texts and addresses alone, separated by tabs."""
     folders: tuple[str, ...] = ()
     """The folders of a folder that hold pictures. They may be classes."""
+    suffix: str = ""
+    """What the name of a file ends in. Texts are told by it."""
+    way: str = ""
+    """What to do with a file that no layout fits."""
 
 
 Condition = tuple[Callable[[Look], bool], str]
@@ -78,6 +83,8 @@ def _is_parquet_folder(look: Look) -> bool:
 
 _A_TABLE = ("separated", "lines", "list", "object", "parquet")
 _TASK_KEYS = ("caption", "captions", "hypothesis", "question", "statement", "phrase")
+TEXTS: Mapping[str, Sequence[str]] = {"text": (".txt",), "lines": (".jsonl",), "tar": (".tar",)}
+"""The suffixes by which files of texts are told."""
 NEEDS: Mapping[str, Sequence[Condition]] = {
     "karpathy": [
         (_is("object"), "it is no JSON object"), (_has("images"), "it has no list `images`"),
@@ -142,6 +149,7 @@ NEEDS: Mapping[str, Sequence[Condition]] = {
     "texts": [
         (_is("text", "lines", "tar"), "it holds no lines of text"),
         (lambda look: look.kind != "lines" or "text" in look.keys, "its lines have no `text`"),
+        (lambda look: look.suffix in TEXTS.get(look.kind, ("",)), "its name ends in another suffix"),
     ],
 }  # fmt: skip
 """The conditions of each layout, the most particular layouts first."""
@@ -171,8 +179,10 @@ def look_at(path: str, config: DataConfig) -> Look | None:
     place = Path(path)
     if place.is_dir():
         return _folder(place)
-    if not place.is_file():
-        return None
+    return replace(_file(path, place, config), suffix=place.suffix.lower()) if place.is_file() else None
+
+
+def _file(path: str, place: Path, config: DataConfig) -> Look:
     with place.open("rb") as stream:
         head = stream.read(1 << 12)
     if not head:
@@ -185,8 +195,8 @@ def look_at(path: str, config: DataConfig) -> Look | None:
         return Look("a tar file", "tar", frozenset({".tar", *(["entries"] if _holds_entries(place) else [])}))
     try:
         return _table(open_table(place), config)
-    except NoTable:
-        return _other(place, head)
+    except NoTable as error:
+        return _other(place, head, str(error))
     except ValueError as error:
         return Look(str(error), "unreadable")
 
@@ -247,7 +257,7 @@ def _table(table: Table, config: DataConfig) -> Look:
     return Look(table.form + columns, table.kind, keys, inner, why, two)
 
 
-def _other(place: Path, head: bytes) -> Look:
+def _other(place: Path, head: bytes, why_no_table: str) -> Look:
     """Looks at a file that is no table: JSON of another form, text, or anything else."""
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") and place.stat().st_size <= LARGEST:
         try:
@@ -261,7 +271,23 @@ def _other(place: Path, head: bytes) -> Look:
             return Look(f"a JSON object with {named}", "object", frozenset(content), frozenset(inner))
         if isinstance(content, list):
             return Look("a JSON list without objects", "list")
-    return Look("a text file", "text")
+        if place.suffix.lower() != ".txt":
+            return Look(
+                f"{why_no_table}. Write it as one JSON list, or each object on a line of its own (as `jq -c .` does)",
+                "unreadable",
+            )
+    lines = [content.decode(errors="replace") for _, _, content in islice(lines_of(place), LOOKED_AT)]
+    if not lines:
+        return Look("a file of blank lines", "other")
+    if naming := lines_with_names(lines):
+        form = f"a text file of which {len(naming)} of the first {len(lines)} lines begin with the name of a picture"
+        return Look(f"{form} ({printable(naming[0][:60])!r})", "other", way=NAMED_LINES)
+    return Look(
+        f"a text file without columns (between {', '.join(SEPARATORS.values())})",
+        "text",
+        way="If each of its lines is a text without a picture, give it a name in .txt, and read it with"
+        " data.source=texts",
+    )
 
 
 # --------------------------------------------------------------------------- answers
@@ -327,6 +353,8 @@ def _answer(path: str, look: Look, config: DataConfig) -> str:
     held = held or "".join(f"\n  it holds {file}, which is {kind}" for file, kind in _packed_in(path, look))
     if not held and "picture" in look.keys:
         return f"{path} is {look.form} without texts. {_without_texts(path, look)}"
+    if look.way:
+        return f"{path} is {look.form}, which no layout fits. {look.way}"
     return f"{path} is {look.form}, which no layout fits. Nearest are {_nearest(look)}{held}"
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, overload
 import numpy as np
 from jaxtyping import Bool, Int, UInt
 
-from diptych.data.columns import LOOKED_AT, NAMED_LINES, NoColumns, begins_with_path, choose_columns, kind_of
+from diptych.data.columns import LOOKED_AT, NAMED_LINES, NoColumns, choose_columns, kind_of, lines_with_names
 from diptych.data.entries import from_entry
 from diptych.data.files import decoded, files_below, line_content, lines_of, parsed, split_paths
 from diptych.data.record import BadRecord, PlainText
@@ -34,8 +34,6 @@ from diptych.printable import printable
 from diptych.schema import SPLITS, DataConfig, Split
 
 LAYOUT = "data.source=texts reads .txt files (one text a line), .jsonl files, .tar shards, and folders of them"
-MOST_NAMED = 0.1
-"""If more than this share of the first lines begin with the name of a picture, they belong to a list of pictures."""
 LARGEST_TEXT = 1 << 20
 """A text may have at most this many bytes."""
 
@@ -243,8 +241,7 @@ def _check_texts(file: Path) -> None:
         table = open_table(file)
         columns = choose_columns(table.columns, table.first_rows())
         raise ValueError(f"{file} is {table.form}, with pictures in `{columns.image}`: read it with data.source=table")
-    named = [line for line in lines if begins_with_path(line)]
-    if len(named) > MOST_NAMED * len(lines):
+    if named := lines_with_names(lines):
         raise ValueError(
             f"{file} is a list of pictures: {len(named)} of its first {len(lines)} lines begin with the name of one,"
             f" such as {printable(named[0][:60])!r}. {NAMED_LINES}"
