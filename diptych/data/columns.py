@@ -243,7 +243,9 @@ def _caption_columns(
     if len(fitting) == 1:
         return (fitting[0],)
     if not fitting:
-        raise NoColumns(f"no column holds texts: {_all_shown(names, rows, kinds)}")
+        usual = _by_name([name for name in names if kinds[name] in ("number", "other")], CAPTION_NAMES)
+        way = f". If the captions are in `{usual}`, say so: data.caption_column={usual}" if usual else ""
+        raise NoColumns(f"no column holds texts: {_all_shown(names, rows, kinds)}{way}")
     if numbered := _numbered(fitting):
         return numbered
     by_name = _by_name(fitting, CAPTION_NAMES)

@@ -442,6 +442,15 @@ def test_no_answer_leads_to_a_source_that_refuses_the_file(
     assert "Read it with data.source=texts" not in str(caught.value)
 
 
+def test_captions_of_mixed_kinds_are_read_if_the_column_is_named(tmp_path: Path, pictures: Path) -> None:
+    texts = ["🦊", "1234", *CAPTIONS[2:]]
+    rows = "".join(f'{n:02}.png,"{c}"\n' for n, c in enumerate(texts))
+    file = str(write(pictures / "list.csv", "image,caption\n" + rows))
+    with pytest.raises(ValueError, match=r"in `caption`, say so: data\.caption_column=caption"):
+        read_table(file, config())
+    assert set(shown(read_table(file, config(caption_column="caption")))) == set(range(COUNT))
+
+
 CHAT = {
     "llava": ("conversations", "from", "value", ("human", "gpt")),
     "messages": ("messages", "role", "content", ("user", "assistant")),
