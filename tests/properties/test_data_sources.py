@@ -67,7 +67,7 @@ def test_pictures_without_text_and_texts_without_picture_are_named(tmp_path: Pat
     for name in ("good.png", "lonely.png", "blank.png", "latin.png"):
         picture(tmp_path / name)
     (tmp_path / "good.txt").write_text("\ufeffa fox", encoding="utf-8")
-    (tmp_path / "blank.txt").write_text("\nonly the second line")
+    (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes("Gebäude".encode("latin-1"))
     (tmp_path / "orphan.txt").write_text("nothing to see")
     (tmp_path / "notes.md").write_text("neither picture nor caption")
