@@ -73,7 +73,7 @@ class ImageEmbedding(nn.Module):
         if positions:
             self.positions = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + class_token, width))
             nn.init.trunc_normal_(self.positions, std=0.02)
-            if stem == "conv":
+            if stem == "conv" and not self.positions.is_meta:  # a pretended model has no numbers
                 with torch.no_grad():
                     self.positions[0, class_token:] = sine_positions(image_size // patch_size, width)
 
