@@ -281,7 +281,8 @@ def test_a_stopped_ablation_saves_its_runs(number: signal.Signals, tmp_path: Pat
         process.wait(timeout=120)
     finally:
         process.kill()
-    assert log.read_text().count("the run stops once this step is done") == 1
+    said = log.read_text()  # between two steps, or where a loader under load is behind
+    assert said.count("the run stops once this step is done") + said.count("while waiting for the data") == 1
     newest, _ = store.newest_whole(run / "checkpoints")
     assert newest is not None
     assert newest.state["run"]["step"] >= 1
