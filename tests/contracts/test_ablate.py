@@ -281,8 +281,9 @@ def test_a_stopped_ablation_saves_its_runs(number: signal.Signals, tmp_path: Pat
         process.wait(timeout=120)
     finally:
         process.kill()
-    said = log.read_text()  # between two steps, or where a loader under load is behind
-    assert said.count("the run stops once this step is done") + said.count("while waiting for the data") == 1
+    said = log.read_text()
+    stops = said.count("the run stops once this step is done")  # not said where a loader under load is behind
+    assert stops == 1 or (stops == 0 and said.count("while waiting for the data") == 1)
     newest, _ = store.newest_whole(run / "checkpoints")
     assert newest is not None
     assert newest.state["run"]["step"] >= 1
