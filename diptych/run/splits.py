@@ -46,9 +46,9 @@ def open_split(recipe: Recipe, split: Split) -> AnySource:
 def warn_of_shared(training: AnySource, source: AnySource, split: str) -> None:
     """Prints how many images of an evaluation split are images of the training data, too, where both are lists."""
     if isinstance(training, FileSource) and isinstance(source, FileSource):
-        known = {image_id for record in training.records for image_id in record.image_ids}
         images = {image_id for record in source.records for image_id in record.image_ids}
-        if shared := len(known & images):
+        trained = (image_id for record in training.records for image_id in record.image_ids)  # may be millions
+        if shared := len(images.intersection(trained)):
             say(
                 f"warning: {shared:,} of the {len(images):,} {split} images are training images, so that it measures "
                 "memory, too"

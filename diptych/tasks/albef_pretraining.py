@@ -214,15 +214,15 @@ class AlbefPretraining(DistilledTask):
         weights = hard_negative_weights(similarities, positives, ignored, processes, config, released, true)  # 2×[B, G]
         rows, negatives = draws.fused, draw_hard_negatives(weights, draws)  # [F]; an image [F] and a text [F] for each
         drawn = negatives
-        if contrast is not None and config.match_phrases and config.itm:  # an image for each phrase, too [2F]
-            phrase_images = contrast.draw_images(rows, config, progress, processes)
-            drawn = torch.cat([negatives[0], phrase_images]), negatives[1]
+        if contrast is not None and config.match_phrases and config.itm:
+            drawn = contrast.extended(negatives, rows, config, progress, processes)  # images [2F], texts [F]
         image_state, text_state, local = self._fetch_negatives(image_state, text_state, drawn, processes)
 
         # 5. Fusion: one call for 4F pairs: F matched pairs, F texts with their hard-negative image, F images with their
         # hard-negative text, F masked captions with their image. ITM (Eq. 4) classifies the fused [CLS] of the first 3F
         # as matched or not. MLM (Eq. 3) predicts the masked tokens of the last F; the momentum encoder's distribution
-        # over the vocabulary is a second target of weight α (Eq. 7). With match_phrases, 2F phrases come before these.
+        # over the vocabulary is a second target of weight α (Eq. 7). With match_phrases, 2F pairs of phrases
+        # stand between.
         masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]
         match_logits, word_logits = fuse_pairs(model, text_state, image_state, batch_size, rows, local, masked)
         match_logits, phrase_logits = match_logits[: 3 * len(rows)], match_logits[3 * len(rows) :]

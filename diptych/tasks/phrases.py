@@ -18,7 +18,14 @@ from diptych.losses.matching import draw_negatives, matching_loss, negative_weig
 from diptych.nn.counter_rng import derived
 from diptych.nn.gather import Processes
 from diptych.seeds import seed_of
-from diptych.tasks.pretraining import PretrainConfig, TrueTexts, ignored_both_ways, no_negatives, unless_all
+from diptych.tasks.pretraining import (
+    Negatives,
+    PretrainConfig,
+    TrueTexts,
+    ignored_both_ways,
+    no_negatives,
+    unless_all,
+)
 from diptych.types import Batch, Claims, Progress, Term, Texts
 
 PHRASE = 2
@@ -73,6 +80,13 @@ class PhraseContrast:
         """The contrastive loss, both ways."""
         targets = self.positives.float()
         return contrastive_loss(self.logits.image_to_text, self.logits.text_to_image, targets, targets)
+
+    def extended(
+        self, negatives: Negatives, rows: Int[Tensor, "F"], config: PretrainConfig, progress: Progress,
+        processes: Processes,
+    ) -> Negatives:  # fmt: skip
+        """Returns the negatives with a hard image for each fused phrase behind those of the texts, 2F in all."""
+        return torch.cat([negatives[0], self.draw_images(rows, config, progress, processes)]), negatives[1]
 
     @torch.no_grad()
     def draw_images(

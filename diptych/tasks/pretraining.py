@@ -21,12 +21,7 @@ from diptych.losses.contrastive import (
     known_true,
 )
 from diptych.losses.masked_lm import masked_tokens
-from diptych.losses.matching import (
-    both_negative_weights,
-    draw_negatives,
-    match_labels,
-    matching_pairs,
-)
+from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_pairs
 from diptych.nn.counter_rng import derived
 from diptych.nn.gather import Processes
 from diptych.schema import AlbefPretrainConfig, Released, VlmoPretrainConfig

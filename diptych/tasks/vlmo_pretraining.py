@@ -189,12 +189,11 @@ class VlmoPretraining(Task):
         # route them to L-FFN and V-FFN, the upper layers to one VL-FFN. One call for up to 4F pairs: F matched pairs,
         # F texts with their hard-negative image, F images with their hard-negative text, F masked captions with their
         # image. ITM classifies the pooled [CLS] of the first 3F, MLM predicts the masked tokens of the last F. With
-        # match_phrases, 2F phrases come before these.
+        # match_phrases, 2F pairs of phrases stand between.
         if draws and (trains_itm or trains_mlm):
             drawn = negatives
-            if negatives is not None and contrast is not None and config.match_phrases:  # an image for each phrase, too
-                phrase_images = contrast.draw_images(draws.fused, config, progress, processes)
-                drawn = torch.cat([negatives[0], phrase_images]), negatives[1]
+            if negatives is not None and contrast is not None and config.match_phrases:  # images [2F], texts [F]
+                drawn = contrast.extended(negatives, draws.fused, config, progress, processes)
             fetched = self._fetch_negatives(image_state, text_state, drawn, batch, processes)
             image_state, text_state, local = fetched
             masked, labels = draws.masked_tokens()  # where [R], and the token ids that were there [R]

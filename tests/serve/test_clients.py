@@ -250,6 +250,7 @@ def test_documents_of_two_kinds_are_refused(served: Running) -> None:
         ({"query": "a", "documents": [{"text": "x", "id": 3}]}, "documents[0].id: there is no such field here"),
         ({"query": ["a"], "documents": ["x"]}, "query: a text, or an object with one of text, image_url and image"),
         ({"query": "a", "documents": ["x", None]}, "documents[1]: input should be a valid string"),
+        ({"query": "a", "documents": ["x"], "a[0]": 1}, "a[0]: there is no such field here"),
     ],
 )
 def test_errors_name_the_field_and_no_other_kind_of_value(body: dict[str, Any], message: str) -> None:

@@ -104,6 +104,11 @@ WORDS = {
 """Our words for pydantic's kinds of errors, where its own say what it does instead of what is wrong."""
 
 
+def is_tag(part: int | str) -> bool:
+    """Tells whether a part of a place names no field but a kind of a union, whose tags stand in brackets."""
+    return isinstance(part, str) and part.startswith("[") and part.endswith("]")
+
+
 def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
     """Describes the first of pydantic's errors in words.
 
@@ -112,7 +117,7 @@ def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
     """
     lines = []
     for detail in details[:most]:
-        parts = [part for part in detail["loc"] if isinstance(part, int) or "[" not in part]  # no kinds of a union
+        parts = [part for part in detail["loc"] if not is_tag(part)]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         message = WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
         lines.append(f"{field[:100] or 'the body'}: {message[:1].lower()}{message[1:]}")
