@@ -325,6 +325,24 @@ def run_folder(folder: Path) -> Path:
     return folder
 
 
+def test_losses_of_phrases_are_drawn_beside_those_of_captions(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    losses = {"itc": 2.0, "itm": 0.5, "phrases": 1.5, "phrases_itm": 0.25}
+    (folder / "metrics.jsonl").write_text("".join(metrics_line(step, lr=0.1, losses=losses) for step in (10, 20)))
+    (chart,) = [chart for chart in collect(folder).charts if chart.title == "Losses"]
+    assert {one.name: one.values[-1] for one in chart.series} == {
+        "contrastive (ITC)": 2.0, "matching (ITM)": 0.5, "phrases (ITC)": 1.5, "phrases (ITM)": 0.25
+    }  # fmt: skip
+
+
+def test_a_loss_that_no_chart_was_made_for_is_drawn_for_itself_but_not_the_total(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    (folder / "metrics.jsonl").write_text(metrics_line(10, lr=0.1, loss=3.0, losses={"itc": 2.0, "mine": 1.0}))
+    titles = [chart.title for chart in collect(folder).charts]
+    assert "losses.mine" in titles
+    assert not {"loss", "step", "epoch", "pairs", "seconds"} & {*titles}
+
+
 def test_curves_are_those_of_the_metrics_file(tmp_path: Path) -> None:
     data = collect(run_folder(tmp_path))
     curves = {one.name: one for chart in data.charts for one in chart.series}

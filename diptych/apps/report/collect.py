@@ -35,6 +35,8 @@ CHARTS = (
             "losses.itc": "contrastive (ITC)",
             "losses.itm": "matching (ITM)",
             "losses.mlm": "words (MLM)",
+            "losses.phrases": "phrases (ITC)",
+            "losses.phrases_itm": "phrases (ITM)",
             "losses.masked_image": "visual tokens (masked image modelling)",
         },
         "Each without its weight. Before training, ITC is about log N and MLM about the log of the vocabulary's size.",
@@ -161,8 +163,8 @@ CHARTS = (
 )
 GUESSERS = {"validation.mean_recall": "mean of a random order", "validation.accuracy": "a guesser that never looks"}
 """What `validation.chance` is, beside the measure that it belongs to."""
-UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss", "validation.")
-"""Numbers without a chart of their own: the axes, the total, and the recalls that CHARTS leaves out."""
+UNCHARTED = ("step", "epoch", "pairs", "seconds", "loss")
+"""Numbers without a chart of their own: the axes and the total. Nor have the recalls that CHARTS leaves out."""
 
 
 def collect(
@@ -196,12 +198,16 @@ def collect(
 
 
 def charts(lines: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]) -> tuple[Chart, ...]:
-    """Draws the curves of CHARTS, then each other measure in a chart of its own."""
+    """Draws the curves of CHARTS, then each other loss and measure in a chart of its own."""
     if not recipe.get("task", {}).get("alpha", True):  # without pseudo-targets the ramp of α means nothing
         lines = [{name: value for name, value in line.items() if name != "measures.alpha"} for line in lines]
     known = {name for spec in CHARTS for name in spec.names}
     others = dict.fromkeys(name for line in lines for name in line if name not in known)
-    extra = [ChartSpec(name, "", {name: name}) for name in others if not name.startswith(UNCHARTED)]
+    extra = [
+        ChartSpec(name, "", {name: name})
+        for name in others
+        if name not in UNCHARTED and not name.startswith("validation.")
+    ]
     drawn = [_chart(spec, lines, recipe) for spec in (*CHARTS, *extra)]
     return tuple(chart for chart in drawn if chart.series)
 
