@@ -911,6 +911,10 @@ class DataConfig:
     randaugment: tuple[int, int] = (2, 7)
     """Number of RandAugment operations and their magnitude of 10, without colour operations (ALBEF §3.5); 0,0 for
     none."""
+    texts_per_image: int = 1
+    """Number of questions or hypotheses about an image that stand beside each other in training batches. Their image is
+    cropped, augmented and encoded once for all of them (docs/training.md). Made scenes have that many texts each. With
+    1, texts are shuffled singly, as in the released code."""
     max_tokens: int = 25
     """Longest training text in tokens; longer texts are cut. The released ALBEF: 25 in pre-training."""
     max_tokens_evaluation: int = 30

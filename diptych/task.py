@@ -19,7 +19,7 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.facts import Ability, Submission, TaskReport
 from diptych.metrics.task_evaluation import TaskEvaluation
 from diptych.schema import ModelConfig, Recipe, Released, TaskConfig
-from diptych.types import Joint, Losses, OutputPositions, Progress, Texts
+from diptych.types import Joint, Losses, OutputPositions, Progress, Repeats, Texts
 
 
 class Network(nn.Module):
@@ -67,11 +67,16 @@ class Model(Network, ABC):
     ) -> Any:
         """Computes what can be kept of images, whatever they are used for. `rng_keys`: as in `Texts`, of each image."""
 
-    def distinct_images(self, pixels: Float[Tensor, "I 3 H W"]) -> tuple[Any, Int[Tensor, "I"]]:
-        """Encodes images, equal ones once where no gradient is needed. Returns the state and each image's index in it.
+    def distinct_images(
+        self, pixels: Float[Tensor, "B 3 H W"], repeats: Repeats | None = None
+    ) -> tuple[Any, Int[Tensor, "B"]]:
+        """Encodes images, equal ones once. Returns the state and each row's index in it.
 
-        Most evaluations ask several questions about one image.
+        Equal rows are those that `repeats` lists. Without it they are searched for, but only where no gradient is
+        needed: most evaluations ask several questions about one image, and few trainings do.
         """
+        if repeats is not None:
+            return self.image_state(pixels[repeats.rows]), repeats.image_of
         index = torch.arange(len(pixels), device=pixels.device)
         if len(pixels) > 1 and not (self.training or torch.is_grad_enabled()):
             first = _first_of_equals(pixels)

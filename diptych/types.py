@@ -92,6 +92,16 @@ class Phrases:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Says which rows of a batch show equal pixels, so that each image can be encoded once."""
+
+    rows: Int[Tensor, "I"]
+    """The first row of each distinct image."""
+    image_of: Int[Tensor, "B"]
+    """The distinct image (0..I-1) of each row."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Image-text pairs: sample b is the image pixels[b] with the text texts[b]."""
 
@@ -107,6 +117,8 @@ class Batch:
     """By which texts are known to be true of other images. None where the task does not need them."""
     phrases: Phrases | None = None
     """None where the task does not need them."""
+    repeats: Repeats | None = None
+    """None where no two rows are known to show equal pixels."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

@@ -24,6 +24,7 @@ from diptych.types import (
     Phrases,
     PictureBatch,
     QuestionBatch,
+    Repeats,
     TextBatch,
     Texts,
 )
@@ -84,6 +85,18 @@ def collate_phrases(samples: Sequence[Sample], pad_id: int) -> Phrases | None:
     return Phrases(pad_texts([ids for _, ids in phrases], pad_id), said)
 
 
+def repeats_of(samples: Sequence[Sample]) -> Repeats | None:
+    """Lists the samples that hold the same tensor of pixels. Returns None if none do."""
+    rows: dict[int, int] = {}  # the first sample with a tensor, by the tensor's identity
+    for row, sample in enumerate(samples):
+        rows.setdefault(id(sample.pixels), row)
+    if len(rows) == len(samples):
+        return None
+    numbers = {identity: number for number, identity in enumerate(rows)}
+    image_of = [numbers[id(sample.pixels)] for sample in samples]
+    return Repeats(torch.tensor(list(rows.values())), torch.tensor(image_of))
+
+
 def pad_texts(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Texts:
     """Pads texts at their end to the longest one, or to `length`. Raises ValueError if a text is longer than that."""
     longest = max((len(text) for text in ids), default=0)
@@ -106,6 +119,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         records=tuple(sample.record for sample in samples),
         claims=collate_claims(samples),
         phrases=collate_phrases(samples, pad_id),
+        repeats=repeats_of(samples),
     )
 
 

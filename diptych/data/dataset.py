@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from diptych.data.answers import encode_answers, score_row, soft_scores
@@ -43,7 +45,7 @@ from diptych.data.record import (
     has_word,
 )
 from diptych.data.tokenizer import Tokenizer
-from diptych.data.transforms import TrainTransform
+from diptych.data.transforms import TrainTransform, says_left_or_right
 from diptych.schema import DataConfig
 from diptych.seeds import seed_of
 from diptych.types import AnyBatch
@@ -62,6 +64,10 @@ class Loaded:
     """Records of the class that the source holds."""
     skipped: tuple[BadRecord, ...]
     epoch: int
+
+
+Views = dict[Any, tuple[Float[Tensor, "3 H W"], ...]]
+"""Transformed images of a batch, by the identity of their image and by whether a text tells of sides."""
 
 
 class PairDataset(Dataset[Sample]):
@@ -97,9 +103,10 @@ class PairDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         """Makes one sample. Raises BadRecord."""
         epoch, index = key
-        return self._sample(self.source.record(index), epoch, index)
+        return self._sample(self.source.record(index), epoch, index, {})
 
-    def _sample(self, record: AnyRecord, epoch: int, index: int) -> Sample:
+    def _sample(self, record: AnyRecord, epoch: int, index: int, seen: Views) -> Sample:
+        """Makes a sample. `seen` are the views of images so far, which texts about one image share."""
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
         text = rng.choice(record.texts) if record.texts else ""
         claims = phrase = None
@@ -114,7 +121,8 @@ class PairDataset(Dataset[Sample]):
         if record.texts and not has_word(cleaned):
             raise BadRecord(record.id, f"{record.text_name} empty")
         shown = text if phrase is None else f"{text} {phrase[0]}"  # an image is flipped where neither tells of sides
-        views = [self.transform(picture, shown, rng) for picture in pictures_of(self.source, record, self.config)]
+        shared = self.config.texts_per_image > 1
+        views = self._shared_views(record, shown, epoch, seen) if shared else self._views(record, shown, rng)
         sample = Sample(
             pixels=views[0] if views else None,
             input_ids=self.tokenizer.encode([cleaned], self.config.max_tokens)[0] if record.texts else [],
@@ -127,15 +135,32 @@ class PairDataset(Dataset[Sample]):
         complete, _ = KINDS[type(record)]
         return complete(sample, record, self)
 
+    def _views(self, record: AnyRecord, text: str, rng: random.Random) -> tuple[Float[Tensor, "3 H W"], ...]:
+        """Transforms the images of a record. Raises BadRecord."""
+        return tuple(self.transform(image, text, rng) for image in pictures_of(self.source, record, self.config))
+
+    def _shared_views(
+        self, record: AnyRecord, text: str, epoch: int, seen: Views
+    ) -> tuple[Float[Tensor, "3 H W"], ...]:
+        """Transforms the images of a record as they are for all texts about them in this epoch. Raises BadRecord.
+
+        Texts that tell of sides see an image unflipped, and the others may see it flipped.
+        """
+        key = record.image_ids, self.config.flip > 0 and says_left_or_right(text)
+        if key not in seen:
+            seen[key] = self._views(record, text, random.Random(f"{self.seed}/{epoch}/{record.image_ids}"))
+        return seen[key]
+
     def __getitems__(self, keys: Sequence[Key]) -> Loaded:
         """Makes a whole batch at once, so that the workers collate."""
         samples: list[Sample] = []
         records: list[AnyRecord] = []
         skipped: list[BadRecord] = []
+        seen: Views = {}
         for epoch, index in keys:
             try:
                 record = self.source.record(index)
-                samples.append(self._sample(record, epoch, index))
+                samples.append(self._sample(record, epoch, index, seen))
                 records.append(record)
             except BadRecord as error:
                 skipped.append(error)

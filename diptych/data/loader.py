@@ -8,24 +8,37 @@ named; nothing replaces them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from multiprocessing.util import Finalize
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
 from diptych.data.cleanup import clean_text
 from diptych.data.collate import Sample, collate, collate_pictures, collate_texts
 from diptych.data.dataset import Loaded, PairDataset, pictures_of
-from diptych.data.order import Key, Order, Ordered, Shuffled, check_processes
+from diptych.data.order import ByImage, Key, Order, Ordered, Shuffled, check_processes
 from diptych.data.pool import OrderedPool
-from diptych.data.record import AnyRecord, BadRecord, Question, Referring, Source, TaskSource, has_word
+from diptych.data.record import (
+    TASK_NAMES,
+    AnyRecord,
+    BadRecord,
+    Entailment,
+    Numbered,
+    Question,
+    Referring,
+    Source,
+    TaskSource,
+    first_kind,
+    has_word,
+)
 from diptych.data.skips import SkipLedger, list_errors
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform, TrainTransform
@@ -77,7 +90,7 @@ class PairLoader:
         transform = TrainTransform(config, image_size, released)
         self.dataset = PairDataset(source, transform, tokenizer, config, seed, answers, claims, phrases)
         self.rank = rank
-        order = source.order if isinstance(source, Ordered) else partial(Shuffled, len(source))
+        order = _order_of(source, config)
         self.order: Order = order(batch_size, seed, size)
         self.seed = seed
         self.workers = config.workers
@@ -119,6 +132,43 @@ class PairLoader:
             yield from pool.results(self.timeout)
         finally:
             finalizer()  # closes the pool once, also where the generator outlives the modules at exit
+
+
+def _order_of(source: Source | TaskSource[Any], config: DataConfig) -> Callable[[int, int, int], Order]:
+    """Chooses the order of training for a source. Raises ValueError where `data.texts_per_image` cannot be heeded."""
+    together = config.texts_per_image
+    if together < 1:
+        raise ValueError(f"data.texts_per_image is {together}: it must be at least 1")
+    if together == 1:
+        return source.order if isinstance(source, Ordered) else partial(Shuffled, len(source))
+    if isinstance(source, Ordered):
+        raise ValueError(
+            f"data.texts_per_image={together} needs records in any order, and shards and mixes have an order of their"
+            " own: leave it at 1, or give a list of files"
+        )
+    kind = first_kind(source)
+    if kind not in (Question, Entailment, None):
+        raise ValueError(
+            f"data.texts_per_image={together} groups questions or hypotheses, and these are {TASK_NAMES[kind]}:"
+            " leave it at 1"
+        )
+    return partial(ByImage, _image_numbers(source), together)
+
+
+def _image_numbers(source: Source | TaskSource[Any]) -> Int[np.ndarray, "n"]:
+    """Numbers the images of all records: equal images have equal numbers. A record that cannot be read has its own."""
+    numbers: dict[Any, int] = {}
+    images = map(source.image_id, range(len(source))) if isinstance(source, Numbered) else _image_ids(source)
+    return np.array([numbers.setdefault(image, len(numbers)) for image in images])
+
+
+def _image_ids(source: Source | TaskSource[Any]) -> Iterator[Any]:
+    """Yields the identities of each record's images, or its error."""
+    for index in range(len(source)):
+        try:
+            yield source.record(index).image_ids
+        except BadRecord as error:
+            yield error
 
 
 # --------------------------------------------------------------------------- evaluation

@@ -1,9 +1,9 @@
 """Decides which records a step reads: a pure function of (seed, step), divided among any number of processes.
 
-Most sources are shuffled as a whole (`Shuffled`). Sources of shards are not, because few shards are open at once. They
-are read in *lanes*: an epoch is dealt to a fixed number of lanes, each lane gives its rows of every global batch, and a
-process reads whole lanes. So a process opens only the shards of its own lanes, and batches do not depend on the number
-of processes.
+Most sources are shuffled as a whole (`Shuffled`), or in groups of texts about one image (`ByImage`). Sources of shards
+are not, because few shards are open at once. They are read in *lanes*: an epoch is dealt to a fixed number of lanes,
+each lane gives its rows of every global batch, and a process reads whole lanes. So a process opens only the shards of
+its own lanes, and batches do not depend on the number of processes.
 
 B is the size of a global batch, L the number of lanes and M the number of records that a lane has in an epoch.
 """
@@ -89,6 +89,48 @@ class Shuffled:
         first = within * self.batch_size + rank * share
         order = _cached_order(self.count, self.seed, epoch)
         return [(epoch, index) for index in order[first : first + share].tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class ByImage:
+    """Orders texts about images: up to `together` texts about one image follow each other.
+
+    Each epoch cuts the texts about an image into such groups anew and shuffles the groups. A group at the end of a
+    batch, or of a process's share of one, continues in the next.
+    """
+
+    images: Int[np.ndarray, "n"]
+    """The number of each record's image."""
+    together: int
+    batch_size: int
+    seed: int
+    size: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def keys(self, step: int, rank: int) -> list[Key]:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        share = self.batch_size // self.size
+        first = within * self.batch_size + rank * share
+        return [(epoch, index) for index in _cached_groups(self, epoch)[first : first + share].tolist()]
+
+
+def grouped_order(order: ByImage, epoch: int) -> Int[np.ndarray, "n"]:
+    """Returns the permutation of an epoch of `ByImage`."""
+    rng = np.random.default_rng([order.seed, epoch])
+    shuffled = rng.permutation(len(order.images))
+    by_image = shuffled[np.argsort(order.images[shuffled], kind="stable")]  # the texts about an image, shuffled
+    images = order.images[by_image]
+    starts = np.r_[True, images[1:] != images[:-1]]
+    within = np.arange(len(images)) - np.maximum.accumulate(np.where(starts, np.arange(len(images)), 0))
+    groups = np.cumsum(within % order.together == 0) - 1
+    places = rng.permutation(groups[-1] + 1)[groups]
+    return by_image[np.argsort(places, kind="stable")]
+
+
+_cached_groups = lru_cache(maxsize=4)(grouped_order)
 
 
 # --------------------------------------------------------------------------- lanes

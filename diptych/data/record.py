@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -300,13 +301,23 @@ class TaskSource(Protocol[R]):
         ...
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """Stands for a source that knows the identity of a record's image without making the record."""
+
+    def image_id(self, index: int) -> str: ...
+
+
 def check_kind(source: Source | TaskSource[Any], kind: type, name: str) -> None:
     """Raises ValueError unless the first readable record is of class `kind`. `name` says what the source is."""
+    held = first_kind(source)
+    if held not in (kind, None):
+        raise ValueError(f"{name} holds {TASK_NAMES[held]}; this task needs {TASK_NAMES[kind]}")
+
+
+def first_kind(source: Source | TaskSource[Any]) -> type | None:
+    """Returns the class of the first readable record. None if none of the first ones can be read."""
     for index in range(min(LOOKED_AT, len(source))):
-        try:
-            held = type(source.record(index))
-        except BadRecord:  # which is counted when it is its turn
-            continue
-        if held is not kind:
-            raise ValueError(f"{name} holds {TASK_NAMES[held]}; this task needs {TASK_NAMES[kind]}")
-        return
+        with suppress(BadRecord):  # which is counted when it is its turn
+            return type(source.record(index))
+    return None

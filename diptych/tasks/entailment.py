@@ -111,7 +111,7 @@ class Entailment(DistilledHeadTask):
 
 def _logits(model: Model, head: nn.Sequential, batch: Batch) -> Float[Tensor, "B 3"]:
     # Each image is encoded once, also where several hypotheses are about it.
-    images, image_index = model.distinct_images(batch.pixels)
+    images, image_index = model.distinct_images(batch.pixels, batch.repeats)
     text_index = torch.arange(len(batch), device=batch.pixels.device)
     # The head reads the fused vector [B, D]: the [CLS] token of each pair.
     logits: Tensor = head(model.fuse(model.text_state(batch.texts), images, text_index, image_index).pooled)

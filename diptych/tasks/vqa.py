@@ -50,7 +50,7 @@ ValueError for a k below 1."""
 
 def fuse_questions(model: Model, batch: Batch, positions: OutputPositions = None) -> Joint:
     """Fuses each question with its image."""
-    images, image_index = model.distinct_images(batch.pixels)
+    images, image_index = model.distinct_images(batch.pixels, batch.repeats)
     text_index = torch.arange(len(batch), device=batch.pixels.device)
     return model.fuse(model.text_state(batch.texts), images, text_index, image_index, positions)
 

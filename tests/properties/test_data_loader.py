@@ -26,7 +26,7 @@ from diptych.data.dataset import PairDataset
 from diptych.data.loader import Loaded, PairLoader, evaluation_items
 from diptych.data.order import epoch_order
 from diptych.data.pool import PoolError, receive, send
-from diptych.data.record import BadRecord, Record
+from diptych.data.record import BadRecord, Entailment, Record
 from diptych.data.skips import SkipLedger
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import TrainTransform
@@ -85,6 +85,19 @@ def same(first: Loaded, second: Loaded) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class ToldSource(MadeSource):
+    """Serves hypotheses about pictures of noise, of which picture 0 has seven and every other three."""
+
+    def record(self, index: int) -> Any:
+        image = max(0, index - 4) // 3
+        side = " to the left" if index % 2 else ""
+        return Entailment(f"r{index}", image, f"number {index}{side}", "neutral", f"picture {image}")
+
+    def pictures(self, record: Any) -> tuple[Image.Image, ...]:
+        return (self.picture(record),)
+
+
 # --------------------------------------------------------------------------- order and exactness
 
 
@@ -123,6 +136,53 @@ def test_a_ledger_counts_each_process_own_records_and_a_lost_file_by_what_it_hel
     with pytest.raises(ValueError, match="51 of 100 records could not be used, more than the 50"):
         ledger.check()
     assert "51 of 100 records skipped: 40 × shard missing, 11 × picture broken" in ledger.summary()
+
+
+@pytest.mark.parametrize("together", [2, 3, 5])
+def test_texts_about_an_image_stand_together_and_share_one_view(together: int) -> None:
+    source = ToldSource(31)
+    config = DataConfig(workers=0, texts_per_image=together)
+    epochs = [[record for loaded in take(loader(source, config, 31), 3, epoch) for record in loaded.records][:31]
+              for epoch in range(2)]  # fmt: skip
+    for records in epochs:
+        assert sorted(record.id for record in records) == sorted(f"r{index}" for index in range(31))
+        runs = [len(list(run)) for _, run in itertools.groupby(record.image_id for record in records)]
+        expected = 8 * -(-3 // together) + -(-7 // together)  # groups, of which two of one image may touch
+        assert expected - 8 <= len(runs) <= expected
+    assert epochs[0] != epochs[1]
+
+    (loaded,) = take(loader(source, config, 31), 1)
+    assert loaded.batch.repeats is not None
+    rows, image_of = loaded.batch.repeats.rows, loaded.batch.repeats.image_of
+    assert torch.equal(loaded.batch.pixels[rows][image_of], loaded.batch.pixels)
+    # A picture has at most two views in an epoch: one for the texts that tell of sides, which is never flipped.
+    views = {(record.image_id, "left" in record.hypothesis) for record in loaded.records}
+    assert len(rows) == len(views)
+    dataset = PairDataset(source, TrainTransform(config, SIZE), TOKENIZER, config, 3)
+    for row, (epoch, index) in enumerate(next(loader(source, config, 31).keys())):
+        assert torch.equal(dataset[epoch, index].pixels, loaded.batch.pixels[row])  # type: ignore[arg-type]
+
+
+def test_without_flips_all_texts_about_an_image_share_its_view() -> None:
+    (loaded,) = take(loader(ToldSource(31), DataConfig(workers=0, texts_per_image=31, flip=0.0), 31), 1)
+    assert len(loaded.batch.repeats.rows) == 9
+
+
+def test_grouped_texts_are_the_same_from_any_step_on_and_in_any_number_of_processes() -> None:
+    source, config = ToldSource(31), DataConfig(workers=0, texts_per_image=3)
+    whole = take(loader(source, config, 6), 12)
+    for late, early in zip(take(loader(source, config, 6), 5, 7), whole[7:], strict=True):
+        assert same(late, early)
+    parts = [take(PairLoader(source, TOKENIZER, config, SIZE, 6, 3, rank=rank, size=2), 12) for rank in range(2)]
+    for step, loaded in enumerate(whole):
+        assert torch.equal(loaded.batch.pixels, torch.cat([part[step].batch.pixels for part in parts]))
+
+
+def test_only_questions_and_hypotheses_in_any_order_are_grouped() -> None:
+    with pytest.raises(ValueError, match=r"data\.texts_per_image=2 groups questions or hypotheses, and these are"):
+        loader(MadeSource(18), DataConfig(workers=0, texts_per_image=2))
+    with pytest.raises(ValueError, match=r"data\.texts_per_image is 0: it must be at least 1"):
+        loader(ToldSource(18), DataConfig(workers=0, texts_per_image=0))
 
 
 def test_an_epoch_shows_every_record_once_and_drops_what_fills_no_batch() -> None:

@@ -1,4 +1,4 @@
-"""A picture that several texts are about is encoded once, where nothing is learnt from it."""
+"""A picture that several texts are about is encoded once, where nothing is learnt from it or the batch says so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.types import Texts
+from diptych.types import Progress, Repeats, Texts
 from tests import tiny
 
 WHICH = torch.tensor([1, 0, 1, 1])
@@ -69,6 +69,28 @@ def test_what_learns_encodes_every_picture(system: dict[str, Any], monkeypatch: 
     with torch.no_grad():
         task.train().logits(batch)  # as a momentum encoder with dropout
     assert seen == [4, 4]
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=str)
+@pytest.mark.parametrize("kind", ["entailment", "closed set", "decoding"])
+def test_training_encodes_a_repeated_picture_once_with_the_same_loss_and_gradients(
+    kind: str, system: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = {"entailment": tiny.entailment, "closed set": tiny.vqa_closed_set, "decoding": tiny.vqa_decoding}[kind]
+    task = build(model=system).eval()  # without dropout, whose draws differ
+    whole = repeated(tiny.labelled(tiny.batch()) if kind == "entailment" else tiny.questions(tiny.batch()))
+    seen, gradients, losses = count_encoded(monkeypatch, task.model), [], []
+    for batch in (whole, replace(whole, repeats=Repeats(torch.tensor([0, 1]), torch.tensor([0, 1, 0, 0])))):
+        task.zero_grad()
+        loss = task(batch, Progress(step=3, epoch=2.0)).total
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: value.grad for name, value in task.named_parameters() if value.grad is not None})
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    assert seen == [4, 2]
 
 
 def test_other_pictures_of_equal_sums_are_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

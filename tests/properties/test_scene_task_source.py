@@ -77,3 +77,21 @@ def test_what_leaves_nothing_to_say_is_reported_when_opened() -> None:
     german = replace(CONFIG, scenes=replace(CONFIG.scenes, sprites="openmoji", language="de"))
     with pytest.raises(ValueError, match=r"scenes\.language='de': the tasks' texts are English"):
         open_source(german, "train", Question)
+
+
+@pytest.mark.parametrize("kind", [Entailment, Question])
+def test_training_scenes_have_as_many_texts_as_asked_for(kind: type[AnyRecord]) -> None:
+    config = replace(CONFIG, texts_per_image=4)
+    alone, grouped = (open_source(chosen, "train", kind) for chosen in (CONFIG, config))
+    records = [grouped.record(index) for index in range(60)]
+    for number in range(15):
+        about = records[4 * number : 4 * number + 4]
+        first = alone.record(number)
+        assert {record.image_id for record in about} == {first.image_id}
+        assert all(record.images == first.images for record in about)
+        assert about[0].texts == first.texts
+        assert len({record.texts for record in about}) == 4
+    assert len({record.id for record in records}) == 60
+    assert [open_source(config, "test", kind).record(index) for index in range(8)] == [
+        open_source(CONFIG, "test", kind).record(index) for index in range(8)
+    ]

@@ -44,6 +44,7 @@ from diptych.types import (
     PictureBatch,
     Progress,
     QuestionBatch,
+    Repeats,
     TextBatch,
     Texts,
 )
@@ -250,23 +251,30 @@ def make_batch(recipe: Recipe, pixels: Sequence[Tensor], tokens: int, words: Tok
     ids = torch.randint(len(SPECIAL), words.vocab_size, (size, tokens), generator=generator)
     ids[:, 0] = words.cls_id
     texts, numbers = Texts(ids, torch.ones_like(ids, dtype=torch.bool)), torch.arange(size)
-    kind = catalog.record_kind(task)
+    kind, together = catalog.record_kind(task), recipe.data.texts_per_image
+    repeats = Repeats(numbers[::together], numbers // together) if together > 1 else None
     if kind is Picture:
         return PictureBatch(pixels[0], numbers)
     if kind is PlainText:
         return TextBatch(texts)
     if kind is Entailment:
-        return LabelledBatch(pixels[0], texts, numbers, labels=numbers % 3)
+        return LabelledBatch(pixels[0], texts, numbers, labels=numbers % 3, repeats=repeats)
     if kind is PairStatement:
         return LabelledPicturePairs(pixels[0], texts, numbers, labels=numbers % 2, second_pixels=pixels[1])
     if kind is Question and (closed_set := catalog.task_class(task).closed_set(task)):
         scores = (numbers[:, None] % len(closed_set) == torch.arange(len(closed_set))).float()
-        return QuestionBatch(pixels[0], texts, numbers, scores=scores)
+        return QuestionBatch(pixels[0], texts, numbers, scores=scores, repeats=repeats)
     if kind is Question:
         answers = torch.tensor([[words.cls_id, len(SPECIAL), words.sep_id]]).expand(size, -1)
         answer_texts = Texts(answers, torch.ones_like(answers, dtype=torch.bool))
         return QuestionBatch(
-            pixels[0], texts, numbers, answers=answer_texts, answer_of=numbers, weights=torch.ones(size)
+            pixels[0],
+            texts,
+            numbers,
+            answers=answer_texts,
+            answer_of=numbers,
+            weights=torch.ones(size),
+            repeats=repeats,
         )
     claims = phrases = None
     if task.needs_claims:

@@ -27,6 +27,8 @@ class SceneTask:
     config: ScenesConfig
     split: Split
     kind: type[AnyRecord]
+    texts: int = 1
+    """The number of questions or hypotheses about a scene: record i is about scene i // texts."""
     skipped: tuple[BadRecord, ...] = ()
 
     def __len__(self) -> int:
@@ -46,7 +48,7 @@ class SceneTask:
         return f"{self._name}/{index}"
 
     def image_id(self, index: int) -> str:
-        return f"{self._name}/{self.config.seed}/{index}"
+        return f"{self._name}/{self.config.seed}/{index // self.texts}"
 
     @property
     def _name(self) -> str:
@@ -66,12 +68,12 @@ def _plain_text(source: SceneTask, index: int) -> PlainText:
 
 
 def _entailment(source: SceneTask, index: int) -> Entailment:
-    scene, hypothesis = entailment_example(source.config, source.split, index)
+    scene, hypothesis = entailment_example(source.config, source.split, index, source.texts)
     return Entailment(source.record_id(index), scene, hypothesis.text, hypothesis.label, source.image_id(index))
 
 
 def _question(source: SceneTask, index: int) -> Question:
-    scene, question = question_example(source.config, source.split, index)
+    scene, question = question_example(source.config, source.split, index, source.texts)
     return Question(source.record_id(index), scene, question.text, question.answers, source.image_id(index))
 
 
@@ -113,6 +115,7 @@ def open_scene_task(config: DataConfig, split: Split, kind: type[AnyRecord]) -> 
     """Opens a split of a task's examples. Draws the sprites or loads them from the cache. Raises ValueError."""
     check(config.scenes)
     sprite_set(config.scenes)
-    source = SceneTask(config.scenes, split, kind)
+    several = split == "train" and kind in (Entailment, Question)
+    source = SceneTask(config.scenes, split, kind, texts=config.texts_per_image if several else 1)
     source.record(0)
     return source
