@@ -10,11 +10,13 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from string import ascii_lowercase, digits
 
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 CONTINUES = "##"
+BASIC = digits + ascii_lowercase
 Pair = tuple[str, str]
 
 
@@ -31,6 +33,9 @@ def count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
 def learn_pieces(words: Mapping[str, int], size: int) -> list[str]:
     """Learns at most `size` word pieces: every character (letters also as continuation) and the most frequent merges.
 
+    The digits and Latin letters that no word has come last, as far as they fit into a tenth of `size`. Texts of later
+    tasks may need them: captions say "two foxes", and an answer is "2".
+
     Raises ValueError if `size` is too small for the characters alone.
     """
     ordered = sorted(words)
@@ -42,11 +47,12 @@ def learn_pieces(words: Mapping[str, int], size: int) -> list[str]:
         raise ValueError(
             f"the captions hold {len(letters)} different characters: tokenizer.size must be at least {len(pieces) + 5}"
         )
+    later = [start + sign for sign in BASIC for start in ("", CONTINUES) if start + sign not in pieces][: size // 10]
     merges = _Merges([_spell(word) for word in ordered], [words[word] for word in ordered])
-    while len(pieces) < size and (pair := merges.best()):
+    while len(pieces) + len(later) < size and (pair := merges.best()):
         pieces.setdefault(_joined(pair))
         merges.merge(pair)
-    return list(pieces)
+    return [*pieces, *later][:size]
 
 
 def _spell(word: str) -> list[str]:
