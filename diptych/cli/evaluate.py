@@ -150,5 +150,5 @@ def as_text(evaluated: EvaluatedTask) -> str:
 
 
 def _line(name: str, score: Estimate, width: int) -> str:
-    low, high = score.interval
-    return f"  {name:<{width}}  {score.value:5.1f}   {low:5.1f} … {high:5.1f}   of {score.count:,}"
+    value, low, high = (round(number, 6) for number in (score.value, *score.interval))  # as in eval.json
+    return f"  {name:<{width}}  {value:5.1f}   {low:5.1f} … {high:5.1f}   of {score.count:,}"

@@ -135,17 +135,14 @@ class PairLoader:
 
 
 def _order_of(source: Source | TaskSource[Any], config: DataConfig) -> Callable[[int, int, int], Order]:
-    """Chooses the order of training for a source. Raises ValueError where `data.texts_per_image` cannot be heeded."""
+    """Chooses the order of training for a source. Raises ValueError if its texts cannot be grouped by image."""
     together = config.texts_per_image
     if together < 1:
         raise ValueError(f"data.texts_per_image is {together}: it must be at least 1")
+    if isinstance(source, Ordered):  # texts about an image share it there only where they happen to meet
+        return source.order
     if together == 1:
-        return source.order if isinstance(source, Ordered) else partial(Shuffled, len(source))
-    if isinstance(source, Ordered):
-        raise ValueError(
-            f"data.texts_per_image={together} needs records in any order, and shards and mixes have an order of their"
-            " own: leave it at 1, or give a list of files"
-        )
+        return partial(Shuffled, len(source))
     kind = first_kind(source)
     if kind not in (Question, Entailment, None):
         raise ValueError(

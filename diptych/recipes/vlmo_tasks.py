@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diptych.recipes.albef_tasks import BOXES, TUNING, tiny_task, tuned_gently
+from diptych.recipes.albef_tasks import BOXES, TUNING, asked_together, tiny_task, tuned_gently
 from diptych.recipes.vlmo import vlmo_tiny
 from diptych.schema import (
     DecoderConfig,
@@ -58,7 +58,7 @@ def vlmo_tiny_entailment() -> Recipe:
     Cost: minutes on two cores.
     Expected: accuracy 79 % (one run); 30 % on blank images in an earlier version.
     """
-    return _tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 1500)
+    return asked_together(_tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 2000))
 
 
 def vlmo_tiny_vqa() -> Recipe:
@@ -69,7 +69,8 @@ def vlmo_tiny_vqa() -> Recipe:
     Expected: VQA accuracy 64 % (one run); 27 % on blank images in an earlier version.
     """
     decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm_eps=1e-6, norm="pre", dropout=0.0)
-    return _tiny("vlmo_tiny_vqa", VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200), 1500)
+    task = VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200)
+    return asked_together(_tiny("vlmo_tiny_vqa", task, 2000))
 
 
 def vlmo_tiny_vqa_closed() -> Recipe:
@@ -79,7 +80,7 @@ def vlmo_tiny_vqa_closed() -> Recipe:
     Cost: minutes on two cores.
     Expected: VQA accuracy not measured; 28 % on blank images in an earlier version.
     """
-    return _tiny("vlmo_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 1500)
+    return asked_together(_tiny("vlmo_tiny_vqa_closed", VqaClosedSetConfig(answer_count=200), 2000))
 
 
 def vlmo_tiny_assignment() -> Recipe:
