@@ -366,6 +366,21 @@ def test_a_question_without_its_annotation_is_named(tmp_path: Path) -> None:
     }
 
 
+def test_annotations_that_contradict_each_other_or_their_question_answer_nothing(tmp_path: Path) -> None:
+    questions = vqa_questions(tmp_path, "val2014", [900, 1000, 1100, 1200])
+    annotations = vqa_annotations(tmp_path, "val2014", [900, 1000, 1100, 1200])
+    content = json.loads(annotations.read_text())
+    first, second, third, _ = content["annotations"]
+    content["annotations"] += [{**first, "answers": first["answers"][:3]}, dict(second)]  # the latter says the same
+    third["image_id"] = 12
+    listing = read_vqa(f"{questions},{write(annotations, content)}", config(root=str(tmp_path / "images")))
+    assert reasons(listing) == {
+        f"{questions}, questions[0]": "answers ambiguous",
+        f"{questions}, questions[2]": "picture ambiguous",
+    }
+    assert [record.id for record in listing.records] == ["1000", "1200"]
+
+
 def test_files_of_vqa_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     questions = vqa_questions(tmp_path, "val2014", [900])
     annotations = vqa_annotations(tmp_path, "train2014", [900])

@@ -20,6 +20,8 @@ from diptych.data.sources.listing import SourceListing
 from diptych.schema import DataConfig
 
 LAYOUT = "data.source=vqa reads VQA v2's questions and annotations, separated by commas"
+AMBIGUOUS = "two annotations that differ"
+"""Stands for the annotation of a question that has several."""
 FOLDERS = {"test-dev2015": "test2015"}
 """Subsets whose pictures belong to another subset, which is named here."""
 
@@ -36,7 +38,7 @@ def read_vqa(paths: str, config: DataConfig) -> SourceListing:
     answers: dict[str, dict[str, Any]] = {}
     for path, content in contents.items():
         if "annotations" in content:
-            answers.setdefault(_subset(content, path), {}).update(_annotations(content, path))
+            _add_annotations(answers.setdefault(_subset(content, path), {}), content, path)
     if alone := answers.keys() - {_subset(content, path) for path, content in questions.items()}:
         raise ValueError(f"{paths}: there are annotations of {', '.join(sorted(alone))}, but no questions")
     listing = SourceListing()
@@ -58,10 +60,13 @@ def _subset(content: Mapping[str, Any], path: str) -> str:
     return subset
 
 
-def _annotations(content: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Returns the annotation of each question, by the question's number. The annotations are not checked yet."""
-    entries = list_of(content, "annotations", path, LAYOUT)
-    return {str(entry["question_id"]): entry for entry in entries if isinstance(entry, dict) and "question_id" in entry}
+def _add_annotations(annotations: dict[str, Any], content: Mapping[str, Any], path: str) -> None:
+    """Adds the annotation of each question, by the question's number. Their answers are not checked yet."""
+    for entry in list_of(content, "annotations", path, LAYOUT):
+        if isinstance(entry, dict) and "question_id" in entry:
+            first = annotations.setdefault(number := str(entry["question_id"]), entry)
+            if first != entry:
+                annotations[number] = AMBIGUOUS
 
 
 def _read(entry: Any, name: str, subset: str, root: Path, answers: Mapping[str, Any] | None) -> Question:
@@ -71,13 +76,17 @@ def _read(entry: Any, name: str, subset: str, root: Path, answers: Mapping[str, 
     if number is None or not isinstance(picture, int):
         raise BadRecord(name, "key missing", "`question_id` and `image_id` must be whole numbers")
     file = f"COCO_{subset}_{picture:012d}.jpg"
-    annotated = () if answers is None else _answers(answers.get(number), number, name)
+    annotated = () if answers is None else _answers(answers.get(number), number, picture, name)
     return Question(number, coco_path(root, file), text_of(entry, "question", name), annotated, file)
 
 
-def _answers(annotation: Any, number: str, name: str) -> tuple[str, ...]:
+def _answers(annotation: Any, number: str, picture: int, name: str) -> tuple[str, ...]:
     if annotation is None:
         raise BadRecord(name, "answers missing", f"no annotation of question {number}")
+    if annotation is AMBIGUOUS:
+        raise BadRecord(name, "answers ambiguous", f"question {number} has {AMBIGUOUS}")
+    if (other := annotation.get("image_id", picture)) != picture:
+        raise BadRecord(name, "picture ambiguous", f"question {number} is of {picture}, its annotation of {other}")
     answers = annotation.get("answers")
     if not isinstance(answers, list) or not answers:
         raise BadRecord(name, "answers missing", f"the annotation of question {number} has no list `answers`")
