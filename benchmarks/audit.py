@@ -1,4 +1,4 @@
-"""How well a model tells mismatched pairs: `python -m benchmarks.audit RUN [--mismatch 0.2 0.4]`.
+"""How well a model tells mismatched pairs: `python -m benchmarks.audit RUN [--mismatch 0.2 0.4] [--to FILE]`.
 
 Plants captions of other scenes among training scenes of the run (`data.scenes.mismatch`), scores all pairs as
 `diptych data audit` does, and prints for each score the area under the ROC curve, and precision and recall of the pairs
@@ -8,8 +8,10 @@ that score below 0.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,16 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run that was trained on scenes")
     parser.add_argument("--mismatch", nargs="+", type=float, default=[0.2, 0.4], metavar="SHARE")
     parser.add_argument("--count", type=int, default=2000, metavar="N", help="pairs (default: 2000)")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="JSON file for the measures of each run")
     options: Any = parser.parse_args(arguments)
+    kept: dict[str, dict[str, float]] = {}
     for run in options.runs:
         predictor = diptych.load(run)
+        measures = kept.setdefault(Path(run).name, {})
         for share in options.mismatch:
             print(f"{run}, {share:.0%} of {options.count} captions are another scene's")
             for name, found in measure(predictor, share, options.count).items():
+                measures |= {f"{share:g}.{name}.{figure}": round(value, 4) for figure, value in found.items()}
                 print(
                     f"  {name:8}  area {found['roc_area']:.3f}  below 0: precision {found['precision']:.3f}  "
                     f"recall {found['recall']:.3f}"
                 )
+    if options.to:
+        options.to.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

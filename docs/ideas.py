@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ablations"
 PAGE = HERE / "ideas.md"
 PICTURES = HERE / "pictures"
-SEVERAL = ("compositions", "depth", "views")
-"""Parts of the page that are made of a file for each system."""
+SEVERAL = ("compositions", "depth", "views", "pseudo", "audit")
+"""Beginnings of the names of files whose runs no ablation compares. Each has a part of the page of its own."""
 LEVEL = 0.05
 MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MEASURES = tuple(
@@ -44,6 +44,10 @@ def _part(name: str) -> str:
         return depth()
     if name == "views":
         return views()
+    if name == "pseudo_targets":
+        return pseudo_targets()
+    if name == "audit":
+        return audit()
     file = RESULTS / f"{name}.json"
     return _section(name, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ""
 
@@ -278,6 +282,42 @@ def _courses(runs: Mapping[str, Mapping[str, float]], name: str) -> dict[int, li
             if measure == name:
                 found.setdefault(int(step), []).append(value)
     return found
+
+
+# --------------------------------------------------------------------------- pseudo-targets and the audit
+
+JUDGED = {"label": "only the label", "pseudo": "only the pseudo-target", "both": "both", "neither": "neither"}
+
+
+def pseudo_targets() -> str:
+    """Writes the tables of the texts and of the words from the file of `python -m benchmarks.pseudo_targets`."""
+    runs = _stored("pseudo_targets")
+    lines: list[str] = []
+    for kind, label in (("texts", "texts (ITC)"), ("words", "masked names (MLM)")):
+        courses = {right: _courses(runs, f"{kind}.{right}") for right in JUDGED}
+        body = [
+            (str(step), *(_mean(courses[right].get(step, ())) for right in JUDGED)) for step in sorted(courses["both"])
+        ]
+        head = (f"{label}, step", *(f"{words} right, %" for words in JUDGED.values()))
+        lines += [*_table(head, body), ""] if body else []
+    return "\n".join(lines)
+
+
+def audit() -> str:
+    """Writes the table of the mismatched pairs that were found, from the file of `python -m benchmarks.audit`."""
+    names = {"contrast": "contrast", "match": "ITM", "both": "both"}
+    body = [
+        (run, f"{float(share):.0%}", *(f"{measures[f'{share}.{score}.roc_area']:.3f}" for score in names))
+        for run, measures in _stored("audit").items()
+        for share in sorted({name.rpartition(".")[0].rpartition(".")[0] for name in measures})
+    ]
+    head = ("model", "captions of other scenes", *(f"area by {name}" for name in names.values()))
+    return "\n".join([*_table(head, body), ""]) if body else ""
+
+
+def _stored(name: str) -> dict[str, dict[str, float]]:
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 # --------------------------------------------------------------------------- figures

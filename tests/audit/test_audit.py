@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,22 @@ def test_the_verb_audits_a_folder_with_a_real_model(
 ) -> None:
     data = folder(tmp_path / "data", 8)
     call = ["data", "audit", "jsonl", str(data), "--model", str(run), "--to", str(tmp_path / "out"), "--device", "cpu"]
-    assert main([*call, "--score", "both"]) == 0
+    assert main([*call, "--score", "both", "--drop", "0.2"]) == 0
     out = capsys.readouterr().out
-    assert "captions (" in out
+    assert "pairs that fit worst are left out (20% of each split)" in out
     assert "use them with: data.source=jsonl data.path=" in out
     assert (tmp_path / "out/audit.html").is_file()
     assert main([*call, "--drop", "2"]) == 2
     assert "lies between 0 and 1" in capsys.readouterr().err
+
+
+def test_where_no_pair_fits_no_list_is_written_and_the_way_out_is_named(seeing: Predictor, tmp_path: Path) -> None:
+    listings = read_splits(DataConfig(source="jsonl", path=str(folder(tmp_path / "data", 8))))
+    found = audit(seeing, listings)
+    hopeless = replace(found, pairs=tuple(replace(pair, dropped=True) for pair in found.pairs))
+    said = write_audit(hopeless, tmp_path / "out", "title")
+    assert "no list is written, since no pair would be left" in said
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"audit.html", "pairs.jsonl"}
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "pairs.jsonl"])

@@ -20,6 +20,10 @@ from diptych.schema import Split
 from diptych.writing import spare, write_text
 
 PAGE, SCORED = "audit.html", "pairs.jsonl"
+NOTHING_FITS = (
+    "no list is written, since no pair would be left: the model has not learnt from pairs like these. With --drop 0.1 "
+    "the worst tenth is left out, whatever the scores"
+)
 
 
 def write_audit(audit: Audit, folder: Path, title: str, count: int = 48, read: Sequence[str | Path] = ()) -> str:
@@ -33,9 +37,10 @@ def write_audit(audit: Audit, folder: Path, title: str, count: int = 48, read: S
     lines = (json.dumps(_entry(pair), ensure_ascii=False) for pair in audit.pairs)
     scored = write_text(folder / SCORED, "".join(f"{line}\n" for line in lines))
     page = write_text(folder / PAGE, render(audit, title, count))
-    return "\n".join(
-        [audit.summary(), f"page: {page}", f"scores: {scored}", write_splits(audit.kept(), folder, read=read)]
-    )
+    lists = NOTHING_FITS
+    if len(audit.dropped) < len(audit.pairs):
+        lists = write_splits(audit.kept(), folder, read=read)
+    return "\n".join([audit.summary(), f"page: {page}", f"scores: {scored}", lists])
 
 
 def spare_audit(listings: Mapping[Split, SourceListing], folder: Path, read: Sequence[str | Path]) -> None:
