@@ -24,6 +24,7 @@ import torch
 import diptych
 from diptych.catalog import find_recipe
 from diptych.cli.main import main
+from diptych.data import wordpiece_trainer
 from diptych.serialize import from_dict, to_dict
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -348,8 +349,13 @@ CASES = [(base, {}) for base in TRAINED["bases"]] + [(base, changes) for base, c
 
 
 @pytest.mark.parametrize(("base", "changes"), CASES, ids=[case_name(*case) for case in CASES])
-def test_a_stored_recipe_trains_as_it_did(base: str, changes: Json) -> None:
-    """Checks the effect of each field that restores released behaviour, and starts from runs of the earlier version."""
+def test_a_stored_recipe_trains_as_it_did(base: str, changes: Json, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks the effect of each field that restores released behaviour, and starts from runs of the earlier version.
+
+    Vocabularies are learnt as that version did, without the digits and letters that no caption holds. A run that is
+    resumed has its own vocabulary, so only a training that begins anew differs.
+    """
+    monkeypatch.setattr(wordpiece_trainer, "BASIC", "")
     stored = changed(TRAINED["bases"][base], changes)
     assert_means(stored, changes)
     for folder in ("pictures", stored["init_from"], stored["task"].get("tokenizer")):
