@@ -101,5 +101,5 @@ def vlmo_tiny_nlvr2() -> Recipe:
     Cost: minutes on two cores.
     Expected: not measured; 50 % accuracy and 0 % consistency on blank images.
     """
-    recipe = _tiny("vlmo_tiny_nlvr2", Nlvr2Config(alpha=0.0, head="gelu"), 800, images_per_text=2)
+    recipe = _tiny("vlmo_tiny_nlvr2", Nlvr2Config(alpha=0.0, head="gelu"), 1600, images_per_text=2)
     return replace(recipe, init_from="runs/vlmo_tiny_assignment")
