@@ -10,15 +10,18 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
 from benchmarks import machine
-from diptych.data.loader import PairLoader
+from diptych.data.loader import Loaded, PairLoader
 from diptych.data.sources.shards import open_shards
 from diptych.data.tar import add_member, whole_shard
 from diptych.data.tokenizer import Tokenizer
@@ -27,6 +30,8 @@ from diptych.schema import DataConfig
 WIDTH, HEIGHT, SIDE = 640, 480, 224
 SHARDS, SAMPLES, BATCH, STEPS = 8, 64, 32, 4
 """Number of shards, samples in each, images in a batch, batches in a round."""
+RESIZES: tuple[Literal["pillow", "torch"], ...] = ("pillow", "torch")
+"""Values of `data.resize`."""
 CAPTION = "a photo of a small brown dog that runs after a ball in the park"
 
 
@@ -57,7 +62,11 @@ def measure() -> dict[str, float]:
         images = write(Path(folder))
         config = DataConfig(source="shards", path=folder, held_out=0.0, workers=0)
         tokenizer = Tokenizer.train([CAPTION], 200)
-        loaded = PairLoader(open_shards(config, "train"), tokenizer, config, SIDE, BATCH, 0).batches()
+        source = open_shards(config, "train")
+        loaded = {
+            resize: PairLoader(source, tokenizer, replace(config, resize=resize), SIDE, BATCH, 0).batches()
+            for resize in RESIZES
+        }
         turns = iter(images * 100)
         count = BATCH * STEPS
 
@@ -65,20 +74,22 @@ def measure() -> dict[str, float]:
             for content in islice(turns, count):
                 Image.open(io.BytesIO(content)).convert("RGB")
 
-        def ours() -> None:
-            for _ in islice(loaded, STEPS):
+        def load(batches: Iterator[Loaded]) -> None:
+            for _ in islice(batches, STEPS):
                 pass
 
-        times = machine.interleaved({"bare decode": bare, "loader": ours})
+        ours = {resize: partial(load, batches) for resize, batches in loaded.items()}
+        times = machine.interleaved({"bare decode": bare, **ours})
     rates = {name: count / measured.seconds for name, measured in times.items()}
-    share = machine.ratio(times["bare decode"], times["loader"])
     size = sum(map(len, images)) / len(images)
     print(f"loader: JPEG {HEIGHT} × {WIDTH} ({size / 1000:.0f} KB) from shards to {SIDE} px, augmented, one process")
-    print(
-        f"  images per second and core: loader {rates['loader']:.0f}, Pillow's bare decode {rates['bare decode']:.0f}"
-    )
-    print(f"  the loader reaches {100 * share:.0f} % of the bare decode")
-    return {"loader images per second": rates["loader"], "loader share of bare decode": share}
+    print(f"  images per second and core: Pillow's bare decode {rates['bare decode']:.0f}")
+    found: dict[str, float] = {}
+    for resize in RESIZES:
+        share = machine.ratio(times["bare decode"], times[resize])
+        print(f"  data.resize={resize}: {rates[resize]:.0f}, {100 * share:.0f} % of the bare decode")
+        found |= {f"loader images per second, {resize}": rates[resize], f"loader share of bare decode, {resize}": share}
+    return found
 
 
 if __name__ == "__main__":

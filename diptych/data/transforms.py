@@ -60,7 +60,7 @@ class TrainTransform:
         """Transforms a picture. `caption` decides whether it may be flipped."""
         whole = self.config.crop == (1, 1)  # crop_box would cut the whole picture to a permitted aspect ratio
         image = image if whole else image.crop(crop_box(image.size, self.config.crop, rng))
-        image = resize_quickly(image, self.image_size)
+        image = (resize_quickly if self.config.resize == "torch" else resize)(image, self.image_size)
         flip = rng.random() < self.config.flip  # always drawn, so that the caption does not change the later draws
         if flip and (self.released.flip_directional_texts or not says_left_or_right(caption)):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

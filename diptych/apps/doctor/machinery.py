@@ -105,8 +105,8 @@ def loader(run: Run) -> Iterator[Finding]:
         "loader",
         "wrong" if share > wrong else "note" if share > noted else "fine",
         f"{share:.0%} of the time is spent waiting for data, with data.workers={workers}",
-        f"raise data.workers (to {max(2, 2 * workers)} at first) if there are idle cores; store pictures near their "
-        "training size, or in shards (`diptych data convert --shards`)"
+        f"raise data.workers (to {max(2, 2 * workers)} at first) if there are idle cores; set data.resize=torch; store "
+        "pictures near their training size, or in shards (`diptych data convert --shards`)"
         if share > noted
         else "",
     )
