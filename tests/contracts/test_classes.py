@@ -106,6 +106,7 @@ def test_the_command_prints_and_writes(run: Path, tmp_path: Path, capsys: pytest
     assert set(stored["zero_shot.accuracy_by_class"]) == {"bird", "boat", "a red fox left of a car"}
     assert main(words) == 0
     table = capsys.readouterr().out
+    stored = json.loads((run / "eval-classes.json").read_text())
     assert f"Zero-shot, by name  {stored['zero_shot.accuracy']:5.1f}" in table
     assert "Linear probe" in table
     assert "1 could not be read: " in table

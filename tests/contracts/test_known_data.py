@@ -177,7 +177,7 @@ class Streamed:
     def record(self, index: int) -> Question:
         if index % 2:
             raise BadRecord(f"q{index}", "picture missing")
-        return Question(f"q{index}", None, f"which number is {index}", (str(index % 4), "\u200b"), f"p{index}")
+        return Question(f"q{index}", None, f"which number is n{index}", (str(index % 4), "\u200b"), f"p{index}")
 
 
 def test_answers_and_vocabulary_are_derived_from_accepted_records_alone() -> None:
@@ -186,7 +186,7 @@ def test_answers_and_vocabulary_are_derived_from_accepted_records_alone() -> Non
     assert isinstance(filled, VqaDecoderConfig)
     assert filled.answers == ("0", "2")
     known = make_tokenizer(recipe, Streamed())
-    assert {"6", "which"} <= set(known.vocabulary)
-    assert "7" not in known.vocabulary
+    assert {"n6", "which"} <= set(known.vocabulary)
+    assert "n7" not in known.vocabulary
     with pytest.raises(ValueError, match=r"task\.answers holds ' ', which is no answer"):
         with_answers(override(recipe, {"task.answers": ["red", " "]}), Streamed())

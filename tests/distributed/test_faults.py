@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from diptych.checkpoints import store
 from tests.distributed.warm import ALL
@@ -79,7 +80,12 @@ def test_a_signal_to_one_process_saves_the_step_of_all_and_any_number_goes_on(
     ours, theirs = (store.load_from(folder).weights() for folder in (tmp_path / "run", undisturbed["fsdp"]))
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
-        torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-4, msg=key)
+        torch.testing.assert_close(told(key, ours[key]), told(key, value), rtol=0, atol=1e-4, msg=key)
+
+
+def told(name: str, weight: Tensor) -> Tensor:
+    """Leaves out biases of keys. No softmax depends on them, so their gradients are rounding, which Adam enlarges."""
+    return torch.cat([*weight.chunk(3)[::2]]) if name.endswith(".qkv.bias") else weight
 
 
 def test_a_number_of_one_process_that_is_none_stops_all_before_the_weights_and_names_it(
