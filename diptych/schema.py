@@ -907,8 +907,8 @@ class DataConfig:
     """Smallest and largest area of the random resized crop as a share of the image; 1,1 shows the whole image. ALBEF:
     0.2 in pre-training, 0.5 downstream."""
     resize: Literal["pillow", "torch"] = "pillow"
-    """What scales training crops: `pillow` as in the released code, or `torch`, four times as fast and equal to within
-    one or two grey levels. Evaluation uses Pillow."""
+    """What scales training crops: `pillow` as in the released code, or `torch`, several times as fast and equal to
+    within one or two grey levels. Evaluation uses Pillow."""
     flip: float = 0.5
     """Probability of a horizontal flip. Images whose text says left or right are not flipped."""
     randaugment: tuple[int, int] = (2, 7)
