@@ -44,7 +44,7 @@ def _part(name: str) -> str:
         return depth()
     if name == "views":
         return views()
-    if name == "pseudo_targets":
+    if name == "pseudo":
         return pseudo_targets()
     if name == "audit":
         return audit()
@@ -307,11 +307,15 @@ def audit() -> str:
     """Writes the table of the mismatched pairs that were found, from the file of `python -m benchmarks.audit`."""
     names = {"contrast": "contrast", "match": "ITM", "both": "both"}
     body = [
-        (run, f"{float(share):.0%}", *(f"{measures[f'{share}.{score}.roc_area']:.3f}" for score in names))
+        (
+            run,
+            f"{float(share):.0%}".replace("%", " %"),
+            *(f"{measures[f'{share}.{score}.roc_area']:.3f}" for score in names),
+        )
         for run, measures in _stored("audit").items()
         for share in sorted({name.rpartition(".")[0].rpartition(".")[0] for name in measures})
     ]
-    head = ("model", "captions of other scenes", *(f"area by {name}" for name in names.values()))
+    head = ("trained on", "captions of other scenes", *(f"area by {name}" for name in names.values()))
     return "\n".join([*_table(head, body), ""]) if body else ""
 
 
