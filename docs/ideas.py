@@ -309,7 +309,7 @@ def audit() -> str:
     body = [
         (
             run,
-            f"{float(share):.0%}".replace("%", " %"),
+            f"{100 * float(share):.0f} %",
             *(f"{measures[f'{share}.{score}.roc_area']:.3f}" for score in names),
         )
         for run, measures in _stored("audit").items()

@@ -10,6 +10,7 @@ B is the size of a global batch, L the number of lanes and M the number of recor
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -70,9 +71,35 @@ def check_processes(batch_size: int, size: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Shuffled:
+class Permuted(ABC):
     """Orders an epoch by one permutation. The records that it has beyond whole batches are left out of that epoch."""
+
+    batch_size: int
+    size: int
+
+    @property
+    @abstractmethod
+    def records(self) -> int:
+        """The number of records of an epoch."""
+
+    @abstractmethod
+    def permutation(self, epoch: int) -> Int[np.ndarray, "n"]:
+        """Returns the records of an epoch in their order."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.records // self.batch_size
+
+    def keys(self, step: int, rank: int) -> list[Key]:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        share = self.batch_size // self.size
+        first = within * self.batch_size + rank * share
+        return [(epoch, index) for index in self.permutation(epoch)[first : first + share].tolist()]
+
+
+@dataclass(frozen=True)
+class Shuffled(Permuted):
+    """Shuffles the records as a whole."""
 
     count: int
     batch_size: int
@@ -80,19 +107,15 @@ class Shuffled:
     size: int = 1
 
     @property
-    def steps_per_epoch(self) -> int:
-        return self.count // self.batch_size
+    def records(self) -> int:
+        return self.count
 
-    def keys(self, step: int, rank: int) -> list[Key]:
-        epoch, within = divmod(step, self.steps_per_epoch)
-        share = self.batch_size // self.size
-        first = within * self.batch_size + rank * share
-        order = _cached_order(self.count, self.seed, epoch)
-        return [(epoch, index) for index in order[first : first + share].tolist()]
+    def permutation(self, epoch: int) -> Int[np.ndarray, "n"]:
+        return _cached_order(self.count, self.seed, epoch)
 
 
 @dataclass(frozen=True, eq=False)
-class ByImage:
+class ByImage(Permuted):
     """Orders texts about images: up to `together` texts about one image follow each other.
 
     Each epoch cuts the texts about an image into such groups anew and shuffles the groups. A group at the end of a
@@ -107,20 +130,17 @@ class ByImage:
     size: int = 1
 
     @property
-    def steps_per_epoch(self) -> int:
-        return len(self.images) // self.batch_size
+    def records(self) -> int:
+        return len(self.images)
 
-    def keys(self, step: int, rank: int) -> list[Key]:
-        epoch, within = divmod(step, self.steps_per_epoch)
-        share = self.batch_size // self.size
-        first = within * self.batch_size + rank * share
-        return [(epoch, index) for index in _cached_groups(self, epoch)[first : first + share].tolist()]
+    def permutation(self, epoch: int) -> Int[np.ndarray, "n"]:
+        return _cached_groups(self, epoch)
 
 
 def grouped_order(order: ByImage, epoch: int) -> Int[np.ndarray, "n"]:
     """Returns the permutation of an epoch of `ByImage`."""
     rng = np.random.default_rng([order.seed, epoch])
-    shuffled = rng.permutation(len(order.images))
+    shuffled = rng.permutation(order.records)
     by_image = shuffled[np.argsort(order.images[shuffled], kind="stable")]  # the texts about an image, shuffled
     images = order.images[by_image]
     starts = np.r_[True, images[1:] != images[:-1]]

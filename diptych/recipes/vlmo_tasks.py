@@ -56,7 +56,7 @@ def vlmo_tiny_entailment() -> Recipe:
 
     Command: `diptych train vlmo_tiny_entailment`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: accuracy 79 % (one run); 30 % on blank images in an earlier version.
+    Expected: not measured; 79 % (one run), and 30 % on blank images, with single texts in earlier versions.
     """
     return asked_together(_tiny("vlmo_tiny_entailment", EntailmentConfig(alpha=0.0, head="gelu"), 2000))
 
@@ -66,7 +66,7 @@ def vlmo_tiny_vqa() -> Recipe:
 
     Command: `diptych train vlmo_tiny_vqa`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: VQA accuracy 64 % (one run); 27 % on blank images in an earlier version.
+    Expected: not measured; 64 % (one run), and 27 % on blank images, with single questions in earlier versions.
     """
     decoder = DecoderConfig(layers=2, heads=4, intermediate=512, norm_eps=1e-6, norm="pre", dropout=0.0)
     task = VqaDecoderConfig(decoder=decoder, alpha=0.0, answer_count=200)
