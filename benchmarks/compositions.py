@@ -1,6 +1,6 @@
 """Measure how models read combinations of words: `python -m benchmarks.compositions RUN… [--items FILE --images DIR]`.
 
-Without `--items` it scores foils and quadruples of made scenes. With it, it scores a published test (Winoground,
+Without `--items` it scores foils and quadruples of generated scenes. With it, it scores a published test (Winoground,
 SugarCrepe, ARO, VALSE), whose pictures lie in `--images`. `diptych.evaluate.compositions` documents the measures.
 """
 

@@ -1,4 +1,4 @@
-"""Search by a single noun among unseen made scenes: `python -m benchmarks.nouns RUN… [--scenes 200] [--split test]`.
+"""Searches by a single noun among unseen scenes: `python -m benchmarks.nouns RUN… [--scenes 200] [--split test]`.
 
 Prints one table of the measures that `diptych.evaluate.nouns` documents, with a column for each run.
 """

@@ -1,8 +1,8 @@
 """How often pseudo-targets are better than labels: `python -m benchmarks.pseudo_targets RUN… [--to FILE]`.
 
-ALBEF learns from noisy pairs by the momentum encoder's predictions (§3.3, Figure 2). In made scenes the truth is known,
-also where the caption is another scene's (`data.scenes.mismatch`). For each kept checkpoint of a run this counts, over
-the same training pairs,
+ALBEF learns from noisy pairs by the momentum encoder's predictions (§3.3, Figure 2). In generated scenes the truth is
+known, also where the caption is another scene's (`data.scenes.mismatch`). For each kept checkpoint of a run this
+counts, over the same training pairs,
 
 - texts: whether the pair's own caption, the label of ITC, is true of the image, and whether the text of the batch that
   the momentum encoder finds likeliest is;
@@ -64,7 +64,7 @@ def _measure(opened: OpenedTask, count: int) -> dict[str, float]:
     for start in range(0, count, BATCH):
         indices = range(start, min(start + BATCH, count, len(source)))
         batch = dataset.__getitems__([(0, index) for index in indices]).batch
-        assert batch is not None, "made scenes are never bad records"
+        assert batch is not None, "generated scenes are never bad records"
         inspection = opened.task.inspect(batch, Progress(start, opened.epoch))
         if not isinstance(inspection, AlbefInspection):
             raise ValueError(f"{opened.folder} has no momentum encoder that makes pseudo-targets")

@@ -1,8 +1,8 @@
 """Training with several processes, writing checkpoints, and resuming: `python -m benchmarks.scaling`
 
-It trains `albef_tiny` on made scenes, with all three losses from the first step, in alternating rounds. The rate is
-that of the steps that a long run has more than a short one, in wall time. So writing checkpoints counts, and starting
-Python does not.
+It trains `albef_tiny` on generated scenes, with all three losses from the first step, in alternating rounds. The rate
+is that of the steps that a long run has more than a short one, in wall time. So writing checkpoints counts, and
+starting Python does not.
 """
 
 from __future__ import annotations

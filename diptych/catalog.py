@@ -1,4 +1,4 @@
-"""The only tables of names: everything that a user can name is one line here, and the line leads to the code."""
+"""Tables of the models, tasks, data sources and recipes that a user can name. Each line leads to the code."""
 
 from __future__ import annotations
 

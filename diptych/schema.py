@@ -337,21 +337,56 @@ GELU."""
 
 
 @dataclass(frozen=True)
-class AlbefPretrainConfig(TaskFacts):
+class PretrainConfig(TaskFacts):
+    """Configures what the pre-training of ALBEF and that of VLMo have in common: ITC + ITM + MLM on pairs."""
+
+    itc: float = 1.0
+    """Weight of image-text contrast in the loss; 0 leaves the term out."""
+    itm: float = 1.0
+    """Weight of image-text matching in the loss; 0 leaves the term out."""
+    mlm: float = 1.0
+    """Weight of masked language modelling in the loss; 0 leaves the term out."""
+    temperature_bounds: tuple[float, float] = (0.001, 0.5)
+    """Smallest and largest value of the learnt temperatures, as in ALBEF's released code."""
+    fuse_start: int = 0
+    """Optimiser steps during which only ITC trains. The papers: 0. From random weights, ITM and MLM from the first step
+    delay ITC (docs/decisions.md 12)."""
+    fused_share: float = 1.0
+    """Share of a batch's pairs that ITM and MLM train on, 0..1, evenly spaced from a random pair on. Their negatives
+    come from the whole batch. The papers: 1. From random weights, many steps with few fused pairs teach more than few
+    steps with many (docs/decisions.md 132)."""
+    mask_probability: float = 0.15
+    """Share of the tokens that MLM masks (ALBEF §3.2, VLMo §3.3)."""
+    hard_negatives: bool = True
+    """Whether ITM draws negatives by their contrastive similarity (ALBEF §3.2, VLMo §3.3), or uniformly."""
+    negatives: Literal["all", "own"] = "all"
+    """Whether ITM draws negatives from the gathered batches of `all` processes, so that the number of processes changes
+    nothing, or from each process's `own` batch, which sends less (ALBEF's released code; VLMo Table 5)."""
+    ignore_true_texts: bool = False
+    """Whether a text that is known to be true of another pair's image is no negative of that image, in ITC (ALBEF's
+    queue included) and in ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short
+    captions)."""
+    phrases: float = 0.0
+    """Weight of a further contrast of each image, with one phrase of its caption such as "a fox" (docs/data.md, short
+    captions); 0 leaves it out. Our own addition: the demos align twice as fast with it (docs/decisions.md 139)."""
+    match_phrases: bool = False
+    """Whether ITM, too, learns from these phrases, each with its image and with a hard one, at the weight of `phrases`
+    (docs/decisions.md 141)."""
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        fused = Guess("itm", "one match in three", since=self.fuse_start), Guess("mlm", "words", since=self.fuse_start)
+        return tuple(guess for guess in (Guess("itc", "candidates"), *fused) if getattr(self, guess.term))
+
+
+@dataclass(frozen=True)
+class AlbefPretrainConfig(PretrainConfig):
     """Configures ALBEF's pre-training: ITC + ITM + MLM with a momentum encoder (ALBEF §3.2, §3.3)."""
 
     starts_from = "encoders"
 
-    itc: float = 1.0
-    """Weight of image-text contrast in the loss (Eq. 5); 0 leaves the term out (Table 1)."""
-    itm: float = 1.0
-    """Weight of image-text matching in the loss (Eq. 5); 0 leaves the term out (Table 1)."""
-    mlm: float = 1.0
-    """Weight of masked language modelling in the loss (Eq. 5); 0 leaves the term out."""
     queue_size: int = 65536
     """Number of pairs whose momentum features wait as further candidates of ITC (ALBEF §3.2)."""
-    temperature_bounds: tuple[float, float] = (0.001, 0.5)
-    """Smallest and largest value of the learnt temperature, as in the released code."""
     momentum: float = 0.995
     """Share of the momentum encoder's weights that a step keeps (ALBEF §3.3)."""
     alpha_itc: float = 0.4
@@ -361,33 +396,9 @@ class AlbefPretrainConfig(TaskFacts):
     alpha_ramp: float = 1.0
     """Epochs in which both weights of pseudo-targets rise linearly to their value. ALBEF: 1 (§3.5)."""
     momentum_start: int = 0
-    """Optimiser steps during which the momentum encoder is updated but not used: ITC's keys are the student's own
+    """Optimiser steps during which the momentum encoder is updated but not used: ITC's keys are the trained model's own
     features, nothing is queued and alpha is 0. ALBEF: 0, because its encoders were pre-trained. From random weights,
     lagging keys double the time until ITC learns anything (docs/decisions.md 12)."""
-    fuse_start: int = 0
-    """Optimiser steps during which only ITC trains. ALBEF: 0. From random weights, ITM and MLM from the first step
-    delay ITC (docs/decisions.md 12)."""
-    fused_share: float = 1.0
-    """Share of a batch's pairs that ITM and MLM train on, 0..1, evenly spaced from a random pair on. Their negatives
-    come from the whole batch. ALBEF: 1. From random weights, many steps with few fused pairs teach more than few steps
-    with many (docs/decisions.md 132)."""
-    mask_probability: float = 0.15
-    """Share of the tokens that MLM masks (ALBEF §3.2)."""
-    hard_negatives: bool = True
-    """Whether ITM draws negatives by their contrastive similarity (ALBEF §3.2), or uniformly (Table 1)."""
-    negatives: Literal["all", "own"] = "all"
-    """Whether ITM draws negatives from the gathered batches of `all` processes, so that the number of processes changes
-    nothing, or from each process's `own` batch as the released code does, which sends less."""
-    ignore_true_texts: bool = False
-    """Whether a text that is known to be true of another pair's image is no negative of that image, in ITC (the queue
-    included) and in ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short captions)."""
-    phrases: float = 0.0
-    """Weight of a further contrast of each image, with one phrase of its caption such as "a fox" (docs/data.md, short
-    captions); 0 leaves it out. Our own addition: ALBEF's demo aligns twice as fast with it
-    (docs/decisions.md 139)."""
-    match_phrases: bool = False
-    """Whether ITM, too, learns from these phrases, each with its image and with a hard one, at the weight of `phrases`
-    (docs/decisions.md 141)."""
 
     @property
     def contrast(self) -> Contrast:
@@ -396,11 +407,6 @@ class AlbefPretrainConfig(TaskFacts):
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
             ignores_true_texts=self.ignore_true_texts, offers_true_texts=True, phrases=bool(self.phrases),
         )  # fmt: skip
-
-    @property
-    def guesses(self) -> tuple[Guess, ...]:
-        fused = Guess("itm", "one match in three", since=self.fuse_start), Guess("mlm", "words", since=self.fuse_start)
-        return tuple(guess for guess in (Guess("itc", "candidates"), *fused) if getattr(self, guess.term))
 
 
 @dataclass(frozen=True)
@@ -464,50 +470,22 @@ class LanguageStageConfig(TaskFacts):
 
 
 @dataclass(frozen=True)
-class VlmoPretrainConfig(TaskFacts):
+class VlmoPretrainConfig(PretrainConfig):
     """Configures VLMo's third stage: ITC + ITM + MLM on image-text pairs (VLMo §3.3)."""
 
     starts_from = "language stage"
 
-    itc: float = 1.0
-    """Weight of image-text contrast in the loss; 0 leaves the term out (VLMo Table 6)."""
-    itm: float = 1.0
-    """Weight of image-text matching in the loss; 0 leaves the term out (VLMo Table 6)."""
     mlm: float = 0.25
     """Weight of masked language modelling in the loss; 0 leaves the term out. The released code has 0.25 whatever its
     configuration says (docs/released_code.md, defect 16)."""
     itc_branches: Literal["both", "main", "vl"] = "both"
     """Features that ITC compares: the dual encoder's (`main`), those that also pass the VL-FFNs (`vl`), or the mean of
     both losses as in the released code. Hard negatives are drawn by `main` wherever it is computed."""
-    temperature_bounds: tuple[float, float] = (0.001, 0.5)
-    """Smallest and largest value of the learnt temperatures, as in ALBEF."""
-    mask_probability: float = 0.15
-    """Share of a text's tokens that MLM masks (VLMo §3.3)."""
     whole_words: bool = True
     """Whether all pieces of a word are masked together (VLMo §3.3), or each token by itself."""
-    hard_negatives: bool = True
-    """Whether ITM draws negatives by their contrastive similarity (VLMo §3.3), or uniformly."""
-    negatives: Literal["all", "own"] = "all"
-    """Whether ITM draws negatives from the batches of `all` processes or from each process's `own` (VLMo Table 5)."""
     fusion_experts: Literal["fresh", "vision", "language"] = "fresh"
     """Initial weights of the VL-FFNs if the previous stage had none: random as in the released code, or a copy of each
     block's V-FFN (`vision`) or L-FFN (`language`)."""
-    fuse_start: int = 0
-    """Optimiser steps during which only ITC trains. VLMo: 0."""
-    fused_share: float = 1.0
-    """Share of a batch's pairs that ITM and MLM train on, 0..1, evenly spaced from a random pair on. Their negatives
-    come from the whole batch. VLMo: 1. From random weights, many steps with few fused pairs teach more than few steps
-    with many (docs/decisions.md 132)."""
-    ignore_true_texts: bool = False
-    """Whether a text that is known to be true of another pair's image is no negative of that image, in ITC and in
-    ITM: an equal text, or one whose phrases are all true of it (docs/data.md, short captions)."""
-    phrases: float = 0.0
-    """Weight of a further contrast of each image, with one phrase of its caption such as "a fox" (docs/data.md, short
-    captions); 0 leaves it out. Our own addition: ALBEF's demo aligns twice as fast with it
-    (docs/decisions.md 139)."""
-    match_phrases: bool = False
-    """Whether ITM, too, learns from these phrases, each with its image and with a hard one, at the weight of `phrases`
-    (docs/decisions.md 141)."""
 
     @property
     def contrast(self) -> Contrast:
@@ -516,11 +494,6 @@ class VlmoPretrainConfig(TaskFacts):
             temperature_bounds=self.temperature_bounds, masks_false_negatives=True,
             ignores_true_texts=self.ignore_true_texts, offers_true_texts=True, phrases=bool(self.phrases),
         )  # fmt: skip
-
-    @property
-    def guesses(self) -> tuple[Guess, ...]:
-        fused = Guess("itm", "one match in three", since=self.fuse_start), Guess("mlm", "words", since=self.fuse_start)
-        return tuple(guess for guess in (Guess("itc", "candidates"), *fused) if getattr(self, guess.term))
 
 
 @dataclass(frozen=True)
@@ -538,15 +511,15 @@ class RetrievalConfig(TaskFacts):
     """Epochs in which alpha rises linearly to its value. The released code: 1."""
     keys: Literal["momentum", "batch"] = "momentum"
     """Candidates of ITC: the `momentum` encoder's features of the batch and of `queue_size` earlier pairs (ALBEF), or
-    the model's own features of the `batch` of all processes (VLMo §4), which needs `queue_size` 0 and `alpha` 0."""
+    the model's own features of the `batch` of all processes (VLMo §3.5), which needs `queue_size` 0 and `alpha` 0."""
     itc: float = 1.0
     """Weight of image-text contrast in the loss; 0 leaves the term out."""
     itm: float = 1.0
-    """Weight of image-text matching in the loss; 0 trains a dual encoder alone, without fusion (VLMo §4)."""
+    """Weight of image-text matching in the loss; 0 trains a dual encoder alone, without fusion (VLMo §3.5)."""
 
     @property
     def contrast(self) -> Contrast:
-        return Contrast(self.queue_size, self.keys, negatives="all", fuses=bool(self.itm))
+        return Contrast(self.queue_size, self.keys, fuses=bool(self.itm))
 
     @property
     def guesses(self) -> tuple[Guess, ...]:
@@ -675,7 +648,8 @@ class VqaDecoderConfig(TaskFacts):
     candidates: int = 128
     """Answers of the list that are scored whole, chosen by their first token. The released code: 128."""
     score: Literal["likelihood", "mean"] = "likelihood"
-    """Score of an answer: log P(answer), or its `mean` over the answer's tokens and [SEP], which favours long ones."""
+    """Score of an answer: log P(answer), or its `mean` over the answer's tokens and [SEP], which favours long ones.
+    With `released.count_first_answer_token_twice` it is the released code's sum instead."""
     beams: int = 4
     """Width of the beam search in `generate`; 1 is greedy. The released code only ranks."""
     max_answer_tokens: int = 10
@@ -820,7 +794,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Configures made scenes: images composed of sprites, with captions; a pure function of seed and index."""
+    """Configures generated scenes: images composed of sprites, with captions; a pure function of seed and index."""
 
     sprites: Literal["openmoji", "shapes"] = "openmoji"
     """What scenes are composed of: emojis, or plain shapes."""
@@ -1005,7 +979,10 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Configures the optimiser. Which parameters decay, and in which order: `released.decay` and its neighbours."""
+    """Configures the optimiser.
+
+    `released.decay` says which parameters decay, and `released.adam_decays_after_update` when.
+    """
 
     lr: float = 1e-4
     """Largest learning rate, at the end of the warm-up (ALBEF §3.5: 1e-4)."""
@@ -1107,7 +1084,7 @@ class EvaluationConfig:
 
     rerank: int = 128
     """Candidates per query that the fusion encoder re-ranks (ALBEF's k_test: 256 for COCO, 128 for Flickr30k). 0 ranks
-    by similarity alone and fuses nothing (VLMo §4)."""
+    by similarity alone and fuses nothing (VLMo §3.5)."""
     batch_size: int = 64
     """Images or texts that are encoded at once."""
     bootstrap: int = 1000
@@ -1119,9 +1096,10 @@ class EvaluationConfig:
     """Largest number of tokens in a call of the fusion encoder over all its pairs: text tokens, and in VLMo image
     tokens too. It bounds the memory of re-ranking."""
     score: Literal["match", "sum"] = "match"
-    """What orders re-ranked candidates: ITM's `match` logit alone, as in ALBEF, or the `sum` of ITM's log odds and of
+    """What orders re-ranked candidates: ITM's `match` alone, as in ALBEF, or the `sum` of ITM's log odds and of
     similarity / temperature, by which a fusion encoder that has trained for minutes adds to the similarity instead of
-    replacing it (docs/decisions.md 94)."""
+    replacing it (docs/decisions.md 94). For `match`, `evaluate` sorts by the raw logit of class 1, as the released code
+    does, and searches by the log odds (the logit of a match minus that of no match)."""
 
 
 @dataclass(frozen=True)

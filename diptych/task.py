@@ -44,16 +44,24 @@ class Network(nn.Module):
                 parameter.requires_grad_(False)
 
 
+CALLS = frozenset({
+    "image_state", "text_state", "embed_image", "embed_text", "encode_text", "temperature", "fuse", "match_logits",
+    "word_logits", "pooled", "all_tokens", "vl",
+})  # fmt: skip
+"""Names by which tasks say what they train and use of a model: methods of `Model`, outputs of `fuse` that may have
+parts of their own (`pooled`, `all_tokens`), VLMo's `encode_text`, and its contrast by vision-language experts (`vl`).
+"""
+
+
 class Model(Network, ABC):
     """Encoders of images and texts, and a fusion encoder of pairs. Each model has its own types of states."""
 
     call_parts: Mapping[str, tuple[str, ...]]
-    """Names of parameters and modules that some calls of this interface use and others do not, by the call's name.
-
-    Beside calls there are keys for outputs of `fuse` that have parts of their own, `pooled` and `all_tokens`, and for
-    further uses of one model, such as `vl`."""
+    """Names of parameters and modules that some calls of this interface use and others do not, by a name in `CALLS`."""
     embed_dim: int
     """E."""
+    vocab_size: int
+    """V, the number of scores that `word_logits` gives."""
     fused_image_tokens: int = 0
     """Tokens that an image adds to each pair it is fused in. 0 where the text cross-attends to the image."""
     map_layers: range
@@ -111,7 +119,12 @@ class Model(Network, ABC):
         positions: OutputPositions = None,
         maps: Sequence[int] = (),
     ) -> Joint:
-        """Fuses text text_index[p] with image image_index[p], or with the S images image_index[p], for P pairs."""
+        """Fuses text text_index[p] with image image_index[p], or with the S images image_index[p], for P pairs.
+
+        `texts` and `images` are states of `text_state` and `image_state`. `positions` says of which tokens the result
+        holds hidden states, by default of none, and `maps` from which layers it holds attention. Raises ValueError for
+        an S that the model is not built for (`model.images_per_text`).
+        """
 
     @abstractmethod
     def match_logits(self, joint: Joint) -> Float[Tensor, "P 2"]:
@@ -133,7 +146,9 @@ class Model(Network, ABC):
         return {}
 
     def parts_unused_by(self, *calls: str) -> tuple[str, ...]:
-        """Lists the `call_parts` that none of these calls uses."""
+        """Lists the `call_parts` that none of these calls uses. Raises ValueError for a call that is not in `CALLS`."""
+        if unknown := sorted(set(calls) - CALLS):
+            raise ValueError(f"{', '.join(unknown)}: not among the calls of a model, {', '.join(sorted(CALLS))}")
         used = {name for call in calls for name in self.call_parts.get(call, ())}
         others = (name for call, names in self.call_parts.items() if call not in calls for name in names)
         return tuple(dict.fromkeys(name for name in others if name not in used))
@@ -172,7 +187,7 @@ class Task(nn.Module, ABC):
     """The abilities that a model gets, or gets better at, by this task."""
     headed: ClassVar[bool] = True
     """Whether a trained model is used through a head of the task's own, which `diptych.load` then builds."""
-    ranks_pairs: ClassVar[bool] = False
+    measured_as_retrieval: ClassVar[bool] = False
     """Whether the task is measured as retrieval, over all pictures and captions of a split at once. Every other task
     overrides `evaluate`."""
     fails_early: ClassVar[bool] = False
@@ -204,18 +219,18 @@ class Task(nn.Module, ABC):
         return None
 
     @classmethod
-    def filled(cls, config: Any, records: Callable[[], Iterable[Any]]) -> Any:
+    def with_data_settings(cls, config: Any, records: Callable[[], Iterable[Any]]) -> Any:
         """The configuration with the settings that follow from the training records (VQA: the answers)."""
         return config
 
     @classmethod
-    def unfilled(cls, config: Any) -> Any:
-        """The configuration without the settings that `filled` adds."""
+    def without_data_settings(cls, config: Any) -> Any:
+        """The configuration without the settings that `with_data_settings` adds."""
         return config
 
     @classmethod
-    def sketched(cls, config: Any) -> Any:
-        """The configuration with stand-ins for the settings of `filled` that the size of the task depends on."""
+    def with_placeholders(cls, config: Any) -> Any:
+        """The configuration with stand-ins for those settings of the data that the size of the task depends on."""
         return config
 
     @classmethod

@@ -61,19 +61,21 @@ class Texts:
 
 
 NO_CLAIM = -1
-"""Fills up rows of claims. It is the number of no claim."""
+"""Pads rows of claims."""
 
 
 SAID, KNOWN = 4, 16
-"""Widths of a batch's claims: the most that a text says, and that is known of an image. Beyond that, less is known."""
+"""Widths of a batch's claims: the most claims of a text, and the most that are known of an image. Further claims of an
+image are dropped, so that fewer texts are known to be true of it."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What the texts of a batch say, and what is known of its images, as numbers of claims. The first claim is real.
+    """Holds what the texts of a batch claim, and which claims are known to be true of its images.
 
-    Text b is known to be true of image k if everything in `said[b]` is in `known[k]`. Everything that text b says is
-    known of its own image.
+    A claim is the hash of a phrase such as `a fox`. Text b is known to be true of image k if every claim in `said[b]`
+    is in `known[k]`. The claims of text b are known of its own image. Rows are padded with NO_CLAIM; the first claim
+    of a text is never padding.
     """
 
     said: Int[Tensor, "B F"]

@@ -52,7 +52,10 @@ def whole_file(path: Path, unfinished: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a text in UTF-8, with escapes for names of files that are none. Returns its path. Raises WriteError."""
+    """Writes a text in UTF-8, with escapes for file names that are not valid UTF-8. Returns its path.
+
+    Raises WriteError.
+    """
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     return path

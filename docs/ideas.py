@@ -68,8 +68,11 @@ def _section(name: str, table: Mapping[str, Any]) -> str:
         for cost in table["costs"]
     }
     against = {row["against"] for row in rows} - {None}
-    difference = f"less “{against.pop()}”" if len(against) == 1 else "less the row above"
-    head = ("recall@1, %", "", f"mean of {len(seeds)} seeds", difference, "95 %", "", "seeds for half", "TFLOP")
+    difference = f"minus “{against.pop()}”" if len(against) == 1 else "minus the row above"
+    head = (
+        "recall@1, %", "variant", f"mean of {len(seeds)} seeds", difference, "95 %", "verdict", "seeds for half",
+        "TFLOP",
+    )  # fmt: skip
     body = [
         (
             _short(row["measure"]), row["variant"], f"{row['mean']:.1f}", _signed(row["difference"]),

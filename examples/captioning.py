@@ -59,9 +59,8 @@ class Captioning(Task):
     def __init__(self, model: Model, config: CaptioningConfig, special: SpecialIds) -> None:
         super().__init__()
         model.freeze(model.parts_unused_by("fuse"))  # what no loss reaches
-        words = model.word_logits(torch.zeros(1, model.joint_width())).shape[1]
         self.model, self.config, self.special = model, config, special
-        self.head = AnswerDecoder(config.decoder, words, special.pad, model.joint_width())
+        self.head = AnswerDecoder(config.decoder, model.vocab_size, special.pad, model.joint_width())
 
     @classmethod
     def trained(cls, config: CaptioningConfig) -> tuple[str, ...]:

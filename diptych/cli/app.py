@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from diptych.cli.loading import add_device
+from diptych.cli.loading import MODEL, add_device
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -15,7 +15,7 @@ def run(arguments: Sequence[str]) -> None:
         description="Try trained models in the browser: search, match, ask, entail, compare, locate, and look inside. "
         "A run also loads the runs in its tasks folder. The pages work without the internet.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="one or more runs' folders or checkpoints")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=MODEL)
     parser.add_argument(
         "--images",
         type=Path,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.cli.loading import add_device, add_largest_pixels, load_model
+from diptych.cli.loading import MODEL, add_device, add_largest_pixels, load_model
 from diptych.launched import processes, rank
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> None:
         description="Write the vectors of the pictures in a folder, or of the pictures and texts in a JSONL file. "
         "A stopped call continues when it is repeated. Under torchrun each process takes its share.",
     )
-    parser.add_argument("run", help="a run's folder, one of its checkpoints, or owner/name on the Hugging Face Hub")
+    parser.add_argument("run", help=MODEL)
     parser.add_argument("source", type=Path, metavar="DIR|JSONL", help="a folder with its subfolders, or a JSONL file")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="a file to write: .npy or .parquet")
     parser.add_argument("--processes", type=int, metavar="N", help="share the work among N processes (default: 1)")

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.cli.loading import MODEL
+
 EXAMPLES = """\
 examples:
   diptych export runs/demo --to demo-model              (a folder with a model card, for diptych.load)
@@ -25,9 +27,7 @@ def run(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "run", help="a run, a checkpoint, an exported folder, OWNER/NAME on the Hub, or published weights"
-    )
+    parser.add_argument("run", help=MODEL)
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--onnx", action="store_true", help="write both encoders and the fusion encoder as ONNX files")
     parser.add_argument("--int8", action="store_true", help="with --onnx: round the weights to int8")

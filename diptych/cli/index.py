@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.cli.hits import QUERY, add_options, check_options, show
-from diptych.cli.loading import add_device, add_largest_pixels, load_model
+from diptych.cli.loading import MODEL, add_device, add_largest_pixels, load_model
 from diptych.cli.search import MIN_MATCH, probability
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     source = {"metavar": "DIR|JSONL", "type": Path, "help": "a folder with its subfolders, or a JSONL file"}
     build = verbs.add_parser("build", description="Index a folder or a JSONL file, or continue a stopped call.")
     build.add_argument("source", **source)  # type: ignore[arg-type]
-    build.add_argument("--model", required=True, metavar="RUN", help="a run's folder or one of its checkpoints")
+    build.add_argument("--model", required=True, metavar="RUN", help=MODEL)
     build.add_argument("--at", metavar="PLACE", help=f"{PLACE} (default: SOURCE.index)")
     build.add_argument("--kind", default="auto", choices=["auto", "exact", "ivf", "hnsw"], help="the method of search")
     add = verbs.add_parser("add", description="Add what is new or changed in a source.")

@@ -14,6 +14,12 @@ PRECISION = (
     "auto, fp32, bf16 or int8 (CPUs only); auto takes the fastest on this machine that loses little (default: {})"
 )
 
+MODEL = (
+    "a run's folder, one of its checkpoints, an exported folder, OWNER/NAME on the Hugging Face Hub, or the name of "
+    "published weights"
+)
+"""Help for what names a model."""
+
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say where, and in which precision, a model computes."""

@@ -37,7 +37,7 @@ VERBS = {
     "inspect": ("diptych.cli.inspect", "describe a checkpoint: its kind, sizes and abilities"),
     "convert": ("diptych.cli.convert", "convert published checkpoints to ours and back: convert FILE --to FOLDER"),
     "weights": ("diptych.cli.weights", "list published weights and fetch them by name: weights [NAME …]"),
-    "data": ("diptych.cli.data", "check and convert data: data validate|convert|shard|show LAYOUT PATH"),
+    "data": ("diptych.cli.data", "check and convert data: data validate|convert|shard|show|audit LAYOUT PATH"),
     "plan": ("diptych.cli.plan", "predict memory, time and cost of a recipe on given devices"),
     "recipes": ("diptych.cli.recipes", "list the recipes, or every field of one"),
     "where": ("diptych.cli.where", 'find the code of a paper\'s equation: where "ALBEF Eq. 6"'),

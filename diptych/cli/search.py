@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.cli.hits import QUERY, add_options, check_options, show
-from diptych.cli.loading import add_device, add_largest_pixels, load_model
+from diptych.cli.loading import MODEL, add_device, add_largest_pixels, load_model
 
 MIN_MATCH = (
     "leave out what matches with a lower probability, from 0 (keep all) to 1 or in percent, as in 0.5 or 50%% "
@@ -26,7 +26,7 @@ def probability(text: str) -> float:
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych search", description="Rank the pictures in a folder by a text.")
-    parser.add_argument("run", help="a run's folder, one of its checkpoints, or published weights by name")
+    parser.add_argument("run", help=MODEL)
     parser.add_argument("text", help=QUERY)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder, with its subfolders")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="pictures to show (default: 10)")

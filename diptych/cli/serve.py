@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from diptych.apps.serve.limits import Limits
-from diptych.cli.loading import add_device
+from diptych.cli.loading import MODEL, add_device
 
 HELP = {
     "body_bytes": "bytes of one request",
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
         "explains the requests. SIGTERM or Ctrl-C finishes accepted requests; a second one ends at once.",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run's folder; the runs in its tasks folder are loaded too"
+        "runs", nargs="+", metavar="RUN", help=f"{MODEL}; the runs in a run's tasks folder are loaded too"
     )
     parser.add_argument("--index", metavar="PLACE", help="an index for /v1/search, made by `diptych index build`")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")

@@ -51,14 +51,18 @@ def _scope(tree: ast.AST, line: int) -> str:
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diptych where", description="Find the code of a paper's equation or section.")
-    parser.add_argument("tag", nargs="*", help='as in "ALBEF Eq. 6" or "VLMo §3.2" (default: all tags)')
+    parser.add_argument("tag", nargs="*", help='as in "ALBEF Eq. 6", "VLMo §3.2" or "Eq. 6" (default: all tags)')
     wanted = _folded(" ".join(parser.parse_args(arguments).tag))
     known = list(tags(Path(diptych.__file__).parent))
-    matching = [tag for tag in known if not wanted or _folded(tag.name) == wanted]
+    matching = [tag for tag in known if not wanted or wanted in (_folded(tag.name), _folded(_without_paper(tag.name)))]
     if not matching:
         raise ValueError(f"no such tag. Known: {', '.join(sorted({tag.name for tag in known}, key=natural))}")
     for tag in sorted(matching, key=lambda tag: (natural(tag.name), tag.file, tag.line)):
         print(f"{tag.name}  {_short(tag.file)}:{tag.line}  {tag.scope}")
+
+
+def _without_paper(name: str) -> str:
+    return name.partition(" ")[2]
 
 
 def _folded(name: str) -> str:

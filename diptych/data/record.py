@@ -77,7 +77,7 @@ class Record(_OnePicture):
     id: str
     """Name of the record in messages. It is unique within its source."""
     image: Any
-    """What the source needs to produce the picture: a path for picture files, a scene for made pictures."""
+    """What the source needs to produce the picture: a path for picture files, a scene for generated pictures."""
     captions: tuple[str, ...]
     image_id: str
     """Identity of the picture. Records with the same picture have the same `image_id`."""

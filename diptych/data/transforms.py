@@ -44,7 +44,7 @@ _DIRECTIONAL = re.compile(
 
 
 class TrainTransform:
-    """Applies a random resized crop, a flip, RandAugment and normalisation (ALBEF §3.4, §3.5)."""
+    """Applies a random resized crop, a flip, RandAugment and normalisation (ALBEF §3.5)."""
 
     def __init__(self, config: DataConfig, image_size: int, released: Released = Released()) -> None:
         low, high = config.crop
@@ -54,7 +54,7 @@ class TrainTransform:
             )
         self.config, self.released = config, released
         self.image_size = image_size
-        self.augment = RandAugment(*config.randaugment, released)
+        self.augment = RandAugment(*config.randaugment, released)  # ALBEF §3.5
 
     def __call__(self, image: Image.Image, caption: str, rng: random.Random) -> Float[Tensor, "3 H W"]:
         """Transforms a picture. `caption` decides whether it may be flipped."""
@@ -84,7 +84,7 @@ def resize(image: Image.Image, side: int) -> Image.Image:
 
 
 def resize_quickly(image: Image.Image, side: int) -> Image.Image:
-    """Resizes an RGB picture as `resize` does, to within one grey level, several times faster."""
+    """Resizes an RGB picture as `resize` does, to within one or two grey levels, several times faster."""
     if image.size == (side, side):
         return image
     _accept_read_only_arrays()
@@ -95,7 +95,7 @@ def resize_quickly(image: Image.Image, side: int) -> Image.Image:
 
 @cache
 def _accept_read_only_arrays() -> None:
-    """Has torch give its warning of arrays that must not be written, once, where nobody sees it. None is written."""
+    """Triggers torch's one-time warning about read-only arrays while warnings are silenced. No array is written to."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.from_numpy(np.frombuffer(b"\0", np.uint8))

@@ -1,8 +1,8 @@
 """Fits and measures how likely a hit of a search for pictures is right, by searches whose right answers are known.
 
 **Queries.** All captions of a split, each of which is right for its own picture only. A caption says much more than
-what people type, so where the data know what else a picture shows (made scenes), single names are queries too, each
-right for every picture with such a thing. Both kinds weigh the same in the fit.
+what people type, so where the data know what else a picture shows (generated scenes), single names are queries too,
+each right for every picture with such a thing. Both kinds weigh the same in the fit.
 
 **Base rate.** Each query is asked twice: of all pictures, and of those without its right ones, because nobody says that
 what one looks for is there. So half of the searches have no right answer.
@@ -11,8 +11,8 @@ what one looks for is there. So half of the searches have no right answer.
 plainly wrong ones for a right one, and any map of small probabilities would look calibrated on them; the best hit alone
 would say nothing of those below it.
 
-**Least match.** The default of `min_match` is where the right hits that would be lost and the searches without a right
-answer that would return something are equally few (the equal error rate), each kind of queries counted alike.
+**Minimum match.** The default of `min_match` is where the right hits that would be lost and the searches without a
+right answer that would return something are equally few (the equal error rate), each kind of queries counted alike.
 
 Q queries, I pictures, K candidates of a query, N hits.
 """
@@ -74,7 +74,7 @@ class CalibrationResult:
     error: float
     """The expected calibration error in percent; lower is better."""
     kept: float
-    """The share of right hits that the least match keeps, in percent."""
+    """The share of right hits that the minimum match keeps, in percent."""
     nothing: float
     """The share of searches without a right answer that it returns nothing for, in percent."""
 
@@ -141,7 +141,7 @@ def best_hits(kind: str, scored: Reranked, right: Bool[Tensor, "Q K"], tokens: I
 
 
 def fit_calibration(hits: Sequence[Hits]) -> MatchCalibration:
-    """Fits the map to hits of all kinds, and settles the least match.
+    """Fits the map to hits of all kinds, and settles the minimum match.
 
     Raises ValueError if the match logits do not tell right hits from wrong ones, as those of an untrained model.
     """

@@ -1,4 +1,4 @@
-"""Measures whether a model reads how words are combined: foils and quadruples of made scenes, and published tests.
+"""Measures whether a model reads how words are combined: foils and quadruples of generated scenes, and published tests.
 
 I items, two texts each. `similarity` is that of the dual encoder, `match` the probability by the fusion encoder, and
 `blind` the match with a gray picture, which shows what the texts alone give away.

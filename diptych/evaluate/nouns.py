@@ -1,4 +1,4 @@
-"""Measures how a model answers single nouns: searches for "a fox" among made scenes that it has not seen.
+"""Measures how a model answers single nouns: searches for "a fox" among generated scenes that it has not seen.
 
 T nouns, N scenes. Search by a noun differs from retrieval by captions: several scenes are right, or none.
 """

@@ -1,4 +1,4 @@
-"""Measures where heat maps of single words point: the pointing game (Zhang et al., ECCV 2016) on made scenes.
+"""Measures where heat maps of single words point: the pointing game (Zhang et al., ECCV 2016) on generated scenes.
 
 A map points at a thing if its hottest patch has its centre in the thing's box.
 """

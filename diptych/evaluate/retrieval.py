@@ -1,4 +1,4 @@
-"""Measures retrieval, with intervals: contrastive search (VLMo §4), then optional re-ranking by fusion (ALBEF §5).
+"""Measures retrieval, with intervals: contrastive search (VLMo §3.5), then optional re-ranking by fusion (ALBEF §5).
 
 I images, T texts, E embedding width, Q queries (I or T), K candidates of a query, S resamples.
 """

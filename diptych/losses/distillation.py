@@ -16,13 +16,13 @@ from diptych.types import Term
 
 def alpha_at(epoch: float, alpha: float, ramp: float = 1.0) -> float:
     """Returns the weight of the pseudo-targets, which rises linearly from 0 to `alpha` over `ramp` epochs."""
-    return alpha * min(epoch / ramp, 1.0) if ramp else alpha
+    return alpha * min(epoch / ramp, 1.0) if ramp else alpha  # ALBEF §3.5
 
 
-def mixed_word_loss(
+def distilled_loss(
     hard: Term, logits: Float[Tensor, "R V"], momentum_logits: Float[Tensor, "R V"], alpha: float
 ) -> Term:
-    """Computes (1 − α)·MLM + α·KL(momentum encoder‖model) at the masked tokens.
+    """Computes (1 − α) · `hard`, the loss against labels, + α · KL(momentum encoder‖model) of R predictions.
 
     The KL is written as a soft cross-entropy: it lacks the entropy of the pseudo-targets, which has no gradient.
     """
@@ -36,7 +36,7 @@ def class_loss(
     momentum_logits: Float[Tensor, "B C"] | None = None,
     alpha: float = 0.0,
 ) -> Term:
-    """Computes cross-entropy to the label, mixed as in MLM where a momentum encoder gives its logits (ALBEF §3.3)."""
+    """Computes cross-entropy to the label, distilled where a momentum encoder gives its logits (ALBEF §3.3)."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     hard = Term(loss, loss.new_tensor(len(labels)))
-    return hard if momentum_logits is None else mixed_word_loss(hard, logits, momentum_logits, alpha)
+    return hard if momentum_logits is None else distilled_loss(hard, logits, momentum_logits, alpha)

@@ -48,6 +48,7 @@ def both_negative_weights(
     rows, candidates = images.shape
     scale = 1.0 if hard else 0.0
     for_text, for_image = (x[:rows, :candidates] * scale for x in (logits.text_to_image, logits.image_to_text))
+    # ALBEF §3.2
     return negative_weights(for_text, images, after_softmax), negative_weights(for_image, texts, after_softmax)
 
 

@@ -156,7 +156,7 @@ class TextEncoder(nn.Module):
         key_value: Tensor | None = None
         for number in range(self.fusion_start, len(self.layers)):
             turn = (number - self.fusion_start) % self.images_per_text
-            hidden, attention_map, key_value = self.layers[number](
+            hidden, attention_map, key_value = self.layers[number](  # ALBEF §3.1
                 hidden,
                 layouts[turn],
                 image,
@@ -178,7 +178,7 @@ class Albef(Model):
             raise ValueError(f"text.fusion_start must lie within 1..{config.text.layers - 1}")
         if config.images_per_text < 1:
             raise ValueError(f"images_per_text must be at least 1, not {config.images_per_text}")
-        self.config, self.embed_dim = config, config.embed_dim
+        self.config, self.embed_dim, self.vocab_size = config, config.embed_dim, config.text.vocab_size
         self.vision = VisionEncoder(config.vision)
         self.text = TextEncoder(config.text, config.vision.width, config.images_per_text)
         self.map_layers = range(config.text.fusion_start, len(self.text.layers))

@@ -88,7 +88,7 @@ class Vlmo(Model):
         if config.images_per_text < 1:
             raise ValueError(f"model.images_per_text must be at least 1, not {config.images_per_text}")
         width, relative = config.width, config.positions == "relative"
-        self.config, self.embed_dim = config, width
+        self.config, self.embed_dim, self.vocab_size = config, width, config.vocab_size
         self.image = ImageEmbedding(config.image_size, config.patch_size, width, config.stem, positions=not relative)
         self.text = WordEmbedding(
             config.vocab_size, config.pad_id, None if relative else config.max_positions, width,

@@ -1,4 +1,4 @@
-"""The momentum encoder: a copy of a module that follows it as an exponential moving average (ALBEF §3.2)."""
+"""The momentum encoder: a copy of a module that follows it as an exponential moving average (ALBEF §3.3)."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def move_towards(average: nn.Module, model: nn.Module, momentum: float) -> None:
     current = dict(model.named_parameters())
     names = [name for name, _ in average.named_parameters()]
     averages: list[Tensor] = [own_part(parameter.data) for _, parameter in average.named_parameters()]
-    torch._foreach_lerp_(averages, [own_part(current[name].data) for name in names], 1 - momentum)
+    torch._foreach_lerp_(averages, [own_part(current[name].data) for name in names], 1 - momentum)  # ALBEF §3.3

@@ -51,7 +51,7 @@ class FeatureQueue(nn.Module):
         self, image: Float[Tensor, "n E"], text: Float[Tensor, "n E"], ids: Int[Tensor, "n"]
     ) -> tuple[Float[Tensor, "k E"], Float[Tensor, "k E"], Int[Tensor, "k"]]:
         """Appends the queue to a batch's features and identities: the candidates of the contrastive loss."""
-        queued_image, queued_text, queued_ids = self.entries()
+        queued_image, queued_text, queued_ids = self.entries()  # ALBEF §3.2
         return torch.cat([image, queued_image]), torch.cat([text, queued_text]), torch.cat([ids, queued_ids])
 
     def claims(self, claims: Claims) -> Claims:

@@ -24,7 +24,7 @@ from diptych.predict.predictor import Predictor
 from diptych.schema import GroundingConfig
 from diptych.search.contract import evaluating
 from diptych.task import Model
-from diptych.tasks.grounding import boxes_config, patch_grid, phrase_maps
+from diptych.tasks.grounding import boxes_config, middle_layer, patch_grid, phrase_maps
 from diptych.types import Joint, Texts, to_device
 
 Maps = Literal["similarity", "attention", "grad_cam"]
@@ -180,8 +180,7 @@ def match_config(predictor: Predictor) -> GroundingConfig:
     config = boxes_config(predictor.recipe, predictor.model)
     if config.mode == "itm":
         return config
-    layers = predictor.model.map_layers
-    return replace(config, mode="itm", layer=layers[(len(layers) - 1) // 2])
+    return replace(config, mode="itm", layer=middle_layer(predictor.model))
 
 
 def words_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[tuple[str, list[int], list[int]]]:

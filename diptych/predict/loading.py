@@ -24,7 +24,7 @@ from diptych.search.calibration import MatchCalibration
 from diptych.serialize import from_dict
 from diptych.task import Model
 
-TEACHING = ("momentum_", "queue")
+ONLY_FOR_TRAINING = ("momentum_", "queue")
 """Parts of a task that only training needs; exported checkpoints come without them."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -36,9 +36,9 @@ def load(
 
     A path that does not exist and looks like `owner/name` is taken for a checkpoint folder on the Hugging Face Hub, as
     `diptych export RUN --push` puts them there. It is fetched once, into the Hub's cache. A task's head is loaded too;
-    its momentum encoder and its queue are not. `largest_pixels` replaces the recipe's
-    `data.largest_pixels`, above which pictures are refused. `precision` is fp32, bf16, int8 (on CPUs), or auto, which
-    takes the fastest here that loses little (`diptych.predict.precision`).
+    its momentum encoder and its queue are not. `device` is auto (a GPU where there is one), cpu, cuda, or cuda:N.
+    `largest_pixels` replaces the recipe's `data.largest_pixels`, above which pictures are refused. `precision` is fp32,
+    bf16, int8 (on CPUs), or auto, which takes the fastest here that loses little (`diptych.predict.precision`).
 
     Raises ValueError for a folder without a checkpoint, a damaged one, weights that do not fit the recipe, and a
     precision that the device lacks.
@@ -72,8 +72,8 @@ def check_model_size(recipe: Recipe, tokenizer: Tokenizer, shapes: Shapes, origi
     kind = catalog.task_class(recipe.task)
     if kind.headed:
         used = replace(recipe, task=kind.for_use(recipe.task))
-        own = {name: shape for name, shape in shapes.items() if not name.startswith(TEACHING)}
-        check_size(lambda: catalog.build_task(used, tokenizer), used, own, origin, TEACHING)
+        own = {name: shape for name, shape in shapes.items() if not name.startswith(ONLY_FOR_TRAINING)}
+        check_size(lambda: catalog.build_task(used, tokenizer), used, own, origin, ONLY_FOR_TRAINING)
     else:
         own = {name.removeprefix("model."): shape for name, shape in shapes.items() if name.startswith("model.")}
         check_size(lambda: catalog.build_model(recipe.model, tokenizer, recipe.released), recipe.model, own, origin)
@@ -117,8 +117,8 @@ def make_predictor(
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the run's seed, and not kept
         if kind.headed:
             task = catalog.build_task(replace(recipe, task=kind.for_use(recipe.task)), tokenizer)
-            stays = {name: value for name, value in task.state_dict().items() if name.startswith(TEACHING)}
-            own = {name: value for name, value in weights.items() if not name.startswith(TEACHING)}
+            stays = {name: value for name, value in task.state_dict().items() if name.startswith(ONLY_FOR_TRAINING)}
+            own = {name: value for name, value in weights.items() if not name.startswith(ONLY_FOR_TRAINING)}
             store.load_into(task, own | stays, origin)
             task = task.to(place).eval()
             model = task.model

@@ -172,7 +172,11 @@ class Predictor:
         ]
 
     def match(self, images: Pictures, texts: Strings) -> Float[Tensor, "N M"]:
-        """Computes the probability that picture n and text m belong together, by the fusion encoder, for every pair."""
+        """Computes the probability that picture n and text m match for every pair: the softmax of ITM's logits.
+
+        It is not calibrated. `rank` and the searches give the calibrated probability that a hit is right, where the
+        checkpoint has a calibration.
+        """
         return _softmax(self._pair_logits(images, texts))
 
     def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
@@ -235,13 +239,13 @@ class Predictor:
         without re-ranking, since only the fusion encoder gives a match probability.
         """
         if isinstance(least, str):
-            raise ValueError(f"the least match is a number from 0 to 1, such as 0.5, not the text {least!r}")
+            raise ValueError(f"the minimum match is a number from 0 to 1, such as 0.5, not the text {least!r}")
         if least is not None and not 0 <= least <= 1:
-            raise ValueError(f"the least match is a probability from 0 to 1, not {least:g}")
+            raise ValueError(f"the minimum match is a probability from 0 to 1, not {least:g}")
         if least and not rerank:
             raise ValueError(
-                f"a least match of {least:g} needs re-ranking, since only the fusion encoder gives the probability of "
-                "a match: re-rank, or leave the least match out"
+                f"a minimum match of {least:g} needs re-ranking, since only the fusion encoder gives the probability "
+                "of a match: re-rank, or leave the minimum match out"
             )
         calibration = self.calibration if rerank and not of_texts else None
         if least is None:
@@ -257,7 +261,7 @@ class Predictor:
         With `rerank`, the most similar pictures (`evaluation.rerank` of the recipe, at least k) are then ordered by the
         recipe's `evaluation.score`. None follows the recipe, in which `evaluation.rerank` 0 means no. Pictures that
         match with less than `min_match` are left out, so that there may be none. By default all are kept, and None is
-        the least match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
+        the minimum match of the model's calibration, as `search_folder` has it (`Predictor.min_match`).
         """
         return self.rank_embedded(
             text, as_pictures(images).items, lambda pictures: self._embed(pictures, None), k, rerank, min_match
@@ -441,7 +445,7 @@ class Predictor:
         """Ranks as `rank` does those pictures of which `embed` returns the places and the vectors, and counts them.
 
         `embed` is called once, after everything else has been checked. By default it leaves out pictures below the
-        least match of the model's calibration.
+        minimum match of the model's calibration.
         """
         k = as_count(k, "picture")
         rerank = self.recipe.evaluation.rerank > 0 if rerank is None else rerank
@@ -677,7 +681,7 @@ def _softmax(logits: Float[Tensor, "*P 2"]) -> Float[Tensor, "*P"]:
 
 
 def _option(option: Option, value: Any) -> Any:
-    """Checks the value of an option. Raises ValueError for texts that are none."""
+    """Checks the value of an option. Raises ValueError for values that are not texts where texts are needed."""
     return value if option.kind == "count" or value is None else as_strings(value, option.name).items
 
 

@@ -51,8 +51,9 @@ def _base(
 ) -> Recipe:  # fmt: skip
     """Builds a task of the published model, which starts from its checkpoint. `batch_size` is that of one GPU.
 
-    One process computes the pieces of the eight GPUs in turn. Eight processes compute the same with optim.accumulate=1
-    and eight times the run.batch_size.
+    One process computes the pieces of the eight GPUs in turn. For eight processes set optim.accumulate=1 and eight
+    times the run.batch_size. Where a task draws negatives (retrieval, grounding, text assignment), a piece draws them
+    from itself, and so does a process.
     """
     base = albef_base()
     assert isinstance(base.model, AlbefConfig)

@@ -28,7 +28,7 @@ from diptych.schema import (
 def tiny_task(
     tiny: Recipe, name: str, task: TaskConfig, steps: int, optim: OptimConfig, images_per_text: int, init_from: str
 ) -> Recipe:
-    """Builds a task on made scenes that starts from a demo's model, whose recipe is `tiny`."""
+    """Builds a task on generated scenes that starts from a demo's model, whose recipe is `tiny`."""
     assert isinstance(tiny.model, AlbefConfig | VlmoConfig)
     return replace(
         tiny,
@@ -88,7 +88,7 @@ def albef_tiny_grounding() -> Recipe:
 
 
 def albef_tiny_entailment() -> Recipe:
-    """Visual entailment on made hypotheses, without momentum encoder, because made labels have no noise to correct.
+    """Visual entailment on generated hypotheses, without momentum encoder, because their labels have no noise.
 
     Command: `diptych train albef_tiny_entailment`, after `diptych demo`
     Cost: minutes on two cores.
@@ -132,7 +132,7 @@ def albef_tiny_assignment() -> Recipe:
 
 
 def albef_tiny_nlvr2() -> Recipe:
-    """NLVR2 on made pairs of images.
+    """NLVR2 on generated pairs of images.
 
     Command: `diptych train albef_tiny_nlvr2`, after `diptych train albef_tiny_assignment`
     Cost: minutes on two cores.

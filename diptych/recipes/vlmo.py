@@ -111,6 +111,7 @@ def vlmo_tiny() -> Recipe:
 def vlmo_small() -> Recipe:
     """Half of the paper's depth and a third of its width, for one GPU or a night on a CPU.
 
+    Images are augmented as photographs are (`albef_small`).
     Command: `diptych train vlmo_small data.source=folder data.path=photos`
     Cost: hours on a CPU; not measured.
     Expected: no published figure, and not run to its end here; compare it with `vlmo_tiny` on the same data.

@@ -52,7 +52,7 @@ def vlmo_tiny_grounding() -> Recipe:
 
 
 def vlmo_tiny_entailment() -> Recipe:
-    """Visual entailment on made hypotheses.
+    """Visual entailment on generated hypotheses.
 
     Command: `diptych train vlmo_tiny_entailment`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
@@ -95,7 +95,7 @@ def vlmo_tiny_assignment() -> Recipe:
 
 
 def vlmo_tiny_nlvr2() -> Recipe:
-    """NLVR2 on made pairs of images: the statement is fused with each of them, and the two vectors are classified.
+    """NLVR2 on generated pairs of images: the statement is fused with each of them, and the two vectors are classified.
 
     Command: `diptych train vlmo_tiny_nlvr2`, after `diptych train vlmo_tiny_assignment`
     Cost: minutes on two cores.

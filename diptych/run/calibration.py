@@ -77,7 +77,10 @@ def _captions(split: RetrievalSplit) -> Queries:
 
 
 def _names(predictor: Predictor, source: AnySource, split: RetrievalSplit) -> list[Queries]:
-    """Makes a query of each name of a thing in made scenes, such as `a fox`. Other data do not say what is absent."""
+    """Makes a query of each name of a thing in generated scenes, such as `a fox`.
+
+    Other data do not say what is absent.
+    """
     if not isinstance(source, Scenes):
         return []
     scenes = [source.scene(place) for place in split.pictures.places]

@@ -101,8 +101,8 @@ def evaluate_classes(
     the vectors of pictures is trained too: on the folder's `train`, or else in five folds, in which each picture is
     predicted by a probe that has not seen it. Pictures that cannot be read are left out and counted.
 
-    Raises ValueError for a model without trained embeddings, for a folder that is none of classes, and for a probe
-    where a class has a single picture.
+    Raises ValueError for a model without trained embeddings, for a folder without class folders, and for a probe where
+    a class has a single picture.
     """
     measured, trained = read_classes(source, names)
     predictor = load(path, device, precision=precision)

@@ -23,7 +23,7 @@ from diptych.evaluate import CalibrationResult, OnProgress, RetrievalResult, eva
 from diptych.metrics.task_evaluation import TaskEvaluation
 from diptych.nn.lowered import Precision
 from diptych.predict import Predictor, load
-from diptych.predict.loading import TEACHING
+from diptych.predict.loading import ONLY_FOR_TRAINING
 from diptych.predict.precision import use_precision
 from diptych.recipes.override import override
 from diptych.run import calibration
@@ -32,8 +32,8 @@ from diptych.run.splits import (
     RetrievalSplit,
     batches_of,
     check_lengths,
+    measured_as_retrieval,
     open_split,
-    ranks_pairs,
     read_retrieval,
     warn_of_training_data,
 )
@@ -71,7 +71,7 @@ def evaluate(
     if submission is not None:
         check_submission(recipe, split, submission)
     evaluated: EvaluatedRetrieval | EvaluatedTask
-    if ranks_pairs(recipe):
+    if measured_as_retrieval(recipe):
         evaluated = evaluate_as_retrieval(checkpoint.folder, split, changes, False, precision)
     else:
         evaluated = replace(evaluate_by_record(checkpoint.folder, split, changes, precision), submission=submission)
@@ -228,12 +228,12 @@ def open_task(path: Path, changes: Changes | None = None, precision: str = "fp32
     checkpoint = store.load_from(path)
     recipe = changed(from_dict(checkpoint.recipe), changes or {})
     tokenizer = Tokenizer.load(checkpoint.tokenizer)
-    stored, unstored = checkpoint.stored("weights"), TEACHING if checkpoint.state.get("shared") else ()
+    stored, unstored = checkpoint.stored("weights"), ONLY_FOR_TRAINING if checkpoint.state.get("shared") else ()
     check_size(lambda: catalog.build_task(recipe, tokenizer), recipe, stored.shapes, checkpoint.folder, unstored)
     task = catalog.build_task(recipe, tokenizer)
     weights = checkpoint.weights()
     if unstored:
-        weights |= {name: own for name, own in task.state_dict().items() if name.startswith(TEACHING)}
+        weights |= {name: own for name, own in task.state_dict().items() if name.startswith(ONLY_FOR_TRAINING)}
     store.load_into(task, weights, checkpoint.folder)
     device = find_device(recipe.run.device)
     task = task.to(device).eval()

@@ -84,7 +84,7 @@ def accepted_records(source: AnySource, indices: Iterable[int]) -> Iterator[AnyR
 def with_answers(recipe: Recipe, source: AnySource) -> Recipe:
     """Adds the settings that follow from the training data, such as the most frequent answers to choose from."""
     stride = max(1, len(source) // QUESTIONS_READ) if recipe.data.source == "scenes" else 1
-    task = catalog.task_class(recipe.task).filled(
+    task = catalog.task_class(recipe.task).with_data_settings(
         recipe.task, lambda: accepted_records(source, range(0, len(source), stride))
     )
     return recipe if task is recipe.task else replace(recipe, task=task)
@@ -126,9 +126,9 @@ def batches_of(
 # --------------------------------------------------------------------------- for retrieval
 
 
-def ranks_pairs(recipe: Recipe) -> bool:
+def measured_as_retrieval(recipe: Recipe) -> bool:
     """Tells whether the recipe is measured as retrieval: over all pictures and captions of a split at once."""
-    return catalog.task_class(recipe.task).ranks_pairs
+    return catalog.task_class(recipe.task).measured_as_retrieval
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from diptych.device import find_device
 from diptych.evaluate import contrastive_recall, evaluate_task
 from diptych.metrics.recall import chance_mean_recall
 from diptych.metrics.task_evaluation import MAIN, has_label
-from diptych.run.splits import AnySource, batches_of, open_split, ranks_pairs, read_retrieval, warn_of_shared
+from diptych.run.splits import AnySource, batches_of, measured_as_retrieval, open_split, read_retrieval, warn_of_shared
 from diptych.schema import Recipe
 from diptych.task import Model, Task
 from diptych.train import loop
@@ -28,7 +28,7 @@ def make_validation(recipe: Recipe, task: Task, tokenizer: Tokenizer, training: 
         return None
     source = open_split(recipe, "validation")
     warn_of_shared(training, source, "validation")
-    if ranks_pairs(recipe):
+    if measured_as_retrieval(recipe):
         split = read_retrieval(recipe, source, tokenizer, recipe.run.validation_items)
         split.pictures.check()
         guess = {CHANCE: chance_mean_recall(split.image_of_text, len(split.pictures))}

@@ -40,8 +40,11 @@ class MatchCalibration:
     """Number of pictures that they searched."""
 
     def probability(self, log_odds: Float[Tensor, "..."], tokens: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Computes the probability from the log odds, that is the logit of a match less that of no match, and from the
-        number of tokens of the text. Both are broadcast."""
+        """Computes the probability from the log odds and from the number of tokens of the text. Both are broadcast.
+
+        The log odds are the logit of a match minus that of no match, plus similarity / temperature where the recipe has
+        `evaluation.score=sum`.
+        """
         return torch.sigmoid(self.slope * log_odds + self.length * tokens.log() + self.bias)
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +52,8 @@ class MatchCalibration:
 
     @classmethod
     def from_json(cls, stored: Any) -> MatchCalibration:
-        """Reads what `to_json` gave. Raises ValueError for missing or unknown entries, or such as are no number."""
+        """Reads what `to_json` gave. Raises ValueError for missing or unknown entries and for values that are not
+        numbers."""
         names = [field.name for field in fields(cls)]
         values = stored.values() if isinstance(stored, Mapping) and stored.keys() == {*names} else [None]
         if not all(isinstance(value, int | float) for value in values):

@@ -85,7 +85,7 @@ def rerank(
         rows = text_lengths[text[first:last]] + model.fused_image_tokens
         for call in plan_calls(image[first:last], rows, tokens_per_call):
             pairs = call + first
-            both = match_logits(model, texts, state, text[pairs], image[pairs] - start, device)
+            both = match_logits(model, texts, state, text[pairs], image[pairs] - start, device)  # ALBEF §5
             logits[0, pairs] = both[:, 1]  # as released: the raw logit of class 1, whatever class 0 has
             logits[1, pairs] = both[:, 1] - both[:, 0]
         start += len(state)

@@ -1,4 +1,4 @@
-"""Generates texts that are nearly true of a made scene: tests of whether a model reads how words are combined.
+"""Generates texts that are nearly true of a generated scene: tests of whether a model reads how words are combined.
 
 A *foil* differs from a true text in one thing, in the manner of SugarCrepe (Hsieh et al., NeurIPS 2023): it swaps,
 replaces or adds something, or has the same words in another order. A *quadruple* has two scenes and two texts of the

@@ -27,7 +27,7 @@ from diptych.losses.contrastive import (
     others_of_same_image,
     similarity,
 )
-from diptych.losses.distillation import alpha_at, mixed_word_loss
+from diptych.losses.distillation import alpha_at, distilled_loss
 from diptych.losses.masked_lm import MaskDraws, mask_words, masked_lm_loss
 from diptych.losses.matching import match_labels, matching_loss
 from diptych.models.albef import Albef, ImageState
@@ -62,7 +62,7 @@ from diptych.tasks.pretraining import (
 )
 from diptych.types import KNOWN, SAID, Batch, Claims, Losses, Progress, Term, Texts, TokenPositions
 
-TEACHER = 1
+MOMENTUM_STREAM = 1
 """Stream of the momentum encoder's dropout draws, which are drawn apart from those of the trained model."""
 
 QueueEntries = tuple[Float[Tensor, "G E"], Float[Tensor, "G E"], Int[Tensor, "G"]]
@@ -111,7 +111,7 @@ class AlbefPretraining(DistilledTask):
     purpose = "matching pictures and texts (pre-training)"
     hub_tag = "zero-shot-image-classification"
     headed = False
-    ranks_pairs = True
+    measured_as_retrieval = True
     inspectable = True
     keeps_momentum_encoder = True
 
@@ -124,8 +124,8 @@ class AlbefPretraining(DistilledTask):
     ) -> None:
         """Copies the model as its momentum encoder and makes an empty queue.
 
-        Raises ValueError if ITC should train alone until `fuse_start`, but has weight 0, and for a `fused_share` that
-        is none.
+        Raises ValueError if ITC should train alone until `fuse_start`, but has weight 0, and for a `fused_share`
+        outside (0, 1].
         """
         super().__init__()
         check_losses(config)
@@ -156,8 +156,8 @@ class AlbefPretraining(DistilledTask):
             draws = replace(draws, some=None)
 
         # 1. Encode (§3.1): each image once; the B captions, then the captions of the F pairs that are fused (all B in
-        # the paper; task.fused_share) with 15 % of the tokens masked. Our own addition: a phrase of each caption
-        # (task.phrases).
+        # the paper; task.fused_share) with a share task.mask_probability of the tokens masked (0.15 in the paper). Our
+        # own addition: a phrase of each caption (task.phrases).
         texts = draws.with_masked(batch.texts) if draws else batch.texts  # B + F texts; B before fuse_start
         with_phrases = config.phrases > 0 and (trace is None or batch.phrases is not None)
         texts = add_phrases(texts, batch) if with_phrases else texts  # B more
@@ -231,7 +231,7 @@ class AlbefPretraining(DistilledTask):
         itm = matching_loss(match_logits, match_labels(len(rows), match_logits.device))  # from [3F, 2]
         mlm = one_hot_mlm = masked_lm_loss(word_logits, labels)  # from [R, V]
         if momentum_word_logits is not None:
-            mlm = mixed_word_loss(one_hot_mlm, word_logits, momentum_word_logits, alpha_mlm)
+            mlm = distilled_loss(one_hot_mlm, word_logits, momentum_word_logits, alpha_mlm)
 
         measures |= word_measures(one_hot_mlm, word_logits, labels) | matching_measures(match_logits)
         measures["negative_similarity"] = negative_similarity(similarities, rows, *negatives, tau)
@@ -267,7 +267,9 @@ class AlbefPretraining(DistilledTask):
         """
         momentum_encoder, batch_size = self.momentum_encoder, len(batch)
         texts = batch.texts if draws is None else draws.with_masked(batch.texts)
-        image_rng, text_rng = (None if k is None else derived(k, TEACHER) for k in (batch.rng_keys, texts.rng_keys))
+        image_rng, text_rng = (
+            None if k is None else derived(k, MOMENTUM_STREAM) for k in (batch.rng_keys, texts.rng_keys)
+        )
         image_state = momentum_encoder.image_state(batch.pixels, rng_keys=image_rng)
         text_state = momentum_encoder.text_state(replace(texts, rng_keys=text_rng))
         word_logits = None
@@ -361,8 +363,8 @@ class AlbefPretraining(DistilledTask):
         """Measures ITC: its bound on mutual information, cosines, τ, repeated images, and the pseudo-targets' trust.
 
         `teacher_label_probability` is the probability that the momentum encoder gives the positive. `mi_bound_teacher`
-        is the bound where the other view of an image is a text that the momentum encoder draws, and the reverse: to
-        ALBEF §4 distillation is such a view. It is measured while pseudo-targets have a weight.
+        is the bound where the other view of an image is a text that the momentum encoder draws, and the reverse: ALBEF
+        §4 regards distillation as such a view. It is measured while pseudo-targets have a weight.
         """
         teacher = similarities.momentum_image_to_text.softmax(1), similarities.momentum_text_to_image.softmax(1)
         both_ways = teacher[0] + teacher[1]

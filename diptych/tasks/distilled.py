@@ -24,7 +24,8 @@ HeadConfig = EntailmentConfig | Nlvr2Config | VqaDecoderConfig | VqaClosedSetCon
 
 
 class DistilledTask(Task):
-    """A task with a momentum encoder, whose parts are the children with names that begin with `momentum_encoder`."""
+    """A task with a momentum encoder and perhaps a momentum copy of its head: children whose names begin with
+    `momentum_`."""
 
     config: AlbefPretrainConfig | RetrievalConfig | HeadConfig
 

@@ -68,7 +68,7 @@ class Entailment(DistilledHeadTask):
         alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits = self.logits(batch)
         # Cross-entropy with the labels and, with weight alpha, with the momentum copy's distribution.
-        loss = class_loss(logits, labels, self.momentum_logits(batch) if alpha else None, alpha)
+        loss = class_loss(logits, labels, self.momentum_logits(batch) if alpha else None, alpha)  # ALBEF §5
         measures = {
             "accuracy": Term.over((logits.argmax(1) == labels).float()),
             "alpha": Term.over(logits.new_full((1,), alpha)),

@@ -49,8 +49,12 @@ def boxes_config(recipe: Recipe, model: Model) -> GroundingConfig:
     """
     if isinstance(recipe.task, GroundingTrainingConfig):
         return recipe.task.boxes
-    layers = model.map_layers
-    return GroundingConfig(layer=layers[(len(layers) - 1) // 2])
+    return GroundingConfig(layer=middle_layer(model))
+
+
+def middle_layer(model: Model) -> int:
+    """Returns the fusion layer half way up, the lower one of two."""
+    return model.map_layers[(len(model.map_layers) - 1) // 2]
 
 
 def _calls(recipe: Recipe, model: Model) -> tuple[str, ...]:
@@ -86,7 +90,7 @@ class Grounding(Retrieval):
             calls=_calls,
         ),
     )
-    ranks_pairs = False
+    measured_as_retrieval = False
     fails_early = True  # a layer without attention shows with the first map
     report = TaskReport(
         title="Visual grounding",
@@ -314,7 +318,7 @@ def _encoder_maps(
 def _grad_cam(
     attention: Float[Tensor, "P heads Q K"], gradient: Float[Tensor, "P heads Q K"]
 ) -> Float[Tensor, "P Q K"]:
-    return (attention.detach() * gradient.clamp(min=0)).mean(1).float()
+    return (attention.detach() * gradient.clamp(min=0)).mean(1).float()  # ALBEF §6.4
 
 
 def _tracked(state: Any) -> Any:

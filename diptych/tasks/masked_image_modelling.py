@@ -106,7 +106,7 @@ class VisionStage(Task):
         first = Processes.meet(len(batch)).own.start
         seeds = (seed_of(progress.seed, "patches", progress.step, first + row) for row in range(len(batch)))
         predictions = self.predict_codes(batch.pixels, self._masks(seeds), batch.rng_keys)
-        loss = masked_image_loss(predictions.logits, predictions.codes)
+        loss = masked_image_loss(predictions.logits, predictions.codes)  # VLMo §3.4
         measures = {
             "code_accuracy": Term.over((predictions.logits.argmax(1) == predictions.codes).float()),
             "commonest_code": Term.over((predictions.codes == predictions.codes.mode().values).float()),

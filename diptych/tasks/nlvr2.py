@@ -81,7 +81,7 @@ class Nlvr2(DistilledHeadTask):
         alpha = alpha_at(progress.epoch, self.config.alpha, self.config.alpha_ramp)
         logits = self.logits(pairs)
         # Cross-entropy with the labels and, with weight alpha, with the momentum copy's distribution.
-        loss = class_loss(logits, pairs.labels, self.momentum_logits(pairs) if alpha else None, alpha)
+        loss = class_loss(logits, pairs.labels, self.momentum_logits(pairs) if alpha else None, alpha)  # ALBEF §5
         measures = {"accuracy": _accuracy(logits, pairs.labels), "alpha": Term.over(logits.new_full((1,), alpha))}
         return Losses.weighted(measures=measures, nlvr2=(1.0, loss))
 
@@ -230,7 +230,7 @@ class TextAssignment(Task):
         images = self.model.image_state(batch.pixels)
         assignment = assignment or self.draw(images, batch, progress)
         logits = _score(self.model, self.head, images, batch.texts, assignment.images)
-        loss, accuracy = class_loss(logits, assignment.labels), _accuracy(logits, assignment.labels)
+        loss, accuracy = class_loss(logits, assignment.labels), _accuracy(logits, assignment.labels)  # ALBEF §5
         return Losses.weighted(measures={"accuracy": accuracy}, text_assignment=(1.0, loss))
 
     @torch.no_grad()

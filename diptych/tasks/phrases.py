@@ -17,10 +17,10 @@ from diptych.losses.contrastive import Logits, contrastive_loss, in_batch_contra
 from diptych.losses.matching import draw_negatives, matching_loss, negative_weights
 from diptych.nn.counter_rng import derived
 from diptych.nn.gather import Processes
+from diptych.schema import PretrainConfig
 from diptych.seeds import seed_of
 from diptych.tasks.pretraining import (
     Negatives,
-    PretrainConfig,
     TrueTexts,
     ignored_both_ways,
     no_negatives,

@@ -24,14 +24,13 @@ from diptych.losses.masked_lm import masked_tokens
 from diptych.losses.matching import both_negative_weights, draw_negatives, match_labels, matching_pairs
 from diptych.nn.counter_rng import derived
 from diptych.nn.gather import Processes
-from diptych.schema import AlbefPretrainConfig, Released, VlmoPretrainConfig
+from diptych.schema import PretrainConfig, Released
 from diptych.task import Model
 from diptych.types import Batch, Claims, Term, Texts, TokenPositions
 
 MASKED = 0
 """The number that sets the dropout draws of a masked text apart from those of the text itself."""
 
-PretrainConfig = AlbefPretrainConfig | VlmoPretrainConfig
 Negatives = tuple[Int[Tensor, "_"], Int[Tensor, "F"]]
 """Index of a hard image for each fused text (then for each fused phrase), and of a hard text for each fused image."""
 NegativeWeights = tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]
@@ -93,9 +92,12 @@ def check_losses(config: PretrainConfig) -> None:
     if config.phrases and not config.itc:
         raise ValueError(f"task.phrases={config.phrases} extends ITC to phrases, but task.itc is 0: set task.phrases=0")
     if not 0 < config.fused_share <= 1:
-        raise ValueError(f"task.fused_share={config.fused_share} is not in 0 < share <= 1")
+        raise ValueError(f"task.fused_share={config.fused_share}: choose a share above 0 and at most 1")
     if config.fuse_start > 0 and not config.itc:
-        raise ValueError(f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0")
+        raise ValueError(
+            f"task.fuse_start={config.fuse_start} trains ITC alone first, but task.itc is 0: set task.fuse_start=0, or "
+            "task.itc above 0"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Training differs from pre-training in that pictures have identities: pairs of one picture are positives of each other,
 in the batch and in the queue, and never negatives. ITC compares with features of a momentum encoder, or with the
-model's own features of the batch of all processes. ITM may be left out, and all fusion with it (VLMo §4). The weakly
+model's own features of the batch of all processes. ITM may be left out, and all fusion with it (VLMo §3.5). The weakly
 supervised grounding of ALBEF §6.4 trains in the same way (tasks/grounding.py).
 
 B pairs, K contrastive candidates (batch, then queue; or the pairs of all processes), P fused pairs, E embedding width,
@@ -99,7 +99,7 @@ class Retrieval(DistilledTask):
     hub_tag: ClassVar[str | None] = "zero-shot-image-classification"
     abilities: ClassVar[tuple[Ability, ...]] = (EMBED, MATCH)
     headed = False
-    ranks_pairs = True
+    measured_as_retrieval = True
 
     model: Model
     momentum_encoder: Model | None

@@ -74,6 +74,25 @@ class VlmoTrace:
     word_logits: Float[Tensor, "R V"] | None
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """Holds what the dual encoder computes of a step, for ITC and for drawing ITM's negatives."""
+
+    image: Mapping[str, Float[Tensor, "B D"]]
+    """L2-normalised embeddings of the images in each branch."""
+    similarities: Mapping[Branch, Logits]
+    """s / τ [Q, G] in each branch, "main" first where it is trained."""
+    positives: Bool[Tensor, "Q G"]
+    same_image: Bool[Tensor, "Q G"]
+    ignored: Bool[Tensor, "Q G"]
+    true: TrueTexts | None
+
+    @property
+    def first(self) -> tuple[Branch, Logits]:
+        """The branch that draws negatives, with its logits."""
+        return next(iter(self.similarities.items()))
+
+
 class VlmoPretraining(Task):
     """Trains VLMo by ITC + ITM + MLM on pairs. All processes see the whole global batch for their negatives."""
 
@@ -81,7 +100,7 @@ class VlmoPretraining(Task):
     purpose = "matching pictures and texts (pre-training)"
     hub_tag = "zero-shot-image-classification"
     headed = False
-    ranks_pairs = True
+    measured_as_retrieval = True
     inspectable = True
 
     model: Vlmo
@@ -92,7 +111,7 @@ class VlmoPretraining(Task):
     ) -> None:
         """Raises ValueError for settings that need VL-FFNs where the model has none.
 
-        Likewise if ITC should train alone until `fuse_start`, but has weight 0, and for a `fused_share` that is none.
+        Likewise if ITC should train alone until `fuse_start`, but has weight 0, and for a `fused_share` outside (0, 1].
         """
         super().__init__()
         check_losses(config)
@@ -130,18 +149,14 @@ class VlmoPretraining(Task):
         if draws and trace is not None:
             draws = replace(draws, some=None)
         trains_itm, trains_mlm = fuses and config.itm > 0, fuses and config.mlm > 0
-        branches = self.branches(config)  # none where ITC has weight 0
-        similarities: dict[Branch, Logits] = {}
-        positives = ignored = true = weights = negatives = labels = match_logits = word_logits = None
         terms, measures = dict[str, tuple[float, Term]](), dict[str, Term]()
 
         # 1. Input (§3.1): patch embeddings of each image; token embeddings of the B captions, then of the captions of
-        # the F pairs that are fused (all B in the paper; task.fused_share) with 15 % of the tokens masked. One MoME
-        # transformer reads them, as a dual encoder and as a fusion encoder. Our own addition: a phrase of each caption
-        # (task.phrases).
+        # the F pairs that are fused (all B in the paper; task.fused_share) with a share task.mask_probability of the
+        # tokens masked (0.15 in the paper). One MoME transformer reads them, as a dual encoder and as a fusion encoder.
+        # Our own addition: a phrase of each caption (task.phrases).
         texts = draws.with_masked(batch.texts) if draws and trains_mlm else batch.texts  # B + F texts, or B without MLM
-        phrases_from, contrast = len(texts), None
-        with_phrases = config.phrases > 0 and (trace is None or batch.phrases is not None)
+        phrases_from, with_phrases = len(texts), config.phrases > 0 and (trace is None or batch.phrases is not None)
         texts = add_phrases(texts, batch) if with_phrases else texts  # B more
         image_state = model.image_state(batch.pixels, rng_keys=batch.rng_keys)  # patches [B, T, D]
         text_state = model.text_state(texts)  # text tokens [N, D]
@@ -150,36 +165,25 @@ class VlmoPretraining(Task):
         # the L-FFNs (§3.2). Text b is the positive of image b and the reverse; the others of all G pairs are negatives.
         # Unlike in the paper, candidates with the same image are ignored. Branch "main" is the paper's. Branch "vl" is
         # of the released code only: images and texts still pass apart, but use the VL-FFNs in the upper layers.
-        if branches or trains_itm:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and bool(branches)):  # ITM alone needs no gradient here
-                compared = branches or ("main",)
-                image = model.embed_image(image_state, compared)  # the dual encoder runs here: L2-normalised [B, D]
-                text = model.embed_text(text_state[:batch_size], compared)  # of the unmasked captions [B, D]
-                positives = own_pairs(processes, batch.image_ids.device)  # [Q, G]
-                same_image = others_of_same_image(*processes.compared(batch.image_ids), positives)  # [Q, G]
-                ignored = same_image & (not self.released.keep_false_negatives)
-                # With ignore_true_texts, texts that are known to be true of an image are ignored, too.
-                if config.ignore_true_texts:
-                    true = TrueTexts.of(*compared_claims(batch, processes), positives)
-                both = ignored_both_ways(ignored, true)  # texts of each image, images of each text: 2 × [Q, G]
-                for branch in compared:
-                    tau = model.temperature(branch)
-                    logits = in_batch_contrast(image[branch], text[branch], tau, processes, both)  # both ways [Q, G]
-                    similarities[branch] = logits
-            measures |= self._contrast_measures(similarities, positives, same_image) | true_texts_measure(true)
-            if branches:
-                terms["itc"] = (config.itc, mean_of_branches(similarities, positives))
+        compared = contrast = None
+        if config.itc or trains_itm:
+            compared = self._compare(image_state, text_state[:batch_size], batch, processes)  # of unmasked captions
+            measures |= self._contrast_measures(compared)
+            if config.itc:
+                terms["itc"] = (config.itc, mean_of_branches(compared.similarities, compared.positives))
             if with_phrases:
-                phrase = model.embed_text(text_state[phrases_from:], compared[:1])  # [B, D]
-                contrast = PhraseContrast.of(image[compared[0]], phrase[compared[0]], batch, processes)
+                branch, _ = compared.first
+                phrase = model.embed_text(text_state[phrases_from:], (branch,))[branch]  # [B, D]
+                contrast = PhraseContrast.of(compared.image[branch], phrase, batch, processes)
                 terms["phrases"] = (config.phrases, contrast.loss)
 
         # 3. Hard negatives (§3.3): for each text an image and for each image a text, drawn with the probabilities of
         # ITC's softmax over the G pairs (or this process's B: task.negatives=own), without positives and ignored ones.
-        if draws and trains_itm and positives is not None and ignored is not None:
-            branch, logits = next(iter(similarities.items()))  # "main" wherever it is trained
+        weights = negatives = None
+        if draws and trains_itm and compared:
+            branch, logits = compared.first
             weights = hard_negative_weights(  # 2 × [B, G]
-                logits, positives, ignored, processes, config, self.released, true
+                logits, compared.positives, compared.ignored, processes, config, self.released, compared.true
             )
             negatives = draw_hard_negatives(weights, draws)  # an image [F] and a text [F] for each fused pair
             tau = model.temperature(branch)
@@ -190,9 +194,10 @@ class VlmoPretraining(Task):
         # F texts with their hard-negative image, F images with their hard-negative text, F masked captions with their
         # image. ITM classifies the pooled [CLS] of the first 3F, MLM predicts the masked tokens of the last F. With
         # match_phrases, 2F pairs of phrases stand between.
+        labels = match_logits = word_logits = None
         if draws and (trains_itm or trains_mlm):
             drawn = negatives
-            if negatives is not None and contrast is not None and config.match_phrases:  # images [2F], texts [F]
+            if negatives and contrast and config.match_phrases:  # images [2F], texts [F]
                 drawn = contrast.extended(negatives, draws.fused, config, progress, processes)
             fetched = self._fetch_negatives(image_state, text_state, drawn, batch, processes)
             image_state, text_state, local = fetched
@@ -215,10 +220,34 @@ class VlmoPretraining(Task):
 
         if trace is not None:
             trace.append(VlmoTrace(
-                similarities=similarities, positives=positives, ignored=ignored, negative_weights=weights,
-                negatives=negatives, labels=labels, match_logits=match_logits, word_logits=word_logits,
+                similarities=compared.similarities if compared else {},
+                positives=None if compared is None else compared.positives,
+                ignored=None if compared is None else compared.ignored,
+                negative_weights=weights, negatives=negatives, labels=labels, match_logits=match_logits,
+                word_logits=word_logits,
             ))  # fmt: skip
         return Losses.weighted(measures=measures, **terms)  # VLMo §3.3
+
+    def _compare(self, images: ImageState, texts: TextState, batch: Batch, processes: Processes) -> _Comparison:
+        """Runs the dual encoder in the branches of ITC and compares all images with all texts.
+
+        Where ITC has weight 0, branch "main" is compared without a gradient, to draw the negatives of ITM.
+        """
+        config, model, trained = self.config, self.model, self.branches(self.config)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(trained)):
+            branches = trained or ("main",)
+            image, text = model.embed_image(images, branches), model.embed_text(texts, branches)  # L2-normalised [B, D]
+            positives = own_pairs(processes, batch.image_ids.device)  # [Q, G]
+            same_image = others_of_same_image(*processes.compared(batch.image_ids), positives)  # [Q, G]
+            ignored = same_image & (not self.released.keep_false_negatives)
+            # With ignore_true_texts, texts that are known to be true of an image are ignored, too.
+            true = TrueTexts.of(*compared_claims(batch, processes), positives) if config.ignore_true_texts else None
+            both = ignored_both_ways(ignored, true)  # texts of each image, images of each text: 2 × [Q, G]
+            similarities = {
+                branch: in_batch_contrast(image[branch], text[branch], model.temperature(branch), processes, both)
+                for branch in branches
+            }  # both ways [Q, G]
+        return _Comparison(image, similarities, positives, same_image, ignored, true)
 
     def _fetch_negatives(
         self, images: ImageState, texts: TextState, negatives: Negatives | None, batch: Batch, processes: Processes
@@ -316,13 +345,14 @@ class VlmoPretraining(Task):
         return Draws(masked_ids, labels, uniform, some=draw_fused(self.config, processes, generator, uniform.device))
 
     @torch.no_grad()
-    def _contrast_measures(
-        self, similarities: Mapping[Branch, Logits], positives: Bool[Tensor, "Q G"], same_image: Bool[Tensor, "Q G"]
-    ) -> dict[str, Term]:
+    def _contrast_measures(self, compared: _Comparison) -> dict[str, Term]:
         """Measures ITC of the first branch: its bound on mutual information, cosines, τ, repeated images."""
-        branch, logits = next(iter(similarities.items()))
-        measures = contrast_measures(logits, positives.float(), self.model.temperature(branch))
-        return measures | {"false_negatives": repeated_pictures(same_image)}
+        branch, logits = compared.first
+        return {
+            **contrast_measures(logits, compared.positives.float(), self.model.temperature(branch)),
+            "false_negatives": repeated_pictures(compared.same_image),
+            **true_texts_measure(compared.true),
+        }
 
     @torch.no_grad()
     def inspect(self, batch: Batch, progress: Progress) -> DrawnNegatives | None:

@@ -104,14 +104,14 @@ class QuestionAnswering(DistilledHeadTask):
     config: VqaDecoderConfig | VqaClosedSetConfig
 
     @classmethod
-    def filled(cls, config: Any, records: Callable[[], Iterable[Question]]) -> Any:
+    def with_data_settings(cls, config: Any, records: Callable[[], Iterable[Question]]) -> Any:
         """Takes the most frequent answers of the training data, unless the configuration lists some."""
         if config.answers:
             return config
         return replace(config, answers=answer_vocabulary(records(), config.answer_count))
 
     @classmethod
-    def unfilled(cls, config: Any) -> Any:
+    def without_data_settings(cls, config: Any) -> Any:
         return replace(config, answers=())
 
     @abstractmethod
@@ -267,10 +267,8 @@ class VqaDecoding(QuestionAnswering):
     ) -> None:
         if config.max_answer_tokens < 2:
             raise ValueError(f"task.max_answer_tokens={config.max_answer_tokens}: a word and [SEP] take two")
-        width = model.joint_width()
-        with torch.no_grad():
-            words = model.word_logits(next(model.parameters()).new_zeros(1, width)).shape[1]
-        super().__init__(model, AnswerDecoder(config.decoder, words, special.pad, width), config, released)
+        head = AnswerDecoder(config.decoder, model.vocab_size, special.pad, model.joint_width())
+        super().__init__(model, head, config, released)
         self.special = special
 
     def adapt(self, state: Mapping[str, Tensor], origin: Recipe) -> dict[str, Tensor]:
@@ -312,11 +310,11 @@ class VqaDecoding(QuestionAnswering):
         return head.word_logits(hidden), labels, packed.sequence_ids
 
     @classmethod
-    def filled(cls, config: Any, records: Callable[[], Iterable[Question]]) -> Any:
+    def with_data_settings(cls, config: Any, records: Callable[[], Iterable[Question]]) -> Any:
         """Raises ValueError at once for a listed answer that no model could write, and not at the first validation."""
         if config.inference == "rank" and (empty := [answer for answer in config.answers if not has_word(answer)]):
             raise ValueError(f"task.answers holds {empty[0]!r}, which is no answer: it holds no word. Take it out")
-        return super().filled(config, records)
+        return super().with_data_settings(config, records)
 
     # ------------------------------------------------------------------ ranking a list
 
@@ -547,7 +545,7 @@ class VqaClosedSet(QuestionAnswering):
         return config.answers, "sigmoid"
 
     @classmethod
-    def sketched(cls, config: VqaClosedSetConfig) -> VqaClosedSetConfig:
+    def with_placeholders(cls, config: VqaClosedSetConfig) -> VqaClosedSetConfig:
         """Stands in made-up names for as many answers as training will find."""
         if config.answers:
             return config

@@ -253,7 +253,7 @@ def test_the_search_page_says_that_nothing_fits(families: list[Path]) -> None:
 
 
 def test_a_least_match_is_a_percentage_or_empty() -> None:
-    field = PercentField("Least match, in %")
+    field = PercentField("Minimum match, in %")
     assert [field.read(sent) for sent in ("", None, " 50 ", "12,5%", "0")] == [None, None, 0.5, 0.125, 0.0]
     for wrong in ("many", "101", "-1", "nan"):
         with pytest.raises(ValueError, match="a number from 0 to 100"):

@@ -398,7 +398,7 @@ def test_each_variant_can_be_compared_with_the_one_before_it(tmp_path: Path) -> 
     assert [(one.against, one.difference) for one in found] == [
         (None, None), ("first", pytest.approx(4.5)), ("second", pytest.approx(1.5)),
     ]  # fmt: skip
-    assert "less the one above" in table.as_markdown(table.table(grid, tmp_path))
+    assert "minus the one above" in table.as_markdown(table.table(grid, tmp_path))
 
 
 def test_differences_are_tested_together(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def test_every_task_states_what_others_need_of_it() -> None:
     for task in catalog.TASKS.values():
         assert task.record in get_args(AnyRecord), task
         assert not inspect.isabstract(task)
-        assert task.ranks_pairs == (task.evaluate is Task.evaluate), task
-        assert task.ranks_pairs == (task.report is None), task
+        assert task.measured_as_retrieval == (task.evaluate is Task.evaluate), task
+        assert task.measured_as_retrieval == (task.report is None), task
         own = [ability for ability in task.abilities if ability.calls is None]
         assert bool(own) == (task.responder is not Task.responder), task
         assert not own or task.headed, f"{task}: who asks its head must have it loaded"

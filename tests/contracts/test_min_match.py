@@ -1,4 +1,4 @@
-"""Searches that leave out hits below a least match: in Python, on the command line and in stored models."""
+"""Searches that leave out hits below a minimum match: in Python, on the command line and in stored models."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_hits_below_the_least_match_are_left_out(model: Predictor, photos: Path)
     assert model.rank(TEXTS[0], files(photos), rerank=True, min_match=second) == everything[:2]
     assert len(replace(model, calibration=HOPEFUL).rank(TEXTS[0], files(photos), rerank=True, min_match=None)) == 4
     doubting = replace(model, calibration=DOUBTFUL)
-    assert doubting.rank(TEXTS[0], files(photos), rerank=True, min_match=None) == (), "its own least match is 0.5"
+    assert doubting.rank(TEXTS[0], files(photos), rerank=True, min_match=None) == (), "its own minimum match is 0.5"
     assert len(doubting.rank(TEXTS[0], files(photos), rerank=True)) == 4, "whoever wants an order gets it"
     assert len(doubting.rank(TEXTS[0], files(photos), rerank=False, min_match=None)) == 4, "similarity knows no match"
 

@@ -17,11 +17,12 @@ REQUIRED = tuple(f"ALBEF Eq. {number}" for number in range(1, 11)) + tuple(f"VLM
 
 def test_every_equation_is_tagged_exactly_once() -> None:
     counts = Counter(tag.name for tag in where.tags(Path(diptych.__file__).parent))
-    assert {name: counts[name] for name in REQUIRED} == dict.fromkeys(REQUIRED, 1)
-    assert not [name for name, count in counts.items() if count > 1], "a tag stands twice"
+    assert not [name for name in REQUIRED if not counts[name]], "an equation or a section of method has no tag"
+    equations = {name: count for name, count in counts.items() if "Eq." in name}
+    assert set(equations.values()) == {1}, "the code of an equation stands in two places"
 
 
-@pytest.mark.parametrize("spelling", ["ALBEF Eq. 6", "albef eq 6", "ALBEF Eq.6"])
+@pytest.mark.parametrize("spelling", ["ALBEF Eq. 6", "albef eq 6", "ALBEF Eq.6", "Eq. 6"])
 def test_where_prints_file_line_and_function(spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["where", spelling]) == 0
     tag, place, scope = capsys.readouterr().out.strip().split("  ")
@@ -34,7 +35,7 @@ def test_where_prints_file_line_and_function(spelling: str, capsys: pytest.Captu
 def test_where_without_a_tag_lists_all_in_the_papers_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["where"]) == 0
     printed = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert [name for name in printed if name in REQUIRED] == list(REQUIRED)
+    assert list(dict.fromkeys(name for name in printed if name in REQUIRED)) == list(REQUIRED)
 
 
 def test_an_unknown_tag_is_an_error_that_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,7 +333,7 @@ def test_settings_that_contradict_each_other_are_refused_with_the_way_out(
 class Bags(Model):
     """The smallest model that keeps the contract: means of pixels and words, fused by a product."""
 
-    embed_dim = 4
+    embed_dim, vocab_size = 4, tiny.VOCABULARY
     call_parts = {  # noqa: RUF012
         "embed_image": ("image_proj",),
         "embed_text": ("text_proj",),

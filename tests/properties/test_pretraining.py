@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.losses.distillation import mixed_word_loss
+from diptych.losses.distillation import distilled_loss
 from diptych.losses.masked_lm import masked_lm_loss
 from diptych.losses.matching import match_labels, matching_loss
 from diptych.nn.gather import Processes
@@ -231,13 +231,13 @@ def test_fused_pairs_are_a_share_of_the_batch_with_the_terms_that_they_have_in_t
     words = masked_lm_loss(trace.word_logits[said], trace.labels[said])
     if isinstance(half, AlbefPretraining):
         momentum_words = trace.momentum_word_logits[said]
-        words = mixed_word_loss(words, trace.word_logits[said], momentum_words, half.config.alpha_mlm)
+        words = distilled_loss(words, trace.word_logits[said], momentum_words, half.config.alpha_mlm)
     torch.testing.assert_close(losses.terms["mlm"][1].mean, words.mean)
     torch.testing.assert_close(losses.terms["itc"][1].mean, whole(batch, LATER).terms["itc"][1].mean)
     half(batch, LATER, trace=traces)
     torch.testing.assert_close(traces[1].match_logits, trace.match_logits)
     for share in (0.0, 1.5):
-        with pytest.raises(ValueError, match=rf"task\.fused_share={share} is not in 0 < share <= 1"):
+        with pytest.raises(ValueError, match=rf"task\.fused_share={share}: choose a share above 0 and at most 1"):
             build(fused_share=share)
 
 
@@ -307,7 +307,7 @@ def test_matching_and_word_losses_add_up_over_any_cut(cut: tuple[int, ...]) -> N
     pieces = list(zip(logits.split(cut), momentum_encoder.split(cut), labels.split(cut), strict=True))
 
     def mixed(ours: Tensor, theirs: Tensor, answers: Tensor) -> Term:
-        return mixed_word_loss(masked_lm_loss(ours, answers), ours, theirs, 0.4)
+        return distilled_loss(masked_lm_loss(ours, answers), ours, theirs, 0.4)
 
     for name, loss in {
         "itm": lambda ours, _, answers: matching_loss(ours[:, :2], answers % 2),

@@ -180,8 +180,8 @@ def test_every_task_is_either_measured_record_by_record_or_as_retrieval() -> Non
     assert ranking == {AlbefPretrainConfig, VlmoPretrainConfig, RetrievalConfig}
     for config in own:
         task = TASK_CLASSES[config]
-        assert task.ranks_pairs == (config in ranking)
-        assert (task.report is None) == task.ranks_pairs
+        assert task.measured_as_retrieval == (config in ranking)
+        assert (task.report is None) == task.measured_as_retrieval
     with pytest.raises(ValueError, match="Retrieval is not judged record by record"):
         judged(tiny.retrieval(), RECORDS["grounding"])
 

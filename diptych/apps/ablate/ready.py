@@ -47,7 +47,7 @@ ALBEF_TABLE1 = Grid(
 """ALBEF's Table 1: each row adds one idea to the row above it, and is measured after fine-tuning. Without ITC no
 candidates can be found before the fine-tuning for retrieval, so the first row's own recall is chance."""
 
-TEACHERS: Mapping[str, Mapping[str, Any]] = {
+DISTILLATION: Mapping[str, Mapping[str, Any]] = {
     "no distillation": UNDISTILLED,
     "distillation of ITC": {"task.alpha_mlm": 0.0},
     "distillation of MLM": {"task.alpha_itc": 0.0},
@@ -60,7 +60,7 @@ NOISE = (0, 20, 40, 60)
 ALBEF_NOISE = tuple(
     Grid(
         f"albef_noise{percent}",
-        _variants("albef_tiny", TEACHERS, **{"data.scenes.mismatch": percent / 100}),
+        _variants("albef_tiny", DISTILLATION, **{"data.scenes.mismatch": percent / 100}),
     )
     for percent in NOISE
 )

@@ -208,7 +208,7 @@ def as_markdown(table: Table) -> str:
         for row in table.reached
     ]  # fmt: skip
     partners = list(dict.fromkeys(row.against for row in table.reached if row.against))
-    difference = f"less {partners[0]}" if len(partners) == 1 else "less the one above"
+    difference = f"minus {partners[0]}" if len(partners) == 1 else "minus the one above"
     head = (
         "measure, %", "variant", "mean", "95 % over seeds", difference, "95 %", "after Holm's correction",
         "seeds for half of it", "each run", "TFLOP", "time",

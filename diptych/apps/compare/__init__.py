@@ -19,7 +19,7 @@ from diptych.apps.report.compared import ComparedRun, Comparison, write_comparis
 from diptych.apps.report.stages import training_stages
 from diptych.data.record import Record
 from diptych.predict import Predictor, load
-from diptych.run.splits import ranks_pairs
+from diptych.run.splits import measured_as_retrieval
 from diptych.train.state import stored_recipe
 from diptych.writing import write_text
 
@@ -51,7 +51,7 @@ def compare(runs: Sequence[Path], rounds: int = ROUNDS) -> Comparison:
 def _predictor(run: Path) -> Predictor | None:
     """Loads the run's model, if it was trained to rank pairs."""
     recipe = stored_recipe(run)
-    return load(run) if ranks_pairs(recipe) and catalog.record_kind(recipe.task) is Record else None
+    return load(run) if measured_as_retrieval(recipe) and catalog.record_kind(recipe.task) is Record else None
 
 
 def write(comparison: Comparison, folder: Path) -> Path:

@@ -1,1 +1,1 @@
-"""The demonstrations: a system trained from nothing on made pictures, and the five tasks that it can then learn."""
+"""Demonstrations: trains a system from random weights on generated pictures, then on the five tasks."""

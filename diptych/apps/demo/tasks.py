@@ -149,7 +149,7 @@ def _begun(recipe: Recipe, place: Path) -> Recipe | None:
 
 def _without_answers(recipe: Recipe) -> Recipe:
     """Drops from a recipe the answers that a run adds to it, and the path of its start."""
-    return replace(recipe, task=catalog.task_class(recipe.task).unfilled(recipe.task), init_from=None)
+    return replace(recipe, task=catalog.task_class(recipe.task).without_data_settings(recipe.task), init_from=None)
 
 
 def _blind_folder(demonstration: Demonstration, run: TaskRun) -> Path:

@@ -84,7 +84,7 @@ class Envelope:
 
     @classmethod
     def read(cls, file: Path) -> Envelope:
-        """Reads an envelope. Raises ValueError for a file that is none."""
+        """Reads an envelope. Raises ValueError for any other file."""
         try:
             content = read_object(file)
             bands = {name: Band(**band) for name, band in content["bands"].items()}

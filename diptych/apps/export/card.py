@@ -209,7 +209,7 @@ def in_words(name: str) -> str:
         ("rerank_gain.", "gain by re-ranking, points of "),
         ("calibration.", "search by "),
         (".error", ": calibration error"),
-        (".kept", ": right hits that the least match keeps"),
+        (".kept", ": right hits that the minimum match keeps"),
         (".nothing", ": searches without a right hit that show nothing"),
     ):
         name = name.replace(part, words)

@@ -119,7 +119,7 @@ class Index:
         similar ones (`evaluation.rerank` of the recipe, at least k) are ordered by the recipe's `evaluation.score` of a
         text with pictures or of a picture with texts. Re-ranked pictures are encoded once, as long as their states fit
         into `evaluation.keep_bytes`. Re-ranked items that match with less than `min_match` are left out, and there may
-        be no hit. None is the least match of the model's calibration; without calibration nothing is left out.
+        be no hit. None is the minimum match of the model's calibration; without calibration nothing is left out.
 
         Raises ValueError for k below 1, for a text without words, for re-ranking texts by a text or pictures by a
         picture, for a `min_match` above 0 without re-ranking, for a kind that the index does not hold, and, when

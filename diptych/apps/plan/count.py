@@ -234,7 +234,7 @@ def checkpoint_blocks(task: Task, watched: Callable[[Any], Any]) -> None:
 
 def plannable(recipe: Recipe) -> Recipe:
     """Completes a recipe with made-up names of a closed set's answers, which only its data would tell."""
-    return replace(recipe, task=catalog.task_class(recipe.task).sketched(recipe.task))
+    return replace(recipe, task=catalog.task_class(recipe.task).with_placeholders(recipe.task))
 
 
 def plain_tokenizer(recipe: Recipe) -> Tokenizer:

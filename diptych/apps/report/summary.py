@@ -28,7 +28,7 @@ def summary(evaluation: Mapping[str, Any]) -> str:
 
 
 def _calibration(evaluation: Mapping[str, Any]) -> list[str]:
-    """Says how far the probabilities of hits are off, for each kind of query, and what the least match does."""
+    """Says how far the probabilities of hits are off, for each kind of query, and what the minimum match does."""
     kinds = calibrated_kinds(evaluation)
     if not kinds:
         return []

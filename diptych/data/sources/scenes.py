@@ -1,4 +1,4 @@
-"""Serves made pictures with captions: scenes of sprites (diptych/synthetic) as records."""
+"""Serves generated pictures with captions: scenes of sprites (diptych/synthetic) as records."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SceneTruth:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Serves a split of made scenes. It holds only its configuration; each scene is made when it is read.
+    """Serves a split of generated scenes. It holds only its configuration; each scene is made when it is read.
 
     A training record is scene i with one caption, which is noisy with the configured probability. Validation and test
     have one clean caption per scene, which is true of no other scene of the split (`evaluation_set`, built once per

@@ -43,7 +43,7 @@ def form(site: Site) -> Form:
         (
             TextField("Words", "a whale to the left of a crab", optional=True),
             PictureField("Or a picture", optional=True),
-            PercentField("Least match, in %", "empty: what the model was calibrated to; 0 shows all"),
+            PercentField("Minimum match, in %", "empty: what the model was calibrated to; 0 shows all"),
         ),
         "Search",
         lambda model, words, picture, least: answer(site.collections, model, words, picture, least),
@@ -70,7 +70,7 @@ def answer(
     by_similarity, reranked = collection.search(query, SHOWN, min_match)
     captions = None if picture is None else collection.captions(picture, SHOWN, min_match)
     if min_match and reranked is None and (captions is None or captions[1] is None):
-        raise ValueError("a least match needs re-ranking, which is not possible here: leave it empty")
+        raise ValueError("a minimum match needs re-ranking, which is not possible here: leave it empty")
     return render(
         "search",
         models=[model],
