@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +13,7 @@ from diptych.catalog import LAYOUTS, MODELS, RECIPES, SOURCES, TASKS, find_recip
 from diptych.data.record import Question
 from diptych.data.sources.files import FileSource
 from diptych.models.albef import Albef
+from diptych.recipes.describe import describe
 from diptych.recipes.override import override, parse_assignments
 from diptych.run.splits import with_answers
 from diptych.schema import (
@@ -418,7 +419,7 @@ def test_renamed_fields_and_values_keep_their_earlier_names(capsys: pytest.Captu
 
 
 def test_earlier_names_with_the_repaired_values_change_nothing() -> None:
-    for name, fields in {
+    for name, changes in {
         "albef_tiny": {
             "task.negatives_mask": "before", "task.false_negatives": "mask", "task.teacher_dropout": False,
             "task.mask_special_tokens": False, "model.keep_padding": False, "data.flip_directional": False,
@@ -429,7 +430,7 @@ def test_earlier_names_with_the_repaired_values_change_nothing() -> None:
         "albef_tiny_grounding": {"task.boxes.average": "text", "task.boxes.iou": "continuous"},
     }.items():  # fmt: skip
         recipe = find_recipe(name)
-        assert from_dict(as_stored_earlier(recipe, fields)) == override(recipe, fields) == recipe
+        assert from_dict(as_stored_earlier(recipe, changes)) == override(recipe, changes) == recipe
 
 
 def test_a_field_that_could_say_released_takes_that_back_with_another_value() -> None:
@@ -475,3 +476,21 @@ def test_a_task_of_ones_own_may_call_its_fields_as_it_likes() -> None:
 
     recipe = replace(tiny(), task=OwnConfig())
     assert override(recipe, {"task.masking": "released"}).task == OwnConfig("released")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_field_of_a_recipe_is_described(name: str) -> None:
+    recipe = find_recipe(name)
+    described = {dotted: text for field in fields(recipe) for dotted, text in describe(recipe, field.name)}
+    assert not [dotted for dotted, text in described.items() if not text]
+    assert described.keys() >= {"optim.lr", "data.scenes.noise", "released.flip_directional_texts"}
+
+
+def test_a_description_is_that_of_the_field_and_a_wrong_name_is_answered_with_the_nearest() -> None:
+    ((name, text),) = describe(tiny(), "task.fuse_start")  # of the base class of both systems' pre-training
+    assert name == "task.fuse_start"
+    assert text.startswith("Optimiser steps during which only ITC trains.")
+    with pytest.raises(ValueError, match=r"Did you mean task\.fuse_start\?"):
+        list(describe(tiny(), "task.fuse_strat"))
+    with pytest.raises(ValueError, match=r"'task\.itc' is a single value"):
+        list(describe(tiny(), "task.itc.weight"))
