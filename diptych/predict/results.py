@@ -30,9 +30,9 @@ class MinMatch:
         """Says that no hit reaches it, and how far the best one came.
 
         >>> MinMatch(0.5, calibrated=True).nothing("picture", 0.12)
-        'no picture matches with at least 50 %; the best has 12 %'
+        'no picture matches with at least 50 %; the best has 12 % (a minimum match of 0 shows it)'
         """
-        reached = "" if best is None else f"; the best has {_percent(best)}"
+        reached = "" if best is None else f"; the best has {_percent(best)} (a minimum match of 0 shows it)"
         return f"no {kind} matches with at least {_percent(self.least)}{reached}"
 
     @property
