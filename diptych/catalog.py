@@ -301,6 +301,14 @@ def abilities() -> dict[str, Ability]:
     return {ability.name: ability for task in TASKS.values() for ability in task.abilities}
 
 
+def find_ability(name: str) -> Ability:
+    """Returns an ability by its name. Raises ValueError for an unknown one, with the nearest."""
+    table = abilities()
+    if name not in table:
+        raise ValueError(_unknown("ability", name, table))
+    return table[name]
+
+
 def reports() -> Iterator[tuple[str, TaskReport]]:
     """Yields the configuration's name and the report of every task that is evaluated record by record."""
     return ((config.__name__, task.report) for config, task in TASKS.items() if task.report is not None)

@@ -7,11 +7,13 @@ import torch
 from diptych.launched import local_rank, processes
 
 
-def find_device(name: str) -> torch.device:
-    """Finds the device `name`; `auto` prefers CUDA, then MPS, then the CPU. Each process of `torchrun` has its own GPU.
+def find_device(device: str | int | torch.device | None) -> torch.device:
+    """Finds a device by its name, as torch has it, or by the number of a GPU; None is `auto`.
 
-    Raises ValueError for a device that this machine does not have.
+    `auto` prefers CUDA, then MPS, then the CPU. Each process of `torchrun` has its own GPU. Raises ValueError for a
+    device that this machine does not have.
     """
+    name = "auto" if device is None else f"cuda:{device}" if isinstance(device, int) else str(device).lower()
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, exists in available.items() if exists)

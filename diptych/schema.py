@@ -1101,6 +1101,12 @@ class EvaluationConfig:
     replacing it (docs/decisions.md 94). For `match`, `evaluate` sorts by the raw logit of class 1, as the released code
     does, and searches by the log odds (the logit of a match minus that of no match)."""
 
+    def __post_init__(self) -> None:
+        least = {"rerank": 0, "batch_size": 1, "bootstrap": 0, "keep_bytes": 0, "tokens_per_call": 1}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"evaluation.{name}={getattr(self, name)}: it must be at least {number}")
+
 
 @dataclass(frozen=True)
 class AddedTaskConfig(TaskFacts):

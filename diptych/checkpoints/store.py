@@ -26,6 +26,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -48,6 +49,8 @@ TEMPORARY = UNFINISHED
 DAMAGED = "damaged-"
 """Begins the name of a damaged checkpoint that was set aside. Nothing loads or removes it."""
 MANIFEST = "manifest.json"
+_MOST_NAMED = 100
+"""Runs in a folder of runs that are looked at, to name one of them."""
 SHARED_WEIGHTS = "model.safetensors"
 """The weights of a checkpoint that is shared. By this name the Hugging Face Hub finds a model's size."""
 CALIBRATION = "calibration.json"
@@ -479,6 +482,10 @@ def _why_none(path: Path) -> str:
         return "does not exist: name a run folder or one of the folders in its checkpoints/"
     if any((path / name).is_file() for name in PUBLISHED_FILES):
         return f"holds published weights, not a run: {convert}"
+    if path.name == "checkpoints" and (path.parent / "recipe.json").is_file():
+        return f"is where a run keeps its checkpoints: name the run, {path.parent}"
+    if runs := sorted(recipe.parent.name for recipe in islice(path.glob("*/recipe.json"), _MOST_NAMED)):
+        return f"holds no checkpoint, but runs: name one of them, such as {path / runs[0]}"
     return "holds no checkpoint: name a run folder or one of the folders in its checkpoints/"
 
 

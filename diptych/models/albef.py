@@ -174,6 +174,8 @@ class Albef(Model):
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
+        if config.text.layers < 2:
+            raise ValueError(f"text.layers is {config.text.layers}: ALBEF needs one for texts and one to fuse")
         if not 0 < config.text.fusion_start < config.text.layers:
             raise ValueError(f"text.fusion_start must lie within 1..{config.text.layers - 1}")
         if config.images_per_text < 1:

@@ -108,6 +108,16 @@ def as_pictures(pictures: Any) -> Inputs[Picture]:
     )
 
 
+def as_list(pictures: Any) -> list[Any]:
+    """Takes many pictures without a look at them, or a single one. Raises ValueError for anything else."""
+    if isinstance(pictures, _SINGLE):
+        return [pictures]
+    try:
+        return list(pictures)
+    except TypeError:
+        raise ValueError(_no_picture(pictures, "the picture")) from None
+
+
 def _taken(picture: Any, name: str) -> Picture:
     """Returns a picture that can be opened as often as needed. Raises ValueError for a value that is no picture."""
     if hasattr(picture, "read") and not isinstance(picture, os.PathLike):
@@ -166,6 +176,14 @@ def as_count(k: Any, of: str) -> int:
     return count
 
 
+def as_places(pairs: Any) -> list[tuple[int, int]]:
+    """Takes pairs of whole numbers. Raises ValueError for anything else."""
+    try:
+        return [(operator.index(image), operator.index(text)) for image, text in pairs]
+    except (TypeError, ValueError):
+        raise ValueError("pairs are a list such as [(0, 0), (0, 2)]: the place of a picture and of a text") from None
+
+
 def is_whole(text: str) -> bool:
     """Tells whether a text consists of characters: JSON can write half of a surrogate pair, which is none."""
     try:
@@ -200,8 +218,10 @@ def _listed(name: str, items: Any) -> Inputs[Any]:
 
 
 def _depth(value: Any) -> int:
-    """Counts the levels of lists around a number: a box has one, proposals have two."""
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, Sequence | np.ndarray) else 0
+    """Counts the levels of lists around a number or a text: a box has one, proposals have two."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray):
+        return 0
+    return 1 + max(map(_depth, value), default=0)
 
 
 def _box(values: Any) -> Box:
@@ -273,6 +293,8 @@ def _content(picture: Picture) -> str | Path | bytes | None:
 def _from_array(picture: Any) -> Image.Image:
     """Makes an image of an array or a tensor of bytes. Raises ValueError for other arrays."""
     if isinstance(picture, torch.Tensor):
+        if picture.layout != torch.strided or picture.is_quantized or picture.is_meta:
+            raise ValueError("a sparse, quantised or meta tensor is no picture: give a plain one of uint8")
         tensor = picture.detach().cpu()
         array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
     else:
@@ -283,6 +305,8 @@ def _from_array(picture: Any) -> Image.Image:
     colours = array.ndim == 3 and array.shape[2] in (1, 3, 4)
     if array.dtype != np.uint8 or not (colours or array.ndim == 2) or not array.size:
         scale = "; scale floating-point values in 0..1 by 255" if array.dtype.kind == "f" else ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4) and not isinstance(picture, torch.Tensor):
+            scale += "; array.transpose(1, 2, 0) puts the channels last"
         kind = "a tensor" if isinstance(picture, torch.Tensor) else "an array"
         given = str(picture.dtype).removeprefix("torch.")
         raise ValueError(

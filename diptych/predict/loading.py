@@ -30,7 +30,10 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def load(
-    path: str | Path, device: str = "auto", largest_pixels: int | None = None, precision: str = "fp32"
+    path: str | Path,
+    device: str | int | torch.device | None = "auto",
+    largest_pixels: int | None = None,
+    precision: str = "fp32",
 ) -> Predictor:
     """Loads the model of a run (its best checkpoint, otherwise its latest) or of a checkpoint folder, ready to use.
 
@@ -47,8 +50,8 @@ def load(
     checkpoint = store.load_from(_folder(path))
     recipe, tokenizer = from_dict(checkpoint.recipe), Tokenizer.load(checkpoint.tokenizer)
     if largest_pixels is not None:
-        if largest_pixels < 1:
-            raise ValueError(f"largest_pixels is {largest_pixels}: a picture has at least one pixel")
+        if not isinstance(largest_pixels, int) or largest_pixels < 1:
+            raise ValueError(f"largest_pixels is {largest_pixels!r}: give a whole number of pixels, at least one")
         recipe = replace(recipe, data=replace(recipe.data, largest_pixels=largest_pixels))
     stored = checkpoint.stored("weights")
     check_model_size(recipe, tokenizer, stored.shapes, checkpoint.folder)
@@ -104,7 +107,7 @@ def make_predictor(
     weights: Mapping[str, Tensor],
     origin: Path,
     fresh: Collection[str] = (),
-    device: str = "auto",
+    device: str | int | torch.device | None = "auto",
     calibration: MatchCalibration | None = None,
     precision: str = "fp32",
 ) -> Predictor:

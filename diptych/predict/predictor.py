@@ -33,7 +33,9 @@ from diptych.predict.inputs import (
     Strings,
     as_boxes,
     as_count,
+    as_list,
     as_pictures,
+    as_places,
     as_strings,
     count_results,
     open_any,
@@ -107,12 +109,12 @@ class Predictor:
         self._require("embed_image")
         return self._embed(as_pictures(images).items, None)[1]
 
-    def embed_readable(self, images: Sequence[Picture]) -> tuple[list[int], Float[Tensor, "N E"], list[BadRecord]]:
+    def embed_readable(self, images: Iterable[Picture]) -> tuple[list[int], Float[Tensor, "N E"], list[BadRecord]]:
         """Embeds those of many pictures that can be read. Returns their places, their vectors, and the errors of the
-        others."""
+        others, which name their places. Raises ValueError for what is no list of pictures."""
         self._require("embed_image")
         skipped: list[BadRecord] = []
-        places, vectors = self._embed(images, skipped)
+        places, vectors = self._embed(as_list(images), skipped)
         return places, vectors, skipped
 
     def embed_texts(self, texts: Strings) -> Float[Tensor, "M E"]:
@@ -179,22 +181,23 @@ class Predictor:
         """
         return _softmax(self._pair_logits(images, texts))
 
-    def match_pairs(self, images: Pictures, texts: Strings, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "P"]:
+    def match_pairs(self, images: Pictures, texts: Strings, pairs: Iterable[tuple[int, int]]) -> Float[Tensor, "P"]:
         """Matches some pairs only. A pair is the place of a picture and of a text; pairs are in ascending order.
 
-        Raises ValueError for a place that there is not.
+        Raises ValueError for a place that there is not, and for what is no list of pairs of whole numbers.
         """
         self._require(*OF_PAIRS)
         pictures, words = as_pictures(images).items, self.texts(texts)
-        for place in pairs:
+        places = as_places(pairs)
+        for place in places:
             if not (0 <= place[0] < len(pictures) and 0 <= place[1] < len(words)):
                 raise ValueError(
-                    f"there is no pair {tuple(place)} of {len(pictures)} pictures and {len(words)} texts, which are "
+                    f"there is no pair {place} of {len(pictures)} pictures and {len(words)} texts, which are "
                     "counted from 0"
                 )
-        if not len(pairs):
+        if not places:
             return torch.empty(0)
-        image, text = torch.tensor(pairs).T
+        image, text = torch.tensor(places).T
         start, logits = 0, []
         with evaluating(self.model):
             text_state = self._text_state(words)
@@ -312,7 +315,7 @@ class Predictor:
 
         Raises ValueError for a model that was not trained for it, and for options that its head cannot follow.
         """
-        ability = catalog.abilities()[name]
+        ability = catalog.find_ability(name)
         task = self._headed(ability)
         bound = _signature(ability).bind(*arguments, **named)
         bound.apply_defaults()
@@ -338,7 +341,7 @@ class Predictor:
             """Gives every ability of a task's head a method, also those of tasks that are not the library's."""
             ability = None if name.startswith("__") else catalog.abilities().get(name)
             if ability is None or ability.calls is not None:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
             method = partial(self.ask, name)
             method.__doc__, method.__signature__ = ability.description, _signature(ability)
             return method
@@ -477,10 +480,11 @@ class Predictor:
         """Explains why this model lacks an ability and names the recipe to train; None if it has it.
 
         `ability` is a name of `diptych.catalog.abilities()`; `embed` stands for `embed_images`, `embed_texts` and
-        `rank`.
+        `rank`. Raises ValueError for a name that is none of these.
         """
+        wanted = catalog.find_ability(ability)
         try:
-            self._check(catalog.abilities()[ability])
+            self._check(wanted)
         except ValueError as error:
             return str(error)
         return None
@@ -564,6 +568,10 @@ class Predictor:
                         if skipped is None:
                             raise
                         skipped.append(error)
+                    except ValueError as error:  # it is no picture at all, such as None in a column
+                        if skipped is None:
+                            raise
+                        skipped.append(BadRecord(picture_name(picture, place), "not a picture", str(error)))
                 if pixels:
                     state = self.model.image_state(torch.stack(pixels).to(self.device))
                     vectors.append(self.model.embed_image(state)["main"].cpu())

@@ -18,6 +18,9 @@ _TERM = re.compile(
     re.VERBOSE,
 )
 
+_WEIGHT = re.compile(r"""(?:(?<!\S)[+\-−]\S*\^\S*|[^\s^]*[^\W_]"?\^[\d.]*(?!\S))""")
+"""A weight that is no number, or one behind words without a sign."""
+
 
 class QueryError(ValueError):
     """A query asks for nothing that can be searched for."""
@@ -51,7 +54,7 @@ def read_query(text: Any) -> Query:
     """Splits a query into the words without a sign and its terms: `+word`, `-word`, `+"two words"`, `-word^0.5`.
 
     A text without signs is one term, unchanged. Raises ValueError for what is no text, for a query that wants nothing,
-    and for weight 0.
+    for weight 0 and for a weight that is no number or behind no term.
 
     >>> [(term.text, term.weight) for term in read_query('a fox in a t-shirt +snow -"red car"^0.3').terms]
     [('a fox in a t-shirt', 1.0), ('snow', 1.0), ('red car', -0.3)]
@@ -59,6 +62,8 @@ def read_query(text: Any) -> Query:
     if not isinstance(text, str):
         raise QueryError(f"a search by words needs a text, and {text!r:.40} is none: give one str")
     found = list(_TERM.finditer(text))
+    if misplaced := _WEIGHT.search(_TERM.sub(" ", text)):
+        raise QueryError(f"{misplaced[0]!r}: a weight is a number behind a term with a sign, as in +snow^0.3")
     if not found:
         return Query((Term(text, 1.0),))
     terms = []

@@ -41,6 +41,11 @@ class Options:
     answers: Path | str | None = None
     """VLMo, fine-tuned for VQA: a JSON list of the answers, one for each class."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for an image size below 1."""
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"--image-size {self.image_size}: an image has at least one pixel")
+
 
 class Family(ABC):
     """The published files of one system. `assemble` calls the methods in the order in which they stand here."""

@@ -134,7 +134,9 @@ def read(path: Path | str, shapes_only: bool = False) -> Contents:
     """
     file = _file(expand_home(path))
     if file.name.endswith(INDEX):
-        return _contents(file, _read_shards(file, shapes_only))
+        shards = _shards(file)
+        tensors = {name: tensor for shard in shards for name, tensor in _read_safetensors(shard, shapes_only).items()}
+        return _contents(file, tensors, size=sum(shard.stat().st_size for shard in shards))
     if (match := SHARD.search(file.name)) and int(match[1]) > 1:
         raise ValueError(
             f"{file} is one of the {int(match[1])} files in which a checkpoint lies: name the folder of all of them,"
@@ -190,15 +192,18 @@ def brief_name(name: Any) -> str:
 
 
 def _contents(
-    file: Path, tensors: Mapping[Any, Tensor], wrapper: str | None = None, beside: tuple[str, ...] = ()
-) -> Contents:
+    file: Path, tensors: Mapping[Any, Tensor], wrapper: str | None = None, beside: tuple[str, ...] = (),
+    size: int | None = None,
+) -> Contents:  # fmt: skip
     """Checks the tensors of a file, and takes off their names what a training's tools put in front of them.
+
+    `size` is the number of bytes that hold the tensors, where these are not the file's own.
 
     Raises ValueError for tensors that the file has no bytes for, and for names that become equal.
     """
     if not tensors:
         raise ValueError(f"{file} holds no tensors")
-    size, plain = file.stat().st_size, dict[str, Tensor]()
+    size, plain = file.stat().st_size if size is None else size, dict[str, Tensor]()
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise ValueError(f"{file} holds a tensor under {brief(name)}, which is no name")
@@ -243,8 +248,8 @@ def _file(path: Path) -> Path:
     raise ValueError(f"{path} is a folder without {' or '.join(PUBLISHED_FILES)}: name a file, a run or a checkpoint")
 
 
-def _read_shards(index: Path, shapes_only: bool) -> dict[str, Tensor]:
-    """Reads the safetensors files of a checkpoint that was cut into several, whose index names the file of each."""
+def _shards(index: Path) -> list[Path]:
+    """Returns the safetensors files of a checkpoint that was cut into several, by its index."""
     content = read_stored(index)
     places = content.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -256,7 +261,7 @@ def _read_shards(index: Path, shapes_only: bool) -> dict[str, Tensor]:
         )
     if others := [file.name for file in files if not _is_safetensors(file)]:
         raise ValueError(f"{index} names files that are no safetensors: {', '.join(others[:5])}. Save them as one file")
-    return {name: tensor for file in files for name, tensor in _read_safetensors(file, shapes_only).items()}
+    return files
 
 
 def _is_safetensors(file: Path) -> bool:

@@ -72,6 +72,10 @@ def locate(name: str | Path) -> Path:
     Raises ValueError for weights that cannot be had or are not what their name says, and for a mistyped name.
     """
     text, path = str(name), Path(name)
+    if not text:
+        raise ValueError("no model is named: give a run's folder, one of its checkpoints, or the name of weights")
+    if "://" in text:
+        raise ValueError(f"{text}: addresses are not fetched. Give a folder, or OWNER/NAME on the Hugging Face Hub")
     if path.exists():
         return path
     entries = parts(text)

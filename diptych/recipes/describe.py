@@ -28,7 +28,8 @@ def describe(recipe: Recipe, name: str) -> Iterator[tuple[str, str]]:
             raise ValueError(f"'{'.'.join(above)}' is a single value, so it has no field '{key}'")
         if not any(field.name == key for field in fields(value)):
             raise ValueError(unknown_name(value, key, above))
-        text, value, above = docs(type(value)).get(key, ""), getattr(value, key), (*above, key)
+        group: Any = type(value)
+        text, value, above = docs(group).get(key, ""), getattr(value, key), (*above, key)
     yield from _all(name, text, value)
 
 
@@ -36,8 +37,9 @@ def _all(name: str, text: str, value: Any) -> Iterator[tuple[str, str]]:
     if not is_dataclass(value):
         yield name, text
         return
+    group: Any = type(value)
     for field in fields(value):
-        yield from _all(f"{name}.{field.name}", docs(type(value)).get(field.name, ""), getattr(value, field.name))
+        yield from _all(f"{name}.{field.name}", docs(group).get(field.name, ""), getattr(value, field.name))
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 from diptych import catalog
@@ -47,7 +48,13 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     with joined(recipe.run) as world, contextlib.ExitStack() as quiet:
         if not world.first:
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
-        return _train(recipe, folder, resume, world)
+        new = world.first and not folder.exists()
+        try:
+            return _train(recipe, folder, resume, world)
+        except BaseException:
+            if new and not (folder / "recipe.json").exists():  # no run has begun: the name is free again
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:

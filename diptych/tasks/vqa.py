@@ -9,6 +9,7 @@ k candidates or answers kept, L words of the longest, A answers of a closed set.
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -187,8 +188,12 @@ def _people(record: Question, people: int = 10) -> Sequence[str]:
     return [answer for answer, count in counts.items() for _ in range(count)]
 
 
-def _check_count(k: int) -> None:
-    if k < 1:
+def _check_count(k: Any) -> None:
+    try:
+        count = operator.index(k)
+    except TypeError:
+        raise ValueError(f"k is {k!r}: give a whole number of answers") from None
+    if count < 1:
         raise ValueError(f"k is {k}: ask for at least one answer")
 
 

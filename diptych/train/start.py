@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,10 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
         for name in students
         if name not in copied and (name in unfit or _is_optional(name, fresh_parts))
     }
-    store.load_into(task, loaded | copied | fresh, checkpoint.folder)
+    try:
+        store.load_into(task, loaded | copied | fresh, checkpoint.folder)
+    except store.CheckpointError as error:
+        raise store.CheckpointError(f"{error}{_differences(recipe.model, task.model)}") from None
     borrowed = tuple(f"{part}." for part in task.borrowed())
     return Start(
         checkpoint.folder,
@@ -122,6 +125,25 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
         dropped=tuple(name for name in dict.fromkeys([*untrained, *adapted, *others]) if name not in loaded),
         untrained=random_parts,
     )
+
+
+def _differences(origin: Any, model: Any) -> str:
+    """Says in which settings the stored model differs from this one, for an error about its weights."""
+    theirs, ours = (dict(_leaves(asdict(config))) for config in (origin, model.config))
+    differing = [
+        f"model.{name}={value} (here {ours[name]})"
+        for name, value in theirs.items()
+        if ours.get(name, value) != value and not name.endswith("vocab_size")  # tokenizers were compared before
+    ]
+    return f"\n  The stored model has {', '.join(differing)}" if differing else ""
+
+
+def _leaves(group: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in group.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def record_start(folder: Path, task: Task, start: Start | None, borrowed: str = "") -> None:

@@ -9,8 +9,10 @@ RUN/recipe.json      the resolved recipe; its presence marks the folder of a run
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -25,13 +27,16 @@ from diptych.checkpoints import store
 from diptych.data.record import BadRecord
 from diptych.data.skips import SkipLedger
 from diptych.nn.shards import own_part
-from diptych.reading import read_stored
+from diptych.reading import parse_json, read_stored
 from diptych.schema import RESUMABLE, Recipe
 from diptych.serialize import from_dict, to_dict
 from diptych.train.distributed import World
 from diptych.train.optim import load_optimizer_state, optimizer_state
 from diptych.train.parallel import ParallelTask
 from diptych.writing import write_text
+
+_LAST_BYTES = 1 << 16
+"""The end of a log that is read to find its last step."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +176,20 @@ class RunStore:
         if differing:
             write_text(self.folder / "recipe.json", json.dumps(recipe, indent=1))
         newest, damaged = store.newest_whole(self.checkpoints)
-        if newest is not None:
+        if newest is None:
+            self._check_beginning(logged_steps(self.folder))
+        else:
             store.set_aside(damaged, newest.folder)
         return newest
+
+    def _check_beginning(self, logged: int) -> None:
+        """Says that a run without a checkpoint starts again. Raises ValueError if it must have had one."""
+        if logged >= 2 * self.recipe.run.checkpoint_every:  # one may have been in the writing when the run was killed
+            raise ValueError(
+                f"the log of {self.folder} reaches step {logged}, but {self.checkpoints} holds no checkpoint any more: "
+                "put its checkpoints back, or train in another folder"
+            )
+        print(f"{self.folder} has no checkpoint yet: the run starts again at step 0", file=sys.stderr)
 
     def _restore(self, checkpoint: store.Checkpoint) -> RunState:
         """Loads task, optimiser and skipped records. Each process reads its part, however many processes wrote it."""
@@ -282,10 +298,31 @@ def stored_recipe(folder: Path) -> Recipe:
 def check_folder(folder: Path, resume: bool) -> None:
     """Raises ValueError if `folder` holds a run that is not to be resumed, or holds none that could be."""
     holds_run = (folder / "recipe.json").exists()
+    if resume and (folder / store.MANIFEST).exists():
+        of_run = folder.parent.name == "checkpoints"
+        raise ValueError(
+            f"{folder} is a checkpoint of a run: resume the run, {folder.parent.parent}"
+            if of_run
+            else f"{folder} is an exported model, not a run: start a new run from its weights with init_from={folder}"
+        )
     if resume and not holds_run:
         raise ValueError(f"{folder} holds no run to resume: it has no recipe.json")
     if holds_run and not resume:
         raise ValueError(f"{folder} already holds a run: go on with `diptych resume {folder}`, or name another folder")
+
+
+def logged_steps(folder: Path) -> int:
+    """Returns the step of the last whole line of a run's log; 0 without a log."""
+    log = folder / "metrics.jsonl"
+    if not log.is_file():
+        return 0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+            return int(parse_json(line)["step"])
+    return 0
 
 
 def _mixed(recipe: Recipe) -> list[tuple[str, float]]:

@@ -226,6 +226,14 @@ def test_a_search_by_words_needs_a_text(query: Any) -> None:
         read_query(query)
 
 
+@pytest.mark.parametrize("query", ["fox^", "fox^2", 'a "red car"^0.5', "a fox +snow^nan", "a fox +snow^1e400"])
+def test_a_weight_is_a_number_behind_a_term_with_a_sign(query: str) -> None:
+    with pytest.raises(ValueError, match=r"a weight is a number behind a term with a sign, as in \+snow\^0\.3"):
+        read_query(query)
+    for text in ("^_^ a fox", "x ^ y", "fox^abc"):
+        assert [term.text for term in read_query(text).terms] == [text]
+
+
 @pytest.mark.parametrize("k", [1.5, "3", None])
 def test_a_number_of_hits_is_whole(k: Any) -> None:
     assert as_count(np.int64(1), "picture") == 1
@@ -244,6 +252,43 @@ def test_pairs_that_there_are_not_are_named_and_none_are_none(predictor: Predict
         with pytest.raises(ValueError, match=rf"no pair \({pair[0]}, {pair[1]}\) of 2 pictures and 2 texts, which are"):
             predictor.match_pairs(pictures, ["a boat", "a fox"], [(0, 0), pair])
     assert predictor.match_pairs(pictures, ["a boat", "a fox"], []).shape == (0,)
+
+
+@pytest.mark.parametrize("pairs", [(0, 0), None, [(0.5, 0)], [(0, 0, 0)], 3])
+def test_pairs_are_pairs_of_whole_numbers(pairs: Any, predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="pairs are a list such as"):
+        predictor.match_pairs([painted(0)], ["a"], pairs)
+    expected = predictor.match_pairs([painted(0)], ["a"], [(0, 0)])
+    assert torch.equal(predictor.match_pairs([painted(0)], ["a"], zip([0], [0], strict=True)), expected)
+
+
+def test_a_device_may_be_torchs_or_none(run: Path) -> None:
+    for device in (torch.device("cpu"), "CPU", None):
+        assert load(run, device).device.type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="no device 'npu' on this machine"):
+        load(run, "npu")
+
+
+def test_tensors_without_plain_bytes_are_no_pictures(predictor: Predictor) -> None:
+    bytes_CHW = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    for tensor in (bytes_CHW.to_sparse(), bytes_CHW.to("meta")):
+        with pytest.raises(ValueError, match="sparse, quantised or meta tensor is no picture"):
+            predictor.embed_images(tensor)
+    with pytest.raises(ValueError, match="transpose"):
+        predictor.embed_images(bytes_CHW.numpy())
+
+
+def test_what_is_no_picture_is_named_with_its_place_beside_readable_ones(predictor: Predictor) -> None:
+    places, vectors, errors = predictor.embed_readable(item for item in (painted(0), None, painted(1)))
+    assert places == [0, 2]
+    assert len(vectors) == 2
+    assert [error.record for error in errors] == ["picture 1"]
+
+
+def test_an_unknown_ability_is_answered_with_the_nearest(predictor: Predictor) -> None:
+    for call in (predictor.missing, predictor.ask):
+        with pytest.raises(ValueError, match="Did you mean 'entail'"):
+            call("ential")
 
 
 def test_loading_refuses_what_does_not_fit(run: Path, tmp_path: Path) -> None:

@@ -467,7 +467,7 @@ def test_a_full_disk_leaves_nothing_and_a_second_try_works(
 
 
 def test_a_checkpoint_in_several_files_is_read_as_a_whole(tmp_path: Path) -> None:
-    tensors = {name: torch.full((2, 3), float(number)) for number, name in enumerate("abcd")}
+    tensors = {name: torch.full((200, 30), float(number)) for number, name in enumerate("abcd")}
     names = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict(zip("abcd", [*names, *names], strict=True))}))

@@ -126,6 +126,45 @@ def test_where_none_is_whole_all_are_named_and_nothing_is_touched(
     assert (run / "metrics.jsonl").read_text() == before
 
 
+def test_what_is_no_run_to_continue_is_not_trained_from_the_beginning(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "metrics.jsonl").read_text()
+    assert main(["resume", str(run / "checkpoints" / NEWEST)]) == 2
+    assert f"is a checkpoint of a run: resume the run, {run}" in capsys.readouterr().err
+    exported = run.with_name("exported")
+    assert main(["export", str(run), "--to", str(exported)]) == 0
+    capsys.readouterr()
+    assert main(["resume", str(exported)]) == 2
+    assert "is an exported model, not a run" in capsys.readouterr().err
+    assert not (exported / "metrics.jsonl").exists()
+    shutil.rmtree(run / "checkpoints")
+    assert main(["resume", str(run)]) == 2
+    assert "reaches step 12, but" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_without_a_first_checkpoint_starts_again_and_says_so(
+    whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    log = run / "metrics.jsonl"
+    early = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] < 4]
+    log.write_text("".join(early))
+    assert main(["resume", str(run)]) == 0
+    assert "has no checkpoint yet: the run starts again at step 0" in capsys.readouterr().err
+    assert result(run) == result(whole)
+
+
+def test_a_training_that_fails_before_it_begins_leaves_its_name_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new"
+    assert main(["train", "albef_tiny", "data.scenes.sprites=shapes", "run.steps=0", "--folder", str(folder)]) == 2
+    assert "run.steps must be at least 1" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_evaluating_takes_the_next_best_and_says_so_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = store.load_from(run).folder
     flip(chosen / "weights.safetensors")
