@@ -47,7 +47,7 @@ class SearchResult:
     """What hinders keeping the vectors, each in a line."""
 
     def __str__(self) -> str:
-        lines = [f'"{self.query}" among {self.searched} pictures in {self.folder}', ""]
+        lines = [f'"{self.query}" among {self.searched} pictures in {printable(str(self.folder))}', ""]
         lines.append(
             "      match  similarity  picture" if self.hits else self.min_match.nothing("picture", self.best_match)
         )

@@ -6,6 +6,7 @@ This file knows no model: albef.py and vlmo.py hold the tables of layouts.
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import pickle
 import re
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,10 @@ MOST = 0.9
 """A prefix stands before at least this share of the names. Others are of the training, such as `loss.weight`."""
 OF_TRAINING = re.compile(r"optim|sched|scaler|rng|loss|criterion", re.IGNORECASE)
 """Entries of a file with this in their names are no model."""
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+"""End the usual names of files with weights, for messages."""
+_MOST_NAMED = 1000
+"""Files of a folder that are looked at, to name one of them."""
 INDEX = ".index.json"
 """Ends the name of the file that says in which files the tensors of a checkpoint are, behind the usual name."""
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(?:safetensors|bin)$")
@@ -241,11 +247,22 @@ def _file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise ValueError(f"{path} does not exist")
+        beside = (file.name for file in islice(path.parent.glob("*"), _MOST_NAMED))
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        raise ValueError(f"{path} does not exist" + (f". Did you mean {path.with_name(near[0])}?" if near else ""))
     for name in (*PUBLISHED_FILES, *(f"{name}{INDEX}" for name in PUBLISHED_FILES)):
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path} is a folder without {' or '.join(PUBLISHED_FILES)}: name a file, a run or a checkpoint")
+    files = (file for file in islice(path.glob("*"), _MOST_NAMED) if file.suffix in SUFFIXES and file.is_file())
+    others = sorted(file.name for file in files)
+    if any(SHARD.search(name) for name in others):
+        raise ValueError(
+            f"{path} holds a checkpoint in several files, but not their index, {PUBLISHED_FILES[0]}{INDEX}"
+        )
+    named = f" It holds {', '.join(others[:5])}." if others else ""
+    raise ValueError(
+        f"{path} is a folder without {' or '.join(PUBLISHED_FILES)}: name a file, a run or a checkpoint.{named}"
+    )
 
 
 def _shards(index: Path) -> list[Path]:

@@ -482,6 +482,17 @@ def test_a_checkpoint_in_several_files_is_read_as_a_whole(tmp_path: Path) -> Non
         read(tmp_path / names[0])
 
 
+def test_a_mistyped_file_and_a_folder_of_other_names_are_answered_with_what_is_there(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match=r"vit\.safetensor does not exist\. Did you mean .*vit\.safetensors\?"):
+        read(tmp_path / "vit.safetensor")
+    with pytest.raises(ValueError, match=r"It holds vit\.safetensors\."):
+        read(tmp_path)
+    (tmp_path / "vit.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"in several files, but not their index, model\.safetensors\.index\.json"):
+        read(tmp_path)
+
+
 def test_a_folder_or_file_that_is_there_is_not_overwritten(
     golden_albef: Path, released: Callable[..., Path], tmp_path: Path
 ) -> None:
