@@ -552,7 +552,7 @@ class Predictor:
         return [pixels[place] for place in places]
 
     def _embed(
-        self, pictures: Sequence[Picture], skipped: list[BadRecord] | None
+        self, pictures: Sequence[Any], skipped: list[BadRecord] | None
     ) -> tuple[list[int], Float[Tensor, "N E"]]:
         """Embeds the readable pictures and returns their places too. Others go to `skipped`; without it they raise."""
         places: list[int] = []
@@ -562,7 +562,7 @@ class Predictor:
                 pixels: list[Tensor] = []
                 for place, picture in enumerate(batch, start * self.recipe.evaluation.batch_size):
                     try:
-                        pixels.append(self.transform(self.open(picture)))
+                        pixels.append(self.transform(open_any(picture, self.recipe.data.largest_pixels)))
                         places.append(place)
                     except BadRecord as error:
                         if skipped is None:
@@ -648,7 +648,7 @@ class Predictor:
             score = first.weight * score + odds @ torch.tensor([term.weight for term in others])
         return match, score
 
-    def _batches(self, pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
+    def _batches(self, pictures: Sequence[Any]) -> Iterator[Sequence[Any]]:
         size = self.recipe.evaluation.batch_size
         return (pictures[start : start + size] for start in range(0, len(pictures), size))
 

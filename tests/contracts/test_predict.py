@@ -22,6 +22,7 @@ from diptych.data.transforms import EvaluationTransform
 from diptych.models.albef import Albef
 from diptych.predict import Predictor, as_count, load, search_folder
 from diptych.predict.explain import explain
+from diptych.predict.inputs import as_places
 from diptych.predict.queries import read_query
 from diptych.recipes.override import override
 from diptych.schema import (
@@ -257,7 +258,7 @@ def test_pairs_that_there_are_not_are_named_and_none_are_none(predictor: Predict
 @pytest.mark.parametrize("pairs", [(0, 0), None, [(0.5, 0)], [(0, 0, 0)], 3])
 def test_pairs_are_pairs_of_whole_numbers(pairs: Any, predictor: Predictor) -> None:
     with pytest.raises(ValueError, match="pairs are a list such as"):
-        predictor.match_pairs([painted(0)], ["a"], pairs)
+        as_places(pairs)
     expected = predictor.match_pairs([painted(0)], ["a"], [(0, 0)])
     assert torch.equal(predictor.match_pairs([painted(0)], ["a"], zip([0], [0], strict=True)), expected)
 
