@@ -13,15 +13,13 @@ from typing import Any
 
 from diptych.data.boxes import BoxCheck, boxes_of
 from diptych.data.cleanup import clean_text
+from diptych.data.labels import CLASSES, labels_of, notes_on_labels, only_label
 from diptych.data.pictures import file_of, open_picture, picture_digest, picture_size
 from diptych.data.profile import TextProfile, is_other_script, profile_texts
 from diptych.data.record import (
-    ENTAILMENT_LABELS,
     TASK_NAMES,
     AnyRecord,
     BadRecord,
-    Entailment,
-    PairStatement,
     PlainText,
     Question,
     Record,
@@ -35,8 +33,6 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.printable import printable
 from diptych.schema import SPLITS, DataConfig, Split
 
-CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
-"""The labels of the tasks that have a fixed set of them. Training needs examples of each."""
 LIKELIEST = 5
 """The balance of labels shows this many of the most frequent ones."""
 NAMED = 5
@@ -196,7 +192,7 @@ def _check(
         allowed=total if listing.drawn else ledger.allowed,
         long=tuple(record.id for record in usable() if _is_long(record, config.max_words)),
         repeated=tuple(_repeated(usable())),
-        labels=Counter(label for record in usable() for label in _labels(record)),
+        labels=Counter(label for record in usable() for label in labels_of(record)),
         unlabelled=sum(_lacks_label(record, split) for record in usable()),
         profile=profile_texts(usable(), config.max_words, tokenizer),
         other_scripts=0 if tokenizer else sum(any(map(is_other_script, record.texts)) for record in usable()),
@@ -230,14 +226,6 @@ def _repeated(records: Iterable[AnyRecord]) -> Iterator[str]:
         if content in earlier:
             yield record.id
         earlier.add(content)
-
-
-def _labels(record: AnyRecord) -> list[str]:
-    if isinstance(record, Entailment):
-        return [record.label]
-    if isinstance(record, PairStatement):
-        return [str(record.label).lower()]
-    return [answer for answer, _ in record.targets[:1]] if isinstance(record, Question) else []
 
 
 def _lacks_label(record: AnyRecord, split: Split) -> bool:
@@ -349,10 +337,8 @@ def _errors(check: SplitCheck) -> Iterator[str]:
     if check.unlabelled:
         lack = "an answer to learn" if check.kind is Question else "a box to measure by"
         yield f"{split}: {_counted(check.unlabelled, 'record')} without {lack}"
-    if split == "train" and check.records:
-        absent = [label for label in CLASSES.get(check.kind, ()) if not check.labels.get(label)]
-        if absent:
-            yield f"{split}: no record is labelled {' or '.join(absent)}"
+    if split == "train" and (only := only_label(check.kind, check.labels)):
+        yield f"{split}: {only}"
 
 
 def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
@@ -381,8 +367,10 @@ def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
         yield f"{split}: {repeated}{way_out}"
     for note in check.boxes.notes():
         yield f"{split}: {note}"
+    for note in notes_on_labels(check.kind, check.labels) if split == "train" else ():
+        yield f"{split}: {note}"
     shares = [check.labels.get(label, 0) for label in CLASSES.get(check.kind, ()) if split == "train"]
-    if shares and max(shares) > LOPSIDED * min(shares):
+    if len(check.labels) > 1 and shares and max(shares) > LOPSIDED * min(shares):
         yield f"{split}: the labels are out of balance: {dict(check.labels)}"
 
 

@@ -36,6 +36,8 @@ class FileSource(Generic[R]):
     """Larger pictures are refused."""
     passed_over: PassedOver = field(default_factory=PassedOver)
     """The files that look like pictures and are not read as such."""
+    has_test: bool = False
+    """Whether the layout itself names a test split, beside these training records."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -88,6 +90,7 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
             side,
             config.largest_pixels,
             records.passed_over.without_names,
+            "test" in listing.splits.values(),
         )
     else:
         source = _readable(records.records, config.largest_pixels)
