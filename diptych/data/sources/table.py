@@ -277,7 +277,14 @@ class _Pictures:
         """
         if self.unpacked and (unpacked := self.unpacked[number]):
             return {"image": unpacked[1], "image_id": unpacked[0]}
-        if self.unpacked or not (path := _path(row.get(self.column), self.suffix)):
+        value = row.get(self.column)
+        if isinstance(value, list | tuple) and len(value) > 1:
+            detail = (
+                f"`{self.column}` names {len(value)} pictures, and a caption is of one. For a statement about two"
+                " pictures write `images`, `statement` and `label`"
+            )
+            raise BadRecord(name, "several pictures", detail)
+        if self.unpacked or not (path := _path(value, self.suffix)):
             raise BadRecord(name, "picture missing", f"`{self.column}` is empty")
         return {"image": path}
 
