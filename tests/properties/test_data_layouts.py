@@ -239,6 +239,8 @@ def test_a_source_of_another_task_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="my list holds questions; this task needs captions"):
         check_kind(source, Record, "my list")
     check_kind(source, Question, "my list")
+    with pytest.raises(ValueError, match="this task needs entailment hypotheses: lines with `hypothesis` and `label`"):
+        check_kind(source, Entailment, "my list")
 
 
 # --------------------------------------------------------------------------- ALBEF
@@ -378,6 +380,21 @@ def test_snli_ve_reads_hypotheses_on_flickr30ks_pictures(tmp_path: Path) -> None
         f"{file}:5": "wrong type",
         f"{file}:6": "picture missing",
     }
+
+
+def test_lines_with_the_keys_of_snli_ve_are_hypotheses_whatever_the_suffix(tmp_path: Path) -> None:
+    """They were read as captions, and their labels were lost."""
+    entries = [
+        {"Flickr30K_ID": number, "sentence1": "x", "sentence2": f"a fox {number}", "gold_label": "neutral"}
+        for number in range(3)
+    ]
+    for number in range(3):
+        picture(tmp_path / f"{number}.png")
+    listing = read_jsonl(str(lines(tmp_path / "list.jsonl", list(entries))), config())
+    assert [(r.hypothesis, r.label, r.image_id) for r in listing.records] == [
+        (f"a fox {number}", "neutral", f"{number}.png") for number in range(3)
+    ]
+    assert "read as SNLI-VE" in listing.notes[0]
 
 
 # --------------------------------------------------------------------------- VQA v2
