@@ -13,6 +13,7 @@ from typing import Any
 
 from diptych.data.boxes import BoxCheck, boxes_of
 from diptych.data.cleanup import clean_text
+from diptych.data.doubts import Doubts
 from diptych.data.labels import CLASSES, labels_of, notes_on_labels, only_label
 from diptych.data.pictures import file_of, open_picture, picture_digest, picture_size
 from diptych.data.profile import TextProfile, is_other_script, profile_texts
@@ -72,6 +73,8 @@ class SplitCheck:
     blank_answers: tuple[str, ...]
     """The ids of questions with answers that hold no word, which are left out, beside others."""
     boxes: BoxCheck
+    doubts: Doubts
+    """What looks wrong in questions and pairs."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,16 @@ def validate(
     config: DataConfig,
     open_pictures: bool = True,
     tokenizer: Tokenizer | None = None,
+    normalise: Callable[[str], str] | None = None,
 ) -> Check:
     """Checks the splits that `read_splits` read.
 
     With `open_pictures`, every picture is decoded, and copies of a picture under other names are found as well.
     Otherwise only missing files are. With a `tokenizer`, the words that its vocabulary does not know are counted.
+    `normalise` brings an answer into the form in which it is compared, to find those that are written in several ways.
     """
     opened = _OpenedPictures({}, {}, {}, config.largest_pixels) if open_pictures else None
-    checks = tuple(_check(split, listing, config, opened, tokenizer) for split, listing in listings.items())
+    checks = tuple(_check(split, listing, config, opened, tokenizer, normalise) for split, listing in listings.items())
     errors = [error for check in checks for error in _errors(check)]
     notes = [note for listing in listings.values() for note in listing.notes]
     notes += [f"{split}: {listing.passed_over}" for split, listing in listings.items() if listing.passed_over]
@@ -170,6 +175,7 @@ def _check(
     config: DataConfig,
     opened: _OpenedPictures | None,
     tokenizer: Tokenizer | None,
+    normalise: Callable[[str], str] | None,
 ) -> SplitCheck:
     records: Sequence[AnyRecord] = listing.records
     errors = enumerate(map(opened.error_of, records) if opened else ())
@@ -198,7 +204,15 @@ def _check(
         other_scripts=0 if tokenizer else sum(any(map(is_other_script, record.texts)) for record in usable()),
         blank_answers=tuple(record.id for record in usable() if _has_blank_answer(record)),
         boxes=_boxes(usable, opened),
+        doubts=_doubts(usable(), normalise),
     )
+
+
+def _doubts(records: Iterable[AnyRecord], normalise: Callable[[str], str] | None) -> Doubts:
+    doubts = Doubts(normalise)
+    for record in records:
+        doubts.add(record)
+    return doubts
 
 
 def _boxes(usable: Callable[[], Iterator[AnyRecord]], opened: _OpenedPictures | None) -> BoxCheck:
@@ -365,7 +379,7 @@ def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
     if split == "train" and check.kind in (Record, Referring) and (repeated := check.profile.repetition()):
         way_out = "" if check.profile.same_for_all else "; task.ignore_true_texts=true takes these from the negatives"
         yield f"{split}: {repeated}{way_out}"
-    for note in check.boxes.notes():
+    for note in (*check.boxes.notes(), *(check.doubts.notes() if split == "train" else ())):
         yield f"{split}: {note}"
     for note in notes_on_labels(check.kind, check.labels) if split == "train" else ():
         yield f"{split}: {note}"
