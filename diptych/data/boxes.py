@@ -98,7 +98,8 @@ def boxes_of(record: AnyRecord) -> tuple[Box, ...]:
 def overlap(first: Box, second: Box) -> bool:
     """Returns whether two boxes share an area.
 
-    >>> overlap((10, 12, 20, 22), (50, 50, 5, 5)), overlap((10, 12, 20, 22), (25, 30, 9, 9))
+    >>> box = (10.0, 12.0, 20.0, 22.0)
+    >>> overlap(box, (50.0, 50.0, 5.0, 5.0)), overlap(box, (25.0, 30.0, 9.0, 9.0))
     (False, True)
     """
     return all(
