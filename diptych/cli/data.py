@@ -144,10 +144,11 @@ def _tell(parts: Mapping[Split, SourceListing]) -> None:
 
 def _validate(options: argparse.Namespace) -> None:
     from diptych.data.validate import validate
+    from diptych.metrics.vqa import normalise_answer
 
     config, parts = _read(options)
     tokenizer = _tokenizer(options.vocabulary) if options.vocabulary else None
-    check = validate(parts, config, not options.fast, tokenizer)
+    check = validate(parts, config, not options.fast, tokenizer, normalise_answer)
     print(check.text())
     if not check.ready:
         sys.exit(NOT_READY)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from diptych.data.record import AnyRecord, Box, Referring
 
+ENOUGH = 20
+"""Fewer boxes may all lie near the upper left corner."""
 SLACK = 1.0
 """Pixels by which a box may leave its picture, since published ones are rounded."""
 
@@ -27,9 +29,25 @@ class BoxCheck:
         self.corners = 0
         """Boxes that would fit into their picture if their last two numbers were a corner."""
         self.example = ""
+        self.named = 0
+        """Phrases with a box."""
+        self.larger = 0
+        """Those whose last two numbers exceed the first two, as they do in corners."""
+        self.different: set[Box] = set()
+        self.phrases = 0
+        """Phrases with a box and with proposals."""
+        self.missed = 0
+        """Those of which no proposal overlaps the box."""
 
     def add(self, record: AnyRecord, size: tuple[int, int] | None) -> None:
         """Counts the boxes of a record whose picture has this `size` (width, height), or None if it is unknown."""
+        if isinstance(record, Referring) and record.box:
+            x, y, width, height = record.box
+            self.larger += 0 < x < width and 0 < y < height
+            self.different.add(record.box)
+            self.phrases += bool(record.proposals)
+            self.missed += bool(record.proposals) and not any(overlap(record.box, box) for box in record.proposals)
+            self.named += 1
         for box in boxes_of(record):
             self.boxes += 1
             self.shares += max(box) <= 1
@@ -58,6 +76,16 @@ class BoxCheck:
             )
         elif self.outside:
             yield f"{self.outside:,} of {count} leave their picture, such as {self.example}"
+        elif self.larger == self.named >= ENOUGH and len(self.different) > 2 and self.shares < self.boxes:
+            yield (
+                f"in all {self.named:,} boxes the third number is larger than the first and the fourth than the second,"
+                " as in two corners (x1, y1, x2, y2): a box is x, y, width and height. `diptych data show` draws them"
+            )
+        if self.missed > self.phrases / 2:
+            yield (
+                f"no proposal overlaps the box in {self.missed:,} of {self.phrases:,} phrases, so that none can be"
+                " right: both are x, y, width and height in pixels of the whole picture"
+            )
 
 
 def boxes_of(record: AnyRecord) -> tuple[Box, ...]:
@@ -65,6 +93,19 @@ def boxes_of(record: AnyRecord) -> tuple[Box, ...]:
     if not isinstance(record, Referring):
         return ()
     return (*((record.box,) if record.box else ()), *record.proposals)
+
+
+def overlap(first: Box, second: Box) -> bool:
+    """Returns whether two boxes share an area.
+
+    >>> box = (10.0, 12.0, 20.0, 22.0)
+    >>> overlap(box, (50.0, 50.0, 5.0, 5.0)), overlap(box, (25.0, 30.0, 9.0, 9.0))
+    (False, True)
+    """
+    return all(
+        max(first[axis], second[axis]) < min(first[axis] + first[axis + 2], second[axis] + second[axis + 2])
+        for axis in (0, 1)
+    )
 
 
 def leaves(box: Box, size: tuple[int, int]) -> bool:

@@ -227,6 +227,13 @@ TASK_NAMES: dict[type, str] = {
     PlainText: "texts without pictures",
 }
 """The name of each kind of record in messages."""
+KEYS_OF_TASKS: dict[type, str] = {
+    Entailment: "`hypothesis` and `label`",
+    Question: "`question` and `answers`",
+    PairStatement: "`images`, `statement` and `label`",
+    Referring: "`phrase` and `box`",
+}
+"""The keys that make an object a record of a task other than captions."""
 
 
 def with_images(record: Any, images: Sequence[Any]) -> Any:
@@ -312,7 +319,8 @@ def check_kind(source: Source | TaskSource[Any], kind: type, name: str) -> None:
     """Raises ValueError unless the first readable record is of class `kind`. `name` says what the source is."""
     held = first_kind(source)
     if held not in (kind, None):
-        raise ValueError(f"{name} holds {TASK_NAMES[held]}; this task needs {TASK_NAMES[kind]}")
+        way = f": lines with {KEYS_OF_TASKS[kind]}, which data.source=jsonl reads" if kind in KEYS_OF_TASKS else ""
+        raise ValueError(f"{name} holds {TASK_NAMES[held]}; this task needs {TASK_NAMES[kind]}{way}")
 
 
 def first_kind(source: Source | TaskSource[Any]) -> type | None:

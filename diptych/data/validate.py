@@ -13,15 +13,14 @@ from typing import Any
 
 from diptych.data.boxes import BoxCheck, boxes_of
 from diptych.data.cleanup import clean_text
+from diptych.data.doubts import Doubts
+from diptych.data.labels import CLASSES, labels_of, notes_on_labels, only_label
 from diptych.data.pictures import file_of, open_picture, picture_digest, picture_size
 from diptych.data.profile import TextProfile, is_other_script, profile_texts
 from diptych.data.record import (
-    ENTAILMENT_LABELS,
     TASK_NAMES,
     AnyRecord,
     BadRecord,
-    Entailment,
-    PairStatement,
     PlainText,
     Question,
     Record,
@@ -35,8 +34,6 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.printable import printable
 from diptych.schema import SPLITS, DataConfig, Split
 
-CLASSES: dict[type, tuple[str, ...]] = {Entailment: ENTAILMENT_LABELS, PairStatement: ("false", "true")}
-"""The labels of the tasks that have a fixed set of them. Training needs examples of each."""
 LIKELIEST = 5
 """The balance of labels shows this many of the most frequent ones."""
 NAMED = 5
@@ -76,6 +73,8 @@ class SplitCheck:
     blank_answers: tuple[str, ...]
     """The ids of questions with answers that hold no word, which are left out, beside others."""
     boxes: BoxCheck
+    doubts: Doubts
+    """What looks wrong in questions and pairs."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,16 @@ def validate(
     config: DataConfig,
     open_pictures: bool = True,
     tokenizer: Tokenizer | None = None,
+    normalise: Callable[[str], str] | None = None,
 ) -> Check:
     """Checks the splits that `read_splits` read.
 
     With `open_pictures`, every picture is decoded, and copies of a picture under other names are found as well.
     Otherwise only missing files are. With a `tokenizer`, the words that its vocabulary does not know are counted.
+    `normalise` brings an answer into the form in which it is compared, to find those that are written in several ways.
     """
     opened = _OpenedPictures({}, {}, {}, config.largest_pixels) if open_pictures else None
-    checks = tuple(_check(split, listing, config, opened, tokenizer) for split, listing in listings.items())
+    checks = tuple(_check(split, listing, config, opened, tokenizer, normalise) for split, listing in listings.items())
     errors = [error for check in checks for error in _errors(check)]
     notes = [note for listing in listings.values() for note in listing.notes]
     notes += [f"{split}: {listing.passed_over}" for split, listing in listings.items() if listing.passed_over]
@@ -174,6 +175,7 @@ def _check(
     config: DataConfig,
     opened: _OpenedPictures | None,
     tokenizer: Tokenizer | None,
+    normalise: Callable[[str], str] | None,
 ) -> SplitCheck:
     records: Sequence[AnyRecord] = listing.records
     errors = enumerate(map(opened.error_of, records) if opened else ())
@@ -196,13 +198,21 @@ def _check(
         allowed=total if listing.drawn else ledger.allowed,
         long=tuple(record.id for record in usable() if _is_long(record, config.max_words)),
         repeated=tuple(_repeated(usable())),
-        labels=Counter(label for record in usable() for label in _labels(record)),
+        labels=Counter(label for record in usable() for label in labels_of(record)),
         unlabelled=sum(_lacks_label(record, split) for record in usable()),
         profile=profile_texts(usable(), config.max_words, tokenizer),
         other_scripts=0 if tokenizer else sum(any(map(is_other_script, record.texts)) for record in usable()),
         blank_answers=tuple(record.id for record in usable() if _has_blank_answer(record)),
         boxes=_boxes(usable, opened),
+        doubts=_doubts(usable(), normalise),
     )
+
+
+def _doubts(records: Iterable[AnyRecord], normalise: Callable[[str], str] | None) -> Doubts:
+    doubts = Doubts(normalise)
+    for record in records:
+        doubts.add(record)
+    return doubts
 
 
 def _boxes(usable: Callable[[], Iterator[AnyRecord]], opened: _OpenedPictures | None) -> BoxCheck:
@@ -230,14 +240,6 @@ def _repeated(records: Iterable[AnyRecord]) -> Iterator[str]:
         if content in earlier:
             yield record.id
         earlier.add(content)
-
-
-def _labels(record: AnyRecord) -> list[str]:
-    if isinstance(record, Entailment):
-        return [record.label]
-    if isinstance(record, PairStatement):
-        return [str(record.label).lower()]
-    return [answer for answer, _ in record.targets[:1]] if isinstance(record, Question) else []
 
 
 def _lacks_label(record: AnyRecord, split: Split) -> bool:
@@ -349,10 +351,8 @@ def _errors(check: SplitCheck) -> Iterator[str]:
     if check.unlabelled:
         lack = "an answer to learn" if check.kind is Question else "a box to measure by"
         yield f"{split}: {_counted(check.unlabelled, 'record')} without {lack}"
-    if split == "train" and check.records:
-        absent = [label for label in CLASSES.get(check.kind, ()) if not check.labels.get(label)]
-        if absent:
-            yield f"{split}: no record is labelled {' or '.join(absent)}"
+    if split == "train" and (only := only_label(check.kind, check.labels)):
+        yield f"{split}: {only}"
 
 
 def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
@@ -379,10 +379,12 @@ def _notes(check: SplitCheck, config: DataConfig) -> Iterator[str]:
     if split == "train" and check.kind in (Record, Referring) and (repeated := check.profile.repetition()):
         way_out = "" if check.profile.same_for_all else "; task.ignore_true_texts=true takes these from the negatives"
         yield f"{split}: {repeated}{way_out}"
-    for note in check.boxes.notes():
+    for note in (*check.boxes.notes(), *(check.doubts.notes() if split == "train" else ())):
+        yield f"{split}: {note}"
+    for note in notes_on_labels(check.kind, check.labels) if split == "train" else ():
         yield f"{split}: {note}"
     shares = [check.labels.get(label, 0) for label in CLASSES.get(check.kind, ()) if split == "train"]
-    if shares and max(shares) > LOPSIDED * min(shares):
+    if len(check.labels) > 1 and shares and max(shares) > LOPSIDED * min(shares):
         yield f"{split}: the labels are out of balance: {dict(check.labels)}"
 
 

@@ -6,6 +6,7 @@ I pictures, T captions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from diptych import catalog
 from diptych.console import say
 from diptych.data.cleanup import clean_caption
 from diptych.data.collate import pad_texts
+from diptych.data.labels import warnings_of
 from diptych.data.loader import EvaluationBatch, Item, check_readable, evaluation_batches, items_at
 from diptych.data.phrases import check_shares
 from diptych.data.record import TASK_NAMES, AnyRecord, BadRecord, Picture, Record, Source
@@ -53,6 +55,19 @@ def warn_of_shared(training: AnySource, source: AnySource, split: str) -> None:
                 f"warning: {shared:,} of the {len(images):,} {split} images are training images, so that it measures "
                 "memory, too"
             )
+
+
+def warn_of_faults(recipe: Recipe, training: AnySource) -> None:
+    """Prints what `diptych data validate` would refuse and training does not: labels that leave nothing to learn, and
+    training images in a test split that the data or the recipe names."""
+    if not isinstance(training, FileSource):
+        return
+    for fault in warnings_of(training.records):
+        say(f"warning: the training data: {fault}")
+    if training.has_test or recipe.data.test_path:
+        with suppress(ValueError, OSError):  # a test split that cannot be read is the evaluation's matter
+            test = catalog.open_source(recipe.data, "test", catalog.record_kind(recipe.task))
+            warn_of_shared(training, test, "test")
 
 
 def warn_of_training_data(recipe: Recipe, split: Split) -> None:

@@ -22,7 +22,15 @@ from diptych.pretrained import locate
 from diptych.pretrained.named import vocabulary, with_start
 from diptych.reading import expand_home
 from diptych.run.known_data import describe, note_data
-from diptych.run.splits import AnySource, accepted_records, check_lengths, check_partial, open_split, with_answers
+from diptych.run.splits import (
+    AnySource,
+    accepted_records,
+    check_lengths,
+    check_partial,
+    open_split,
+    warn_of_faults,
+    with_answers,
+)
 from diptych.run.validation import make_validation
 from diptych.schema import Recipe
 from diptych.serialize import from_dict, places_of
@@ -70,6 +78,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, world: World) -> Path:
         if recipe.model != given.model:
             say(f"the encoders are built as {recipe.init_from} has them: {recipe.model}")
     source = _open_training(recipe, folder, resume)
+    if world.first:
+        warn_of_faults(recipe, source)
     recipe = with_answers(recipe, source)
     # Build the task and give it its starting weights.
     tokenizer = _first_tokenizer(recipe, source, folder)

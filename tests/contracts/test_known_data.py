@@ -20,7 +20,7 @@ from diptych.logged import read_data
 from diptych.recipes.override import override
 from diptych.run import train
 from diptych.run.known_data import describe, note_data, warnings_about
-from diptych.run.splits import open_split, with_answers
+from diptych.run.splits import open_split, warn_of_faults, with_answers
 from diptych.run.training import make_tokenizer
 from diptych.schema import AlbefPretrainConfig, DataConfig, EntailmentConfig, Recipe, RetrievalConfig, VqaDecoderConfig
 from diptych.serialize import to_dict
@@ -154,6 +154,26 @@ def test_images_that_are_both_trained_on_and_measured_are_said(
     assert "warning: data.test_path is the training data, which the model has seen" in capsys.readouterr().out
     assert main(["evaluate", str(run), f"data.test_path={some}"]) == 0
     assert "warning: data.test_path" not in capsys.readouterr().out
+
+
+def test_training_says_what_validation_of_the_data_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = photos(tmp_path / "seen", DIFFERENT)
+    told = [
+        {"image": str(file), "hypothesis": "a fox", "label": "neutral", "split": split}
+        for number, file in enumerate(sorted(seen.glob("*.png")))
+        for split in (("train", "test") if number < 3 else ("train",))
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    (tmp_path / "test.jsonl").write_text(json.dumps({**told[0], "id": "t"}) + "\n")
+    data = DataConfig(source="jsonl", path=str(tmp_path / "a.jsonl"), held_out=0.0)
+    recipe = replace(recipe_of(EntailmentConfig()), data=data)
+    for named, count in ((recipe, 3), (override(recipe, {"data.test_path": str(tmp_path / "test.jsonl")}), 1)):
+        warn_of_faults(named, open_split(named, "train"))
+        said = capsys.readouterr().out
+        assert "warning: the training data: all 8 records are labelled neutral: nothing can be learnt from them" in said
+        assert f"warning: {count} of the {count} test images are training images" in said
 
 
 def test_a_query_that_the_vocabulary_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,7 @@ def reasons(listing: SourceListing) -> dict[str, str]:
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 paths = st.from_regex(r"[a-z]{1,4}(/[a-z]{1,4})?\.jpg", fullmatch=True)
 sides = st.floats(0.5, 1e4)
+shares = st.floats(0.01, 1)
 boxes = st.tuples(st.floats(-10, 1e4), st.floats(-10, 1e4), sides, sides)
 listed = st.lists(boxes).map(tuple)
 pairs = st.tuples(texts, texts)
@@ -75,7 +76,7 @@ records: st.SearchStrategy[tuple[type, tuple[Any, ...]]] = st.one_of(
     st.tuples(st.just(Record), st.tuples(texts, paths, st.lists(texts, min_size=1).map(tuple), texts)),
     st.tuples(st.just(Entailment), st.tuples(texts, paths, texts, st.sampled_from(ENTAILMENT_LABELS), texts)),
     st.tuples(st.just(Question), st.tuples(texts, paths, texts, st.lists(texts).map(tuple), texts)),
-    st.tuples(st.just(Question), st.tuples(texts, paths, texts, pairs, texts, st.tuples(sides, sides))),
+    st.tuples(st.just(Question), st.tuples(texts, paths, texts, pairs, texts, st.tuples(shares, shares))),
     st.tuples(st.just(PairStatement), st.tuples(texts, pairs, texts, st.booleans(), pairs, texts)),
     st.tuples(st.just(Referring), st.tuples(texts, paths, texts, texts, st.none() | boxes, listed, texts, texts)),
 )
@@ -97,6 +98,58 @@ def test_what_a_line_leaves_out_has_the_documented_default() -> None:
     assert phrase == Referring("f:3", "a.png", "the fox", "a.png")
 
 
+@pytest.mark.parametrize(
+    ("written", "label"),
+    [
+        ("entails", "entailment"), ("E", "entailment"), ("contradicts", "contradiction"),
+        ("Contradict", "contradiction"), ("C", "contradiction"), ("n", "neutral"), (" Neutral ", "neutral"),
+    ],
+)  # fmt: skip
+def test_labels_of_entailment_may_be_other_forms_of_their_words(written: str, label: str) -> None:
+    entry = {"image": "a.png", "hypothesis": "a fox"}
+    assert from_entry({**entry, "label": written}, "f:1").label == label
+    assert from_entry({**entry, "gold_label": written}, "f:1").label == label
+
+
+@pytest.mark.parametrize(("written", "truth"), [(1, True), (0, False), ("yes", True), ("No", False), ("1", True)])
+def test_a_statement_about_two_pictures_is_read_in_its_usual_forms(written: object, truth: bool) -> None:
+    told = {"statement": "both are red", "label": written}
+    pair = PairStatement("f:1", ("a.png", "b.png"), "both are red", truth, ("a.png", "b.png"), "both are red")
+    for images in ({"images": ["a.png", "b.png"]}, {"image": ["a.png", "b.png"]}, {"left": "a.png", "right": "b.png"}):
+        assert from_entry({**images, **told}, "f:1") == pair
+        assert from_entry({**images, "sentence": "both are red", "label": written}, "f:1") == pair
+
+
+@pytest.mark.parametrize(
+    ("written", "answers"),
+    [
+        ("['red', 'blue']", ("red", "blue")), ('["red", "blue"]', ("red", "blue")), (["red", None], ("red",)),
+        ({"red": 2, "blue": 1}, ("red", "red", "blue")), ("[sic]", ("[sic]",)), ("red, blue", ("red, blue",)),
+    ],
+)  # fmt: skip
+def test_answers_are_read_in_their_usual_forms(written: object, answers: tuple[str, ...]) -> None:
+    for key in ("answers", "answer"):
+        assert from_entry({"image": "a.png", "question": "what?", key: written}, "f:1").answers == answers
+
+
+def test_weights_above_1_are_divided_by_their_sum() -> None:
+    entry = {"image": "a.png", "question": "what?", "answers": ["red", "blue"]}
+    assert from_entry({**entry, "weights": [90, 10]}, "f:1").weights == (0.9, 0.1)
+    assert from_entry({**entry, "weights": [1, 0.5]}, "f:1").weights == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"x": 1, "y": 2, "w": 3, "h": 4}, {"x": 1, "y": 2, "width": 3, "height": 4}, "1,2,3,4", "[1, 2, 3, 4]",
+        ["1", "2", "3", "4"], [[1, 2, 3, 4]],
+    ],
+)  # fmt: skip
+def test_a_box_is_read_in_its_usual_forms(written: object) -> None:
+    for key in ("box", "bbox"):
+        assert from_entry({"image": "a.png", "phrase": "the fox", key: written}, "f:1").box == (1, 2, 3, 4)
+
+
 def test_answers_weigh_as_many_annotators_as_gave_them() -> None:
     question = Question("q", "a.png", "what colour?", ("red", "blue", "red", "red"), "a")
     assert question.targets == (("red", 0.75), ("blue", 0.25))
@@ -109,11 +162,14 @@ def test_answers_weigh_as_many_annotators_as_gave_them() -> None:
     [
         ({"image": "a", "hypothesis": "x", "label": "maybe"}, "label unknown", "'maybe' is none of contradiction"),
         ({"image": "a", "hypothesis": "x"}, "key missing", "label"),
-        ({"image": "a", "question": "x", "answers": [True]}, "wrong type", "`answers`"),
+        ({"image": "a", "question": "x", "answers": [True]}, "wrong type", 'write "yes" or "no"'),
         ({"image": "a", "question": "x", "answers": ["b"], "weights": [0]}, "wrong type", "above 0"),
         ({"image": "a", "question": "x", "answers": ["b"], "weights": [1, 1]}, "wrong type", "one number for each"),
         ({"images": ["a"], "statement": "x", "label": True}, "wrong type", "two texts"),
-        ({"images": ["a", "b"], "statement": "x", "label": 1}, "label unknown", "true or false"),
+        ({"images": ["a", "b"], "statement": "x", "label": 2}, "label unknown", "true or false"),
+        ({"image": "a", "hypothesis": "x", "label": "1"}, "label unknown", "number the labels differently"),
+        ({"image": "a", "question": "x", "answers": {"red": 0}}, "wrong type", "counts the annotators"),
+        ({"image": "a", "phrase": "x", "box": [[0, 0, 5, 5], [1, 1, 5, 5]]}, "box wrong", "[x, y, width, height]"),
         ({"image": "a", "phrase": "x", "box": [0, 0, 5]}, "box wrong", "[x, y, width, height]"),
         ({"image": "a", "phrase": "x", "box": [0, 0, 5, 0]}, "box wrong", "above 0"),
         ({"image": "a", "phrase": "x", "box": [0, 0, 5, float("nan")]}, "box wrong", "[x, y, width, height]"),
@@ -183,6 +239,8 @@ def test_a_source_of_another_task_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="my list holds questions; this task needs captions"):
         check_kind(source, Record, "my list")
     check_kind(source, Question, "my list")
+    with pytest.raises(ValueError, match="this task needs entailment hypotheses: lines with `hypothesis` and `label`"):
+        check_kind(source, Entailment, "my list")
 
 
 # --------------------------------------------------------------------------- ALBEF
@@ -233,7 +291,7 @@ def test_albef_lists_say_their_task_by_their_keys(tmp_path: Path) -> None:
         ({"images": ["1.jpg"], "sentence": "x", "label": "True"}, "wrong type"),
         ({"images": ["1.jpg", "1.jpg"], "sentence": "x"}, "label unknown"),
         ({"image": "1.jpg", "text": "x", "ref_id": [5]}, "wrong type"),
-        ({"image": "1.jpg", "question": "x", "answer": {"yes": 1}}, "wrong type"),
+        ({"image": "1.jpg", "question": "x", "answer": {"yes": "x"}}, "wrong type"),
         ({"question": "x", "question_id": 3}, "key missing"),
     ],
 )
@@ -322,6 +380,21 @@ def test_snli_ve_reads_hypotheses_on_flickr30ks_pictures(tmp_path: Path) -> None
         f"{file}:5": "wrong type",
         f"{file}:6": "picture missing",
     }
+
+
+def test_lines_with_the_keys_of_snli_ve_are_hypotheses_whatever_the_suffix(tmp_path: Path) -> None:
+    """They were read as captions, and their labels were lost."""
+    entries = [
+        {"Flickr30K_ID": number, "sentence1": "x", "sentence2": f"a fox {number}", "gold_label": "neutral"}
+        for number in range(3)
+    ]
+    for number in range(3):
+        picture(tmp_path / f"{number}.png")
+    listing = read_jsonl(str(lines(tmp_path / "list.jsonl", list(entries))), config())
+    assert [(r.hypothesis, r.label, r.image_id) for r in listing.records] == [
+        (f"a fox {number}", "neutral", f"{number}.png") for number in range(3)
+    ]
+    assert "read as SNLI-VE" in listing.notes[0]
 
 
 # --------------------------------------------------------------------------- VQA v2

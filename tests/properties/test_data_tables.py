@@ -642,6 +642,14 @@ def png(shade: int) -> bytes:
     return stream.getvalue()
 
 
+def test_a_row_of_two_paths_is_said_to_hold_several_pictures(pictures: Path) -> None:
+    names = sorted(file.name for file in pictures.iterdir() if file.suffix in (".jpg", ".png"))[:2]
+    listing = read_jsonl(str(lines(pictures / "list.jsonl", [{"images": names, "sentence": "a fox"}] * 3)), config())
+    assert not listing.records
+    assert {error.reason for error in listing.skipped} == {"several pictures"}
+    assert "names 2 pictures" in listing.skipped[0].detail
+
+
 def test_names_without_a_suffix_are_no_pictures_where_no_file_has_them(tmp_path: Path, pictures: Path) -> None:
     rows = "".join(f"x{number},{caption!r}\n" for number, caption in enumerate(CAPTIONS)).replace("'", '"')
     with pytest.raises(ValueError, match="no column holds pictures or paths of pictures"):

@@ -19,6 +19,7 @@ from diptych.data.sources.jsonl import read_jsonl
 from diptych.data.sources.listing import SourceListing
 from diptych.data.tokenizer import SPECIAL, Tokenizer
 from diptych.data.validate import Check, validate
+from diptych.metrics.vqa import normalise_answer
 from diptych.schema import SPLITS, DataConfig, Split
 
 FILES: dict[Split, str] = {"train": "path", "validation": "validation_path", "test": "test_path"}
@@ -151,15 +152,36 @@ def test_texts_ids_and_labels_are_looked_at(tmp_path: Path) -> None:
     train.append({**train[0], "hypothesis": "of the same id"})
     config = split_files(tmp_path, train=train)
     report = check(config)
-    assert report.errors == ("train: no record is labelled entailment",)
+    assert report.ready
     assert [(e.record, e.reason) for e in report.splits[0].bad] == [
         (f"{config.path}:4", "hypothesis empty"),
         (f"{config.path}:{len(train)}", "id repeated"),
     ]
-    long, repeated, lopsided = report.notes
+    long, repeated, absent, lopsided = report.notes
+    assert absent.startswith("train: no record is labelled entailment")
     assert long == f"train: 1 record with texts of more than 30 words, which are cut: {train[2]['id']}"
     assert repeated == "train: 1 record saying what another one says: same again"
     assert lopsided.startswith("train: the labels are out of balance")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_that_are_all_the_same_leave_nothing_to_learn(tmp_path: Path, label: str) -> None:
+    train = [entry | {"label": label} for entry in entailments(tmp_path, "train")]
+    report = check(split_files(tmp_path, train=train))
+    assert report.errors == (f"train: all 6 records are labelled {label}: nothing can be learnt from them",)
+    assert not report.notes
+
+
+def test_answers_that_are_all_the_same_are_noted(tmp_path: Path) -> None:
+    train = [
+        {"image": picture(tmp_path / f"a{n}.png", n), "question": f"Who is {n}?", "answers": [str(n), "no", "no"]}
+        for n in range(6)
+    ]
+    report = check(split_files(tmp_path, train=train))
+    assert report.ready
+    assert (
+        "train: the likeliest answer to all 6 questions is 'no': nothing else can be learnt from them" in report.notes
+    )
 
 
 def test_questions_to_learn_from_need_answers_and_phrases_to_find_boxes(tmp_path: Path) -> None:
@@ -194,7 +216,7 @@ def test_what_cannot_be_used_is_counted_nowhere_else(tmp_path: Path) -> None:
     for entry in train[1::3]:
         (tmp_path / entry["image"]).write_bytes(b"no picture")
     report = check(split_files(tmp_path, train=train))
-    assert "train: no record is labelled neutral" in report.errors
+    assert any(note.startswith("train: no record is labelled neutral") for note in report.notes)
     assert report.splits[0].labels == {"contradiction": 10, "entailment": 10}
     assert (report.splits[0].pictures, report.splits[0].texts) == (20, 20)
 
@@ -236,7 +258,120 @@ def test_answers_are_read_as_people_write_them(tmp_path: Path) -> None:
         ("red",), ("red",), ("3", "2.5", "1000000"), ("red", "2"), (),
     ]  # fmt: skip
     assert [error.reason for error in listing.skipped] == ["wrong type"] * 2
-    assert listing.skipped[1].detail.startswith("`answer` must be a text, a number")
+    assert listing.skipped[0].detail.startswith("`answers` must be a text, a number")
+    assert listing.skipped[1].detail.startswith("`answer` holds true or false")
+
+
+def asked(folder: Path, **columns: list[Any]) -> tuple[str, ...]:
+    """Returns what is noted about questions, of which the columns hold the values."""
+    train = [
+        {"image": picture(folder / f"q{number}.png", number), **dict(zip(columns, values, strict=True))}
+        for number, values in enumerate(zip(*columns.values(), strict=True))
+    ]
+    config = split_files(folder, train=train)
+    return validate(read_splits(read_jsonl, config), config, False, normalise=normalise_answer).notes
+
+
+COLOURS = ["red", "blue", "pink", "grey"] * 3
+QUESTIONS = [f"what colour is thing {number}?" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"question": COLOURS, "answers": QUESTIONS}, "are they swapped?"),
+        ({"question": COLOURS, "answers": [text.rstrip("?") for text in QUESTIONS]}, "are they swapped?"),
+        (
+            {"question": QUESTIONS, "answers": [f"{colour}, red, blue" for colour in COLOURS]},
+            "It is read as one answer",
+        ),
+        (
+            {"question": QUESTIONS, "answers": ["red", "Red", "RED", " red", "the red", "red."] * 2},
+            "6 different answers",
+        ),
+        (
+            {"question": QUESTIONS, "answers": [[c, "x"] for c in COLOURS], "weights": [[9, 1]] * 12},
+            "above 1: they are",
+        ),
+        ({"question": QUESTIONS, "answer": list("ABCD") * 3, "choices": [COLOURS[:4]] * 12}, "letters or numbers of"),
+        ({"question": QUESTIONS, "answer": [0, 1, 2, 3] * 3, "options": [COLOURS[:4]] * 12}, "letters or numbers of"),
+    ],
+)
+def test_questions_that_are_not_meant_as_written_are_noted(
+    tmp_path: Path, columns: dict[str, list[Any]], words: str
+) -> None:
+    assert words in " ".join(asked(tmp_path, **columns))
+
+
+def test_questions_that_are_meant_as_written_are_not_noted(tmp_path: Path) -> None:
+    mostly = [note for note in asked(tmp_path, question=QUESTIONS, answers=COLOURS) if "share" not in note]
+    assert not mostly
+    choices = asked(tmp_path, question=QUESTIONS, answer=list("1234") * 3, choices=[list("1234")] * 12)
+    assert not any("letters or numbers" in note for note in choices)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (
+            {"label": "neutral"},
+            "`label` stands beside the captions and is not read: for entailment call the text `hypoth",
+        ),
+        (
+            {"bbox": [1, 2, 3, 4]},
+            "`bbox` stands beside the captions and is not read: for grounding call the text `phrase`",
+        ),
+        (
+            {"question": "who?", "answers": ["me"]},
+            "`question` and `answers` stand beside the captions and are not read",
+        ),
+        ({"label": "dog"}, ""),
+    ],
+)
+@pytest.mark.parametrize("key", ["caption", "sentence"])
+def test_what_belongs_to_another_task_and_stands_beside_captions_is_noted(
+    tmp_path: Path, key: str, extra: dict[str, Any], words: str
+) -> None:
+    train = [{"image": picture(tmp_path / f"o{n}.png", n), key: f"thing number {n}", **extra} for n in range(9)]
+    path = tmp_path / "list.jsonl"
+    path.write_text("\n".join(map(json.dumps, train)))
+    if key == "sentence" and "question" in extra:
+        return  # whose columns are refused, because nothing says that they hold captions
+    notes = " ".join(read_jsonl(str(path), DataConfig()).notes)
+    assert words in notes
+    assert ("beside the captions" in notes) == bool(words)
+
+
+def test_short_answers_of_conversations_are_noted(tmp_path: Path) -> None:
+    for answer, noted in (("red", True), ("a red fox that sits in the snow", False)):
+        turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": answer}]
+        entries = [{"image": picture(tmp_path / f"v{n}.png", n), "conversations": turns} for n in range(4)]
+        (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+        notes = " ".join(read_jsonl(str(tmp_path / "list.jsonl"), DataConfig()).notes)
+        assert ("the questions of `conversations` are not read" in notes) == noted
+
+
+def test_pairs_that_are_all_connected_are_said_to_need_other_files(tmp_path: Path) -> None:
+    for number in range(12):
+        picture(tmp_path / f"p{number}.png", number)
+    pairs = [
+        {"images": [f"p{n}.png", f"p{(n + 1) % 12}.png"], "statement": f"statement {n}", "label": n % 2}
+        for n in range(12)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    config = DataConfig(source="jsonl", path=str(tmp_path / "pairs.jsonl"))
+    words = "are connected through pictures that they share"
+    assert any(words in note and "data.validation_path" in note for note in check(config).notes)
+    with pytest.raises(ValueError, match=f"the validation split is empty: .*{words}"):
+        open_layout(read_jsonl, config, "validation")
+
+
+def test_pairs_of_one_picture_are_noted(tmp_path: Path) -> None:
+    train = [
+        {"images": [picture(tmp_path / f"p{n}.png", n)] * 2, "statement": f"statement {n}", "label": n % 2}
+        for n in range(6)
+    ]
+    assert any("6 of 6 pairs show one image twice" in note for note in check(split_files(tmp_path, train=train)).notes)
 
 
 def captioned(folder: Path, captions: list[str]) -> DataConfig:
@@ -301,6 +436,24 @@ def test_boxes_that_are_not_meant_as_written_are_noted(tmp_path: Path) -> None:
     assert "corners" not in outside
     (shares,) = boxed(tmp_path, [[0.5, 0.5, 0.2, 0.2]])
     assert "within 0..1" in shares
+    (near,) = boxed(tmp_path, [[0.1 + n / 100, 0.1, 2, 2] for n in range(20)])
+    assert near.startswith("train: in all 20 boxes the third number is larger than the first")
+    assert boxed(tmp_path, [[3, 0.1, 2, 2], *([0.1 + n / 100, 0.1, 2, 2] for n in range(20))]) == ()
+    assert boxed(tmp_path, [[0.1, 0.1, 2, 2]] * 20) == ()
+
+
+def test_proposals_that_miss_their_boxes_are_noted(tmp_path: Path) -> None:
+    train = [
+        {
+            "image": picture(tmp_path / f"b{n}.png", n),
+            "phrase": f"a {n}",
+            "box": [0, 0, 2, 2],
+            "proposals": [[3, 2, 2, 2]],
+        }
+        for n in range(4)
+    ]
+    notes = check(split_files(tmp_path, train=train)).notes
+    assert any(note.startswith("train: no proposal overlaps the box in 4 of 4 phrases") for note in notes)
 
 
 # --------------------------------------------------------------------------- conversion and samples

@@ -11,7 +11,7 @@ from PIL import Image
 from diptych.data.columns import kind_of
 from diptych.data.picture_kinds import PassedOver
 from diptych.data.pictures import LARGEST_PIXELS, open_picture
-from diptych.data.record import AnyRecord, BadRecord, Picture, PlainText, R, Record, Referring
+from diptych.data.record import AnyRecord, BadRecord, PairStatement, Picture, PlainText, R, Record, Referring
 from diptych.data.shards.remote import say
 from diptych.data.skips import list_errors
 from diptych.data.sources.listing import SourceListing, tell_apart
@@ -36,6 +36,8 @@ class FileSource(Generic[R]):
     """Larger pictures are refused."""
     passed_over: PassedOver = field(default_factory=PassedOver)
     """The files that look like pictures and are not read as such."""
+    has_test: bool = False
+    """Whether the layout itself names a test split, beside these training records."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -88,6 +90,7 @@ def open_split(read: Callable[[str], SourceListing], config: DataConfig, split: 
             side,
             config.largest_pixels,
             records.passed_over.without_names,
+            "test" in listing.splits.values(),
         )
     else:
         source = _readable(records.records, config.largest_pixels)
@@ -108,6 +111,8 @@ def read_splits(read: Callable[[str, DataConfig], SourceListing], config: DataCo
     }
     if any(paths.values()):
         tell_apart(listings.values())
+    if not paths["validation"] and not listings["validation"].records:
+        listings["train"].notes += [note] if (note := _note_on_connected(listings["train"].records, config)) else []
     return listings
 
 
@@ -221,6 +226,18 @@ def _readable(records: Iterable[AnyRecord], largest_pixels: int) -> FileSource[A
     return FileSource(tuple(kept), tuple(skipped), largest_pixels=largest_pixels)
 
 
+def _note_on_connected(records: Sequence[AnyRecord], config: DataConfig) -> str:
+    """Says that no pairs can be held out if all are connected through pictures that they share; else nothing."""
+    pairs = len(records) > 1 and isinstance(records[0], PairStatement) and config.held_out > 0
+    if not pairs or len(set(_groups(records).values())) > 1:
+        return ""
+    return (
+        f"all {len(records)} pairs of {config.path} are connected through pictures that they share, which must fall"
+        " into one split, so that none can be held out, whatever data.held_out is. Name other files by"
+        " data.validation_path and data.test_path"
+    )
+
+
 def _why_empty(listing: SourceListing, source: FileSource[Any], config: DataConfig, split: Split) -> str:
     bad = [*listing.skipped, *source.skipped] if split != "train" else listing.skipped
     reasons = f"\n{len(bad)} could not be used:\n{list_errors(bad)}" if bad else ""
@@ -228,6 +245,8 @@ def _why_empty(listing: SourceListing, source: FileSource[Any], config: DataConf
         hint = where_pictures_may_lie(listing, _training_path(config), config)
         hint = f"\n{hint}" if hint else ""
         return f"{config.path} holds no usable record{listing.passed_over.after}{hint}{reasons}"
+    if connected := _note_on_connected(listing.records, config):
+        return f"the {split} split is empty: {connected}{reasons}"
     return (
         f"the {split} split is empty: of {len(listing.records)} records in {config.path},"
         f" data.held_out={config.held_out:g} leaves none for it. Give more pictures, another share, or"

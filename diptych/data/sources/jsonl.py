@@ -3,7 +3,7 @@
 A key `split` divides the records, if it names more than one split.
 
 Lines with other keys, such as `{"file_name": …, "text": …}` of Hugging Face's imagefolder, are read as a table of
-captioned pictures (diptych/data/sources/table.py).
+captioned pictures (diptych/data/sources/table.py), and those with the keys of SNLI-VE as SNLI-VE.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.columns import LOOKED_AT, SPLIT_COLUMN, NoColumns
-from diptych.data.entries import KEYS, from_entry, object_of, text_key
+from diptych.data.entries import KEYS, from_entry, has_counts, object_of, text_key
 from diptych.data.files import existing, json_lines, lines_of, parsed
-from diptych.data.record import BadRecord
+from diptych.data.record import BadRecord, Record
 from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.snli_ve import PICTURE_KEYS, read_snli_ve
 from diptych.data.sources.table import add_table, name_splits, split_of_row, tell_columns
+from diptych.data.sources.unread import note_on_choices, notes_on_unread
 from diptych.data.tables import NoTable, Table, open_table
 from diptych.schema import DataConfig, Split
 
@@ -35,11 +37,23 @@ def read_jsonl(path: str, config: DataConfig) -> SourceListing:
     Lines that cannot be used are skipped and named FILE:LINE. Raises ValueError if the file is missing.
     """
     file = existing(path, LAYOUT)
+    if config.image_column is None and config.caption_column is None and _is_snli_ve(file):
+        listing = read_snli_ve(path, config)
+        listing.notes.append(f"{file}: read as SNLI-VE: hypotheses from `sentence2`, labels from `gold_label`")
+        return listing
     if (table := table_of(file, config)) is None:
         return read_lines(file, Path(config.root or file.parent), config.max_words)
     listing = SourceListing()
     add_table(listing, table, config)
     return listing
+
+
+def _is_snli_ve(file: Path) -> bool:
+    """Returns whether the first lines have the keys of SNLI-VE, which are no captions (snli_ve.py)."""
+    entries = [entry for _, entry in islice(json_lines(file), LOOKED_AT) if isinstance(entry, dict)]
+    return bool(entries) and all(
+        {"sentence2", "gold_label"} <= entry.keys() and not entry.keys().isdisjoint(PICTURE_KEYS) for entry in entries
+    )
 
 
 def table_of(file: Path, config: DataConfig) -> Table | None:
@@ -81,10 +95,23 @@ def read_lines(file: Path, root: Path, max_words: int) -> SourceListing:
     split_of = _split_of if name_splits(_splits_in(existing(file, LAYOUT))) else None
     listing.notes += [f"{file}: splits from `{SPLIT_COLUMN}`"] if split_of else []
     unread: Counter[str] = Counter()
+    first: list[dict[str, Any]] = []
+    counted = 0
     for name, entry in json_lines(file):
         listing.add(entry, name, root, max_words, split_of=split_of)
         if isinstance(entry, dict):
-            unread.update(str(key) for key in entry.keys() - KEYS)
+            told = {"sentence"} if text_key(entry) == "statement" and "statement" not in entry else set()
+            unread.update(str(key) for key in entry.keys() - KEYS - told)
+            first += [entry] * (len(first) < LOOKED_AT)
+            counted += has_counts(entry)
+    if listing.records and isinstance(listing.records[0], Record):
+        listing.notes += [f"{file}: {note}" for note in notes_on_unread(first)]
+    if choices := note_on_choices(first):
+        listing.notes.append(f"{file}: {choices}")
+    if counted:
+        listing.notes.append(
+            f"{file}: {counted} questions have `weights` above 1: they are divided by their sum, as counts of people"
+        )
     if unread:
         named = ", ".join(f"`{key}`" for key, _ in unread.most_common(MOST_NAMED))
         listing.notes.append(f"{file}: keys that are not read: {named}{', …' * (len(unread) > MOST_NAMED)}")

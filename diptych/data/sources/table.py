@@ -38,6 +38,7 @@ from diptych.data.record import BadRecord
 from diptych.data.shards.cache import locked
 from diptych.data.shards.remote import say
 from diptych.data.sources.listing import SourceListing
+from diptych.data.sources.unread import note_on_short_answers, notes_on_unread
 from diptych.data.tables import Table, open_table, parquet_table, saved_table
 from diptych.data.tar import add_member, tar_members, whole_shard
 from diptych.data.written_lists import written_list
@@ -115,11 +116,22 @@ def add_table(
     groups = _grouped(listing, table, columns, split_column, pictures)
     place = f", below {pictures.root}" if pictures.guessed else ""
     listing.notes.append(f"{table.place}: {table.form}: {', '.join(notes)}{place}")
+    listing.notes += [f"{table.place}: {note}" for note in _notes_on_unread(sample, columns, groups.values())]
     for (_, group_split), group in groups.items():
         entry = {**group.picture, "captions": group.captions}
         named = split or group_split
         split_of = (lambda entry, name, of=named: of) if named else None
         listing.add(entry, group.name, pictures.root, config.max_words, from_entry, split_of)
+
+
+def _notes_on_unread(sample: Sequence[Mapping[str, Any]], columns: Columns, groups: Iterable[_Group]) -> Iterator[str]:
+    """Yields what stands beside the captions and belongs to another task."""
+    if "conversation" in (kinds := kinds_of(sample, columns.captions)).values():
+        answers = [caption for group in groups for caption in group.captions]
+        if note := note_on_short_answers(next(name for name in kinds if kinds[name] == "conversation"), answers):
+            yield note
+    read = {columns.image, *columns.captions}
+    yield from notes_on_unread([{name: row[name] for name in row if name not in read} for row in sample])
 
 
 def tell_columns(
@@ -277,7 +289,14 @@ class _Pictures:
         """
         if self.unpacked and (unpacked := self.unpacked[number]):
             return {"image": unpacked[1], "image_id": unpacked[0]}
-        if self.unpacked or not (path := _path(row.get(self.column), self.suffix)):
+        value = row.get(self.column)
+        if isinstance(value, list | tuple) and len(value) > 1:
+            detail = (
+                f"`{self.column}` names {len(value)} pictures, and a caption is of one. For a statement about two"
+                " pictures write `images`, `statement` and `label`"
+            )
+            raise BadRecord(name, "several pictures", detail)
+        if self.unpacked or not (path := _path(value, self.suffix)):
             raise BadRecord(name, "picture missing", f"`{self.column}` is empty")
         return {"image": path}
 
