@@ -140,6 +140,46 @@ def test_an_address_is_neither_fetched_nor_read_as_a_text(served: Running, sent:
     assert error(served.post("/v1/rerank", {"query": "a boat", "documents": ["https://a/b.jpg"]})) == "bad_picture"
 
 
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ("data:image/png,abc", "is a data URL"),
+        ("data:text/plain;base64,aGk=", "is a data URL"),
+        (f"data:application/octet-stream;base64,{encoded(picture())}", "is a data URL"),
+        ("ftp://x/y.jpg", "is an address"),
+        ("file:///etc/passwd", "is an address"),
+        ("/etc/passwd", "is the path of a file"),
+        ("C:\\photos\\a.jpg", "is the path of a file"),
+        *((encoded(picture(), kind), "is the base64 of a picture") for kind in ("PNG", "JPEG", "GIF", "WEBP")),
+    ],
+)
+def test_what_is_no_text_is_not_embedded_as_one(served: Running, sent: str, words: str) -> None:
+    for path, body in (
+        ("/v1/embeddings", {"input": sent}),
+        ("/v1/embeddings", {"input": ["a boat", {"text": sent}]}),
+        ("/v1/rerank", {"query": sent, "documents": ["a boat"]}),
+        ("/v1/rerank", {"query": "a boat", "documents": ["a boat", sent]}),
+    ):
+        answer = served.post(path, body)
+        assert error(answer) == "bad_picture"
+        assert words in answer.text
+        assert "write data:image/…;base64,…" in answer.text
+
+
+@pytest.mark.parametrize("text", ["data: boats, dogs", "a boat and/or a dog", "see file:///a, a boat", "/ a boat"])
+def test_texts_with_marks_of_addresses_are_texts(served: Running, text: str) -> None:
+    assert served.post("/v1/embeddings", {"input": text}).status_code == 200
+
+
+@pytest.mark.parametrize("start", ["data:image/png;charset=utf-8;base64,", "DATA:IMAGE/PNG;BASE64,", "data:;base64,"])
+def test_a_data_url_may_have_parameters(served: Running, start: str) -> None:
+    vectors = [
+        served.post("/v1/embeddings", {"input": sent}).json()["data"][0]["embedding"]
+        for sent in (PICTURE, start + encoded(picture()))
+    ]
+    assert np.allclose(*vectors, atol=1e-6)
+
+
 def test_refusals_are_said_in_the_words_of_the_request(served: Running) -> None:
     for body, words in (
         ({"input": []}, "input is empty: send a text"),
