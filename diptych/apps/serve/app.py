@@ -294,4 +294,5 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
         searched=results.searched,
         how=results.search_method,
         unknown_words=list(results.unknown_words),
+        notes=list(results.notes),
     )

@@ -144,6 +144,9 @@ class SearchResponse(ModelResponse):
     searched: int = Field(description="Number of pictures, or texts, that were searched.")
     how: str = Field(description="The search method in words, as in: exact, 1,000 vectors.")
     unknown_words: list[str] = Field(description="Words of the text that the model's vocabulary lacks.")
+    notes: list[str] = Field(
+        description="Which hits are gone or changed since they were embedded, and what re-ranking could not open."
+    )
 
 
 # --------------------------------------------------------------------------- task heads
