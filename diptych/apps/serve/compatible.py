@@ -85,6 +85,11 @@ Input = Annotated[
 ]
 
 
+def _are_ids(sent: Any) -> bool:
+    """Tells whether something is a list that begins with a whole number."""
+    return isinstance(sent, list) and bool(sent) and type(sent[0]) is int
+
+
 class EmbeddingsRequest(ModelRequest):
     input: Input = Field(description="A text, a data URL, a part, or a list of them.")
     encoding_format: Literal["float", "base64"] | None = Field(
@@ -99,7 +104,7 @@ class EmbeddingsRequest(ModelRequest):
         sent = values.get("input") if isinstance(values, dict) else None
         if isinstance(values, dict) and "input" in values and (sent is None or sent == []):
             raise ValueError("input is empty: send a text, a data URL with a picture, or a list of them")
-        if isinstance(sent, list) and sent and isinstance(sent[0], int | list):
+        if isinstance(sent, list) and (_are_ids(sent) or (sent and _are_ids(sent[0]))):
             raise ValueError("input holds token ids, of another model's vocabulary: send the texts themselves")
         return values
 
@@ -134,7 +139,9 @@ class RankedDocument(Response):
 
 class RankedItem(Response):
     index: int = Field(description="The place of the document in the request.")
-    relevance_score: Number = Field(description="By match a probability in 0..1, by similarity a cosine in -1..1.")
+    relevance_score: Number = Field(
+        description="In 0..1: by match a probability, by similarity a cosine, or 0 below it."
+    )
     document: RankedDocument | None = Field(None, description="The text, with return_documents.")
 
 
@@ -228,7 +235,7 @@ def add_compatible_routes(router: APIRouter, state: ServerState, responses: dict
         results = [
             RankedItem(
                 index=index,
-                relevance_score=scores[index],
+                relevance_score=min(max(scores[index], 0.0), 1.0),
                 document=RankedDocument(text=given[index].content)
                 if body.return_documents and not given[index].is_picture
                 else None,

@@ -281,6 +281,8 @@ class Health(Response):
 class ErrorDetail(Response):
     code: str
     message: str
+    type: str = Field(description="The kind of error in OpenAI's words.")
+    param: str | None = Field(description="The field that is wrong, if a field is.")
 
 
 class ErrorResponse(Response):
