@@ -101,7 +101,8 @@ class TimedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers in the shape of every other error. `msg` is always the same."""
-        content = json.dumps({"error": {"code": "bad_http", "message": "this is not an HTTP request"}}).encode()
+        message = {"code": "bad_http", "message": "this is not an HTTP request"}
+        content = json.dumps({"error": message | {"type": "invalid_request_error", "param": None}}).encode()
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + content)
         self.transport.close()

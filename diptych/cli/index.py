@@ -38,9 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     add = verbs.add_parser("add", description="Add what is new or changed in a source.")
     add.add_argument("place", metavar="PLACE", help=PLACE)
     add.add_argument("source", **source)  # type: ignore[arg-type]
+    add.add_argument("--prune", action="store_true", help="also remove what this source has no more")
     remove = verbs.add_parser("remove", description="Remove pictures and texts from an index.")
     remove.add_argument("place", metavar="PLACE", help=PLACE)
-    remove.add_argument("ids", nargs="+", metavar="ID", help="names, as `search` shows them")
+    remove.add_argument("ids", nargs="+", metavar="ID", help="names, as `search` shows them, or patterns as in '*.png'")
     search = verbs.add_parser("search", description="Find the items that fit words or a picture best.")
     search.add_argument("place", metavar="PLACE", help=PLACE)
     search.add_argument("words", nargs="?", help=QUERY)
@@ -77,14 +78,15 @@ def _beside(source: Path) -> str:
 def _add(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
-    _tell(index.add_to_index(options.place, options.source, _model(options), progress=_progress))
+    _tell(index.add_to_index(options.place, options.source, _model(options), _progress, options.prune))
 
 
 def _remove(options: argparse.Namespace) -> None:
     from diptych.apps import index
 
+    before = index.index_info(options.place)
     left = index.remove_from_index(options.place, options.ids)
-    print(f"removed {len(options.ids):,} from {index.index_info(options.place).place}, which holds {left:,} now")
+    print(f"removed {sum(before.counts.values()) - left:,} from {before.place}, which holds {left:,} now")
 
 
 def _search(options: argparse.Namespace) -> None:

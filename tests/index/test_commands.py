@@ -39,9 +39,14 @@ def test_build_search_add_remove_info(run: Path, tmp_path: Path, capsys: pytest.
     )
     assert all(text in out for text in CAPTIONS)
     assert run_command(capsys, "index", "remove", place, "0.png")[1] == f"removed 1 from {place}, which holds 7 now\n"
+    (photos / "1.png").unlink()
+    _, out, _ = run_command(capsys, "index", "search", place, "a boat", "--device", "cpu")
+    assert out.splitlines()[-1].startswith("1 of the hits are no longer there: 1.png (")
+    assert "1 removed, which the source has no more" in run_command(capsys, "index", "add", place, photos, "--prune")[1]
+    assert run_command(capsys, "index", "remove", place, "inner/*")[1] == f"removed 1 from {place}, which holds 6 now\n"
     _, out, _ = run_command(capsys, "index", "info", place)
     assert f"source    {photos}\n" in out
-    assert "pictures  exact, 3 vectors\n" in out
+    assert "pictures  exact, 2 vectors\n" in out
     assert "texts     exact, 4 vectors\n" in out
 
 

@@ -14,7 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.apps.index import Item, add_to_index, build_index, index_info, open_index, remove_from_index
+from diptych.apps.index import (
+    IndexQuery,
+    Item,
+    add_to_index,
+    build_index,
+    index_info,
+    open_index,
+    remove_from_index,
+)
 from diptych.apps.index.files import sole_writer
 from diptych.apps.index.index import nearest
 from diptych.apps.index.neighbours import MethodChoice, require_faiss
@@ -187,6 +195,65 @@ def test_removed_items_are_not_found_and_an_unknown_id_removes_nothing(
     remove_from_index(place, ["1.png", "2.png", "3.png"])
     with pytest.raises(ValueError, match="holds no pictures"):
         open_index(place, model).search("a boat")
+
+
+def test_hits_that_are_gone_or_changed_are_named_and_re_ranking_leaves_them_out(
+    photos: Path, tmp_path: Path, model: Predictor
+) -> None:
+    build_index(tmp_path / "index", photos, model)
+    index = open_index(tmp_path / "index", model)
+    assert index.search("a boat").notes == index.search("a boat", rerank=True).notes == ()
+    (photos / "1.png").unlink()
+    save_picture(photos / "2.png", 77)
+    (photos / "3.png").write_text("no picture")
+    found = index.search("a boat", 9)
+    assert len(found.hits) == 9
+    gone, changed = found.notes
+    assert gone.startswith("1 of the hits are no longer there: 1.png (`diptych index add PLACE SOURCE --prune`")
+    assert changed.startswith("2 of the hits changed since they were embedded: ")
+    assert found.to_json()["notes"] == [gone, changed]
+    assert str(found).endswith(f"\n{gone}\n{changed}")
+    ranked = index.search_many([IndexQuery("a boat", 9), IndexQuery("two dogs", 9)], rerank=True)
+    for result in ranked:
+        assert {hit.id for hit in result.hits} == {hit.id for hit in found.hits} - {"1.png", "3.png"}
+        assert result.notes[0].startswith("2 left out of re-ranking, whose files cannot be opened: ")
+        assert result.notes[1].startswith("1 of the hits changed since they were embedded: 2.png")
+    for file in photos.rglob("*.png"):
+        file.unlink()
+    nothing = index.search("a boat", rerank=True)
+    assert (nothing.hits, nothing.nothing) == ((), "none of the nearest pictures can be opened")
+
+
+def test_what_a_source_has_no_more_is_counted_and_pruned_on_request(
+    listed: Path, tmp_path: Path, model: Predictor
+) -> None:
+    place, other = tmp_path / "index", save_pictures(tmp_path / "other", 3, seed=40)
+    lines = [json.loads(line) | {"id": None} for line in listed.read_text().splitlines()]
+    lines = [{key: value for key, value in line.items() if value is not None} for line in lines]
+    save_lines(listed, [*lines])
+    assert build_index(place, listed, model).gone == ()
+    add_to_index(place, other, model)
+    (listed.parent / "1.png").unlink()
+    (other / "0.png").unlink()
+    save_lines(listed, [*lines[:3]])
+    report = build_index(place, listed, model)
+    assert (set(report.gone), report.pruned) == ({"1.png", "list.jsonl:4#1"}, 0)
+    assert "2 in the index, which the source has no more: " in str(report)
+    assert "--prune` removes them" in str(report)
+    assert report.counts == {"picture": 7, "text": 4}, "nothing is removed unless it is asked for"
+    report = add_to_index(place, listed, model, prune=True)
+    assert (report.gone, report.pruned, report.counts) == ((), 2, {"picture": 6, "text": 3})
+    assert "2 removed, which the source has no more" in str(report)
+    assert add_to_index(place, other, model).gone == ("other/0.png",)
+
+
+def test_patterns_of_ids_are_removed(listed: Path, tmp_path: Path, model: Predictor) -> None:
+    place = tmp_path / "index"
+    build_index(place, listed, model)
+    with pytest.raises(ValueError, match=r"nothing with the id '\*\.jpg': nothing was removed"):
+        remove_from_index(place, ["*.png", "*.jpg"])
+    assert remove_from_index(place, ["[01].png", "0.png", "t?#1"]) == 2
+    assert index_info(place).counts == {"picture": 2, "text": 0}
 
 
 def test_bad_pictures_are_skipped_and_listed(photos: Path, tmp_path: Path, model: Predictor) -> None:
@@ -383,7 +450,7 @@ def test_error_messages_say_what_to_do(listed: Path, tmp_path: Path, model: Pred
     (pictures / "1.png").rename(pictures / "moved.png")
     assert len(index.search("a boat").hits) == 4
     with pytest.raises(ValueError, match=r"1\.png is no longer there"):
-        index.search("a boat", rerank=True)
+        index.states.get([pictures / "1.png"])
 
 
 def test_a_model_without_vectors_makes_no_index(photos: Path, tmp_path: Path, model: Predictor) -> None:

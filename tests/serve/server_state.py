@@ -142,7 +142,7 @@ def error(response: httpx.Response) -> str:
     """Checks the shape of an error, and returns its code."""
     content = strict_json(response.content)
     assert content.keys() == {"error"}
-    assert content["error"].keys() == {"code", "message"}
+    assert content["error"].keys() == {"code", "message", "type", "param"}
     assert content["error"]["message"]
     code: str = content["error"]["code"]
     return code

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.apps.index import open_index
+from diptych.apps.index import build_index, open_index
 from diptych.predict import ModelPool
 from diptych.search.calibration import MatchCalibration
-from tests.serve.server_state import Running, encoded, picture, requests, strict_json
+from tests.serve.server_state import Running, encoded, picture, requests, running, strict_json
 
 CLOSE = 1e-5
 PHONE = (100, 60)
@@ -175,6 +175,23 @@ def test_search_takes_a_picture_and_ranks_again(served: Running) -> None:
     ranked = served.post("/v1/search", {"text": "a boat", "k": 3, "rerank": True}).json()["hits"]
     assert sorted((one["match"] for one in ranked), reverse=True) == [one["match"] for one in ranked]
     assert "path" not in ranked[0]
+
+
+def test_a_search_answers_although_pictures_are_gone(pool: ModelPool, tmp_path: Path) -> None:
+    for seed in range(3):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    build_index(tmp_path / "index", tmp_path, pool.find("embed").predictor)
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "2.png").write_text("no picture")
+    with running(pool, index=str(tmp_path / "index")) as server:
+        found = server.post("/v1/search", {"text": "a boat"})
+        assert (found.status_code, len(found.json()["hits"])) == (200, 3)
+        assert "no longer there: 1.png" in found.json()["notes"][0]
+        ranked = server.post("/v1/search", {"text": "a boat", "rerank": True})
+        assert ranked.status_code == 200
+        assert [hit["id"] for hit in ranked.json()["hits"]] == ["0.png"]
+        assert ranked.json()["notes"][0].startswith("2 left out of re-ranking")
+        assert str(tmp_path) not in found.text + ranked.text
 
 
 def test_models_say_what_they_can_and_how_well(served: Running, pool: ModelPool) -> None:

@@ -17,7 +17,7 @@ from diptych.apps.serve.errors import describe
 from diptych.apps.serve.limits import Limits
 from diptych.apps.web import origin_of
 from diptych.predict import ModelPool
-from tests.serve.server_state import Running, encoded, error, picture, running, wait_until
+from tests.serve.server_state import Running, encoded, error, picture, requests, running, wait_until
 
 JSON = {"Content-Type": "application/json"}
 PICTURE = f"data:image/png;base64,{encoded(picture())}"
@@ -140,6 +140,116 @@ def test_an_address_is_neither_fetched_nor_read_as_a_text(served: Running, sent:
     assert error(served.post("/v1/rerank", {"query": "a boat", "documents": ["https://a/b.jpg"]})) == "bad_picture"
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [("/v2/rerank", "/v1/rerank"), ("/openai/v1/embeddings", "/v1/embeddings"), ("/api/embed/", "/v1/embed")],
+)
+def test_another_servers_path_is_pointed_to_ours(path: str, meant: str, served: Running) -> None:
+    answer = served.post(path, {"input": "a boat"})
+    assert (answer.status_code, error(answer)) == (404, "unknown_path")
+    assert f"{meant} is meant" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"input": "café"}'.encode("latin-1"), "the body is not UTF-8: byte 14 belongs to no character"),
+        (b'{"input": "a", "dimensions": ' + b"9" * 5000 + b"}", "a number of too many digits"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said_alone(body: bytes, words: str, served: Running) -> None:
+    answer = served.post("/v1/embeddings", content=body, headers=JSON)
+    assert error(answer) == "bad_json"
+    assert words in answer.text
+    assert "nested" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "meant"),
+    [
+        ("embed", "images", "pictures"),
+        ("search", "query", "text"),
+        ("search", "top_k", "k"),
+        ("search", "limit", "k"),
+        ("entail", "hypothesis", "hypotheses"),
+        ("answer", "question", "questions"),
+        ("answer", "image", "picture"),
+        ("rerank", "top_k", "top_n"),
+        ("locate", "prase", "phrases"),
+    ],
+)
+def test_a_misspelt_field_is_recognised(path: str, field: str, meant: str, served: Running) -> None:
+    answer = served.post(f"/v1/{path}", {**requests()[f"/v1/{path}"], field: "a"})
+    assert error(answer) == "bad_request"
+    assert f"{field}: there is no such field here: did you mean {meant}?" in answer.text
+
+
+def test_a_short_name_of_a_model_is_recognised(served: Running) -> None:
+    for name in (model["id"] for model in served.get("/v1/models").json()["data"] if "/" in model["id"]):
+        answer = served.post("/v1/embeddings", {"input": "a", "model": name.rpartition("/")[2]})
+        assert error(answer) == "unknown_model"
+        assert f"did you mean '{name}'?" in answer.text
+
+
+def test_errors_have_the_fields_of_openais_too(served: Running) -> None:
+    for body, kind, param in (
+        ({"input": "a", "dimensions": "x"}, "invalid_request_error", "dimensions"),
+        ({"input": "a", "model": "gpt"}, "not_found_error", "model"),
+        ({"input": "?!"}, "invalid_request_error", None),
+    ):
+        said = served.post("/v1/embeddings", body).json()["error"]
+        assert (said["type"], said["param"]) == (kind, param)
+
+
+def test_scores_of_relevance_lie_between_0_and_1(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scored(*_: Any) -> Any:
+        return [], [[1.0, 0.0], [-1.0, 0.0], [1.0000001, 0.0]]
+
+    monkeypatch.setattr(served.state, "submit", scored)
+    answer = served.post("/v1/rerank", {"query": "a boat", "documents": ["two dogs", "a boat"]}).json()
+    assert [(one["index"], one["relevance_score"]) for one in answer["results"]] == [(1, 1.0), (0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ("data:image/png,abc", "is a data URL"),
+        ("data:text/plain;base64,aGk=", "is a data URL"),
+        (f"data:application/octet-stream;base64,{encoded(picture())}", "is a data URL"),
+        ("ftp://x/y.jpg", "is an address"),
+        ("file:///etc/passwd", "is an address"),
+        ("/etc/passwd", "is the path of a file"),
+        ("C:\\photos\\a.jpg", "is the path of a file"),
+        *((encoded(picture(), kind), "is the base64 of a picture") for kind in ("PNG", "JPEG", "GIF", "WEBP")),
+    ],
+)
+def test_what_is_no_text_is_not_embedded_as_one(served: Running, sent: str, words: str) -> None:
+    for path, body in (
+        ("/v1/embeddings", {"input": sent}),
+        ("/v1/embeddings", {"input": ["a boat", {"text": sent}]}),
+        ("/v1/rerank", {"query": sent, "documents": ["a boat"]}),
+        ("/v1/rerank", {"query": "a boat", "documents": ["a boat", sent]}),
+    ):
+        answer = served.post(path, body)
+        assert error(answer) == "bad_picture"
+        assert words in answer.text
+        assert "write data:image/…;base64,…" in answer.text
+
+
+@pytest.mark.parametrize("text", ["data: boats, dogs", "a boat and/or a dog", "see file:///a, a boat", "/ a boat"])
+def test_texts_with_marks_of_addresses_are_texts(served: Running, text: str) -> None:
+    assert served.post("/v1/embeddings", {"input": text}).status_code == 200
+
+
+@pytest.mark.parametrize("start", ["data:image/png;charset=utf-8;base64,", "DATA:IMAGE/PNG;BASE64,", "data:;base64,"])
+def test_a_data_url_may_have_parameters(served: Running, start: str) -> None:
+    vectors = [
+        served.post("/v1/embeddings", {"input": sent}).json()["data"][0]["embedding"]
+        for sent in (PICTURE, start + encoded(picture()))
+    ]
+    assert np.allclose(*vectors, atol=1e-6)
+
+
 def test_refusals_are_said_in_the_words_of_the_request(served: Running) -> None:
     for body, words in (
         ({"input": []}, "input is empty: send a text"),
@@ -180,6 +290,8 @@ def test_a_single_input_is_a_list_of_one(served: Running) -> None:
     [
         ({"input": [[1, 2, 3]]}, "bad_request", "token ids"),
         ({"input": [1, 2]}, "bad_request", "token ids"),
+        ({"input": [["a"]]}, "bad_request", "input[0]: a text, or an object with one of text"),
+        ({"input": [True]}, "bad_request", "input[0]: input should be a valid string"),
         ({"input": []}, "bad_request", ""),
         ({"input": {"image_url": {"url": "https://example.org/a.png"}}}, "bad_picture", "No address is ever fetched"),
         ({"input": {"image_url": "file:///etc/passwd"}}, "bad_picture", "No address is ever fetched"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from diptych.apps.index.embedding import PORTION, Portion, embed
-from diptych.apps.index.items import KINDS, ItemSource, portions, read_items
+from diptych.apps.index.items import KINDS, Item, ItemSource, portions, read_items
 from diptych.apps.index.neighbours import METHOD_CHOICES, MethodChoice
 from diptych.apps.index.places import find_place
+from diptych.apps.index.presence import presence
 from diptych.apps.index.results import BuildReport
 from diptych.apps.index.store import IndexDescription, Place, Store, Writer, no_index
 from diptych.data.record import BadRecord
@@ -21,6 +24,8 @@ EQUAL = 1 - 1e-5
 """Cosine above which two vectors are of the same picture. Batches of different sizes change a vector by less."""
 NEAR = 5
 """Stored neighbours of a new picture among which its earlier name is looked for."""
+PATTERN = re.compile(r"[*?[]")
+"""What makes a pattern of an id."""
 Progress = Callable[[int, int], None]
 """Receives the number of embedded items and the number of all items."""
 
@@ -58,9 +63,12 @@ def build_index(
 
 
 def add_to_index(
-    place: str | Path, source: ItemSource, predictor: Predictor, progress: Progress | None = None
+    place: str | Path, source: ItemSource, predictor: Predictor, progress: Progress | None = None, prune: bool = False
 ) -> BuildReport:
     """Adds the items of a source that are missing from the index or have changed since they were added.
+
+    With `prune` the items of this source that are gone are removed: pictures whose files are not there any more, and
+    texts of lines that the list does not have any more.
 
     Raises ValueError if there is no complete index, or if another model made it.
     """
@@ -69,13 +77,15 @@ def add_to_index(
     with location.writing(begin=False) as writer:
         description = _complete(writer, location)
         description.model.check(predictor, location.name)
-        return _fill(writer, location, description, source, predictor, progress)
+        return _fill(writer, location, description, source, predictor, progress, prune=prune)
 
 
 def remove_from_index(place: str | Path, ids: Sequence[str]) -> int:
     """Removes pictures and texts from an index, and returns how many remain. The model is not needed.
 
-    Raises ValueError, and removes nothing, if one of the ids is unknown.
+    An id that the index does not hold is a pattern if it has `*`, `?` or `[`, as in `*.png`.
+
+    Raises ValueError, and removes nothing, if one of the ids is unknown, or fits nothing.
     """
     location = find_place(place)
     with location.writing(begin=False) as writer:
@@ -83,10 +93,20 @@ def remove_from_index(place: str | Path, ids: Sequence[str]) -> int:
         writer.begin(description, anew=False)
         writer.drop_unwanted({})
         stored = writer.stored(ids)
-        if missing := [id for id in ids if id not in stored]:
+        all_ids: list[str] | None = None
+        found: dict[str, None] = {}
+        missing = []
+        for id in ids:
+            fitting = [id] if id in stored else []
+            if not fitting and PATTERN.search(id):
+                all_ids = [item.id for item in writer.all_items()] if all_ids is None else all_ids
+                fitting = [known for known in all_ids if fnmatchcase(known, id)]
+            found |= dict.fromkeys(fitting)
+            missing += [] if fitting else [id]
+        if missing:
             more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
             raise ValueError(f"{location.name} holds nothing with the id {missing[0]!r}{more}: nothing was removed")
-        writer.remove(ids)
+        writer.remove(found)
         writer.commit(None)
     store = location.open()
     return sum(store.count(kind) for kind in KINDS)
@@ -94,9 +114,9 @@ def remove_from_index(place: str | Path, ids: Sequence[str]) -> int:
 
 def _fill(
     writer: Writer, place: Place, description: IndexDescription, source: ItemSource, predictor: Predictor,
-    progress: Progress | None, anew: bool = False,
+    progress: Progress | None, anew: bool = False, prune: bool = False,
 ) -> BuildReport:  # fmt: skip
-    """Embeds the items that are not stored yet, and commits them."""
+    """Embeds the items that are not stored yet, removes those that are gone if `prune` is set, and commits this."""
     description, number = description.with_root(_root(source))
     items = read_items(source, description.roots[number].prefix, number)
     notes = items.notes
@@ -125,13 +145,37 @@ def _fill(
             progress(kept + added, len(items.items))
     if not (added or kept):
         raise ValueError(f"none of the {len(items.items)} pictures can be read; the first: {skipped[0]}")
-    writer.remove(renamed)
+    gone: tuple[str, ...] = ()
+    if description.complete and not anew:
+        known = {item.id for item in items.items} | renamed
+        path = expand_home(source) if isinstance(source, str | Path) else Path()
+        lines = f"{description.roots[number].prefix}{path.name}:" if path.is_file() else ""
+        gone = tuple(
+            item.id
+            for item in writer.all_items()
+            if item.source == number and item.id not in known and _is_gone(item, description, lines)
+        )
+    writer.remove(renamed | {*gone} if prune else renamed)
     # A server keeps no list of what was skipped; a folder shows the line in `info`.
     writer.commit([*skipped, *(BadRecord(str(items.root), note) for note in notes)])
     store = place.open()
     counts = {kind: store.count(kind) for kind in KINDS}
     methods = {kind: store.search_method(kind) for kind in KINDS}
-    return BuildReport(place.name, added, kept, tuple(skipped), counts, methods, notes, renamed=len(renamed))
+    return BuildReport(
+        place.name, added, kept, tuple(skipped), counts, methods, notes, len(renamed),
+        () if prune else gone, len(gone) if prune else 0,
+    )  # fmt: skip
+
+
+def _is_gone(item: Item, description: IndexDescription, lines: str) -> bool:
+    """Tells whether an item that its source does not name any more is gone.
+
+    Several lists may lie in the folder of one source, so a picture is gone only if its file is, and a text only if its
+    id begins with `lines`, the name of the list that is read now.
+    """
+    if item.kind == "picture":
+        return presence(item, description.file(item)) == "gone"
+    return bool(lines) and item.id.startswith(lines)
 
 
 def _earlier_names(portion: Portion, store: Store, taken: Set[str]) -> set[str]:

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +199,9 @@ class FolderWriter:
             for table in self._current.tables.values():
                 items = {id: table.items[table.row_of[id]] for id in ids if id in table.row_of} | items
         return items
+
+    def all_items(self) -> Iterable[Item]:
+        return [] if self._current is None else chain.from_iterable(t.items for t in self._current.tables.values())
 
     def add(self, portion: Portion) -> None:
         assert self._description is not None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diptych.apps.index.items import KINDS, Item, Kind
 from diptych.apps.index.places import find_place
+from diptych.apps.index.presence import notes_of_hits, presence
 from diptych.apps.index.results import IndexHit, IndexInfo, SearchResults
 from diptych.apps.index.states import ImageStateCache
 from diptych.apps.index.store import Store
@@ -122,8 +123,9 @@ class Index:
         be no hit. None is the minimum match of the model's calibration; without calibration nothing is left out.
 
         Raises ValueError for k below 1, for a text without words, for re-ranking texts by a text or pictures by a
-        picture, for a `min_match` above 0 without re-ranking, for a kind that the index does not hold, and, when
-        re-ranking, for a picture file that is missing.
+        picture, for a `min_match` above 0 without re-ranking, and for a kind that the index does not hold. Pictures
+        that cannot be opened any more are left out of re-ranking. The result's `notes` say which, and which hits are
+        gone or changed.
         """
         return self.search_many([IndexQuery(query, k, min_match, fold_copies)], of, rerank)[0]
 
@@ -142,11 +144,14 @@ class Index:
             self._candidates(query, vector, of, rerank)
             for query, vector in zip(queries, self._vectors(queries, wanted, states), strict=True)
         ]
+        left_out: list[list[str]] = [[] for _ in queries]
+        if rerank and of == "picture":
+            candidates, left_out = self._openable(candidates)
         scores = self._scores(wanted, states, candidates) if rerank else [None] * len(queries)
         return [
-            self._results(query, of, limit, text, nearest_items, score)
-            for query, limit, text, nearest_items, score in zip(
-                queries, limits, wanted, candidates, scores, strict=True
+            self._results(query, of, limit, text, nearest_items, score, ids)
+            for query, limit, text, nearest_items, score, ids in zip(
+                queries, limits, wanted, candidates, scores, left_out, strict=True
             )
         ]
 
@@ -197,6 +202,36 @@ class Index:
         )  # fmt: skip
         return self._store.items([id for id, _ in near]), [similarity for _, similarity in near]
 
+    def _openable(
+        self, candidates: Sequence[tuple[list[Item], list[float]]]
+    ) -> tuple[list[tuple[list[Item], list[float]]], list[list[str]]]:
+        """Leaves out the pictures that cannot be opened any more, and returns their ids for each query.
+
+        Only those that changed since they were embedded are opened to find out, and are then encoded already.
+        """
+        closed = {item.id for items, _ in candidates for item in items if not self._opens(item)}
+        kept = [
+            (
+                [item for item in items if item.id not in closed],
+                [similarity for item, similarity in zip(items, similarities, strict=True) if item.id not in closed],
+            )
+            for items, similarities in candidates
+        ]
+        return kept, [[item.id for item in items if item.id in closed] for items, _ in candidates]
+
+    def _opens(self, item: Item) -> bool:
+        file = self._store.description.file(item)
+        match presence(item, file):
+            case "there":
+                return True
+            case "gone":
+                return False
+        try:
+            self.states.get([file])
+        except ValueError:
+            return False
+        return True
+
     def _scores(
         self, wanted: Sequence[Query | None], states: State | None, candidates: Sequence[tuple[list[Item], list[float]]]
     ) -> list[tuple[Tensor, Tensor]]:
@@ -211,15 +246,22 @@ class Index:
             ]  # fmt: skip
         listed = [[self._store.description.file(item) for item in items] for items, _ in candidates]
         place = {file: number for number, file in enumerate(dict.fromkeys(file for files in listed for file in files))}
-        return self.predictor.score_queries(
-            self.states.portions(list(place)), [query for query in wanted if query is not None],
-            [[place[file] for file in files] for files in listed],
-            [torch.tensor(similarities) for _, similarities in candidates],
-        )  # fmt: skip
+        queries = [query for query in wanted if query is not None]
+        scored = iter(
+            self.predictor.score_queries(
+                self.states.portions(list(place)),
+                [query for query, files in zip(queries, listed, strict=True) if files],
+                [[place[file] for file in files] for files in listed if files],
+                [torch.tensor(similarities) for _, similarities in candidates if similarities],
+            )
+            if place
+            else ()
+        )
+        return [next(scored) if files else (torch.empty(0), torch.empty(0)) for files in listed]
 
     def _results(
         self, query: IndexQuery, of: Kind, limit: MinMatch, wanted: Query | None,
-        candidates: tuple[list[Item], list[float]], score: tuple[Tensor, Tensor] | None,
+        candidates: tuple[list[Item], list[float]], score: tuple[Tensor, Tensor] | None, left_out: Sequence[str],
     ) -> SearchResults:  # fmt: skip
         """Orders the candidates of a query, and leaves out what is not to be shown."""
         items, similarities = candidates
@@ -237,9 +279,13 @@ class Index:
             copies = named_copies(groups, [hit.id for hit in shown])
             shown = tuple(replace(shown[place], copies=names) for place, names in copies)
         best = hits[0].match if hits else None
+        stored = {item.id: item for item in items}
+        seen = [(hit.id, presence(stored[hit.id], hit.path)) for hit in shown if hit.path is not None]
+        gone, changed = ([id for id, state in seen if state == wanted_state] for wanted_state in ("gone", "changed"))
         return SearchResults(
-            name, shown, self._store.count(of), self._store.search_method(of), unknown, of, limit, best
-        )
+            name, shown, self._store.count(of), self._store.search_method(of), unknown, of, limit, best,
+            notes_of_hits(gone, changed, left_out),
+        )  # fmt: skip
 
     def _hit(self, item: Item, similarity: float, match: float | None) -> IndexHit:
         if item.kind == "picture":

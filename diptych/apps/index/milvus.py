@@ -154,16 +154,18 @@ class MilvusWriter:
     def drop_unwanted(self, wanted: Mapping[str, Item]) -> None:
         if self._description is None or self._description.complete:  # a complete index holds committed items only
             return
-        rows = self._client.query_iterator(self._place.index, batch_size=PORTION, output_fields=FIELDS)
-        unwanted: list[str] = []
-        while batch := rows.next():
-            items = [_item(row) for row in batch]
-            unwanted += [item.id for item in items if wanted.get(item.id) != item]
-        rows.close()
-        self._delete(unwanted)
+        self._delete([item.id for item in self.all_items() if wanted.get(item.id) != item])
 
     def stored(self, ids: Sequence[str]) -> dict[str, Item]:
         return _stored(self._client, self._place, ids)
+
+    def all_items(self) -> Iterable[Item]:
+        rows = self._client.query_iterator(self._place.index, batch_size=PORTION, output_fields=FIELDS)
+        items: list[Item] = []
+        while batch := rows.next():
+            items += [_item(row) for row in batch]
+        rows.close()
+        return items
 
     def add(self, portion: Portion) -> None:
         rows = []

@@ -186,6 +186,10 @@ class PostgresWriter:
             rows = execute(f"SELECT {COLUMNS} FROM {{rows}} WHERE id = ANY(%s)", [list(ids)]).fetchall()
         return {row[0]: Item(*row) for row in rows}
 
+    def all_items(self) -> Iterable[Item]:
+        with self._transaction() as execute:
+            return [Item(*row) for row in execute(f"SELECT {COLUMNS} FROM {{rows}}").fetchall()]
+
     def add(self, portion: Portion) -> None:
         with self._transaction() as execute:
             execute("DELETE FROM {rows} WHERE id = ANY(%s)", [[item.id for item in portion.items]])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.apps.index.items import Kind
+from diptych.apps.index.presence import named
 from diptych.data.record import BadRecord
 from diptych.nn.lowered import Precision
 from diptych.predict.duplicates import copies_noted
@@ -68,10 +69,14 @@ class SearchResults:
     """Items that match with less were left out."""
     best_match: float | None = None
     """The highest probability of a match, whether that item is among the hits or not; None without re-ranking."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the user: which hits are gone or changed, and what re-ranking could not open."""
 
     @property
     def nothing(self) -> str | None:
         """Says that nothing matches; None if there are hits."""
+        if not self.hits and self.best_match is None and self.notes:
+            return f"none of the nearest {self.of}s can be opened"
         return None if self.hits else self.min_match.nothing(self.of, self.best_match)
 
     def __str__(self) -> str:
@@ -86,6 +91,8 @@ class SearchResults:
             lines += ["", self.min_match.note]
         if self.unknown_words:
             lines += ["", f"words the model cannot read: {', '.join(self.unknown_words)}"]
+        if self.notes:
+            lines += ["", *map(printable, self.notes)]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +107,7 @@ class SearchResults:
                 }
                 for hit in self.hits
             ],
-            "unknown_words": list(self.unknown_words),
+            "unknown_words": list(self.unknown_words), "notes": list(self.notes),
         }  # fmt: skip
 
 
@@ -123,11 +130,22 @@ class BuildReport:
     """Remarks for the user, such as why an index was begun anew."""
     renamed: int = 0
     """Number of the added pictures whose file only has another name now. Their earlier names are removed."""
+    gone: tuple[str, ...] = ()
+    """Ids of items of this source that the index holds and the source has no more. They stay unless they are pruned."""
+    pruned: int = 0
+    """Number of such items that were removed."""
 
     def __str__(self) -> str:
         kept = f", {self.kept:,} already there" if self.kept else ""
         renamed = f" ({self.renamed:,} of them renamed)" if self.renamed else ""
         lines = [f"{self.place}: {self.added:,} added{renamed}{kept}", *_contents(self.counts, self.search_methods)]
+        if self.pruned:
+            lines.append(f"{self.pruned:,} removed, which the source has no more")
+        if self.gone:
+            lines.append(
+                f"{len(self.gone):,} in the index, which the source has no more: {printable(named(self.gone))} "
+                "(`diptych index add PLACE SOURCE --prune` removes them)"
+            )
         if self.skipped:
             lines.append(f"{len(self.skipped):,} could not be used:")
             lines += [f"  {error}" for error in self.skipped[:LISTED]]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diptych.data.pictures import file_of
 from diptych.predict import Predictor
 from diptych.search.contract import State
 
@@ -69,11 +70,11 @@ class ImageStateCache:
 
 def _key(file: Path) -> Key:
     try:
-        status = os.stat(file)  # noqa: PTH116 — faster than Path.stat, as in items.py
+        status = os.stat(file_of(str(file)))  # noqa: PTH116 — faster than Path.stat, as in items.py
     except (OSError, ValueError) as error:  # ValueError: no file can have this name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"re-ranking looks at the pictures, and {file} is no longer there ({reason}): put it back, remove "
-            "it with `diptych index remove`, or search without re-ranking"
+            f"re-ranking looks at the pictures, and {file} is no longer there ({reason}): put it back, or "
+            "search without re-ranking"
         ) from error
     return str(file), status.st_size, status.st_mtime_ns

@@ -150,6 +150,10 @@ class Writer(Protocol):
         """Returns those of the items that the index, or an interrupted call, has already stored, by id."""
         ...
 
+    def all_items(self) -> Iterable[Item]:
+        """Returns all items that the index holds, without those of an interrupted call."""
+        ...
+
     def add(self, portion: Portion) -> None:
         """Stores items durably, replacing those with the same ids. Searches may not see them before `commit`."""
         ...

@@ -50,7 +50,7 @@ def build_app(
         title="diptych",
         version=__version__,
         description="Vision-language models over HTTP. Requests and answers are JSON objects. Pictures are sent in "
-        'base64, never as a path or a URL. Every error is {"error": {"code", "message"}}.',
+        'base64, never as a path or a URL. Every error is {"error": {"code", "message", "type", "param"}}.',
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -106,8 +106,7 @@ def _server_routes(state: ServerState) -> APIRouter:
     async def one_model(name: str) -> schemas.ListedModel:
         """Returns a model of the list in the form of OpenAI's API."""
         if name not in (model.name for model in state.pool.models):
-            known = ", ".join(model.name for model in state.pool.models)
-            raise ApiError("unknown_model", f"no model {name[:100]!r} here. There are: {known}")
+            raise state.unknown_model(name)
         return schemas.ListedModel(id=name)
 
     unready: dict[int | str, dict[str, Any]] = {
@@ -294,4 +293,5 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
         searched=results.searched,
         how=results.search_method,
         unknown_words=list(results.unknown_words),
+        notes=list(results.notes),
     )

@@ -23,8 +23,29 @@ from diptych.apps.serve.requests import Inputs
 from diptych.apps.serve.schemas import FirstError, ModelRequest, ModelResponse, Number, Response, Text
 from diptych.apps.serve.state import ServerState
 
-DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40})?;base64,", re.IGNORECASE)
-WEB_ADDRESS = re.compile(r"\s*https?://\S+\s*", re.IGNORECASE)
+DATA_URL = re.compile(
+    r"\s*data:(image/[a-z0-9.+-]{1,40}(;[a-z0-9_.-]{1,40}=[^;,\s]{0,99}){0,9})?;base64,", re.IGNORECASE
+)
+WRITE = "write data:image/…;base64,… for a picture"
+NO_TEXTS = (
+    (
+        re.compile(r"\s*data:[^\s,]{0,999},.*", re.IGNORECASE | re.DOTALL),
+        f"is a data URL, and not one with a picture in base64: {WRITE}, or a text",
+    ),
+    (
+        re.compile(r"\s*[a-z][a-z0-9+.-]{0,20}://\S*\s*", re.IGNORECASE),
+        f"is an address, and no address is ever fetched: {WRITE}, or a text",
+    ),
+    (
+        re.compile(r"\s*(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[a-z0-9+/]{12}.*", re.IGNORECASE | re.DOTALL),
+        f"is the base64 of a picture where a text is expected: {WRITE}",
+    ),
+    (
+        re.compile(r"\s*(~?/|[a-z]:[\\/])\S+\s*", re.IGNORECASE),
+        f"is the path of a file, and no file is ever opened: {WRITE}, or a text",
+    ),
+)
+"""What is no text although it was sent as one, and what to say of it. PNG, JPEG, GIF and WebP are told in base64."""
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 
 # --------------------------------------------------------------------------- requests
@@ -64,6 +85,11 @@ Input = Annotated[
 ]
 
 
+def _are_ids(sent: Any) -> bool:
+    """Tells whether something is a list that begins with a whole number."""
+    return isinstance(sent, list) and bool(sent) and type(sent[0]) is int
+
+
 class EmbeddingsRequest(ModelRequest):
     input: Input = Field(description="A text, a data URL, a part, or a list of them.")
     encoding_format: Literal["float", "base64"] | None = Field(
@@ -78,7 +104,7 @@ class EmbeddingsRequest(ModelRequest):
         sent = values.get("input") if isinstance(values, dict) else None
         if isinstance(values, dict) and "input" in values and (sent is None or sent == []):
             raise ValueError("input is empty: send a text, a data URL with a picture, or a list of them")
-        if isinstance(sent, list) and sent and isinstance(sent[0], int | list):
+        if isinstance(sent, list) and (_are_ids(sent) or (sent and _are_ids(sent[0]))):
             raise ValueError("input holds token ids, of another model's vocabulary: send the texts themselves")
         return values
 
@@ -113,7 +139,9 @@ class RankedDocument(Response):
 
 class RankedItem(Response):
     index: int = Field(description="The place of the document in the request.")
-    relevance_score: Number = Field(description="By match a probability in 0..1, by similarity a cosine in -1..1.")
+    relevance_score: Number = Field(
+        description="In 0..1: by match a probability, by similarity a cosine, or 0 below it."
+    )
     document: RankedDocument | None = Field(None, description="The text, with return_documents.")
 
 
@@ -139,19 +167,20 @@ class Given:
 def given_of(item: str | Part, name: str) -> Given:
     """Reads a text or a picture. Raises ApiError for a picture that is named by its address.
 
-    A text that is nothing but an address is refused as well: whoever sends it means what is there.
+    A text that is nothing but an address or a path, or a picture in base64, is refused as well: whoever sends it means
+    what is there.
 
     >>> given_of("a boat", "input"), given_of("data:image/png;base64,iVBO", "input")
     (Given(content='a boat', is_picture=False), Given(content='iVBO', is_picture=True))
     """
-    if isinstance(text := item if isinstance(item, str) else item.text, str) and WEB_ADDRESS.fullmatch(text):
-        message = f"{name} is an address, and no address is ever fetched: send the picture as a data URL, or a text"
-        raise ApiError("bad_picture", message)
-    if isinstance(item, str):
-        url = DATA_URL.match(item)
-        return Given(item, False) if url is None else Given(item[url.end() :], True)
-    if item.text is not None:
-        return Given(item.text, False)
+    if isinstance(item, str) and (url := DATA_URL.match(item)):
+        return Given(item[url.end() :], True)
+    if (text := item if isinstance(item, str) else item.text) is not None:
+        for kind, reason in NO_TEXTS:
+            if kind.fullmatch(text):
+                raise ApiError("bad_picture", f"{name} {reason}")
+        return Given(text, False)
+    assert isinstance(item, Part)
     sent = item.image_url.url if isinstance(item.image_url, PictureUrl) else item.image_url or item.image or ""
     url = DATA_URL.match(sent)
     if url is None and (item.image is None or ADDRESS.match(sent)):
@@ -206,7 +235,7 @@ def add_compatible_routes(router: APIRouter, state: ServerState, responses: dict
         results = [
             RankedItem(
                 index=index,
-                relevance_score=scores[index],
+                relevance_score=min(max(scores[index], 0.0), 1.0),
                 document=RankedDocument(text=given[index].content)
                 if body.return_documents and not given[index].is_picture
                 else None,

@@ -1,4 +1,7 @@
-"""Gives every error one shape: {"error": {"code": …, "message": …}}."""
+"""Gives every error one shape: {"error": {"code": …, "message": …, "type": …, "param": …}}.
+
+`type` and `param` are what clients of OpenAI's API expect.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 import secrets
 import traceback
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -43,22 +47,44 @@ CODES: dict[str, tuple[int, str]] = {
     "timed_out": (504, "the answer was not ready in time"),
 }
 """The HTTP status and the meaning of each error code."""
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+"""OpenAI's types of the errors of some statuses."""
+SYNONYMS = (
+    ("picture", "pictures", "image", "images", "img"),
+    ("text", "texts", "query", "q", "prompt", "sentence", "sentences"),
+    ("query", "q", "text"),
+    ("input", "inputs", "text", "texts"),
+    ("question", "questions", "query", "text", "texts"),
+    ("hypothesis", "hypotheses", "text", "texts"),
+    ("statement", "statements", "text", "texts"),
+    ("phrase", "phrases", "text", "texts"),
+    ("document", "documents", "passages", "texts"),
+    ("k", "top_k", "topk", "top", "limit", "n", "count", "size"),
+    ("top_n", "k", "top_k", "topk", "top", "limit", "n"),
+    ("min_match", "threshold", "min_score"),
+    ("model", "model_name", "engine"),
+)
+"""Names under which clients send one thing."""
 
 
 class ApiError(Exception):
     """An error that a client receives."""
 
-    def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        """`code` is a key of `CODES`."""
+    def __init__(
+        self, code: str, message: str, headers: Mapping[str, str] | None = None, param: str | None = None
+    ) -> None:
+        """`code` is a key of `CODES`. `param` is the field that is wrong, if it is one."""
         super().__init__(message)
-        self.code, self.status = code, CODES[code][0]
+        self.code, self.status, self.param = code, CODES[code][0], param
         self.headers = dict(headers or {})
 
     def response(self) -> Response:
         # The message may quote what a client sent, and a lone surrogate has no UTF-8.
         message = str(self)[:LONGEST].encode("utf-8", "replace").decode()
-        content = json.dumps({"error": {"code": self.code, "message": message}}, ensure_ascii=False)
-        return Response(content.encode(), self.status, self.headers, "application/json")
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        error = {"code": self.code, "message": message, "type": kind, "param": self.param}
+        content = json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+        return Response(content, self.status, self.headers, "application/json")
 
 
 def failed(error: BaseException) -> ApiError:
@@ -78,8 +104,10 @@ def add_handlers(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, message = HTTP_ERRORS.get(error.status_code, ("bad_request", str(error.detail)))
-        if code == "unknown_path" and (meant := f"/v1{request.url.path}") in app.openapi()["paths"]:
-            message = f"there is nothing at this path: {meant} is meant, so end the base address with /v1"
+        path = request.url.path.rstrip("/")
+        if code == "unknown_path" and (meant := f"/v1/{path.rpartition('/')[2]}") in app.openapi()["paths"]:
+            base = ", so end the base address with /v1" if meant == f"/v1{path}" else ""
+            message = f"there is nothing at this path: {meant} is meant{base}"
         return ApiError(code, message, error.headers).response()
 
     async def on_failure(_: Request, error: Exception) -> Response:
@@ -109,8 +137,25 @@ def is_tag(part: int | str) -> bool:
     return isinstance(part, str) and part.startswith("[") and part.endswith("]")
 
 
-def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
-    """Describes the first of pydantic's errors in words.
+def field_of(details: Sequence[Mapping[str, Any]]) -> str | None:
+    """Returns the field that the first of pydantic's errors is about; None if it is the whole body."""
+    place = details[0]["loc"]
+    return str(place[0])[:100] if place else None
+
+
+def meant_field(name: str, fields: Sequence[str]) -> str | None:
+    """Guesses which field an unknown one stands for.
+
+    >>> meant_field("images", ["model", "pictures"]), meant_field("top_k", ["text", "k"]), meant_field("x", ["k"])
+    ('pictures', 'k', None)
+    """
+    name = name[:40].lower()
+    same = (field for group in SYNONYMS if name in group for field in group if field in fields)
+    return next(same, None) or next(iter(get_close_matches(name, fields, 1, 0.75)), None)
+
+
+def describe(details: Sequence[Mapping[str, Any]], fields: Sequence[str] = (), most: int = 3) -> str:
+    """Describes the first of pydantic's errors in words. `fields` are those of the request.
 
     >>> describe([{"loc": ("texts", 1), "msg": "Input should be a valid string", "type": "string_type"}])
     'texts[1]: input should be a valid string'
@@ -120,6 +165,8 @@ def describe(details: Sequence[Mapping[str, Any]], most: int = 3) -> str:
         parts = [part for part in detail["loc"] if not is_tag(part)]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         message = WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden" and len(parts) == 1 and (meant := meant_field(str(parts[0]), fields)):
+            message = f"there is no such field here: did you mean {meant}?"
         lines.append(f"{field[:100] or 'the body'}: {message[:1].lower()}{message[1:]}")
     more = len(details) - most
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")

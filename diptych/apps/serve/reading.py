@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from diptych.apps.serve.errors import ApiError, describe
+from diptych.apps.serve.errors import ApiError, describe, field_of
 from diptych.apps.serve.limits import Limits
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -32,7 +32,8 @@ def read_request(body: bytes, kind: type[Kind], limits: Limits) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ApiError("bad_request", describe(error.errors(include_url=False, include_input=False))) from None
+        details = error.errors(include_url=False, include_input=False)
+        raise ApiError("bad_request", describe(details, list(kind.model_fields)), param=field_of(details)) from None
 
 
 def write_answer(answer: BaseModel) -> bytes:
@@ -43,15 +44,22 @@ def write_answer(answer: BaseModel) -> bytes:
 def _parsed(body: bytes, limits: Limits) -> object:
     if not body:
         raise ApiError("bad_json", "the body is empty: send a JSON object")
+    encoding = json.detect_encoding(body)
     try:
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        text = body.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError as error:
+        name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
+        message = f"the body is not {name}: byte {error.start:,} belongs to no character. Send JSON in UTF-8"
+        raise ApiError("bad_json", message) from None
+    try:
         _check_size(text, limits)
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ApiError("bad_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
-    except (ValueError, RecursionError):
-        message = "the body cannot be read as JSON: not UTF-8, nested too deeply, or a number too long"
-        raise ApiError("bad_json", message) from None
+    except RecursionError:
+        raise ApiError("bad_json", "the body is nested too deeply: no request needs more than a few levels") from None
+    except ValueError:  # what Python says of integers of thousands of digits
+        raise ApiError("bad_json", "the body holds a number of too many digits") from None
 
 
 def _check_size(text: str, limits: Limits) -> None:

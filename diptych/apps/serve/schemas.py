@@ -144,6 +144,9 @@ class SearchResponse(ModelResponse):
     searched: int = Field(description="Number of pictures, or texts, that were searched.")
     how: str = Field(description="The search method in words, as in: exact, 1,000 vectors.")
     unknown_words: list[str] = Field(description="Words of the text that the model's vocabulary lacks.")
+    notes: list[str] = Field(
+        description="Which hits are gone or changed since they were embedded, and what re-ranking could not open."
+    )
 
 
 # --------------------------------------------------------------------------- task heads
@@ -278,6 +281,8 @@ class Health(Response):
 class ErrorDetail(Response):
     code: str
     message: str
+    type: str = Field(description="The kind of error in OpenAI's words.")
+    param: str | None = Field(description="The field that is wrong, if a field is.")
 
 
 class ErrorResponse(Response):

@@ -49,11 +49,20 @@ class ServerState:
         """Returns the named model, or the best one for an ability. Raises ApiError."""
         model = self._models.get((ability, name))
         if model is None:
-            known = ", ".join(known.name for known in self.pool.models)
-            raise ApiError("unknown_model", f"no model '{name}' here. There are: {known}")
+            raise self.unknown_model(str(name))
         if isinstance(model, str):
             raise ApiError("not_trained", model)
         return model
+
+    def unknown_model(self, name: str) -> ApiError:
+        """Returns the error for a model that is not served, with the one that is meant if only one can be."""
+        known = [model.name for model in self.pool.models]
+        last = name.rstrip("/").rpartition("/")[2]
+        meant = [one for one in known if one.rpartition("/")[2] == last]
+        hint = f": did you mean '{meant[0]}'?" if len(meant) == 1 else "."
+        return ApiError(
+            "unknown_model", f"no model '{name[:100]}' here{hint} There are: {', '.join(known)}", param="model"
+        )
 
     def _find(self, ability: str, name: str | None) -> PooledModel | str:
         """Returns the model, or the reason why there is none, which takes a while to compute."""
