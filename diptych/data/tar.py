@@ -58,7 +58,7 @@ def _check_pax(content: bytes) -> None:
         length, blank, _ = content[place : place + MOST_DIGITS].partition(b" ")
         end = place + int(length) if blank and length.isdigit() else 0
         if not place < end <= len(content) or content[end - 1 : end] != b"\n" or b"=" not in content[place:end]:
-            raise tarfile.ReadError("a malformed pax header")
+            raise tarfile.ReadError("a pax header that is malformed")
         place = end
 
 

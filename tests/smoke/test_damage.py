@@ -229,6 +229,7 @@ def test_nothing_asks_for_the_time_of_day_or_orders_by_the_times_of_files() -> N
     sources = {path: path.read_text() for path in Path(diptych.__file__).parent.rglob("*.py")}
     names = {f"{path.parent.name}/{path.name}" for path, text in sources.items() if clock.search(text)}
     assert names == {
-        "sources/texts.py", "shards/index.py", "shards/cache.py", "index/items.py", "index/states.py",
+        "sources/texts.py", "shards/index.py", "shards/cache.py", "index/items.py", "index/presence.py",
+        "index/states.py",
         "data/tables.py", "pretrained/named.py", "train/trackers.py", "predict/kept_vectors.py", "app/guard.py",
     }  # fmt: skip
