@@ -109,6 +109,18 @@ def pad_texts(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = No
     return Texts(input_ids=input_ids, attention_mask=torch.arange(width)[None, :] < lengths[:, None])
 
 
+def check_different(names: Sequence[str], texts: Texts) -> None:
+    """Raises ValueError for names of which the model reads two as the same tokens, between which it cannot choose."""
+    first: dict[tuple[int, ...], str] = {}
+    for name, ids in zip(names, texts.input_ids.tolist(), strict=True):
+        other = first.setdefault(tuple(ids), name)
+        if other != name:
+            raise ValueError(
+                f"{other!r} and {name!r} are the same to this model, which reads neither case nor words that it does "
+                "not know, nor what lies beyond data.max_words: give names that differ"
+            )
+
+
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     """Collates at least one sample. All pictures must have the same size."""
     assert samples, "a batch needs at least one sample"

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych import catalog
+from diptych.data.collate import check_different
 from diptych.data.loader import evaluation_batch
 from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
@@ -296,7 +297,7 @@ class Predictor:
     def embed_labels(self, labels: Strings, templates: Strings = TEMPLATES) -> Float[Tensor, "L E"]:
         """Computes the vector of each label: the normalised mean of its normalised vectors in all templates.
 
-        Raises ValueError for fewer than two different labels, and for a template without `{}`.
+        Raises ValueError for fewer than two labels that differ for the model, and for a template without `{}`.
         """
         labels, templates = as_strings(labels, "labels").items, as_strings(templates, "templates").items
         if len(set(labels)) < max(2, len(labels)):
@@ -304,7 +305,7 @@ class Predictor:
         for template in templates:
             if "{}" not in template:
                 raise ValueError(f"the template {template!r} has no {{}} for the label")
-        self.texts(labels)  # within a template, a label without words would not show
+        check_different(labels, self.texts(labels))  # within a template, a label without words would not show
         sentences = [template.replace("{}", label) for label in labels for template in templates]
         return F.normalize(self.embed_texts(sentences).view(len(labels), len(templates), -1).mean(1), dim=-1)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.data.answers import SHORTEST, answer_vocabulary, encode_answers
-from diptych.data.collate import pad_texts
+from diptych.data.collate import check_different, pad_texts
 from diptych.data.loader import EvaluationBatch
 from diptych.data.record import Question, has_word
 from diptych.data.submissions import write_vqa
@@ -457,6 +457,8 @@ class VqaDecoding(QuestionAnswering):
         if not listed:
             raise ValueError("task.answers is empty: name the answers to choose from, or set inference=generate")
         candidates = pad_texts(encode_answers(listed, tokenizer), tokenizer.pad_id)
+        if answers:
+            check_different(listed, candidates)
 
         def chosen(batch: Batch, k: int) -> list[list[Answer]]:
             _check_count(k)

@@ -286,6 +286,12 @@ def test_what_is_no_picture_is_named_with_its_place_beside_readable_ones(predict
     assert [error.record for error in errors] == ["picture 1"]
 
 
+@pytest.mark.parametrize("labels", [["a boat", "A Boat"], ["a 红", "a 绿"]])
+def test_labels_that_the_model_reads_alike_are_no_choice(labels: list[str], predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match=f"{labels[0]!r} and {labels[1]!r} are the same to this model"):
+        predictor.classify(painted(0), labels)
+
+
 def test_an_unknown_ability_is_answered_with_the_nearest(predictor: Predictor) -> None:
     for call in (predictor.missing, predictor.ask):
         with pytest.raises(ValueError, match="Did you mean 'entail'"):
