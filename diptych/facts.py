@@ -6,6 +6,7 @@ nothing outside `diptych/tasks` asks which task it deals with.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,17 @@ from diptych.data.record import AnyRecord
 from diptych.schema import Recipe
 
 # --------------------------------------------------------------------------- abilities
+
+
+def as_count(k: Any, of: str) -> int:
+    """Takes a number of results, of pictures for example. Raises ValueError for what is no whole number from 1 on."""
+    try:
+        count = operator.index(k)
+    except TypeError:
+        raise ValueError(f"k is {k!r}: give a whole number of {of}s") from None
+    if count < 1:
+        raise ValueError(f"k is {count}: ask for at least one {of}")
+    return count
 
 
 @dataclass(frozen=True)

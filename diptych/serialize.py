@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -354,6 +354,15 @@ def unknown_name(group: Any, key: str, above: tuple[str, ...]) -> str:
     suggestion = f" Did you mean {' or '.join('.'.join((*above, name)) for name in nearest)}?" if nearest else ""
     level = f" in '{'.'.join(above)}'" if above else ""
     return f"unknown name '{key}'{level}.{suggestion} Known there: {', '.join(sorted(known))}"
+
+
+def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the innermost fields of a plain recipe, or of a group of it, by their dotted names."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _leaves(group: Any) -> list[str]:

@@ -116,8 +116,8 @@ def check_different(names: Sequence[str], texts: Texts) -> None:
         other = first.setdefault(tuple(ids), name)
         if other != name:
             raise ValueError(
-                f"{other!r} and {name!r} are the same to this model, which reads neither case nor words that it does "
-                "not know, nor what lies beyond data.max_words: give names that differ"
+                f"{other!r} and {name!r} are the same to this model: they differ only in case, in words that it does "
+                "not know, or beyond data.max_words. Give names that differ"
             )
 
 

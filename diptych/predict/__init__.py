@@ -4,9 +4,9 @@ model = load("runs/demo")
 print(search_folder(model, "a fox left of a red car", "pictures"))
 """
 
-from diptych.facts import Answer, Choice
+from diptych.facts import Answer, Choice, as_count
 from diptych.predict.folder import SearchResult, search_folder
-from diptych.predict.inputs import Picture, Pictures, Strings, as_count, prepare_texts, unknown_words
+from diptych.predict.inputs import Picture, Pictures, Strings, prepare_texts, unknown_words
 from diptych.predict.loading import is_own, load, make_predictor
 from diptych.predict.model_pool import ModelPool, PooledModel
 from diptych.predict.predictor import Predictor

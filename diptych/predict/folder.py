@@ -13,8 +13,9 @@ from torch import Tensor
 from diptych.data.files import names_below
 from diptych.data.picture_kinds import SUFFIXES, PassedOver, is_picture
 from diptych.data.record import BadRecord
+from diptych.facts import as_count
 from diptych.predict.duplicates import SPARE, copies_noted, fold, named_copies
-from diptych.predict.inputs import Picture, as_count, unknown_words
+from diptych.predict.inputs import Picture, unknown_words
 from diptych.predict.kept_vectors import KeptVectors
 from diptych.predict.predictor import Predictor
 from diptych.predict.queries import read_query

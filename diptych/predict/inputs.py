@@ -165,17 +165,6 @@ def as_strings(texts: Any, name: str = "texts") -> Inputs[str]:
     return inputs
 
 
-def as_count(k: Any, of: str) -> int:
-    """Takes a number of results, of pictures for example. Raises ValueError for what is no whole number from 1 on."""
-    try:
-        count = operator.index(k)
-    except TypeError:
-        raise ValueError(f"k is {k!r}: give a whole number of {of}s") from None
-    if count < 1:
-        raise ValueError(f"k is {count}: ask for at least one {of}")
-    return count
-
-
 def as_places(pairs: Any) -> list[tuple[int, int]]:
     """Takes pairs of whole numbers. Raises ValueError for anything else."""
     try:

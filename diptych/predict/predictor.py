@@ -24,7 +24,7 @@ from diptych.data.loader import evaluation_batch
 from diptych.data.record import BadRecord
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import EvaluationTransform
-from diptych.facts import Ability, Answer, Choice, Option
+from diptych.facts import Ability, Answer, Choice, Option, as_count
 from diptych.nn.lowered import Precision
 from diptych.predict.inputs import (
     Boxes,
@@ -33,7 +33,6 @@ from diptych.predict.inputs import (
     Pictures,
     Strings,
     as_boxes,
-    as_count,
     as_list,
     as_pictures,
     as_places,

@@ -9,7 +9,6 @@ k candidates or answers kept, L words of the longest, A answers of a closed set.
 from __future__ import annotations
 
 import math
-import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from diptych.data.loader import EvaluationBatch
 from diptych.data.record import Question, has_word
 from diptych.data.submissions import write_vqa
 from diptych.data.tokenizer import Tokenizer
-from diptych.facts import COMMONEST, Ability, Answer, Argument, Option, Submission, TaskReport
+from diptych.facts import COMMONEST, Ability, Answer, Argument, Option, Submission, TaskReport, as_count
 from diptych.losses.answers import answer_losses, closed_set_loss, closed_set_score, weighted_answer_loss
 from diptych.losses.distillation import alpha_at
 from diptych.metrics.accuracy import Estimate
@@ -186,15 +185,6 @@ def _people(record: Question, people: int = 10) -> Sequence[str]:
     for answer in by_remainder[: people - sum(counts.values())]:
         counts[answer] += 1
     return [answer for answer, count in counts.items() for _ in range(count)]
-
-
-def _check_count(k: Any) -> None:
-    try:
-        count = operator.index(k)
-    except TypeError:
-        raise ValueError(f"k is {k!r}: give a whole number of answers") from None
-    if count < 1:
-        raise ValueError(f"k is {k}: ask for at least one answer")
 
 
 def _named(answers: Sequence[str], places: Int[Tensor, "B k"], values: Float[Tensor, "B k"]) -> list[list[Answer]]:
@@ -461,7 +451,7 @@ class VqaDecoding(QuestionAnswering):
             check_different(listed, candidates)
 
         def chosen(batch: Batch, k: int) -> list[list[Answer]]:
-            _check_count(k)
+            k = as_count(k, "answer")
             ranked = self.rank(batch, to_device(candidates, batch.pixels.device), max(k, self.config.candidates))
             return _named(listed, ranked.index[:, :k], ranked.probability[:, :k])
 
@@ -469,7 +459,7 @@ class VqaDecoding(QuestionAnswering):
 
     def _written(self, batch: Batch, k: int, tokenizer: Tokenizer) -> list[list[Answer]]:
         """Writes the k likeliest answers. Beams that spell the same text count once, by the likeliest."""
-        _check_count(k)
+        k = as_count(k, "answer")
         generated = self.generate(batch, max(k, self.config.beams))
         answers = []
         for ids, probabilities in zip(generated.ids.tolist(), generated.probability.tolist(), strict=True):
@@ -570,7 +560,7 @@ class VqaClosedSet(QuestionAnswering):
 
         @torch.no_grad()
         def chosen(batch: Batch, k: int) -> list[list[Answer]]:
-            _check_count(k)
+            k = as_count(k, "answer")
             # By logits: probabilities near 1 are equal long before the logits are.
             top = self.logits(batch).sort(dim=1, descending=True, stable=True)
             return _named(self.config.answers, top.indices[:, :k], top.values[:, :k].sigmoid())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from diptych.checkpoints import store
 from diptych.data.tokenizer import Tokenizer
-from diptych.serialize import from_dict
+from diptych.serialize import from_dict, leaves
 from diptych.task import Task
 from diptych.writing import write_text
 
@@ -129,21 +129,13 @@ def start_from(task: Task, origin: Path | str, tokenizer: Tokenizer) -> Start:
 
 def _differences(origin: Any, model: Any) -> str:
     """Says in which settings the stored model differs from this one, for an error about its weights."""
-    theirs, ours = (dict(_leaves(asdict(config))) for config in (origin, model.config))
+    theirs, ours = (dict(leaves(asdict(config))) for config in (origin, model.config))
     differing = [
         f"model.{name}={value} (here {ours[name]})"
         for name, value in theirs.items()
         if ours.get(name, value) != value and not name.endswith("vocab_size")  # tokenizers were compared before
     ]
     return f"\n  The stored model has {', '.join(differing)}" if differing else ""
-
-
-def _leaves(group: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in group.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def record_start(folder: Path, task: Task, start: Start | None, borrowed: str = "") -> None:

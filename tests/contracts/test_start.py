@@ -261,6 +261,8 @@ def test_another_size_or_an_absent_part_stops_the_run(run: Path, tmp_path: Path)
         start_from(build(2, deeper), run, WORDS)
     with pytest.raises(ValueError, match=r"unknown model\.vision\.blocks\.1\."):
         start_from(build(2, recipe()), save(tmp_path / "deep", deeper, values(build(1, deeper))), WORDS)
+    with pytest.raises(ValueError, match=r"The stored model has model\.vision\.depth=1 \(here 2\)$"):
+        start_from(build(2, deeper), run, WORDS)
     wider = recipe(EntailmentConfig(), model__embed_dim=64)
     with pytest.raises(ValueError, match=r"the model's is \(64, 16\)"):
         start_from(build(2, wider), run, WORDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from diptych import catalog
 from diptych.predict import Predictor
 from diptych.schema import DataConfig, Recipe
-from diptych.serialize import KIND, to_dict
+from diptych.serialize import KIND, leaves, to_dict
 
 PAPERS = {"albef": ("ALBEF", "2107.07651"), "vlmo": ("VLMo", "2111.02358")}
 NO_SCORES = ("unit", "examples", "labelled", "images", "texts", "split", "checkpoint", "task", "changed")
@@ -117,22 +117,13 @@ def command_of(recipe: Recipe) -> str | None:
     """Returns `diptych train NAME …` with every field that differs from that recipe; None for an unknown recipe."""
     if recipe.name not in catalog.RECIPES:
         return None
-    default = dict(_leaves(to_dict(catalog.RECIPES[recipe.name]())))
-    fields = dict(_leaves(to_dict(recipe)))
+    default = dict(leaves(to_dict(catalog.RECIPES[recipe.name]())))
+    fields = dict(leaves(to_dict(recipe)))
     if any(default.get(name) != fields.get(name) for name in (f"model.{KIND}", f"task.{KIND}")):
         return None
     changes = {name: _typed(value) for name, value in fields.items() if value != default.get(name)}
     words = [f"{name}={value}" for name, value in changes.items() if len(value) <= LONG]
     return " ".join(["diptych train", recipe.name, *words])
-
-
-def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the innermost fields by their dotted names."""
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _typed(value: Any) -> str:
