@@ -322,6 +322,6 @@ def prepare_texts(texts: Sequence[str], tokenizer: Tokenizer, config: DataConfig
 
 
 def unknown_words(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Finds the words that the tokenizer can only read as [UNK]."""
-    words = clean_caption(text, max_words=len(text)).split()
-    return tuple(word for word in words if tokenizer.unk_id in tokenizer.encode([word])[0])
+    """Finds the words that the tokenizer can only read as [UNK], each once, in the order of the text."""
+    words = list(dict.fromkeys(clean_caption(text, max_words=len(text)).split()))
+    return tuple(word for word, ids in zip(words, tokenizer.encode(words), strict=True) if tokenizer.unk_id in ids)

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from diptych.pretrained.assemble import LAYOUTS, family_of
 from diptych.pretrained.family import Options
 from diptych.pretrained.fetch import Unavailable, fetch, finish, is_partly_here, locked, set_aside
 from diptych.pretrained.formats import read, recognise, spell
-from diptych.pretrained.published import HUB, PUBLISHED, STARTS, Published, nearest, parts
+from diptych.pretrained.published import HUB, JOIN, PUBLISHED, STARTS, Published, nearest, parts
 from diptych.reading import expand_home
 from diptych.schema import AlbefConfig, Recipe
 from diptych.serialize import from_dict
@@ -411,9 +412,24 @@ def _words(entries: Sequence[Published], files: Sequence[Path]) -> Path:
 
 
 def _check_spelling(name: str) -> None:
-    """Raises ValueError for what is nearly a name of published weights."""
+    """Raises ValueError for what is meant as a name of published weights and is none.
+
+    That is what is nearly a name, what joins names by a plus sign, and what begins as a name does or has a prefix.
+    """
+    known = "`diptych weights` lists the published weights"
     if near := nearest(name):
-        raise ValueError(f"{name} does not exist. Did you mean {near}? `diptych weights` lists the published weights")
+        raise ValueError(f"{name} does not exist. Did you mean {near}? {known}")
+    pieces = name.split(JOIN)
+    unknown = [piece for piece in pieces if parts(JOIN.join((piece, piece))) is None]
+    if len(unknown) < len(pieces):
+        raise ValueError(
+            f"{name}: {' and '.join(unknown)} is neither published weights nor OWNER/NAME on a hub. {known}"
+        )
+    if match := re.fullmatch(r"(\w{2,})(?:-[\w.-]*|:(.*))", name):
+        if match[2] is not None:
+            raise ValueError(f"{name}: names have no prefix {match[1]}:. Weights on the Hub are OWNER/NAME; {known}")
+        if match[1].lower() in {entry.partition("-")[0] for entry in PUBLISHED}:
+            raise ValueError(f"{name} is neither a folder nor the name of published weights: {known}")
 
 
 def _with_needs(message: str, entries: Sequence[Published]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from diptych import catalog
@@ -160,6 +161,23 @@ def _first_tokenizer(recipe: Recipe, source: AnySource, folder: Path) -> Tokeniz
         return Tokenizer.load(own.tokenizer)
     if recipe.init_from and not recipe.tokenizer.vocabulary:
         origin = store.load_from(locate(recipe.init_from))
-        if catalog.record_kind(from_dict(origin.recipe).task) is not Picture:
-            return Tokenizer.load(origin.tokenizer)
+        theirs = from_dict(origin.recipe)
+        if catalog.record_kind(theirs.task) is not Picture:
+            tokenizer = Tokenizer.load(origin.tokenizer)
+            for line in _unused_settings(recipe, tokenizer, theirs.tokenizer.size):
+                say(line)
+            return tokenizer
     return make_tokenizer(recipe, source)
+
+
+def _unused_settings(recipe: Recipe, tokenizer: Tokenizer, size: int) -> Iterator[str]:
+    """Names what the recipe says of the tokenizer and the one that is taken from another run contradicts."""
+    own = recipe.tokenizer
+    differs = {
+        "size": own.size not in (size, tokenizer.vocab_size),
+        "separator": own.separator != tokenizer.separator,
+        "lowercase": own.lowercase != tokenizer.lowercase,
+    }
+    for name in (name for name, differ in differs.items() if differ):
+        value = str(getattr(own, name)).lower()
+        yield f"tokenizer.{name}={value} has no effect: the tokenizer of {recipe.init_from} is taken as it is"

@@ -12,6 +12,7 @@ from diptych.catalog import find_recipe
 from diptych.data.record import Question, Referring
 from diptych.recipes.override import override
 from diptych.run import train
+from diptych.run import training as training_room
 from diptych.run import validation as validation_room
 from diptych.run.evaluation import changed
 from diptych.run.splits import with_answers
@@ -61,6 +62,16 @@ def test_the_words_of_answers_are_learnt_too() -> None:
     answers_too, without = (make_tokenizer(recipe(), Shown(some)) for some in (ASKED, unasked))
     assert len(answers_too.pieces("zebu")) == 1
     assert len(without.pieces("zebu")) > 1
+
+
+def test_settings_of_a_tokenizer_that_is_taken_from_another_run_are_named() -> None:
+    asked = recipe(init_from="runs/a", tokenizer__size=300, tokenizer__separator=True)
+    assert list(training_room._unused_settings(asked, TOKENIZER, size=2000)) == [
+        "tokenizer.size=300 has no effect: the tokenizer of runs/a is taken as it is",
+        "tokenizer.separator=true has no effect: the tokenizer of runs/a is taken as it is",
+    ]
+    for size in (2000, TOKENIZER.vocab_size):
+        assert not list(training_room._unused_settings(recipe(tokenizer__size=size), TOKENIZER, size=2000))
 
 
 @pytest.mark.parametrize("name", ["albef_tiny_vqa", "albef_tiny_vqa_closed"])

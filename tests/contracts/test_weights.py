@@ -237,6 +237,23 @@ def test_a_mistyped_name_gets_the_right_one(site: Site, name: str) -> None:
     assert not site.asked
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("albef-99m", "albef-99m is neither a folder nor the name of published weights"),
+        ("deit-base+mine", "deit-base.mine: mine is neither published weights nor OWNER/NAME"),
+        ("timm:vit", "names have no prefix timm:"),
+        ("hf:facebook/dinov2-base", "names have no prefix hf:"),
+        ("runs-1", "runs-1 does not exist: name a run folder"),
+        ("runs/demo:2", "runs/demo:2 does not exist: name a run folder"),
+    ],
+)
+def test_what_is_meant_as_a_name_and_is_none_is_told_from_a_folder(site: Site, name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        diptych.load(name)
+    assert not site.asked
+
+
 def test_the_list_says_what_is_here(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", "bert-base"]) == 0
     capsys.readouterr()

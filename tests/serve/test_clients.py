@@ -234,6 +234,31 @@ def test_what_is_no_text_is_not_embedded_as_one(served: Running, sent: str, word
         assert error(answer) == "bad_picture"
         assert words in answer.text
         assert "write data:image/…;base64,…" in answer.text
+    for path, body in (
+        ("/v1/embed", {"texts": ["a boat", sent]}),
+        ("/v1/match", {"pictures": [encoded(picture())], "texts": [sent]}),
+        ("/v1/search", {"text": sent}),
+        ("/v1/answer", {"picture": encoded(picture()), "questions": [sent]}),
+        ("/v1/locate", {"picture": encoded(picture()), "phrases": [sent]}),
+    ):
+        answer = served.post(path, body)
+        assert error(answer) == "bad_text"
+        assert answer.json()["error"]["message"].split("[")[0].split()[0] == list(body)[-1], path
+
+
+def test_every_answer_names_the_words_that_the_model_cannot_read(served: Running) -> None:
+    image = encoded(picture())
+    for path, body in (
+        ("/v1/embed", {"texts": ["a boat", "a 狐 and a 狐"]}),
+        ("/v1/match", {"texts": ["a 狐"], "pictures": [image]}),
+        ("/v1/search", {"text": "a 狐"}),
+        ("/v1/entail", {"picture": image, "hypotheses": ["a boat", "a 狐"]}),
+        ("/v1/locate", {"picture": image, "phrases": ["a 狐"]}),
+        ("/v1/embeddings", {"input": ["a 狐"]}),
+        ("/v1/rerank", {"query": "a 狐", "documents": ["a boat"]}),
+    ):
+        assert served.post(path, body).json()["unknown_words"] == ["狐"], path
+    assert served.post("/v1/embed", {"texts": ["a boat"], "pictures": [image]}).json()["unknown_words"] == []
 
 
 @pytest.mark.parametrize("text", ["data: boats, dogs", "a boat and/or a dog", "see file:///a, a boat", "/ a boat"])

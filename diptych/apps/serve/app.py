@@ -194,7 +194,9 @@ def _model_routes(state: ServerState) -> APIRouter:
             preparer.pictures_and_texts, model.predictor, body.pictures, body.texts, pictures=len(body.pictures)
         )
         pictures, texts = await state.submit(request, calls.Embed(model), inputs)
-        return schemas.EmbedResponse(model=model.name, pictures=pictures, texts=texts)
+        return schemas.EmbedResponse(
+            model=model.name, unknown_words=inputs.unknown_words, pictures=pictures, texts=texts
+        )
 
     @router.post("/match", responses=documented(*MODEL_ERRORS))
     async def match(body: schemas.MatchRequest, request: Request) -> schemas.MatchResponse:
@@ -203,7 +205,7 @@ def _model_routes(state: ServerState) -> APIRouter:
         preparer.check_pairs(len(body.pictures), len(body.texts))
         inputs = await state.prepare(preparer.pictures_and_texts, model.predictor, body.pictures, body.texts)
         probabilities = await state.submit(request, calls.Match(model), inputs)
-        return schemas.MatchResponse(model=model.name, probabilities=probabilities)
+        return schemas.MatchResponse(model=model.name, unknown_words=inputs.unknown_words, probabilities=probabilities)
 
     @router.post("/search", responses=documented(*MODEL_ERRORS, "no_index"))
     async def search(body: schemas.SearchRequest, request: Request) -> schemas.SearchResponse:
@@ -222,7 +224,7 @@ def _model_routes(state: ServerState) -> APIRouter:
         size, inputs = await state.prepare(preparer.to_locate, model.predictor, body.picture, body.phrases)
         located = await state.submit(request, calls.Locate(model), inputs)
         results = await state.prepare(preparer.located, model.predictor, body, size, located)
-        return schemas.LocateResponse(model=model.name, results=results)
+        return schemas.LocateResponse(model=model.name, unknown_words=inputs.unknown_words, results=results)
 
     add_compatible_routes(router, state, documented(*MODEL_ERRORS))
     return router
@@ -240,10 +242,17 @@ def _add_ability(router: APIRouter, state: ServerState, ability: Ability) -> Non
             options[name] = None if options[name] is None else tuple(options[name])
             state.preparer.check_texts(options[name] or (), name)
         pictures = {picture.field: getattr(body, picture.field) for picture in ability.pictures}
-        texts = getattr(body, ability.text.field) if ability.text is not None else ()
-        inputs = await state.prepare(state.preparer.texts_about, model.predictor, pictures, texts)
+        field = "texts" if ability.text is None else ability.text.field
+        texts = getattr(body, field, ())
+        inputs = await state.prepare(state.preparer.texts_about, model.predictor, pictures, texts, field)
         results = await state.submit(request, calls.CallHead(model, ability.name, tuple(options.items())), inputs)
-        return response_type.model_validate({"model": model.name, "results": [to_item(result) for result in results]})
+        return response_type.model_validate(
+            {
+                "model": model.name,
+                "unknown_words": inputs.unknown_words,
+                "results": [to_item(result) for result in results],
+            }
+        )
 
     endpoint.__annotations__ = {"body": request_type, "request": Request, "return": response_type}
     router.add_api_route(
@@ -273,7 +282,7 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
     try:
         results = await state.batcher.submit(
             calls.Search(state.index, body.of, body.rerank),
-            calls.SearchInputs(inputs.pictures, inputs.texts, body.k, body.min_match),
+            calls.SearchInputs(inputs.pictures, inputs.texts, k=body.k, min_match=body.min_match),
             request.state.expected,
         )
     except QueryError as error:
@@ -292,6 +301,6 @@ async def _search(state: ServerState, body: schemas.SearchRequest, request: Requ
         calibrated=results.min_match.calibrated,
         searched=results.searched,
         how=results.search_method,
-        unknown_words=list(results.unknown_words),
+        unknown_words=results.unknown_words,
         notes=list(results.notes),
     )

@@ -22,30 +22,11 @@ from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.requests import Inputs
 from diptych.apps.serve.schemas import FirstError, ModelRequest, ModelResponse, Number, Response, Text
 from diptych.apps.serve.state import ServerState
+from diptych.apps.serve.texts import why_no_text
 
 DATA_URL = re.compile(
     r"\s*data:(image/[a-z0-9.+-]{1,40}(;[a-z0-9_.-]{1,40}=[^;,\s]{0,99}){0,9})?;base64,", re.IGNORECASE
 )
-WRITE = "write data:image/…;base64,… for a picture"
-NO_TEXTS = (
-    (
-        re.compile(r"\s*data:[^\s,]{0,999},.*", re.IGNORECASE | re.DOTALL),
-        f"is a data URL, and not one with a picture in base64: {WRITE}, or a text",
-    ),
-    (
-        re.compile(r"\s*[a-z][a-z0-9+.-]{0,20}://\S*\s*", re.IGNORECASE),
-        f"is an address, and no address is ever fetched: {WRITE}, or a text",
-    ),
-    (
-        re.compile(r"\s*(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[a-z0-9+/]{12}.*", re.IGNORECASE | re.DOTALL),
-        f"is the base64 of a picture where a text is expected: {WRITE}",
-    ),
-    (
-        re.compile(r"\s*(~?/|[a-z]:[\\/])\S+\s*", re.IGNORECASE),
-        f"is the path of a file, and no file is ever opened: {WRITE}, or a text",
-    ),
-)
-"""What is no text although it was sent as one, and what to say of it. PNG, JPEG, GIF and WebP are told in base64."""
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 
 # --------------------------------------------------------------------------- requests
@@ -176,9 +157,8 @@ def given_of(item: str | Part, name: str) -> Given:
     if isinstance(item, str) and (url := DATA_URL.match(item)):
         return Given(item[url.end() :], True)
     if (text := item if isinstance(item, str) else item.text) is not None:
-        for kind, reason in NO_TEXTS:
-            if kind.fullmatch(text):
-                raise ApiError("bad_picture", f"{name} {reason}")
+        if reason := why_no_text(text):
+            raise ApiError("bad_picture", f"{name} {reason}: write data:image/…;base64,… for a picture")
         return Given(text, False)
     assert isinstance(item, Part)
     sent = item.image_url.url if isinstance(item.image_url, PictureUrl) else item.image_url or item.image or ""
@@ -207,7 +187,12 @@ def add_compatible_routes(router: APIRouter, state: ServerState, responses: dict
             EmbeddingItem(index=index, embedding=_base64(vector) if body.encoding_format == "base64" else vector)
             for index, vector in enumerate(vectors)
         ]
-        return EmbeddingsResponse(model=model.name, data=data, usage=Usage(prompt_tokens=tokens, total_tokens=tokens))
+        return EmbeddingsResponse(
+            model=model.name,
+            data=data,
+            usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+            unknown_words=inputs.unknown_words,
+        )
 
     @router.post("/rerank", responses=responses)
     async def rerank(body: RerankRequest, request: Request) -> RerankResponse:
@@ -247,6 +232,7 @@ def add_compatible_routes(router: APIRouter, state: ServerState, responses: dict
             results=results,
             scored_by="match" if by_match else "similarity",
             usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+            unknown_words=inputs.unknown_words,
         )
 
 

@@ -15,8 +15,9 @@ from diptych.apps.serve.errors import ApiError
 from diptych.apps.serve.limits import Limits
 from diptych.apps.serve.pictures import HeatCanvas, charge_upload, open_upload
 from diptych.apps.serve.requests import Inputs, at_size
+from diptych.apps.serve.texts import why_no_text
 from diptych.apps.serve.workers import Work
-from diptych.predict import Located, Predictor
+from diptych.predict import Located, Predictor, unknown_words
 from diptych.tasks.grounding import boxes_config, check_within, find_box
 
 FARTHEST, NARROWEST = 1_000_000, 1e-3
@@ -55,6 +56,10 @@ class InputPreparer:
             raise ApiError("bad_text", message)
         if predictor is None:
             return 0
+        if reason := why_no_text(text):
+            raise ApiError(
+                "bad_text", f"{name} {reason}: send words here, and a picture in base64 in a field for pictures"
+            )
         try:
             return int(predictor.texts(text).attention_mask.sum())
         except ValueError as error:
@@ -88,21 +93,21 @@ class InputPreparer:
         self.check_texts(texts, text_field, predictor)
         self.check_count(len(pictures), picture_field)
         named = [(f"{picture_field}[{position}]", content) for position, content in enumerate(pictures)]
-        return Inputs(opened(named, work, predictor), tuple(texts))
+        return _inputs(opened(named, work, predictor), texts, predictor)
 
     def named(
         self, work: Work, predictor: Predictor, pictures: Mapping[str, str], texts: Mapping[str, str]
     ) -> tuple[Inputs, int]:
         """Prepares pictures and texts by their names in messages, and counts the tokens of the texts."""
         tokens = sum(self.check_text(text, name, predictor) for name, text in texts.items())
-        return Inputs(opened(pictures.items(), work, predictor), tuple(texts.values())), tokens
+        return _inputs(opened(pictures.items(), work, predictor), tuple(texts.values()), predictor), tokens
 
     def texts_about(
-        self, work: Work, predictor: Predictor, pictures: Mapping[str, str], texts: Sequence[str]
+        self, work: Work, predictor: Predictor, pictures: Mapping[str, str], texts: Sequence[str], text_field: str
     ) -> Inputs:
         """Prepares texts that share the same pictures. `pictures` maps the names of fields to their contents."""
-        self.check_texts(texts, "texts", predictor)
-        return Inputs(opened(pictures.items(), work, predictor), tuple(texts))
+        self.check_texts(texts, text_field, predictor)
+        return _inputs(opened(pictures.items(), work, predictor), texts, predictor)
 
     def to_locate(
         self, work: Work, predictor: Predictor, picture: str, phrases: Sequence[str]
@@ -113,7 +118,7 @@ class InputPreparer:
         # Each map is enlarged to the picture's size. This is charged here, before a model computes the maps.
         work.spend(width * height * len(phrases), f"{len(phrases)} phrases in a picture of this size")
         upright = open_upload(picture, "picture", work)
-        return upright.size, Inputs((at_size(upright, predictor),), tuple(phrases))
+        return upright.size, _inputs((at_size(upright, predictor),), phrases, predictor)
 
     # ------------------------------------------------------------------ after the model
 
@@ -150,3 +155,7 @@ def opened(pictures: Iterable[tuple[str, str]], work: Work, predictor: Predictor
     for name, content in pictures:
         charge_upload(content, name, work)
     return tuple(at_size(open_upload(content, name, work), predictor) for name, content in pictures)
+
+
+def _inputs(pictures: tuple[Image.Image, ...], texts: Sequence[str], predictor: Predictor) -> Inputs:
+    return Inputs(pictures, tuple(texts), unknown_words(" ".join(texts), predictor.tokenizer))

@@ -29,6 +29,8 @@ class Inputs:
 
     pictures: tuple[Image.Image, ...] = ()
     texts: tuple[str, ...] = ()
+    unknown_words: tuple[str, ...] = ()
+    """Words of the texts that the model's vocabulary lacks."""
 
 
 @runtime_checkable

@@ -65,6 +65,9 @@ class ModelResponse(Response):
     """Base of answers of a model."""
 
     model: str = Field(description="The model that answered, by its name in /v1/models.")
+    unknown_words: tuple[str, ...] = Field(
+        (), description="Words of the request's texts that the model's vocabulary lacks, which it cannot read."
+    )
 
 
 # --------------------------------------------------------------------------- vectors and pairs
@@ -143,7 +146,6 @@ class SearchResponse(ModelResponse):
     )
     searched: int = Field(description="Number of pictures, or texts, that were searched.")
     how: str = Field(description="The search method in words, as in: exact, 1,000 vectors.")
-    unknown_words: list[str] = Field(description="Words of the text that the model's vocabulary lacks.")
     notes: list[str] = Field(
         description="Which hits are gone or changed since they were embedded, and what re-ranking could not open."
     )
