@@ -258,12 +258,16 @@ def with_image_ids(record: Any, names: Mapping[str, str]) -> Any:
 class BadRecord(ValueError):
     """Says why a record cannot be used. `reason` is a short fixed phrase to count by; the message names the record.
 
-    The message is safe to print. `record` and `detail` are as they were found.
+    The message is safe to print, and names the record once. `record` and `detail` are as they were found.
+
+    >>> str(BadRecord("a.jpg", "not a picture", "a.jpg: a web page"))
+    'a.jpg: not a picture (a web page)'
     """
 
     def __init__(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
         """`count` is the number of records that the error stands for, where a whole file of them is lost."""
-        super().__init__(f"{printable(record)}: {reason}" + (f" ({printable(detail)})" if detail else ""))
+        said = "" if detail == record else detail.removeprefix(f"{record}: ")  # the message begins with it already
+        super().__init__(f"{printable(record)}: {reason}" + (f" ({printable(said)})" if said else ""))
         self.record = record
         self.reason = reason
         self.detail = detail
