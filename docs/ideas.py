@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from math import ceil, floor, log10
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,7 +23,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ablations"
 PAGE = HERE / "ideas.md"
 PICTURES = HERE / "pictures"
-SEVERAL = ("compositions", "depth", "views", "pseudo", "audit")
+SEVERAL = ("compositions", "towers", "views", "pseudo", "audit")
 """Beginnings of the names of files whose runs no ablation compares. Each has a part of the page of its own."""
 LEVEL = 0.05
 MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -40,8 +41,8 @@ def filled(page: str) -> str:
 def _part(name: str) -> str:
     if name == "compositions":
         return compositions()
-    if name == "depth":
-        return depth()
+    if name == "towers":
+        return towers()
     if name == "views":
         return views()
     if name == "pseudo":
@@ -211,37 +212,56 @@ def _is_read(runs: Mapping[str, Mapping[str, float]], kind: str, score: str) -> 
     return all(interval is not None and interval.low > 0 for interval in intervals)
 
 
-# --------------------------------------------------------------------------- how deep to re-rank
+# --------------------------------------------------------------------------- two towers, one tower, or both
 
 WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
-def depth() -> str:
-    """Writes the table of the numbers of candidates from the files of `python -m benchmarks.depth`."""
-    stored = {
-        system: json.loads(file.read_text(encoding="utf-8"))
-        for system in SYSTEMS
-        if (file := RESULTS / f"depth_{system}.json").is_file()
-    }
-    lines: list[str] = []
+def stored_towers() -> dict[str, dict[str, dict[str, float]]]:
+    """Reads the files of `python -m benchmarks.towers`, by system and run."""
+    files = {system: RESULTS / f"towers_{system}.json" for system in SYSTEMS}
+    return {system: json.loads(file.read_text("utf-8")) for system, file in files.items() if file.is_file()}
+
+
+def towers() -> str:
+    """Writes, for each system, a table of what each way to search finds and costs, below a figure of both systems."""
+    stored = stored_towers()
+    lines = ["![Recall over the searches a second](pictures/ideas-towers.svg)", ""] if stored else []
     for system, runs in stored.items():
-        depths = sorted({int(name.rpartition(".")[2]) for measures in runs.values() for name in measures})
         body = [
             (
-                str(k) if k else "similarity alone",
-                *(_mean(_values(runs, f"{way}.recall@1.{k}")) for way in WAYS),
-                *(_mean(_values(runs, f"{way}.among.{k}")) for way in WAYS),
+                _searched(name),
+                *(_mean(_values(runs, f"{way}.recall@1.{name}")) for way in WAYS),
+                *(_mean(_values(runs, f"{way}.among.{name}")) for way in WAYS),
+                _rounded(fmean(_values(runs, f"flop.{name}")) / 1e6),
+                _rounded(1 / fmean(_values(runs, f"seconds.{name}"))),
             )
-            for k in depths
+            for name in _depths(runs)
         ]
         head = (
-            "candidates",
-            *(f"recall@1, {way}" for way in WAYS.values()),
-            *(f"among them, {w}" for w in WAYS.values()),
-        )
+            "searched by", *(f"recall@1, {way}" for way in WAYS.values()),
+            *(f"among them, {way}" for way in WAYS.values()), "MFLOP a search", "searches a second",
+        )  # fmt: skip
         seeds = "one run" if len(runs) == 1 else f"means of {len(runs)} seeds with Student's 95 % intervals"
         lines += [f"{SYSTEMS[system]}, in %, {seeds}:", "", *_table(head, body), ""]
     return "\n".join(lines)
+
+
+def _depths(runs: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Lists the numbers of candidates that were measured, with 0 first and `tower` last."""
+    names = {name.rpartition(".")[2] for measures in runs.values() for name in measures if name.startswith("flop.")}
+    return sorted(names, key=lambda name: float("inf") if name == "tower" else int(name))
+
+
+def _rounded(value: float) -> str:
+    """Writes a number with two digits that count, as in 0.031 or 1,200."""
+    digits = 1 - floor(log10(value))
+    return f"{round(value, digits):,.{max(digits, 0)}f}"
+
+
+def _searched(name: str) -> str:
+    words = {"0": "similarity alone (two towers)", "tower": "ITM on all pairs (one tower)"}
+    return words.get(name, f"both: ITM and similarity of the first {name}")
 
 
 # --------------------------------------------------------------------------- objectives as views
@@ -409,10 +429,58 @@ def curves(title: str, runs: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def rates(stored: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Draws each system's recall@1 of searches by text over their number a second on a logarithmic axis, as SVG."""
+    places = {
+        system: {
+            name: (
+                log10(1 / fmean(_values(runs, f"seconds.{name}"))),
+                fmean(_values(runs, f"text_to_image.recall@1.{name}")),
+            )
+            for name in _depths(runs)
+        }
+        for system, runs in stored.items()
+    }
+    points = [point for course in places.values() for point in course.values()]
+    first, last = floor(min(x for x, _ in points)), ceil(max(x for x, _ in points))
+    lowest = 10 * floor(min(y for _, y in points) / 10)
+    left, right, top, bottom = 60, WIDTH - 120, 30, 300
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - first) / (last - first), (y - lowest) / (100 - lowest)
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 350" width="{WIDTH}" height="350" '
+        'font-family="-apple-system, Segoe UI, Noto Sans, Helvetica, Arial, sans-serif" font-size="13" fill="#768390">',
+        "<title>Recall@1 over the searches a second</title>",
+        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#768390"/>',
+        f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">100</text>',
+        f'<text x="{left - 6}" y="{bottom + 4}" text-anchor="end">{lowest}</text>',
+        f'<text x="{left}" y="{top - 12}">recall@1, text → image, %</text>',
+        f'<text x="{right}" y="{bottom + 40}" text-anchor="end">searches a second, logarithmic</text>',
+    ]
+    for power in range(first, last + 1):
+        x, _ = at(power, lowest)
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{10.0**power:g}</text>')
+    for colour, below, (system, course) in zip(COLOURS, (18, -10), places.items(), strict=False):
+        path = "L".join("{:.1f} {:.1f}".format(*at(*point)) for point in course.values())
+        parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for name, point in course.items():
+            x, y = at(*point)
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+            if name in ("0", "tower"):
+                words = f"{SYSTEMS[system]}, {'two towers' if name == '0' else 'one tower'}"
+                parts.append(f'<text x="{x + 8:.1f}" y="{y + below:.1f}" fill="{colour}">{words}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
 def main() -> None:
     for system, runs in stored_views().items():
         title = f"{SYSTEMS[system]}: bounds on mutual information and recall"
         (PICTURES / f"ideas-views_{system}.svg").write_text(curves(title, runs), encoding="utf-8")
+    if stored := stored_towers():
+        (PICTURES / "ideas-towers.svg").write_text(rates(stored), encoding="utf-8")
     for file in sorted(RESULTS.glob("*.json")):
         if not file.stem.startswith(SEVERAL):
             rows = _rows(json.loads(file.read_text(encoding="utf-8")))

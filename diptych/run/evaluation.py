@@ -14,6 +14,7 @@ from rich.progress import TaskID
 from diptych import catalog
 from diptych.checkpoints import store
 from diptych.checkpoints.sizes import check_size
+from diptych.console import say
 from diptych.data.loader import EvaluationBatch
 from diptych.data.record import AnyRecord
 from diptych.data.sources.scenes import Scenes
@@ -153,7 +154,8 @@ def evaluate_as_retrieval(
 ) -> EvaluatedRetrieval:
     """Measures a run's best checkpoint, or the checkpoint given, as retrieval, and writes the files of `evaluate`.
 
-    Before that it calibrates the matches of searches (`run.calibration`). An evaluation with `changes` keeps the
+    Before that it calibrates the matches of searches (`run.calibration`). A model whose ITM was not trained re-ranks
+    nothing, which is said, and so is that its ITC was not trained. An evaluation with `changes` keeps the
     calibration that is stored, and measures it on the other data.
     """
     changes = changes or {}
@@ -163,6 +165,11 @@ def evaluate_as_retrieval(
     fits = not (changes and predictor.calibration)
     if fits:
         predictor = calibration.calibrate(predictor)
+    if recipe.evaluation.rerank and (reason := predictor.missing("match")):
+        say(f"nothing is re-ranked: {reason}")
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, rerank=0))
+    if reason := predictor.missing("embed"):
+        say(f"warning: similarity says nothing here: {reason}")
     predictor = replace(predictor, recipe=recipe)
     warn_of_training_data(recipe, split)
     source = open_split(recipe, split)

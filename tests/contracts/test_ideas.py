@@ -45,6 +45,17 @@ def test_the_figures_of_the_bounds_are_those_of_the_stored_runs(script: dict[str
         assert script["curves"](title, stored) == figure, "run python docs/ideas.py"
 
 
+def test_the_figure_of_towers_is_that_of_the_stored_runs(script: dict[str, Any]) -> None:
+    figure = (DOCS / "pictures" / "ideas-towers.svg").read_text("utf-8")
+    assert script["rates"](script["stored_towers"]()) == figure, "run python docs/ideas.py"
+
+
+def test_numbers_have_two_digits_that_count(script: dict[str, Any]) -> None:
+    assert [script["_rounded"](value) for value in (0.0312, 0.96, 9.96, 43.4, 1234.5)] == [
+        "0.031", "0.96", "10.0", "43", "1,200",
+    ]  # fmt: skip
+
+
 def test_a_sentence_says_whether_a_difference_is_beyond_noise(script: dict[str, Any]) -> None:
     row = {
         "variant": "b", "against": "a", "measure": "text → picture, recall@1, dual encoder", "difference": -2.04,
