@@ -106,6 +106,16 @@ def measured(run: Path, name: str = "eval.json") -> Json:
     return {key: value for key, value in stored.items() if key not in NAMES and not key.startswith("calibration.")}
 
 
+UNTRAINED_ITM = ("vlmo_retrieval",)
+"""Runs that the earlier version re-ranked by the ITM of before, which their task does not train."""
+
+
+def by_similarity(measures: Json) -> Json:
+    """Leaves out what re-ranking added to measures. The order is that of similarity then."""
+    kept = {key: value for key, value in measures.items() if "rerank_gain" not in key and "candidates" not in key}
+    return {key: kept.get(f"contrastive.{key}", value) for key, value in kept.items()}
+
+
 def log(run: Path, after: int = 0) -> list[Json]:
     """Reads the training and validation lines after a step, without their times, as the earlier version wrote them."""
     logged = lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
@@ -126,7 +136,7 @@ def test_a_run_is_measured_as_it_was(name: str) -> None:
         if file.stem in ("eval", "predictions"):
             file.unlink()
     assert main(["evaluate", str(run)]) == 0
-    assert_same(measured(run), before[0])
+    assert_same(measured(run), by_similarity(before[0]) if name in UNTRAINED_ITM else before[0])
     assert_same(lines(run / "predictions.jsonl") if before[1] else [], before[1])
 
 
@@ -328,7 +338,7 @@ def assert_means(stored: Json, changes: Json) -> None:
 
 
 RETUNED = ("albef_tiny", "albef_small", "vlmo_tiny", "vlmo_small", "visual_tokenizer_tiny")
-"""Beginnings of the names of recipes that learn differently since (docs/decisions.md 95, 120, 139)."""
+"""Beginnings of the names of recipes that learn differently since (docs/decisions.md 95, 120, 139, 146)."""
 
 
 @pytest.mark.parametrize("name", CATALOG)

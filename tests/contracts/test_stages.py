@@ -32,6 +32,7 @@ SMALL = {
     "model.heads": 2,
     "model.fusion_start": 2,
     "model.max_positions": 12,
+    "model.positions": "relative",
 }
 NO_WORDS = Tokenizer(SPECIAL)
 WORDS = Tokenizer.train(["a red square", "two blue circles"], 60)
