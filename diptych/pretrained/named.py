@@ -421,7 +421,7 @@ def _check_spelling(name: str) -> None:
         raise ValueError(f"{name} does not exist. Did you mean {near}? {known}")
     pieces = name.split(JOIN)
     unknown = [piece for piece in pieces if parts(JOIN.join((piece, piece))) is None]
-    if len(unknown) < len(pieces):
+    if 0 < len(unknown) < len(pieces):
         raise ValueError(
             f"{name}: {' and '.join(unknown)} is neither published weights nor OWNER/NAME on a hub. {known}"
         )

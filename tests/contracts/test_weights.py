@@ -28,7 +28,7 @@ from diptych.checkpoints import store
 from diptych.checkpoints.convert import counts, to_published
 from diptych.cli.main import main
 from diptych.data.tokenizer import SPECIAL, Tokenizer
-from diptych.pretrained import LAYOUTS, fetch, locate, published
+from diptych.pretrained import LAYOUTS, fetch, locate, named, published
 from diptych.pretrained.named import with_start
 from diptych.schema import Recipe
 from diptych.serialize import from_dict
@@ -252,6 +252,11 @@ def test_what_is_meant_as_a_name_and_is_none_is_told_from_a_folder(site: Site, n
     with pytest.raises(ValueError, match=words):
         diptych.load(name)
     assert not site.asked
+
+
+@pytest.mark.parametrize("name", ["runs/demo", "jane/demo", "demo", "C:runs", "a/b+c/d"])
+def test_a_folder_and_a_name_on_the_hub_are_not_taken_for_misspelt_weights(name: str) -> None:
+    named._check_spelling(name)
 
 
 def test_the_list_says_what_is_here(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,7 @@ def test_one_file_and_one_line_bring_prediction_and_an_endpoint(
     # Serving: an endpoint, in the description and on the page, and a place in the list of abilities.
     with running(ModelPool.load([run, trained], device="cpu")) as served:
         answer = served.post("/v1/caption", {"picture": encoded(picture)})
-        assert answer.json() == {"model": trained.as_posix(), "results": [text]}
+        assert answer.json() == {"model": trained.as_posix(), "unknown_words": [], "results": [text]}
         assert error(served.post("/v1/caption", {"picture": "no picture"})) == "bad_picture"
         assert (
             error(served.post("/v1/caption", {"picture": encoded(picture), "model": run.as_posix()})) == "not_trained"
