@@ -45,7 +45,7 @@ def vlmo_tiny_grounding() -> Recipe:
     ITM trains too, so that boxes can be read from the fusion attention: `task.boxes.mode=itm task.boxes.layer=2`.
     Command: `diptych train vlmo_tiny_grounding`, after `diptych demo --model vlmo`
     Cost: minutes on two cores.
-    Expected: not measured; the most central proposal 19 %, the largest 14 %.
+    Expected: 49 % among proposals, 31 % from the map alone (one run); the most central proposal 19 %, the largest 14 %.
     """
     task = GroundingTrainingConfig(keys="batch", queue_size=0, alpha=0.0, boxes=BOXES)
     return tuned_gently(_tiny("vlmo_tiny_grounding", task, 300))
