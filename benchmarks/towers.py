@@ -49,12 +49,13 @@ def measure(
     if scenes is not None:
         changes["data.scenes.evaluation_count"] = scenes
     evaluated = evaluate_as_retrieval(run, changes=changes, write=False)
-    found = recalls(evaluated.result, evaluated.split.image_of_text, depths, _temperature(evaluated))
+    found = recalls(
+        evaluated.result, evaluated.split.image_of_text, depths, evaluated.predictor.model.temperature().item()
+    )
     matches = evaluated.result.text_to_image.reranked.match is not None
     searches = _searches(evaluated, depths if matches else (), tower=matches)
-    with evaluating(evaluated.predictor.model):
-        operations = {name: machine.flops(search) for name, search in searches.items()}
-        times = machine.interleaved(searches, rounds)
+    operations = {name: machine.flops(search) for name, search in searches.items()}
+    times = machine.interleaved(searches, rounds)
     return found | {
         f"{kind}.{name}": value
         for name in searches
@@ -89,10 +90,6 @@ def recall_at_depth(right: Bool[Tensor, "Q N"], score: Float[Tensor, "Q N"], dep
     """Computes the percentage of queries whose best score among the first `depth` candidates is right."""
     best = score[:, :depth].argmax(1, keepdim=True)
     return 100 * right.gather(1, best).double().mean().item()
-
-
-def _temperature(evaluated: EvaluatedRetrieval) -> float:
-    return evaluated.predictor.model.temperature().item()
 
 
 def _searches(evaluated: EvaluatedRetrieval, depths: Sequence[int], tower: bool) -> Mapping[str, Callable[[], object]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.cli.loading import add_precision
 
@@ -66,7 +68,8 @@ def run(arguments: Sequence[str]) -> None:
     from diptych.run import EvaluatedTask, evaluate
 
     changes = parse_assignments(assignments)
-    evaluated = evaluate(locate(options.run), options.split, options.submission, changes, False, options.precision)
+    with _notes_apart(options.json):
+        evaluated = evaluate(locate(options.run), options.split, options.submission, changes, False, options.precision)
     # They are printed first: what took hours to measure must not be lost because it cannot be written.
     if options.json:
         print(json.dumps(evaluated.to_json(), indent=1), flush=True)
@@ -80,6 +83,11 @@ def run(arguments: Sequence[str]) -> None:
     print("\nWritten:", *(f"  {file}" for file in written), sep="\n")
 
 
+def _notes_apart(as_json: bool) -> AbstractContextManager[Any]:
+    """Sends what is said during an evaluation to standard error, so that standard output holds nothing but the JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
 def _classes(options: argparse.Namespace, assignments: Sequence[str]) -> None:
     """Measures on a folder of classes and prints the measures before they are written."""
     if assignments or options.submission or options.split != "test":
@@ -89,9 +97,11 @@ def _classes(options: argparse.Namespace, assignments: Sequence[str]) -> None:
     from diptych.run import evaluate_classes
 
     names = read_class_names(options.class_names) if options.class_names else None
-    evaluated = evaluate_classes(
-        options.run, options.classes, options.probe, options.template or TEMPLATES, names, precision=options.precision
-    )
+    templates = options.template or TEMPLATES
+    with _notes_apart(options.json):
+        evaluated = evaluate_classes(
+            options.run, options.classes, options.probe, templates, names, precision=options.precision
+        )
     print(json.dumps(evaluated.to_json(), indent=1) if options.json else classes_as_text(evaluated))
     file = evaluated.write()
     if not options.json:

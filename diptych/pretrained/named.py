@@ -30,7 +30,7 @@ from diptych.pretrained.assemble import LAYOUTS, family_of
 from diptych.pretrained.family import Options
 from diptych.pretrained.fetch import Unavailable, fetch, finish, is_partly_here, locked, set_aside
 from diptych.pretrained.formats import read, recognise, spell
-from diptych.pretrained.published import HUB, JOIN, PUBLISHED, STARTS, Published, nearest, parts
+from diptych.pretrained.published import HUB, JOIN, PUBLISHED, STARTS, Published, nearest, part, parts
 from diptych.reading import expand_home
 from diptych.schema import AlbefConfig, Recipe
 from diptych.serialize import from_dict
@@ -420,7 +420,7 @@ def _check_spelling(name: str) -> None:
     if near := nearest(name):
         raise ValueError(f"{name} does not exist. Did you mean {near}? {known}")
     pieces = name.split(JOIN)
-    unknown = [piece for piece in pieces if parts(JOIN.join((piece, piece))) is None]
+    unknown = [piece for piece in pieces if part(piece) is None]
     if 0 < len(unknown) < len(pieces):
         raise ValueError(
             f"{name}: {' and '.join(unknown)} is neither published weights nor OWNER/NAME on a hub. {known}"

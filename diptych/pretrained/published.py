@@ -175,8 +175,13 @@ def parts(name: str) -> tuple[Published, ...] | None:
     ['facebook/dinov2-base', 'bert-base']
     """
     pieces = name.split(JOIN)
-    entries = [PUBLISHED.get(piece) or (_on_the_hub(piece) if len(pieces) > 1 else None) for piece in pieces]
+    entries = [PUBLISHED.get(name)] if len(pieces) == 1 else [part(piece) for piece in pieces]
     return None if None in entries else tuple(entry for entry in entries if entry)
+
+
+def part(name: str) -> Published | None:
+    """Returns the weights of one part of a joined name: published ones, or those of a repository on the Hub."""
+    return PUBLISHED.get(name) or _on_the_hub(name)
 
 
 def _on_the_hub(name: str) -> Published | None:

@@ -20,6 +20,7 @@ from diptych.cli.main import main
 from diptych.data.record import BadRecord, Record
 from diptych.data.tokenizer import Tokenizer
 from diptych.data.transforms import to_picture
+from diptych.predict import Predictor
 from diptych.recipes.override import override
 from diptych.run import train
 from diptych.run.splits import RetrievalSplit, read_retrieval
@@ -186,6 +187,17 @@ def test_the_same_model_can_be_asked_of_other_data(runs: Path, capsys: pytest.Ca
     assert len((run / "predictions-changed.jsonl").read_text().splitlines()) == 7
     assert main(["evaluate", str(runs / "retrieval"), "evaluation.rerank=2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text_to_image.candidates"] == 2
+
+
+def test_notes_do_not_stand_in_the_json(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Predictor, "missing", lambda self, ability: f"{ability} was not trained")
+    assert main(["evaluate", str(runs / "retrieval"), "evaluation.batch_size=4", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "text_to_image.candidates" not in json.loads(captured.out)
+    assert "nothing is re-ranked: match was not trained\n" in captured.err
+    assert "warning: similarity says nothing here: embed was not trained\n" in captured.err
 
 
 @pytest.mark.parametrize("change", ["model.embed_dim=4", "task.alpha=0.1", "task.answers=a,b", "run.seed=3"])
